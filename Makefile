@@ -1,0 +1,33 @@
+# Every target makes the virtual environment when it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: study test lint format bench clean
+
+study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
+	$(BIN)/onsphere study --out results
+
+test: $(STAMP)  ## The test suite: everything that needs no GPU, no browser and no downloaded data
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+
+lint: $(STAMP)  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## Rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## Measure against peers, side by side (see benchmarks/)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv build results
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)

@@ -1,0 +1,44 @@
+"""The lemma: centring, spheres, tangents, Jacobians. Pure functions of tensors."""
+
+from onsphere.geometry.axes import Sphere, VectorAxes
+from onsphere.geometry.lemma import (
+    Spectrum,
+    SphereMap,
+    center,
+    jacobian,
+    jvp,
+    normalize,
+    spectrum,
+    vjp,
+)
+from onsphere.geometry.sphere import (
+    distance,
+    exp,
+    length,
+    log,
+    retract,
+    tangent,
+    to_sphere,
+    transport,
+)
+
+__all__ = [
+    "Spectrum",
+    "Sphere",
+    "SphereMap",
+    "VectorAxes",
+    "center",
+    "distance",
+    "exp",
+    "jacobian",
+    "jvp",
+    "length",
+    "log",
+    "normalize",
+    "retract",
+    "spectrum",
+    "tangent",
+    "to_sphere",
+    "transport",
+    "vjp",
+]

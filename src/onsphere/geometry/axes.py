@@ -68,7 +68,8 @@ class VectorAxes:
         shifted_index: set[int] = set()
         for axis in range(x.ndim):
             if axis in pieces:
-                view = view.unflatten(axis + inserted, (pieces[axis], -1))
+                sizes = (pieces[axis], x.shape[axis] // pieces[axis])
+                view = torch.unflatten(view, axis + inserted, sizes)
                 shifted_index.add(axis + inserted)
                 inserted += 1
             elif axis in enumerated:

@@ -1,0 +1,185 @@
+"""What a report says, before it is drawn: frozen descriptions of verdicts, charts and tables.
+
+Studies and audits make these from their records; :mod:`onsphere.report.draw` turns charts into
+pictures and :mod:`onsphere.report.page` turns a document into one page. Nothing here knows how
+anything looks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+Cell = str | float | int | None
+Scale = Literal["linear", "log"]
+
+
+class Verdict(StrEnum):
+    """What the measurements say about a claim."""
+
+    HOLDS = "holds"
+    CONDITIONAL = "holds under conditions"
+    FAILS = "does not hold"
+    OPEN = "undecided"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or set of points.
+
+    Args:
+        label: what the legend calls it; an empty label stays out of the legend.
+        x: positions; indices into the panel's ``categories`` where it has them.
+        y: values, as many as ``x``. ``nan`` leaves a gap.
+        low: lower end of an interval at each position, drawn as a band (lines) or a bar (points).
+        high: upper end of that interval.
+        style: a line, separate points, or points joined by a line.
+        dashed: draw the line dashed; used for predictions beside measurements.
+        color: a key; series with the same key share a colour in the whole document. Without one
+            the label is the key.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    style: Literal["line", "points", "both"] = "line"
+    dashed: bool = False
+    color: str | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"series {self.label!r} mixes lengths {sorted(lengths)}")
+        if (self.low is None) != (self.high is None):
+            raise ValueError(f"series {self.label!r} needs both ends of its interval, or neither")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A straight reference line: a threshold, a prediction, the diagonal.
+
+    Args:
+        kind: ``"horizontal"`` at ``value``, ``"vertical"`` at ``value``, or the ``"diagonal"``
+            y = x.
+        value: where it stands; not used by the diagonal.
+        label: short text for the legend; empty for none.
+    """
+
+    kind: Literal["horizontal", "vertical", "diagonal"]
+    value: float = 0.0
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Args:
+        title: short; often the name of a method.
+        x_label: quantity and unit.
+        y_label: quantity and unit.
+        series: what is drawn.
+        x_scale: ``"linear"`` or ``"log"``.
+        y_scale: likewise.
+        references: straight lines behind the series.
+        categories: names along the x axis; a series' ``x`` then counts them from 0.
+        y_limits: fixed limits of the y axis, or ``None`` to fit the data.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    x_scale: Scale = "linear"
+    y_scale: Scale = "linear"
+    references: Sequence[Reference] = ()
+    categories: Sequence[str] = ()
+    y_limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that tell one thing.
+
+    Args:
+        name: a slug: letters, digits and hyphens; names the files of the figure.
+        title: what it shows, as a sentence without a full stop.
+        caption: how to read it, and what was predicted.
+        panels: one or more; small multiples share one legend.
+        columns: how many panels stand side by side on a wide page.
+    """
+
+    name: str
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+    columns: int = 3
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns; numbers stay numbers so that they can be aligned and rounded."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One claim, tested.
+
+    Args:
+        name: the claim's name on the command line.
+        title: the claim in a few words.
+        statement: the claim as a sentence, with its source.
+        prediction: what the theory says should be measured.
+        threshold: the rule for the verdict, written before the measurement.
+        verdict: what came out.
+        figure_of_merit: the number behind the verdict, in one short line.
+        findings: what was seen, a sentence each; misses first.
+        conditions: under which conditions it was measured, a line each.
+        figures: the pictures.
+        tables: the numbers.
+        command: the command that reproduces this section.
+    """
+
+    name: str
+    title: str
+    statement: str
+    prediction: str
+    threshold: str
+    verdict: Verdict
+    figure_of_merit: str
+    findings: Sequence[str] = ()
+    conditions: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report: a title, sections, and where the numbers come from.
+
+    Args:
+        title: heading of the page.
+        summary: one short paragraph under it.
+        sections: one per claim.
+        provenance: name and value of everything needed to make it again (versions, data, seeds,
+            the command). Never a path or a time that differs between equal runs.
+        warnings: anything a reader must know before trusting the page (a quick run, records set
+            aside).
+    """
+
+    title: str
+    summary: str
+    sections: Sequence[Section]
+    provenance: dict[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()

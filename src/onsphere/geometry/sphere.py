@@ -204,9 +204,9 @@ def transport(
 def distance(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Lengths:
     r"""Length of the shortest arc between two points of a sphere.
 
-    :math:`|p|\cdot 2\,\mathrm{atan2}(|\hat p-\hat q|, |\hat p+\hat q|)`: exactly 0 for
-    equal points, accurate to rounding for near-equal and near-antipodal ones, where an arc cosine loses half of the digits (Kahan, *How futile are mindless assessments of
-    roundoff*, 2006, section 12).
+    :math:`|p|\cdot 2\,\mathrm{atan2}(|\hat p-\hat q|, |\hat p+\hat q|)`: exactly 0 for equal
+    points, accurate to rounding for near-equal and near-antipodal ones, where an arc cosine loses
+    half of the digits (Kahan, *How futile are mindless assessments of roundoff*, 2006, sec. 12).
 
     Args:
         p: points, each on the sphere of radius ``|p|``.

@@ -93,7 +93,7 @@ class VectorAxes:
         """
         view, inside = self.split(x)
         enumerated = [a for a in range(view.ndim) if a not in inside]
-        moved = view.permute(*enumerated, *inside)
+        moved = view.permute([*enumerated, *inside])
         length = 1
         for axis in inside:
             length *= view.shape[axis]

@@ -142,7 +142,7 @@ def normalize(x: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*b
     return c * (map.radius / regularized_length(raw_length(c, map), map))
 
 
-def jacobian(x: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*stack n n"]:
+def jacobian(x: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*stack m m"]:
     r"""Return the dense derivative :math:`J = \frac{r}{\ell}(I-\rho\,a\,m^T)P`.
 
     Args:
@@ -264,14 +264,14 @@ def spectrum(x: Float[Tensor, "*batch n"], map: SphereMap) -> Spectrum:
     return _merge_zeros([(slope * value, count) for value, count in blocks if count > 0])
 
 
-def raw_length(c: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*batch 1"]:
+def raw_length(c: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*lengths 1"]:
     """Length of (centred) vectors before eps, with the axes of one vector kept at size 1."""
     if map.sphere == "spectral":
         return torch.linalg.matrix_norm(c, ord=2)[..., None, None]
     return length(c)
 
 
-def regularized_length(s: Float[Tensor, "*batch one"], map: SphereMap) -> Tensor:
+def regularized_length(s: Float[Tensor, "*lengths 1"], map: SphereMap) -> Tensor:
     """Return the length that divides: ``s`` with eps in its place.
 
     Raises:

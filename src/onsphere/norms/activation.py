@@ -1,0 +1,199 @@
+"""Activation norms as modules, made from rows of the table and routed to PyTorch's kernels."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onsphere.geometry import normalize
+from onsphere.norms.method import Method, method
+
+
+class ActivationNorm(nn.Module):
+    r"""A normalization of activations: :math:`y = \gamma\,N(x) + \beta`.
+
+    Same defaults, numbers, train and eval behaviour and state dict as the ``torch.nn`` module of
+    the method; one class for any number of spatial axes. Input and output have the shape
+    ``(batch, channel, *space)``, or ``(*batch, *size)`` for methods that normalize whole samples
+    (LayerNorm, RMSNorm).
+
+    Args:
+        row: the method, or its key.
+        size: number of channels; for LayerNorm and RMSNorm the trailing shape that forms one
+            vector (an int or a tuple).
+        groups: number of groups, for GroupNorm (which needs it).
+        eps: ``None`` takes the method's default.
+        affine: learn a gain (and shift, where the method has one); ``None`` takes PyTorch's
+            default, which is False for InstanceNorm and True for the others.
+        momentum: weight of the newest batch in the running statistics; ``None`` averages all
+            batches equally. Only for methods with batch statistics.
+        track_running_stats: keep running statistics for eval mode (BatchNorm, InstanceNorm);
+            ``None`` takes PyTorch's default, which is True for BatchNorm alone.
+        device: where parameters live.
+        dtype: their type.
+
+    Raises:
+        ValueError: a weight method, a size that does not fit the method, channels that do not
+            divide into groups.
+
+    Example:
+        >>> import torch
+        >>> x = torch.randn(16, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+        >>> y = ActivationNorm("bn", 8)(x)
+        >>> torch.allclose(y.square().mean((0, 2, 3)), torch.ones(8), atol=1e-4)   # |y| = sqrt(n)
+        True
+
+    Source: the row's, see :data:`onsphere.norms.METHODS`.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        row: Method | str,
+        size: int | tuple[int, ...],
+        *,
+        groups: int | None = None,
+        eps: float | None = None,
+        affine: bool | None = None,
+        momentum: float | None = 0.1,
+        track_running_stats: bool | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.method = row = method(row) if isinstance(row, str) else row
+        if row.normalizes != "activation":
+            raise ValueError(f"{row.name} normalizes weights; use onsphere.norms.parametrize")
+        self.size, self.groups = _checked_size(row, size, groups)
+        self.eps = row.eps if eps is None else eps
+        self.momentum = momentum
+        self.affine = (row.key != "in") if affine is None else affine
+        tracks = row.statistics == "batch" if track_running_stats is None else track_running_stats
+        if tracks and not self._can_track():
+            raise ValueError(f"{row.name} has no running statistics to track")
+        self.track_running_stats = tracks
+
+        gain = torch.ones(self.size, device=device, dtype=dtype) if self.affine else None
+        self.register_parameter("weight", None if gain is None else nn.Parameter(gain))
+        if row.shift:
+            shift = None if gain is None else nn.Parameter(torch.zeros_like(gain))
+            self.register_parameter("bias", shift)
+        else:
+            self.bias = None
+        if self._can_track():
+            self._register_statistics(device, dtype)
+
+    def _can_track(self) -> bool:
+        """Per-channel statistics can be averaged over batches; per-sample ones cannot."""
+        return self.method.affine == "channel" and not self.method.grouped
+
+    def _register_statistics(
+        self, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        track = self.track_running_stats
+        mean = torch.zeros(self.size, device=device, dtype=dtype) if track else None
+        seen = torch.tensor(0, dtype=torch.long, device=device) if track else None
+        self.register_buffer("running_mean", mean)
+        self.register_buffer("running_var", None if mean is None else torch.ones_like(mean))
+        self.register_buffer("num_batches_tracked", seen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``, then apply the learned gain and shift."""
+        kernel = _KERNELS.get(self.method.key)
+        return kernel(self, x) if kernel else self.reference(x)
+
+    def reference(self, x: Tensor) -> Tensor:
+        r"""Compute the same in pure PyTorch, straight from the lemma, with batch statistics.
+
+        Args:
+            x: as for :meth:`forward`.
+
+        Returns:
+            :math:`\gamma\,N(x) + \beta`; equal to :meth:`forward` in training mode up to rounding.
+        """
+        trailing = len(self.size) if self.method.affine == "element" else None
+        axes = self.method.vector_axes(x.ndim, self.groups, trailing)
+        vectors = axes.gather(x)
+        map = self.method.sphere_map(vectors.shape[-1], self.eps_for(x))
+        y = axes.scatter(normalize(vectors, map), x.shape)
+        spread = (-1, *([1] * (x.ndim - 2))) if self.method.affine == "channel" else self.size
+        if self.weight is not None:
+            y = y * self.weight.reshape(spread)
+        return y if self.bias is None else y + self.bias.reshape(spread)
+
+    def eps_for(self, x: Tensor) -> float:
+        """Return the eps in force for ``x``: the one given, or the machine epsilon of its dtype."""
+        return torch.finfo(x.dtype).eps if self.eps is None else self.eps
+
+    def extra_repr(self) -> str:
+        """Return the row and the options that were chosen."""
+        size = self.size[0] if len(self.size) == 1 else self.size
+        groups = f", groups={self.groups}" if self.method.grouped else ""
+        return f"{self.method.key!r}, {size}{groups}, eps={self.eps}, affine={self.affine}"
+
+
+def _checked_size(
+    row: Method, size: int | tuple[int, ...], groups: int | None
+) -> tuple[tuple[int, ...], int]:
+    shape = (size,) if isinstance(size, int) else tuple(size)
+    if not shape or any(extent < 1 for extent in shape):
+        raise ValueError(f"{row.name} needs a positive size, got {size}")
+    if row.affine == "channel" and len(shape) != 1:
+        raise ValueError(f"{row.name} takes a number of channels, got {size}")
+    if row.grouped:
+        if groups is None or groups < 1 or shape[0] % groups:
+            raise ValueError(
+                f"{row.name} needs groups that divide {shape[0]} channels, got groups={groups}"
+            )
+        return shape, groups
+    if groups is not None:
+        raise ValueError(f"{row.name} has no groups, got groups={groups}")
+    return shape, 1
+
+
+def _batch_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
+    factor = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            factor = 1.0 / float(norm.num_batches_tracked)
+    from_batch = norm.training or norm.running_mean is None
+    statistics = (norm.running_mean, norm.running_var)
+    eps = norm.eps_for(x)
+    return F.batch_norm(x, *statistics, norm.weight, norm.bias, from_batch, factor, eps)
+
+
+def _instance_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
+    from_input = norm.training or norm.running_mean is None
+    factor = 0.0 if norm.momentum is None else norm.momentum
+    statistics = (norm.running_mean, norm.running_var)
+    eps = norm.eps_for(x)
+    return F.instance_norm(x, *statistics, norm.weight, norm.bias, from_input, factor, eps)
+
+
+def _group_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
+    return F.group_norm(x, norm.groups, norm.weight, norm.bias, norm.eps_for(x))
+
+
+def _layer_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
+    return F.layer_norm(x, norm.size, norm.weight, norm.bias, norm.eps_for(x))
+
+
+def _rms_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
+    return F.rms_norm(x, list(norm.size), norm.weight, norm.eps)
+
+
+_KERNELS: dict[str, Callable[[ActivationNorm, Tensor], Tensor]] = {
+    "bn": _batch_norm,
+    "in": _instance_norm,
+    "gn": _group_norm,
+    "ln": _layer_norm,
+    "rms": _rms_norm,
+}
+"""PyTorch's own kernel for each method that has one; other rows run the reference."""

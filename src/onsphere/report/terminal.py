@@ -1,0 +1,75 @@
+"""Documents in a terminal: the verdicts at a glance, and tables."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table as Lines
+from rich.text import Text
+
+from onsphere.report.document import Document, Table
+from onsphere.report.number import column, is_numeric
+from onsphere.report.verdict import SIGNS
+
+
+def summary(document: Document) -> RenderableType:
+    """Show the verdict of every claim of a document.
+
+    Args:
+        document: what to say.
+
+    Returns:
+        Something for ``rich.print``: title, warnings, one line per claim.
+
+    Example:
+        >>> from rich.console import Console
+        >>> Console(width=60).print(summary(Document("Norms", "", [])))
+        Norms
+        No claim was tested.
+    """
+    title = Text(document.title, style="bold")
+    warnings = [Text(f"! {warning}", style="yellow") for warning in document.warnings]
+    if not document.sections:
+        return Group(title, *warnings, Text("No claim was tested."))
+    lines = Lines("claim", "verdict", "measured", box=box.SIMPLE_HEAD, pad_edge=False)
+    for section in document.sections:
+        sign = SIGNS[section.verdict]
+        lines.add_row(
+            Text(section.name, style="bold"),
+            Text(f"{sign.symbol} {section.verdict.value}", style=sign.color),
+            Text(section.figure_of_merit),
+        )
+    return Group(title, *warnings, lines)
+
+
+def table(table: Table) -> Lines:
+    """Show a table: numbers to the right, rounded as in the page.
+
+    Args:
+        table: title, columns and rows.
+
+    Returns:
+        A table of rich.
+
+    Example:
+        >>> from rich.console import Console
+        >>> rows = [["BN", 0.98], ["LN", 0.9]]
+        >>> Console(width=60).print(table(Table("", ["norm", "accuracy"], rows)))
+        <BLANKLINE>
+         norm   accuracy
+        ─────────────────
+         BN         0.98
+         LN         0.90
+        <BLANKLINE>
+    """
+    lines = Lines(
+        title=Text(table.title, style="bold") if table.title else None,
+        caption=Text(table.note) if table.note else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    columns = [[row[i] for row in table.rows] for i in range(len(table.columns))]
+    for name, cells in zip(table.columns, columns, strict=True):
+        lines.add_column(Text(name), justify="right" if is_numeric(cells) else "left")
+    for texts in zip(*(column(cells) for cells in columns), strict=True):
+        lines.add_row(*(Text(text) for text in texts))
+    return lines

@@ -1,0 +1,167 @@
+"""A claim: what the paper says, what would show it, and how measurements become a verdict."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from onsphere.report.document import Figure, Section, Table, Verdict
+from onsphere.studies.cell import Cell
+from onsphere.studies.network import LABELS, STUDIED
+from onsphere.studies.training import DECAY, Space, Training
+
+Size = Literal["quick", "default", "full"]
+Results = Mapping[str, dict[str, Any]]
+"""Records by the key of their cell."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large a study is.
+
+    Args:
+        data: name of the data set.
+        seeds: seeds of everything that is trained.
+        size: ``"quick"`` shows that it runs, ``"default"`` gives verdicts in minutes,
+            ``"full"`` is meant to settle them.
+    """
+
+    data: str = "digits"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    size: Size = "default"
+
+    @property
+    def scale(self) -> "Scale":
+        """The numbers behind the size."""
+        return SCALES[self.size]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the study, in the order of its tables."""
+        return STUDIED
+
+    @property
+    def normalized(self) -> tuple[str, ...]:
+        """Every method but ``none``."""
+        return tuple(key for key in self.methods if key != "none")
+
+    def training(self, method: str, seed: int, **changes: Any) -> Training:
+        """Return the study's common training, with changes."""
+        scale = self.scale
+        common = Training(self.data, method, steps=scale.steps, width=scale.width, seed=seed)
+        return replace(common, **changes)
+
+    def trained(self, method: str, seed: int, variant: str = "plain") -> Training:
+        """Return the network that claims share: cosine schedule, in one of :data:`VARIANTS`."""
+        space, decay = VARIANTS[variant]
+        return self.training(
+            method, seed, space=space, weight_decay=decay, schedule="cosine", lr=0.1
+        )
+
+    def variants(self, method: str) -> tuple[str, ...]:
+        """Return the variants that make sense for a method: no sphere without normalization."""
+        return tuple(VARIANTS) if method != "none" else ("plain", "decay")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The numbers behind a size.
+
+    Args:
+        seeds: how many seeds, unless the user says.
+        steps: of the common training.
+        width: of the network.
+        rates: decades and rates per decade of the stability study: (lowest exponent, highest,
+            rates per decade).
+        stability_steps: steps of each of its runs.
+        attacked: how many test images are attacked.
+        attack_steps: steps of PGD.
+        restarts: random restarts of PGD.
+        exact_steps: float64 steps over which the recursions are checked.
+    """
+
+    seeds: int
+    steps: int
+    width: int
+    rates: tuple[int, int, int]
+    stability_steps: int
+    attacked: int
+    attack_steps: int
+    restarts: int
+    exact_steps: int
+
+
+SCALES: dict[Size, Scale] = {
+    "quick": Scale(1, 150, 8, (-3, 1, 1), 60, 100, 5, 1, 20),
+    "default": Scale(3, 400, 8, (-3, 1, 2), 120, 200, 10, 1, 50),
+    "full": Scale(10, 2000, 16, (-4, 2, 3), 1000, 500, 50, 3, 200),
+}
+
+VARIANTS: dict[str, tuple[Space, float]] = {
+    "plain": ("plain", 0.0),
+    "decay": ("plain", DECAY),
+    "sphere": ("sphere", 0.0),
+}
+"""The variants of the common training: (space, weight decay)."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the measurements of one claim say; the rest of its section is known beforehand."""
+
+    verdict: Verdict
+    figure_of_merit: str
+    findings: Sequence[str] = ()
+    conditions: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of the paper.
+
+    Args:
+        name: on the command line.
+        title: a few words.
+        statement: the claim as a sentence, with its source.
+        prediction: what theory says should be measured.
+        threshold: the rule for the verdict, written before the measurement.
+        cells: what has to be computed for a plan.
+        judge: turns the records into a judgement.
+    """
+
+    name: str
+    title: str
+    statement: str
+    prediction: str
+    threshold: str
+    cells: Callable[[Plan], list[Cell]]
+    judge: Callable[[Plan, Results], Judgement]
+
+    def section(self, plan: Plan, results: Results, command: str) -> Section:
+        """Return the claim's section of the report, from records alone."""
+        judged = self.judge(plan, results)
+        return Section(
+            name=self.name,
+            title=self.title,
+            statement=self.statement,
+            prediction=self.prediction,
+            threshold=self.threshold,
+            verdict=judged.verdict,
+            figure_of_merit=judged.figure_of_merit,
+            findings=judged.findings,
+            conditions=judged.conditions,
+            figures=judged.figures,
+            tables=judged.tables,
+            command=command,
+        )
+
+
+def label(method: str) -> str:
+    """Return how tables and figures call a method."""
+    return LABELS[method]
+
+
+def worst(values: Sequence[float]) -> float:
+    """Return the largest value, 0 for none."""
+    return max(values, default=0.0)

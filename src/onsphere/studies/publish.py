@@ -1,0 +1,39 @@
+"""Write a document: the page, its figures as files, and the verdicts for machines."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from onsphere.errors import OnsphereError
+from onsphere.report import Document, Figure, draw, page
+
+
+def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
+    """Write ``report.html`` and ``figures/*.{png,svg,pdf}`` into a folder.
+
+    Args:
+        document: what to write.
+        folder: where; made when missing.
+        jobs: worker processes for the figures.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OnsphereError: the folder cannot be written.
+    """
+    figures = [figure for section in document.sections for figure in section.figures]
+    try:
+        written = page.write(document, folder / "report.html")
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_save, figures, [folder / "figures"] * len(figures)))
+    except OSError as error:
+        raise OnsphereError(
+            f"cannot write to the output folder {str(folder)!r} ({error.strerror}); choose another "
+            "with --out"
+        ) from None
+    return written
+
+
+def _save(figure: Figure, folder: Path) -> None:
+    draw.save(figure, folder)

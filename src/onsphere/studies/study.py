@@ -1,0 +1,112 @@
+"""A study: claims in, records and a document out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from onsphere.errors import OnsphereError, nearest
+from onsphere.report.document import Document
+from onsphere.studies import gain, growth, invariance, robustness, sphere, stability
+from onsphere.studies.claim import Claim, Plan
+from onsphere.studies.data import Source
+from onsphere.studies.runner import Progress, run
+from onsphere.studies.store import Store
+from onsphere.version import __version__
+
+CLAIMS: dict[str, Claim] = {
+    module.CLAIM.name: module.CLAIM
+    for module in (sphere, invariance, growth, stability, robustness, gain)
+}
+"""Every claim by name, in the order of the report."""
+
+
+def claims(names: Sequence[str]) -> list[Claim]:
+    """Look claims up; none named means all.
+
+    Raises:
+        OnsphereError: there is no such claim.
+    """
+    for name in names:
+        if name not in CLAIMS:
+            raise OnsphereError(f"unknown claim {name!r}{nearest(name, list(CLAIMS))}")
+    return [claim for name, claim in CLAIMS.items() if not names or name in names]
+
+
+def study(
+    names: Sequence[str],
+    plan: Plan,
+    source: Source,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Document:
+    """Run claims and return what they say; records of earlier runs are used again.
+
+    Args:
+        names: which claims; none means all.
+        plan: how large.
+        source: where the data set is.
+        folder: where records go.
+        jobs: how many worker processes.
+        progress: called after every cell.
+
+    Returns:
+        The document of the report, made from records alone.
+
+    Raises:
+        OnsphereError: an unknown claim, no seeds, data that cannot be read, a folder that cannot
+            be written.
+    """
+    chosen = claims(names)
+    if not plan.seeds:
+        raise OnsphereError("a study needs at least one seed, got --seeds 0")
+    store = Store(folder)
+    source.load()  # a missing file is told before anything is computed
+    cells = [cell for claim in chosen for cell in claim.cells(plan)]
+    run(cells, store, source, jobs=jobs, report=progress)
+    results = {cell.key: store.read(cell) or {} for cell in cells}
+    sections = [claim.section(plan, results, _command(plan, claim.name)) for claim in chosen]
+    return Document(
+        title="Normalization, seen on the sphere",
+        summary="The claims of Sun et al., New Interpretations of Normalization Methods in Deep "
+        f"Learning (AAAI 2020), tested on {plan.data} with a small convolutional network: "
+        f"{len(plan.methods)} methods, {len(plan.seeds)} "
+        f"{'seed' if len(plan.seeds) == 1 else 'seeds'}. Every picture and number on this page "
+        "was made from records measured by the command beside it.",
+        sections=sections,
+        provenance={
+            "command": _command(plan, *names),
+            "data": plan.data,
+            "seeds": ", ".join(map(str, plan.seeds)),
+            "size": plan.size,
+            "cells": str(len({cell.key for cell in cells})),
+            "onsphere": __version__,
+            "torch": torch.__version__,
+        },
+        warnings=_warnings(plan),
+    )
+
+
+def _command(plan: Plan, *names: str) -> str:
+    words = ["onsphere", "study", *names]
+    if plan.data != "digits":
+        words += ["--data", plan.data]
+    if plan.size != "default":
+        words.append(f"--{plan.size}")
+    if plan.seeds != tuple(range(plan.scale.seeds)):
+        words += ["--seeds", str(len(plan.seeds))]
+    return " ".join(words)
+
+
+def _warnings(plan: Plan) -> list[str]:
+    warnings = []
+    if plan.size == "quick":
+        warnings.append(
+            "A quick run shows that everything works. Its networks are hardly trained: do not "
+            "quote its numbers."
+        )
+    if len(plan.seeds) == 1:
+        warnings.append("One seed: verdicts that rest on training are left undecided.")
+    return warnings

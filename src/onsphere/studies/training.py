@@ -1,0 +1,199 @@
+"""Training one small network: the cell that most claims build on."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onsphere.dynamics import NormRecorder
+from onsphere.geometry import Sphere
+from onsphere.optim import SphereSGD
+from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.data import Images
+from onsphere.studies.network import SmallConvNet
+
+Space = Literal["plain", "sphere"]
+
+DECAY = 5e-3
+"""Weight decay of the runs that have one, on all weights with two axes or more."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained: SGD with momentum, cross-entropy, constant or cosine rate.
+
+    Args:
+        data: name of the data set.
+        method: a name of :data:`~onsphere.studies.network.STUDIED`.
+        space: ``"plain"`` SGD, or ``"sphere"``: hidden weights keep their initial lengths.
+        lr: learning rate.
+        weight_decay: on weights (not gains, shifts or biases), coupled as in ``torch.optim.SGD``.
+        momentum: momentum factor.
+        schedule: ``"constant"``, or ``"cosine"`` down to 0 at the last step.
+        steps: number of steps.
+        batch: images per step.
+        width: width of the network.
+        seed: of the initial weights and of the order of the data.
+        labels: the true ones, or ``"random"``: drawn anew for every batch, so that there is nothing
+            to learn and the noise of the gradient is stationary.
+        record: keep norms, squared gradient norms and rotations of hidden weights at every step.
+    """
+
+    data: str
+    method: str
+    space: Space = "plain"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
+    steps: int = 400
+    batch: int = 64
+    width: int = 8
+    seed: int = 0
+    labels: Literal["true", "random"] = "true"
+    record: bool = False
+
+    def cell(self) -> Cell:
+        """Return the cell that trains this network."""
+        return Cell(TRAIN, asdict(self), cost=self.steps * (0.0026 if self.record else 0.002))
+
+
+def train(config: Config, inputs: Inputs) -> Outcome:
+    """Train, then measure loss and accuracy; keep the network (and its series, if recorded)."""
+    settings = Training(**config)
+    images = inputs.images
+    model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed)
+    optimizer = optimizer_for(model, settings)
+    recorder = (
+        NormRecorder(model.hidden_weights(), optimizer, per_vector=True)
+        if settings.record
+        else None
+    )
+    noise = torch.Generator().manual_seed(settings.seed + 2)
+    losses: list[float] = []
+    for step, index in enumerate(batches(len(images.train_y), settings)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(settings, step)
+        optimizer.zero_grad()
+        y = images.train_y[index]
+        if settings.labels == "random":
+            y = torch.randint(images.classes, y.shape, generator=noise)
+        loss = F.cross_entropy(model(images.train_x[index]), y)
+        losses.append(float(loss.detach()))
+        if not _is_finite(loss):
+            break
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if recorder is not None:
+        recorder.detach()
+        for name in model.hidden_weights():
+            series = recorder.series(name)
+            for quantity in ("norm", "gradient_square", "rotation"):
+                tensors[f"series.{name}.{quantity}"] = series[quantity].float()
+    return Outcome(result, tensors)
+
+
+def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings: hidden weights on spheres, or everything plain."""
+    hidden = model.hidden_weights()
+    moved = {id(parameter) for parameter, _ in hidden.values()}
+    others = [p for p in model.parameters() if id(p) not in moved]
+    decay = settings.weight_decay
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.ndim >= 2 and p.shape[1:].numel() > 1]},
+        {"params": [p for p in others if not (p.ndim >= 2 and p.shape[1:].numel() > 1)]},
+    ]
+    groups[0]["weight_decay"], groups[1]["weight_decay"] = decay, 0.0
+    if settings.space == "plain":
+        groups.append({"params": [p for p, _ in hidden.values()], "weight_decay": decay})
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    groups += [
+        {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0}
+        for parameter, axes in hidden.values()
+    ]
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def batches(count: int, settings: Training) -> Iterator[Tensor]:
+    """Yield the indices of every step's batch: epochs of shuffled data, last short batch dropped.
+
+    Args:
+        count: how many training images there are.
+        settings: gives the number of steps, the batch and the seed.
+    """
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    done = 0
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for index in order[: count - count % settings.batch].split(settings.batch):
+            if done == settings.steps:
+                return
+            yield index
+            done += 1
+
+
+def rate_at(settings: Training, step: int) -> float:
+    """Return the learning rate of a step (counted from 0)."""
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = torch.tensor(step / max(1, settings.steps))
+    return settings.lr * float((1 + torch.cos(torch.pi * progress)) / 2)
+
+
+@torch.no_grad()
+def measure(model: SmallConvNet, images: Images, most: int = 1000) -> dict[str, Any]:
+    """Loss and accuracy in eval mode; ``None`` and chance where the network holds no number.
+
+    Args:
+        model: the network; left in eval mode.
+        images: the data set.
+        most: at most so many training images are used.
+    """
+    model.eval()
+    logits = model(images.train_x[:most])
+    loss = F.cross_entropy(logits, images.train_y[:most])
+    finite = _is_finite(loss)
+    predicted = model(images.test_x).argmax(1)
+    return {
+        "diverged": not finite,
+        "train_loss": float(loss) if finite else None,
+        "train_accuracy": _accuracy(logits.argmax(1), images.train_y[:most], finite, images),
+        "test_accuracy": _accuracy(predicted, images.test_y, finite, images),
+    }
+
+
+def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> SmallConvNet:
+    """Return the trained network of a cell that builds on one, in eval mode.
+
+    Args:
+        settings: how it was trained.
+        inputs: the first needed cell's tensors hold the network.
+        eps: another eps for the method than the one it was trained with.
+    """
+    model = SmallConvNet(settings.method, inputs.images, width=settings.width, eps=eps)
+    prefix = "model."
+    state = {k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if prefix in k}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _accuracy(predicted: Tensor, y: Tensor, finite: bool, images: Images) -> float:
+    return float((predicted == y).float().mean()) if finite else 1 / images.classes
+
+
+def _is_finite(loss: Tensor) -> bool:
+    return bool(loss.isfinite())
+
+
+def _thin(values: list[float], most: int = 60) -> list[list[float]]:
+    """Keep at most ``most`` finite (step, loss) pairs, evenly spread."""
+    stride = max(1, len(values) // most)
+    return [[i, v] for i, v in enumerate(values) if i % stride == 0 and abs(v) < float("inf")]
+
+
+TRAIN = Task("train", 1, train)

@@ -1,0 +1,36 @@
+"""Shared settings of the tests: shape checks, deterministic property tests, doctests' precision."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shape annotations are checked in the tests only, and before the library is imported.
+_hook = install_import_hook(
+    ["onsphere.geometry", "onsphere.norms", "onsphere.robustness", "onsphere.dynamics"],
+    "beartype.beartype",
+)
+_hook.__enter__()
+
+settings.register_profile("onsphere", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("onsphere")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded generator: no test draws from the global one."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def data_dir():
+    """The folder of published data files, for tests marked ``realdata``."""
+    from pathlib import Path
+
+    folder = os.environ.get("ONSPHERE_DATA")
+    if folder is None:
+        pytest.skip("set ONSPHERE_DATA to a folder with the published files")
+    return Path(folder)

@@ -1,0 +1,142 @@
+"""Activation norms against torch.nn: outputs, gradients, running statistics, state dicts."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from onsphere.norms import ActivationNorm
+
+C, SIDE = 6, 4
+
+# (ours, torch.nn's, shape of the input)
+CASES = {
+    "bn-2d": (partial(ActivationNorm, "bn", C), partial(nn.BatchNorm2d, C), (5, C, SIDE, SIDE)),
+    "bn-1d": (partial(ActivationNorm, "bn", C), partial(nn.BatchNorm1d, C), (5, C)),
+    "bn-3d": (partial(ActivationNorm, "bn", C), partial(nn.BatchNorm3d, C), (3, C, 2, 2, 2)),
+    "bn-plain": (
+        partial(ActivationNorm, "bn", C, affine=False, track_running_stats=False),
+        partial(nn.BatchNorm2d, C, affine=False, track_running_stats=False),
+        (5, C, SIDE, SIDE),
+    ),
+    "bn-cumulative": (
+        partial(ActivationNorm, "bn", C, momentum=None),
+        partial(nn.BatchNorm2d, C, momentum=None),
+        (5, C, SIDE, SIDE),
+    ),
+    "ln": (
+        partial(ActivationNorm, "ln", (C, SIDE, SIDE)),
+        partial(nn.LayerNorm, (C, SIDE, SIDE)),
+        (5, C, SIDE, SIDE),
+    ),
+    "ln-tokens": (partial(ActivationNorm, "ln", C), partial(nn.LayerNorm, C), (5, 7, C)),
+    "in": (
+        partial(ActivationNorm, "in", C),
+        partial(nn.InstanceNorm2d, C),
+        (5, C, SIDE, SIDE),
+    ),
+    "in-affine-tracked": (
+        partial(ActivationNorm, "in", C, affine=True, track_running_stats=True),
+        partial(nn.InstanceNorm2d, C, affine=True, track_running_stats=True),
+        (5, C, SIDE, SIDE),
+    ),
+    "gn": (
+        partial(ActivationNorm, "gn", C, groups=2),
+        partial(nn.GroupNorm, 2, C),
+        (5, C, SIDE, SIDE),
+    ),
+    "rms": (partial(ActivationNorm, "rms", C), partial(nn.RMSNorm, C), (5, 7, C)),
+    "rms-eps": (
+        partial(ActivationNorm, "rms", C, eps=1e-3),
+        partial(nn.RMSNorm, C, eps=1e-3),
+        (5, 7, C),
+    ),
+}
+
+
+def pair(name, generator):
+    """Ours and torch's in float64, with the same random affine parameters, loaded both ways."""
+    make_ours, make_torch, shape = CASES[name]
+    ours, theirs = make_ours(dtype=torch.float64), make_torch(dtype=torch.float64)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for parameter in theirs.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.load_state_dict(ours.state_dict())
+    x = 3 * torch.randn(shape, generator=generator, dtype=torch.float64) + 1
+    return ours, theirs, x
+
+
+def gradients(module, x, seed):
+    x = x.clone().requires_grad_()
+    y = module(x)
+    seeds = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * seeds).sum(), [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_torch(name, generator):
+    ours, theirs, x = pair(name, generator)
+    for training in (True, True, False):
+        ours.train(training)
+        theirs.train(training)
+        for a, b in zip(gradients(ours, x, 1), gradients(theirs, x, 1), strict=True):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_equals_the_lemma(name, generator):
+    ours, _, x = pair(name, generator)
+    ours.train()
+    assert torch.allclose(ours(x), ours.reference(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "plain" not in n and n != "in"])
+def test_defaults_are_those_of_torch(name):
+    make_ours, make_torch, _ = CASES[name]
+    ours, theirs = make_ours(), make_torch()
+    assert ours.eps == theirs.eps
+    for key, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value), key
+        assert ours.state_dict()[key].dtype == value.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["ln", "gn", "rms", "bn-2d"])
+def test_half_precision_follows_torch(name, dtype, generator):
+    make_ours, make_torch, shape = CASES[name]
+    x = torch.randn(shape, generator=generator).to(dtype)
+    ours, theirs = make_ours(dtype=dtype), make_torch(dtype=dtype)
+    assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ActivationNorm("bnn", 3), "there are: bn, ln"),
+        (lambda: ActivationNorm("wn", 3), "parametrize"),
+        (lambda: ActivationNorm("gn", 6), "groups that divide 6"),
+        (lambda: ActivationNorm("gn", 6, groups=4), "groups that divide 6"),
+        (lambda: ActivationNorm("bn", (3, 4)), "number of channels"),
+        (lambda: ActivationNorm("bn", 0), "positive size"),
+        (lambda: ActivationNorm("bn", 4, groups=2), "has no groups"),
+        (lambda: ActivationNorm("ln", 4, track_running_stats=True), "no running statistics"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_one_value_per_channel_is_refused_in_training_as_torch_does():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        ActivationNorm("bn", 3)(torch.zeros(1, 3))
+
+
+def test_repr_names_the_method():
+    assert repr(ActivationNorm("gn", 8, groups=2)) == (
+        "ActivationNorm('gn', 8, groups=2, eps=1e-05, affine=True)"
+    )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onsphere.report import Document
     from onsphere.studies.runner import Progress as Done
 
+    _Commands = argparse._SubParsersAction["_Parser"]
+
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
@@ -39,6 +41,14 @@ _NORMS_EXAMPLES = """examples:
   onsphere norms                          what each method is invariant to, measured
   onsphere norms --json                   the same with every residual, for machines
 """
+
+
+_NORMS_NOTE = (
+    "scale: the finest part whose scale matters not. degree: growth of the output when W doubles, "
+    "as a power. shifts: bias = each entry of b; layer rows = W + 1vᵀ, b + c; group rows = the "
+    "same per group; row entries = w + c within a row. leak: change of the output when W doubles "
+    "at the method's real eps."
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_study(commands: "_Commands") -> None:
     study = commands.add_parser(
         "study",
         help="run the paper's claims and write a report",
@@ -164,7 +174,7 @@ def _add_study(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     study.set_defaults(run=_study, size="default")
 
 
-def _add_norms(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_norms(commands: "_Commands") -> None:
     norms = commands.add_parser(
         "norms",
         help="what each normalization is invariant to, measured",
@@ -244,10 +254,7 @@ def _norms(options: argparse.Namespace) -> None:
                     )
                     for row in rows
                 ],
-                "scale: the finest part whose scale matters not. degree: growth of the output when W "
-                "doubles, as a power. shifts: bias = each entry of b; layer rows = W + 1vᵀ, b + c; group "
-                "rows = the same per group; row entries = w + c within a row. leak: change of the output "
-                "when W doubles at the method's real eps.",
+                _NORMS_NOTE,
             )
         )
     )

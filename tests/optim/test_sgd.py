@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import pickle
 import warnings
 
@@ -66,7 +67,7 @@ def test_converges_to_the_least_eigenvector(step, settings, generator):
         losses.append(loss.item())
     assert losses[-1] == pytest.approx(least.item(), abs=1e-10)
     if "momentum" not in settings:
-        assert all(b <= a + 1e-12 for a, b in zip(losses, losses[1:], strict=False))
+        assert all(b <= a + 1e-12 for a, b in itertools.pairwise(losses))
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -88,7 +89,6 @@ def test_radius_is_kept_and_momentum_stays_tangent(step, dtype, radius, generato
     assert ((VectorAxes((0,)).norms(w.detach()) / goal) - 1).abs().max() < rounding
 
 
-@pytest.mark.slow
 def test_radius_after_ten_thousand_steps(generator):
     w, optimizer = on_sphere(draw(4, 64, generator=generator).float(), lr=0.1, momentum=0.9)
     start = w.detach().double().norm(dim=1)
@@ -101,7 +101,7 @@ def scale_invariant(w, target):
     return ((w / w.norm(dim=1, keepdim=True) - target) ** 4).sum()
 
 
-@pytest.mark.parametrize("factor", [1.0, pytest.param(1.01, marks=pytest.mark.xfail)])
+@pytest.mark.parametrize("factor", [1.0, 1.01], ids=["effective rate", "another rate"])
 def test_plain_sgd_moves_directions_as_sphere_sgd_at_the_effective_rate(factor, generator):
     target = draw(1, 9, generator=generator)
     plain = (3 * draw(1, 9, generator=generator)).requires_grad_()
@@ -114,7 +114,7 @@ def test_plain_sgd_moves_directions_as_sphere_sgd_at_the_effective_rate(factor, 
         optimizer.step()
         (grad,) = torch.autograd.grad(scale_invariant(plain, target), plain)
         plain.data -= 0.3 * grad
-    assert torch.allclose(plain / plain.norm(), sphere, rtol=0, atol=1e-12)
+    assert torch.allclose(plain / plain.norm(), sphere, rtol=0, atol=1e-12) == (factor == 1)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -279,7 +279,8 @@ def test_schedulers_set_the_rate_as_for_torch_sgd(make, generator):
     rates = []
     start, grads = draw(2, 3, generator=generator), draw(6, 2, 3, generator=generator)
     w, ours = on_sphere(start, lr=0.1, momentum=0.9)
-    for optimizer in (ours, torch.optim.SGD([torch.nn.Parameter(start)], lr=0.1, momentum=0.9)):
+    theirs = torch.optim.SGD([torch.nn.Parameter(start.clone())], lr=0.1, momentum=0.9)
+    for optimizer in (ours, theirs):
         scheduler = make(optimizer)
         (param,) = optimizer.param_groups[0]["params"]
         rates.append([])
@@ -345,8 +346,8 @@ REFUSED = {
     "momentum": ({"momentum": -0.1}, {}, ValueError, "momentum must be"),
     "decay": ({"weight_decay": float("nan")}, {}, ValueError, "weight_decay must be"),
     "nesterov": ({"nesterov": True}, {}, ValueError, "nesterov needs momentum > 0"),
-    "step": ({"step": "jump"}, {}, ValueError, 'got \'jump\''),
-    "step of a group": ({}, {"step": "jump"}, ValueError, 'got \'jump\''),
+    "step": ({"step": "jump"}, {}, ValueError, "got 'jump'"),
+    "step of a group": ({}, {"step": "jump"}, ValueError, "got 'jump'"),
     "sphere": ({}, {"sphere": VectorAxes()}, TypeError, "Sphere or None"),
     "axes": ({}, {"sphere": Sphere(VectorAxes((5,)))}, ValueError, "parameter 0 of the group"),
     "complex": ({}, {"params": [torch.ones(2, 2, dtype=torch.complex64)]}, ValueError, "complex"),

@@ -89,7 +89,8 @@ def relaxation(
     r"""Return the norm on its way to equilibrium.
 
     :math:`|w_t|^4 = |w_\infty|^4 + (|w_0|^4 - |w_\infty|^4)\,e^{-\rho t}`, with :math:`\rho` the
-    rate of the equilibrium.
+    rate of the equilibrium. With momentum a run falls behind by some :math:`1/(1-\alpha)` steps,
+    while the buffer fills.
 
     Args:
         start_norm: :math:`|w_0|`.

@@ -1,7 +1,7 @@
 r"""A recorder of what each step of an optimizer does to the norms and directions of weights."""
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class NormRecorder:
             optimizer.register_step_post_hook(self._look_after),
         ]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "NormRecorder":
         return self
 
     def __exit__(self, *_: object) -> None:

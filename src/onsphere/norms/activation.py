@@ -86,8 +86,7 @@ class ActivationNorm(nn.Module):
             self.register_parameter("bias", shift)
         else:
             self.bias = None
-        if self._can_track():
-            self._register_statistics(device, dtype)
+        self._register_statistics(device, dtype)
 
     def _can_track(self) -> bool:
         """Per-channel statistics can be averaged over batches; per-sample ones cannot."""

@@ -26,6 +26,11 @@ class WeightSphere(nn.Module):
 
     Shape: ``forward`` takes the lengths ``g`` (size 1 on all axes but ``dim``) and the directions
     ``v`` (the weight's shape), or ``v`` alone for methods without a length.
+
+    Note:
+        PyTorch's fused ``torch._weight_norm`` is not used: its second derivative is wrong on the
+        CPU (PyTorch 2.13: ``gradgradcheck`` fails and ``H w = -g`` is off by 19 % and more), and
+        Hessian-vector products are what scale invariance is checked with.
     """
 
     def __init__(self, row: Method, dim: int = 0, eps: float = 0.0) -> None:
@@ -37,8 +42,6 @@ class WeightSphere(nn.Module):
         if not rest:
             return self._project(first)
         (direction,) = rest
-        if self.method.key == "wn":  # PyTorch's fused kernel
-            return torch._weight_norm(direction, first, self.dim)
         return first * self._project(direction)
 
     def right_inverse(self, weight: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from onsphere.report.file import write_whole
 from onsphere.report.legend import Entry, entries
 from onsphere.report.number import column, is_numeric
 from onsphere.report.palette import Palette, palette_of
+from onsphere.report.text import clean
 from onsphere.report.verdict import SIGNS, Sign, tally
 
 try:
@@ -101,6 +102,7 @@ def render(document: Document) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_cleaned,
     )
     environment.filters["raised"] = raised
     return environment.get_template("page.html.j2").render(
@@ -126,7 +128,7 @@ def write(document: Document, path: str | Path) -> Path:
         OSError: the file cannot be written. Nothing half written is left.
         ValueError: as for :func:`render`.
     """
-    return write_whole(Path(path), render(document).encode("utf-8", "replace"))
+    return write_whole(Path(path), render(document).encode("utf-8"))
 
 
 def raised(text: str) -> Markup:
@@ -138,9 +140,15 @@ def raised(text: str) -> Markup:
         >>> raised("<10⁻¹²")
         Markup('&lt;10<sup>−12</sup>')
     """
+    text = clean(text)
     return Markup(
         _SUPERSCRIPTS.sub(lambda m: f"<sup>{m[0].translate(_LOWERED)}</sup>", escape(text))
     )
+
+
+def _cleaned(value: object) -> object:
+    """Clean what the template prints; what is markup already has been cleaned."""
+    return clean(value) if type(value) is str else value
 
 
 def _claim(section: Section, anchor: str, palette: Palette) -> _Claim:

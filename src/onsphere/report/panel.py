@@ -17,6 +17,7 @@ from onsphere.report.legend import (
     off_scale,
 )
 from onsphere.report.palette import Palette, key_of
+from onsphere.report.text import clean
 
 try:
     from matplotlib.axes import Axes
@@ -64,14 +65,14 @@ def draw_panel(
     for reference in panel.references:
         if reference.kind == "diagonal":
             _draw_diagonal(ax, dashes[reference.label])
-    ax.set_title(fill(clean(panel.title), 36), loc="left", fontweight="bold", color=_INK)
-    ax.set_xlabel(fill(clean(panel.x_label), 40))
-    ax.set_ylabel(fill(clean(panel.y_label), 30))
+    ax.set_title(_fitted(panel.title, 36), loc="left", fontweight="bold", color=_INK)
+    ax.set_xlabel(_fitted(panel.x_label, 40))
+    ax.set_ylabel(_fitted(panel.y_label, 30))
 
 
-def clean(text: str) -> str:
-    """Drop what cannot be printed (control characters, lone surrogates) from a text."""
-    return "".join(c if c.isprintable() else " " for c in text)
+def _fitted(text: str, width: int, lines: int = 3) -> str:
+    """Break a text into lines of so many letters, and leave out what a panel has no room for."""
+    return fill(clean(text), width, max_lines=lines, placeholder=" …")
 
 
 def _draw_series(
@@ -203,7 +204,7 @@ def _reference_style() -> dict[str, Any]:
 
 def _set_all_ticks(ax: Axes, panel: Panel) -> None:
     if panel.categories:
-        names = [clean(name) for name in panel.categories]
+        names = [_fitted(name, 20, lines=1) for name in panel.categories]
         width = sum(len(name) + 2 for name in names)
         ax.set_xticks(range(len(names)), names)
         if width > 38:

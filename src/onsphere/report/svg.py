@@ -4,6 +4,8 @@ import re
 from html import escape
 from xml.etree import ElementTree
 
+from onsphere.report.text import clean
+
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
@@ -47,8 +49,8 @@ def inline_svg(drawing: bytes, key: str, title: str, description: str) -> str:
         f'width="{root.attrib["width"]}" height="{root.attrib["height"]}" role="img" '
         f'aria-labelledby="{key}-title {key}-desc" font-family="{_LETTERS}" '
         'stroke-linejoin="round" stroke-linecap="butt">'
-        f'<title id="{key}-title">{escape(title)}</title>'
-        f'<desc id="{key}-desc">{escape(description)}</desc>{inside}</svg>'
+        f'<title id="{key}-title">{escape(clean(title))}</title>'
+        f'<desc id="{key}-desc">{escape(clean(description))}</desc>{inside}</svg>'
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from onsphere.robustness.losses import LOSSES, LossName
+from onsphere.robustness.losses import LOSSES
 from onsphere.robustness.threat import Norm, Threat
 
 Model = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ def fgsm(
     *,
     eps: float,
     norm: Norm = "linf",
-    loss: LossName = "cross_entropy",
+    loss: str = "cross_entropy",
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:
     r"""Take one step of length ``eps`` along the steepest ascent of the loss.
@@ -79,7 +79,7 @@ def pgd(
     *,
     eps: float,
     norm: Norm = "linf",
-    loss: LossName = "cross_entropy",
+    loss: str = "cross_entropy",
     steps: int = 20,
     step_size: float | None = None,
     restarts: int = 1,
@@ -137,7 +137,7 @@ def pgd(
         )
     threat.check(x, y)
     best = x.detach().clone()
-    best_loss = torch.full(x.shape[:1], -torch.inf, dtype=x.dtype, device=x.device)
+    best_loss = _no_loss(x)
     standing = torch.arange(len(x), device=x.device)
     for run in range(restarts):
         if not len(standing):
@@ -165,7 +165,7 @@ def _climb(
     step_size: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one ascent from ``z``: the best points, their losses, and whether they fool."""
-    best, best_loss = z.clone(), torch.full(x.shape[:1], -torch.inf, dtype=x.dtype, device=x.device)
+    best, best_loss = z.clone(), _no_loss(x)
     fooled = torch.zeros_like(best_loss, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)  # where the current batch sits in the results
     for step in range(steps + 1):
@@ -203,7 +203,14 @@ def _evaluate(
         check_logits(logits, y)
         losses = objective(logits, y)
         gradient = torch.autograd.grad(losses.sum(), point)[0] if differentiate else None
-    return losses.detach(), logits.detach().argmax(1) != y, gradient
+    # A model may compute in another precision than its input's.
+    return losses.detach().to(_no_loss(z).dtype), logits.detach().argmax(1) != y, gradient
+
+
+def _no_loss(x: Tensor) -> Tensor:
+    """Return a loss below every other, per example, in at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full(x.shape[:1], -torch.inf, dtype=dtype, device=x.device)
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:

@@ -6,14 +6,11 @@ r"""What an attack maximizes: one number per example, from its logits.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-
-LossName = Literal["cross_entropy", "dlr"]
 
 
 def cross_entropy(

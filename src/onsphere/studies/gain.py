@@ -36,7 +36,7 @@ def _pairs(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None, 
     """Return gain, shift and pre-activation ``(images, ...)`` of each normalized layer."""
     met: list[Tensor] = []
     hooks = [
-        conv.register_forward_hook(lambda module, args, output: met.append(output.detach()))
+        conv.register_forward_hook(lambda _module, _args, output: met.append(output.detach()))
         for conv in model.convs
     ]
     with torch.no_grad():
@@ -50,13 +50,10 @@ def _pairs(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None, 
             shift = None if norm.bias is None else norm.bias.detach()
             pairs.append((norm.weight.detach(), shift, z))
         else:
-            gain = conv.parametrizations["weight"].original0
-            pairs.append((gain.detach().flatten(), conv.bias.detach(), z - _bias(conv.bias)))
+            own = dict(conv.named_parameters())
+            gain, bias = own["parametrizations.weight.original0"].detach(), own["bias"].detach()
+            pairs.append((gain.flatten(), bias, z - bias[:, None, None]))
     return pairs
-
-
-def _bias(bias: Tensor) -> Tensor:
-    return bias.detach()[:, None, None]
 
 
 def _rescales(model: SmallConvNet, channels: int, seed: int) -> Tensor:
@@ -203,8 +200,8 @@ def _figure(plan: Plan, found: dict[tuple[str, int], list[dict[str, list[float]]
     return Figure(
         "gain-spread",
         "Learned gain against the spread of the pre-activation",
-        "One point per channel (element, for LN and RMS), first seed. Were gains learned to restore "
-        "the spread, points would lie on the diagonal.",
+        "One point per channel (element, for LN and RMS), first seed. Were gains learned to "
+        "restore the spread, points would lie on the diagonal.",
         panels,
     )
 

@@ -1,6 +1,6 @@
 """Claim `growth`: training with normalization makes the norms of the weights grow, by laws."""
 
-import copy
+import math
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from onsphere.dynamics import free_growth, momentum_growth, sgd_equilibrium, sgd_growth
 from onsphere.geometry import VectorAxes
-from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
+from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
 from onsphere.studies.network import SmallConvNet
-from onsphere.studies.statistics import estimate, log_slope
+from onsphere.studies.statistics import log_slope
 from onsphere.studies.training import DECAY, Training, batches, optimizer_for
 
 _EXACT = 1e-10  # threshold for the per-step recursions, relative, float64
@@ -29,12 +29,15 @@ _EXACT_RUNS = {
 """Optimizers whose recursion is checked: (momentum, weight decay)."""
 
 _LAW_RUNS = {
-    "no decay": ("true", 0.0),
-    "decay": ("true", DECAY),
-    "noise, no decay": ("random", 0.0),
-    "noise, decay": ("random", DECAY),
+    "no decay": ("true", 0.0, 0.1),
+    "decay": ("true", DECAY, 0.1),
+    "noise, no decay": ("random", 0.0, 1.0),
+    "noise, decay": ("random", DECAY, 1.0),
 }
-"""Runs on which the laws of the mean are checked: (labels, weight decay)."""
+"""Runs on which the laws of the mean are checked: (labels, weight decay, rate).
+
+Noise alone gives small gradients; the larger rate lets its laws show within the same steps.
+"""
 
 
 def check_recursion(config: Config, inputs: Inputs) -> Outcome:
@@ -83,6 +86,8 @@ def _squares(weight: Tensor | None, axes: VectorAxes) -> Tensor:
 def check_laws(config: Config, inputs: Inputs) -> Outcome:
     """Hold the recorded norms and rotations of a run against the laws of the mean."""
     settings = Training(**config["training"])
+    if inputs.records[0]["diverged"]:
+        return Outcome({"layers": []})
     names = sorted(
         {k.split(".", 1)[1].rsplit(".", 1)[0] for k in inputs.tensors[0] if k.startswith("series.")}
     )
@@ -109,11 +114,13 @@ def _layer_laws(name: str, settings: Training, inputs: Inputs) -> dict[str, Any]
     free = free_growth(norm[0], unit_gradient, settings.lr, settings.momentum)[:-1]
     result["free_norm"] = [float(v) for v in free.mean(1)[keep]]
     if settings.weight_decay == 0:
-        gained = (norm**4 - norm[0] ** 4).mean(1).clamp_min(1e-300)
-        time = torch.arange(steps, dtype=torch.float64)
-        half = slice(steps // 4, None)
-        # |w|^4 - |w_0|^4 ~ t, so a quarter of this exponent is that of |w| once w_0 is forgotten.
-        result["exponent"] = log_slope(time[half].tolist(), gained[half].tolist()) / 4
+        fourth = (norm**4).mean(1)
+        gained = fourth - fourth[0]
+        half = steps // 2
+        # |w|^4 grows as t, so a quarter of this exponent is that of |w| once w_0 is forgotten.
+        since = torch.arange(1, steps - half, dtype=torch.float64)
+        later = (fourth[half + 1 :] - fourth[half]).clamp_min(1e-12 * float(fourth[half]))
+        result["exponent"] = log_slope(since.tolist(), later.tolist()) / 4
         result["free_ratio"] = float(gained[-1] / (free**4 - free[0] ** 4).mean(1)[-1])
     else:
         level = float(unit_gradient[late].mean())
@@ -144,7 +151,7 @@ def _recursion_cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
                     momentum=momentum,
                     weight_decay=decay,
                 )
-                config = {"training": copy.deepcopy(dict(training.cell().config))}
+                config = {"training": training.cell().config}
                 cost = 0.1 + plan.scale.exact_steps * 0.005
                 cells[method, run, seed] = Cell(RECURSION, config, cost=cost)
     return cells
@@ -153,10 +160,10 @@ def _recursion_cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
 def _law_cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
     cells = {}
     for method in plan.methods:
-        for run, (labels, decay) in _LAW_RUNS.items():
+        for run, (labels, decay, lr) in _LAW_RUNS.items():
             for seed in plan.seeds:
                 training = plan.training(
-                    method, seed, weight_decay=decay, labels=labels, record=True
+                    method, seed, weight_decay=decay, labels=labels, lr=lr, record=True
                 ).cell()
                 config = {"training": training.config}
                 cells[method, run, seed] = Cell(LAWS, config, (training,), cost=0.1)
@@ -224,8 +231,9 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             f"{_range(rotation['noise, decay'])}); on the real task {_range(rotation['decay'])}.",
         ],
         conditions=[
-            f"{plan.scale.steps} steps, batch 64, rate 0.1, momentum 0.9, constant rate; norms of "
-            "each sphere recorded at every step",
+            f"{plan.scale.steps} steps, batch 64, momentum 0.9, constant rate (0.1; 1 for "
+            "the runs on noise, in which only the hidden weights are trained); norms of each "
+            "sphere recorded at every step",
             f"recursions over {plan.scale.exact_steps} steps in float64 at eps → 0",
             "the laws of the mean assume uncorrelated gradients of stationary size: random labels "
             "give that, a network that learns does not",
@@ -239,12 +247,15 @@ def _over_seeds(
     plan: Plan, laws: dict[tuple[str, str, int], Any], run: str, what: str
 ) -> dict[str, float]:
     """Mean over layers and seeds, per normalized method."""
-    return {
-        method: estimate(
-            [layer[what] for seed in plan.seeds for layer in laws[method, run, seed]]
-        ).mean
-        for method in plan.normalized
-    }
+    return {method: _mean(plan, laws, method, run, what) for method in plan.normalized}
+
+
+def _mean(
+    plan: Plan, laws: dict[tuple[str, str, int], Any], method: str, run: str, what: str
+) -> float:
+    """Mean over layers and seeds; nan where every run diverged."""
+    values = [layer[what] for seed in plan.seeds for layer in laws[method, run, seed]]
+    return sum(values) / len(values) if values else math.nan
 
 
 def _range(values: dict[str, float]) -> str:
@@ -254,21 +265,17 @@ def _range(values: dict[str, float]) -> str:
 def _table(
     plan: Plan, exact: dict[tuple[str, str, int], Any], laws: dict[tuple[str, str, int], Any]
 ) -> Table:
-    def mean(method: str, run: str, what: str) -> float:
-        values = [layer[what] for seed in plan.seeds for layer in laws[method, run, seed]]
-        return sum(values) / len(values)
-
     rows = [
         (
             label(m),
             worst([exact[m, r, s]["error"] for r in _EXACT_RUNS for s in plan.seeds]),
-            mean(m, "no decay", "grew"),
-            mean(m, "decay", "grew"),
-            mean(m, "no decay", "exponent"),
-            mean(m, "noise, no decay", "exponent"),
-            mean(m, "noise, no decay", "free_ratio"),
-            mean(m, "decay", "rotation_ratio"),
-            mean(m, "noise, decay", "rotation_ratio"),
+            _mean(plan, laws, m, "no decay", "grew"),
+            _mean(plan, laws, m, "decay", "grew"),
+            _mean(plan, laws, m, "no decay", "exponent"),
+            _mean(plan, laws, m, "noise, no decay", "exponent"),
+            _mean(plan, laws, m, "noise, no decay", "free_ratio"),
+            _mean(plan, laws, m, "decay", "rotation_ratio"),
+            _mean(plan, laws, m, "noise, decay", "rotation_ratio"),
         )
         for m in plan.methods
     ]
@@ -296,24 +303,22 @@ def _norm_figure(plan: Plan, laws: dict[tuple[str, str, int], Any]) -> Figure:
     panels = []
     for method in plan.methods:
         series = []
-        for run in ("no decay", "decay", "noise, no decay"):
-            layer = laws[method, run, plan.seeds[0]][1]
+        for run, layer in _drawn(plan, laws, method, ("no decay", "decay", "noise, no decay")):
             start = layer["norm"][0]
             series.append(Series(run, layer["step"], [v / start for v in layer["norm"]]))
             if run == "noise, no decay":
                 predicted = [v / start for v in layer["free_norm"]]
                 series.append(
-                    Series(
-                        "law for noise, no decay",
-                        layer["step"],
-                        predicted,
-                        dashed=True,
-                        color="predicted",
-                    )
+                    Series(f"law for {run}", layer["step"], predicted, dashed=True, color=run)
                 )
         panels.append(
             Panel(
-                label(method), "step", "norm / initial norm", series, x_scale="log", y_scale="log"
+                label(method),
+                "step",
+                "norm / initial norm",
+                series,
+                x_scale="log",
+                y_scale="log",
             )
         )
     return Figure(
@@ -321,7 +326,7 @@ def _norm_figure(plan: Plan, laws: dict[tuple[str, str, int], Any]) -> Figure:
         "Norms of the hidden weights during training",
         "Second layer, first seed, mean over its spheres. Without decay norms grow; with decay "
         "they settle. Dashed: |w|⁴ = |w₀|⁴ + 2η²/(1−α)² Σ L, from the measured gradients of the "
-        "run with random labels.",
+        "run on noise.",
         panels,
     )
 
@@ -330,27 +335,28 @@ def _rotation_figure(plan: Plan, laws: dict[tuple[str, str, int], Any]) -> Figur
     panels = []
     for method in plan.methods:
         series = []
-        for run in ("decay", "noise, decay"):
-            layer = laws[method, run, plan.seeds[0]][1]
+        for run, layer in _drawn(plan, laws, method, ("decay", "noise, decay")):
+            ends, predicted = [layer["step"][0], layer["step"][-1]], layer["predicted_rotation"]
             series.append(Series(run, layer["step"], layer["rotation"]))
-        predicted = laws[method, "decay", plan.seeds[0]][1]["predicted_rotation"]
-        panels.append(
-            Panel(
-                label(method),
-                "step",
-                "rotation per step (rad)",
-                series,
-                y_scale="log",
-                references=[Reference("horizontal", predicted, "predicted equilibrium")],
+            series.append(
+                Series(f"law for {run}", ends, [predicted, predicted], dashed=True, color=run)
             )
-        )
+        panels.append(Panel(label(method), "step", "rotation (rad)", series, y_scale="log"))
     return Figure(
         "growth-rotation",
         "Rotation per step under weight decay, and its predicted equilibrium",
-        "Second layer, first seed, root mean square over its spheres. Predicted: √(2ηλ/(1+α)), "
+        "Second layer, first seed, root mean square over its spheres. Dashed: √(2ηλ/(1+α)), "
         "independent of the gradient's size.",
         panels,
     )
+
+
+def _drawn(
+    plan: Plan, laws: dict[tuple[str, str, int], Any], method: str, runs: tuple[str, ...]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the second layer of the first seed of each run that did not diverge."""
+    found = [(run, laws[method, run, plan.seeds[0]]) for run in runs]
+    return [(run, layers[1]) for run, layers in found if layers]
 
 
 CLAIM = Claim(

@@ -30,9 +30,9 @@ _EPS = {
 
 _LOSSES = ("cross_entropy", "dlr")
 _MIDDLE = 1  # the radius at which networks are compared and controls are run
-_GAUGE = 10.0
+_GAUGE = 16.0  # a power of two: rounding stays as it was, so what moves is due to norm or eps
 _LOGITS = 100.0
-_SAME = 0.005  # robust accuracies closer than this are the same (one image in 200)
+_SAME = 0.0075  # robust accuracies closer than this are the same (one image in 200)
 _MATTERS = 0.02  # a smaller difference in robust accuracy is called none
 
 
@@ -88,7 +88,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
             "gauge_change": float((moved - clean).norm() / clean.norm()) if is_normalized else None,
             "logits": robust(_Scaled(model, _LOGITS), grid[_MIDDLE]),
             "norm_growth": _growth(model, settings, inputs),
-            "head_norm": float(model.head.weight.norm()),
+            "head_norm": float(model.head.weight.detach().norm()),
         }
     )
 

@@ -40,13 +40,9 @@ def _sites(model: SmallConvNet, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Return every normalization with the tensor that reaches it."""
     assert model.method is not None
     if model.method.normalizes == "weight":
-        sites = []
-        for conv in model.convs:
-            parametrization = conv.parametrizations["weight"]
-            original = getattr(parametrization, "original1", None)
-            tensor = parametrization.original if original is None else original
-            sites.append((parametrization[0], tensor.detach()))
-        return sites
+        projections = [m for m in model.modules() if isinstance(m, WeightSphere | SpectralSphere)]
+        weights = [weight.detach() for weight, _ in model.hidden_weights().values()]
+        return list(zip(projections, weights, strict=True))
     met: list[tuple[nn.Module, Tensor]] = []
     hooks = [
         norm.register_forward_pre_hook(lambda module, args: met.append((module, args[0].detach())))
@@ -87,7 +83,10 @@ class _Site:
 
     def vectors(self, z: Tensor) -> Tensor:
         """Return the vectors (one matrix, for the spectral sphere) of a tensor."""
-        return z.flatten(1)[None] if self.map.sphere == "spectral" else self.axes.gather(z)
+        if self.map.sphere == "spectral":
+            return z.flatten(1)[None]
+        gathered = self.axes.gather(z)
+        return gathered.reshape(-1, gathered.shape[-1])
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Run the real module on vectors."""
@@ -132,7 +131,7 @@ def _measure_spectrum(site: _Site, vectors: Tensor, curve: bool) -> dict[str, An
             moved[index] = vector
             return site(moved)[index].flatten()
 
-        jacobian = torch.autograd.functional.jacobian(output, vectors[index].clone())
+        jacobian = torch.autograd.functional.jacobian(output, vectors[index].clone())  # type: ignore[no-untyped-call]
         measured = torch.linalg.svdvals(jacobian.flatten(1))
         predicted = spectrum(vectors[index], site.map).expand()
         errors.append(float((measured - predicted).abs().max() / predicted.max()))

@@ -15,8 +15,15 @@ from onsphere.studies.store import Store
 from onsphere.version import __version__
 
 CLAIMS: dict[str, Claim] = {
-    module.CLAIM.name: module.CLAIM
-    for module in (sphere, invariance, growth, stability, robustness, gain)
+    claim.name: claim
+    for claim in (
+        sphere.CLAIM,
+        invariance.CLAIM,
+        growth.CLAIM,
+        stability.CLAIM,
+        robustness.CLAIM,
+        gain.CLAIM,
+    )
 }
 """Every claim by name, in the order of the report."""
 

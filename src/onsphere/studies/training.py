@@ -37,8 +37,9 @@ class Training:
         batch: images per step.
         width: width of the network.
         seed: of the initial weights and of the order of the data.
-        labels: the true ones, or ``"random"``: drawn anew for every batch, so that there is nothing
-            to learn and the noise of the gradient is stationary.
+        labels: the true ones, or ``"random"``: drawn anew for every batch while only the hidden
+            weights are trained. There is nothing to learn and no gain or head that could shrink
+            the logits, so the gradient is stationary noise.
         record: keep norms, squared gradient norms and rotations of hidden weights at every step.
     """
 
@@ -66,6 +67,10 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     settings = Training(**config)
     images = inputs.images
     model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed)
+    if settings.labels == "random":
+        model.requires_grad_(False)
+        for weight, _ in model.hidden_weights().values():
+            weight.requires_grad_(True)
     optimizer = optimizer_for(model, settings)
     recorder = (
         NormRecorder(model.hidden_weights(), optimizer, per_vector=True)
@@ -130,7 +135,7 @@ def batches(count: int, settings: Training) -> Iterator[Tensor]:
     done = 0
     while True:
         order = torch.randperm(count, generator=generator)
-        for index in order[: count - count % settings.batch].split(settings.batch):
+        for index in torch.split(order[: count - count % settings.batch], settings.batch):
             if done == settings.steps:
                 return
             yield index

@@ -2,10 +2,12 @@
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from onsphere.errors import OnsphereError
 from onsphere.report import Document, Figure, draw, page
+from onsphere.report.palette import Palette, palette_of
 
 
 def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
@@ -26,7 +28,8 @@ def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
     try:
         written = page.write(document, folder / "report.html")
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(_save, figures, [folder / "figures"] * len(figures)))
+            save = partial(_save, folder=folder / "figures", palette=palette_of(figures))
+            list(pool.map(save, figures))
     except OSError as error:
         raise OnsphereError(
             f"cannot write to the output folder {str(folder)!r} ({error.strerror}); choose another "
@@ -35,5 +38,5 @@ def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
     return written
 
 
-def _save(figure: Figure, folder: Path) -> None:
-    draw.save(figure, folder)
+def _save(figure: Figure, folder: Path, palette: Palette) -> None:
+    draw.save(figure, folder, palette)

@@ -276,18 +276,24 @@ def _progress(quiet: bool) -> Iterator[Callable[["Done"], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=quiet, speed_estimate_period=600) as bar:
-        task = bar.add_task("measuring", total=None, cells="")
+    hidden = quiet or not console.is_terminal
+    bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=600)
+    task = bar.add_task("measuring", total=None, cells="")
 
-        def show(done: "Done") -> None:
-            bar.update(
-                task,
-                completed=done.done,
-                total=done.total,
-                cells=f"{done.cells_done}/{done.cells} cells",
-            )
+    def show(done: "Done") -> None:
+        bar.start()  # not before there is something to show: a user's mistake gets one line
+        bar.update(
+            task,
+            completed=done.done,
+            total=done.total,
+            cells=f"{done.cells_done}/{done.cells} cells",
+        )
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 @contextmanager

@@ -6,10 +6,12 @@ they were published, checked by checksum; they are downloaded only when the user
 
 import gzip
 import hashlib
+import http.client
 import io
 import pickle
 import tarfile
 import urllib.request
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,22 +162,31 @@ def _parse_idx(packed: bytes, name: str) -> Tensor:
         shape = np.frombuffer(raw, dtype=">i4", count=rank, offset=4)
         body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * rank)
         return torch.from_numpy(body.reshape(shape).copy())
-    except (OSError, EOFError, IndexError, ValueError) as error:
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise OnsphereError(f"{name} is not a gzipped idx file ({error})") from None
 
 
 def _cifar10(source: Source) -> Images:
     """CIFAR-10's Python archive, read without trusting its pickles."""
     (file,) = _FILES[source.name]
+    packed = _read(source, file)
+    try:
+        batches = _unpack_batches(packed)
+        train = _stack([batches[f"data_batch_{i}"] for i in range(1, 6)])
+        test = _stack([batches["test_batch"]])
+    except (tarfile.TarError, pickle.UnpicklingError, KeyError, ValueError, EOFError) as error:
+        raise OnsphereError(f"{file.name} is not CIFAR-10's Python archive ({error})") from None
+    return Images(source.name, *train, *test)
+
+
+def _unpack_batches(packed: bytes) -> dict[str, dict[bytes, Any]]:
     batches: dict[str, dict[bytes, Any]] = {}
-    with tarfile.open(fileobj=io.BytesIO(_read(source, file))) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         for member in archive.getmembers():
             stream = archive.extractfile(member)
             if stream is not None and "_batch" in member.name:
                 batches[Path(member.name).name] = _ArrayUnpickler(stream, encoding="bytes").load()
-    train = [batches[f"data_batch_{i}"] for i in range(1, 6)]
-    test = [batches["test_batch"]]
-    return Images(source.name, *_stack(train), *_stack(test))
+    return batches
 
 
 def _stack(batches: list[dict[bytes, Any]]) -> tuple[Tensor, Tensor]:
@@ -231,7 +242,7 @@ def _download(file: _File, path: Path) -> None:
         try:
             with urllib.request.urlopen(url, timeout=60) as response:
                 packed = response.read(2 * file.size + 1)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = f"{url}: {error}"
             continue
         _check(file, packed, url)

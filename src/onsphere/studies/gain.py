@@ -109,7 +109,7 @@ def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
         for seed in plan.seeds:
             training = plan.trained(method, seed).cell()
             config = {"training": training.config, "seed": seed}
-            cells[method, seed] = Cell(MEASURE, config, (training,), cost=0.3)
+            cells[method, seed] = Cell(MEASURE, config, (training,), cost=0.05)
     return cells
 
 

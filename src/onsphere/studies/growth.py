@@ -10,6 +10,7 @@ from torch import Tensor
 from onsphere.dynamics import free_growth, momentum_growth, sgd_equilibrium, sgd_growth
 from onsphere.geometry import VectorAxes
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
+from onsphere.report.number import number
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
 from onsphere.studies.network import SmallConvNet
@@ -152,7 +153,7 @@ def _recursion_cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
                     weight_decay=decay,
                 )
                 config = {"training": training.cell().config}
-                cost = 0.1 + plan.scale.exact_steps * 0.005
+                cost = plan.scale.exact_steps * 0.0027
                 cells[method, run, seed] = Cell(RECURSION, config, cost=cost)
     return cells
 
@@ -166,7 +167,7 @@ def _law_cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
                     method, seed, weight_decay=decay, labels=labels, lr=lr, record=True
                 ).cell()
                 config = {"training": training.config}
-                cells[method, run, seed] = Cell(LAWS, config, (training,), cost=0.1)
+                cells[method, run, seed] = Cell(LAWS, config, (training,), cost=0.01)
     return cells
 
 
@@ -212,13 +213,13 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     return Judgement(
         verdict,
         f"without decay norms grow {min(growth):.2f}× to {max(growth):.2f}×; exact recursions to "
-        f"{error:.1e} per step",
+        f"{number(error, 3)} per step",
         findings=[
             f"Without weight decay every normalized weight grew, by {min(growth):.2f} to "
             f"{max(growth):.2f}; under SGD without momentum no norm ever shrank "
             f"({shrinking:.0%} of steps). With decay {DECAY:g} the norms end at {min(decayed):.2f} "
             f"to {max(decayed):.2f} of their start.",
-            f"The recursions (SGD and momentum, with and without decay) hold to {error:.1e}; "
+            f"The recursions (SGD and momentum, with and without decay) hold to {number(error, 3)}; "
             f"without normalization they are off by up to "
             f"{worst([exact['none', r, s]['error'] for r in _EXACT_RUNS for s in plan.seeds]):.2g}"
             ".",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
+from onsphere.report.number import number
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
 from onsphere.studies.network import SmallConvNet
@@ -148,7 +149,7 @@ def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
         for seed in plan.seeds:
             training = plan.trained(method, seed)
             config = {"training": training.cell().config}
-            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=1.2)
+            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=0.4)
     return cells
 
 
@@ -181,16 +182,16 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     verdict = Verdict.HOLDS if exact and power_law and identity < 1e-8 else Verdict.FAILS
     return Judgement(
         verdict,
-        f"largest deviation from any of the five laws {largest:.1e} at eps → 0; without "
-        f"normalization the function changes {control:.0e}-fold",
+        f"largest deviation from any of the five laws {number(largest, 3)} at eps → 0; without "
+        f"normalization the function changes {number(control, 2)}-fold",
         findings=[
-            f"Over a scale of 1e-2 to 1e2 all five laws hold to {largest:.1e} for all "
+            f"Over a scale of 1e-2 to 1e2 all five laws hold to {number(largest, 3)} for all "
             f"{len(plan.normalized)} methods at eps → 0.",
             "At the real eps the leak grows as the norm shrinks, with exponent "
-            + ", ".join(f"{label(m)} {s:.2f}" for m, s in measured.items())
+            + ", ".join(f"{label(m)} {number(s, 3)}" for m, s in measured.items())
             + " (predicted −2).",
             "BatchNorm's radial gradient at its real eps is eps/(σ²+eps)·γ·∂L/∂γ to "
-            f"{identity:.1e}.",
+            f"{number(identity, 3)}.",
         ],
         conditions=[
             f"all three hidden weights scaled together, {_IMAGES} training images, float64",

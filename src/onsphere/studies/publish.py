@@ -1,13 +1,12 @@
 """Write a document: the page, its figures as files, and the verdicts for machines."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from onsphere.errors import OnsphereError
 from onsphere.report import Document, Figure, draw, page
 from onsphere.report.palette import Palette, palette_of
+from onsphere.studies.workers import Workers
 
 
 def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
@@ -27,7 +26,7 @@ def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
     figures = [figure for section in document.sections for figure in section.figures]
     try:
         written = page.write(document, folder / "report.html")
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        with Workers(jobs) as pool:
             save = partial(_save, folder=folder / "figures", palette=palette_of(figures))
             list(pool.map(save, figures))
     except OSError as error:

@@ -122,7 +122,7 @@ def _cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
                 }
                 work = scale.attacked * scale.attack_steps * scale.restarts
                 cells[method, variant, seed] = Cell(
-                    MEASURE, config, (training,), cost=0.1 + work * 2.5e-4
+                    MEASURE, config, (training,), cost=0.05 + work * 1.7e-4
                 )
     return cells
 

@@ -1,20 +1,15 @@
 """Run cells on all cores, keep each as it finishes, and lose nothing when stopped.
 
 Every cell runs in a worker process with one thread, so a record does not depend on how many jobs
-ran beside it. Workers end themselves when the main process dies, however it dies.
+ran beside it.
 """
 
-import multiprocessing
-import os
-import signal
-import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 
 import torch
@@ -23,6 +18,7 @@ from onsphere.errors import OnsphereError
 from onsphere.studies.cell import Cell, Inputs, closure
 from onsphere.studies.data import Images, Source
 from onsphere.studies.store import Store
+from onsphere.studies.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -63,8 +59,7 @@ def run(
         OnsphereError: fewer than one job.
         Exception: whatever a task raised; everything finished until then is kept.
     """
-    if jobs < 1:
-        raise OnsphereError(f"--jobs must be at least 1, got {jobs}")
+    check_jobs(jobs)
     store.sweep()
     missing = [cell for cell in closure(cells) if not store.has(cell)]
     if not missing:
@@ -73,13 +68,8 @@ def run(
     waiting = {cell.key: cell for cell in missing}
     done, finished = 0.0, 0
     report(Progress(0.0, total, 0, len(missing)))
-    pool = ProcessPoolExecutor(
-        min(jobs, len(missing)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-    )
     running: dict[Future[None], Cell] = {}
-    try:
+    with Workers(min(jobs, len(missing)), _start_worker) as pool:
         while waiting or running:
             busy = {cell.key for cell in running.values()}
             ready = [
@@ -97,8 +87,16 @@ def run(
                 _result(future)
                 done, finished = done + cell.cost, finished + 1
                 report(Progress(done, total, finished, len(missing)))
-    finally:
-        _stop(pool)
+
+
+def check_jobs(jobs: int) -> None:
+    """Refuse a number of worker processes that cannot work.
+
+    Raises:
+        OnsphereError: fewer than one.
+    """
+    if jobs < 1:
+        raise OnsphereError(f"--jobs must be at least 1, got {jobs}")
 
 
 def _result(future: Future[None]) -> None:
@@ -109,32 +107,17 @@ def _result(future: Future[None]) -> None:
             "a worker process was killed (out of memory?); what had finished is kept: run the "
             "same command again, with fewer --jobs if it was memory"
         ) from None
-
-
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """End the pool now: queued cells are dropped, cells in flight are not worth waiting for."""
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+    except OSError as error:  # the disk is full, or the folder was taken away
+        raise OnsphereError(
+            f"a record could not be written ({error.strerror or error}); what had finished is kept"
+        ) from None
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
     # Diverging runs are part of the studies; what warnings would say is in the records.
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            wait_for_handles([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ from onsphere.geometry import SphereMap, VectorAxes, normalize, spectrum
 from onsphere.norms import ActivationNorm, SpectralSphere
 from onsphere.norms.weight import WeightSphere
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
+from onsphere.report.number import number
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
 from onsphere.studies.network import SmallConvNet
@@ -177,7 +178,7 @@ def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
         for seed in plan.seeds:
             training = plan.trained(method, seed)
             config = {"training": training.cell().config}
-            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=0.5)
+            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=0.1)
     return cells
 
 
@@ -203,16 +204,16 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     holds = radius <= _RADIUS and spectral <= _SPECTRUM
     return Judgement(
         Verdict.HOLDS if holds else Verdict.FAILS,
-        f"largest deviation from the sphere {radius:.1e}, from the predicted spectrum "
-        f"{spectral:.1e}",
+        f"largest deviation from the sphere {number(radius, 3)}, from the predicted spectrum "
+        f"{number(spectral, 3)}",
         findings=[
             f"At eps → 0 every one of {sum(row[1] for row in rows):,} vectors has its predicted "
-            f"length to {radius:.1e}.",
-            f"At its real eps the most affected vector is {worst([row[3] for row in rows]):.1e} "
+            f"length to {number(radius, 3)}.",
+            f"At its real eps the most affected vector is {number(worst([row[3] for row in rows]), 3)} "
             "short of its sphere, as the lemma with eps predicts to "
-            f"{worst([row[4] for row in rows]):.1e}.",
+            f"{number(worst([row[4] for row in rows]), 3)}.",
             f"The singular values of autograd's Jacobian agree with the closed form to "
-            f"{spectral:.1e} of the largest.",
+            f"{number(spectral, 3)} of the largest.",
         ],
         conditions=[
             "networks trained with a cosine schedule, measured in float64 with the learned gain "

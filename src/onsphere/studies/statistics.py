@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from onsphere.report.number import number
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,8 +28,8 @@ class Estimate:
 
     def __str__(self) -> str:
         if not math.isfinite(self.low):
-            return f"{self.mean:.3g} (one value, no interval)"
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+            return f"{number(self.mean, 3)} (one value, no interval)"
+        return f"{number(self.mean, 3)} [{number(self.low, 3)}, {number(self.high, 3)}]"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -44,7 +46,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
     Example:
         >>> print(estimate([1.0, 2.0, 3.0]))
-        2 [-0.484, 4.48]
+        2 [−0.484, 4.48]
     """
     if not values:
         raise ValueError("an estimate needs at least one value")

@@ -10,7 +10,7 @@ from onsphere.report.document import Document
 from onsphere.studies import gain, growth, invariance, robustness, sphere, stability
 from onsphere.studies.claim import Claim, Plan
 from onsphere.studies.data import Source
-from onsphere.studies.runner import Progress, run
+from onsphere.studies.runner import Progress, check_jobs, run
 from onsphere.studies.store import Store
 from onsphere.version import __version__
 
@@ -69,8 +69,9 @@ def study(
     chosen = claims(names)
     if not plan.seeds:
         raise OnsphereError("a study needs at least one seed, got --seeds 0")
+    check_jobs(jobs)
+    source.load()  # a missing file is told before anything is made
     store = Store(folder)
-    source.load()  # a missing file is told before anything is computed
     cells = [cell for claim in chosen for cell in claim.cells(plan)]
     run(cells, store, source, jobs=jobs, report=progress)
     results = {cell.key: store.read(cell) or {} for cell in cells}

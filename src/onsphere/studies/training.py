@@ -50,7 +50,7 @@ class Training:
     weight_decay: float = 0.0
     momentum: float = 0.9
     schedule: Literal["constant", "cosine"] = "constant"
-    steps: int = 400
+    steps: int = 300
     batch: int = 64
     width: int = 8
     seed: int = 0
@@ -59,7 +59,7 @@ class Training:
 
     def cell(self) -> Cell:
         """Return the cell that trains this network."""
-        return Cell(TRAIN, asdict(self), cost=self.steps * (0.0026 if self.record else 0.002))
+        return Cell(TRAIN, asdict(self), cost=self.steps * (0.002 if self.record else 0.0017))
 
 
 def train(config: Config, inputs: Inputs) -> Outcome:

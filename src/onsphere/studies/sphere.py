@@ -201,6 +201,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
         panels.append(_spectrum_panel(method, layers[method, plan.seeds[0]]))
     radius = worst([row[2] for row in rows])
     spectral = worst([row[5] for row in rows])
+    shortfall, predicted = worst([row[3] for row in rows]), worst([row[4] for row in rows])
     holds = radius <= _RADIUS and spectral <= _SPECTRUM
     return Judgement(
         Verdict.HOLDS if holds else Verdict.FAILS,
@@ -209,9 +210,8 @@ def _judge(plan: Plan, results: Results) -> Judgement:
         findings=[
             f"At eps → 0 every one of {sum(row[1] for row in rows):,} vectors has its predicted "
             f"length to {number(radius, 3)}.",
-            f"At its real eps the most affected vector is {number(worst([row[3] for row in rows]), 3)} "
-            "short of its sphere, as the lemma with eps predicts to "
-            f"{number(worst([row[4] for row in rows]), 3)}.",
+            f"At its real eps the most affected vector is {number(shortfall, 3)} short of its "
+            f"sphere, as the lemma with eps predicts to {number(predicted, 3)}.",
             f"The singular values of autograd's Jacobian agree with the closed form to "
             f"{number(spectral, 3)} of the largest.",
         ],

@@ -179,7 +179,7 @@ def _figure(plan: Plan, rows: dict[tuple[str, Space, int], _Row], what: str) -> 
                 series,
                 x_scale="log",
                 y_scale="linear" if what == "accuracy" else "log",
-                y_limits=(0.0, 1.02) if what == "accuracy" else None,
+                y_limits=(0.0, 1.02) if what == "accuracy" else (1e-3, 10.0),
             )
         )
     noun = "Accuracy" if what == "accuracy" else "Final training loss"

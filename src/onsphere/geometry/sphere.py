@@ -135,8 +135,8 @@ def exp(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vectors:
 
     Example:
         >>> import math, torch
-        >>> exp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, math.pi / 2])).round(decimals=6)
-        tensor([-0.,  1.])
+        >>> exp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, math.pi / 3]))
+        tensor([0.5000, 0.8660])
     """
     angle = length(v) / directed_length(p, "p")
     return torch.cos(angle) * p + torch.sinc(angle / torch.pi) * v

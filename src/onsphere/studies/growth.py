@@ -105,7 +105,7 @@ def _layer_laws(name: str, settings: Training, inputs: Inputs) -> dict[str, Any]
     late = slice(2 * steps // 3, None)
     # Evenly spaced for linear axes, and denser at the start for logarithmic ones.
     even, early = torch.linspace(0, steps - 1, 50), torch.logspace(0, math.log10(steps), 30) - 1
-    keep = torch.cat([even, early]).round().long().clamp(0, steps - 1).unique()
+    keep = torch.unique(torch.cat([even, early]).round().long().clamp(0, steps - 1))
     turned = rotation[late].square().mean().sqrt()
     result: dict[str, Any] = {
         "step": [int(i) + 1 for i in keep],
@@ -138,7 +138,7 @@ def _layer_laws(name: str, settings: Training, inputs: Inputs) -> dict[str, Any]
     return result
 
 
-RECURSION = Task("growth.recursion", 1, check_recursion)
+RECURSION = Task("growth.recursion", 2, check_recursion)
 LAWS = Task("growth.laws", 1, check_laws)
 
 
@@ -223,7 +223,8 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             f"({shrinking:.0%} of steps). With decay {DECAY:g} the norms end at {min(decayed):.2f} "
             f"to {max(decayed):.2f} of their start.",
             "The recursions (SGD and momentum, with and without decay) hold to "
-            f"{number(error, 3)}; without normalization they are off by up to {number(control, 2)}.",
+            f"{number(error, 3)}; without normalization they are off by up to "
+            f"{number(control, 2)}.",
             "Law |w| ~ t^(1/4): with stationary noise (random labels) the exponent is within "
             f"{_LAW:.0%} of 1/4 for {len(good_growth)} of {many} methods "
             f"({_range(exponent['noise, no decay'])}); on the real task it is "

@@ -177,13 +177,13 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     largest = worst([worst(deviation[m]) for m in plan.normalized])
     identity = worst([found["bn", seed]["eps_identity"] for seed in plan.seeds])
     measured = {m: s for m, s in slopes.items() if s is not None}
-    power_law = all(abs(slope + 2) <= _SLOPE for slope in measured.values())
+    power_law = bool(measured) and all(abs(slope + 2) <= _SLOPE for slope in measured.values())
     exact = largest <= _EXACT and control > 1e-2
     verdict = Verdict.HOLDS if exact and power_law and identity < 1e-8 else Verdict.FAILS
     return Judgement(
         verdict,
         f"largest deviation from any of the five laws {number(largest, 3)} at eps → 0; without "
-        f"normalization the function changes {number(control, 2)}-fold",
+        f"normalization the function changes by a factor of {number(float(f'{control:.0e}'))}",
         findings=[
             f"Over a scale of 1e-2 to 1e2 all five laws hold to {number(largest, 3)} for all "
             f"{len(plan.normalized)} methods at eps → 0.",

@@ -18,7 +18,7 @@ from onsphere.studies.network import SmallConvNet
 Space = Literal["plain", "sphere"]
 
 DECAY = 5e-3
-"""Weight decay of the runs that have one, on all weights with two axes or more."""
+"""Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ def train(config: Config, inputs: Inputs) -> Outcome:
 def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimizer:
     """Return the optimizer of the settings: hidden weights on spheres, or everything plain."""
     hidden = model.hidden_weights()
-    moved = {id(parameter) for parameter, _ in hidden.values()}
-    others = [p for p in model.parameters() if id(p) not in moved]
+    weights = {id(model.head.weight), *(id(parameter) for parameter, _ in hidden.values())}
+    # By name and not by shape: the gains and shifts of LN and RMS have three axes.
+    gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
     decay = settings.weight_decay
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in others if p.ndim >= 2 and p.shape[1:].numel() > 1]},
-        {"params": [p for p in others if not (p.ndim >= 2 and p.shape[1:].numel() > 1)]},
+        {"params": [model.head.weight], "weight_decay": decay},
+        {"params": gains_and_biases, "weight_decay": 0.0},
     ]
-    groups[0]["weight_decay"], groups[1]["weight_decay"] = decay, 0.0
     if settings.space == "plain":
         groups.append({"params": [p for p, _ in hidden.values()], "weight_decay": decay})
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
@@ -201,4 +201,4 @@ def _thin(values: list[float], most: int = 60) -> list[list[float]]:
     return [[i, v] for i, v in enumerate(values) if i % stride == 0 and abs(v) < float("inf")]
 
 
-TRAIN = Task("train", 1, train)
+TRAIN = Task("train", 2, train)

@@ -1,0 +1,23 @@
+"""Print every measurement as one table of ratios."""
+
+import torch
+from rich.console import Console
+
+from benchmarks import attacks, norms, optim
+from onsphere.report import Table, table
+
+
+def main() -> None:
+    """Measure everything; a ratio below 1 means that ours is faster."""
+    rows = [
+        (p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}")
+        for module in (norms, optim, attacks)
+        for p in module.measure()
+    ]
+    columns = ("what", "against", "ours, ms", "ours / theirs", "quartiles")
+    note = f"{torch.get_num_threads()} threads, alternating, medians over pairs."
+    Console(width=100).print(table(Table("Side by side", columns, rows, note)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""What the tests of the studies share: the tiny study, run once without disturbance."""
+
+import shutil
+
+import pytest
+
+from onsphere.studies import claim
+from onsphere.studies.data import Source
+from studies import tiny
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return Source("digits").load()
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch):
+    monkeypatch.setitem(claim.SCALES, "quick", tiny.TINY)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Records of the tiny study, run in one go by one worker. Not to be written to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(claim.SCALES, "quick", tiny.TINY)
+        tiny.run(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(undisturbed, tmp_path):
+    """A copy of the undisturbed records that a test may damage."""
+    return shutil.copytree(undisturbed, tmp_path / "copy")

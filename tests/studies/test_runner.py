@@ -1,0 +1,211 @@
+"""The runner with real worker processes: same bytes, only what is missing, nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+
+from onsphere.errors import OnsphereError
+from onsphere.studies import runner
+from onsphere.studies.cell import Cell, Outcome, Task
+from onsphere.studies.data import Source
+from onsphere.studies.store import Store
+from onsphere.studies.study import CLAIMS
+from studies import tiny
+
+TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("tiny_scale")
+
+
+def add(config, inputs):
+    """A task without training: one more than what it builds on."""
+    if config.get("fails"):
+        raise RuntimeError("this task fails")
+    if config.get("dies"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome({"sum": config["x"] + sum(record["sum"] for record in inputs.records)})
+
+
+ADD = Task("add", 1, add)
+
+
+def cells_of(claim="gain"):
+    return CLAIMS[claim].cells(tiny.PLAN)
+
+
+def test_records_do_not_depend_on_jobs_and_a_rerun_does_only_what_is_missing(copy, undisturbed):
+    gone = sorted(copy.glob("records/*.json"))[::2]
+    lost = sorted(copy.glob("networks/*.safetensors"))[-1]
+    for path in (*gone, lost):
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in copy.glob("*/*.*")}
+    seen = []
+    runner.run(cells_of(), Store(copy), Source("digits"), jobs=2, report=seen.append)
+    assert tiny.contents(copy) == tiny.contents(undisturbed)
+    wanted = {path.stem for path in (*gone, lost)}
+    touched = {path for path, when in kept.items() if path.stat().st_mtime_ns != when}
+    assert {path.stem for path in touched} <= wanted
+    assert [p.cells_done for p in seen] == list(range(len(wanted) + 1))
+    assert seen[-1].done == pytest.approx(seen[-1].total)
+
+
+def test_nothing_missing_starts_no_worker(undisturbed, monkeypatch):
+    monkeypatch.setattr(runner, "Workers", None)
+    runner.run(cells_of(), Store(undisturbed), Source("digits"))
+
+
+def test_damaged_records_are_computed_again_to_the_same_bytes(copy, undisturbed):
+    half, flipped, foreign, source = sorted(copy.glob("records/*.json"))[:4]
+    half.write_text(half.read_text()[:200])
+    text = flipped.read_text()
+    digit = next(i for i in range(text.index('"result"'), len(text)) if text[i] in "123456789")
+    flipped.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
+    foreign.write_text(source.read_text())
+    with pytest.warns(UserWarning, match="computed again") as warned:
+        tiny.run(copy)
+    assert len(warned) == 3
+    assert tiny.contents(copy) == tiny.contents(undisturbed)
+    aside = {path.name for path in copy.glob("records/*.corrupt")}
+    assert aside == {f"{path.name}.corrupt" for path in (half, flipped, foreign)}
+
+
+def test_every_cell_of_a_study_depends_on_its_seed_and_data():
+    other = {"seed": tiny.Plan("digits", (1,), "quick"), "data": tiny.Plan("mnist", (0,), "quick")}
+    for name, claim in CLAIMS.items():
+        keys = {cell.key for cell in claim.cells(tiny.PLAN)}
+        for what, plan in other.items():
+            assert not keys & {cell.key for cell in claim.cells(plan)}, (name, what)
+
+
+def test_a_failing_task_loses_nothing_finished(tmp_path):
+    first = Cell(ADD, {"x": 1}, cost=9.0)
+    bad = Cell(ADD, {"x": 2, "fails": True}, (first,))
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="this task fails"):
+        runner.run([bad], store, Source("digits"))
+    assert store.read(first) == {"sum": 1}
+    assert store.read(bad) is None
+
+
+def test_a_killed_worker_is_told_in_one_line(tmp_path):
+    first = Cell(ADD, {"x": 1})
+    store = Store(tmp_path)
+    with pytest.raises(OnsphereError, match="worker process was killed"):
+        runner.run([Cell(ADD, {"x": 2, "dies": True}, (first,))], store, Source("digits"))
+    assert store.read(first) == {"sum": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(OSError(28, "No space left on device"), "No space"), (BrokenProcessPool(), "was killed")],
+)
+def test_what_a_worker_cannot_help_is_one_line(error, says):
+    future = Future()
+    future.set_exception(error)
+    with pytest.raises(OnsphereError, match=says) as caught:
+        runner._result(future)
+    assert "what had finished is kept" in str(caught.value)
+
+
+@pytest.mark.parametrize("jobs", [0, -3])
+def test_no_jobs_are_refused(tmp_path, jobs):
+    with pytest.raises(OnsphereError, match=f"at least 1, got {jobs}"):
+        runner.run([Cell(ADD, {"x": 1})], Store(tmp_path), Source("digits"), jobs=jobs)
+
+
+# --- studies that are stopped from outside -------------------------------------------------
+
+
+def start(folder, script=("-m", "studies.tiny")):
+    """Start the study in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        [sys.executable, *script, *tiny.WORDS, "--jobs", "2", "--out", str(folder)],
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds=60.0):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "waited too long"
+        time.sleep(0.005)
+
+
+def records_in(folder):
+    return list(folder.glob("records/*.json"))
+
+
+def group(leader):
+    """Processes of a group that still run: the leader, its workers, and their helpers."""
+    running = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended while we looked
+            continue
+        if int(pgrp) == leader and state != "Z":
+            running.append(int(stat.parent.name))
+    return running
+
+
+def kill_after(folder, more, script=("-m", "studies.tiny")):
+    """Start a study, kill it with SIGKILL after some more records, and wait for its workers."""
+    before = len(records_in(folder))
+    process = start(folder, script)
+    wait_for(lambda: len(records_in(folder)) >= before + more or process.poll() is not None)
+    workers = set(group(process.pid)) - {process.pid}
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    assert workers
+    wait_for(lambda: not group(process.pid), seconds=10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's process table")
+def test_a_killed_study_leaves_no_orphan_and_resumes_to_the_same_records(tmp_path, undisturbed):
+    kill_after(tmp_path, more=2)
+    found, whole = tiny.contents(tmp_path), tiny.contents(undisturbed)
+    assert 0 < len(records_in(tmp_path)) < len(records_in(undisturbed))
+    assert all(whole[name] == content for name, content in found.items())
+    tiny.run(tmp_path, jobs=2)
+    assert tiny.contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["while workers start", "while they work"])
+def test_ctrl_c_is_one_line_and_keeps_what_had_finished(tmp_path, undisturbed, early):
+    process = start(tmp_path)
+    wait_for(lambda: (tmp_path / "records" / "format").exists())
+    if early:
+        time.sleep(0.3)
+    else:
+        wait_for(lambda: len(records_in(tmp_path)) >= 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.startswith("onsphere: stopped; what had finished is kept")
+    assert error.count("\n") == 1
+    whole = tiny.contents(undisturbed)
+    found = tiny.contents(tmp_path)
+    assert found.items() <= whole.items()
+    assert len(found) >= (0 if early else 2)
+
+
+@pytest.mark.slow
+def test_a_study_killed_three_times_resumes_to_the_same_records(tmp_path, monkeypatch):
+    monkeypatch.undo()  # the real scale
+    script = ("-c", "import sys; from onsphere.cli import main; sys.exit(main(sys.argv[1:]))")
+    for more in (2, 3, 3):
+        kill_after(tmp_path / "killed", more, script)
+    for name in ("killed", "whole"):
+        tiny.run(tmp_path / name, jobs=2)
+    assert tiny.contents(tmp_path / "killed") == tiny.contents(tmp_path / "whole")

@@ -1,0 +1,67 @@
+"""Every example that a reader may copy runs: docstrings of the package, and the README."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import onsphere
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = sorted(
+    ["onsphere", *(m.name for m in pkgutil.walk_packages(onsphere.__path__, "onsphere."))]
+)
+
+
+@pytest.fixture(autouse=True)
+def _normal_printing(monkeypatch, tmp_path):
+    """As in a fresh interpreter, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_printoptions(profile="default")
+    with np.printoptions(), torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
+
+
+def test_the_doctests_are_found():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    counts = {
+        name: sum(len(test.examples) for test in finder.find(importlib.import_module(name)))
+        for name in MODULES
+    }
+    for name in ("geometry.sphere", "norms.invariance", "dynamics.growth", "report.page"):
+        assert counts[f"onsphere.{name}"] > 0, f"the examples of {name} are not found"
+    assert sum(counts.values()) > 100
+
+
+def blocks(text: str) -> list[str]:
+    """Return the contents of the ```python fences."""
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_blocks_are_those_of_python_only():
+    text = "a\n```python\nx = 1\ny = 2\n```\nb\n```sh\nmake\n```\n```python\nz = 3\n```\n"
+    assert blocks(text) == ["x = 1\ny = 2\n", "z = 3\n"]
+
+
+CODE = blocks(README.read_text(encoding="utf-8")) if README.is_file() else []
+
+
+def test_the_readme_has_examples():
+    assert README.is_file(), "README.md is missing"
+    assert len(CODE) >= 3, f"README.md has {len(CODE)} python blocks, three were promised"
+
+
+@pytest.mark.parametrize("code", CODE, ids=[f"block{i + 1}" for i in range(len(CODE))])
+def test_readme(code):
+    exec(compile(code, str(README), "exec"), {"__name__": "readme"})

@@ -244,7 +244,7 @@ def _norms(options: argparse.Namespace) -> None:
                 ("method", "scale of W", "scale of W and b", "data", "degree", "shifts", "leak"),
                 [
                     (
-                        row.name,
+                        row.name.replace("normalization", "norm"),
                         row.weight,
                         row.weight_and_bias,
                         "yes" if row.data else "no",

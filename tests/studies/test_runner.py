@@ -39,18 +39,34 @@ def cells_of(claim="gain"):
     return CLAIMS[claim].cells(tiny.PLAN)
 
 
-def test_records_do_not_depend_on_jobs_and_a_rerun_does_only_what_is_missing(copy, undisturbed):
-    gone = sorted(copy.glob("records/*.json"))[::2]
-    lost = sorted(copy.glob("networks/*.safetensors"))[-1]
-    for path in (*gone, lost):
+def damage(records):
+    """Spoil three records: one cut short, one with another digit, one that is another's."""
+    half, flipped, foreign, source = records
+    half.write_text(half.read_text()[:200])
+    text = flipped.read_text()
+    digit = next(i for i in range(text.index('"result"'), len(text)) if text[i] in "123456789")
+    flipped.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
+    foreign.write_text(source.read_text())
+    return half, flipped, foreign
+
+
+def test_a_rerun_does_what_is_missing_or_damaged_and_nothing_else(copy, undisturbed):
+    records = sorted(copy.glob("records/*.json"))
+    lost = max(copy.glob("networks/*.safetensors"))
+    damaged = damage([path for path in records if path.stem != lost.stem][:4])
+    gone = records[-3:]
+    for path in {*gone, lost}:
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in copy.glob("*/*.*")}
     seen = []
-    runner.run(cells_of(), Store(copy), Source("digits"), jobs=2, report=seen.append)
+    with pytest.warns(UserWarning, match="computed again") as warned:
+        runner.run(cells_of(), Store(copy), Source("digits"), report=seen.append)
+    assert len(warned) == 3
     assert tiny.contents(copy) == tiny.contents(undisturbed)
-    wanted = {path.stem for path in (*gone, lost)}
-    touched = {path for path, when in kept.items() if path.stat().st_mtime_ns != when}
-    assert {path.stem for path in touched} <= wanted
+    aside = {path.name for path in copy.glob("records/*.corrupt")}
+    assert aside == {f"{path.name}.corrupt" for path in damaged}
+    wanted = {path.stem for path in (*gone, lost, *damaged)}
+    assert {p.stem for p, when in kept.items() if p.stat().st_mtime_ns != when} <= wanted
     assert [p.cells_done for p in seen] == list(range(len(wanted) + 1))
     assert seen[-1].done == pytest.approx(seen[-1].total)
 
@@ -58,21 +74,6 @@ def test_records_do_not_depend_on_jobs_and_a_rerun_does_only_what_is_missing(cop
 def test_nothing_missing_starts_no_worker(undisturbed, monkeypatch):
     monkeypatch.setattr(runner, "Workers", None)
     runner.run(cells_of(), Store(undisturbed), Source("digits"))
-
-
-def test_damaged_records_are_computed_again_to_the_same_bytes(copy, undisturbed):
-    half, flipped, foreign, source = sorted(copy.glob("records/*.json"))[:4]
-    half.write_text(half.read_text()[:200])
-    text = flipped.read_text()
-    digit = next(i for i in range(text.index('"result"'), len(text)) if text[i] in "123456789")
-    flipped.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :])
-    foreign.write_text(source.read_text())
-    with pytest.warns(UserWarning, match="computed again") as warned:
-        tiny.run(copy)
-    assert len(warned) == 3
-    assert tiny.contents(copy) == tiny.contents(undisturbed)
-    aside = {path.name for path in copy.glob("records/*.corrupt")}
-    assert aside == {f"{path.name}.corrupt" for path in (half, flipped, foreign)}
 
 
 def test_every_cell_of_a_study_depends_on_its_seed_and_data():
@@ -122,10 +123,10 @@ def test_no_jobs_are_refused(tmp_path, jobs):
 # --- studies that are stopped from outside -------------------------------------------------
 
 
-def start(folder, script=("-m", "studies.tiny")):
+def start(folder, script=("-m", "studies.tiny"), jobs="2"):
     """Start the study in a process group of its own, as a terminal does."""
     return subprocess.Popen(
-        [sys.executable, *script, *tiny.WORDS, "--jobs", "2", "--out", str(folder)],
+        [sys.executable, *script, *tiny.WORDS, "--jobs", jobs, "--out", str(folder)],
         env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -183,7 +184,7 @@ def test_a_killed_study_leaves_no_orphan_and_resumes_to_the_same_records(tmp_pat
 
 @pytest.mark.parametrize("early", [True, False], ids=["while workers start", "while they work"])
 def test_ctrl_c_is_one_line_and_keeps_what_had_finished(tmp_path, undisturbed, early):
-    process = start(tmp_path)
+    process = start(tmp_path, jobs="1")
     wait_for(lambda: (tmp_path / "records" / "format").exists())
     if early:
         time.sleep(0.3)

@@ -142,4 +142,4 @@ def test_old_leftovers_are_swept_and_those_of_running_studies_stay(store):
 def test_leftovers_are_no_records(store):
     (store.records / f".{CELL.key}.json.77.part").write_text("{}")
     assert not store.has(CELL)
-    assert store_file.FORMAT == int((store.records / "format").read_text())
+    assert int((store.records / "format").read_text()) == store_file.FORMAT

@@ -16,7 +16,7 @@ from onsphere.studies.study import study
 NAMES = ("gain",)
 PLAN = Plan("digits", (0,), "quick")
 WORDS = ("study", *NAMES, "--quick")
-TINY = replace(claim.SCALES["quick"], steps=80, width=4)
+TINY = replace(claim.SCALES["quick"], steps=50, width=4)
 
 
 def run(folder: Path, jobs: int = 1):

@@ -174,7 +174,7 @@ def _cifar10(source: Source) -> Images:
         batches = _unpack_batches(packed)
         train = _stack([batches[f"data_batch_{i}"] for i in range(1, 6)])
         test = _stack([batches["test_batch"]])
-    except (tarfile.TarError, pickle.UnpicklingError, KeyError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise OnsphereError(f"{file.name} is not CIFAR-10's Python archive ({error})") from None
     return Images(source.name, *train, *test)
 
@@ -193,6 +193,18 @@ def _stack(batches: list[dict[bytes, Any]]) -> tuple[Tensor, Tensor]:
     pixels = np.concatenate([batch[b"data"] for batch in batches])
     labels = [label for batch in batches for label in batch[b"labels"]]
     return torch.from_numpy(pixels).reshape(-1, 3, 32, 32).float().div(255), torch.tensor(labels)
+
+
+_UNREADABLE = (
+    tarfile.TarError,
+    zlib.error,
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""What reading an archive raises when it is another one."""
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -185,9 +185,9 @@ def _judge(plan: Plan, results: Results) -> Judgement:
         f"robust accuracy at eps {middle:.3g}, sphere minus plain: {sphere}; changed by a "
         f"{_GAUGE:.0f}× rescale of all hidden weights: {gauge:.3f}",
         findings=[
-            f"Association: plain training grows the hidden norms {growth:.1f}×; networks kept on "
-            f"the sphere are more robust by {sphere}, networks with weight decay by "
-            f"{pooled['decay']} (accuracy, mean over methods). Clean accuracy differs by {clean}.",
+            f"Association: plain training grows the hidden norms {growth:.1f}×. Robust accuracy, "
+            f"mean over methods: on the sphere minus plain {sphere}; with weight decay minus plain "
+            f"{pooled['decay']}. Clean accuracy, sphere minus plain: {clean}.",
             f"Cause: multiplying every hidden weight by {_GAUGE:.0f} changes robust accuracy by at "
             f"most {gauge:.3f}: {_cause(gauge)}",
             f"Masking: multiplying the logits by {_LOGITS:.0f} raises accuracy under the "

@@ -1,0 +1,165 @@
+"""Training: against a loop written out by hand, and what it keeps on the sphere."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from onsphere.studies.cell import Inputs
+from onsphere.studies.network import STUDIED, SmallConvNet
+from onsphere.studies.training import (
+    Training,
+    batches,
+    measure,
+    optimizer_for,
+    rate_at,
+    restore,
+    train,
+)
+
+SHORT = Training("digits", "bn", steps=6, width=4, seed=3)
+WEIGHTS = ("head.weight", *[f"convs.{i}.weight" for i in range(3)])
+
+
+def run(settings, digits):
+    return train(asdict(settings), Inputs(digits))
+
+
+def loop(settings, digits):
+    """SGD with momentum as its textbook has it: v <- m v + g + decay w, w <- w - rate v."""
+    model = SmallConvNet(settings.method, digits, width=settings.width, seed=settings.seed)
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    order = torch.randperm(len(digits.train_y), generator=generator)
+    for step in range(settings.steps):
+        index = order[step * settings.batch : (step + 1) * settings.batch]
+        rate = settings.lr
+        if settings.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * step / settings.steps)) / 2
+        loss = F.cross_entropy(model(digits.train_x[index]), digits.train_y[index])
+        model.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                decay = settings.weight_decay if name in WEIGHTS else 0.0
+                velocity[name] = settings.momentum * velocity[name] + p.grad + decay * p
+                p -= rate * velocity[name]
+    return model
+
+
+@pytest.mark.parametrize("method", ["none", "bn", "ln", "rms"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"schedule": "cosine", "weight_decay": 0.1}, {"momentum": 0.0, "weight_decay": 0.1}],
+    ids=["constant", "cosine and decay", "no momentum"],
+)
+def test_training_is_the_loop_written_out(digits, method, changes):
+    settings = replace(SHORT, method=method, **changes)
+    found, oracle = run(settings, digits), loop(settings, digits)
+    for name, value in oracle.state_dict().items():
+        torch.testing.assert_close(found.tensors[f"model.{name}"], value, rtol=1e-4, atol=1e-5)
+    oracle.eval()
+    right = (oracle(digits.test_x).argmax(1) == digits.test_y).float().mean()
+    assert found.result["test_accuracy"] == pytest.approx(float(right), abs=0.005)
+
+
+def test_the_same_seed_gives_the_same_record_and_another_does_not(digits):
+    one, two, other = (run(replace(SHORT, seed=seed), digits) for seed in (3, 3, 4))
+    assert json.dumps(one.result) == json.dumps(two.result)
+    assert all(torch.equal(value, two.tensors[name]) for name, value in one.tensors.items())
+    assert one.result != other.result
+
+
+@pytest.mark.parametrize("method", [m for m in STUDIED if m != "none"])
+def test_on_the_sphere_lengths_stay_and_directions_move(digits, method):
+    settings = replace(SHORT, method=method, space="sphere", lr=0.5)
+    start = SmallConvNet(method, digits, width=settings.width, seed=settings.seed)
+    model = restore(settings, Inputs(digits, tensors=(run(settings, digits).tensors,)))
+    before = start.hidden_weights()
+    for name, (weight, axes) in model.hidden_weights().items():
+        old = before[name][0]
+        torch.testing.assert_close(axes.norms(weight), axes.norms(old), rtol=2e-6, atol=0)
+        assert F.cosine_similarity(weight.flatten(), old.flatten(), dim=0) < 0.9999
+
+
+def test_plain_training_of_normalized_weights_grows_them(digits):
+    start = SmallConvNet("bn", digits, width=SHORT.width, seed=SHORT.seed).hidden_weights()
+    trained = run(replace(SHORT, lr=0.5), digits).tensors
+    for name, (weight, _) in start.items():
+        assert trained[f"model.{name}"].norm() > 1.01 * weight.norm()
+
+
+@pytest.mark.parametrize("space", ["plain", "sphere"])
+@pytest.mark.parametrize("method", STUDIED)
+def test_decay_is_for_weights_and_never_for_gains_or_biases(digits, method, space):
+    model = SmallConvNet(method, digits, width=4)
+    optimizer = optimizer_for(model, replace(SHORT, method=method, space=space, weight_decay=0.1))
+    given = [
+        (id(p), group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]
+    ]
+    decay = dict(given)
+    assert len(given) == len(decay) == len(list(model.parameters()))
+    hidden = set(model.hidden_weights()) if space == "plain" else set()
+    decayed = {name for name, p in model.named_parameters() if decay[id(p)] > 0}
+    assert decayed == {"head.weight"} | hidden
+    assert len(model.hidden_weights()) == 3
+
+
+def test_a_diverged_run_is_recorded_as_such(digits):
+    outcome = run(replace(SHORT, method="none", lr=1e4, steps=12), digits)
+    json.dumps(outcome.result, allow_nan=False)
+    assert outcome.result["diverged"] is True
+    assert outcome.result["train_loss"] is None
+    assert outcome.result["test_accuracy"] == pytest.approx(0.1)
+    assert outcome.result["steps_done"] < 12
+
+
+def test_a_loss_without_a_number_counts_as_chance(digits):
+    model = SmallConvNet("none", digits, width=4)
+    with torch.no_grad():
+        model.head.bias.fill_(float("nan"))
+    found = measure(model, digits)
+    assert found["diverged"]
+    assert (found["train_loss"], found["train_accuracy"]) == (None, 0.1)
+
+
+def test_random_labels_train_the_hidden_weights_alone(digits):
+    settings = replace(SHORT, labels="random", lr=1.0)
+    start = SmallConvNet("bn", digits, width=settings.width, seed=settings.seed)
+    trained = run(settings, digits).tensors
+    hidden = start.hidden_weights()
+    for name, parameter in start.named_parameters():
+        assert torch.equal(trained[f"model.{name}"], parameter) == (name not in hidden)
+
+
+def test_the_record_holds_norm_gradient_and_rotation_of_every_step(digits):
+    settings = replace(SHORT, record=True)
+    tensors = run(settings, digits).tensors
+    start = SmallConvNet("bn", digits, width=settings.width, seed=settings.seed)
+    for name, (weight, axes) in start.hidden_weights().items():
+        series = {q: tensors[f"series.{name}.{q}"] for q in ("norm", "gradient_square", "rotation")}
+        assert {len(values) for values in series.values()} == {settings.steps}
+        assert all((values > 0).any() for values in series.values())
+        torch.testing.assert_close(series["norm"][0].flatten(), axes.norms(weight).flatten())
+
+
+@pytest.mark.parametrize(("count", "batch", "steps"), [(10, 4, 5), (64, 64, 3), (9, 3, 3)])
+def test_every_epoch_shows_each_image_at_most_once(count, batch, steps):
+    drawn = list(batches(count, replace(SHORT, batch=batch, steps=steps)))
+    assert [len(index) for index in drawn] == [batch] * steps
+    per_epoch = count // batch
+    for first in range(0, steps, per_epoch):
+        epoch = torch.cat(drawn[first : first + per_epoch]).tolist()
+        assert len(set(epoch)) == len(epoch)
+        assert max(epoch) < count
+
+
+def test_the_cosine_goes_from_the_rate_to_nothing():
+    settings = replace(SHORT, schedule="cosine", steps=100)
+    assert rate_at(settings, 0) == pytest.approx(settings.lr)
+    assert rate_at(settings, 50) == pytest.approx(settings.lr / 2)
+    assert rate_at(settings, 99) < 1e-3 * settings.lr
+    assert rate_at(SHORT, 5) == SHORT.lr

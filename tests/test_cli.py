@@ -1,0 +1,147 @@
+"""The command line in this process: mistakes are one line, exit code 2, and change nothing."""
+
+import json
+
+import pytest
+
+from onsphere import cli
+from onsphere.version import __version__
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Run the command line in an empty folder; return exit code, output and error output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+MISTAKES = {
+    "unknown claim": (["study", "grwth"], ["unknown claim 'grwth'", "did you mean 'growth'?"]),
+    "one of two claims": (["study", "gain", "spheer"], ["'spheer'", "did you mean 'sphere'?"]),
+    "nothing near": (["study", "xyzzy"], ["there are: sphere, invariance, growth"]),
+    "unknown data": (["study", "--data", "minst"], ["data set 'minst'", "did you mean 'mnist'?"]),
+    "missing data": (
+        ["study", "--data", "mnist", "--data-dir", "nowhere"],
+        ["train-images-idx3-ubyte.gz", "9,912,422 bytes", "f68b3c2dcbeaaa9fbdd348bbdeb94873"],
+    ),
+    "missing archive": (["study", "--data", "cifar10"], ["cifar-10-python.tar.gz", "170,498,071"]),
+    "no seeds": (["study", "--seeds", "0"], ["at least one seed"]),
+    "fewer than no seeds": (["study", "--seeds", "-2"], ["at least one seed"]),
+    "seeds in words": (["study", "--seeds", "many"], ["--seeds", "'many'", "study --help"]),
+    "no jobs": (["study", "--jobs", "0"], ["--jobs must be at least 1, got 0"]),
+    "two sizes": (["study", "--quick", "--full"], ["--full", "not allowed with", "--quick"]),
+    "unknown option": (["study", "--sedes", "3"], ["--sedes"]),
+    "no command": ([], ["COMMAND", "onsphere --help"]),
+    "unknown command": (["studdy"], ["'studdy'", "study"]),
+}
+
+
+@pytest.mark.parametrize(("words", "says"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_and_leaves_nothing(command, tmp_path, words, says):
+    code, out, error = command(*words)
+    assert (code, out) == (2, "")
+    assert error.startswith("onsphere")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    for part in says:
+        assert part in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_truncated_data_file_is_named_with_what_it_should_be(command, tmp_path):
+    name = "train-images-idx3-ubyte.gz"
+    (tmp_path / "data" / "mnist").mkdir(parents=True)
+    (tmp_path / "data" / "mnist" / name).write_bytes(b"\x1f\x8b" * 50)
+    code, out, error = command("study", "--data", "mnist")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert f"{name} has 100 bytes and md5" in error
+    assert "9,912,422 bytes and md5 f68b3c2dcbeaaa9fbdd348bbdeb94873" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_output_folder_that_cannot_be_written(command, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, out, error = command("study", "--out", "file/results")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("onsphere: cannot write to the output folder 'file/results'")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_records_of_another_version(command, tmp_path):
+    (tmp_path / "results" / "records").mkdir(parents=True)
+    (tmp_path / "results" / "records" / "format").write_text("99\n")
+    code, out, error = command("study", "--quick")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "have format '99'" in error
+    assert "choose another folder with --out" in error
+    assert (tmp_path / "results" / "records" / "format").read_text() == "99\n"
+    assert not list(tmp_path.glob("results/records/*.json"))
+
+
+def fail_with(error):
+    def study(*_, **__):
+        raise error
+
+    return study
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "onsphere: stopped; what had finished is kept"),
+        (ModuleNotFoundError("", name="jinja2"), 2, 'jinja2: pip install "onsphere[study]"'),
+    ],
+    ids=["Ctrl-C", "extra missing"],
+)
+def test_what_stops_a_study_is_one_line(command, monkeypatch, error, code, says):
+    monkeypatch.setattr("onsphere.studies.study.study", fail_with(error))
+    found, out, text = command("study")
+    assert (found, out, text.count("\n")) == (code, "", 1)
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ModuleNotFoundError("", name="onsphere.nothing")]
+)
+def test_a_bug_of_ours_is_not_hidden(command, monkeypatch, error):
+    monkeypatch.setattr("onsphere.studies.study.study", fail_with(error))
+    with pytest.raises(type(error)):
+        command("study")
+
+
+def test_version(command):
+    assert command("--version") == (0, f"onsphere {__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["study"], ["norms"]])
+def test_help_has_examples(command, words):
+    code, out, _ = command(*words, "--help")
+    assert code == 0
+    assert f"examples:\n  onsphere {words[0]} " in out
+
+
+def test_every_claim_is_in_the_help(command):
+    from onsphere.studies.study import CLAIMS
+
+    assert f"claims: {', '.join(CLAIMS)}" in command("study", "--help")[1]
+
+
+def test_norms_prints_one_row_per_method(command, monkeypatch):
+    from onsphere.norms import invariance_table
+
+    monkeypatch.setenv("COLUMNS", "250")  # no name is broken over two lines
+    code, out, error = command("norms", "--json")
+    rows = json.loads(out, parse_constant=pytest.fail)
+    assert (code, error) == (0, "")
+    assert [row["name"] for row in rows] == [row.name for row in invariance_table()]
+    code, out, error = command("norms")
+    assert (code, error) == (0, "")
+    assert all(row["name"].replace("normalization", "norm") in out for row in rows)

@@ -194,6 +194,8 @@ def _study(options: argparse.Namespace) -> None:
     from onsphere.studies.study import study
 
     count = SCALES[options.size].seeds if options.seeds is None else options.seeds
+    if count < 1:
+        raise OnsphereError(f"a study needs at least one seed, got --seeds {count}")
     plan = Plan(options.data, tuple(range(count)), options.size)
     source = Source(options.data, options.data_dir, options.download)
     with _progress(options.json) as progress:

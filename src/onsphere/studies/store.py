@@ -1,6 +1,7 @@
 """Where records live: one JSON file per finished cell, written whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import time
 import warnings
@@ -22,8 +23,9 @@ class Store:
     """A folder of records.
 
     ``records/KEY.json`` holds a result with its configuration and a checksum;
-    ``networks/KEY.safetensors`` holds the tensors of cells that others build on. A record that
-    cannot be read is renamed to ``KEY.json.corrupt`` and computed again.
+    ``networks/KEY.safetensors`` holds the tensors of cells that others build on; the record vouches
+    for them with their SHA-256. A record that cannot be read is renamed to ``KEY.json.corrupt``;
+    it, and a cell whose tensors are missing or damaged, is computed again.
 
     Args:
         folder: made when missing.
@@ -88,27 +90,17 @@ class Store:
         if not isinstance(result, dict) or not _vouched(record, result):
             self._set_aside(path, "its checksum does not match")
             return None
-        if record.get("tensors") and not self._network(cell).exists():
+        if record.get("tensors") != self._fingerprint(cell):
             return None
         return result
 
     def tensors(self, cell: Cell) -> dict[str, Tensor]:
         """Return the tensors that the cell saved (none, if it saved none).
 
-        Raises:
-            OnsphereError: the file is damaged; it is removed, so that a rerun computes it again.
+        The file is sound where :meth:`read` found the record sound.
         """
         path = self._network(cell)
-        if not path.exists():
-            return {}
-        try:
-            return safetensors.torch.load_file(path)
-        except (safetensors.SafetensorError, OSError):
-            path.unlink(missing_ok=True)
-            raise OnsphereError(
-                f"the network {path.name} was damaged and has been removed; run the same command "
-                "again to compute it anew"
-            ) from None
+        return safetensors.torch.load_file(path) if path.exists() else {}
 
     def write(self, cell: Cell, outcome: Outcome) -> None:
         """Keep an outcome: tensors first, then the record that vouches for them."""
@@ -118,7 +110,7 @@ class Store:
         record = {
             "cell": cell.identity,
             "checksum": digest(outcome.result),
-            "tensors": bool(outcome.tensors),
+            "tensors": self._fingerprint(cell) if outcome.tensors else None,
             "result": outcome.result,
         }
         text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
@@ -129,6 +121,13 @@ class Store:
 
     def _network(self, cell: Cell) -> Path:
         return self.networks / f"{cell.key}.safetensors"
+
+    def _fingerprint(self, cell: Cell) -> str | None:
+        """SHA-256 of the saved tensors; ``None`` where there are none."""
+        try:
+            return hashlib.sha256(self._network(cell).read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
 
     def _set_aside(self, path: Path, why: str) -> None:
         path.replace(path.with_name(path.name + ".corrupt"))

@@ -68,7 +68,7 @@ def study(
     """
     chosen = claims(names)
     if not plan.seeds:
-        raise OnsphereError("a study needs at least one seed, got --seeds 0")
+        raise OnsphereError("a study needs at least one seed, got none")
     check_jobs(jobs)
     source.load()  # a missing file is told before anything is made
     store = Store(folder)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onsphere.dynamics import NormRecorder
+from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere
 from onsphere.optim import SphereSGD
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
@@ -179,7 +180,16 @@ def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Sma
         settings: how it was trained.
         inputs: the first needed cell's tensors hold the network.
         eps: another eps for the method than the one it was trained with.
+
+    Raises:
+        OnsphereError: the network diverged in training, so there is nothing to measure on it.
     """
+    if inputs.records[0]["diverged"]:
+        raise OnsphereError(
+            f"the network with method {settings.method!r}, seed {settings.seed}, diverged while "
+            f"training on {settings.data}; claims that measure trained networks cannot be tested "
+            "there. Name the other claims, or other --seeds"
+        )
     model = SmallConvNet(settings.method, inputs.images, width=settings.width, eps=eps)
     prefix = "model."
     state = {k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if prefix in k}

@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
 	$(BIN)/onsphere study --out results
 
-test: $(STAMP)  ## The test suite: everything that needs no GPU, no browser and no downloaded data
+test: $(STAMP)  ## The test suite: everything but what is slow or needs a GPU
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
 
 lint: $(STAMP)  ## Style, types and the direction of imports

@@ -151,7 +151,7 @@ def _add_study(commands: "_Commands") -> None:
     study.add_argument(
         "--jobs",
         type=int,
-        default=os.cpu_count() or 1,
+        default=_cores(),
         metavar="N",
         help="worker processes (default: one per core)",
     )
@@ -232,6 +232,8 @@ def _verdicts(document: "Document") -> dict[str, Any]:
 def _norms(options: argparse.Namespace) -> None:
     from onsphere.norms import invariance_table
 
+    if not 0 <= options.seed < 2**63:
+        raise OnsphereError(f"--seed must be from 0 to 2**63 - 1, got {options.seed}")
     rows = invariance_table(options.seed)
     if options.json:
         print(json.dumps([_finite(asdict(row)) for row in rows], indent=2))
@@ -260,6 +262,13 @@ def _norms(options: argparse.Namespace) -> None:
             )
         )
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

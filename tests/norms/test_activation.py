@@ -116,7 +116,7 @@ def test_half_precision_follows_torch(name, dtype, generator):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ActivationNorm("bnn", 3), "there are: bn, ln"),
+        (lambda: ActivationNorm("bnn", 3), "did you mean 'bn'.*: bn, ln"),
         (lambda: ActivationNorm("wn", 3), "parametrize"),
         (lambda: ActivationNorm("gn", 6), "groups that divide 6"),
         (lambda: ActivationNorm("gn", 6, groups=4), "groups that divide 6"),

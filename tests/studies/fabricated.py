@@ -37,7 +37,7 @@ def _growth(training: dict[str, Any]) -> dict[str, Any]:
     layer: dict[str, Any] = {"step": [1, 2], "norm": [1.0, 1.5], "rotation": [0.1, 0.1]}
     layer |= {"grew": 1.5, "late_rotation": 0.1, "free_norm": [1.0, 1.5]}
     if training["weight_decay"] == 0:
-        layer |= {"exponent": 0.25, "free_ratio": 1.0}
+        layer |= {"exponent": 0.25, "free_ratio": 1.0, "spheres_grew": 1.0}
     else:
         layer |= {"predicted_rotation": 0.1, "rotation_ratio": 1.0}
     return {"layers": [dict(layer) for _ in range(3)]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onsphere.errors import OnsphereError
 from onsphere.studies.cell import Inputs
 from onsphere.studies.network import STUDIED, SmallConvNet
 from onsphere.studies.training import (
@@ -77,7 +78,8 @@ def test_the_same_seed_gives_the_same_record_and_another_does_not(digits):
 def test_on_the_sphere_lengths_stay_and_directions_move(digits, method):
     settings = replace(SHORT, method=method, space="sphere", lr=0.5)
     start = SmallConvNet(method, digits, width=settings.width, seed=settings.seed)
-    model = restore(settings, Inputs(digits, tensors=(run(settings, digits).tensors,)))
+    outcome = run(settings, digits)
+    model = restore(settings, Inputs(digits, (outcome.result,), (outcome.tensors,)))
     before = start.hidden_weights()
     for name, (weight, axes) in model.hidden_weights().items():
         old = before[name][0]
@@ -126,13 +128,18 @@ def test_a_loss_without_a_number_counts_as_chance(digits):
     assert (found["train_loss"], found["train_accuracy"]) == (None, 0.1)
 
 
-def test_random_labels_train_the_hidden_weights_alone(digits):
-    settings = replace(SHORT, labels="random", lr=1.0)
+def test_noise_trains_the_hidden_weights_alone(digits):
+    settings = replace(SHORT, objective="noise", lr=1.0)
     start = SmallConvNet("bn", digits, width=settings.width, seed=settings.seed)
     trained = run(settings, digits).tensors
     hidden = start.hidden_weights()
     for name, parameter in start.named_parameters():
         assert torch.equal(trained[f"model.{name}"], parameter) == (name not in hidden)
+
+
+def test_a_diverged_network_is_told_in_one_line(digits):
+    with pytest.raises(OnsphereError, match="method 'bn', seed 3, diverged while training"):
+        restore(SHORT, Inputs(digits, ({"diverged": True},), ({},)))
 
 
 def test_the_record_holds_norm_gradient_and_rotation_of_every_step(digits):

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from onsphere.errors import nearest
 from onsphere.geometry import SphereMap, VectorAxes
 from onsphere.geometry.lemma import EpsPlace
 
@@ -269,5 +270,5 @@ def method(key: str) -> Method:
     try:
         return METHODS[key]
     except KeyError:
-        known = ", ".join(METHODS)
-        raise ValueError(f"unknown normalization method {key!r}; there are: {known}") from None
+        hint = nearest(key, list(METHODS))
+        raise ValueError(f"unknown normalization method {key!r}{hint}") from None

@@ -57,9 +57,10 @@ class WeightSphere(nn.Module):
 
     def _project(self, direction: Tensor) -> Tensor:
         axes = VectorAxes(index=(self.dim,))
-        vectors = axes.gather(direction)
+        dtype = torch.promote_types(direction.dtype, torch.float32)
+        vectors = axes.gather(direction).to(dtype)
         map = self.method.sphere_map(vectors.shape[-1], self.eps)
-        return axes.scatter(normalize(vectors, map), direction.shape)
+        return axes.scatter(normalize(vectors, map), direction.shape).to(direction.dtype)
 
 
 class SpectralSphere(nn.Module):
@@ -168,6 +169,7 @@ def parametrize(
     if dim is None:
         transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
         dim = 1 if isinstance(module, transposed) else 0
+    dim %= weight.ndim
     projection: nn.Module
     if row.sphere == "spectral":
         guard = 1e-12 if eps is None else eps

@@ -174,8 +174,8 @@ class Document:
         sections: one per claim.
         provenance: name and value of everything needed to make it again (versions, data, seeds,
             the command). Never a path or a time that differs between equal runs.
-        warnings: anything a reader must know before trusting the page (a quick run, records set
-            aside).
+        warnings: anything a reader must know before trusting the page (a quick run, a single
+            seed).
     """
 
     title: str

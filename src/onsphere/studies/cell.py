@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from onsphere.studies.data import Images
@@ -77,12 +78,13 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """Everything that the record depends on."""
+        """Everything that the record depends on; PyTorch is part of it, for its kernels round."""
         return {
             "task": self.task.name,
             "version": self.task.version,
             "config": dict(self.config),
             "needs": [cell.key for cell in self.needs],
+            "torch": torch.__version__,
         }
 
     @cached_property

@@ -162,6 +162,11 @@ def label(method: str) -> str:
     return LABELS[method]
 
 
+def average(values: Sequence[float]) -> float:
+    """Return the mean; nan for no values."""
+    return sum(values) / len(values) if values else float("nan")
+
+
 def worst(values: Sequence[float]) -> float:
     """Return the largest value, 0 for none."""
     return max(values, default=0.0)

@@ -109,7 +109,7 @@ _FILES = {
         ("ec29112dd5afa0611ce80d1b7f02629c", 4542),
     ),
     "fashion-mnist": _mnist_files(
-        ("https://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
+        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
         ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26421880),
         ("25c81989df183df01b3e8a0aad5dffbe", 29515),
         ("bef4ecab320f06d8554ea6380940ec79", 4422102),
@@ -234,7 +234,10 @@ def _read(source: Source, file: _File) -> bytes:
             )
         path = places[0]
         _download(file, path)
-    packed = path.read_bytes()
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise OnsphereError(f"cannot read {str(path)!r} ({error.strerror})") from None
     _check(file, packed, str(path))
     return packed
 

@@ -40,10 +40,9 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
 
 
 def _model(settings: Training, inputs: Inputs, eps: float | None) -> SmallConvNet:
-    has_eps = settings.method in ("bn", "ln", "in", "gn", "rms")
-    model = restore(settings, inputs, eps if has_eps else None).double()
+    model = restore(settings, inputs, eps).double()
     # Batch statistics, as in training; a weight method's power iteration must stand still.
-    return model.train(has_eps)
+    return model.train(model.has_eps)
 
 
 def _laws(model: SmallConvNet, x: Tensor, y: Tensor) -> dict[str, list[float]]:
@@ -140,7 +139,7 @@ def _change(after: Tensor, before: Tensor) -> float:
     return min(change / size, _ABSURD)
 
 
-MEASURE = Task("invariance.measure", 1, measure)
+MEASURE = Task("invariance.measure", 2, measure)
 
 
 def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:

@@ -87,6 +87,11 @@ class SmallConvNet(nn.Module):
             x = torch.relu(norm(conv(x)))
         return self.head(x.flatten(1))
 
+    @property
+    def has_eps(self) -> bool:
+        """Whether an activation norm with an eps stands in the network."""
+        return self.method is not None and self.method.normalizes == "activation"
+
     def hidden_weights(self) -> dict[str, tuple[nn.Parameter, VectorAxes]]:
         """Return each convolution's free weight and which parts of it live on a sphere each.
 
@@ -125,6 +130,8 @@ def _norm(row: Method | None, conv: nn.Conv2d, extent: int, eps: float | None) -
     if row.normalizes == "weight":
         parametrize(conv, row, eps=eps)
         return nn.Identity()
+    if eps is None:  # the eps of the dtype that networks are trained in, whatever they are cast to
+        eps = torch.finfo(torch.float32).eps if row.eps is None else row.eps
     channels = conv.out_channels
     size = channels if row.affine == "channel" else (channels, extent, extent)
     return ActivationNorm(row, size, groups=GROUPS if row.grouped else None, eps=eps, affine=True)

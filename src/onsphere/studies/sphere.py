@@ -169,7 +169,7 @@ def _few(values: Tensor, most: int = 60) -> list[float]:
     return [float(v) for v in values[keep]]
 
 
-MEASURE = Task("sphere.measure", 1, measure)
+MEASURE = Task("sphere.measure", 2, measure)
 
 
 def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:

@@ -51,7 +51,7 @@ class Store:
     def _check_format(self) -> None:
         marker = self.records / "format"
         try:
-            found = marker.read_text().strip()
+            found = marker.read_text(errors="replace").strip()
         except FileNotFoundError:
             write_whole(marker, f"{FORMAT}\n".encode())
             return

@@ -38,9 +38,10 @@ class Training:
         batch: images per step.
         width: width of the network.
         seed: of the initial weights and of the order of the data.
-        labels: the true ones, or ``"random"``: drawn anew for every batch while only the hidden
-            weights are trained. There is nothing to learn and no gain or head that could shrink
-            the logits, so the gradient is stationary noise.
+        objective: cross-entropy with the ``"labels"``, or ``"noise"``: the inner product of the
+            logits with normal random numbers drawn anew at every step, while only the hidden
+            weights are trained. Its gradient has mean zero at every weight, so it is the
+            uncorrelated noise that the laws of the mean speak of.
         record: keep norms, squared gradient norms and rotations of hidden weights at every step.
     """
 
@@ -55,7 +56,7 @@ class Training:
     batch: int = 64
     width: int = 8
     seed: int = 0
-    labels: Literal["true", "random"] = "true"
+    objective: Literal["labels", "noise"] = "labels"
     record: bool = False
 
     def cell(self) -> Cell:
@@ -68,7 +69,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     settings = Training(**config)
     images = inputs.images
     model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed)
-    if settings.labels == "random":
+    if settings.objective == "noise":
         model.requires_grad_(False)
         for weight, _ in model.hidden_weights().values():
             weight.requires_grad_(True)
@@ -84,14 +85,15 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         for group in optimizer.param_groups:
             group["lr"] = rate_at(settings, step)
         optimizer.zero_grad()
-        y = images.train_y[index]
-        if settings.labels == "random":
-            y = torch.randint(images.classes, y.shape, generator=noise)
-        loss = F.cross_entropy(model(images.train_x[index]), y)
+        logits = model(images.train_x[index])
+        if settings.objective == "noise":
+            loss = (logits * torch.randn(logits.shape, generator=noise)).sum(1).mean()
+        else:
+            loss = F.cross_entropy(logits, images.train_y[index])
         losses.append(float(loss.detach()))
         if not _is_finite(loss):
             break
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -192,7 +194,9 @@ def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Sma
         )
     model = SmallConvNet(settings.method, inputs.images, width=settings.width, eps=eps)
     prefix = "model."
-    state = {k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if prefix in k}
+    state = {
+        k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if k.startswith(prefix)
+    }
     model.load_state_dict(state)
     return model.eval()
 

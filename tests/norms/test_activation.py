@@ -136,6 +136,29 @@ def test_one_value_per_channel_is_refused_in_training_as_torch_does():
         ActivationNorm("bn", 3)(torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 8, 8), (3,)])
+def test_unbatched_inputs_and_other_channels_are_refused(shape):
+    for key in ("bn", "in"):
+        with pytest.raises(ValueError, match=r"expects .batch, 3 channels"):
+            ActivationNorm(key, 3)(torch.zeros(shape))
+
+
+def test_checkpoints_without_a_batch_count_load_as_in_torch():
+    old = {k: v for k, v in nn.BatchNorm2d(C).state_dict().items() if "tracked" not in k}
+    for module in (nn.BatchNorm2d(C), ActivationNorm("bn", C)):
+        module.load_state_dict(old)
+        assert module.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_reset_makes_it_new(name, generator):
+    ours, _, x = pair(name, generator)
+    ours.train()(x)
+    ours.reset_parameters()
+    for key, value in CASES[name][0]().state_dict().items():
+        assert torch.equal(ours.state_dict()[key], value.to(ours.state_dict()[key].dtype)), key
+
+
 def test_repr_names_the_method():
     assert repr(ActivationNorm("gn", 8, groups=2)) == (
         "ActivationNorm('gn', 8, groups=2, eps=1e-05, affine=True)"

@@ -111,6 +111,17 @@ def test_survives_deepcopy_and_removal(key):
     assert torch.equal(remove_parametrizations(module, "weight").weight, projected)
 
 
+def test_half_precision_rows_have_their_length_to_rounding(generator):
+    module = parametrize(nn.Linear(999, 8, dtype=torch.bfloat16), "cwn")
+    store = module.parametrizations.weight
+    lengths = module.weight.float().norm(dim=1)
+    assert torch.allclose(lengths, store.original0.float().flatten(), rtol=2e-3)
+
+
+def test_negative_axes_count_from_the_end():
+    assert parametrize(nn.Linear(3, 2), "wn", dim=-1).weight.shape == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

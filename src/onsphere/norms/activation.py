@@ -1,6 +1,7 @@
 """Activation norms as modules, made from rows of the table and routed to PyTorch's kernels."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,9 @@ class ActivationNorm(nn.Module):
 
     Source: the row's, see :data:`onsphere.norms.METHODS`.
     """
+
+    # As torch's BatchNorm: state dicts before version 2 lack num_batches_tracked.
+    _version = 2
 
     weight: Tensor | None
     bias: Tensor | None
@@ -103,7 +107,16 @@ class ActivationNorm(nn.Module):
         self.register_buffer("num_batches_tracked", seen)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize ``x``, then apply the learned gain and shift."""
+        """Normalize ``x``, then apply the learned gain and shift.
+
+        Raises:
+            ValueError: ``x`` has no batch axis or another number of channels.
+        """
+        if self.method.affine == "channel" and (x.ndim < 2 or x.shape[1] != self.size[0]):
+            raise ValueError(
+                f"{self.method.name} expects (batch, {self.size[0]} channels, *space), got shape "
+                f"{tuple(x.shape)}"
+            )
         kernel = _KERNELS.get(self.method.key)
         return kernel(self, x) if kernel else self.reference(x)
 
@@ -125,6 +138,25 @@ class ActivationNorm(nn.Module):
         if self.weight is not None:
             y = y * self.weight.reshape(spread)
         return y if self.bias is None else y + self.bias.reshape(spread)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set gain, shift and running statistics to what they are in a new module."""
+        for ones in (self.weight, self.running_var):
+            if ones is not None:
+                ones.fill_(1)
+        for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
+            if zeros is not None:
+                zeros.zero_()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        seen = f"{prefix}num_batches_tracked"
+        old = (local_metadata.get("version") or 0) < 2
+        if old and self.num_batches_tracked is not None and seen not in state_dict:
+            state_dict[seen] = torch.zeros((), dtype=torch.long)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def eps_for(self, x: Tensor) -> float:
         """Return the eps in force for ``x``: the one given, or the machine epsilon of its dtype."""

@@ -27,6 +27,10 @@ class WeightSphere(nn.Module):
     Shape: ``forward`` takes the lengths ``g`` (size 1 on all axes but ``dim``) and the directions
     ``v`` (the weight's shape), or ``v`` alone for methods without a length.
 
+    Raises:
+        ValueError: in ``forward``, when a (centred) row is zero and the method has no eps. Looking
+            for one waits for the device.
+
     Note:
         PyTorch's fused ``torch._weight_norm`` is not used: its second derivative is wrong on the
         CPU (PyTorch 2.13: ``gradgradcheck`` fails and ``H w = -g`` is off by 19 % and more), and

@@ -233,10 +233,9 @@ def _judge(plan: Plan, results: Results) -> Judgement:
                 f"predicted {_range(_over_methods(plan, laws, *which))}."
                 for name, which in _LAWS_OF_THE_MEAN.items()
             ),
-            "The exponent 1/4 needs gradients of stationary size, and they are not: on the task "
-            "they shrink as the network learns, and even on pure noise the weights drift to where "
-            "the noise is smaller. With the measured size of the gradients put in, the same law "
-            "predicts the growth.",
+            "The exponent 1/4 needs gradients of stationary size. On the task they shrink as the "
+            "network learns, and even on pure noise their size changes as the weights move: the "
+            "law with the measured sizes put in (third line) is the one to hold against a run.",
             f"Without weight decay every layer's mean norm grew, by {min(growth):.2f} to "
             f"{max(growth):.2f} ({spheres:.1%} of single spheres by {_GREW - 1:.0%} or more); "
             f"under SGD without momentum no norm ever shrank ({shrinking:.0%} of steps). With "

@@ -1,0 +1,1 @@
+"""Which weights live on which spheres: units (exact), certificates (numeric), audit."""

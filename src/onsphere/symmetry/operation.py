@@ -48,6 +48,7 @@ class Ledger:
         self.sites: dict[int, EpsSite] = {}
         self.unknown: dict[tuple[str, str], None] = {}
         self.followers: list[tuple[Unit, Unit]] = []
+        self.estimates: set[int] = set()
         self.where = ""
         self._site_ids = itertools.count()  # never used twice: units remember the ids
         self._units: dict[int, Unit] = {}
@@ -200,6 +201,7 @@ class Operation:
         """Record that a buffer estimates something of this unit without acting on the output."""
         if isinstance(buffer, Tensor):
             self.ledger.followers.append((self.ledger.read(buffer), unit))
+            self.ledger.estimates.add(_key(buffer))
 
 
 Rule = Callable[[Operation], Unit | tuple[Unit, ...]]

@@ -341,6 +341,7 @@ def _concluded(
     follow = [_following(v, ledger, set(range(count, len(names)))) for v in kept]
     unread = [n for n, p in zip(names, parameters.values(), strict=False) if id(p) not in touched
               and p.untyped_storage()._cdata not in touched]
+    written = tracer.written | ledger.estimates
     return Trace(
         parameters=tuple(names[:count]),
         buffers=tuple(names[count:]),
@@ -351,7 +352,7 @@ def _concluded(
         unread=tuple(unread),
         data_dependent=tracer.data_dependent,
         written=frozenset(
-            bare_name(n) for n in buffers if held[n].untyped_storage()._cdata in tracer.written
+            bare_name(n) for n in buffers if held[n].untyped_storage()._cdata in written
         ),
     )
 

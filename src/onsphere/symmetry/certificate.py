@@ -122,7 +122,7 @@ def certify(
 def _residual(rows: RadialRows, claim: Exponents) -> float:
     e = torch.tensor([float(claim.get(n, 0)) for n in rows.names], dtype=torch.float64)
     bound = rows.bounds @ e.abs()
-    floor = 1e-12 * rows.bounds.sum(1)
+    floor = 1e-3 * rows.bounds.sum(1)  # so that noise of 1e-12 of the whole passes
     scale = torch.maximum(torch.maximum(bound, floor), torch.tensor(1e-300, dtype=torch.float64))
     ratios = (rows.values @ e).abs() / scale
     return float(ratios.max()) if len(ratios) else 0.0
@@ -180,14 +180,23 @@ def inert_candidates(rows: RadialRows) -> list[str]:
     return [n for n, s in zip(rows.names, share.tolist(), strict=True) if s <= 1e-10]
 
 
-def is_inert(probe: Probe, name: str, points: Sequence[Point]) -> bool:
-    """Return whether replacing a weight by something else changes no output."""
-    own = probe.own_name[name]
+def are_inert(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[str]:
+    """Return the weights that can be replaced by something else without changing any output."""
+    if not names or _unmoved(probe, names, points):
+        return list(names)
+    return [n for n in names if _unmoved(probe, [n], points)]
+
+
+def _unmoved(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> bool:
     for point in points:
-        p = point.state[own]
-        noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
-        other = Point({**point.state, own: p.abs().mean() * noise + noise}, point.args, point.kwargs)
-        if relative_change(probe.outputs(point), probe.outputs(other)) > FINITE_TOLERANCE:
+        state = dict(point.state)
+        for name in names:
+            own = probe.own_name[name]
+            p = state[own]
+            noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
+            state[own] = p + (p.abs().mean() + 1) * noise
+        after = probe.outputs(Point(state, point.args, point.kwargs))
+        if relative_change(probe.outputs(point), after) > FINITE_TOLERANCE:
             return False
     return True
 

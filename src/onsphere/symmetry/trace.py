@@ -1,6 +1,6 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.operation import EpsSite, Ledger, Operation
 from onsphere.symmetry.rules import rule_of
-from onsphere.symmetry.units import ZERO, Form, Unit, row_space, sparse_basis
+from onsphere.symmetry.units import ANY, ZERO, Form, Unit, row_space, sparse_basis
 
 OutputPicker = Callable[[Any], Any]
 
@@ -270,6 +270,7 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     *,
     output: OutputPicker | None = None,
+    inert: Collection[str] = (),
 ) -> Trace:
     """Find all scale symmetries of a model at the level of whole tensors, exactly.
 
@@ -279,6 +280,8 @@ def trace(
         args: positional inputs of ``forward``.
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
+        inert: parameters known not to affect the output: they could as well be 0, which fits any
+            unit, so they constrain nothing.
 
     Returns:
         The symmetries and what the analysis could not follow.
@@ -299,7 +302,7 @@ def trace(
     ledger = Ledger(len(names))
     state = {n: b.clone() for n, b in model.named_buffers()}
     held = {**parameters, **{n: state[n] for n in buffers}}
-    _introduce(ledger, names, held)
+    _introduce(ledger, names, held, inert)
     tracer = _Tracer(ledger)
 
     def enter(path: str) -> None:
@@ -315,11 +318,15 @@ def trace(
     return _concluded(ledger, parameters, buffers, held, touched, tracer)
 
 
-def _introduce(ledger: Ledger, names: Sequence[str], held: Mapping[str, Tensor]) -> None:
+def _introduce(
+    ledger: Ledger, names: Sequence[str], held: Mapping[str, Tensor], inert: Collection[str]
+) -> None:
     """Give every weight its own unknown; weights that share memory share one unit."""
     for unknown, name in enumerate(names):
         seen = ledger.read(held[name])
-        if seen.terms:
+        if bare_name(name) in inert:
+            ledger.write(held[name], ANY)
+        elif seen.terms:
             ledger.require_zero(seen.terms, Unit.of(unknown).terms)
         else:
             ledger.write(held[name], Unit.of(unknown))

@@ -38,8 +38,8 @@ def _tokens(length: int = 7, vocabulary: int = 40) -> Tensor:
     return torch.randint(5, vocabulary, (2, length), generator=generator)
 
 
-def _pixels(size: int = 32) -> Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+def _pixels(size: int = 32, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 SMALL = {
@@ -151,7 +151,7 @@ FAMILIES: tuple[Family, ...] = (
         "FalconConfig", "FalconForCausalLM", {"input_ids": _tokens(), "use_cache": False},
         vocab_size=48, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)),
     Family("cohere", "parallel, LayerNorm", _decoder("Cohere", **_GQA)),
-    Family("stablelm", "partial rotary, LayerNorm", _decoder("StableLm")),
+    Family("stablelm", "partial rotary, LayerNorm", _decoder("StableLm", num_key_value_heads=4)),
     Family("granite", "scalar multipliers", _decoder("Granite", **_GQA)),
     Family("glm4", "sandwich norms", _decoder("Glm4", **_GQA)),
     Family("nemotron", "LayerNorm 1 + w, squared ReLU", _decoder("Nemotron", **_GQA)),
@@ -197,7 +197,8 @@ FAMILIES: tuple[Family, ...] = (
         "ResNetConfig", "ResNetForImageClassification", _PIXELS,
         embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1])),
     Family("mobilenet-v2", "BatchNorm, ReLU6", _model(
-        "MobileNetV2Config", "MobileNetV2ForImageClassification", _PIXELS, image_size=32)),
+        "MobileNetV2Config", "MobileNetV2ForImageClassification", {"pixel_values": _pixels(96, 4)},
+        image_size=96, depth_multiplier=0.35)),
     Family("wav2vec2", "group norm, weight norm", _model(
         "Wav2Vec2Config", "Wav2Vec2ForCTC", _WAVE, **_SPEECH)),
     Family("whisper", "speech encoder-decoder", _model(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onsphere.symmetry.shadow import Shadows
 from onsphere.symmetry.units import ANY, ZERO, Constraints, Form, Unit
 
 LARGEST_EPS = 1e-2
@@ -49,6 +50,7 @@ class Ledger:
         self.unknown: dict[tuple[str, str], None] = {}
         self.followers: list[tuple[Unit, Unit]] = []
         self.estimates: set[int] = set()
+        self.shadows = Shadows()
         self.where = ""
         self._site_ids = itertools.count()  # never used twice: units remember the ids
         self._units: dict[int, Unit] = {}
@@ -159,13 +161,24 @@ class Operation:
                 held = value
                 continue
             difference = self.ledger.constraints.reduced((common - unit).terms)
-            if not difference or _is_free_constant(value, unit):
+            if not difference or self._is_free_constant(value, unit):
                 continue
-            if _is_free_constant(held, common):
+            if self._is_free_constant(held, common):
                 common, held = unit, value
                 continue
             self.ledger.require_zero(difference)
         return Unit(common.terms, common.free)
+
+    def _is_free_constant(self, value: Any, unit: Unit) -> bool:
+        """Return whether a tensor of unit 0 holds nothing but zeros and infinities."""
+        if not isinstance(value, Tensor) or unit.terms or not value.is_floating_point():
+            return False
+        known = self.ledger.shadows.value(value)
+        if known is None or type(known) is not Tensor:
+            return False
+        low = torch.finfo(known.dtype).min
+        free = (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
+        return bool(free.all())
 
     def dimensionless(self, *values: Any) -> Unit:
         """Demand that values have unit 0, and return it."""
@@ -178,9 +191,10 @@ class Operation:
     def small(self, value: Any) -> bool:
         """Return whether a number is small enough to be an eps."""
         if isinstance(value, Tensor):
-            if value.numel() != 1 or value.is_meta or self.ledger.read(value).terms:
+            known = self.ledger.shadows.value(value)
+            if known is None or known.numel() != 1 or self.ledger.read(value).terms:
                 return False
-            value = constant_value(value)
+            value = constant_value(known)
         return isinstance(value, int | float) and 0 < abs(value) <= LARGEST_EPS
 
     def with_eps(self, unit: Unit, value: Any) -> Unit:
@@ -188,7 +202,8 @@ class Operation:
         terms = self.ledger.constraints.reduced(unit.terms)
         if not terms:
             return unit
-        number = constant_value(value) if isinstance(value, Tensor) else value
+        known = self.ledger.shadows.value(value) if isinstance(value, Tensor) else None
+        number = value if known is None else constant_value(known)
         site = self.ledger.add_site(self.name, float(number), terms)
         return Unit(unit.terms, eps=unit.eps | {site})
 
@@ -230,17 +245,6 @@ def is_free_number(value: Any) -> bool:
 def constant_value(tensor: Tensor) -> float:
     """Return the number that a tensor with one entry holds."""
     return float(tensor.detach().reshape(()).item())
-
-
-def _is_free_constant(value: Any, unit: Unit) -> bool:
-    """Return whether a tensor of unit 0 holds nothing but zeros and infinities."""
-    if not isinstance(value, Tensor) or unit.terms or type(value) is not Tensor:
-        return False
-    if value.is_meta or not value.is_floating_point():
-        return False
-    low = torch.finfo(value.dtype).min
-    free = (value == 0) | value.isinf() | (value <= low) | (value.abs() >= HUGE)
-    return bool(free.all())
 
 
 def _key(tensor: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere.symmetry.operation import EpsSite, Ledger, Operation
 from onsphere.symmetry.rules import rule_of
@@ -149,7 +149,7 @@ class _Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self.touched.update(id(t) for t in tensors)
         self.touched.update(t.untyped_storage()._cdata for t in tensors)
@@ -160,6 +160,16 @@ class _Tracer(TorchDispatchMode):
         rule = rule_of(operation.name)
         units = self._pin(operation) if rule is None else rule(operation)
         self._describe(func, args, kwargs, results, units)
+        return result
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation; a question about a tensor without memory is asked of its shadow."""
+        if func._schema.name in _DATA_DEPENDENT and args[0].is_meta:
+            value = self.ledger.shadows.value(args[0])
+            if value is not None:
+                return func(value, *args[1:], **kwargs)
+        result = func(*args, **kwargs)
+        self.ledger.shadows.follow(func, args, kwargs, result)
         return result
 
     def _pin(self, operation: Operation) -> Unit:
@@ -305,11 +315,15 @@ def trace(
     _introduce(ledger, names, held, inert)
     tracer = _Tracer(ledger)
 
+    inputs = (tuple(args), dict(kwargs or {}))
+    if any(p.is_meta for p in parameters.values()):
+        inputs = tree_map(ledger.shadows.to_meta, inputs)
+
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
     with plain_execution(), torch.no_grad(), module_paths(model, enter), tracer:
-        result = call(model, {**parameters, **state}, args, kwargs or {})
+        result = call(model, {**parameters, **state}, *inputs)
         outputs = float_outputs(result, output)
     for tensor in outputs:
         unit = ledger.settle(ledger.read(tensor))

@@ -216,15 +216,20 @@ class Probe:
         """Return the model's own weights and inputs."""
         return self._given
 
-    def redrawn(self, noise: float = 0.5) -> Point:
+    def redrawn(self, noise: float = 0.5, size: float = 1.0) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
+
+        Args:
+            noise: how far they move, relative to their size.
+            size: factor on matrices; less than 1 opens saturated softmaxes and gates.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) more can
         seem to hold.
         """
         weights_ = set(self.own_name.values())
         state = {
-            n: self._shaken(t, noise) if n in weights_ else t for n, t in self._given.state.items()
+            n: self._shaken(t, noise) * (size if t.ndim > 1 else 1.0) if n in weights_ else t
+            for n, t in self._given.state.items()
         }
         args = tree_map(lambda t: self._shaken(t, noise), self._given.args)
         return Point(state, args, tree_map(lambda t: self._shaken(t, noise), self._given.kwargs))

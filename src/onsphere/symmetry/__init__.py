@@ -1,6 +1,7 @@
 """Which weights live on which spheres: units (exact), certificates (numeric), audit."""
 
 from onsphere.symmetry.audit import Audit, audit
+from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.operation import Operation
 from onsphere.symmetry.rules import register_rule
@@ -10,6 +11,7 @@ from onsphere.symmetry.units import Unit
 
 __all__ = [
     "Audit",
+    "CannotCanonicalize",
     "Leak",
     "ModelError",
     "Operation",
@@ -21,6 +23,7 @@ __all__ = [
     "UnknownOp",
     "WeightReport",
     "audit",
+    "canonicalize",
     "register_rule",
     "trace",
 ]

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from onsphere.symmetry.certificate import (
     are_inert,
     certify,
     inert_candidates,
+    is_well_conditioned,
     join,
     missed_symmetries,
     radial_rows,
@@ -46,6 +47,21 @@ COMPLETION_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a model was run on.
+
+    Args:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors to keep fixed.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: OutputPicker | None
+
+
+@dataclass(frozen=True)
 class Audit:
     """Which weights of a model live on spheres, and what else can change without effect.
 
@@ -59,12 +75,14 @@ class Audit:
         inert: parameters that cannot affect the output.
         leaks: how far the real eps breaks each symmetry.
         scale_symmetries: a basis of all scale symmetries: name -> exponent.
+        exact_symmetries: a basis of those that the real eps does not break either.
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
         complete: whether the numeric search for further symmetries ran to its end.
+        inputs: what the model was run on; not written to a file.
     """
 
     model: str
@@ -76,18 +94,20 @@ class Audit:
     inert: list[str]
     leaks: list[Leak]
     scale_symmetries: list[dict[str, Fraction]]
+    exact_symmetries: list[dict[str, Fraction]]
     followers: list[dict[str, Fraction]]
     unknown_ops: list[UnknownOp]
     unreached: list[str]
     certified: bool
     complete: bool
+    inputs: Inputs | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return table.rendered(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold."""
-        return _plain(asdict(self))
+        return _plain(asdict(replace(self, inputs=None)))
 
     def to_json(self, path: str | Path) -> None:
         """Write the audit to a file that :meth:`from_json` reads back."""
@@ -123,7 +143,7 @@ class Audit:
         fields["leaks"] = [
             Leak(**{**x, "exponents": _fractions(x["exponents"])}) for x in data["leaks"]
         ]
-        for key in ("scale_symmetries", "followers"):
+        for key in ("scale_symmetries", "exact_symmetries", "followers"):
             fields[key] = [_fractions(v) for v in data[key]]
         fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
         return cls(**fields)
@@ -278,9 +298,12 @@ def audit(
     _check_numbers(inner)
     traced = trace(inner, args, kwargs, output=output)
     if any(p.is_meta for p in inner.parameters()):
-        return _concluded(inner, traced, list(traced.basis), None, [], {}, [], complete=False)
+        found = _concluded(inner, traced, list(traced.basis), None, [], {}, [], complete=False)
+        return replace(found, inputs=Inputs(args, kwargs, output))
     probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-    points = [probe.given(), *_random_points(probe, 2)]
+    points = _random_points(probe, 2)
+    if is_well_conditioned(probe, probe.given()):
+        points.append(probe.given())
     inert = _inert(probe, points, traced)
     if inert:
         traced = trace(inner, args, kwargs, output=output, inert=inert)
@@ -290,12 +313,13 @@ def audit(
     certificates = certify(probe, claims, points)
     held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
     claims, certificates = [v for v, _ in held], [c for _, c in held]
-    divisions = _divisions(probe, claims, inert, points[1:])
+    divisions = _divisions(probe, claims, inert, points[:2])
     alive = [n for n in traced.parameters if n not in inert]
-    shifts = find_shifts(probe, alive, points[1:])
-    return _concluded(
+    shifts = find_shifts(probe, alive, points[:2])
+    found = _concluded(
         inner, traced, claims, certificates, inert, divisions, shifts, complete=complete
     )
+    return replace(found, inputs=Inputs(args, kwargs, output))
 
 
 def _check_numbers(model: nn.Module) -> None:
@@ -309,18 +333,21 @@ def _check_numbers(model: nn.Module) -> None:
 
 
 def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
-    """Draw random weights at which the model still gives finite numbers."""
+    """Draw random weights at which the model is well conditioned."""
     points: list[Point] = []
     noise = 0.4
-    for attempt in range(8 * count):
+    for attempt in range(10 * count):
         point = probe.redrawn(noise, size=1.0 if (attempt + turn) % 2 == 0 else 0.4)
-        if all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in probe.outputs(point)):
+        if is_well_conditioned(probe, point):
             points.append(point)
-        else:
+        elif attempt % 3 == 2:
             noise /= 2
         if len(points) == count:
             return points
-    raise ModelError("the model's output is not finite near its own weights")
+    raise ModelError(
+        "no weights near the model's own give numbers that can be compared: the output is not "
+        "finite, or a normalization divides by rounding errors"
+    )
 
 
 def _unreached(traced: Trace) -> set[str]:
@@ -333,7 +360,7 @@ def _touches(v: Exponents, names: set[str]) -> bool:
 
 def _inert(probe: Probe, points: Sequence[Point], traced: Trace) -> list[str]:
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [radial_rows(probe, p, 3) for p in points[1:]]
+    rows = [radial_rows(probe, p, 3) for p in points[:2]]
     silent = {n for r in rows for n in inert_candidates(r)}
     unreached = _unreached(traced)
     candidates = [n for n in traced.parameters if n in silent and n not in unreached]
@@ -420,12 +447,20 @@ def _concluded(
         inert=list(inert),
         leaks=leaks,
         scale_symmetries=[dict(v) for v in claims],
+        exact_symmetries=_spanned(traced.exact, claims),
         followers=[follow.get(_key(v), {}) for v in claims],
         unknown_ops=list(traced.unknown),
         unreached=sorted(_unreached(traced)),
         certified=certificates is not None,
         complete=complete,
     )
+
+
+def _spanned(exact: Sequence[Exponents], claims: Sequence[Exponents]) -> list[dict[str, Fraction]]:
+    """Keep the exact symmetries that follow from claims which passed their certificates."""
+    index = {n: i for i, n in enumerate({n for v in [*exact, *claims] for n in v})}
+    basis = [{index[n]: e for n, e in v.items()} for v in claims]
+    return [dict(v) for v in exact if in_span({index[n]: e for n, e in v.items()}, basis)]
 
 
 def _key(v: Exponents) -> tuple[tuple[str, Fraction], ...]:

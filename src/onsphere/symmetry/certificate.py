@@ -22,6 +22,8 @@ rounding in the backward pass, so the finite rescale is the sharper test."""
 FINITE_TOLERANCE = 1e-10
 """Largest relative change of the output under a finite rescale that counts as 0."""
 
+WORST_AMPLIFICATION = 1e3
+"""Largest relative change of the output per relative change of the weights at a usable point."""
 SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 
@@ -37,16 +39,18 @@ class Certificate:
             :math:`|e_i||p_i||g_i|` (Cauchy-Schwarz's bound for it), at the best conditioned point.
         change: largest relative change of the output under a finite rescale, eps near 0.
         leak: relative change of the output per e-fold of rescale, at the real eps.
+        allowed: how much of such a change rounding may explain.
     """
 
     residual: float
     change: float
     leak: float
+    allowed: float = FINITE_TOLERANCE
 
     @property
     def holds(self) -> bool:
         """Whether the claim may be made."""
-        return self.residual <= RADIAL_TOLERANCE and self.change <= FINITE_TOLERANCE
+        return self.residual <= RADIAL_TOLERANCE and self.change <= self.allowed
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,38 @@ def join(rows: Sequence[RadialRows]) -> RadialRows:
     )
 
 
+def rounding_floor(probe: Probe, point: Point) -> float:
+    """Relative change of the output that rounding the weights alone makes at a point.
+
+    Infinite where nothing can be compared. With eps near 0, a normalization of something constant
+    divides by the rounding error of 0: such points are ill conditioned.
+    """
+    before = probe.outputs(point)
+    if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
+        return float("inf")
+    nudge = 1e-12
+    change = relative_change(before, probe.outputs(probe.nudged(point, nudge)))
+    return max(change / nudge, 1.0) * torch.finfo(torch.float64).eps
+
+
+def is_well_conditioned(probe: Probe, point: Point) -> bool:
+    """Return whether rounding stays rounding at a point."""
+    return rounding_floor(probe, point) < WORST_AMPLIFICATION * torch.finfo(torch.float64).eps
+
+
 def certify(
-    probe: Probe, claims: Sequence[Exponents], points: Sequence[Point], *, cotangents: int = 3
+    probe: Probe,
+    claims: Sequence[Exponents],
+    points: Sequence[Point],
+    *,
+    cotangents: int = 3,
 ) -> list[Certificate]:
     """Test symmetries against radial derivatives and finite rescales.
 
     Args:
         probe: the model.
         claims: exponents by name.
-        points: where to test; the leak is measured at the first.
+        points: where to test.
         cotangents: random combinations of the outputs per point.
 
     Returns:
@@ -115,10 +142,12 @@ def certify(
     if not claims:
         return []
     rows = [radial_rows(probe, p, cotangents) for p in points]
-    real = radial_rows(probe, points[0], cotangents, real_eps=True)
-    changes = _finite_changes(probe, claims, points)
+    real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
+    floor = max(rounding_floor(probe, p) for p in points)
+    allowed = min(FINITE_TOLERANCE, 1e5 * floor)
+    changes = _finite_changes(probe, claims, points, allowed)
     return [
-        Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim))
+        Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim), allowed)
         for claim, change in zip(claims, changes, strict=True)
     ]
 
@@ -142,11 +171,11 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
 
 
 def _finite_changes(
-    probe: Probe, claims: Sequence[Exponents], points: Sequence[Point]
+    probe: Probe, claims: Sequence[Exponents], points: Sequence[Point], allowed: float
 ) -> list[float]:
     """Rescale along all claims at once; look for the culprits one by one if that fails."""
     together = max(_finite_change(probe, claims, p) for p in points)
-    if together <= FINITE_TOLERANCE:
+    if together <= allowed:
         return [together] * len(claims)
     return [max(_finite_change(probe, [c], p) for p in points) for c in claims]
 
@@ -193,7 +222,9 @@ def are_inert(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> li
 
 
 def _unmoved(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> bool:
+    """Replace weights by large random ones; whatever exceeds rounding is an effect."""
     for point in points:
+        allowed = min(FINITE_TOLERANCE, 200 * rounding_floor(probe, point))
         state = dict(point.state)
         for name in names:
             own = probe.own_name[name]
@@ -201,7 +232,7 @@ def _unmoved(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> boo
             noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
             state[own] = p + (p.abs().mean() + 1) * noise
         after = probe.outputs(Point(state, point.args, point.kwargs))
-        if relative_change(probe.outputs(point), after) > FINITE_TOLERANCE:
+        if relative_change(probe.outputs(point), after) > allowed:
             return False
     return True
 

@@ -16,28 +16,28 @@ from onsphere.symmetry.units import ZERO, Unit
 def layer_norm(op: Operation) -> tuple[Unit, ...]:
     """Forget the unit; results: output, mean, inverse standard deviation."""
     unit = op.unit(op["input"])
-    op.note_eps(op["eps"])
+    op.note_eps(op["eps"], unit)
     return (_affine(op, op["weight"], op["bias"]), unit, unit * -1)
 
 
 def rms_norm(op: Operation) -> tuple[Unit, ...]:
     """Forget the unit; results: output, inverse root mean square."""
     unit = op.unit(op["input"])
-    op.note_eps(op["eps"])
+    op.note_eps(op["eps"], unit)
     return (_affine(op, op["weight"], None), unit * -1)
 
 
 def group_norm(op: Operation) -> tuple[Unit, ...]:
     """Forget the unit; results: output, mean, inverse standard deviation."""
     unit = op.unit(op["input"])
-    op.note_eps(op["eps"])
+    op.note_eps(op["eps"], unit)
     return (_affine(op, op["weight"], op["bias"]), unit, unit * -1)
 
 
 def batch_norm(op: Operation) -> tuple[Unit, ...]:
     """With batch statistics forget the unit; with running ones, they must move along."""
     unit = op.unit(op["input"])
-    op.note_eps(op["eps"] if op.has("eps") else op["epsilon"])
+    eps = op["eps"] if op.has("eps") else op["epsilon"]
     weight, bias = op["weight"], op["bias"]
     mean, var = op["running_mean"], op["running_var"]
     training = op["training"] if op.has("training") else op["train"]
@@ -46,9 +46,11 @@ def batch_norm(op: Operation) -> tuple[Unit, ...]:
     elif "with_update" in op.name:
         training = True
     if training or mean is None:
+        op.note_eps(eps, unit)
         op.follow(mean, unit)
         op.follow(var, unit * 2)
         return (_affine(op, weight, bias), unit, unit * -1, ZERO)
+    op.note_eps(eps, op.unit(var))
     centred = op.equal(unit, mean)
     scaled = centred - op.unit(var) * Fraction(1, 2)
     gained = scaled if weight is None else scaled + op.unit(weight)

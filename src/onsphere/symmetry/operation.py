@@ -207,10 +207,10 @@ class Operation:
         site = self.ledger.add_site(self.name, float(number), terms)
         return Unit(unit.terms, eps=unit.eps | {site})
 
-    def note_eps(self, value: float | None) -> None:
-        """Record the eps of a fused normalization, which is one whatever follows."""
+    def note_eps(self, value: float | None, beside: Unit) -> None:
+        """Record the eps of a fused normalization, added beside something of a unit."""
         number = float(value) if value is not None else torch.finfo(torch.float32).eps
-        self.ledger.add_site(self.name, number, {})
+        self.ledger.add_site(self.name, number, dict(beside.terms))
 
     def follow(self, buffer: Any, unit: Unit) -> None:
         """Record that a buffer estimates something of this unit without acting on the output."""

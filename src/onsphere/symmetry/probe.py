@@ -234,6 +234,15 @@ class Probe:
         args = tree_map(lambda t: self._shaken(t, noise), self._given.args)
         return Point(state, args, tree_map(lambda t: self._shaken(t, noise), self._given.kwargs))
 
+    def nudged(self, point: Point, amount: float) -> Point:
+        """Return a point with every weight off by a relative ``amount``, as rounding would do."""
+        own = set(self.own_name.values())
+        state = {
+            n: t * (1 + amount * self._normal_like(t)) if n in own else t
+            for n, t in point.state.items()
+        }
+        return Point(state, point.args, point.kwargs)
+
     def rescaled(self, point: Point, exponents: Mapping[str, float]) -> Point:
         """Return the point with every named weight multiplied by ``exp`` of its number."""
         state = dict(point.state)

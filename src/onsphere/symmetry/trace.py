@@ -49,6 +49,8 @@ class Trace:
         buffers: names of the persistent float buffers.
         basis: exponents by name: a basis of all scale symmetries of the parameters. Buffers
             appear beside them where they have to move along.
+        exact: a basis of the part that the real eps does not break either: no eps stands beside
+            anything that these scale.
         followers: for each vector of the basis, buffers that only *estimate* (running statistics
             in training mode) and should move along although the output does not need it.
         eps: constants that break symmetries through their smallness only.
@@ -61,6 +63,7 @@ class Trace:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     basis: tuple[Mapping[str, Fraction], ...]
+    exact: tuple[Mapping[str, Fraction], ...]
     followers: tuple[Mapping[str, Fraction], ...]
     eps: tuple[EpsSite, ...]
     unknown: tuple[UnknownOp, ...]
@@ -248,6 +251,35 @@ def plain_execution() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
+@contextmanager
+def _substituted(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other tensors in the place of a model's own, wherever those appear, and put them back.
+
+    ``torch.func.functional_call`` does the same by name, but leaves a module that is registered
+    under two names with the substitute.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    instead = {id(own[name]): tensor for name, tensor in state.items()}
+    saved = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    recurrent = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
+    try:
+        for module, parameters, buffers in saved:
+            for held, mine in ((module._parameters, parameters), (module._buffers, buffers)):
+                held.update({n: instead.get(id(t), t) for n, t in mine.items()})  # type: ignore[arg-type]
+        for module, _ in recurrent:
+            names = module._flat_weights_names
+            module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in names]
+        yield
+    finally:
+        for module, parameters, buffers in saved:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for module, flat in recurrent:
+            module.__dict__["_flat_weights"] = flat
+
+
 def call(
     model: nn.Module, state: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
@@ -263,7 +295,8 @@ def call(
 
     with module_paths(model, enter):
         try:
-            return torch.func.functional_call(model, dict(state), tuple(args), dict(kwargs))
+            with _substituted(model, state):
+                return model(*args, **kwargs)
         except ModelError:
             raise
         except Exception as error:
@@ -360,6 +393,10 @@ def _concluded(
     kept = sparse_basis(row_space(vectors, set(range(count))))
     kept = [_without_idle_buffers(v, vectors, count) for v in kept]
     follow = [_following(v, ledger, set(range(count, len(names)))) for v in kept]
+    for site in list(ledger.sites.values()):
+        ledger.require_zero(site.form)
+    exact = row_space(ledger.constraints.null_space(), set(range(count)))
+    exact = [_without_idle_buffers(v, vectors, count) for v in exact]
     unread = [n for n, p in zip(names, parameters.values(), strict=False) if id(p) not in touched
               and p.untyped_storage()._cdata not in touched]
     written = tracer.written | ledger.estimates
@@ -367,6 +404,7 @@ def _concluded(
         parameters=tuple(names[:count]),
         buffers=tuple(names[count:]),
         basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
+        exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
         followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
         eps=tuple(replace(s, form={}) for s in ledger.sites.values()),
         unknown=tuple(UnknownOp(*key) for key in ledger.unknown),

@@ -25,6 +25,7 @@ from onsphere.symmetry.certificate import (
     join,
     missed_symmetries,
     radial_rows,
+    withstands,
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.granularity import described, finest_divisions
@@ -391,7 +392,7 @@ def _completed(probe: Probe, claims: list[dict[str, Fraction]]) -> tuple[list[di
     for candidate in candidates:
         if not in_span(numbered(candidate), [numbered(v) for v in kept]) and any(
             n in probe.traced.parameters for n in candidate
-        ):
+        ) and withstands(probe, candidate):
             kept.append(candidate)
     return kept, True
 

@@ -9,6 +9,7 @@ model's own weights and at random ones. At the real eps the same sum is the *lea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ FINITE_TOLERANCE = 1e-10
 
 WORST_AMPLIFICATION = 1e3
 """Largest relative change of the output per relative change of the weights at a usable point."""
+EPSILON = torch.finfo(torch.float64).eps
+"""Relative rounding error of float64."""
 SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 
@@ -113,12 +116,12 @@ def rounding_floor(probe: Probe, point: Point) -> float:
         return float("inf")
     nudge = 1e-12
     change = relative_change(before, probe.outputs(probe.nudged(point, nudge)))
-    return max(change / nudge, 1.0) * torch.finfo(torch.float64).eps
+    return max(change / nudge, 1.0) * EPSILON
 
 
 def is_well_conditioned(probe: Probe, point: Point) -> bool:
     """Return whether rounding stays rounding at a point."""
-    return rounding_floor(probe, point) < WORST_AMPLIFICATION * torch.finfo(torch.float64).eps
+    return rounding_floor(probe, point) < WORST_AMPLIFICATION * EPSILON
 
 
 def certify(
@@ -150,6 +153,32 @@ def certify(
         Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim), allowed)
         for claim, change in zip(claims, changes, strict=True)
     ]
+
+
+def withstands(probe: Probe, claim: Exponents) -> bool:
+    """Return whether a symmetry that only the numbers suggest holds far from where it was seen.
+
+    A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
+    things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
+    factors; whatever exceeds rounding at any of them refutes the claim.
+    """
+    tested = 0
+    for size in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        for noise in (0.3, 1.0):
+            point = probe.redrawn(noise, size)
+            floor = rounding_floor(probe, point)
+            if floor > WORST_AMPLIFICATION * EPSILON:
+                continue
+            before = probe.outputs(point)
+            for strength in (-5.0, -0.7, 0.7, 5.0):
+                other = probe.rescaled(point, {n: strength * float(e) for n, e in claim.items()})
+                allowed = 1e3 * max(floor, rounding_floor(probe, other))
+                if allowed > FINITE_TOLERANCE:
+                    continue
+                tested += 1
+                if relative_change(before, probe.outputs(other)) > allowed:
+                    return False
+    return tested >= 8
 
 
 def _residual(rows: RadialRows, claim: Exponents) -> float:
@@ -223,18 +252,24 @@ def are_inert(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> li
 
 def _unmoved(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> bool:
     """Replace weights by large random ones; whatever exceeds rounding is an effect."""
-    for point in points:
-        allowed = min(FINITE_TOLERANCE, 200 * rounding_floor(probe, point))
-        state = dict(point.state)
-        for name in names:
-            own = probe.own_name[name]
-            p = state[own]
-            noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
-            state[own] = p + (p.abs().mean() + 1) * noise
-        after = probe.outputs(Point(state, point.args, point.kwargs))
-        if relative_change(probe.outputs(point), after) > allowed:
+    points = [*points, probe.redrawn(1.0, 3.0), probe.redrawn(1.0, 10.0)]
+    floors = [rounding_floor(probe, p) for p in points]
+    usable = [(p, f) for p, f in zip(points, floors, strict=True) if f < WORST_AMPLIFICATION * EPSILON]
+    for (point, floor), size in product(usable, (0.1, 1.0, 30.0)):
+        before = probe.outputs(point)
+        after = probe.outputs(_replaced(probe, point, names, size))
+        if relative_change(before, after) > min(FINITE_TOLERANCE, 200 * max(size, 1.0) * floor):
             return False
     return True
+
+
+def _replaced(probe: Probe, point: Point, names: Sequence[str], size: float) -> Point:
+    state = dict(point.state)
+    for name in names:
+        p = state[probe.own_name[name]]
+        noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
+        state[probe.own_name[name]] = p + size * (p.abs().mean() + 1) * noise
+    return Point(state, point.args, point.kwargs)
 
 
 def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict[str, Fraction]]:

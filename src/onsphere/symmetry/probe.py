@@ -117,7 +117,7 @@ class _Lifted(TorchDispatchMode):
                 near = any(abs(float(value) - v) <= 1e-6 * abs(v) for v in values)
                 return torch.full_like(value, TINY) if near else value
             return value
-        return TINY if isinstance(value, float) and value in values else value
+        return min(value, TINY) if isinstance(value, float) and value in values else value
 
 
 class _Composed(TorchFunctionMode):

@@ -355,7 +355,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (passes, "reflection_pad3d replication_pad1d replication_pad2d replication_pad3d"),
     (passes, "fft_fftshift nan_to_num"),
     (passes, "embedding max_pool2d max_pool1d max_pool3d"),
-    (passes, "_to_dense to_dense set_ _nested_view_from_buffer squeeze_copy"),
+    (passes, "_to_dense to_dense set_ _nested_view_from_buffer squeeze_copy diagonal_copy"),
     (passes, "slice_copy select_copy transpose_copy"),
     (reduces, "sum mean nansum cumsum trace nanmean dropout feature_dropout col2im"),
     (reduces, "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d"),

@@ -87,7 +87,12 @@ class Branches(nn.Module):
         a, b = self.left(x), self.right(x)
         if self.how == "cat":
             return self.out(torch.cat([a, b], dim=-1))
-        gate = {"silu": F.silu, "relu": F.relu, "softmax": lambda t: t.softmax(-1), "times": lambda t: t}
+        gate = {
+            "silu": F.silu,
+            "relu": F.relu,
+            "softmax": lambda t: t.softmax(-1),
+            "times": lambda t: t,
+        }
         return self.out(gate[self.how](a) * b)
 
 
@@ -227,7 +232,9 @@ def random_network(seed: int) -> tuple[nn.Module, tuple[Any, ...]]:
         if r.random() < 0.3:
             pieces = [_image_piece(r, made) for _ in range(r.randint(1, 5))]
             pool = nn.AdaptiveAvgPool2d(2)
-            net = nn.Sequential(nn.Conv2d(3, WIDTH, 3), *pieces, pool, nn.Flatten(), nn.Linear(4 * WIDTH, 7))
+            net = nn.Sequential(
+                nn.Conv2d(3, WIDTH, 3), *pieces, pool, nn.Flatten(), nn.Linear(4 * WIDTH, 7)
+            )
             x = torch.randn(5, 3, 12, 12, generator=generator, dtype=torch.float64)
         elif r.random() < 0.3:
             net = Tokens(_body(r, 2, made), r.random() < 0.5, r.random() < 0.4)
@@ -307,10 +314,18 @@ def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
         if not well_conditioned(net, state, x, y) and step < 60:
             continue
         for i in range(min(y.numel(), 12)):
-            v = torch.randn(y.shape, generator=torch.Generator().manual_seed(100 * step + i), dtype=y.dtype)
-            g = torch.autograd.grad(y, list(leaves.values()), v, retain_graph=True, allow_unused=True)
+            v = torch.randn(
+                y.shape, generator=torch.Generator().manual_seed(100 * step + i), dtype=y.dtype
+            )
+            g = torch.autograd.grad(
+                y, list(leaves.values()), v, retain_graph=True, allow_unused=True
+            )
             pairs = zip(leaves.values(), g, strict=True)
-            rows.append(torch.stack([(p * d).sum() if d is not None else p.new_zeros(()) for p, d in pairs]).detach())
+            rows.append(
+                torch.stack(
+                    [(p * d).sum() if d is not None else p.new_zeros(()) for p, d in pairs]
+                ).detach()
+            )
     matrix = torch.stack([r for r in rows if bool(r.isfinite().all())])
     buffer_rank = _rank(matrix[:, len(names) :]) if moving else 0
     # Directions of the buffers alone are no symmetry of the parameters.
@@ -342,7 +357,9 @@ class _no_padding:
             m.padding_idx = index
 
 
-def change_under(net: nn.Module, x: Any, symmetry: dict[str, Any], factor: float, seed: int = 3) -> float:
+def change_under(
+    net: nn.Module, x: Any, symmetry: dict[str, Any], factor: float, seed: int = 3
+) -> float:
     """Relative change of the output when a symmetry acts with a factor."""
     for attempt in range(30):
         state = redrawn(net, seed + attempt)

@@ -149,7 +149,9 @@ def test_canonicalize_keeps_the_function_and_is_idempotent(dtype: torch.dtype) -
     with torch.no_grad():
         before, after = net(x), once(x)
     assert (before - after).abs().max() <= tolerance * before.abs().max()
-    norms = [sum(float(p.detach().double().norm()) ** 2 for p in m.parameters()) for m in (net, once)]
+    norms = [
+        sum(float(p.detach().double().norm()) ** 2 for p in m.parameters()) for m in (net, once)
+    ]
     assert norms[1] < norms[0]
     twice = canonicalize(once, found)
     for p, q in zip(once.parameters(), twice.parameters(), strict=True):

@@ -22,7 +22,9 @@ def test_null_space_is_complete_and_solves_every_form(seed: int) -> None:
     count = 12
     forms = _random_forms(seed, 7, count)
     basis = null_space(forms, count)
-    dense = torch.tensor([[float(f.get(k, 0)) for k in range(count)] for f in forms], dtype=torch.float64)
+    dense = torch.tensor(
+        [[float(f.get(k, 0)) for k in range(count)] for f in forms], dtype=torch.float64
+    )
     assert len(basis) == count - int(torch.linalg.matrix_rank(dense))
     for vector in basis:
         assert all(sum(c * vector.get(k, 0) for k, c in f.items()) == 0 for f in forms)
@@ -37,7 +39,10 @@ def test_constraints_tell_news_from_consequences() -> None:
 
 
 def test_sparse_basis_spans_the_same_space_with_coprime_integers() -> None:
-    start = [{0: Fraction(2, 3), 1: Fraction(4, 3)}, {0: Fraction(1), 2: Fraction(5), 1: Fraction(2)}]
+    start = [
+        {0: Fraction(2, 3), 1: Fraction(4, 3)},
+        {0: Fraction(1), 2: Fraction(5), 1: Fraction(2)},
+    ]
     found = sparse_basis(start)
     assert sorted(found, key=len) == [{2: 1}, {0: 1, 1: 2}]
     assert all(in_span(v, found) for v in start)

@@ -16,8 +16,11 @@ from onsphere import geometry
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import table
 from onsphere.symmetry.certificate import (
+    EPSILON,
+    WORST_AMPLIFICATION,
     Certificate,
     Exponents,
+    RadialRows,
     are_inert,
     certify,
     inert_candidates,
@@ -25,6 +28,7 @@ from onsphere.symmetry.certificate import (
     join,
     missed_symmetries,
     radial_rows,
+    rounding_floor,
     withstands,
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
@@ -310,7 +314,7 @@ def audit(
         traced = trace(inner, args, kwargs, output=output, inert=inert)
         probe.traced = traced
     claims = [dict(v) for v in traced.basis if not _touches(v, _unreached(traced))]
-    claims, complete = _completed(probe, claims)
+    claims, complete = _completed(probe, claims, points[0])
     certificates = certify(probe, claims, points)
     held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
     claims, certificates = [v for v, _ in held], [c for _, c in held]
@@ -336,15 +340,21 @@ def _check_numbers(model: nn.Module) -> None:
 def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     """Draw random weights at which the model is well conditioned."""
     points: list[Point] = []
+    spare: list[tuple[float, Point]] = []
     noise = 0.4
     for attempt in range(10 * count):
         point = probe.redrawn(noise, size=1.0 if (attempt + turn) % 2 == 0 else 0.4)
-        if is_well_conditioned(probe, point):
+        floor = rounding_floor(probe, point)
+        if floor < WORST_AMPLIFICATION * EPSILON:
             points.append(point)
-        elif attempt % 3 == 2:
-            noise /= 2
+        else:
+            spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]
+            noise /= 2 if attempt % 3 == 2 else 1
         if len(points) == count:
             return points
+    points += [p for floor, p in spare if floor < 1][: count - len(points)]
+    if points:
+        return points
     raise ModelError(
         "no weights near the model's own give numbers that can be compared: the output is not "
         "finite, or a normalization divides by rounding errors"
@@ -368,10 +378,17 @@ def _inert(probe: Probe, points: Sequence[Point], traced: Trace) -> list[str]:
     return are_inert(probe, candidates, points)
 
 
-def _completed(probe: Probe, claims: list[dict[str, Fraction]]) -> tuple[list[dict[str, Fraction]], bool]:
+def _completed(
+    probe: Probe, claims: list[dict[str, Fraction]], first: Point
+) -> tuple[list[dict[str, Fraction]], bool]:
     """Look at the numbers for symmetries that units cannot see, while that is cheap."""
     count = len(probe.names) + 3
-    start, rows, total = time.monotonic(), [], 0
+    start = time.monotonic()
+    radial_rows(probe, first, 1)
+    if (time.monotonic() - start) * count > 2 * COMPLETION_SECONDS:
+        return claims, False
+    start, total = time.monotonic(), 0
+    rows: list[RadialRows] = []
     while total < count:
         (point,) = _random_points(probe, 1, turn=len(rows))
         size = sum(t.numel() for t in probe.outputs(point))
@@ -390,9 +407,11 @@ def _completed(probe: Probe, claims: list[dict[str, Fraction]]) -> tuple[list[di
 
     kept = list(claims)
     for candidate in candidates:
-        if not in_span(numbered(candidate), [numbered(v) for v in kept]) and any(
-            n in probe.traced.parameters for n in candidate
-        ) and withstands(probe, candidate):
+        if (
+            not in_span(numbered(candidate), [numbered(v) for v in kept])
+            and any(n in probe.traced.parameters for n in candidate)
+            and withstands(probe, candidate)
+        ):
             kept.append(candidate)
     return kept, True
 
@@ -471,7 +490,9 @@ def _key(v: Exponents) -> tuple[tuple[str, Fraction], ...]:
 def _weight_report(
     name: str, p: Tensor, rate: float | None, on_sphere: bool, decay: str
 ) -> WeightReport:
-    norm = float(torch.linalg.vector_norm(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32)))
+    norm = float(
+        torch.linalg.vector_norm(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
+    )
     effective = angle = None
     if on_sphere and rate is not None and norm > 0:
         effective = rate / norm**2

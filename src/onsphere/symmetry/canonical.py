@@ -83,7 +83,9 @@ def canonicalize(
     _check_fits(source, audit)
     own = {bare_name(n): t for n, t in [*source.named_parameters(), *source.named_buffers()]}
     moves = _log_scales(own, audit, exact)
-    wide = {n: t.detach().to(torch.float64) * moves.get(n, 1.0) for n, t in own.items() if n in moves}
+    wide = {
+        n: t.detach().to(torch.float64) * moves.get(n, 1.0) for n, t in own.items() if n in moves
+    }
     if radius != "initial" and not exact:
         wide |= _on_radius(own, audit, radius)
     changed = {n: t.to(own[n].dtype) for n, t in wide.items()}
@@ -141,12 +143,20 @@ def _log_scales(own: Mapping[str, Tensor], audit: Audit, exact: bool) -> dict[st
     vectors = [v for v in basis if not (len(v) == 1 and next(iter(v)) in alone)]
     if not vectors:
         return {}
-    followers = {tuple(sorted(v.items())): f for v, f in zip(audit.scale_symmetries, audit.followers, strict=True)}
+    followers = {
+        tuple(sorted(v.items())): f
+        for v, f in zip(audit.scale_symmetries, audit.followers, strict=True)
+    }
     whole = [{**v, **followers.get(tuple(sorted(v.items())), {})} for v in vectors]
     names = sorted({n for v in whole for n in v})
-    a = torch.tensor([[float(v.get(n, Fraction(0))) for v in whole] for n in names], dtype=torch.float64)
+    a = torch.tensor(
+        [[float(v.get(n, Fraction(0))) for v in whole] for n in names], dtype=torch.float64
+    )
     weight = torch.tensor(
-        [float(own[n].detach().double().norm()) ** 2 if n in audit.parameters else 0.0 for n in names],
+        [
+            float(own[n].detach().double().norm()) ** 2 if n in audit.parameters else 0.0
+            for n in names
+        ],
         dtype=torch.float64,
     )
     u = least_norm(a, weight)
@@ -198,7 +208,7 @@ def _components(basis: Tensor, falling: Tensor) -> Tensor:
         if bool((spread == label).all()):
             break
         label = spread
-    rows = [(label == k) & falling for k in label.unique()]
+    rows = [(label == k) & falling for k in sorted(set(label.tolist()))]
     return torch.stack([r for r in rows if bool(r.any())])
 
 
@@ -213,7 +223,9 @@ def _newton(basis: Tensor, weight: Tensor, steps: int) -> Tensor:
             break
         # Each row of weights is scaled by its own share, so tiny terms are resolved like large ones.
         root = (terms.clamp_min(1e-280)).sqrt()[:, None] * basis
-        step = -torch.linalg.lstsq(root, 0.5 * torch.where(weight > 0, terms.sqrt(), 0.0)[:, None], driver="gelsd").solution[:, 0]
+        step = -torch.linalg.lstsq(
+            root, 0.5 * torch.where(weight > 0, terms.sqrt(), 0.0)[:, None], driver="gelsd"
+        ).solution[:, 0]
         reach = float((basis @ step).abs().max())
         step = step if reach <= 1 else step / reach
         while float((weight * (2 * (basis @ (t + step))).exp()).sum()) > float(size) * (1 + 1e-15):

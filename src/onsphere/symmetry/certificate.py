@@ -58,11 +58,11 @@ class Certificate:
 
 @dataclass(frozen=True)
 class RadialRows:
-    """Radial derivatives of random combinations of the outputs.
+    r"""Radial derivatives of random combinations of the outputs.
 
     Args:
         names: weights, one per column.
-        values: :math:`\\langle p_i, g_i\\rangle`, one row per combination.
+        values: :math:`\langle p_i, g_i\rangle`, one row per combination.
         bounds: :math:`|p_i||g_i|`, likewise.
         outputs: norm of the outputs behind each row.
     """
@@ -254,7 +254,9 @@ def _unmoved(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> boo
     """Replace weights by large random ones; whatever exceeds rounding is an effect."""
     points = [*points, probe.redrawn(1.0, 3.0), probe.redrawn(1.0, 10.0)]
     floors = [rounding_floor(probe, p) for p in points]
-    usable = [(p, f) for p, f in zip(points, floors, strict=True) if f < WORST_AMPLIFICATION * EPSILON]
+    usable = [
+        (p, f) for p, f in zip(points, floors, strict=True) if f < WORST_AMPLIFICATION * EPSILON
+    ]
     # Adding a large number and taking it away again rounds: larger moves are allowed more.
     moves = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
     for (point, floor), (size, slack) in product(usable, moves):
@@ -292,7 +294,11 @@ def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict
     position = {n: i for i, n in enumerate(rows.names)}
     vectors = []
     for row in _reduced_echelon(null.T):
-        entries = {i: Fraction(x).limit_denominator(24) for i, x in enumerate(row.tolist()) if abs(x) > 1e-6}
+        entries = {
+            i: Fraction(x).limit_denominator(24)
+            for i, x in enumerate(row.tolist())
+            if abs(x) > 1e-6
+        }
         if any(abs(float(f) - row[i].item()) > 1e-6 or abs(f) > 24 for i, f in entries.items()):
             return []
         vectors.append(entries)

@@ -155,6 +155,8 @@ def described(division: VectorAxes, shape: Sequence[int]) -> str:
 def _parts(division: VectorAxes, shape: Sequence[int]) -> Iterator[str]:
     for axis in division.index:
         first = {2: "per row", 3: "per expert"}.get(len(shape), "per filter")
-        yield first if axis == 0 else "per column" if len(shape) == 2 else f"per entry of axis {axis}"
+        yield (
+            first if axis == 0 else "per column" if len(shape) == 2 else f"per entry of axis {axis}"
+        )
     for axis, count in division.pieces:
         yield f"per block of {shape[axis] // count} along axis {axis}"

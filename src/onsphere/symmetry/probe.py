@@ -5,6 +5,7 @@ gradients of random combinations of the outputs. Casts to a smaller dtype inside
 lifted, so that the noise is that of float64.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -63,17 +64,17 @@ class Gradients:
     output: float
 
 
-class _Lifted(TorchDispatchMode):
+class _Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes in float64 whatever the model casts to, and replaces eps where asked.
 
     The mode works below autograd, and stays on during the backward pass.
     """
 
     def __init__(self, sites: Sequence[EpsSite], real_eps: bool) -> None:
-        super().__init__()
-        self.values = {} if real_eps else {(s.where, s.operation.rstrip("_")): set() for s in sites}
-        for s in sites if not real_eps else ():
-            self.values[s.where, s.operation.rstrip("_")].add(s.value)
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
+        for site in () if real_eps else sites:
+            self.values[site.where, site.operation.rstrip("_")].add(site.value)
         self.fused = set() if real_eps else {s.value for s in sites if "norm" in s.operation}
         self.where = ""
 
@@ -84,7 +85,7 @@ class _Lifted(TorchDispatchMode):
         if name == "aten::embedding_dense_backward":
             args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
         args, kwargs = tree_map(self._lift, (tuple(args), dict(kwargs or {})))
-        args = self._without_eps(func, name, args)
+        args = self._without_eps(func, name, tuple(args))
         if name == "aten::_grouped_mm":
             return _grouped_mm(*args, **kwargs)
         return func(*args, **kwargs)
@@ -235,10 +236,13 @@ class Probe:
         return Point(state, args, tree_map(lambda t: self._shaken(t, noise), self._given.kwargs))
 
     def nudged(self, point: Point, amount: float) -> Point:
-        """Return a point with every weight off by a relative ``amount``, as rounding would do."""
+        """Return a point with every weight off by a relative ``amount``, as rounding would do.
+
+        The same along the first axis: enough to see the effect, and cheap for large tables.
+        """
         own = set(self.own_name.values())
         state = {
-            n: t * (1 + amount * self._normal_like(t)) if n in own else t
+            n: t * (1 + amount * self._normal_like(t[:1])) if n in own and t.ndim else t
             for n, t in point.state.items()
         }
         return Point(state, point.args, point.kwargs)
@@ -295,7 +299,9 @@ class Probe:
             mode.where = bare_name(path)
 
         buffers = {n for n, _ in self.model.named_buffers()}
-        fresh = {n: t.clone() if n in buffers and not t.requires_grad else t for n, t in state.items()}
+        fresh = {
+            n: t.clone() if n in buffers and not t.requires_grad else t for n, t in state.items()
+        }
         composed = _Composed(real_eps)
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
         with plain_execution(), module_paths(self.model, enter), mode, composed:
@@ -307,14 +313,15 @@ class Probe:
     def _shaken(self, t: Any, noise: float) -> Any:
         if not isinstance(t, Tensor) or not t.is_floating_point():
             return t
-        spread = torch.randn(t.shape, dtype=t.dtype, generator=self.generator)
-        factor = (noise * spread).exp().to(t.device)
+        draw = torch.randn(t.numel(), dtype=torch.float32, generator=self.generator)
+        spread = draw.to(t).reshape(t.shape)
+        factor = (noise * spread).exp()
         if t.numel() and (bool((t > 0).all()) or bool((t < 0).all())):
             return t * factor
         if not bool(t.isfinite().all()):  # a mask: leave it alone
             return t
         size = float(t.abs().mean()) or 0.1
-        return t * factor + noise * size * self._normal_like(t)
+        return t * factor + noise * size * draw.roll(1).to(t).reshape(t.shape)
 
 
 def _float64(t: Any) -> Any:

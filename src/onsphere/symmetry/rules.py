@@ -51,12 +51,12 @@ def pins(op: Operation) -> Unit:
     return op.dimensionless(*op.tensors())
 
 
-def ignores(op: Operation) -> Unit:
+def ignores(_: Operation) -> Unit:
     """Give unit 0 whatever comes in: signs, indices, shapes, random numbers."""
     return ZERO
 
 
-def empty(op: Operation) -> Unit:
+def empty(_: Operation) -> Unit:
     """Give any unit: zeros, and memory about to be filled."""
     return ANY
 
@@ -335,7 +335,10 @@ def rule_of(name: str) -> Rule | None:
 
 
 _TABLE: list[tuple[Rule, str]] = [
-    (passes, "view _unsafe_view reshape _reshape_alias permute transpose t expand squeeze unsqueeze"),
+    (
+        passes,
+        "view _unsafe_view reshape _reshape_alias permute transpose t expand squeeze unsqueeze",
+    ),
     (passes, "slice select narrow split split_with_sizes unbind chunk unsafe_split unsafe_chunk"),
     (passes, "split_copy split_with_sizes_copy unbind_copy view_copy expand_copy permute_copy"),
     (passes, "unsafe_split_with_sizes as_strided unfold diagonal alias detach clone contiguous"),
@@ -364,31 +367,58 @@ _TABLE: list[tuple[Rule, str]] = [
     (reduces, "upsample_bicubic2d _upsample_bicubic2d_aa _fft_r2c _fft_c2r _fft_c2c std"),
     (reduces, "linalg_matrix_norm _pdist_forward segment_reduce linalg_svdvals"),
     (reduces, "_linalg_eigvals"),
-    (first_of(passes), "max_pool2d_with_indices max_pool3d_with_indices sort topk median nanmedian"),
+    (
+        first_of(passes),
+        "max_pool2d_with_indices max_pool3d_with_indices sort topk median nanmedian",
+    ),
     (first_of(passes), "mode kthvalue cummax cummin adaptive_max_pool2d adaptive_max_pool3d"),
     (first_of(passes), "native_dropout fractional_max_pool2d _embedding_bag nll_loss_forward"),
     (first_of(passes), "nll_loss2d_forward _fused_dropout"),
-    (multiplies, "mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross linalg_cross"),
+    (
+        multiplies,
+        "mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross linalg_cross",
+    ),
     (equates, "cat stack hstack vstack maximum minimum max min fmax fmin hypot complex"),
     (equates, "masked_scatter dist _cdist_forward clamp_min_tensor fmod remainder"),
     (equates, "aminmax"),
     (pins, "exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh"),
     (pins, "acosh atanh erf erfc erfinv sigmoid log_sigmoid_forward silu gelu mish elu celu"),
-    (pins, "softplus hardswish hardsigmoid hardshrink softshrink _softmax _log_softmax _safe_softmax"),
+    (
+        pins,
+        "softplus hardswish hardsigmoid hardshrink softshrink _softmax _log_softmax _safe_softmax",
+    ),
     (pins, "logsumexp glu floor ceil round trunc frac lgamma digamma i0 special_i0 sinc xlogy"),
     (pins, "logaddexp logaddexp2 binary_cross_entropy binary_cross_entropy_with_logits kl_div"),
-    (pins, "smooth_l1_loss huber_loss cumprod logit _ctc_loss linalg_matrix_exp _thnn_fused_lstm_cell"),
+    (
+        pins,
+        "smooth_l1_loss huber_loss cumprod logit _ctc_loss linalg_matrix_exp _thnn_fused_lstm_cell",
+    ),
     (pins, "mkldnn_rnn_layer _thnn_fused_gru_cell linalg_householder_product bernoulli poisson"),
     (pins, "multinomial histc bincount selu soft_margin_loss multi_margin_loss"),
-    (ignores, "sign signbit sgn argmax argmin argsort isnan isinf isfinite isposinf isneginf nonzero"),
-    (ignores, "count_nonzero angle ones ones_like rand randn randint rand_like randn_like randint_like"),
-    (ignores, "arange linspace logspace eye scalar_tensor randperm uniform normal exponential random"),
+    (
+        ignores,
+        "sign signbit sgn argmax argmin argsort isnan isinf isfinite isposinf isneginf nonzero",
+    ),
+    (
+        ignores,
+        "count_nonzero angle ones ones_like rand randn randint rand_like randn_like randint_like",
+    ),
+    (
+        ignores,
+        "arange linspace logspace eye scalar_tensor randperm uniform normal exponential random",
+    ),
     (ignores, "logical_not logical_and logical_or logical_xor any all bitwise_and bitwise_or"),
     (ignores, "bitwise_not bitwise_xor searchsorted bucketize one_hot _unique2 unique_consecutive"),
     (ignores, "sym_size sym_numel sym_stride sym_storage_offset is_same_size _assert_async"),
-    (ignores, "_assert_tensor_metadata _assert_scalar geometric tril_indices triu_indices hash_tensor"),
+    (
+        ignores,
+        "_assert_tensor_metadata _assert_scalar geometric tril_indices triu_indices hash_tensor",
+    ),
     (ignores, "bartlett_window hann_window hamming_window blackman_window"),
-    (empty, "zeros zeros_like new_zeros empty empty_like new_empty empty_strided new_empty_strided"),
+    (
+        empty,
+        "zeros zeros_like new_zeros empty empty_like new_empty empty_strided new_empty_strided",
+    ),
     (empty, "zero _efficientzerotensor resize"),
     (full, "full full_like new_full fill"),
     (fill, "masked_fill index_fill"),
@@ -427,7 +457,10 @@ _TABLE: list[tuple[Rule, str]] = [
     (vector_norm, "linalg_vector_norm norm"),
     (polar, "polar"),
     (lerp, "lerp"),
-    (index_add, "index_put _index_put_impl _unsafe_index_put index_add index_copy scatter scatter_add"),
+    (
+        index_add,
+        "index_put _index_put_impl _unsafe_index_put index_add index_copy scatter scatter_add",
+    ),
     (index_add, "scatter_reduce select_scatter slice_scatter diagonal_scatter index_reduce put"),
     (squared_difference, "mse_loss"),
     (linear_solve, "_linalg_solve_ex"),

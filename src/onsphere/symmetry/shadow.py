@@ -47,7 +47,9 @@ class Shadows:
             self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
         return moved
 
-    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
+    def follow(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
         """Repeat an operation on the values of its inputs, if all are known."""
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if not any(t.is_meta for t in results):

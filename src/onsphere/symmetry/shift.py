@@ -55,13 +55,23 @@ def find_shifts(
         for gradients in probe.gradients(point, cotangents):
             for name in names:
                 candidates[name] = _surviving(name, candidates[name], gradients, worst)
-    found = []
-    for name in names:
-        for division in _finest(candidates[name]):
-            change = max(_moved(probe, name, division, p) for p in points)
-            if change <= FINITE_TOLERANCE:
-                found.append(Shift(name, division, worst.get((name, division), 0.0), change))
-    return found
+    wanted = [(n, d) for n in names for d in _finest(candidates[n])]
+    changes = _changes(probe, wanted, points)
+    return [
+        Shift(name, division, worst.get((name, division), 0.0), change)
+        for (name, division), change in zip(wanted, changes, strict=True)
+        if change <= FINITE_TOLERANCE
+    ]
+
+
+def _changes(
+    probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], points: Sequence[Point]
+) -> list[float]:
+    """Move everything at once; look for the culprits one by one if that changes the output."""
+    together = max((_moved(probe, wanted, p) for p in points), default=0.0)
+    if together <= FINITE_TOLERANCE:
+        return [together] * len(wanted)
+    return [max(_moved(probe, [w], p) for p in points) for w in wanted]
 
 
 def _candidates(shape: Sequence[int]) -> list[list[VectorAxes]]:
@@ -113,12 +123,15 @@ def _finest(families: list[list[VectorAxes]]) -> list[VectorAxes]:
     return single or finest
 
 
-def _moved(probe: Probe, name: str, division: VectorAxes, point: Point) -> float:
-    own = probe.own_name[name]
-    p = point.state[own]
-    vectors = division.gather(p)
-    amounts = torch.randn(vectors.shape[:-1], generator=probe.generator, dtype=torch.float64).to(p)
-    amounts = amounts * p.abs().mean().clamp_min(1e-3)
-    other = division.scatter(vectors + amounts[..., None], p.shape)
-    moved = Point({**point.state, own: other}, point.args, point.kwargs)
+def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> float:
+    state = dict(point.state)
+    for name, division in wanted:
+        own = probe.own_name[name]
+        p = state[own]
+        vectors = division.gather(p)
+        shape = vectors.shape[:-1]
+        amounts = torch.randn(shape, generator=probe.generator, dtype=torch.float64).to(p)
+        amounts = amounts * p.abs().mean().clamp_min(1e-3)
+        state[own] = division.scatter(vectors + amounts[..., None], p.shape)
+    moved = Point(state, point.args, point.kwargs)
     return relative_change(probe.outputs(point), probe.outputs(moved))

@@ -1,14 +1,14 @@
 """An audit as text: alike layers share a line, so that a deep model fits on a screen."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from onsphere.geometry import VectorAxes
+
 if TYPE_CHECKING:
     from onsphere.symmetry.audit import Audit
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?=\.|$)")
 
 
 def rendered(audit: "Audit") -> str:
@@ -27,7 +27,9 @@ def rendered(audit: "Audit") -> str:
     ]
     if audit.unknown_ops:
         ops = sorted({u.name for u in audit.unknown_ops})
-        parts.append(f"operations without a rule (nothing is claimed through them): {', '.join(ops)}")
+        parts.append(
+            f"operations without a rule (nothing is claimed through them): {', '.join(ops)}"
+        )
     if audit.leaks:
         worst = max(audit.leaks, key=lambda x: x.amount)
         parts.append(
@@ -56,12 +58,16 @@ def grouped(names: Sequence[tuple[str, ...]]) -> list[str]:
     return [line for pattern, found in patterns.items() for line in _filled(pattern, found)]
 
 
+_INDEX = re.compile(r"(?:(?<=\.)|(?<=^)|(?<= ))\d+(?=\.|,|$|\^)")
+"""A whole component of a name that is a number."""
+
+
 def _all_numbers(text: str) -> list[str]:
-    return re.findall(r"(?:(?<=\.)|(?<=^)|(?<= ))\d+(?=\.|,|$|\^)", text)
+    return _INDEX.findall(text)
 
 
 def _masked(text: str) -> str:
-    return re.sub(r"(?:(?<=\.)|(?<=^)|(?<= ))\d+(?=\.|,|$|\^)", "#", text)
+    return _INDEX.sub("#", text)
 
 
 def _filled(pattern: str, found: list[tuple[int, ...]]) -> Iterable[str]:
@@ -109,14 +115,12 @@ def _short(line: str, limit: int = 8) -> str:
     return ", ".join(shown)
 
 
-def _signed(exponents: "dict[str, Fraction] | object") -> tuple[str, ...]:
-    items = exponents.items()  # type: ignore[attr-defined]
-    return tuple(n if e == 1 else f"{n}^{e}" for n, e in items)
+def _signed(exponents: Mapping[str, Fraction]) -> tuple[str, ...]:
+    return tuple(n if e == 1 else f"{n}^{e}" for n, e in exponents.items())
 
 
-def _shift_words(axes: "object") -> str:
-    pieces = axes.pieces  # type: ignore[attr-defined]
+def _shift_words(axes: VectorAxes) -> str:
+    pieces, index = axes.pieces, axes.index
     if pieces:
         return f"by a common amount within each of {pieces[0][1]} blocks of axis {pieces[0][0]}"
-    index = axes.index  # type: ignore[attr-defined]
     return f"by a common amount for each entry of axes {index}" if index else "by one constant"

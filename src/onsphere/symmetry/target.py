@@ -185,7 +185,9 @@ def _from_config(path: Path, shrink: bool) -> Target:
     try:
         import transformers
     except ImportError as error:
-        raise TargetError("a model config needs the package transformers to be installed") from error
+        raise TargetError(
+            "a model config needs the package transformers to be installed"
+        ) from error
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise TargetError(f"there is no {file}")
@@ -200,11 +202,12 @@ def _from_config(path: Path, shrink: bool) -> Target:
         note = _shrink(config)
     config._attn_implementation = "eager"
     config._experts_implementation = "eager"
+    auto: Any = transformers.AutoModel
     architecture = getattr(transformers, (data.get("architectures") or [""])[0], None)
     build: Callable[[], nn.Module] = (
         (lambda: architecture(config))
         if architecture is not None
-        else (lambda: transformers.AutoModel.from_config(config))
+        else (lambda: auto.from_config(config))
     )
     try:
         if shrink:

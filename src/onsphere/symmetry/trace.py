@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, parallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         else:
             return model
 
@@ -102,9 +102,7 @@ def weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         for name in module._buffers
         if name not in module._non_persistent_buffers_set
     }
-    buffers = {
-        n: b for n, b in model.named_buffers() if n in persistent and b.is_floating_point()
-    }
+    buffers = {n: b for n, b in model.named_buffers() if n in persistent and b.is_floating_point()}
     return parameters, buffers
 
 
@@ -138,11 +136,11 @@ def _leaves(value: Any) -> Iterator[Tensor]:
             yield from _leaves(v)
 
 
-class _Tracer(TorchDispatchMode):
+class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every operation that a model executes and applies its rule."""
 
     def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.touched: set[int] = set()
         self.written: set[int] = set()
@@ -190,7 +188,9 @@ class _Tracer(TorchDispatchMode):
     def _describe(
         self, func: Any, args: Sequence[Any], kwargs: Any, results: list[Tensor], units: Any
     ) -> None:
-        read = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        read = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
+        }
         written = _written(func, args, kwargs)
         self.written |= written
         for i, tensor in enumerate(results):
@@ -207,7 +207,9 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[i
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found |= {t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor)}
+            found |= {
+                t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor)
+            }
     return found
 
 
@@ -264,8 +266,9 @@ def _substituted(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None
     recurrent = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
     try:
         for module, parameters, buffers in saved:
-            for held, mine in ((module._parameters, parameters), (module._buffers, buffers)):
-                held.update({n: instead.get(id(t), t) for n, t in mine.items()})  # type: ignore[arg-type]
+            tables: Any = ((module._parameters, parameters), (module._buffers, buffers))
+            for held, mine in tables:
+                held.update({n: instead.get(id(t), t) for n, t in mine.items()})
         for module, _ in recurrent:
             names = module._flat_weights_names
             module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in names]
@@ -302,9 +305,7 @@ def call(
         except Exception as error:
             place = f" in module {where[0]!r}" if where[0] else ""
             first = (str(error) or repr(error)).splitlines()[0]
-            raise ModelError(
-                f"the model raised {type(error).__name__}{place}: {first}"
-            ) from error
+            raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error
 
 
 def trace(
@@ -397,8 +398,11 @@ def _concluded(
         ledger.require_zero(site.form)
     exact = row_space(ledger.constraints.null_space(), set(range(count)))
     exact = [_without_idle_buffers(v, vectors, count) for v in exact]
-    unread = [n for n, p in zip(names, parameters.values(), strict=False) if id(p) not in touched
-              and p.untyped_storage()._cdata not in touched]
+    unread = [
+        n
+        for n, p in zip(names, parameters.values(), strict=False)
+        if id(p) not in touched and p.untyped_storage()._cdata not in touched
+    ]
     written = tracer.written | ledger.estimates
     return Trace(
         parameters=tuple(names[:count]),

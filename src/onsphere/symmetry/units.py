@@ -125,7 +125,9 @@ class Constraints:
         total: Form = {}
         for k, c in form.items():
             row = self._rows.get(k)
-            total = add_scaled(total, {k: c} if row is None else row, Fraction(1) if row is None else c)
+            total = add_scaled(
+                total, {k: c} if row is None else row, Fraction(1) if row is None else c
+            )
         return total
 
     def require_zero(self, form: Mapping[int, Fraction]) -> bool:
@@ -141,7 +143,9 @@ class Constraints:
         scale = -1 / rest.pop(pivot)
         row = {k: c * scale for k, c in rest.items()}
         for other in self._rows_with.pop(pivot, set()):
-            self._store(other, add_scaled(self._without(other, pivot), row, self._rows[other][pivot]))
+            self._store(
+                other, add_scaled(self._without(other, pivot), row, self._rows[other][pivot])
+            )
         self._store(pivot, row)
         return True
 
@@ -184,9 +188,7 @@ def row_space(vectors: Iterable[Mapping[int, Fraction]], keep: set[int]) -> list
     """
     seen = Constraints(0)
     return [
-        dict(v)
-        for v in vectors
-        if seen.require_zero({k: c for k, c in v.items() if k in keep})
+        dict(v) for v in vectors if seen.require_zero({k: c for k, c in v.items() if k in keep})
     ]
 
 

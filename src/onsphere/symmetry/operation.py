@@ -1,0 +1,260 @@
+"""One executed operation, as a rule sees it: arguments by name, units, and demands on them."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onsphere.symmetry.shadow import Shadows
+from onsphere.symmetry.units import ANY, ZERO, Constraints, Form, Unit
+
+LARGEST_EPS = 1e-2
+"""A constant up to this size, added before a root or a division, counts as an eps."""
+HUGE = 1e30
+"""Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
+
+
+@dataclass(frozen=True)
+class EpsSite:
+    """A constant that breaks a symmetry only through its smallness.
+
+    Args:
+        where: path of the module that ran the operation.
+        operation: name of the operation, as ``"aten::add"``.
+        value: the constant.
+        form: what would have to vanish if the constant were an ordinary number.
+    """
+
+    where: str
+    operation: str
+    value: float
+    form: Form
+
+
+class Ledger:
+    """What is known about tensors while a model runs: units, constraints, eps, unknown operations.
+
+    A unit belongs to a *storage*, so views and in-place writes through views need no bookkeeping.
+
+    Args:
+        count: number of unknown exponents.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.constraints = Constraints(count)
+        self.sites: dict[int, EpsSite] = {}
+        self.unknown: dict[tuple[str, str], None] = {}
+        self.followers: list[tuple[Unit, Unit]] = []
+        self.estimates: set[int] = set()
+        self.shadows = Shadows()
+        self.where = ""
+        self._site_ids = itertools.count()  # never used twice: units remember the ids
+        self._units: dict[int, Unit] = {}
+        self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
+
+    def read(self, tensor: Tensor) -> Unit:
+        """Return the unit of a tensor; a tensor nobody has described is data."""
+        return self._units.get(_key(tensor), ZERO)
+
+    def write(self, tensor: Tensor, unit: Unit) -> None:
+        """Describe the storage of a tensor."""
+        self._units[_key(tensor)] = unit
+        self._alive[_key(tensor)] = tensor.untyped_storage()
+
+    def update(self, tensor: Tensor, unit: Unit) -> None:
+        """Describe a tensor that was written in place, maybe through a view of a larger one."""
+        before = self.read(tensor)
+        if before.free or _covers_storage(tensor):
+            self.write(tensor, unit)
+        elif not unit.free:
+            self.require_zero(before.terms, unit.terms)
+            self.write(tensor, Unit(before.terms))
+
+    def require_zero(self, form: Form | Any, minus: Any = None) -> None:
+        """Demand that a form (or the difference of two) vanishes."""
+        self.constraints.require_zero((Unit(form) - Unit(minus or {})).terms)
+
+    def add_site(self, operation: str, value: float, form: Form) -> int:
+        """Record an eps; return its id."""
+        site = next(self._site_ids)
+        self.sites[site] = EpsSite(self.where, operation, value, dict(form))
+        return site
+
+    def settle(self, unit: Unit) -> Unit:
+        """Take back the eps on a unit: its tensor did not go into a root or a denominator."""
+        for site in unit.eps:
+            if site in self.sites:
+                self.require_zero(self.sites.pop(site).form)
+        return Unit(unit.terms, unit.free, unit.binary) if unit.eps else unit
+
+
+class Operation:
+    """An executed operation with its arguments by name.
+
+    Args:
+        ledger: what is known so far.
+        func: the overload that ran.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        result: what it returned.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        result: Any,
+    ) -> None:
+        self.ledger, self.func, self.result = ledger, func, result
+        self.name: str = func._schema.name
+        schema = func._schema.arguments
+        self._args = {a.name: a.default_value for a in schema if a.has_default_value()}
+        self._args |= dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        self.first: Any = args[0] if args else next(iter(kwargs.values()), None)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an argument by the name that the operation's schema gives it."""
+        return self._args.get(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether this overload takes such an argument."""
+        return name in self._args
+
+    def tensors(self) -> list[Tensor]:
+        """Return all real or complex tensors among the arguments, lists unpacked."""
+        found = (t for a in self._args.values() for t in flat_tensors(a))
+        return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+    def unit(self, value: Any, *, keep_eps: bool = False) -> Unit:
+        """Return the unit of a tensor, a number or nothing at all (which fits any unit).
+
+        Args:
+            value: an argument.
+            keep_eps: leave an eps that was added to it pending, because the value goes into a
+                root, a denominator, or somewhere that only rearranges it.
+        """
+        if isinstance(value, Tensor):
+            unit = self.ledger.read(value)
+            return unit if keep_eps else self.ledger.settle(unit)
+        if isinstance(value, Unit):
+            return value
+        return ANY if is_free_number(value) else ZERO
+
+    def equal(self, *values: Any) -> Unit:
+        """Demand equal units, and return the common one.
+
+        Tensors that hold only zeros and infinities are left out: they fit any unit.
+        """
+        common: Unit = ANY
+        for value in values:
+            unit = self.unit(value)
+            if unit.free:
+                continue
+            if common.free:
+                common = unit
+                held = value
+                continue
+            difference = self.ledger.constraints.reduced((common - unit).terms)
+            if not difference or self._is_free_constant(value, unit):
+                continue
+            if self._is_free_constant(held, common):
+                common, held = unit, value
+                continue
+            self.ledger.require_zero(difference)
+        return Unit(common.terms, common.free)
+
+    def _is_free_constant(self, value: Any, unit: Unit) -> bool:
+        """Return whether a tensor of unit 0 holds nothing but zeros and infinities."""
+        if not isinstance(value, Tensor) or unit.terms or not value.is_floating_point():
+            return False
+        known = self.ledger.shadows.value(value)
+        if known is None or type(known) is not Tensor:
+            return False
+        low = torch.finfo(known.dtype).min
+        free = (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
+        return bool(free.all())
+
+    def dimensionless(self, *values: Any) -> Unit:
+        """Demand that values have unit 0, and return it."""
+        for value in values:
+            unit = self.unit(value)
+            if not unit.free:
+                self.ledger.require_zero(unit.terms)
+        return ZERO
+
+    def small(self, value: Any) -> bool:
+        """Return whether a number is small enough to be an eps."""
+        if isinstance(value, Tensor):
+            known = self.ledger.shadows.value(value)
+            if known is None or known.numel() != 1 or self.ledger.read(value).terms:
+                return False
+            value = constant_value(known)
+        return isinstance(value, int | float) and 0 < abs(value) <= LARGEST_EPS
+
+    def with_eps(self, unit: Unit, value: Any) -> Unit:
+        """Return a unit with an eps pending on it."""
+        terms = self.ledger.constraints.reduced(unit.terms)
+        if not terms:
+            return unit
+        known = self.ledger.shadows.value(value) if isinstance(value, Tensor) else None
+        number = value if known is None else constant_value(known)
+        site = self.ledger.add_site(self.name, float(number), terms)
+        return Unit(unit.terms, eps=unit.eps | {site})
+
+    def note_eps(self, value: float | None, beside: Unit) -> None:
+        """Record the eps of a fused normalization, added beside something of a unit."""
+        number = float(value) if value is not None else torch.finfo(torch.float32).eps
+        self.ledger.add_site(self.name, number, dict(beside.terms))
+
+    def follow(self, buffer: Any, unit: Unit) -> None:
+        """Record that a buffer estimates something of this unit without acting on the output."""
+        if isinstance(buffer, Tensor):
+            self.ledger.followers.append((self.ledger.read(buffer), unit))
+            self.ledger.estimates.add(_key(buffer))
+
+
+Rule = Callable[[Operation], Unit | tuple[Unit, ...]]
+"""From an operation to the unit of its result, or one per result, with demands on the way."""
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value made of tensors, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in flat_tensors(v)]
+    return []
+
+
+def is_free_number(value: Any) -> bool:
+    """Return whether a number (or its absence) fits any unit: 0, an infinity, an extreme."""
+    if value is None:
+        return True
+    if isinstance(value, bool | complex) or not isinstance(value, int | float):
+        return False
+    extremes = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+    return value == 0 or math.isinf(value) or abs(value) >= HUGE or value in extremes
+
+
+def constant_value(tensor: Tensor) -> float:
+    """Return the number that a tensor with one entry holds."""
+    return float(tensor.detach().reshape(()).item())
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _covers_storage(tensor: Tensor) -> bool:
+    whole = tensor.untyped_storage().nbytes()
+    return tensor.numel() * tensor.element_size() == whole and not _overlaps(tensor)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))

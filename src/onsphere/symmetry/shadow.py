@@ -1,0 +1,86 @@
+"""Values of small tensors on the meta device, as far as they do not depend on any weight.
+
+A model without memory still asks questions about its inputs ("is this mask all ones?"). Every
+operation whose inputs have known values is repeated on the CPU, so such questions get an answer
+and masks show their zeros and infinities.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+LARGEST = 1_000_000
+"""Tensors with more entries than this get no shadow."""
+
+
+class Shadows:
+    """Known values of meta tensors, by identity.
+
+    Views share memory with the shadow of what they view, so writing in place works by itself.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def value(self, tensor: Tensor) -> Tensor | None:
+        """Return the value of a tensor where it is known."""
+        if not tensor.is_meta:
+            return tensor
+        known = self._known.get(id(tensor))
+        return None if known is None else known[1]
+
+    def know(self, tensor: Tensor, value: Tensor) -> None:
+        """Remember the value of a meta tensor (and the tensor, so that its identity stays)."""
+        self._known[id(tensor)] = (tensor, value)
+
+    def to_meta(self, value: Any) -> Any:
+        """Move a tensor to the meta device and remember its value; integers unknown count as 0."""
+        if not isinstance(value, Tensor):
+            return value
+        moved = value if value.is_meta else value.to("meta")
+        if not value.is_meta:
+            self.know(moved, value)
+        elif not value.is_floating_point() and value.numel() <= LARGEST:
+            self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
+        return moved
+
+    def follow(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+    ) -> None:
+        """Repeat an operation on the values of its inputs, if all are known."""
+        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if not any(t.is_meta for t in results):
+            return
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        small = all(t.numel() <= LARGEST for t in results)
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if small and not random and all(self.value(t) is not None for t in inputs):
+            here = tree_map(self._real, (tuple(args), dict(kwargs)))
+            values = tree_leaves(func(*here[0], **here[1]))
+            for tensor, value in zip(results, values, strict=False):
+                self.know(tensor, value)
+        else:
+            self._forget(func, args, kwargs)
+
+    def _real(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.value(value)
+        if isinstance(value, torch.device) and value.type == "meta":
+            return torch.device("cpu")
+        return value
+
+    def _forget(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Drop the values of what an operation overwrote with something unknown."""
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[i] if i < len(args) else kwargs.get(argument.name)
+                for tensor in tree_leaves(written):
+                    if isinstance(tensor, Tensor) and tensor.is_meta:
+                        self._drop(tensor.untyped_storage()._cdata)
+
+    def _drop(self, storage: int) -> None:
+        kept = {k: v for k, v in self._known.items() if v[0].untyped_storage()._cdata != storage}
+        self._known = kept

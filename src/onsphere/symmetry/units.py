@@ -1,0 +1,265 @@
+r"""Units of tensors: rational exponents, the constraints between them, and their null space.
+
+Give every weight :math:`p_i` an unknown exponent :math:`e_i`: under a rescale by :math:`a > 0` it
+becomes :math:`a^{e_i} p_i`. A tensor computed from weights then scales as :math:`a^u`, where its
+*unit* :math:`u = \sum_i c_i e_i` is a linear form with rational coefficients. Operations that only
+make sense between equal units (a sum) each demand that one linear form vanishes. The exponents
+that satisfy all demands are the null space of a rational matrix: every scale symmetry of the
+network at the level of whole tensors, exactly.
+
+Source: Buckingham's pi theorem (1914) gives the same null space for physical quantities.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+Form = dict[int, Fraction]
+"""A sparse linear form: unknown -> non-zero coefficient."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a tensor scales: a linear form in the unknown exponents.
+
+    Args:
+        terms: unknown -> coefficient, zeros left out.
+        free: the tensor holds only 0, infinities or the dtype's extremes, which fit any unit.
+        binary: the tensor holds only 0 and 1.
+        eps: constants added to this tensor that count as an ``eps`` *if* the tensor goes on into
+            a root or a denominator (ids of :class:`EpsSite`).
+
+    Example:
+        >>> weight, gain = Unit.of(0), Unit.of(1)
+        >>> print(weight + gain * Fraction(1, 2))
+        e0 + 1/2 e1
+        >>> print(weight - weight)
+        0
+    """
+
+    terms: Mapping[int, Fraction] = field(default_factory=dict)
+    free: bool = False
+    binary: bool = False
+    eps: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, unknown: int) -> "Unit":
+        """Return the unit of a weight: its own unknown exponent."""
+        return cls({unknown: Fraction(1)})
+
+    def __add__(self, other: "Unit") -> "Unit":
+        """Return the unit of a product."""
+        if self.free or other.free:
+            return ANY
+        return Unit(add_scaled(self.terms, other.terms, Fraction(1)))
+
+    def __sub__(self, other: "Unit") -> "Unit":
+        """Return the unit of a quotient."""
+        if self.free or other.free:
+            return ANY
+        return Unit(add_scaled(self.terms, other.terms, Fraction(-1)))
+
+    def __mul__(self, power: Fraction | int) -> "Unit":
+        """Return the unit of a power."""
+        if self.free and power > 0:
+            return ANY
+        if self.free or power == 0:
+            return ZERO
+        return Unit({k: c * power for k, c in self.terms.items()})
+
+    def __str__(self) -> str:
+        if self.free:
+            return "any"
+        shown = [f"e{k}" if c == 1 else f"{c} e{k}" for k, c in sorted(self.terms.items())]
+        return " + ".join(shown) or "0"
+
+
+ZERO = Unit()
+"""The unit of data, of plain numbers and of everything that a rescale leaves alone."""
+ANY = Unit(free=True)
+"""The unit of a literal 0 and of infinities, which every rescale leaves alone as well."""
+
+
+def add_scaled(
+    a: Mapping[int, Fraction], b: Mapping[int, Fraction], factor: Fraction
+) -> dict[int, Fraction]:
+    """Return the form ``a + factor * b`` without zero coefficients."""
+    total = dict(a)
+    for k, c in b.items():
+        value = total.get(k, Fraction(0)) + factor * c
+        if value:
+            total[k] = value
+        else:
+            total.pop(k, None)
+    return total
+
+
+class Constraints:
+    """Linear forms that must vanish, kept fully reduced as they arrive.
+
+    Each stored row says ``pivot = -(the rest)`` and the rest holds no pivot, so reading a form is
+    one pass of substitution and the null space can be read off.
+
+    Args:
+        count: number of unknowns.
+
+    Example:
+        >>> system = Constraints(3)
+        >>> system.require_zero({0: Fraction(1), 1: Fraction(1)})     # e0 + e1 = 0
+        True
+        >>> system.require_zero({0: Fraction(2), 1: Fraction(2)})     # nothing new
+        False
+        >>> [{k: int(c) for k, c in v.items()} for v in system.null_space()]
+        [{0: 1, 1: -1}, {2: 1}]
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._rows: dict[int, Form] = {}
+        self._rows_with: defaultdict[int, set[int]] = defaultdict(set)
+
+    def reduced(self, form: Mapping[int, Fraction]) -> Form:
+        """Return the form with every pivot substituted: empty when it must vanish anyway."""
+        total: Form = {}
+        for k, c in form.items():
+            row = self._rows.get(k)
+            total = add_scaled(
+                total, {k: c} if row is None else row, Fraction(1) if row is None else c
+            )
+        return total
+
+    def require_zero(self, form: Mapping[int, Fraction]) -> bool:
+        """Demand that a form vanishes; return whether that was news.
+
+        The unknown with the highest number becomes the pivot: weights met first stay free, so a
+        null vector reads "this weight, and what must follow it".
+        """
+        rest = self.reduced(form)
+        if not rest:
+            return False
+        pivot = max(rest)
+        scale = -1 / rest.pop(pivot)
+        row = {k: c * scale for k, c in rest.items()}
+        for other in self._rows_with.pop(pivot, set()):
+            self._store(
+                other, add_scaled(self._without(other, pivot), row, self._rows[other][pivot])
+            )
+        self._store(pivot, row)
+        return True
+
+    def _without(self, row: int, unknown: int) -> Form:
+        return {k: c for k, c in self._rows[row].items() if k != unknown}
+
+    def _store(self, pivot: int, row: Form) -> None:
+        for k in self._rows.get(pivot, {}):
+            self._rows_with[k].discard(pivot)
+        self._rows[pivot] = row
+        for k in row:
+            self._rows_with[k].add(pivot)
+
+    def null_space(self) -> list[Form]:
+        """Return a basis of all exponents that satisfy the demands: sparse, small integers."""
+        return sparse_basis(self._fundamental_basis())
+
+    def _fundamental_basis(self) -> list[Form]:
+        basis = []
+        for unknown in range(self.count):
+            if unknown not in self._rows:
+                vector = {unknown: Fraction(1)}
+                vector |= {p: self._rows[p][unknown] for p in sorted(self._rows_with[unknown])}
+                basis.append(vector)
+        return basis
+
+
+def null_space(forms: Iterable[Mapping[int, Fraction]], count: int) -> list[Form]:
+    """Return a sparse basis with small integers of the vectors on which all forms vanish."""
+    system = Constraints(count)
+    for form in forms:
+        system.require_zero(form)
+    return system.null_space()
+
+
+def row_space(vectors: Iterable[Mapping[int, Fraction]], keep: set[int]) -> list[Form]:
+    """Return independent vectors that span the projection of ``vectors`` onto some unknowns.
+
+    The vectors come back whole: only their independence is judged on ``keep``.
+    """
+    seen = Constraints(0)
+    return [
+        dict(v) for v in vectors if seen.require_zero({k: c for k, c in v.items() if k in keep})
+    ]
+
+
+def in_span(vector: Mapping[int, Fraction], basis: Iterable[Mapping[int, Fraction]]) -> bool:
+    """Return whether a vector is a rational combination of others."""
+    seen = Constraints(0)
+    for other in basis:
+        seen.require_zero(other)
+    return not seen.reduced(vector)
+
+
+def sparse_basis(basis: Iterable[Mapping[int, Fraction]]) -> list[Form]:
+    """Return another basis of the same space with fewer and smaller exponents.
+
+    Every vector is scaled to coprime integers; then multiples of others are added as long as that
+    makes its largest exponent, or its number of entries, smaller. A weight with a symmetry of its
+    own is always found as such when the basis given is fundamental (each free unknown in one
+    vector only): the supports of a fundamental basis reveal the direct summands.
+
+    Example:
+        >>> gain, q, k, v = range(4)
+        >>> one = {gain: Fraction(1), k: Fraction(-2), v: Fraction(-1)}
+        >>> two = {q: Fraction(1), k: Fraction(-1)}
+        >>> [{k: int(c) for k, c in b.items()} for b in sparse_basis([one, two])]
+        [{0: -1, 1: 1, 2: 1, 3: 1}, {1: 1, 2: -1}]
+    """
+    vectors = [_coprime(v) for v in basis]
+    having: defaultdict[int, set[int]] = defaultdict(set)
+    for i, v in enumerate(vectors):
+        for k in v:
+            having[k].add(i)
+    changed = True
+    while changed:
+        changed = False
+        for i in range(len(vectors)):
+            better = _shortened(i, vectors, having)
+            if better is not None:
+                for k in vectors[i]:
+                    having[k].discard(i)
+                vectors[i] = better
+                for k in better:
+                    having[k].add(i)
+                changed = True
+    return [dict(sorted(v.items())) for v in vectors]
+
+
+def _shortened(i: int, vectors: list[Form], having: Mapping[int, set[int]]) -> Form | None:
+    best, best_cost = None, _cost(vectors[i])
+    neighbours = {j for k in vectors[i] for j in having[k]} - {i}
+    for j in sorted(neighbours):
+        ratios = {-c / vectors[j][k] for k, c in vectors[i].items() if k in vectors[j]}
+        for ratio in sorted(ratios | {Fraction(1), Fraction(-1)}):
+            candidate = _coprime(add_scaled(vectors[i], vectors[j], ratio))
+            if candidate and _cost(candidate) < best_cost:
+                best, best_cost = candidate, _cost(candidate)
+    return best
+
+
+def _cost(v: Form) -> tuple[Fraction, int, int]:
+    """Largest exponent first, then the number of weights, then of opposite signs."""
+    negative = sum(c < 0 for c in v.values())
+    return max(abs(c) for c in v.values()), len(v), min(negative, len(v) - negative)
+
+
+def _coprime(v: Mapping[int, Fraction]) -> Form:
+    """Scale to coprime integers; more positive exponents than negative ones, the first positive."""
+    if not v:
+        return {}
+    common = math.lcm(*(c.denominator for c in v.values()))
+    divisor = math.gcd(*(int(c * common) for c in v.values()))
+    positive = sum(c > 0 for c in v.values())
+    flip = 2 * positive < len(v) or (2 * positive == len(v) and v[min(v)] < 0)
+    scale = Fraction(-common if flip else common, divisor)
+    return {k: c * scale for k, c in v.items()}

@@ -1,0 +1,193 @@
+"""Audits of small models: dimensions known from theory, certificates, and every way to object."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onsphere.geometry import VectorAxes
+from onsphere.symmetry import Audit, CannotCanonicalize, ModelError, audit, canonicalize, trace
+from onsphere.symmetry.certificate import certify
+from onsphere.symmetry.probe import Probe
+from symmetry.networks import count_wrong, numeric_dimension, random_network
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def mixed_network() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3),
+            nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10), nn.ReLU(),
+            nn.Linear(10, 12), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 5),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Audit:
+    return audit(mixed_network(), _normal(4, 3, 8, 8))
+
+
+def test_the_mixed_network_of_the_theory(mixed: Audit) -> None:
+    assert (len(mixed.parameters), len(mixed.scale_symmetries)) == (16, 8)
+    assert mixed.inert == ["0.bias"]
+    assert not mixed.unknown_ops
+    assert mixed.own_spheres()["0.weight"].axes == VectorAxes(index=(0,))
+    group = next(s for s in mixed.spheres if set(s.names) == {"3.weight", "3.bias"})
+    assert group.axes == VectorAxes(pieces=((0, 2),))
+    assert {"9.weight", "9.bias"} <= {s.name for s in mixed.shifts}
+
+
+def test_batch_norm_in_eval_mode_moves_its_statistics() -> None:
+    found = audit(mixed_network().eval(), _normal(4, 3, 8, 8))
+    assert len(found.scale_symmetries) == 8
+    moved = [v for v in found.scale_symmetries if "1.running_var" in v]
+    assert moved
+    assert all(v["1.running_var"] == 2 for v in moved)
+
+
+def test_json_round_trips(mixed: Audit, tmp_path: Path) -> None:
+    mixed.to_json(tmp_path / "audit.json")
+    assert Audit.from_json(tmp_path / "audit.json") == mixed
+
+
+def test_the_table_names_every_kind(mixed: Audit) -> None:
+    text = str(mixed)
+    for words in ("on a sphere", "share one sphere", "trade scales", "can shift", "inert"):
+        assert words in text
+
+
+def test_param_groups_hold_every_parameter_once(mixed: Audit) -> None:
+    net = mixed_network()
+    groups = mixed.param_groups(net, weight_decay=0.1)
+    assert sorted(n for g in groups for n in g["names"]) == sorted(dict(net.named_parameters()))
+    assert [g["names"] for g in groups if g["sphere"] is not None] == [["0.weight"]]
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    net = mixed_network()
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    audit(net, _normal(4, 3, 8, 8))
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_a_module_used_twice_is_left_as_it_was() -> None:
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.LayerNorm(4), layer)
+    before = layer.weight.detach().clone()
+    audit(net, _normal(3, 4))
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_false_claim_fails_its_certificate() -> None:
+    net, x = mixed_network(), (_normal(4, 3, 8, 8),)
+    probe = Probe(net, x, {}, trace(net, x))
+    true, false = certify(
+        probe, [{"0.weight": Fraction(1)}, {"12.weight": Fraction(1)}], [probe.given()]
+    )
+    assert true.holds
+    assert not false.holds
+    assert false.change > 1e-2
+
+
+def test_compiled_and_bare_models_agree(mixed: Audit) -> None:
+    compiled = torch.compile(mixed_network(), backend="eager")
+    assert audit(compiled, _normal(4, 3, 8, 8)).scale_symmetries == mixed.scale_symmetries
+
+
+def test_a_model_without_memory_gives_the_same_units() -> None:
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.LayerNorm(6), nn.Linear(6, 2))
+    found = audit(net, torch.empty(3, 4, device="meta"))
+    assert found.scale_symmetries[0] == {"0.weight": 1}
+    assert not found.certified
+
+
+class _Broken(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return [1, 2] if x.shape[0] == 1 else self.inner(x)
+
+
+BAD = (
+    ("no parameters", nn.ReLU(), _normal(2, 3), "no parameters"),
+    ("wrong shape", _Broken(), _normal(2, 4), "module 'inner'"),
+    ("no float output", _Broken(), _normal(1, 3), "no floating-point tensor"),
+)
+
+
+@pytest.mark.parametrize(("name", "net", "x", "words"), BAD, ids=[b[0] for b in BAD])
+def test_bad_models_are_named(name: str, net: nn.Module, x: Tensor, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        audit(net, x)
+
+
+def test_nan_parameters_are_named() -> None:
+    net = nn.Linear(2, 2)
+    with torch.no_grad():
+        net.bias[0] = float("nan")
+    with pytest.raises(ModelError, match="'bias'"):
+        audit(net, _normal(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_canonicalize_keeps_the_function_and_is_idempotent(dtype: torch.dtype) -> None:
+    net, x = mixed_network().to(dtype), _normal(4, 3, 8, 8).to(dtype)
+    found = audit(net, x)
+    once = canonicalize(net, found)
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    with torch.no_grad():
+        before, after = net(x), once(x)
+    assert (before - after).abs().max() <= tolerance * before.abs().max()
+    norms = [
+        sum(float(p.detach().double().norm()) ** 2 for p in m.parameters()) for m in (net, once)
+    ]
+    assert norms[1] < norms[0]
+    twice = canonicalize(once, found)
+    for p, q in zip(once.parameters(), twice.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=0)
+
+
+def test_canonicalize_refuses_what_it_cannot_verify(mixed: Audit) -> None:
+    net = mixed_network()
+    with pytest.raises(CannotCanonicalize, match="eval mode"):
+        canonicalize(net.eval(), mixed)
+    with pytest.raises(CannotCanonicalize, match="give `args`"):
+        canonicalize(net.train(), replace(mixed, inputs=None))
+    wrong = replace(mixed, exact_symmetries=[{"12.weight": Fraction(1), "9.weight": Fraction(-1)}])
+    with pytest.raises(CannotCanonicalize, match="output would change"):
+        canonicalize(net, wrong)
+
+
+def test_random_networks_claim_nothing_false_and_miss_nothing() -> None:
+    reports: list[str] = []
+    networks, false, missed = count_wrong(range(30), lambda s, m: reports.append(f"{s}: {m}"))
+    print(f"{networks} networks, {false} with a false claim, {missed} with one missed; {reports}")
+    assert false == 0
+    assert missed == 0
+
+
+@pytest.mark.slow
+def test_five_thousand_random_networks() -> None:
+    reports: list[str] = []
+    networks, false, missed = count_wrong(range(5000), lambda s, m: reports.append(f"{s}: {m}"))
+    print(f"{networks} networks, {false} with a false claim, {missed} where the rank differs")
+    print("\n".join(reports))
+    assert false == 0
+    assert missed == 0, reports
+
+
+def test_the_oracle_sees_a_missing_symmetry() -> None:
+    net, x = random_network(0)
+    found = audit(net, x)
+    assert numeric_dimension(net, x) != len(found.scale_symmetries[1:])

@@ -59,7 +59,10 @@ def log_ticks(low: float, high: float) -> list[float]:
         ticks = [t for t in every if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)]
         if len(ticks) >= 3:
             return ticks
-    return [float(t) for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
+    # In units of the decade: MaxNLocator takes limits below 1e-287 for equal.
+    unit = float(f"1e{first - 1}")
+    low, high = low / unit, high / unit
+    return [float(t) * unit for t in MaxNLocator(4).tick_values(low, high) if low <= t <= high]
 
 
 class TickText(Formatter):

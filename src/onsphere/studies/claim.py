@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from onsphere.report.document import Figure, Section, Table, Verdict
-from onsphere.studies.cell import Cell
+from onsphere.studies.cell import Cell, Task
 from onsphere.studies.network import LABELS, STUDIED
 from onsphere.studies.training import DECAY, Space, Training
 
@@ -155,6 +155,18 @@ class Claim:
             tables=judged.tables,
             command=command,
         )
+
+
+def on_trained(
+    plan: Plan, task: Task, methods: Sequence[str], cost: float
+) -> dict[tuple[str, int], Cell]:
+    """Return the cells that measure the shared plain networks, by method and seed."""
+    cells = {}
+    for method in methods:
+        for seed in plan.seeds:
+            training = plan.trained(method, seed).cell()
+            cells[method, seed] = Cell(task, {"training": training.config}, (training,), cost)
+    return cells
 
 
 def label(method: str) -> str:

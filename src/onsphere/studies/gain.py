@@ -6,7 +6,7 @@ from torch import Tensor
 from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.claim import Claim, Judgement, Plan, Results, label
+from onsphere.studies.claim import Claim, Judgement, Plan, Results, average, label, on_trained
 from onsphere.studies.network import GROUPS, SmallConvNet
 from onsphere.studies.statistics import estimate, rank_correlation
 from onsphere.studies.training import Training, restore
@@ -26,7 +26,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     settings = Training(**config["training"])
     model = restore(settings, inputs)
     layers = [
-        _layer(gain, shift, z, _rescales(model, z.shape[1], config["seed"]))
+        _layer(gain, shift, z, _rescales(model, z.shape[1], settings.seed))
         for gain, shift, z in _pairs(model, inputs.images.train_x[:_IMAGES])
     ]
     return Outcome({"layers": layers})
@@ -84,7 +84,7 @@ def _layer(gain: Tensor, shift: Tensor | None, z: Tensor, rescales: Tensor) -> d
     return {
         "gain_spread": _rank(size, spread),
         "shift_mean": None if shift is None else _rank(shift.flatten(), mean),
-        "gain_spread_gauge": sum(under_gauge) / len(under_gauge),
+        "gain_spread_gauge": average(under_gauge),
         "ratio": float((size / spread.clamp_min(1e-12)).median()),
         "gain": [float(v) for v in size[keep]],
         "spread": [float(v) for v in spread[keep]],
@@ -104,13 +104,7 @@ def _learned(plan: Plan) -> list[str]:
 
 
 def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
-    cells = {}
-    for method in _learned(plan):
-        for seed in plan.seeds:
-            training = plan.trained(method, seed).cell()
-            config = {"training": training.config, "seed": seed}
-            cells[method, seed] = Cell(MEASURE, config, (training,), cost=0.05)
-    return cells
+    return on_trained(plan, MEASURE, _learned(plan), cost=0.05)
 
 
 def _judge(plan: Plan, results: Results) -> Judgement:
@@ -121,9 +115,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
 
         def per_seed(what: str, own: list[list[dict[str, float | None]]] = own) -> list[float]:
             values = [[one[what] for one in layers] for layers in own]
-            return [
-                sum(v) / len(v) for v in ([x for x in vs if x is not None] for vs in values) if v
-            ]
+            return [average(v) for v in ([x for x in vs if x is not None] for vs in values) if v]
 
         gain, gauge = estimate(per_seed("gain_spread")), estimate(per_seed("gain_spread_gauge"))
         shifts = per_seed("shift_mean")

@@ -71,7 +71,7 @@ def check_recursion(config: Config, inputs: Inputs) -> Outcome:
         shrinking.append(float((measured.diff(dim=0) < 0).double().mean()))
     error = max(errors)
     error = error if error < _ABSURD else _ABSURD  # nan, too, when the run diverged
-    return Outcome({"error": error, "shrinking": sum(shrinking) / len(shrinking)})
+    return Outcome({"error": error, "shrinking": average(shrinking)})
 
 
 def _predict(start: Tensor, drives: Tensor, settings: Training) -> Tensor:
@@ -233,14 +233,13 @@ def _judge(plan: Plan, results: Results) -> Judgement:
                 f"predicted {_range(_over_methods(plan, laws, *which))}."
                 for name, which in _LAWS_OF_THE_MEAN.items()
             ),
-            "The exponent 1/4 needs gradients of stationary size. On the task they shrink as the "
-            "network learns, and even on pure noise their size changes as the weights move: the "
-            "law with the measured sizes put in (third line) is the one to hold against a run.",
-            f"Without weight decay every layer's mean norm grew, by {min(growth):.2f} to "
-            f"{max(growth):.2f} ({spheres:.1%} of single spheres by {_GREW - 1:.0%} or more); "
-            f"under SGD without momentum no norm ever shrank ({shrinking:.0%} of steps). With "
-            f"decay {DECAY:g} the norms end at {min(decayed):.2f} to {max(decayed):.2f} of their "
-            "start.",
+            "The exponent 1/4 needs gradients of stationary size, which a network that learns does "
+            "not have. The growth from the measured gradients needs no such thing.",
+            f"Without weight decay the layers' mean norms end at {min(growth):.2f} to "
+            f"{max(growth):.2f} of their start ({spheres:.1%} of single spheres grew by "
+            f"{_GREW - 1:.0%} or more); under SGD without momentum norms shrank in {shrinking:.0%} "
+            f"of steps. With decay {DECAY:g} the norms end at {min(decayed):.2f} to "
+            f"{max(decayed):.2f} of their start.",
             "The recursions (SGD and momentum, with and without decay) hold to "
             f"{number(error, 3)}; without normalization they are off by up to "
             f"{number(control, 2)}.",

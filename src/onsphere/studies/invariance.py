@@ -11,7 +11,16 @@ from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
 from onsphere.report.number import number
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
+from onsphere.studies.claim import (
+    Claim,
+    Judgement,
+    Plan,
+    Results,
+    average,
+    label,
+    on_trained,
+    worst,
+)
 from onsphere.studies.network import SmallConvNet
 from onsphere.studies.statistics import log_slope
 from onsphere.studies.training import Training, restore
@@ -143,13 +152,7 @@ MEASURE = Task("invariance.measure", 2, measure)
 
 
 def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
-    cells = {}
-    for method in plan.methods:
-        for seed in plan.seeds:
-            training = plan.trained(method, seed)
-            config = {"training": training.cell().config}
-            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=0.4)
-    return cells
+    return on_trained(plan, MEASURE, plan.methods, cost=0.4)
 
 
 _LAWS = {
@@ -227,7 +230,7 @@ def _leak_slope(own: list[dict[str, Any]]) -> float | None:
         if len(points) >= 2:
             corrected = [change / (1 - a * a) for a, change in points]
             slopes.append(log_slope([a for a, _ in points], corrected))
-    return sum(slopes) / len(slopes) if slopes else None
+    return average(slopes) if slopes else None
 
 
 def _law_figure(plan: Plan, found: dict[tuple[str, int], dict[str, Any]]) -> Figure:

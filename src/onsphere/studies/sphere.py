@@ -12,7 +12,7 @@ from onsphere.norms.weight import WeightSphere
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
 from onsphere.report.number import number
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, worst
+from onsphere.studies.claim import Claim, Judgement, Plan, Results, label, on_trained, worst
 from onsphere.studies.network import SmallConvNet
 from onsphere.studies.training import Training, restore
 
@@ -173,13 +173,7 @@ MEASURE = Task("sphere.measure", 2, measure)
 
 
 def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
-    cells = {}
-    for method in plan.normalized:
-        for seed in plan.seeds:
-            training = plan.trained(method, seed)
-            config = {"training": training.cell().config}
-            cells[method, seed] = Cell(MEASURE, config, (training.cell(),), cost=0.1)
-    return cells
+    return on_trained(plan, MEASURE, plan.normalized, cost=0.1)
 
 
 def _judge(plan: Plan, results: Results) -> Judgement:

@@ -6,14 +6,12 @@ from math import log10
 
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.studies.cell import Cell
-from onsphere.studies.claim import Claim, Judgement, Plan, Results, label
+from onsphere.studies.claim import Claim, Judgement, Plan, Results, average, label
 from onsphere.studies.statistics import Estimate, estimate
 from onsphere.studies.training import Space, Training
 
 _WITHIN = 0.02  # a rate is usable when its accuracy is this close to the best of its row
 _MATTERS = 0.25  # decades: a smaller difference in width is called none
-
-_SPACES: tuple[tuple[Space, str], ...] = (("plain", "plain"), ("sphere", "sphere"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,11 @@ def _decades(values: tuple[float, ...]) -> float:
     return log10(values[-1] / values[0])
 
 
+def _spaces(method: str) -> tuple[Space, ...]:
+    """Return the spaces that make sense for a method: no sphere without normalization."""
+    return ("plain",) if method == "none" else ("plain", "sphere")
+
+
 def _training(plan: Plan, method: str, seed: int, space: Space, lr: float) -> Training:
     return plan.training(
         method, seed, space=space, lr=lr, schedule="cosine", steps=plan.scale.stability_steps
@@ -59,8 +62,7 @@ def _cells(plan: Plan) -> list[Cell]:
     return [
         _training(plan, method, seed, space, lr).cell()
         for method in plan.methods
-        for space, _ in _SPACES
-        if space == "plain" or method != "none"
+        for space in _spaces(method)
         for seed in plan.seeds
         for lr in rates(plan)
     ]
@@ -69,9 +71,7 @@ def _cells(plan: Plan) -> list[Cell]:
 def _rows(plan: Plan, results: Results) -> dict[tuple[str, Space, int], _Row]:
     rows = {}
     for method in plan.methods:
-        for space, _ in _SPACES:
-            if space == "sphere" and method == "none":
-                continue
+        for space in _spaces(method):
             for seed in plan.seeds:
                 found = [
                     results[_training(plan, method, seed, space, lr).cell().key]
@@ -114,8 +114,8 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             )
         )
     # Methods share seeds (initial weights, order of the data): average over them, then seeds.
-    pooled = estimate([sum(one) / len(one) for one in zip(*gains, strict=True)])
-    best_pooled = estimate([sum(one) / len(one) for one in zip(*best_gains, strict=True)])
+    pooled = estimate([average(one) for one in zip(*gains, strict=True)])
+    best_pooled = estimate([average(one) for one in zip(*best_gains, strict=True)])
     wider = [label(m) for m, e in per_method.items() if e.low > 0 and e.mean > _MATTERS]
     narrower = [label(m) for m, e in per_method.items() if e.high < 0 and e.mean < -_MATTERS]
     none = [rows["none", "plain", seed] for seed in plan.seeds]
@@ -169,13 +169,10 @@ def _verdict(pooled: Estimate, wider: list[str], narrower: list[str]) -> Verdict
 def _figure(plan: Plan, rows: dict[tuple[str, Space, int], _Row], what: str) -> Figure:
     panels = []
     for method in plan.methods:
-        series = []
-        for space, name in _SPACES:
-            own = [
-                rows[method, space, seed] for seed in plan.seeds if (method, space, seed) in rows
-            ]
-            if own:
-                series.append(_curve(own, name, what))
+        series = [
+            _curve([rows[method, space, seed] for seed in plan.seeds], space, what)
+            for space in _spaces(method)
+        ]
         panels.append(
             Panel(
                 label(method),
@@ -203,7 +200,7 @@ def _curve(own: list[_Row], name: str, what: str) -> Series:
     for column in columns:
         # A loss of exactly 0 (float32 saturates) still has a place on the logarithmic axis.
         values = [max(v, 1e-8) if what == "loss" else v for v in column if v is not None]
-        middle.append(sum(values) / len(values) if values else float("nan"))
+        middle.append(average(values))
         low.append(min(values, default=float("nan")))
         high.append(max(values, default=float("nan")))
     return Series(name, own[0].rates, middle, low, high, style="both")

@@ -5,35 +5,28 @@ gradients of random combinations of the outputs. Casts to a smaller dtype inside
 lifted, so that the noise is that of float64.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from onsphere.symmetry.operation import EpsSite
+from onsphere.symmetry.lifted import Composed, Lifted
 from onsphere.symmetry.trace import (
     OutputPicker,
     Trace,
     bare_name,
     call,
     float_outputs,
-    module_paths,
     plain_execution,
     unwrapped,
     weights,
 )
 
-TINY = 1e-30
-"""What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
-
-_SMALL_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_NOISE = 1_000_003
+"""Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
 
 @dataclass(frozen=True)
@@ -62,119 +55,6 @@ class Gradients:
 
     by_name: Mapping[str, Tensor]
     output: float
-
-
-class _Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Computes in float64 whatever the model casts to, and replaces eps where asked.
-
-    The mode works below autograd, and stays on during the backward pass.
-    """
-
-    def __init__(self, sites: Sequence[EpsSite], real_eps: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.values: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
-        for site in () if real_eps else sites:
-            self.values[site.where, site.operation.rstrip("_")].add(site.value)
-        self.fused = set() if real_eps else {s.value for s in sites if "norm" in s.operation}
-        self.where = ""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        name = func._schema.name
-        if name == "aten::embedding_dense_backward":
-            args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
-        args, kwargs = tree_map(self._lift, (tuple(args), dict(kwargs or {})))
-        args = self._without_eps(func, name, tuple(args))
-        if name == "aten::_grouped_mm":
-            return _grouped_mm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    @staticmethod
-    def _lift(value: Any) -> Any:
-        if value in _SMALL_FLOATS if isinstance(value, torch.dtype) else False:
-            return torch.float64
-        if isinstance(value, Tensor) and value.dtype in _SMALL_FLOATS:
-            return value.to(torch.float64)
-        return value
-
-    def _without_eps(self, func: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        schema = [a.name for a in func._schema.arguments]
-        if "norm" in name and self.fused:
-            for key in ("eps", "epsilon"):
-                i = schema.index(key) if key in schema else len(args)
-                if i < len(args):
-                    return (*args[:i], TINY, *args[i + 1 :])
-            return args
-        values = self.values.get((self.where, name.rstrip("_")))
-        if not values:
-            return args
-        return tuple(self._replaced(a, values) for a in args)
-
-    @staticmethod
-    def _replaced(value: Any, values: set[float]) -> Any:
-        if isinstance(value, Tensor):
-            if value.numel() == 1 and value.dtype == torch.float64 and not value.requires_grad:
-                near = any(abs(float(value) - v) <= 1e-6 * abs(v) for v in values)
-                return torch.full_like(value, TINY) if near else value
-            return value
-        return min(value, TINY) if isinstance(value, float) and value in values else value
-
-
-class _Composed(TorchFunctionMode):
-    """Writes BatchNorm with running statistics out, so that it has gradients for them."""
-
-    def __init__(self, real_eps: bool) -> None:
-        super().__init__()
-        self.real_eps = real_eps
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.batch_norm and not args[5] and args[3] is not None:
-            x, weight, bias, mean, var, _, _, eps, *_ = args
-            return self._batch_norm(x, mean, var, weight, bias, eps)
-        if func is nn.functional.batch_norm:
-            bound = signature(nn.functional.batch_norm).bind(*args, **kwargs)
-            bound.apply_defaults()
-            if not bound.arguments.pop("training") and bound.arguments["running_mean"] is not None:
-                bound.arguments.pop("momentum")
-                return self._batch_norm(**bound.arguments)
-        return func(*args, **kwargs)
-
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        weight: Any,
-        bias: Any,
-        eps: float,
-    ) -> Tensor:
-        shape = (1, -1, *([1] * (input.ndim - 2)))
-        scale = (running_var + (eps if self.real_eps else TINY)).rsqrt()
-        scale = scale if weight is None else scale * weight
-        y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
-        return y if bias is None else y + bias.reshape(shape)
-
-
-def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
-    """Multiply groups of rows by their own matrix, in the dtype given (the kernel is bf16 only)."""
-    if offs is None:
-        return a @ b
-    ends = offs.tolist()
-    starts = [0, *ends[:-1]]
-    if a.ndim == 2 and b.ndim == 3:
-        out = a.new_zeros(a.shape[0], b.shape[-1])
-        for g, (i, j) in enumerate(zip(starts, ends, strict=True)):
-            out[i:j] = a[i:j] @ b[g]
-        return out
-    if a.ndim == 2 and b.ndim == 2:
-        pairs = zip(starts, ends, strict=True)
-        return torch.stack([a[:, i:j] @ b[i:j] for i, j in pairs])
-    pairs = zip(starts, ends, strict=True)
-    return torch.cat([a[g] @ b[:, i:j] for g, (i, j) in enumerate(pairs)], dim=-1)
 
 
 class Probe:
@@ -266,7 +146,7 @@ class Probe:
         leaves = {}
         for name in self.names:
             own = self.own_name[name]
-            leaves[name] = state[own] = state[own].detach().clone().requires_grad_()
+            leaves[name] = state[own] = state[own].detach().requires_grad_()
         mode = self._mode(real_eps)
         with plain_execution(), torch.enable_grad():
             outputs = self._run(point, state, real_eps, mode)
@@ -287,8 +167,8 @@ class Probe:
                 pairs = zip(leaves, found, strict=True)
                 yield Gradients({n: g for n, g in pairs if g is not None}, norm)
 
-    def _mode(self, real_eps: bool) -> _Lifted:
-        return _Lifted(self.traced.eps, real_eps)
+    def _mode(self, real_eps: bool) -> Lifted:
+        return Lifted(self.traced.eps, real_eps)
 
     def _run(
         self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Any = None
@@ -302,26 +182,33 @@ class Probe:
         fresh = {
             n: t.clone() if n in buffers and not t.requires_grad else t for n, t in state.items()
         }
-        composed = _Composed(real_eps)
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
-        with plain_execution(), module_paths(self.model, enter), mode, composed:
-            return float_outputs(call(self.model, fresh, args, kwargs), self.output)
+        with plain_execution(), mode, Composed(real_eps):
+            return float_outputs(call(self.model, fresh, args, kwargs, enter), self.output)
 
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
 
     def _shaken(self, t: Any, noise: float) -> Any:
-        if not isinstance(t, Tensor) or not t.is_floating_point():
+        if not isinstance(t, Tensor) or not t.is_floating_point() or not t.numel():
             return t
-        draw = torch.randn(t.numel(), dtype=torch.float32, generator=self.generator)
-        spread = draw.to(t).reshape(t.shape)
-        factor = (noise * spread).exp()
-        if t.numel() and (bool((t > 0).all()) or bool((t < 0).all())):
-            return t * factor
-        if not bool(t.isfinite().all()):  # a mask: leave it alone
+        low, high = t.aminmax()
+        if not bool(low.isfinite() & high.isfinite()):  # a mask: leave it alone
             return t
+        spread = self._noise(t)
+        factor = torch.exp(noise * spread)
+        if low > 0 or high < 0:
+            return factor.mul_(t)
         size = float(t.abs().mean()) or 0.1
-        return t * factor + noise * size * draw.roll(1).to(t).reshape(t.shape)
+        return factor.mul_(t).add_(spread.roll(1), alpha=noise * size)
+
+    def _noise(self, t: Tensor) -> Tensor:
+        """Return normal numbers like a tensor; large tensors repeat a long list of them."""
+        count = t.numel()
+        drawn = torch.randn(min(count, _NOISE), generator=self.generator, dtype=torch.float64)
+        if count > _NOISE:
+            drawn = drawn.repeat(-(-count // _NOISE))[:count]
+        return drawn.to(t).reshape(t.shape)
 
 
 def _float64(t: Any) -> Any:

@@ -1,7 +1,8 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, is_dataclass, replace
 from fractions import Fraction
 from typing import Any, cast
@@ -237,20 +238,29 @@ def module_paths(model: nn.Module, enter: Callable[[str], None]) -> Iterator[Non
         last.remove()
 
 
+_PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+
+
 @contextmanager
 def plain_execution() -> Iterator[None]:
-    """Run models as written: no compiled graphs, no fused transformer layers, our own seed."""
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
+
+    Entered again inside itself it only seeds again.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if _PLAIN.get():
+            yield
+            return
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        token = _PLAIN.set(True)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            torch.manual_seed(0)
-            yield
+            with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+            _PLAIN.reset(token)
 
 
 @contextmanager
@@ -284,19 +294,32 @@ def _substituted(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None
 
 
 def call(
-    model: nn.Module, state: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    enter: Callable[[str], None] | None = None,
 ) -> Any:
     """Run a model with other tensors in the place of its own; the model stays as it was.
+
+    Args:
+        model: the module.
+        state: tensors by the model's own names.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        enter: told the path of the module that runs, at every change.
 
     Raises:
         ModelError: the model raised; the message says what and in which module.
     """
     where = [""]
 
-    def enter(path: str) -> None:
+    def entered(path: str) -> None:
         where[0] = path
+        if enter is not None:
+            enter(path)
 
-    with module_paths(model, enter):
+    with module_paths(model, entered):
         try:
             with _substituted(model, state):
                 return model(*args, **kwargs)
@@ -357,8 +380,8 @@ def trace(
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
-    with plain_execution(), torch.no_grad(), module_paths(model, enter), tracer:
-        result = call(model, {**parameters, **state}, *inputs)
+    with plain_execution(), torch.no_grad(), tracer:
+        result = call(model, {**parameters, **state}, *inputs, enter)
         outputs = float_outputs(result, output)
     for tensor in outputs:
         unit = ledger.settle(ledger.read(tensor))

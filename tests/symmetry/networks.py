@@ -5,7 +5,7 @@ derivatives at random weights, and the rank of the matrix they form.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -254,7 +254,7 @@ def random_network(seed: int) -> tuple[nn.Module, tuple[Any, ...]]:
     return net.double().train(), (x,)
 
 
-SIZES = (1.0, 2.0, 0.5)
+SIZES = (1.0, 2.0, 0.5, 4.0)
 
 
 def redrawn(net: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -307,49 +307,64 @@ def well_conditioned(net: nn.Module, state: dict[str, Tensor], x: Any, y: Tensor
     return bool(change < 1e-10)
 
 
+DRAWS = 24
+"""Weights at which the oracle looks: near one set of them a clamp never reached is the identity."""
+
+
 def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
     """Count the scale symmetries of the parameters by the rank of their radial derivatives."""
     names = [n for n, _ in net.named_parameters()]
     moving = [n for n, _ in net.named_buffers() if n.endswith((".mean", ".var"))]
+    wanted = len(names) + len(moving) + 4
     rows: list[Tensor] = []
-    step = 0
-    while len(rows) < len(names) + len(moving) + 4:
+    step = used = 0
+    while (len(rows) < wanted or used < DRAWS) and step < 8 * DRAWS:
         state = redrawn(net, seed + step)
         step += 1
         leaves = {n: state[n].requires_grad_() for n in [*names, *moving]}
         # The padding row of a table gets no gradient, so the table is looked up without one.
         with _no_padding(net):
             y = evaluate(net, state, x)
-        if not well_conditioned(net, state, x, y) and step < 60:
+        if not well_conditioned(net, state, x, y):
             continue
-        for i in range(min(y.numel(), 12)):
-            v = torch.randn(
-                y.shape, generator=torch.Generator().manual_seed(100 * step + i), dtype=y.dtype
-            )
+        used += 1
+        for i in range(max(2, -(-wanted // DRAWS))):
+            generator = torch.Generator().manual_seed(100 * step + i)
+            v = torch.randn(y.shape, generator=generator, dtype=y.dtype)
             g = torch.autograd.grad(
                 y, list(leaves.values()), v, retain_graph=True, allow_unused=True
             )
-            pairs = zip(leaves.values(), g, strict=True)
-            rows.append(
-                torch.stack(
-                    [(p * d).sum() if d is not None else p.new_zeros(()) for p, d in pairs]
-                ).detach()
-            )
+            rows.append(_radial_row(list(leaves.values()), g))
     matrix = torch.stack([r for r in rows if bool(r.isfinite().all())])
-    buffer_rank = _rank(matrix[:, len(names) :]) if moving else 0
     # Directions of the buffers alone are no symmetry of the parameters.
-    return len(names) + len(moving) - _rank(matrix) - (len(moving) - buffer_rank)
+    null = _null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]
+    return int(torch.linalg.matrix_rank(null, rtol=1e-6)) if null.numel() else 0
 
 
-def _rank(matrix: Tensor) -> int:
-    """Rank by the widest gap between singular values, with rounding well below it."""
-    matrix = matrix / matrix.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    columns = matrix.norm(dim=0)
-    matrix = matrix / torch.where(columns > 1e-8, columns, 1.0)
-    s = torch.linalg.svdvals(matrix)
-    s = torch.cat([s[:1], s, s.new_zeros(1)]).clamp_min(1e-17 * s.max().clamp_min(1e-300))
-    ratios = torch.where(s[:-1] > 1e-12 * s[0], s[:-1] / s[1:], 0.0)
-    return int(ratios.argmax())
+def _radial_row(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """Radial derivatives of one combination of the outputs, and their bounds."""
+    values, bounds = torch.zeros(2, len(leaves), dtype=torch.float64)
+    for i, (p, g) in enumerate(zip(leaves, gradients, strict=True)):
+        if g is not None:
+            values[i], bounds[i] = (p.detach() * g).sum(), p.detach().norm() * g.norm()
+    return torch.stack([values, bounds])
+
+
+def _null_space(values: Tensor, bounds: Tensor) -> Tensor:
+    """Null vectors, one per row: every weight in units of what its derivative could be at most.
+
+    The rank lies at the widest gap between singular values, with rounding well below it.
+    """
+    largest = bounds.amax(1, keepdim=True).clamp_min(1e-300)
+    values, bounds = values / largest, bounds / largest
+    scale = bounds.amax(0)
+    scale = torch.where(scale > 1e-9, scale, 1.0)  # less than that is rounding of 0
+    _, s, vh = torch.linalg.svd(values / scale, full_matrices=True)
+    padded = torch.cat([s[:1], s, s.new_zeros(1)]).clamp_min(1e-17 * s.max().clamp_min(1e-300))
+    ratios = torch.where(padded[:-1] > 1e-11 * padded[0], padded[:-1] / padded[1:], 0.0)
+    rank = int(ratios.argmax()) if float(s.max()) > 1e-9 else 0
+    null = vh[rank:] / scale
+    return null / null.norm(dim=1, keepdim=True)
 
 
 class _no_padding:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import Audit, CannotCanonicalize, ModelError, audit, canonicalize, trace
 from onsphere.symmetry.certificate import certify
+from onsphere.symmetry.evidence import gather
 from onsphere.symmetry.probe import Probe
 from symmetry.networks import count_wrong, numeric_dimension, random_network
 
@@ -89,9 +90,9 @@ def test_a_module_used_twice_is_left_as_it_was() -> None:
 def test_a_false_claim_fails_its_certificate() -> None:
     net, x = mixed_network(), (_normal(4, 3, 8, 8),)
     probe = Probe(net, x, {}, trace(net, x))
-    true, false = certify(
-        probe, [{"0.weight": Fraction(1)}, {"12.weight": Fraction(1)}], [probe.given()]
-    )
+    points = [probe.given()]
+    claims = [{"0.weight": Fraction(1)}, {"12.weight": Fraction(1)}]
+    true, false = certify(probe, claims, points, gather(probe, points, 3))
     assert true.holds
     assert not false.holds
     assert false.change > 1e-2

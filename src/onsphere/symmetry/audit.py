@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -20,35 +19,33 @@ from onsphere.symmetry.certificate import (
     WORST_AMPLIFICATION,
     Certificate,
     Exponents,
-    RadialRows,
-    are_inert,
     certify,
-    inert_candidates,
     is_well_conditioned,
-    join,
-    missed_symmetries,
-    radial_rows,
     rounding_floor,
-    withstands,
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
+from onsphere.symmetry.evidence import Evidence, gather
 from onsphere.symmetry.granularity import described, finest_divisions
+from onsphere.symmetry.inert import are_inert, inert_candidates
+from onsphere.symmetry.missed import completed
+from onsphere.symmetry.parts import Part, find_parts
 from onsphere.symmetry.probe import Point, Probe
-from onsphere.symmetry.shift import Shift, find_shifts
+from onsphere.symmetry.shift import Shift, ShiftSearch
 from onsphere.symmetry.trace import (
     ModelError,
     OutputPicker,
     Trace,
     UnknownOp,
     bare_name,
+    plain_execution,
     trace,
     unwrapped,
     weights,
 )
 from onsphere.symmetry.units import in_span
 
-COMPLETION_SECONDS = 20.0
-"""How long the search for symmetries that the units cannot see may take."""
+COTANGENTS = 3
+"""Random combinations of the outputs per point."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +81,7 @@ class Audit:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
+        parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
         complete: whether the numeric search for further symmetries ran to its end.
@@ -105,6 +103,7 @@ class Audit:
     unreached: list[str]
     certified: bool
     complete: bool
+    parts: list[Part] = field(default_factory=list)
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
@@ -150,6 +149,10 @@ class Audit:
         ]
         for key in ("scale_symmetries", "exact_symmetries", "followers"):
             fields[key] = [_fractions(v) for v in data[key]]
+        fields["parts"] = [
+            Part(**{**p, "intervals": tuple((a, b) for a, b in p["intervals"])})
+            for p in data.get("parts", [])
+        ]
         fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
         return cls(**fields)
 
@@ -301,30 +304,62 @@ def audit(
     kwargs = dict(kwargs or {})
     inner = unwrapped(model)
     _check_numbers(inner)
-    traced = trace(inner, args, kwargs, output=output)
-    if any(p.is_meta for p in inner.parameters()):
-        found = _concluded(inner, traced, list(traced.basis), None, [], {}, [], complete=False)
-        return replace(found, inputs=Inputs(args, kwargs, output))
-    probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-    points = _random_points(probe, 2)
-    if is_well_conditioned(probe, probe.given()):
-        points.append(probe.given())
-    inert = _inert(probe, points, traced)
+    with plain_execution():
+        traced = trace(inner, args, kwargs, output=output)
+        if any(p.is_meta for p in inner.parameters()):
+            found = _concluded(inner, traced, _Findings([dict(v) for v in traced.basis]))
+        else:
+            probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
+            found = _concluded(inner, *_investigated(probe, args, kwargs))
+    return replace(found, inputs=Inputs(args, kwargs, output))
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What the numbers add to the claims of the units."""
+
+    claims: list[dict[str, Fraction]]
+    certificates: list[Certificate] | None = None
+    inert: list[str] = field(default_factory=list)
+    divisions: Mapping[int, VectorAxes] = field(default_factory=dict)
+    shifts: list[Shift] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    complete: bool = False
+
+
+def _investigated(
+    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Trace, _Findings]:
+    """Certify what the units claim, and find what only numbers can tell."""
+    traced = probe.traced
+    random = _random_points(probe, 2)
+    given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
+    shifts = ShiftSearch(
+        {n: probe.given().state[probe.own_name[n]].shape for n in traced.parameters}
+    )
+    evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+    inert = _inert(probe, evidence, random, given)
     if inert:
-        traced = trace(inner, args, kwargs, output=output, inert=inert)
+        traced = trace(probe.model, args, kwargs, output=probe.output, inert=inert)
         probe.traced = traced
     claims = [dict(v) for v in traced.basis if not _touches(v, _unreached(traced))]
-    claims, complete = _completed(probe, claims, points[0])
-    certificates = certify(probe, claims, points)
-    held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
-    claims, certificates = [v for v, _ in held], [c for _, c in held]
-    divisions = _divisions(probe, claims, inert, points[:2])
-    alive = [n for n in traced.parameters if n not in inert]
-    shifts = find_shifts(probe, alive, points[:2])
-    found = _concluded(
-        inner, traced, claims, certificates, inert, divisions, shifts, complete=complete
+    claims, complete = completed(
+        probe, claims, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
     )
-    return replace(found, inputs=Inputs(args, kwargs, output))
+    certificates = certify(probe, claims, [*random, *given], evidence)
+    held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
+    claims = [v for v, _ in held]
+    alone = {next(iter(v)) for v in claims if len(v) == 1}
+    alive = [n for n in traced.parameters if n not in inert]
+    return traced, _Findings(
+        claims,
+        [c for _, c in held],
+        inert,
+        _divisions(probe, claims, inert, random, evidence),
+        shifts.certified(probe, alive, random),
+        find_parts(probe, [n for n in alive if n not in alone], random, evidence),
+        complete,
+    )
 
 
 def _check_numbers(model: nn.Module) -> None:
@@ -369,55 +404,21 @@ def _touches(v: Exponents, names: set[str]) -> bool:
     return any(n in names for n in v)
 
 
-def _inert(probe: Probe, points: Sequence[Point], traced: Trace) -> list[str]:
+def _inert(
+    probe: Probe, evidence: Evidence, random: Sequence[Point], given: Sequence[Point]
+) -> list[str]:
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [radial_rows(probe, p, 3) for p in points[:2]]
-    silent = {n for r in rows for n in inert_candidates(r)}
-    unreached = _unreached(traced)
-    candidates = [n for n in traced.parameters if n in silent and n not in unreached]
-    return are_inert(probe, candidates, points)
-
-
-def _completed(
-    probe: Probe, claims: list[dict[str, Fraction]], first: Point
-) -> tuple[list[dict[str, Fraction]], bool]:
-    """Look at the numbers for symmetries that units cannot see, while that is cheap."""
-    count = len(probe.names) + 3
-    start = time.monotonic()
-    radial_rows(probe, first, 1)
-    if (time.monotonic() - start) * count > 2 * COMPLETION_SECONDS:
-        return claims, False
-    start, total = time.monotonic(), 0
-    rows: list[RadialRows] = []
-    while total < count:
-        (point,) = _random_points(probe, 1, turn=len(rows))
-        size = sum(t.numel() for t in probe.outputs(point))
-        part = radial_rows(probe, point, min(max(size, 1), count - total, math.ceil(count / 3)))
-        if not len(part.values):
-            return claims, True
-        rows.append(part)
-        total += len(part.values)
-        if (time.monotonic() - start) / total * count > COMPLETION_SECONDS:
-            return claims, False
-    candidates = missed_symmetries(join(rows), claims)
-    index = {n: i for i, n in enumerate({n for v in [*claims, *candidates] for n in v})}
-
-    def numbered(v: Exponents) -> dict[int, Fraction]:
-        return {index[n]: e for n, e in v.items()}
-
-    kept = list(claims)
-    for candidate in candidates:
-        if (
-            not in_span(numbered(candidate), [numbered(v) for v in kept])
-            and any(n in probe.traced.parameters for n in candidate)
-            and withstands(probe, candidate)
-        ):
-            kept.append(candidate)
-    return kept, True
+    rows = [evidence.radial(i) for i in range(len(random))]
+    silent = {n for r in rows for n in inert_candidates(r)} - _unreached(probe.traced)
+    return are_inert(probe, [n for n in probe.names if n in silent], [*random, *given])
 
 
 def _divisions(
-    probe: Probe, claims: Sequence[Exponents], inert: Sequence[str], points: Sequence[Point]
+    probe: Probe,
+    claims: Sequence[Exponents],
+    inert: Sequence[str],
+    points: Sequence[Point],
+    evidence: Evidence,
 ) -> dict[int, VectorAxes]:
     wanted = [
         i
@@ -429,20 +430,12 @@ def _divisions(
     if not wanted:
         return {}
     spheres = [{n: float(e) for n, e in claims[i].items()} for i in wanted]
-    return dict(zip(wanted, finest_divisions(probe, spheres, points), strict=True))
+    return dict(zip(wanted, finest_divisions(probe, spheres, points, evidence), strict=True))
 
 
-def _concluded(
-    model: nn.Module,
-    traced: Trace,
-    claims: Sequence[Exponents],
-    certificates: Sequence[Certificate] | None,
-    inert: Sequence[str],
-    divisions: Mapping[int, VectorAxes],
-    shifts: list[Shift],
-    *,
-    complete: bool,
-) -> Audit:
+def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
+    claims, certificates = findings.claims, findings.certificates
+    inert, divisions = findings.inert, findings.divisions
     parameters, buffers = weights(model)
     shapes = {bare_name(n): tuple(t.shape) for n, t in {**parameters, **buffers}.items()}
     spheres, rescalings, leaks = [], [], []
@@ -455,7 +448,8 @@ def _concluded(
             continue
         if all(e > 0 for e in v.values()):
             axes = divisions.get(i, VectorAxes())
-            words = described(axes, shapes[next(iter(v))])
+            first = next(iter(v))
+            words = described(axes, shapes[first], traced.roles.get(first, frozenset()))
             spheres.append(Sphere(dict(v), axes, words, **numbers))
         else:
             rescalings.append(Rescaling(dict(v), **numbers))
@@ -466,8 +460,9 @@ def _concluded(
         parameters={n: shapes[n] for n in traced.parameters},
         spheres=spheres,
         rescalings=rescalings,
-        shifts=shifts,
-        inert=list(inert),
+        shifts=findings.shifts,
+        inert=[n for n in inert if n in traced.parameters],
+        parts=findings.parts,
         leaks=leaks,
         scale_symmetries=[dict(v) for v in claims],
         exact_symmetries=_spanned(traced.exact, claims),
@@ -475,7 +470,7 @@ def _concluded(
         unknown_ops=list(traced.unknown),
         unreached=sorted(_unreached(traced)),
         certified=certificates is not None,
-        complete=complete,
+        complete=findings.complete,
     )
 
 

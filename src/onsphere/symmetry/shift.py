@@ -6,7 +6,7 @@ weight standardization: entries that move together form the vectors of a
 over each of them. Found by that sum, certified by a finite move.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, relative_change
 from onsphere.symmetry.granularity import divisors
 from onsphere.symmetry.probe import Gradients, Point, Probe
+from onsphere.symmetry.sifting import sift
 
 
 @dataclass(frozen=True)
@@ -35,43 +36,44 @@ class Shift:
     change: float
 
 
-def find_shifts(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], *, cotangents: int = 3
-) -> list[Shift]:
-    """Find the shifts of every named weight; each is certified.
+class ShiftSearch:
+    """Watches gradients go by, and remembers which weights' entries may move together.
 
     Args:
-        probe: the model.
-        names: weights to look at.
-        points: where to measure; random weights, so that nothing holds by accident.
-        cotangents: random combinations of the outputs per point.
-
-    Returns:
-        At most one shift per weight and axis: the finest division that holds.
+        shapes: of the weights to look at, by name.
     """
-    candidates = {n: _candidates(points[0].state[probe.own_name[n]].shape) for n in names}
-    worst: dict[tuple[str, VectorAxes], float] = {}
-    for point in points:
-        for gradients in probe.gradients(point, cotangents):
-            for name in names:
-                candidates[name] = _surviving(name, candidates[name], gradients, worst)
-    wanted = [(n, d) for n in names for d in _finest(candidates[n])]
-    changes = _changes(probe, wanted, points)
-    return [
-        Shift(name, division, worst.get((name, division), 0.0), change)
-        for (name, division), change in zip(wanted, changes, strict=True)
-        if change <= FINITE_TOLERANCE
-    ]
 
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._open = {n: _candidates(s) for n, s in shapes.items()}
+        self._worst: dict[tuple[str, VectorAxes], float] = {}
 
-def _changes(
-    probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], points: Sequence[Point]
-) -> list[float]:
-    """Move everything at once; look for the culprits one by one if that changes the output."""
-    together = max((_moved(probe, wanted, p) for p in points), default=0.0)
-    if together <= FINITE_TOLERANCE:
-        return [together] * len(wanted)
-    return [max(_moved(probe, [w], p) for p in points) for w in wanted]
+    def see(self, gradients: Gradients) -> None:
+        """Drop the shifts that the gradients of one combination of outputs speak against."""
+        for name, g in gradients.by_name.items():
+            if self._open.get(name):
+                self._open[name] = _surviving(name, self._open[name], g, self._worst)
+
+    def certified(self, probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[Shift]:
+        """Return the shifts of the named weights that a finite random move confirms.
+
+        Args:
+            probe: the model.
+            names: weights whose shifts are wanted.
+            points: where to move them; random weights, so that nothing holds by accident.
+
+        Returns:
+            At most one shift per weight and axis: the finest division that holds.
+        """
+        seen = {name for name, _ in self._worst}
+        wanted = [(n, d) for n in names if n in seen for d in _finest(self._open[n])]
+        changes = sift(
+            wanted, lambda some: max(_moved(probe, some, p) for p in points), FINITE_TOLERANCE
+        )
+        return [
+            Shift(name, division, self._worst[name, division], change)
+            for (name, division), change in zip(wanted, changes, strict=True)
+            if change <= FINITE_TOLERANCE
+        ]
 
 
 def _candidates(shape: Sequence[int]) -> list[list[VectorAxes]]:
@@ -90,12 +92,9 @@ def _candidates(shape: Sequence[int]) -> list[list[VectorAxes]]:
 def _surviving(
     name: str,
     families: list[list[VectorAxes]],
-    gradients: Gradients,
+    g: Tensor,
     worst: dict[tuple[str, VectorAxes], float],
 ) -> list[list[VectorAxes]]:
-    g = gradients.by_name.get(name)
-    if g is None:
-        return families
     kept = []
     for family in families:
         alive = []
@@ -134,4 +133,4 @@ def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point)
         amounts = amounts * p.abs().mean().clamp_min(1e-3)
         state[own] = division.scatter(vectors + amounts[..., None], p.shape)
     moved = Point(state, point.args, point.kwargs)
-    return relative_change(probe.outputs(point), probe.outputs(moved))
+    return relative_change(probe.baseline(point), probe.outputs(moved))

@@ -1,9 +1,10 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from fractions import Fraction
 from typing import Any, cast
 
@@ -21,6 +22,15 @@ from onsphere.symmetry.units import ANY, ZERO, Form, Unit, row_space, sparse_bas
 OutputPicker = Callable[[Any], Any]
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+_ROLES = {
+    "convolution": "convolution",
+    "embedding": "embedding",
+    "bmm": "experts",
+    "baddbmm": "experts",
+    "_grouped_mm": "experts",
+}
+"""What an operation says about the weights that go into it."""
+_ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 
 
@@ -59,6 +69,9 @@ class Trace:
         unread: parameters that no operation touched.
         data_dependent: whether the values of tensors decided what ran.
         written: buffers that the model writes while it runs.
+        roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
+            entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
+            with so many heads).
     """
 
     parameters: tuple[str, ...]
@@ -71,6 +84,7 @@ class Trace:
     unread: tuple[str, ...]
     data_dependent: bool
     written: frozenset[str]
+    roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -145,6 +159,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ledger = ledger
         self.touched: set[int] = set()
         self.written: set[int] = set()
+        self.roles: defaultdict[int, set[str]] = defaultdict(set)
+        self.heads: dict[str, int] = {}
         self.data_dependent = False
 
     def __torch_dispatch__(
@@ -156,6 +172,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.touched.update(id(t) for t in tensors)
         self.touched.update(t.untyped_storage()._cdata for t in tensors)
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self._note_roles(func._schema.name.removeprefix("aten::"), tensors)
         if func._schema.name in _DATA_DEPENDENT:
             self.data_dependent = True
         operation = Operation(self.ledger, func, args, kwargs, result)
@@ -173,6 +190,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         self.ledger.shadows.follow(func, args, kwargs, result)
         return result
+
+    def _note_roles(self, name: str, tensors: Sequence[Tensor]) -> None:
+        """Remember what a weight is for; only words depend on it."""
+        if name in _ROLES:
+            for tensor in tensors[:2]:
+                self.roles[tensor.untyped_storage()._cdata].add(_ROLES[name])
+        elif name in _ATTENTION and tensors[0].ndim == 4:
+            self.heads[self.ledger.where] = tensors[0].shape[1]
 
     def _pin(self, operation: Operation) -> Unit:
         """Treat an operation nobody described: its inputs must have unit 0."""
@@ -441,7 +466,14 @@ def _concluded(
         written=frozenset(
             bare_name(n) for n in buffers if held[n].untyped_storage()._cdata in written
         ),
+        roles={n: _roles(n, held[own], tracer) for n, own in zip(names, parameters, strict=False)},
     )
+
+
+def _roles(name: str, weight: Tensor, tracer: _Tracer) -> frozenset[str]:
+    inside = [path for path in tracer.heads if path and name.startswith(f"{path}.")]
+    heads = {f"heads={tracer.heads[max(inside, key=len)]}"} if inside else set()
+    return frozenset(tracer.roles.get(weight.untyped_storage()._cdata, set()) | heads)
 
 
 def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:

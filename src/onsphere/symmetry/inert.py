@@ -1,0 +1,108 @@
+"""Find what cannot affect the output: a key bias under softmax, a bias that a norm centres away.
+
+A candidate has a gradient that is lost in rounding for every combination of the outputs. It counts
+as inert when it can be replaced by something large and random without changing anything.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+
+from onsphere.symmetry.certificate import (
+    EPSILON,
+    FINITE_TOLERANCE,
+    WORST_AMPLIFICATION,
+    relative_change,
+    rounding_floor,
+)
+from onsphere.symmetry.evidence import RadialRows
+from onsphere.symmetry.probe import Point, Probe
+from onsphere.symmetry.sifting import sift
+
+SILENT = 1e-8
+"""Largest product of a weight's norm and its gradient's, relative to the largest of any weight,
+that may be rounding of 0."""
+
+_MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
+"""How far weights are moved, and how many times rounding the output may change: adding a large
+number and taking it away again rounds."""
+
+
+def inert_candidates(rows: RadialRows) -> list[str]:
+    """Return weights whose gradient is lost in rounding in every row: candidates to be tested."""
+    largest = rows.bounds.amax(1, keepdim=True).clamp_min(1e-300)
+    share = (rows.bounds / largest).amax(0) if len(rows.bounds) else rows.bounds.sum(0)
+    return [n for n, s in zip(rows.names, share.tolist(), strict=True) if s <= SILENT]
+
+
+Slab = tuple[str, int, Sequence[tuple[int, int]]]
+"""A weight, one of its axes, and intervals along it; axis -1 stands for the whole weight."""
+
+
+def are_inert(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[str]:
+    """Return the weights that can be replaced by something else without changing any output.
+
+    Args:
+        probe: the model.
+        names: candidates.
+        points: where to test, beside weights redrawn larger: what saturates has no gradient.
+    """
+    changes = are_inert_parts(probe, [(n, -1, ()) for n in names], points)
+    return [n for n, change in zip(names, changes, strict=True) if change is not None]
+
+
+def are_inert_parts(
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
+) -> list[float | None]:
+    """Replace parts of weights by something else; return how much the output changed.
+
+    Args:
+        probe: the model.
+        parts: candidates.
+        points: where to test, beside weights redrawn larger: what saturates has no gradient.
+
+    Returns:
+        Per candidate the largest relative change of the output if rounding explains it, or
+        ``None`` where the part has an effect.
+    """
+    if not parts:
+        return []
+    points = [*points, probe.redrawn(1.0, 3.0), probe.redrawn(1.0, 10.0)]
+    usable = [
+        (p, f)
+        for p, f in ((p, rounding_floor(probe, p)) for p in points)
+        if f < WORST_AMPLIFICATION * EPSILON
+    ]
+    largest = 0.0
+
+    def excess(some: Sequence[Slab]) -> float:
+        """Return the largest change of the output relative to what rounding explains."""
+        nonlocal largest
+        worst = 0.0
+        for (point, floor), (size, slack) in product(usable, _MOVES):
+            after = probe.outputs(_replaced(probe, point, some, size))
+            change = relative_change(probe.baseline(point), after)
+            worst = max(worst, change / min(10 * FINITE_TOLERANCE, slack * floor))
+            if not worst <= 1:
+                return worst
+            largest = max(largest, change)
+        return worst
+
+    return [largest if e <= 1 else None for e in sift(parts, excess, 1.0)]
+
+
+def _replaced(probe: Probe, point: Point, parts: Sequence[Slab], size: float) -> Point:
+    state = dict(point.state)
+    for name, axis, intervals in parts:
+        p = state[probe.own_name[name]]
+        noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
+        moved = p + size * (p.abs().mean() + 1) * noise
+        if axis >= 0:
+            inside = torch.zeros(p.shape[axis], dtype=torch.bool, device=p.device)
+            for start, stop in intervals:
+                inside[start:stop] = True
+            shape = [-1 if a == axis else 1 for a in range(p.ndim)]
+            moved = torch.where(inside.reshape(shape), moved, p)
+        state[probe.own_name[name]] = moved
+    return Point(state, point.args, point.kwargs)

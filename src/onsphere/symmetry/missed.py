@@ -1,0 +1,180 @@
+r"""Search the numbers for symmetries that units cannot see.
+
+A bias of a module that is used twice, and centred away in one of its two places, has an effect and
+yet constrains nothing there. Such symmetries are null vectors of the matrix of radial derivatives
+:math:`\langle p_i, \nabla_{p_i}\langle v_k, f\rangle\rangle` (a row per combination of outputs
+:math:`v_k`) beyond those that the units gave. Each one found is only a candidate: it must hold far
+from where it was seen.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from onsphere.symmetry.certificate import (
+    EPSILON,
+    FINITE_TOLERANCE,
+    WORST_AMPLIFICATION,
+    Exponents,
+    relative_change,
+    rounding_floor,
+)
+from onsphere.symmetry.evidence import Evidence, RadialRows, join, radial_rows
+from onsphere.symmetry.probe import Point, Probe
+from onsphere.symmetry.units import Constraints, in_span, sparse_basis
+
+SEARCH_SECONDS = 20.0
+"""How long the search may take; a larger model's symmetries are those that the units give."""
+SMALLEST_GAP = 1e3
+"""Ratio of neighbouring singular values that separates a null space from small numbers."""
+_SPARE_ROWS = 4
+_LEAST_POINTS = 3
+
+
+def completed(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    evidence: Evidence,
+    draw: Callable[[int], Point],
+) -> tuple[list[dict[str, Fraction]], bool]:
+    """Add the symmetries that only the numbers show, while looking for them is cheap.
+
+    Args:
+        probe: the model.
+        claims: the symmetries that the units gave.
+        evidence: what was gathered, for the time that one row takes.
+        draw: makes the n-th random point.
+
+    Returns:
+        A basis of known and new symmetries of the parameters, and whether the search was made.
+    """
+    count = len(probe.names) - len(claims) + _SPARE_ROWS
+    if evidence.seconds * count > SEARCH_SECONDS:
+        return list(claims), False
+    start, total = time.monotonic(), 0
+    rows: list[RadialRows] = []
+    while total < count:
+        point = draw(len(rows))
+        size = sum(t.numel() for t in probe.baseline(point))
+        share = math.ceil(count / _LEAST_POINTS)
+        part = radial_rows(probe, point, min(max(size, 1), count - total, share))
+        if not len(part.values):
+            return list(claims), True
+        rows.append(part)
+        total += len(part.values)
+        if time.monotonic() - start > 2 * SEARCH_SECONDS:
+            return list(claims), False
+    candidates = missed_symmetries(join(rows), claims)
+    return _extended(probe, claims, candidates), True
+
+
+def _extended(
+    probe: Probe, claims: Sequence[dict[str, Fraction]], candidates: Sequence[dict[str, Fraction]]
+) -> list[dict[str, Fraction]]:
+    """Add candidates that are news about the parameters and withstand refutation."""
+    index = {n: i for i, n in enumerate(probe.traced.parameters)}
+    kept, seen = list(claims), Constraints(len(index))
+    for claim in claims:
+        seen.require_zero({index[n]: e for n, e in claim.items() if n in index})
+    for candidate in candidates:
+        form = {index[n]: e for n, e in candidate.items() if n in index}
+        if seen.reduced(form) and _withstands(probe, candidate):
+            seen.require_zero(form)
+            kept.append(candidate)
+    return kept
+
+
+def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict[str, Fraction]]:
+    """Return rational null vectors of the radial derivatives beyond the known symmetries.
+
+    Args:
+        rows: radial derivatives at random weights, more of them than columns less known symmetries.
+        known: symmetries that the units gave.
+
+    Returns:
+        A sparse basis of known and new ones together when the numbers show a clear gap and the
+        null space is rational with small entries; nothing otherwise. The new ones are candidates:
+        they still need certificates.
+    """
+    null = _numeric_null_space(rows)
+    if null is None or null.shape[1] <= len(known):
+        return []
+    position = {n: i for i, n in enumerate(rows.names)}
+    vectors = []
+    for row in _reduced_echelon(null.T):
+        entries = {
+            i: Fraction(x).limit_denominator(24)
+            for i, x in enumerate(row.tolist())
+            if abs(x) > 1e-6
+        }
+        if any(abs(float(f) - row[i].item()) > 1e-6 or abs(f) > 24 for i, f in entries.items()):
+            return []
+        vectors.append(entries)
+    mapped = [{position[n]: e for n, e in k.items() if n in position} for k in known]
+    if not all(in_span(v, vectors) for v in mapped):
+        return []
+    return [{rows.names[i]: e for i, e in v.items()} for v in sparse_basis(vectors)]
+
+
+def _numeric_null_space(rows: RadialRows) -> Tensor | None:
+    scale = rows.bounds.square().mean(0).sqrt()
+    largest = float(scale.max()) if len(scale) else 0.0
+    if not largest:
+        return None
+    scale = torch.where(scale <= 1e-9 * largest, torch.full_like(scale, largest), scale)
+    matrix = rows.values / scale
+    matrix = matrix / rows.bounds.div(scale).norm(dim=1, keepdim=True).clamp_min(1e-300)
+    if not bool(matrix.isfinite().all()):
+        return None
+    _, s, vh = torch.linalg.svd(matrix)
+    padded = torch.cat([s, s.new_zeros(1)]).clamp_min(1e-17 * float(s[0]))
+    ratios = torch.where(s > 1e-12 * s[0], s / padded[1:], torch.zeros_like(s))
+    rank = int(ratios.argmax()) + 1  # the widest gap between signal and rounding
+    if float(ratios.max()) < SMALLEST_GAP:
+        return None
+    return vh[rank:].T / scale[:, None] * largest
+
+
+def _reduced_echelon(rows: Tensor) -> Tensor:
+    """Gauss-Jordan elimination with complete pivoting by column scale."""
+    rows = rows.clone()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    for i in range(rows.shape[0]):
+        rest = rows[i:].abs()
+        flat = int(rest.argmax())
+        r, c = i + flat // rows.shape[1], flat % rows.shape[1]
+        rows[[i, r]] = rows[[r, i]]
+        rows[i] = rows[i] / rows[i, c].clone()
+        others = [j for j in range(rows.shape[0]) if j != i]
+        rows[others] -= rows[others, c : c + 1] * rows[i]
+    return rows
+
+
+def _withstands(probe: Probe, claim: Exponents) -> bool:
+    """Return whether a symmetry that only the numbers suggest holds far from where it was seen.
+
+    A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
+    things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
+    factors; whatever exceeds rounding at any of them refutes the claim.
+    """
+    tested = 0
+    for size in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
+        for noise in (0.3, 1.0):
+            point = probe.redrawn(noise, size)
+            floor = rounding_floor(probe, point)
+            if floor > WORST_AMPLIFICATION * EPSILON:
+                continue
+            before = probe.outputs(point)
+            for strength in (-5.0, -0.7, 0.7, 5.0):
+                other = probe.rescaled(point, {n: strength * float(e) for n, e in claim.items()})
+                allowed = 1e3 * max(floor, rounding_floor(probe, other))
+                if allowed > FINITE_TOLERANCE:
+                    continue
+                tested += 1
+                if relative_change(before, probe.outputs(other)) > allowed:
+                    return False
+    return tested >= 8

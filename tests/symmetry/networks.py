@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from onsphere.norms import ActivationNorm, parametrize
+
 EPS = 1e-30
 WIDTH = 6
 
@@ -144,10 +146,19 @@ def _norm(r: random.Random, width: int = WIDTH) -> nn.Module:
         lambda: RangeNorm(),
         lambda: _channels_second(nn.GroupNorm(2, width, eps=EPS)),
         lambda: _channels_second(nn.BatchNorm1d(width, eps=EPS)),
+        lambda: ActivationNorm(r.choice(["ln", "rms"]), width, eps=EPS, affine=r.random() < 0.7),
+        lambda: _channels_second(_channel_norm(r, width)),
         lambda: Lambda("softmax", lambda x: x.softmax(-1)),
         lambda: Lambda("unit", lambda x: F.normalize(x, dim=-1, eps=EPS)),
         lambda: Lambda("divide by mean", lambda x: x / (x.abs().mean(-1, keepdim=True) + EPS)),
     ])()  # fmt: skip
+
+
+def _channel_norm(r: random.Random, width: int) -> nn.Module:
+    """Make a norm of the library's that knows channels, with gain and bias or without."""
+    row = r.choice(["bn", "in", "gn"])
+    groups = r.choice([2, 3]) if row == "gn" else None
+    return ActivationNorm(row, width, groups=groups, eps=EPS, affine=r.random() < 0.6)
 
 
 def _swap(x: Tensor) -> Tensor:
@@ -172,8 +183,11 @@ def _activation(r: random.Random) -> nn.Module:
 
 def _linear(r: random.Random, inputs: int = WIDTH, outputs: int = WIDTH) -> nn.Module:
     layer = nn.Linear(inputs, outputs, bias=r.random() < 0.6)
-    if r.random() < 0.15:
+    kind = r.random()
+    if kind < 0.12:
         return weight_norm(layer)
+    if kind < 0.27:
+        return parametrize(layer, r.choice(["wn", "cwn", "ws", "sn"]), eps=EPS)
     return layer
 
 
@@ -215,6 +229,10 @@ def _image_piece(r: random.Random, made: list[nn.Module]) -> nn.Module:
             WIDTH, WIDTH, 3, padding=1, bias=r.random() < 0.5, groups=r.choice([1, 2, WIDTH])
         ),
         lambda: nn.Conv2d(WIDTH, WIDTH, 1, bias=r.random() < 0.5),
+        lambda: parametrize(
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1), r.choice(["wn", "cwn", "ws", "sn"]), eps=EPS
+        ),
+        lambda: _channel_norm(r, WIDTH),
         lambda: nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=1),
         lambda: nn.BatchNorm2d(WIDTH, eps=EPS, affine=r.random() < 0.7),
         lambda: nn.GroupNorm(r.choice([1, 2, 3]), WIDTH, eps=EPS),
@@ -279,7 +297,8 @@ def redrawn(net: nn.Module, seed: int) -> dict[str, Tensor]:
 def evaluate(net: nn.Module, state: dict[str, Tensor], x: Any) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        buffers = {n for n, _ in net.named_buffers() if "running" in n or "num_batches" in n}
+        written = ("running_mean", "running_var", "num_batches_tracked", "_u", "_v")
+        buffers = {n for n, _ in net.named_buffers() if n.endswith(written)}
         fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
         copy = deepcopy(net)  # functional_call would corrupt a module that is used twice
         return _with_state(copy, fresh)(*x)

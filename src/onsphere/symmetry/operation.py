@@ -180,6 +180,19 @@ class Operation:
         free = (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
         return bool(free.all())
 
+    def settled(self, mask: Any) -> bool | None:
+        """Return whether a guard is true everywhere or nowhere; ``None`` if it is neither.
+
+        A guard (``norm > 0``) keeps a formula from dividing by 0. Where it never acts, what it
+        would have put there constrains nothing.
+        """
+        if not isinstance(mask, Tensor) or not self.ledger.read(mask).guard:
+            return None
+        known = self.ledger.shadows.value(mask)
+        if known is None or not known.numel():
+            return None
+        return True if bool(known.all()) else None if bool(known.any()) else False
+
     def dimensionless(self, *values: Any) -> Unit:
         """Demand that values have unit 0, and return it."""
         for value in values:

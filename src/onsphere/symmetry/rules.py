@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry import normalizing
-from onsphere.symmetry.operation import Operation, Rule, flat_tensors
+from onsphere.symmetry.operation import Operation, Rule, flat_tensors, is_free_number
 from onsphere.symmetry.units import ANY, ZERO, Unit
 
 HALF = Fraction(1, 2)
@@ -78,9 +78,17 @@ def add(op: Operation) -> Unit:
     return common
 
 
+def hypot(op: Operation) -> Unit:
+    """Join the legs of a right triangle, of equal units; a small constant one may be an eps."""
+    self, other = op["self"], op["other"]
+    return op.with_eps(op.unit(self), other) if op.small(other) else op.equal(self, other)
+
+
 def mul(op: Operation) -> Unit:
     """Multiply; 0-or-1 times an infinity holds only 0 and infinities."""
     left, right = op.unit(op["self"]), op.unit(op["other"])
+    if left.guard and right.guard:
+        return both(op)
     if isinstance(op["self"], Tensor) and isinstance(op["other"], int | float):
         vanishes = op["other"] == 0 or left.free or (right.free and left.binary)
         return ANY if vanishes else Unit(left.terms)
@@ -128,14 +136,19 @@ def clamp(op: Operation) -> Unit:
 
 
 def where(op: Operation) -> Unit:
-    """Choose between two values of equal units."""
+    """Choose between two values of equal units; a guard that never acts chooses only one."""
     if op["self"] is None:
         return ZERO
+    chosen = op.settled(op["condition"])
+    if chosen is not None:
+        return op.unit(op["self"] if chosen else op["other"])
     return op.equal(op["self"], op["other"])
 
 
 def fill(op: Operation) -> Unit:
-    """Write a constant over part of a tensor."""
+    """Write a constant over part of a tensor; a guard that never acts writes nothing."""
+    if op.settled(op["mask"]) is False:
+        return op.unit(op["self"])
     return op.equal(op["self"], op["value"])
 
 
@@ -215,9 +228,16 @@ def first_of(rule: Rule) -> Rule:
 
 
 def compare(op: Operation) -> Unit:
-    """Compare values of equal units: true or false."""
-    op.equal(op["self"], op["other"])
-    return ZERO
+    """Compare values of equal units: true or false. With 0 or infinity it makes a guard."""
+    self, other = op["self"], op["other"]
+    op.equal(self, other)
+    return Unit(guard=self is other or (not isinstance(other, Tensor) and is_free_number(other)))
+
+
+def both(op: Operation) -> Unit:
+    """Join conditions; two guards make one."""
+    masks = flat_tensors([op["self"], op["other"]])
+    return Unit(guard=all(op.ledger.read(m).guard for m in masks))
 
 
 def item(op: Operation) -> Unit:
@@ -378,7 +398,7 @@ _TABLE: list[tuple[Rule, str]] = [
         multiplies,
         "mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross linalg_cross",
     ),
-    (equates, "cat stack hstack vstack maximum minimum max min fmax fmin hypot complex"),
+    (equates, "cat stack hstack vstack maximum minimum max min fmax fmin complex"),
     (equates, "masked_scatter dist _cdist_forward clamp_min_tensor fmod remainder"),
     (equates, "aminmax"),
     (pins, "exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh"),
@@ -407,7 +427,7 @@ _TABLE: list[tuple[Rule, str]] = [
         ignores,
         "arange linspace logspace eye scalar_tensor randperm uniform normal exponential random",
     ),
-    (ignores, "logical_not logical_and logical_or logical_xor any all bitwise_and bitwise_or"),
+    (ignores, "logical_not logical_or logical_xor any all bitwise_or"),
     (ignores, "bitwise_not bitwise_xor searchsorted bucketize one_hot _unique2 unique_consecutive"),
     (ignores, "sym_size sym_numel sym_stride sym_storage_offset is_same_size _assert_async"),
     (
@@ -423,6 +443,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (full, "full full_like new_full fill"),
     (fill, "masked_fill index_fill"),
     (add, "add sub rsub"),
+    (hypot, "hypot"),
     (mul, "mul multiply"),
     (div, "div divide true_divide floor_divide"),
     (power, "pow float_power"),
@@ -450,6 +471,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (attention, "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"),
     (attention, "_scaled_dot_product_fused_attention_overrideable _flash_attention_forward"),
     (compare, "eq ne lt le gt ge isclose equal atan2"),
+    (both, "logical_and bitwise_and __and__"),
     (item, "_local_scalar_dense is_nonzero"),
     (leaky, "_prelu_kernel prelu"),
     (hardtanh, "hardtanh"),

@@ -28,6 +28,7 @@ class Unit:
         terms: unknown -> coefficient, zeros left out.
         free: the tensor holds only 0, infinities or the dtype's extremes, which fit any unit.
         binary: the tensor holds only 0 and 1.
+        guard: the tensor says where something is 0 or not finite, which no rescale changes.
         eps: constants added to this tensor that count as an ``eps`` *if* the tensor goes on into
             a root or a denominator (ids of :class:`EpsSite`).
 
@@ -42,6 +43,7 @@ class Unit:
     terms: Mapping[int, Fraction] = field(default_factory=dict)
     free: bool = False
     binary: bool = False
+    guard: bool = False
     eps: frozenset[int] = frozenset()
 
     @classmethod

@@ -272,7 +272,7 @@ def random_network(seed: int) -> tuple[nn.Module, tuple[Any, ...]]:
     return net.double().train(), (x,)
 
 
-SIZES = (1.0, 2.0, 0.5, 4.0)
+SIZES = (1.0, 0.5, 0.25, 2.0)
 
 
 def redrawn(net: nn.Module, seed: int) -> dict[str, Tensor]:

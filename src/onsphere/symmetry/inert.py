@@ -4,7 +4,7 @@ A candidate has a gradient that is lost in rounding for every combination of the
 as inert when it can be replaced by something large and random without changing anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
@@ -13,6 +13,7 @@ from onsphere.symmetry.certificate import (
     EPSILON,
     FINITE_TOLERANCE,
     WORST_AMPLIFICATION,
+    is_well_conditioned,
     relative_change,
     rounding_floor,
 )
@@ -68,12 +69,8 @@ def are_inert_parts(
     """
     if not parts:
         return []
-    points = [*points, probe.redrawn(1.0, 3.0), probe.redrawn(1.0, 10.0)]
-    usable = [
-        (p, f)
-        for p, f in ((p, rounding_floor(probe, p)) for p in points)
-        if f < WORST_AMPLIFICATION * EPSILON
-    ]
+    usable = [(p, rounding_floor(probe, p)) for p in [*points, *_far(probe)]]
+    usable = [(p, f) for p, f in usable if f < WORST_AMPLIFICATION * EPSILON]
     largest = 0.0
 
     def excess(some: Sequence[Slab]) -> float:
@@ -90,6 +87,16 @@ def are_inert_parts(
         return worst
 
     return [largest if e <= 1 else None for e in sift(parts, excess, 1.0)]
+
+
+def _far(probe: Probe) -> Iterator[Point]:
+    """Draw weights of many sizes: what is lost in rounding at one of them shows at another."""
+    for size in (0.4, 2.0, 5.0, 15.0):
+        for noise in (1.0, 0.5, 0.3):
+            point = probe.redrawn(noise, size)
+            if is_well_conditioned(probe, point):
+                yield point
+                break
 
 
 def _replaced(probe: Probe, point: Point, parts: Sequence[Slab], size: float) -> Point:

@@ -11,17 +11,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from onsphere.symmetry.certificate import (
-    EPSILON,
     FINITE_TOLERANCE,
-    WORST_AMPLIFICATION,
     Exponents,
+    is_well_conditioned,
     relative_change,
-    rounding_floor,
 )
 from onsphere.symmetry.evidence import Evidence, RadialRows, join, radial_rows
 from onsphere.symmetry.probe import Point, Probe
@@ -33,6 +32,7 @@ SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 _SPARE_ROWS = 4
 _LEAST_POINTS = 3
+_LEAST_TESTS = 8
 
 
 def completed(
@@ -159,22 +159,20 @@ def _withstands(probe: Probe, claim: Exponents) -> bool:
 
     A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
     things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
-    factors; whatever exceeds rounding at any of them refutes the claim.
+    factors; a change beyond rounding at any of them refutes the claim. Rounding is allowed more
+    than elsewhere: a bias that a norm takes away again may be a thousand times what it is added to.
     """
     tested = 0
-    for size in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0):
-        for noise in (0.3, 1.0):
-            point = probe.redrawn(noise, size)
-            floor = rounding_floor(probe, point)
-            if floor > WORST_AMPLIFICATION * EPSILON:
+    for size, noise in product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0)):
+        point = probe.redrawn(noise, size)
+        if not is_well_conditioned(probe, point):
+            continue
+        for strength in (-5.0, -0.7, 0.7, 5.0):
+            other = probe.rescaled(point, {n: strength * float(e) for n, e in claim.items()})
+            if not is_well_conditioned(probe, other):
                 continue
-            before = probe.outputs(point)
-            for strength in (-5.0, -0.7, 0.7, 5.0):
-                other = probe.rescaled(point, {n: strength * float(e) for n, e in claim.items()})
-                allowed = 1e3 * max(floor, rounding_floor(probe, other))
-                if allowed > FINITE_TOLERANCE:
-                    continue
-                tested += 1
-                if relative_change(before, probe.outputs(other)) > allowed:
-                    return False
-    return tested >= 8
+            tested += 1
+            change = relative_change(probe.baseline(point), probe.baseline(other))
+            if not change <= 10 * FINITE_TOLERANCE:
+                return False
+    return tested >= _LEAST_TESTS

@@ -346,14 +346,18 @@ def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
             y = evaluate(net, state, x)
         if not well_conditioned(net, state, x, y):
             continue
-        used += 1
+        drawn = []
         for i in range(max(2, -(-wanted // DRAWS))):
             generator = torch.Generator().manual_seed(100 * step + i)
             v = torch.randn(y.shape, generator=generator, dtype=y.dtype)
             g = torch.autograd.grad(
                 y, list(leaves.values()), v, retain_graph=True, allow_unused=True
             )
-            rows.append(_radial_row(list(leaves.values()), g))
+            drawn.append(_radial_row(list(leaves.values()), g) / (v.norm() * y.detach().norm()))
+        # A norm of a constant has no slope that means anything: it divides by rounding.
+        if max(float(row[1].max()) for row in drawn) < 1e4:
+            rows += drawn
+            used += 1
     matrix = torch.stack([r for r in rows if bool(r.isfinite().all())])
     # Directions of the buffers alone are no symmetry of the parameters.
     null = _null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]

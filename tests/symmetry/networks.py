@@ -315,14 +315,19 @@ def _with_state(copy: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     return copy
 
 
-def well_conditioned(net: nn.Module, state: dict[str, Tensor], x: Any, y: Tensor) -> bool:
-    """Whether rounding stays rounding: no norm divides by the noise of a constant."""
+def nudged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Change every weight by a relative 1e-12 at random."""
     generator = torch.Generator().manual_seed(0)
     near = {}
     for n, t in state.items():
         noise = torch.randn(t.shape, generator=generator, dtype=torch.float64)
         near[n] = t.detach() * (1 + 1e-12 * noise) if t.is_floating_point() else t
-    change = (evaluate(net, near, x) - y).detach().abs().max() / y.detach().abs().max()
+    return near
+
+
+def well_conditioned(net: nn.Module, state: dict[str, Tensor], x: Any, y: Tensor) -> bool:
+    """Whether rounding stays rounding: no norm divides by the noise of a constant."""
+    change = (evaluate(net, nudged(state), x) - y).detach().abs().max() / y.detach().abs().max()
     return bool(change < 1e-10)
 
 
@@ -340,35 +345,56 @@ def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
     while (len(rows) < wanted or used < DRAWS) and step < 8 * DRAWS:
         state = redrawn(net, seed + step)
         step += 1
-        leaves = {n: state[n].requires_grad_() for n in [*names, *moving]}
-        # The padding row of a table gets no gradient, so the table is looked up without one.
-        with _no_padding(net):
-            y = evaluate(net, state, x)
+        y = evaluate(net, state, x)
         if not well_conditioned(net, state, x, y):
             continue
-        drawn = []
-        for i in range(max(2, -(-wanted // DRAWS))):
-            generator = torch.Generator().manual_seed(100 * step + i)
-            v = torch.randn(y.shape, generator=generator, dtype=y.dtype)
-            g = torch.autograd.grad(
-                y, list(leaves.values()), v, retain_graph=True, allow_unused=True
-            )
-            drawn.append(_radial_row(list(leaves.values()), g) / (v.norm() * y.detach().norm()))
-        # A norm of a constant has no slope that means anything: it divides by rounding.
-        if max(float(row[1].max()) for row in drawn) < 1e4:
-            rows += drawn
-            used += 1
+        used += 1
+        count = max(2, -(-wanted // DRAWS))
+        here = _gradients(net, state, x, [*names, *moving], count, 100 * step)
+        near = _gradients(net, nudged(state), x, [*names, *moving], count, 100 * step)
+        rows += [
+            _radial_row([state[n] for n in [*names, *moving]], g, h)
+            for g, h in zip(here, near, strict=True)
+        ]
     matrix = torch.stack([r for r in rows if bool(r.isfinite().all())])
+    rounding = (matrix[:, 1] == 0).double().mean(0) > 0.5  # now and then two roundings agree
+    matrix = torch.where(rounding, 0.0, matrix)
     # Directions of the buffers alone are no symmetry of the parameters.
     null = _null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]
     return int(torch.linalg.matrix_rank(null, rtol=1e-6)) if null.numel() else 0
 
 
-def _radial_row(leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """Radial derivatives of one combination of the outputs, and their bounds."""
-    values, bounds = torch.zeros(2, len(leaves), dtype=torch.float64)
-    for i, (p, g) in enumerate(zip(leaves, gradients, strict=True)):
-        if g is not None:
+def _gradients(
+    net: nn.Module, state: dict[str, Tensor], x: Any, names: Sequence[str], count: int, seed: int
+) -> list[Sequence[Tensor | None]]:
+    """Gradients of random combinations of the outputs."""
+    leaves = [state[n].detach().requires_grad_() for n in names]
+    # The padding row of a table gets no gradient, so the table is looked up without one.
+    with _no_padding(net):
+        y = evaluate(net, {**state, **dict(zip(names, leaves, strict=True))}, x)
+    draws = (torch.Generator().manual_seed(seed + i) for i in range(count))
+    return [
+        torch.autograd.grad(
+            y,
+            leaves,
+            torch.randn(y.shape, generator=g, dtype=y.dtype),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for g in draws
+    ]
+
+
+def _radial_row(
+    weights: Sequence[Tensor], here: Sequence[Tensor | None], near: Sequence[Tensor | None]
+) -> Tensor:
+    """Radial derivatives of one combination of the outputs, and their bounds.
+
+    A gradient that a change of the weights by 1e-12 changes by more than 1e-3 is made of rounding.
+    """
+    values, bounds = torch.zeros(2, len(weights), dtype=torch.float64)
+    for i, (p, g, h) in enumerate(zip(weights, here, near, strict=True)):
+        if g is not None and h is not None and (g - h).norm() <= 1e-3 * g.norm():
             values[i], bounds[i] = (p.detach() * g).sum(), p.detach().norm() * g.norm()
     return torch.stack([values, bounds])
 

@@ -357,7 +357,8 @@ def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
             for g, h in zip(here, near, strict=True)
         ]
     matrix = torch.stack([r for r in rows if bool(r.isfinite().all())])
-    rounding = (matrix[:, 1] == 0).double().mean(0) > 0.5  # now and then two roundings agree
+    # Now and then two roundings agree, but what has an effect shows it clearly somewhere.
+    rounding = ((matrix[:, 1] == 0).double().mean(0) > 0.5) & (matrix[:, 1].amax(0) < 1e-6)
     matrix = torch.where(rounding, 0.0, matrix)
     # Directions of the buffers alone are no symmetry of the parameters.
     null = _null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]

@@ -1,6 +1,6 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -52,6 +52,7 @@ def audit(
     *,
     output: OutputPicker | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Audit:
     r"""Find every scale symmetry of a model, exactly, and certify each on numbers.
 
@@ -65,6 +66,7 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
+        progress: told what is being done, stage by stage.
 
     Returns:
         The audit. A model on the meta device is analysed without certificates.
@@ -83,14 +85,16 @@ def audit(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     kwargs = dict(kwargs or {})
     inner = unwrapped(model)
+    say = progress or (lambda _: None)
     _check_numbers(inner)
+    say("following the operations")
     with plain_execution():
         traced = trace(inner, args, kwargs, output=output)
         if any(p.is_meta for p in inner.parameters()):
             found = _concluded(inner, traced, _Findings([dict(v) for v in traced.basis]))
         else:
             probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(inner, *_investigated(probe, args, kwargs))
+            found = _concluded(inner, *_investigated(probe, say))
     return replace(found, inputs=Inputs(args, kwargs, output))
 
 
@@ -107,28 +111,31 @@ class _Findings:
     complete: bool = False
 
 
-def _investigated(
-    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Trace, _Findings]:
+def _investigated(probe: Probe, say: Callable[[str], None]) -> tuple[Trace, _Findings]:
     """Certify what the units claim, and find what only numbers can tell."""
     traced = probe.traced
+    say("measuring gradients")
     random = _random_points(probe, 2)
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
     shifts = ShiftSearch(
         {n: probe.given().state[probe.own_name[n]].shape for n in traced.parameters}
     )
     evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+    say("looking for weights without effect")
     inert = _inert(probe, evidence, random, given)
     if inert:
         traced = trace(probe.model, args, kwargs, output=probe.output, inert=inert)
         probe.traced = traced
     claims = [dict(v) for v in traced.basis if not _touches(v, _unreached(traced))]
+    say("looking for symmetries that units cannot see")
     claims, complete = completed(
         probe, claims, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
     )
+    say("certifying on numbers")
     certificates = certify(probe, claims, [*random, *given], evidence)
     held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
     claims = [v for v, _ in held]
+    say("looking for finer spheres and shifts")
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in traced.parameters if n not in inert]
     return traced, _Findings(

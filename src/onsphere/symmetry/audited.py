@@ -61,6 +61,7 @@ class Audit:
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
         complete: whether the numeric search for further symmetries ran to its end.
+        note: how the model was built, where a reader must know (without memory, two layers of it).
         inputs: what the model was run on; not written to a file.
     """
 
@@ -79,6 +80,7 @@ class Audit:
     unreached: list[str]
     certified: bool
     complete: bool
+    note: str = ""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
 """An audit as a document: what is said on its page, group by group and weight by weight."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ def document(audit: "Audit") -> Document:
         summary=(
             f"{len(audit.parameters)} weights with {entries:,} entries in {audit.mode} mode: "
             f"{len(audit.scale_symmetries)} independent ways to rescale them change nothing."
+            + (f" Audited: {audit.note}." if audit.note else "")
         ),
         sections=[*_overview(audit), *_groups(audit), *_eps(audit), *_weights(audit)],
         provenance=_provenance(audit),
@@ -86,22 +88,36 @@ def _overview(audit: "Audit") -> Iterator[Section]:
 
 
 def _groups(audit: "Audit") -> Iterator[Section]:
-    alone = audit.own_spheres()
-    listed: tuple[tuple[str, str, str, str, Sequence[str]], ...] = (
-        ("spheres", "Weights on spheres of their own", _SPHERES, _counted(len(alone), "weight"),
-         table.sphere_lines(audit)),
-        ("joint", "Weights on one sphere together", _SHARED, len(audit.spheres) - _counted(len(alone), "weight"),
-         table.joint_lines(audit)),
-        ("trades", "Weights that trade scales", _TRADES, _counted(len(audit.rescalings), "trade"),
-         table.trade_lines(audit)),
-        ("shifts", "Weights that can shift", _SHIFTS, _counted(len(audit.shifts), "weight"), table.shift_lines(audit)),
-        ("inert", "Weights without effect", _INERT, _counted(len(audit.inert), "weight"), folded(audit.inert)),
-        ("unreached", "Weights not reached", _UNREACHED, _counted(len(audit.unreached), "weight"),
-         folded(audit.unreached)),
+    count = len(audit.own_spheres())
+    sets = len(audit.spheres) - count
+    listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
+        ("spheres", "Weights on spheres of their own", _SPHERES,
+         _counted(count, "weight"), table.sphere_lines(audit)),
+        ("joint", "Weights on one sphere together", _SHARED,
+         _counted(sets, "set"), table.joint_lines(audit)),
+        ("trades", "Weights that trade scales", _TRADES,
+         _counted(len(audit.rescalings), "trade"), table.trade_lines(audit)),
+        ("shifts", "Weights that can shift", _SHIFTS,
+         _counted(len(audit.shifts), "weight"), table.shift_lines(audit)),
+        ("inert", "Weights without effect", _INERT,
+         _counted(len(audit.inert), "weight"), folded(audit.inert)),
+        ("unreached", "Weights not reached", _UNREACHED,
+         _counted(len(audit.unreached), "weight"), folded(audit.unreached)),
     )  # fmt: skip
-    for name, title, statement, count, lines in listed:
+    for name, title, statement, merit, lines in listed:
         if lines:
-            yield Section(name, title, statement, figure_of_merit=count, findings=list(lines))
+            yield Section(
+                name,
+                title,
+                statement,
+                figure_of_merit=merit,
+                findings=[_unbroken(line) for line in lines],
+            )
+
+
+def _unbroken(line: str) -> str:
+    """Keep a range of numbers on one line of the page."""
+    return re.sub(r"(?<=\d)-(?=\d)", "\u2060-\u2060", line)
 
 
 def _counted(count: int, what: str) -> str:
@@ -112,14 +128,14 @@ def _eps(audit: "Audit") -> Iterator[Section]:
     if not audit.leaks:
         return
     worst = sorted(audit.leaks, key=lambda x: -x.amount)[:10]
-    rows: list[list[Cell]] = [[", ".join(folded(x.exponents)), x.amount] for x in worst]
+    rows: list[list[Cell]] = [[_unbroken(", ".join(folded(x.exponents))), x.amount] for x in worst]
     large = table.leak_lines(audit)
     yield Section(
         name="eps",
         title="How exact the symmetries are",
         statement=_EPS,
         figure_of_merit=f"largest leak {number(worst[0].amount, 3)}",
-        findings=[f"eps takes part in: {line}" for line in large],
+        findings=[_unbroken(f"eps takes part in: {line}") for line in large],
         figures=[_leaks(audit)],
         tables=[Table("The largest leaks", ("symmetry of", "change per e-fold"), rows)],
     )

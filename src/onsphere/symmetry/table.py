@@ -28,7 +28,8 @@ def rendered(audit: "Audit") -> str:
     entries = sum(size(s) for s in audit.parameters.values())
     parts = [
         f"{audit.model} in {audit.mode} mode: {len(audit.parameters)} weights with {entries:,} "
-        f"entries, {len(audit.scale_symmetries)} scale symmetries",
+        f"entries, {len(audit.scale_symmetries)} scale symmetries"
+        + (f"\n({audit.note})" if audit.note else ""),
         *_section("ON A SPHERE: the length does nothing, only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
         *_section("ON ONE SPHERE TOGETHER: scaling all of these at once does nothing",

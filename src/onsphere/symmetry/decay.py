@@ -36,8 +36,9 @@ def shrinkable(
 
     Example:
         >>> one = Fraction(1)
-        >>> sorted(shrinkable([{"stem": one, "v": one}, {"v": one, "o": -one}], ["stem", "v", "o"]))
-        ['stem', 'v']
+        >>> residual = [{"stem": one, "o": one}, {"v": one, "o": -one}]
+        >>> sorted(shrinkable(residual, ["stem", "v", "o"]))    # v through o and the stem
+        ['o', 'stem', 'v']
         >>> sorted(shrinkable([{"q": one, "k": -one}], ["q", "k"]))
         []
     """
@@ -73,16 +74,22 @@ def _falling(vectors: Sequence[Mapping[str, Fraction]]) -> list[str]:
 
 
 def _least(basis: Tensor, steps: int = 300) -> Tensor:
-    """Newton's method on the barrier problem; no log scale moves by more than 1 in a step."""
+    """Newton's method on the barrier problem, with steps halved until they descend."""
     t = basis.new_zeros(basis.shape[1])
     ridge = _BARRIER * torch.eye(len(t), dtype=basis.dtype)
+
+    def cost(t: Tensor) -> float:
+        return float((basis @ t).exp().sum() + _BARRIER / 2 * t @ t)
+
     for _ in range(steps):
         terms = (basis @ t).exp()
         gradient = basis.T @ terms + _BARRIER * t
         hessian = basis.T @ (terms[:, None] * basis) + ridge
         step = -torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
-        reach = float((basis @ step).abs().max())
-        t = t + step / max(1.0, reach)
-        if reach < 1e-6:
+        step = step / max(1.0, float((basis @ step).max()))  # what grows, grows by e at most
+        while cost(t + step) > cost(t) and float(step.abs().max()) > 1e-9:
+            step = step / 2
+        t = t + step
+        if float((basis @ step).abs().max()) < 1e-6:
             break
     return basis @ t

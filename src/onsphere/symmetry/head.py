@@ -1,9 +1,9 @@
 """Which weights look up embeddings, and which make the output: those kept off spheres by default.
 
 Both are found in the graph of one forward pass, whatever the modules are called. Embeddings are the
-tables that a lookup reads. The head is the last matrix that everything passes through: going back
-from the output, the first place where the graph has a single thread and meets a matrix. A block
-beside a residual connection is no head, since the output also sees what went past it.
+tables that a lookup reads. The head of an output is the first matrix that is met on the way back
+from it, if everything passes through that matrix. The last block beside a residual connection is
+no head, since the output also sees what went past it; such a model has none.
 """
 
 from collections.abc import Iterator, Mapping
@@ -80,7 +80,7 @@ def _seen(model: nn.Module, inputs: "Inputs") -> set[str]:
         result = call(model, {**state, **held}, args, kwargs)
         outputs = [t for t in float_outputs(result, inputs.output) if t.grad_fn is not None]
     graph = _Graph(outputs, {id(t): bare_name(n) for n, t in held.items()})
-    return graph.tables() | graph.head()
+    return graph.tables() | graph.heads()
 
 
 def _watched(value: Any) -> Any:
@@ -104,16 +104,18 @@ class _Graph:
         lookups = [n for n in self.order if n.name().startswith(_LOOKUPS)]
         return {w for n in lookups for w in self._weights(n)}
 
-    def head(self) -> set[str]:
-        """Return the weights of the last matrix that everything passes through."""
-        open_ends = {n for n in self.starts if n in self.from_data}
+    def heads(self) -> set[str]:
+        """Return the weights of the first matrix behind each output that all of it passes."""
+        return {w for start in self.starts for w in self._head(start)}
+
+    def _head(self, start: Any) -> set[str]:
+        open_ends = {start} & self.from_data
         for node in self.order:
             if node not in open_ends:
                 continue
-            if len(open_ends) == 1:
-                weights = self._weights(node)
-                if any(self.shapes[w] > 1 for w in weights):
-                    return weights
+            weights = self._weights(node)
+            if any(self.shapes[w] > 1 for w in weights):
+                return weights if len(open_ends) == 1 else set()
             open_ends.remove(node)
             open_ends |= {n for n in _behind(node) if n in self.from_data}
         return set()

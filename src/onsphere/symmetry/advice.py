@@ -22,8 +22,8 @@ KINDS = {
 
 DECAY = {
     Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
-    Kind.SHARED: "a rate schedule for weights that can shrink together; it penalizes nothing",
-    Kind.TRADED: "a penalty on the product of traded weights, and a pull towards balance",
+    Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
+    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
     Kind.FIXED: "a real penalty: the scale is part of the function",
     Kind.INERT: "nothing: the weight has no effect",
     Kind.UNREACHED: "unknown: this input did not reach the weight",

@@ -180,7 +180,7 @@ def _weights(audit: "Audit") -> Iterator[Section]:
             name,
             "×".join(map(str, shape)) or "scalar",
             str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
-            audit.decay_of(name),
+            audit.decay_of(name).partition(":")[0],
             leaks.get(name),
             audit.advice_on(name),
         ]

@@ -145,7 +145,7 @@ def _with_dtype_of_model(target: Target) -> Target:
 
 def _from_factory(text: str, shape: tuple[int, ...] | None) -> Target:
     place, _, name = text.rpartition(":")
-    with _user_code(f"{place} does not import"):
+    with _user_code(f"{place} does not import:"):
         module = _module(place)
     try:
         factory = getattr(module, name)
@@ -183,7 +183,7 @@ def _user_code(what: str) -> Iterator[None]:
     except TargetError:
         raise
     except (Exception, SystemExit) as error:
-        raise TargetError(f"{what}: {type(error).__name__}: {line_of(error)}") from error
+        raise TargetError(f"{what} {type(error).__name__}: {line_of(error)}") from error
 
 
 def _module(place: str) -> ModuleType:

@@ -53,6 +53,7 @@ def of_weight(audit: "Audit", name: str) -> str:
 def of_model(audit: "Audit") -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
+        *_on_mode(audit),
         *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_inert(audit),
         *_on_leaks(audit), *limits(audit),
     ]  # fmt: skip
@@ -116,15 +117,19 @@ def _on_leaks(audit: "Audit") -> list[str]:
     ]
 
 
+def _on_mode(audit: "Audit") -> list[str]:
+    buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
+    if audit.mode == "train" or not buffers:
+        return []
+    return [
+        "This is evaluation mode, where running statistics are numbers like weights. What weight "
+        "decay does in training is answered by an audit in training mode."
+    ]
+
+
 def limits(audit: "Audit") -> list[str]:
     """Say what a reader must know before relying on an audit."""
     said = []
-    buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
-    if audit.mode == "eval" and buffers:
-        said.append(
-            "This is evaluation mode, where running statistics are numbers like weights. What "
-            "weight decay does in training is answered by an audit in training mode."
-        )
     if audit.unknown_ops:
         ops = sorted({u.name for u in audit.unknown_ops})
         said.append(
@@ -135,7 +140,7 @@ def limits(audit: "Audit") -> list[str]:
         said.append(
             "The model was built without memory: spheres, trades and shared scales are exact, but "
             "not certified on numbers, and inert weights, shifts and finer spheres are not looked "
-            "for. A small copy with memory has them."
+            "for. A small copy with memory has them (on the command line: --shrink)."
         )
     elif not audit.complete:
         said.append("The model is large: the numeric search for further symmetries was cut short.")

@@ -1,7 +1,7 @@
 """An audit as text: alike layers share a line, so that a deep model fits on a screen."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -59,21 +59,20 @@ def sphere_lines(audit: "Audit") -> list[str]:
 def joint_lines(audit: "Audit") -> list[str]:
     """Return the sets of weights that share one sphere."""
     alone = {s.names for s in audit.own_spheres().values()}
-    by_words: dict[str, list[dict[str, Fraction]]] = {}
+    by_words: dict[str, list[Mapping[str, Fraction]]] = {}
     for sphere in audit.spheres:
         if sphere.names not in alone:
-            by_words.setdefault(sphere.granularity, []).append(dict(sphere.exponents))
+            by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
     return [
-        line.replace(" * a,", ",").removesuffix(" * a")
-        + ("" if words == "whole tensor" else f": {words}")
+        re.sub(r" \* a(?=,|$|\))", "", line) + ("" if words == "whole tensor" else f": {words}")
         for words, found in by_words.items()
-        for line in folded_symmetries(found)
+        for line in _folded(audit, found)
     ]
 
 
 def trade_lines(audit: "Audit") -> list[str]:
     """Return the rescalings, as products with a scale ``a``."""
-    return folded_symmetries([dict(r.exponents) for r in audit.rescalings])
+    return _folded(audit, [r.exponents for r in audit.rescalings])
 
 
 def shift_lines(audit: "Audit") -> list[str]:
@@ -87,7 +86,17 @@ def shift_lines(audit: "Audit") -> list[str]:
 
 def leak_lines(audit: "Audit") -> list[str]:
     """Return the symmetries in which eps takes part."""
-    return folded_symmetries([dict(x.exponents) for x in advice.large_leaks(audit)])
+    return _folded(audit, [x.exponents for x in advice.large_leaks(audit)])
+
+
+def _folded(audit: "Audit", symmetries: Iterable[Mapping[str, Fraction]]) -> list[str]:
+    """Write symmetries by their weights; buffers (running statistics) move along unnamed."""
+    found: dict[bool, list[dict[str, Fraction]]] = {False: [], True: []}
+    for symmetry in symmetries:
+        of_weights = {n: e for n, e in symmetry.items() if n in audit.parameters}
+        found[len(of_weights) < len(symmetry)].append(of_weights)
+    alone, along = (folded_symmetries(found[has_buffers]) for has_buffers in (False, True))
+    return [*alone, *(f"{line}, and buffers with it" for line in along)]
 
 
 def _decay(audit: "Audit") -> list[str]:

@@ -329,6 +329,26 @@ def test_tied_tensors_stay_tied(command, tmp_path):
     assert "'0.weight' and '2.weight' are one tensor in the model, but differ" in error
 
 
+def test_half_precision_stays_what_it_is(command, tmp_path):
+    state = {n: t.bfloat16() if t.is_floating_point() else t for n, t in uneven(tmp_path).items()}
+    save_file(state, tmp_path / "a.safetensors")
+    assert command(*CANONICALIZE)[0] == 0
+    after = load_file(tmp_path / "b.safetensors")
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in state.items()}
+    assert torch.equal(after["1.num_batches_tracked"], state["1.num_batches_tracked"])
+    assert not torch.equal(after["3.weight"], state["3.weight"])
+
+
+def test_a_page_that_cannot_be_written(command, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onsphere.report.page.write", full)
+    code, out, error = command(*audit_of("net", "--html", "a.html"))
+    assert (code, out) == (2, "")
+    assert "onsphere: cannot write the page 'a.html': No space left on device\n" in error
+
+
 @pytest.mark.parametrize("words", [["audit"], ["canonicalize"]])
 def test_help_has_examples(command, words):
     code, out, _ = command(*words, "--help")

@@ -11,6 +11,7 @@ from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from onsphere.cli.parser import Commands
+    from onsphere.symmetry import Audit
 
 _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32 --train
@@ -89,13 +90,22 @@ def _run(options: argparse.Namespace) -> None:
         found = replace(found, note=target.note)
         if options.html is not None:
             stage(f"drawing {options.html}")
-            found.to_html(options.html)
+            _write_page(found, options.html)
     if options.json:
         print(json.dumps(found.to_dict(), indent=1))
         return
     print(found)
     if options.html is not None:
         print(f"\nPage: {options.html}")
+
+
+def _write_page(found: "Audit", path: Path) -> None:
+    try:
+        found.to_html(path)
+    except OSError as error:
+        raise OnsphereError(
+            f"cannot write the page {str(path)!r}: {error.strerror or error}"
+        ) from error
 
 
 def _check_writable(path: Path) -> None:

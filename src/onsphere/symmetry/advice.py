@@ -76,8 +76,9 @@ def _on_spheres(audit: "Audit") -> list[str]:
             "weight that it trades with stays free."
         ]
     return [
-        f"{_weights(count)} on spheres: pass audit.param_groups(model) to a sphere optimizer. With "
-        "an ordinary optimizer, weight decay on them is a schedule of their learning rate."
+        f"{_weights(count)} on spheres: pass audit.param_groups(model) to a sphere optimizer "
+        "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
+        "weight decay on them is a schedule of their learning rate."
     ]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, Sphere, UnknownOp, audit
 from onsphere.symmetry.advice import DECAY
+from onsphere.symmetry.parts import Part
 from onsphere.symmetry.shift import Shift
 from report.browser import CHROMIUM, console_of, look
 
@@ -123,12 +124,26 @@ def test_a_file_comes_back_as_it_was(deep, tmp_path):
         deep, note="two layers of it", inert=["bias"],
         leaks=[*deep.leaks, Leak({"head": Fraction(-3, 7)}, float("inf"))],
         unknown_ops=[UnknownOp("my::op", "model")],
+        parts=[Part("head", 0, ((0, 2), (2, 4)), "sphere", 1e-16),
+               Part("head", 1, ((4, 8),), "inert", 0.0)],
         shifts=[Shift("head", VectorAxes(pieces=((0, 2),)), 0.0, 1e-16)],
     )  # fmt: skip
     odd.to_json(tmp_path / "audit.json")
     text = (tmp_path / "audit.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["format"] == 1
     assert Audit.from_json(tmp_path / "audit.json") == odd
+
+
+def test_parts_are_shown(deep, tmp_path):
+    names = [f"model.layers.{i}.o" for i in range(32)]
+    parts = [Part(n, 0, ((0, 2), (2, 4)), "sphere", 1e-16) for n in names]
+    found = replace(deep, parts=[*parts, Part("head", 1, ((4, 8),), "inert", 0.0)])
+    lines = str(found).splitlines()
+    assert "  model.layers.0-31.o: 2 parts of axis 0, from 0 to 3" in lines
+    assert "  head: entries 4 to 7 of axis 1" in lines
+    page = found.to_html(tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "Weights partly on spheres" in page
+    assert "Weights partly without effect" in page
 
 
 BAD = {

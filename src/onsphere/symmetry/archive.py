@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere
+from onsphere.symmetry.parts import Part
 from onsphere.symmetry.shift import Shift
 from onsphere.symmetry.trace import UnknownOp
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the file format; raised when an older reader would misunderstand a file."""
+
+_ODD = ("inf", "-inf", "nan")
 
 
 class ArchiveError(OnsphereError, ValueError):
@@ -61,6 +64,10 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields["leaks"] = [Leak(**_scaled(x)) for x in data["leaks"]]
     for key in ("scale_symmetries", "exact_symmetries", "followers"):
         fields[key] = [_fractions(v) for v in data[key]]
+    fields["parts"] = [
+        Part(**{**_numbers(p), "intervals": tuple((a, b) for a, b in p["intervals"])})
+        for p in data["parts"]
+    ]
     fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
     return fields
 
@@ -82,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: float(v) if v in ("inf", "-inf", "nan") else v for k, v in data.items()}
+    return {k: float(v) if isinstance(v, str) and v in _ODD else v for k, v in data.items()}
 
 
 def _fractions(value: Mapping[str, str]) -> dict[str, Fraction]:

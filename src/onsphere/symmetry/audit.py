@@ -94,7 +94,7 @@ def audit(
             found = _concluded(inner, traced, _Findings([dict(v) for v in traced.basis]))
         else:
             probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(inner, *_investigated(probe, say))
+            found = _concluded(inner, *_investigated(probe, args, kwargs, say))
     return replace(found, inputs=Inputs(args, kwargs, output))
 
 
@@ -111,7 +111,9 @@ class _Findings:
     complete: bool = False
 
 
-def _investigated(probe: Probe, say: Callable[[str], None]) -> tuple[Trace, _Findings]:
+def _investigated(
+    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[Trace, _Findings]:
     """Certify what the units claim, and find what only numbers can tell."""
     traced = probe.traced
     say("measuring gradients")

@@ -17,6 +17,7 @@ from onsphere.symmetry import advice, archive, table
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.decay import shrinkable
 from onsphere.symmetry.head import embeddings_and_heads
+from onsphere.symmetry.parts import Part
 from onsphere.symmetry.rotation import weight_reports
 from onsphere.symmetry.shift import Shift
 from onsphere.symmetry.trace import OutputPicker, UnknownOp, bare_name, unwrapped
@@ -58,6 +59,7 @@ class Audit:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
+        parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
         complete: whether the numeric search for further symmetries ran to its end.
@@ -80,6 +82,7 @@ class Audit:
     unreached: list[str]
     certified: bool
     complete: bool
+    parts: list[Part] = field(default_factory=list)
     note: str = ""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
 

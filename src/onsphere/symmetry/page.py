@@ -30,6 +30,10 @@ _SPHERES = (
     "only its direction counts. “Per row” and the like say that every such part can be "
     "scaled alone."
 )
+_PARTS = (
+    "The whole weight is on no sphere, but each of these parts is: it can be multiplied alone by "
+    "any positive number without changing the output."
+)
 _SHARED = (
     "The weights of one line can be multiplied by the same number, all at once, without changing "
     "the output; one of them alone cannot."
@@ -40,6 +44,7 @@ _TRADES = (
 )
 _SHIFTS = "Adding such an amount to these weights, whatever its size, changes nothing."
 _INERT = "Whatever values these weights have, the output is the same."
+_INERT_PARTS = "Whatever values these parts have, the output is the same; the rest matters."
 _UNREACHED = "This input did not reach these weights, so nothing is claimed about them."
 _EPS = (
     "Every symmetry is exact when the small constants in normalizations are 0. At their real size "
@@ -90,9 +95,12 @@ def _overview(audit: "Audit") -> Iterator[Section]:
 def _groups(audit: "Audit") -> Iterator[Section]:
     count = len(audit.own_spheres())
     sets = len(audit.spheres) - count
+    partly, idle = table.part_lines(audit, "sphere"), table.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("spheres", "Weights on spheres of their own", _SPHERES,
          _counted(count, "weight"), table.sphere_lines(audit)),
+        ("parts", "Weights partly on spheres", _PARTS,
+         _counted(len(partly), "weight"), partly),
         ("joint", "Weights on one sphere together", _SHARED,
          _counted(sets, "set"), table.joint_lines(audit)),
         ("trades", "Weights that trade scales", _TRADES,
@@ -101,6 +109,8 @@ def _groups(audit: "Audit") -> Iterator[Section]:
          _counted(len(audit.shifts), "weight"), table.shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
          _counted(len(audit.inert), "weight"), folded(audit.inert)),
+        ("partly-inert", "Weights partly without effect", _INERT_PARTS,
+         _counted(len(idle), "weight"), idle),
         ("unreached", "Weights not reached", _UNREACHED,
          _counted(len(audit.unreached), "weight"), folded(audit.unreached)),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from onsphere.symmetry.fold import folded, folded_symmetries
 
 if TYPE_CHECKING:
     from onsphere.symmetry.audited import Audit
+    from onsphere.symmetry.parts import Part
 
 WIDTH = 100
 
@@ -32,6 +33,8 @@ def rendered(audit: "Audit") -> str:
         + (f"\n({audit.note})" if audit.note else ""),
         *_section("ON A SPHERE: the length does nothing, only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
+        *_section("PARTLY ON A SPHERE: each part can be scaled alone", _count(audit, "sphere"),
+                  part_lines(audit, "sphere")),
         *_section("ON ONE SPHERE TOGETHER: scaling all of these at once does nothing",
                   len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
         *_section("TRADES: for any a > 0 this rescaling does nothing",
@@ -39,6 +42,8 @@ def rendered(audit: "Audit") -> str:
         *_section("SHIFTS: adding such amounts does nothing", len(audit.shifts),
                   shift_lines(audit)),
         *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
+        *_section("PARTLY INERT: these parts have no effect", _count(audit, "inert"),
+                  part_lines(audit, "inert")),
         *_section("NOT REACHED by this input: nothing is claimed", len(audit.unreached),
                   folded(audit.unreached)),
         *_decay(audit),
@@ -54,6 +59,27 @@ def sphere_lines(audit: "Audit") -> list[str]:
     for name, sphere in audit.own_spheres().items():
         by_words.setdefault(sphere.granularity, []).append(name)
     return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def part_lines(audit: "Audit", kind: str) -> list[str]:
+    """Return the weights of which only a part is on spheres, or only a part is inert."""
+    by_words: dict[str, list[str]] = {}
+    for part in audit.parts:
+        if part.kind == kind:
+            by_words.setdefault(_part_words(part), []).append(part.name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def _part_words(part: "Part") -> str:
+    (start, stop), count = part.intervals[0], len(part.intervals)
+    last = part.intervals[-1][1]
+    if count == 1:
+        return f"entries {start} to {stop - 1} of axis {part.axis}"
+    return f"{count} parts of axis {part.axis}, from {start} to {last - 1}"
+
+
+def _count(audit: "Audit", kind: str) -> int:
+    return sum(part.kind == kind for part in audit.parts)
 
 
 def joint_lines(audit: "Audit") -> list[str]:

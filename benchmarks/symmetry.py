@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.families import FAMILIES, Family
 from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
 from onsphere.symmetry.certificate import relative_change
-from onsphere.symmetry.target import load_weights
+from onsphere.symmetry.checkpoint import load, read
 from onsphere.symmetry.trace import float_outputs
 
 
@@ -117,7 +117,7 @@ def gpt2(checkpoint: str | None) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
     if checkpoint:
-        load_weights(model, checkpoint)
+        load(model, read(checkpoint))
     tokens = torch.randint(0, 50257, (1, 16))
     show(audit(model, tokens, {"use_cache": False}, output=lambda r: r.logits))
 

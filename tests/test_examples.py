@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -65,3 +66,52 @@ def test_the_readme_has_examples():
 @pytest.mark.parametrize("code", CODE, ids=[f"block{i + 1}" for i in range(len(CODE))])
 def test_readme(code):
     exec(compile(code, str(README), "exec"), {"__name__": "readme"})
+
+
+AUDIT = Path(__file__).parents[1] / "docs" / "how-to" / "audit.md"
+
+
+def printed(text: str) -> list[tuple[str, str]]:
+    """Return each ```python fence with the ```text fence that follows it, if one does."""
+    fence = r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```$)?"
+    return re.findall(fence, text, flags=re.MULTILINE | re.DOTALL)
+
+
+def rounded(text: str) -> str:
+    """Hide residuals of rounding, which another machine may round otherwise."""
+    return re.sub(r"\d(\.\d+)?e-\d+", "#", text).strip()
+
+
+def test_a_wrong_output_would_be_seen():
+    ((code, shown),) = printed("```python\nprint(2e-16)\n```\n\n```text\n3e-17\n```\n")
+    assert (code, rounded(shown)) == ("print(2e-16)\n", rounded("2e-16"))
+    assert rounded("2 weights") != rounded("3 weights")
+
+
+def test_how_to_audit_prints_what_it_shows(capsys):
+    scope: dict[str, object] = {"__name__": "audit"}
+    examples = printed(AUDIT.read_text(encoding="utf-8"))
+    assert len([shown for _, shown in examples if shown]) == 4
+    for code, shown in examples:
+        exec(compile(code, str(AUDIT), "exec"), scope)
+        assert rounded(capsys.readouterr().out) == rounded(shown)
+
+
+LLAMA = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+    "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000, "max_position_embeddings": 4096,
+}  # fmt: skip
+
+
+def test_the_readme_shows_llama_as_it_prints(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    from onsphere.cli import main
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert main(["audit", str(tmp_path / "config.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = README.read_text(encoding="utf-8").partition("```text\n")[2].partition("```")[0]
+    assert len(shown.splitlines()) > 10
+    assert lines[: len(shown.splitlines())] == shown.splitlines()
+    assert len(lines) <= 40

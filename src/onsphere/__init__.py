@@ -1,11 +1,49 @@
 """onsphere: normalization, seen on the sphere.
 
->>> import onsphere as osp
+>>> import onsphere as osp, torch
 >>> osp.norms.method("bn").name
 'BatchNorm'
+>>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+>>> osp.audit(net, torch.eye(3)).inert
+['0.bias']
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from onsphere import dynamics, geometry, norms, optim, robustness
 from onsphere.version import __version__
 
-__all__ = ["__version__", "dynamics", "geometry", "norms", "optim", "robustness"]
+if TYPE_CHECKING:
+    from onsphere import symmetry
+    from onsphere.symmetry.audit import audit
+    from onsphere.symmetry.audited import Audit
+    from onsphere.symmetry.canonical import canonicalize
+
+__all__ = [
+    "Audit",
+    "__version__",
+    "audit",
+    "canonicalize",
+    "dynamics",
+    "geometry",
+    "norms",
+    "optim",
+    "robustness",
+    "symmetry",
+]
+
+_OF_SYMMETRY = ("Audit", "audit", "canonicalize")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the audit when it is first asked for: it takes four times as long as all the rest."""
+    if name == "symmetry":
+        return import_module("onsphere.symmetry")
+    if name in _OF_SYMMETRY:
+        return getattr(import_module("onsphere.symmetry"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -133,7 +133,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One claim, tested.
+    """One claim, tested; or, without a verdict, one part of a description.
 
     Args:
         name: the claim's name on the command line.
@@ -141,7 +141,7 @@ class Section:
         statement: the claim as a sentence, with its source.
         prediction: what the theory says should be measured.
         threshold: the rule for the verdict, written before the measurement.
-        verdict: what came out.
+        verdict: what came out; ``None`` for a section that tests nothing.
         figure_of_merit: the number behind the verdict, in one short line.
         findings: what was seen, a sentence each; misses first.
         conditions: under which conditions it was measured, a line each.
@@ -153,10 +153,10 @@ class Section:
     name: str
     title: str
     statement: str
-    prediction: str
-    threshold: str
-    verdict: Verdict
-    figure_of_merit: str
+    prediction: str = ""
+    threshold: str = ""
+    verdict: Verdict | None = None
+    figure_of_merit: str = ""
     findings: Sequence[str] = ()
     conditions: Sequence[str] = ()
     figures: Sequence[Figure] = ()

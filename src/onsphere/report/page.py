@@ -71,7 +71,7 @@ class _Claim:
 
     section: Section
     anchor: str
-    sign: Sign
+    sign: Sign | None
     pictures: list[_Picture]
     grids: list[_Grid]
 
@@ -108,7 +108,8 @@ def render(document: Document) -> str:
     return environment.get_template("page.html.j2").render(
         document=document,
         claims=claims,
-        tally=tally([section.verdict for section in document.sections]),
+        tally=tally([s.verdict for s in document.sections if s.verdict is not None]),
+        tested=not claims or any(claim.sign for claim in claims),
         style=Markup((files("onsphere.report") / "page.css").read_text(encoding="utf-8")),
         markers=_MARKERS,
     )
@@ -161,7 +162,8 @@ def _claim(section: Section, anchor: str, palette: Palette) -> _Claim:
         for i, figure in enumerate(section.figures)
     ]
     grids = [_grid(table) for table in section.tables]
-    return _Claim(section, anchor, SIGNS[section.verdict], pictures, grids)
+    sign = None if section.verdict is None else SIGNS[section.verdict]
+    return _Claim(section, anchor, sign, pictures, grids)
 
 
 def _grid(table: Table) -> _Grid:

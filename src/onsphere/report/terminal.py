@@ -27,10 +27,12 @@ def summary(document: Document) -> RenderableType:
     """
     title = Text(document.title, style="bold")
     warnings = [Text(f"! {warning}", style="yellow") for warning in document.warnings]
-    if not document.sections:
+    if not any(section.verdict for section in document.sections):
         return Group(title, *warnings, Text("No claim was tested."))
     lines = Lines("claim", "verdict", "measured", box=box.SIMPLE_HEAD, pad_edge=False)
     for section in document.sections:
+        if section.verdict is None:
+            continue
         sign = SIGNS[section.verdict]
         lines.add_row(
             Text(section.name, style="bold"),

@@ -1,8 +1,10 @@
 """Which weights live on which spheres: units (exact), certificates (numeric), audit."""
 
-from onsphere.symmetry.audit import Audit, audit
+from onsphere.symmetry.archive import ArchiveError
+from onsphere.symmetry.audit import audit
+from onsphere.symmetry.audited import Audit
 from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
-from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
+from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, Spread, WeightReport
 from onsphere.symmetry.operation import Operation
 from onsphere.symmetry.rules import register_rule
 from onsphere.symmetry.shift import Shift
@@ -10,14 +12,17 @@ from onsphere.symmetry.trace import ModelError, Trace, UnknownOp, trace
 from onsphere.symmetry.units import Unit
 
 __all__ = [
+    "ArchiveError",
     "Audit",
     "CannotCanonicalize",
+    "Kind",
     "Leak",
     "ModelError",
     "Operation",
     "Rescaling",
     "Shift",
     "Sphere",
+    "Spread",
     "Trace",
     "Unit",
     "UnknownOp",

@@ -1,19 +1,15 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onsphere import geometry
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import table
+from onsphere.symmetry.audited import Audit, Inputs
 from onsphere.symmetry.certificate import (
     EPSILON,
     WORST_AMPLIFICATION,
@@ -23,7 +19,7 @@ from onsphere.symmetry.certificate import (
     is_well_conditioned,
     rounding_floor,
 )
-from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
+from onsphere.symmetry.claims import Leak, Rescaling, Sphere
 from onsphere.symmetry.evidence import Evidence, gather
 from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.inert import are_inert, inert_candidates
@@ -35,7 +31,6 @@ from onsphere.symmetry.trace import (
     ModelError,
     OutputPicker,
     Trace,
-    UnknownOp,
     bare_name,
     plain_execution,
     trace,
@@ -44,225 +39,10 @@ from onsphere.symmetry.trace import (
 )
 from onsphere.symmetry.units import in_span
 
+__all__ = ["Audit", "Inputs", "audit"]
+
 COTANGENTS = 3
 """Random combinations of the outputs per point."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a model was run on.
-
-    Args:
-        args: positional inputs.
-        kwargs: keyword inputs.
-        output: picks the tensors to keep fixed.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: OutputPicker | None
-
-
-@dataclass(frozen=True)
-class Audit:
-    """Which weights of a model live on spheres, and what else can change without effect.
-
-    Args:
-        model: name of the model's class.
-        mode: ``"train"`` or ``"eval"``: the mode it was audited in.
-        parameters: every parameter's name and shape, in the order of the model.
-        spheres: weights, or sets of weights, whose scale does nothing, inert ones left out.
-        rescalings: weights whose scales trade off against each other.
-        shifts: directions in which a weight can move.
-        inert: parameters that cannot affect the output.
-        leaks: how far the real eps breaks each symmetry.
-        scale_symmetries: a basis of all scale symmetries: name -> exponent.
-        exact_symmetries: a basis of those that the real eps does not break either.
-        followers: buffers that only estimate (running statistics in training mode), and how they
-            should move along; one entry per scale symmetry.
-        unknown_ops: operations that the analysis did not understand and never claims through.
-        parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
-        unreached: parameters that this input did not reach (an expert nobody asked); no claim.
-        certified: whether the claims were tested on numbers; not so for a model without memory.
-        complete: whether the numeric search for further symmetries ran to its end.
-        inputs: what the model was run on; not written to a file.
-    """
-
-    model: str
-    mode: str
-    parameters: Mapping[str, tuple[int, ...]]
-    spheres: list[Sphere]
-    rescalings: list[Rescaling]
-    shifts: list[Shift]
-    inert: list[str]
-    leaks: list[Leak]
-    scale_symmetries: list[dict[str, Fraction]]
-    exact_symmetries: list[dict[str, Fraction]]
-    followers: list[dict[str, Fraction]]
-    unknown_ops: list[UnknownOp]
-    unreached: list[str]
-    certified: bool
-    complete: bool
-    parts: list[Part] = field(default_factory=list)
-    inputs: Inputs | None = field(default=None, compare=False, repr=False)
-
-    def __str__(self) -> str:
-        return table.rendered(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data that JSON can hold."""
-        return _plain(asdict(replace(self, inputs=None)))
-
-    def to_json(self, path: str | Path) -> None:
-        """Write the audit to a file that :meth:`from_json` reads back."""
-        text = json.dumps(self.to_dict(), indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def from_json(cls, path: str | Path) -> "Audit":
-        """Read an audit that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: the file holds something else.
-        """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls.from_dict(data)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not hold an audit: {error}") from error
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Audit":
-        """Undo :meth:`to_dict`."""
-        fields = dict(data)
-        fields["parameters"] = {n: tuple(s) for n, s in data["parameters"].items()}
-        fields["spheres"] = [
-            Sphere(**{**s, "exponents": _fractions(s["exponents"]), "axes": _axes(s["axes"])})
-            for s in data["spheres"]
-        ]
-        fields["rescalings"] = [
-            Rescaling(**{**r, "exponents": _fractions(r["exponents"])}) for r in data["rescalings"]
-        ]
-        fields["shifts"] = [Shift(**{**s, "axes": _axes(s["axes"])}) for s in data["shifts"]]
-        fields["leaks"] = [
-            Leak(**{**x, "exponents": _fractions(x["exponents"])}) for x in data["leaks"]
-        ]
-        for key in ("scale_symmetries", "exact_symmetries", "followers"):
-            fields[key] = [_fractions(v) for v in data[key]]
-        fields["parts"] = [
-            Part(**{**p, "intervals": tuple((a, b) for a, b in p["intervals"])})
-            for p in data.get("parts", [])
-        ]
-        fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
-        return cls(**fields)
-
-    def own_spheres(self) -> dict[str, Sphere]:
-        """Return the weights that live on a sphere without any other parameter."""
-        alone = {}
-        for sphere in self.spheres:
-            names = [n for n in sphere.names if n in self.parameters]
-            if len(names) == 1 and len(sphere.names) == 1:
-                alone[names[0]] = sphere
-        return alone
-
-    def spheres_of(
-        self, model: nn.Module, *, embeddings: bool = False
-    ) -> dict[nn.Parameter, geometry.Sphere]:
-        """Return the parameters on spheres of their own, as an optimizer takes them.
-
-        Args:
-            model: the audited model, or one with the same parameters.
-            embeddings: put embedding tables and the head on spheres too, where they are.
-
-        Returns:
-            Parameter -> the product of spheres it lives on; radii are the present norms.
-
-        Raises:
-            ValueError: the model lacks a parameter of this audit.
-        """
-        owned = self._parameters_of(model)
-        skipped = set() if embeddings else _embeddings_and_heads(model)
-        return {
-            owned[n]: geometry.Sphere(s.axes)
-            for n, s in self.own_spheres().items()
-            if n not in skipped
-        }
-
-    def param_groups(
-        self, model: nn.Module, *, weight_decay: float = 0.0, embeddings: bool = False
-    ) -> list[dict[str, Any]]:
-        """Return groups ready for an optimizer: spheres, the rest with and without decay.
-
-        Args:
-            model: the audited model, or one with the same parameters.
-            weight_decay: decay of matrices that are not on spheres; vectors (gains, biases) and
-                weights on spheres get none.
-            embeddings: put embedding tables and the head on spheres too, where they are.
-
-        Returns:
-            One group per kind of sphere with ``"sphere"`` set, then at most two without; every
-            trainable parameter is in exactly one.
-
-        Raises:
-            ValueError: the model lacks a parameter of this audit.
-        """
-        spheres = self.spheres_of(model, embeddings=embeddings)
-        groups: dict[Any, dict[str, Any]] = {}
-        for name, p in self._parameters_of(model).items():
-            if not p.requires_grad:
-                continue
-            sphere = spheres.get(p)
-            decay = weight_decay if sphere is None and p.ndim > 1 else 0.0
-            group = groups.setdefault(
-                (sphere, decay),
-                {"params": [], "names": [], "sphere": sphere, "weight_decay": decay},
-            )
-            group["params"].append(p)
-            group["names"].append(name)
-        return sorted(groups.values(), key=lambda g: (g["sphere"] is None, -g["weight_decay"]))
-
-    def weight_reports(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-    ) -> list[WeightReport]:
-        """Say for each weight how large it is, how fast it turns and what weight decay does.
-
-        Args:
-            model: the audited model; its ``.grad`` are read where they are.
-            optimizer: where the learning rates come from.
-
-        Returns:
-            One report per parameter.
-        """
-        rates = {} if optimizer is None else {
-            p: float(g["lr"]) for g in optimizer.param_groups for p in g["params"]
-        }  # fmt: skip
-        on_spheres = self.own_spheres()
-        return [
-            _weight_report(n, p, rates.get(p), n in on_spheres, self.decay_of(n))
-            for n, p in self._parameters_of(model).items()
-        ]
-
-    def decay_of(self, name: str) -> str:
-        """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
-        if name in self.inert:
-            return "nothing: the weight has no effect"
-        if name in self.own_spheres():
-            return "a rate schedule: it sets the effective learning rate, not the function"
-        if any(name in s.names for s in self.spheres):
-            return "a rate schedule for the weights that share this scale"
-        if any(name in r.names for r in self.rescalings):
-            return "a penalty on the product of traded weights, and a pull towards balance"
-        return "a real penalty"
-
-    def _parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        found = {bare_name(n): p for n, p in unwrapped(model).named_parameters()}
-        missing = [n for n in self.parameters if n not in found]
-        if missing:
-            raise ValueError(
-                f"the model has no parameter {missing[0]!r} ({len(missing)} of "
-                f"{len(self.parameters)} are missing); audit this model again"
-            )
-        return found
 
 
 def audit(
@@ -272,6 +52,7 @@ def audit(
     *,
     output: OutputPicker | None = None,
     seed: int = 0,
+    progress: Callable[[str], None] | None = None,
 ) -> Audit:
     r"""Find every scale symmetry of a model, exactly, and certify each on numbers.
 
@@ -285,6 +66,7 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
+        progress: told what is being done, stage by stage.
 
     Returns:
         The audit. A model on the meta device is analysed without certificates.
@@ -303,14 +85,16 @@ def audit(
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     kwargs = dict(kwargs or {})
     inner = unwrapped(model)
+    say = progress or (lambda _: None)
     _check_numbers(inner)
+    say("following the operations")
     with plain_execution():
         traced = trace(inner, args, kwargs, output=output)
         if any(p.is_meta for p in inner.parameters()):
             found = _concluded(inner, traced, _Findings([dict(v) for v in traced.basis]))
         else:
             probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(inner, *_investigated(probe, args, kwargs))
+            found = _concluded(inner, *_investigated(probe, args, kwargs, say))
     return replace(found, inputs=Inputs(args, kwargs, output))
 
 
@@ -328,27 +112,32 @@ class _Findings:
 
 
 def _investigated(
-    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any], say: Callable[[str], None]
 ) -> tuple[Trace, _Findings]:
     """Certify what the units claim, and find what only numbers can tell."""
     traced = probe.traced
+    say("measuring gradients")
     random = _random_points(probe, 2)
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
     shifts = ShiftSearch(
         {n: probe.given().state[probe.own_name[n]].shape for n in traced.parameters}
     )
     evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+    say("looking for weights without effect")
     inert = _inert(probe, evidence, random, given)
     if inert:
         traced = trace(probe.model, args, kwargs, output=probe.output, inert=inert)
         probe.traced = traced
     claims = [dict(v) for v in traced.basis if not _touches(v, _unreached(traced))]
+    say("looking for symmetries that units cannot see")
     claims, complete = completed(
         probe, claims, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
     )
+    say("certifying on numbers")
     certificates = certify(probe, claims, [*random, *given], evidence)
     held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
     claims = [v for v, _ in held]
+    say("looking for finer spheres and shifts")
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in traced.parameters if n not in inert]
     return traced, _Findings(
@@ -483,48 +272,3 @@ def _spanned(exact: Sequence[Exponents], claims: Sequence[Exponents]) -> list[di
 
 def _key(v: Exponents) -> tuple[tuple[str, Fraction], ...]:
     return tuple(sorted(v.items()))
-
-
-def _weight_report(
-    name: str, p: Tensor, rate: float | None, on_sphere: bool, decay: str
-) -> WeightReport:
-    norm = float(
-        torch.linalg.vector_norm(p.detach(), dtype=torch.promote_types(p.dtype, torch.float32))
-    )
-    effective = angle = None
-    if on_sphere and rate is not None and norm > 0:
-        effective = rate / norm**2
-        if p.grad is not None:
-            g = p.grad.detach()
-            angle = math.atan2(rate * float(torch.linalg.vector_norm(g)), norm)
-    return WeightReport(name, norm, effective, angle, decay)
-
-
-def _embeddings_and_heads(model: nn.Module) -> set[str]:
-    """Return the weights of embedding tables, and of the module a model calls its output layer."""
-    inner = unwrapped(model)
-    names = {bare_name(n): p for n, p in inner.named_parameters()}
-    tables = {p for m in inner.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    get_head = getattr(inner, "get_output_embeddings", None)
-    head = get_head() if callable(get_head) else None
-    if isinstance(head, nn.Module):
-        tables |= set(head.parameters())
-    return {n for n, p in names.items() if p in tables}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Fraction):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
-
-
-def _fractions(value: Mapping[str, str]) -> dict[str, Fraction]:
-    return {k: Fraction(v) for k, v in value.items()}
-
-
-def _axes(value: Mapping[str, Any]) -> VectorAxes:
-    return VectorAxes(tuple(value["index"]), tuple((a, n) for a, n in value["pieces"]))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from onsphere.errors import OnsphereError
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.certificate import relative_change
 from onsphere.symmetry.trace import (
@@ -34,7 +35,7 @@ _GONE = -15.0
 """A log scale below this, still falling, has no minimum: the weight lies on a sphere."""
 
 
-class CannotCanonicalize(ValueError):
+class CannotCanonicalize(OnsphereError, ValueError):
     """A model has no canonical form that could be verified; the message says why."""
 
 

@@ -2,9 +2,25 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from fractions import Fraction
 
 from onsphere.geometry import VectorAxes
+
+
+class Kind(StrEnum):
+    """What is free about the scale of one weight.
+
+    A weight is of the first kind that fits. ``SHARED`` and ``TRADED`` do not depend on the basis
+    in which the symmetries are written (see :mod:`onsphere.symmetry.decay`).
+    """
+
+    INERT = "inert"
+    UNREACHED = "unreached"
+    SPHERE = "sphere"
+    SHARED = "shared"
+    TRADED = "traded"
+    FIXED = "fixed"
 
 
 @dataclass(frozen=True)
@@ -66,19 +82,43 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """One number per vector of a weight, in short.
+
+    Args:
+        least: the smallest.
+        median: the middle one.
+        most: the largest.
+    """
+
+    least: float
+    median: float
+    most: float
+
+
+@dataclass(frozen=True)
 class WeightReport:
-    """One weight, as it stands in training.
+    r"""One weight, as it stands in training.
 
     Args:
         name: the weight.
+        kind: what is free about its scale.
         norm: its Euclidean norm.
-        effective_rate: learning rate seen by its direction, ``lr / norm**2``, on a sphere only.
-        angular_update: angle in radians that a plain gradient step turns it by, on a sphere only.
+        vectors: how many vectors of it live on spheres of their own; 0 where none does.
+        lengths: the lengths of these vectors.
+        effective_rate: learning rate seen by their directions, :math:`\eta/|w|^2` for SGD and
+            :math:`\eta/|w|` for optimizers of Adam's kind, whose steps do not scale with the
+            gradient. ``None`` off the sphere, without an optimizer, and for any other one.
+        angular_update: angle in radians by which the optimizer's next step turns these vectors,
+            with its momentum, decay and all. ``None`` off the sphere, and without gradients.
         decay: what weight decay does to it.
     """
 
     name: str
+    kind: Kind
     norm: float
-    effective_rate: float | None
-    angular_update: float | None
+    vectors: int
+    lengths: Spread | None
+    effective_rate: Spread | None
+    angular_update: Spread | None
     decay: str

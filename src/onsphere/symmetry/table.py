@@ -3,124 +3,185 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry import advice
+from onsphere.symmetry.claims import Kind
+from onsphere.symmetry.fold import folded, folded_symmetries
 
 if TYPE_CHECKING:
-    from onsphere.symmetry.audit import Audit
+    from onsphere.symmetry.audited import Audit
+    from onsphere.symmetry.parts import Part
+
+WIDTH = 100
+
+_DECAYS = (
+    ((Kind.SPHERE, Kind.SHARED), "sets learning rates and penalizes nothing, on"),
+    ((Kind.TRADED,), "penalizes products of weights and balances them, on"),
+    ((Kind.FIXED,), "penalizes the scale itself, which is part of the function, on"),
+)
 
 
 def rendered(audit: "Audit") -> str:
-    """Return the audit as a table for a terminal."""
-    spheres = [s for s in audit.spheres if len(s.names) == 1]
-    joint = [s for s in audit.spheres if len(s.names) > 1]
+    """Return the audit as a table for a terminal: plain text, at most 100 columns."""
+    entries = sum(size(s) for s in audit.parameters.values())
     parts = [
-        f"{audit.model} ({audit.mode}): {len(audit.parameters)} parameters, "
-        f"{len(audit.scale_symmetries)} scale symmetries",
-        *_section("on a sphere", [(s.names, s.granularity) for s in spheres]),
-        *_section("share one sphere", [(_signed(s.exponents), s.granularity) for s in joint]),
-        *_section("trade scales", [(_signed(r.exponents), "") for r in audit.rescalings]),
-        *_section("can shift", [((s.name,), _shift_words(s.axes)) for s in audit.shifts]),
-        *_section("inert: no effect on the output", [((n,), "") for n in audit.inert]),
-        *_section("not reached by this input: no claim", [((n,), "") for n in audit.unreached]),
-    ]
-    if audit.unknown_ops:
-        ops = sorted({u.name for u in audit.unknown_ops})
-        parts.append(
-            f"operations without a rule (nothing is claimed through them): {', '.join(ops)}"
-        )
-    if audit.leaks:
-        worst = max(audit.leaks, key=lambda x: x.amount)
-        parts.append(
-            f"certified in float64; largest leak through eps {worst.amount:.1e} per e-fold "
-            f"({next(iter(worst.exponents))})"
-        )
-    if not audit.certified:
-        parts.append("not certified on numbers: the model was built without memory")
-    elif not audit.complete:
-        parts.append("the numeric search for further symmetries was cut short: the model is large")
+        f"{audit.model} in {audit.mode} mode: {len(audit.parameters)} weights with {entries:,} "
+        f"entries, {len(audit.scale_symmetries)} scale symmetries"
+        + (f"\n({audit.note})" if audit.note else ""),
+        *_section("ON A SPHERE: the length does nothing, only the direction counts",
+                  len(audit.own_spheres()), sphere_lines(audit)),
+        *_section("PARTLY ON A SPHERE: each part can be scaled alone", _count(audit, "sphere"),
+                  part_lines(audit, "sphere")),
+        *_section("ON ONE SPHERE TOGETHER: scaling all of these at once does nothing",
+                  len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
+        *_section("TRADES: for any a > 0 this rescaling does nothing",
+                  len(audit.rescalings), trade_lines(audit)),
+        *_section("SHIFTS: adding such amounts does nothing", len(audit.shifts),
+                  shift_lines(audit)),
+        *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
+        *_section("PARTLY INERT: these parts have no effect", _count(audit, "inert"),
+                  part_lines(audit, "inert")),
+        *_section("NOT REACHED by this input: nothing is claimed", len(audit.unreached),
+                  folded(audit.unreached)),
+        *_decay(audit),
+        *_certificate(audit),
+        *_section("WHAT TO DO", 0, [f"- {line}" for line in audit.advice()]),
+    ]  # fmt: skip
     return "\n".join(parts)
 
 
-def grouped(names: Sequence[tuple[str, ...]]) -> list[str]:
-    """Join tuples of names that differ in numbers only.
-
-    Example:
-        >>> grouped([("layers.0.q.weight",), ("layers.1.q.weight",), ("norm.weight",)])
-        ['layers.0-1.q.weight', 'norm.weight']
-    """
-    patterns: dict[str, list[tuple[int, ...]]] = {}
-    for entry in names:
-        joined = ", ".join(entry)
-        numbers = tuple(int(n) for n in _all_numbers(joined))
-        patterns.setdefault(_masked(joined), []).append(numbers)
-    return [line for pattern, found in patterns.items() for line in _filled(pattern, found)]
+def sphere_lines(audit: "Audit") -> list[str]:
+    """Return the weights on spheres of their own, with their granularity."""
+    by_words: dict[str, list[str]] = {}
+    for name, sphere in audit.own_spheres().items():
+        by_words.setdefault(sphere.granularity, []).append(name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 
-_INDEX = re.compile(r"(?:(?<=\.)|(?<=^)|(?<= ))\d+(?=\.|,|$|\^)")
-"""A whole component of a name that is a number."""
+def part_lines(audit: "Audit", kind: str) -> list[str]:
+    """Return the weights of which only a part is on spheres, or only a part is inert."""
+    by_words: dict[str, list[str]] = {}
+    for part in audit.parts:
+        if part.kind == kind:
+            by_words.setdefault(_part_words(part), []).append(part.name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 
-def _all_numbers(text: str) -> list[str]:
-    return _INDEX.findall(text)
+def _part_words(part: "Part") -> str:
+    (start, stop), count = part.intervals[0], len(part.intervals)
+    last = part.intervals[-1][1]
+    if count == 1:
+        return f"entries {start} to {stop - 1} of axis {part.axis}"
+    return f"{count} parts of axis {part.axis}, from {start} to {last - 1}"
 
 
-def _masked(text: str) -> str:
-    return _INDEX.sub("#", text)
+def _count(audit: "Audit", kind: str) -> int:
+    return sum(part.kind == kind for part in audit.parts)
 
 
-def _filled(pattern: str, found: list[tuple[int, ...]]) -> Iterable[str]:
-    """Fill one pattern: positions that always agree share one range."""
-    if len(found) == 1 or any(len(set(f)) > 1 for f in found):
-        for numbers in found:
-            yield _with(pattern, [str(n) for n in numbers])
-        return
-    yield _with(pattern, [_ranges([f[0] for f in found])] * len(found[0]))
+def joint_lines(audit: "Audit") -> list[str]:
+    """Return the sets of weights that share one sphere."""
+    alone = {s.names for s in audit.own_spheres().values()}
+    by_words: dict[str, list[Mapping[str, Fraction]]] = {}
+    for sphere in audit.spheres:
+        if sphere.names not in alone:
+            by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
+    return [
+        re.sub(r" \* a(?=,|$|\))", "", line) + ("" if words == "whole tensor" else f": {words}")
+        for words, found in by_words.items()
+        for line in _folded(audit, found)
+    ]
 
 
-def _with(pattern: str, numbers: Sequence[str]) -> str:
-    rest = iter(numbers)
-    return re.sub("#", lambda _: next(rest), pattern)
+def trade_lines(audit: "Audit") -> list[str]:
+    """Return the rescalings, as products with a scale ``a``."""
+    return _folded(audit, [r.exponents for r in audit.rescalings])
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for n in sorted(set(numbers)):
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    text = ",".join(f"{a}-{b}" if b > a else str(a) for a, b in runs)
-    return f"{{{text}}}" if len(runs) > 1 else text
+def shift_lines(audit: "Audit") -> list[str]:
+    """Return the weights that can move, with the amounts that do nothing."""
+    by_words: dict[str, list[str]] = {}
+    for shift in audit.shifts:
+        words = _shift_words(shift.axes, len(audit.parameters[shift.name]))
+        by_words.setdefault(words, []).append(shift.name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 
-def _section(title: str, entries: Sequence[tuple[tuple[str, ...], str]]) -> list[str]:
-    if not entries:
+def leak_lines(audit: "Audit") -> list[str]:
+    """Return the symmetries in which eps takes part."""
+    return _folded(audit, [x.exponents for x in advice.large_leaks(audit)])
+
+
+def _folded(audit: "Audit", symmetries: Iterable[Mapping[str, Fraction]]) -> list[str]:
+    """Write symmetries by their weights; buffers (running statistics) move along unnamed."""
+    found: dict[bool, list[dict[str, Fraction]]] = {False: [], True: []}
+    for symmetry in symmetries:
+        of_weights = {n: e for n, e in symmetry.items() if n in audit.parameters}
+        found[len(of_weights) < len(symmetry)].append(of_weights)
+    alone, along = (folded_symmetries(found[has_buffers]) for has_buffers in (False, True))
+    return [*alone, *(f"{line}, and buffers with it" for line in along)]
+
+
+def _decay(audit: "Audit") -> list[str]:
+    lines = []
+    for kinds, words in _DECAYS:
+        names = [n for n, k in audit.kinds.items() if k in kinds]
+        if names:
+            found = folded(names)
+            more = len(found) - 6
+            shown = ", ".join(found[:6]) + (f", and {more} more like these" if more > 0 else "")
+            lines.append(f"{words} {len(names)}: {shown}")
+    return _section("WEIGHT DECAY", 0, lines)
+
+
+def _certificate(audit: "Audit") -> list[str]:
+    if not audit.certified:
+        return ["", "Exact by the units of the operations; not certified on numbers."]
+    residuals = [s.residual for s in audit.spheres] + [r.residual for r in audit.rescalings]
+    residual = max((r or 0.0 for r in residuals), default=0.0)
+    leak = max((x.amount for x in audit.leaks), default=0.0)
+    said = (
+        f"Certified in float64 with eps near 0: largest relative radial derivative {residual:.0e}. "
+        f"At the model's own eps, scaling by e changes the output by at most {leak:.0e}."
+    )
+    return ["", *wrap(said, WIDTH)]
+
+
+def _section(title: str, count: int, lines: Iterable[str]) -> list[str]:
+    lines = list(lines)
+    if not lines:
         return []
-    by_words: dict[str, list[tuple[str, ...]]] = {}
-    for names, words in entries:
-        by_words.setdefault(words, []).append(names)
-    lines = [f"  {_short(line)}{': ' + words if words else ''}"
-             for words, names in by_words.items() for line in grouped(names)]  # fmt: skip
-    return [f"{title} ({len(entries)}):", *lines]
+    counted = f" ({count})" if count else ""
+    return ["", title + counted, *(w for line in lines for w in _wrapped(line))]
 
 
-def _short(line: str, limit: int = 8) -> str:
-    names = line.split(", ")
-    if len(names) <= limit:
-        return line
-    patterns = grouped([(n,) for n in names])
-    shown = patterns if len(patterns) <= limit else [*patterns[:limit], f"... {len(names)} in all"]
-    return ", ".join(shown)
+def _wrapped(line: str) -> list[str]:
+    lines = wrap(
+        re.sub(r" ([*/]) a", "\u00a0\\1\u00a0a", line), WIDTH, initial_indent="  ",
+        subsequent_indent="      ", break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
-def _signed(exponents: Mapping[str, Fraction]) -> tuple[str, ...]:
-    return tuple(n if e == 1 else f"{n}^{e}" for n, e in exponents.items())
+def size(shape: Sequence[int]) -> int:
+    """Return how many entries a tensor of this shape has."""
+    size = 1
+    for n in shape:
+        size *= n
+    return size
 
 
-def _shift_words(axes: VectorAxes) -> str:
-    pieces, index = axes.pieces, axes.index
-    if pieces:
-        return f"by a common amount within each of {pieces[0][1]} blocks of axis {pieces[0][0]}"
-    return f"by a common amount for each entry of axes {index}" if index else "by one constant"
+def _shift_words(axes: VectorAxes, ndim: int) -> str:
+    if axes.pieces:
+        axis, count = axes.pieces[0]
+        return f"one amount for each of {count} blocks of axis {axis}"
+    if not axes.index:
+        return "one amount"
+    if axes.index == (0,):
+        return "one amount per row" if ndim == 2 else "one amount per filter"
+    if ndim == 2:
+        return "one amount per column"
+    return f"one amount per entry of axes {', '.join(map(str, axes.index))}"

@@ -15,6 +15,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from onsphere.errors import OnsphereError
 from onsphere.symmetry.operation import EpsSite, Ledger, Operation
 from onsphere.symmetry.rules import rule_of
 from onsphere.symmetry.units import ANY, ZERO, Form, Unit, row_space, sparse_basis
@@ -34,7 +35,7 @@ _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 
 
-class ModelError(ValueError):
+class ModelError(OnsphereError, ValueError):
     """A model cannot be audited as given: it raises, has no weights, or no output to follow."""
 
 

@@ -1,0 +1,77 @@
+"""The command line: one command, one library call.
+
+A user's mistake ends with one clear line and exit code 2; nothing here prints a traceback for it.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from onsphere.cli import audit, canonicalize, norms, study
+from onsphere.cli.parser import Parser
+from onsphere.errors import OnsphereError
+from onsphere.version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after ``onsphere``; those of the process when ``None``.
+
+    Returns:
+        0, or 2 after a user's mistake, or 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.run
+    try:
+        with _plain_warnings():
+            command(options)
+    except OnsphereError as error:
+        print(f"onsphere: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("onsphere"):
+            raise
+        print(
+            f'onsphere: this command needs {error.name}: pip install "onsphere[study]"',
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        kept = "; what had finished is kept, run the same command again to go on"
+        print(f"onsphere: stopped{kept if options.command == 'study' else ''}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head, less) has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="onsphere",
+        description="Normalization, seen on the sphere.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"onsphere {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (study, audit, canonicalize, norms):
+        command.add(commands)
+    return parser
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print a warning of ours as one line, without the place in the code."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"onsphere: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,119 @@
+"""``onsphere audit``: which weights of a model live on spheres."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onsphere.cli.screen import stages
+from onsphere.errors import OnsphereError
+
+if TYPE_CHECKING:
+    from onsphere.cli.parser import Commands
+    from onsphere.symmetry import Audit
+
+_EXAMPLES = """examples:
+  onsphere audit mypackage.models:resnet --input 8x3x32x32 --train
+  onsphere audit train.py:build                      build() returns (model, inputs)
+  onsphere audit llama/config.json                   7 billion weights, no memory, seconds
+  onsphere audit llama/config.json --shrink          two layers of it, with certificates
+  onsphere audit gpt2/ --html audit.html             its own weights, and a page
+  onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
+
+TARGET is package.module:factory or path.py:factory, where calling the factory gives a module, or a
+module and its inputs (a tensor, a tuple, or a dict of keyword inputs); or a config file or model
+directory of transformers. Nothing is downloaded, and no pickled code is run.
+
+A config is built at its full size without memory: exact, in seconds, but not certified on numbers
+and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with memory,
+which shows all of them. A model directory with safetensors of at most 200 million weights is
+audited with these weights.
+"""
+
+
+def add(commands: "Commands") -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "audit",
+        help="which weights of a model live on spheres",
+        epilog=_EXAMPLES,
+        description="Find every scale symmetry of a model, and say what weight decay does.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_target(parser, "target", metavar="TARGET", help="a factory, a config file or a directory")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--shrink", action="store_const", dest="size", const="shrink",
+        help="of a config: two layers with memory, so that claims are certified",
+    )  # fmt: skip
+    size.add_argument(
+        "--full", action="store_const", dest="size", const="full",
+        help="of a config: the full size without memory, also where weights lie beside it",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="CHECKPOINT", help="tensors to load: safetensors, "
+                        "or a pickle that holds nothing else")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print the audit as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    parser.set_defaults(run=_run, size="auto")
+
+
+def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help: str) -> None:
+    """Add what says which model to look at, and how."""
+    required = {"required": True} if names[0].startswith("-") else {}
+    parser.add_argument(*names, metavar=metavar, help=help, **required)  # type: ignore[arg-type]
+    parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--train", action="store_true", help="in training mode")
+    mode.add_argument(
+        "--eval", action="store_false", dest="train", help="in evaluation mode (default)"
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from onsphere.symmetry import audit
+    from onsphere.symmetry.target import load, parse_shape
+
+    shape = None if options.input is None else parse_shape(options.input)
+    if options.html is not None:
+        _check_writable(options.html)
+    with stages(options.json) as stage:
+        stage(f"loading {options.target}")
+        target = load(
+            options.target, shape=shape, train=options.train, size=options.size,
+            weights=options.weights,
+        )  # fmt: skip
+        stage(f"auditing {type(target.model).__name__}")
+        found = audit(
+            target.model, target.args, target.kwargs, output=target.output, progress=stage
+        )
+        found = replace(found, note=target.note)
+        if options.html is not None:
+            stage(f"drawing {options.html}")
+            _write_page(found, options.html)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    print(found)
+    if options.html is not None:
+        print(f"\nPage: {options.html}")
+
+
+def _write_page(found: "Audit", path: Path) -> None:
+    try:
+        found.to_html(path)
+    except OSError as error:
+        raise OnsphereError(
+            f"cannot write the page {str(path)!r}: {error.strerror or error}"
+        ) from error
+
+
+def _check_writable(path: Path) -> None:
+    """Say before the work, not after it, that a page cannot be written."""
+    from onsphere.report import page  # noqa: F401  # says which extra is missing
+
+    if path.is_dir():
+        raise OnsphereError(f"cannot write the page {str(path)!r}: it is a folder; name a file")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise OnsphereError(f"cannot write the page {str(path)!r}: {str(parent)!r} is no folder")

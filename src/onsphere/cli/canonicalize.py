@@ -1,0 +1,105 @@
+"""``onsphere canonicalize``: the same function from balanced weights, checkpoint to checkpoint."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onsphere.cli.audit import add_target
+from onsphere.cli.screen import stages
+from onsphere.errors import OnsphereError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from onsphere.cli.parser import Commands
+
+_EXAMPLES = """examples:
+  onsphere canonicalize net.safetensors balanced.safetensors --model net.py:Net --input 8x3x32x32
+  onsphere canonicalize in.safetensors out.safetensors --model gpt2/config.json
+  onsphere canonicalize in.safetensors out.safetensors --model net.py:build --radius unit
+
+Traded scales are balanced at the least total norm; weights on spheres get the length asked for.
+The output of the model on the given inputs is compared before anything is written, and the file is
+there whole or not at all. Names, dtypes and metadata of the input file are kept.
+"""
+
+
+def add(commands: "Commands") -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "canonicalize",
+        help="rewrite a checkpoint: the same function from balanced weights",
+        epilog=_EXAMPLES,
+        description="Rewrite a safetensors checkpoint so that the same function has balanced "
+        "weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="IN", help="a safetensors file")
+    parser.add_argument("result", type=Path, metavar="OUT", help="the safetensors file to write")
+    add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
+    parser.add_argument(
+        "--radius", choices=["initial", "unit", "fan_in"], default="initial",
+        help="length of weights on spheres: the one they have (default), 1, or the square root of "
+        "the entries of a vector",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from onsphere.symmetry import audit, canonicalize, checkpoint
+    from onsphere.symmetry.target import load, parse_shape
+
+    shape = None if options.input is None else parse_shape(options.input)
+    _check_files(options.source, options.result, options.force)
+    with stages(options.json) as stage:
+        stage(f"loading {options.source}")
+        source = checkpoint.read(options.source)
+        target = load(
+            options.model, shape=shape, train=options.train, size="real", weights=options.source
+        )
+        before = _norm(target.model)
+        stage(f"auditing {type(target.model).__name__}")
+        found = audit(
+            target.model, target.args, target.kwargs, output=target.output, progress=stage
+        )
+        stage("balancing, and comparing the outputs")
+        canonicalize(
+            target.model, found, radius=options.radius, exact=options.radius == "initial",
+            inplace=True,
+        )  # fmt: skip
+        stage(f"writing {options.result}")
+        names = checkpoint.matched(target.model, source)
+        checkpoint.write(source, target.model, names, options.result)
+    _say(options, len(source.tensors), before, _norm(target.model))
+
+
+def _say(options: argparse.Namespace, tensors: int, before: float, after: float) -> None:
+    done: dict[str, Any] = {
+        "output": str(options.result),
+        "tensors": tensors,
+        "norm_before": before,
+        "norm_after": after,
+    }
+    if options.json:
+        print(json.dumps(done, indent=1))
+        return
+    print(
+        f"{options.result}: {tensors} tensors; the norm of all weights went from {before:.6g} to "
+        f"{after:.6g}, and the output stayed"
+    )
+
+
+def _norm(model: "nn.Module") -> float:
+    squares = [float(p.detach().double().square().sum()) for p in model.parameters()]
+    return float(sum(squares)) ** 0.5
+
+
+def _check_files(source: Path, result: Path, force: bool) -> None:
+    for path in (source, result):
+        if path.suffix != ".safetensors":
+            raise OnsphereError(f"{str(path)!r} must end in .safetensors: only such are rewritten")
+    if result.exists() and not force:
+        raise OnsphereError(f"{str(result)!r} is there already; --force overwrites it")

@@ -1,0 +1,29 @@
+"""What is shown while a command works: on the terminal's error stream, and gone when it is done."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with the stage of the work and the time it has taken.
+
+    What a user's own code prints goes to the error stream too: the output is the command's alone.
+
+    Args:
+        quiet: show nothing; nothing is shown either where there is no terminal.
+
+    Yields:
+        A function that names the present stage.
+    """
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    hidden = quiet or not console.is_terminal
+    bar = Progress(*columns, console=console, disable=hidden, transient=True)
+    task = bar.add_task("starting", total=None)
+    with redirect_stdout(sys.stderr), bar:
+        yield lambda stage: bar.update(task, description=stage)

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -300,19 +301,33 @@ def evaluate(net: nn.Module, state: dict[str, Tensor], x: Any) -> Tensor:
         written = ("running_mean", "running_var", "num_batches_tracked", "_u", "_v")
         buffers = {n for n, _ in net.named_buffers() if n.endswith(written)}
         fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
-        copy = deepcopy(net)  # functional_call would corrupt a module that is used twice
-        return _with_state(copy, fresh)(*x)
+        copy, slots = _copied(net)
+        for held, name, key in slots:
+            held[name] = fresh[key]
+        return copy(*x)
 
 
-def _with_state(copy: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-    """Replace every tensor of a copied network, tied ones in all their places."""
-    own = {id(t): n for n, t in [*copy.named_parameters(), *copy.named_buffers()]}
-    for module in copy.modules():
-        for held in (module._parameters, module._buffers):
-            for name, t in list(held.items()):
-                if t is not None:
-                    held[name] = state[own[id(t)]]
-    return copy
+_COPIES: WeakKeyDictionary[nn.Module, tuple[nn.Module, list[tuple[Any, str, str]]]]
+_COPIES = WeakKeyDictionary()
+
+
+def _copied(net: nn.Module) -> tuple[nn.Module, list[tuple[Any, str, str]]]:
+    """A copy of a network, and where each of its tensors is held, tied ones in all their places.
+
+    ``torch.func.functional_call`` would corrupt a module that is used twice.
+    """
+    if net not in _COPIES:
+        copy = deepcopy(net)
+        own = {id(t): n for n, t in [*copy.named_parameters(), *copy.named_buffers()]}
+        slots = [
+            (held, name, own[id(t)])
+            for module in copy.modules()
+            for held in (module._parameters, module._buffers)
+            for name, t in held.items()
+            if t is not None
+        ]
+        _COPIES[net] = (copy, slots)
+    return _COPIES[net]
 
 
 def nudged(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -371,7 +386,7 @@ def _gradients(
     """Gradients of random combinations of the outputs."""
     leaves = [state[n].detach().requires_grad_() for n in names]
     # The padding row of a table gets no gradient, so the table is looked up without one.
-    with _no_padding(net):
+    with _no_padding(_copied(net)[0]):
         y = evaluate(net, {**state, **dict(zip(names, leaves, strict=True))}, x)
     draws = (torch.Generator().manual_seed(seed + i) for i in range(count))
     return [

@@ -106,8 +106,8 @@ def _wanted(name: str, evidence: Evidence) -> Iterator[_Wanted]:
 
 
 def _silent(bound: Tensor, slope: Tensor, whole: Tensor) -> tuple[Interval, ...]:
-    """Return runs of slices whose gradient is rounding, but not exactly 0: that was not reached."""
-    quiet = ((bound <= SILENT * whole[:, None]) & (slope > 0)).all(0)
+    """Return runs of slices whose gradient is rounding; exactly 0 in every row was not reached."""
+    quiet = (bound <= SILENT * whole[:, None]).all(0) & (slope > 0).any(0)
     if not bool(quiet.any()) or bool(quiet.all()):
         return ()
     runs = _runs(quiet.tolist())

@@ -1,0 +1,79 @@
+"""Weights of which only a part is on a sphere or inert: fused projections, found and certified."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onsphere.symmetry import audit
+from onsphere.symmetry.parts import null_intervals
+
+WIDTH, HEADS = 12, 2
+
+
+class FusedAttention(nn.Module):
+    """Queries, keys and values from one matrix, with or without QK-norm."""
+
+    def __init__(self, normalized: bool) -> None:
+        super().__init__()
+        self.normalized = normalized
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).chunk(3, dim=-1)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in parts)
+        if self.normalized:
+            q, k = F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def _audited(net: nn.Module) -> dict[tuple[str, str], tuple[int, tuple[tuple[int, int], ...]]]:
+    torch.manual_seed(0)
+    found = audit(net, torch.randn(3, 5, WIDTH))
+    return {(p.name, p.kind): (p.axis, p.intervals) for p in found.parts}
+
+
+def test_the_key_part_of_a_fused_bias_is_inert() -> None:
+    torch.manual_seed(0)
+    parts = _audited(FusedAttention(normalized=False))
+    assert parts == {("qkv.bias", "inert"): (0, ((WIDTH, 2 * WIDTH),))}
+
+
+def test_queries_and_keys_without_bias_live_on_spheres_head_by_head() -> None:
+    torch.manual_seed(0)
+    net = FusedAttention(normalized=True)
+    net.qkv.bias = None
+    parts = _audited(net)
+    size = WIDTH // HEADS
+    spheres = tuple((i * size, (i + 1) * size) for i in range(2 * HEADS))
+    assert parts == {("qkv.weight", "sphere"): (0, spheres)}
+
+
+def test_a_whole_sphere_is_no_part() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(WIDTH, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
+    assert _audited(net) == {}
+
+
+def test_rows_that_no_token_reaches_are_no_part() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3))
+    assert audit(net, torch.tensor([[1, 2, 3]])).parts == []
+
+
+@pytest.mark.parametrize(
+    ("radial", "expected"),
+    [
+        ([1.0, -1.0, 3.0], ((0, 2),)),
+        ([0.0, 0.0, 1.0], ((0, 1), (1, 2))),
+        ([1.0, 2.0, 3.0], ()),
+        ([5.0, 1.0, 1.0, -2.0], ((1, 4),)),
+    ],
+)
+def test_null_intervals_are_the_shortest(
+    radial: list[float], expected: tuple[tuple[int, int], ...]
+) -> None:
+    rows = torch.tensor([radial, [2 * r for r in radial]], dtype=torch.float64)
+    assert null_intervals(rows, torch.full_like(rows, 6.0)) == expected

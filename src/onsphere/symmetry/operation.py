@@ -49,6 +49,7 @@ class Ledger:
         self.sites: dict[int, EpsSite] = {}
         self.unknown: dict[tuple[str, str], None] = {}
         self.followers: list[tuple[Unit, Unit]] = []
+        self.rounded: list[Form] = []
         self.estimates: set[int] = set()
         self.shadows = Shadows()
         self.where = ""

@@ -64,6 +64,8 @@ class Trace:
             anything that these scale.
         followers: for each vector of the basis, buffers that only *estimate* (running statistics
             in training mode) and should move along although the output does not need it.
+        rounded: units of the tensors that the model rounds to a shorter type while it runs. A
+            rescale by 2 to the power of a whole number passes through such a rounding unnoticed.
         eps: constants that break symmetries through their smallness only.
         unknown: operations without a rule.
         unread: parameters that no operation touched.
@@ -79,6 +81,7 @@ class Trace:
     basis: tuple[Mapping[str, Fraction], ...]
     exact: tuple[Mapping[str, Fraction], ...]
     followers: tuple[Mapping[str, Fraction], ...]
+    rounded: tuple[Mapping[str, Fraction], ...]
     eps: tuple[EpsSite, ...]
     unknown: tuple[UnknownOp, ...]
     unread: tuple[str, ...]
@@ -226,6 +229,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.update(tensor, unit)
             elif key not in read:
                 self.ledger.write(tensor, unit)
+            if unit.terms and _shortens(tensor, args):
+                self.ledger.rounded.append(dict(unit.terms))
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
@@ -237,6 +242,14 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[i
                 t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor)
             }
     return found
+
+
+def _shortens(result: Tensor, args: Sequence[Any]) -> bool:
+    """Return whether a result has fewer digits than a tensor it was made from."""
+    inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+    digits = [torch.finfo(t.dtype).eps for t in inputs if t.is_floating_point() or t.is_complex()]
+    real = result.is_floating_point() or result.is_complex()
+    return real and bool(digits) and torch.finfo(result.dtype).eps > min(digits)
 
 
 @contextmanager
@@ -459,6 +472,7 @@ def _concluded(
         basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
         exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
         followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
+        rounded=_named(ledger.rounded, names),
         eps=tuple(replace(s, form={}) for s in ledger.sites.values()),
         unknown=tuple(UnknownOp(*key) for key in ledger.unknown),
         unread=tuple(unread),
@@ -474,6 +488,11 @@ def _roles(name: str, weight: Tensor, tracer: _Tracer) -> frozenset[str]:
     inside = [path for path in tracer.heads if path and name.startswith(f"{path}.")]
     heads = {f"heads={tracer.heads[max(inside, key=len)]}"} if inside else set()
     return frozenset(tracer.roles.get(weight.untyped_storage()._cdata, set()) | heads)
+
+
+def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fraction], ...]:
+    different = {frozenset(form.items()) for form in forms}
+    return tuple({names[k]: c for k, c in sorted(form)} for form in sorted(different, key=sorted))
 
 
 def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:

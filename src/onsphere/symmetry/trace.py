@@ -453,7 +453,7 @@ def _concluded(
     names = [*map(bare_name, parameters), *map(bare_name, buffers)]
     vectors = ledger.constraints.null_space()
     count = len(parameters)
-    kept = sparse_basis(row_space(vectors, set(range(count))))
+    kept = sparse_basis(row_space(vectors, set(range(count))), count)
     kept = [_without_idle_buffers(v, vectors, count) for v in kept]
     follow = [_following(v, ledger, set(range(count, len(names)))) for v in kept]
     for site in list(ledger.sites.values()):

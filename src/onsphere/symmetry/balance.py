@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.units import Form, add_scaled, null_space, sparse_basis
+from onsphere.symmetry.units import Form, add_scaled, null_space, row_space, sparse_basis
 
 Vector = Mapping[str, Fraction]
 """Exponents by the name of a weight."""
@@ -75,6 +75,7 @@ def least_norm(
     forms = [{index[n]: c for n, c in form.items() if n in index} for form in octaves]
     weight = torch.tensor([squares.get(n, 0.0) for n in names], dtype=torch.float64)
     basis = [{index[n]: c for n, c in v.items()} for v in symmetries]
+    basis = row_space(basis, set(index.values()))
     basis = annihilated(basis, [{index[n]: Fraction(1)} for n in names if n in fixed])
     basis = _without_falling(basis, weight > 0)
     total = torch.zeros(len(names), dtype=torch.float64)
@@ -161,7 +162,7 @@ def _geometric_means(dense: Tensor, falling: Tensor) -> list[Form]:
         if torch.equal(spread, label):
             break
         label = spread
-    found = [((label == k) & falling).nonzero()[:, 0].tolist() for k in label.unique().tolist()]
+    found = [((label == k) & falling).nonzero()[:, 0].tolist() for k in sorted({*label.tolist()})]
     return [{i: Fraction(1) for i in members} for members in found if members]
 
 

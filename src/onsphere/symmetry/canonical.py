@@ -11,7 +11,7 @@ on spheres. So the result is measured before it is returned, and refused if it m
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from onsphere.symmetry.certificate import relative_change
 from onsphere.symmetry.trace import (
     ModelError,
     OutputPicker,
+    Trace,
     bare_name,
     call,
     float_outputs,
@@ -46,6 +47,9 @@ class CannotCanonicalize(ValueError):
     """A model has no canonical form that could be verified; the message says why."""
 
 
+_WHOLE = VectorAxes()
+
+
 @dataclass(frozen=True)
 class _Move:
     """What happens to one weight or buffer.
@@ -56,11 +60,14 @@ class _Move:
     """
 
     factors: Tensor
-    axes: VectorAxes = VectorAxes()
+    axes: VectorAxes = _WHOLE
 
-    def after(self, first: "_Move") -> "_Move":
-        """Multiply by one number, after another move."""
-        return _Move(first.factors * self.factors.item(), first.axes)
+    def after(self, first: "_Move | None") -> "_Move":
+        """Combine with an earlier move; one of them is a single number, or both divide alike."""
+        if first is None:
+            return self
+        axes = self.axes if first.factors.numel() == 1 else first.axes
+        return _Move(first.factors * self.factors, axes)
 
     def applied(self, t: Tensor) -> Tensor:
         """Multiply in float64, and round once."""
@@ -89,10 +96,11 @@ def canonicalize(
 
     Traded scales move to the least total norm :math:`\sum_i |p_i|^2` that the symmetries reach.
     Where that sum falls for ever (joint spheres, trades against a weight that is 0), the geometric
-    mean of the norms is kept, so such a trade stays as it is; inert weights stay as well.
-    Running statistics move along: in evaluation mode the output needs it, in training mode they
-    remain estimates of what they estimate. Frozen weights move like any others. Applied twice the
-    result is that of applying once, bit by bit, and without ``radius`` the total norm never grows.
+    mean of the norms is kept, so such a trade stays as it is. Running statistics move along: in
+    evaluation mode the output needs it, in training mode they remain estimates of what they
+    estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
+    any others. Applied twice the result is that of applying once, bit by bit, and without
+    ``radius`` the total norm never grows.
 
     Args:
         model: the audited model, in the mode it was audited in; compiled and data-parallel ones
@@ -135,17 +143,19 @@ def canonicalize(
     source = unwrapped(model)
     own = _tensors(source)
     _check_fits(source, own, audit)
-    moves = {} if radius == "initial" else _on_radius(own, audit, radius, factors)
+    traced = _traced(source, inputs)
+    moves = {} if radius == "initial" else _on_radius(own, audit, traced, radius, factors)
     held = set(moves) & set(audit.parameters)
-    for name, move in _balanced(source, own, audit, inputs, factors, exact, held).items():
-        moves[name] = move.after(moves[name]) if name in moves else move
+    for name, move in _balanced(own, audit, traced, factors, exact, held).items():
+        moves[name] = move.after(moves.get(name))
     changed = {n: m.applied(own[n]) for n, m in moves.items()}
     change = _change(source, own, changed, inputs)
     allowed = change.rounding if tolerance is None else tolerance
     if not change.amount <= allowed:
+        reason = _reason(audit, moves, change.amount, factors)
         raise CannotCanonicalize(
             f"the output would change by {change.amount:.1e} of its size, more than "
-            f"{allowed:.0e}, so the model is left as it was: {_reason(audit, moves, factors)}"
+            f"{allowed:.0e}, so the model is left as it was: {reason}"
         )
     target = model if inplace else _copied(model)
     _write(_tensors(unwrapped(target)), changed)
@@ -200,57 +210,42 @@ def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> No
 
 
 def _balanced(
-    model: nn.Module,
     own: Mapping[str, Tensor],
     audit: Audit,
-    inputs: Inputs,
+    traced: Trace,
     factors: Factors,
     exact: bool,
     held: set[str],
 ) -> dict[str, _Move]:
-    """Return the moves to the least total norm, with ``held`` and inert weights where they are."""
-    fixed = held | set(audit.inert)
+    """Return the moves to the least total norm, with ``held`` weights where they are."""
     claims = audit.exact_symmetries if exact else audit.scale_symmetries
-    follow = _followers(audit, claims)
-    symmetries = [{**f, **v} for v, f in zip(claims, follow, strict=True)]
-    squares = {n: _square(own[n]) for n in audit.parameters if n not in fixed}
-    names = {n for v in symmetries for n in v}
+    claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
+    passengers = _passengers(audit, traced, claims)
+    symmetries = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    names = sorted({n for v in symmetries for n in v})
     scales = least_norm(
         symmetries,
-        squares,
-        fixed=fixed,
-        octaves=_octaves(model, own, audit, inputs, factors, names),
-        still=max(1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)) if names else 0.0,
+        {n: _square(own[n]) for n in names if n in audit.parameters},
+        fixed=held,
+        octaves=_octaves(own, traced, factors, names),
+        still=max((16 * torch.finfo(own[n].dtype).eps for n in names), default=0.0),
     )
     return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
 
 
 def _octaves(
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    audit: Audit,
-    inputs: Inputs,
-    factors: Factors,
-    names: Iterable[str],
+    own: Mapping[str, Tensor], traced: Trace, factors: Factors, names: Sequence[str]
 ) -> list[Vector]:
     """Return what may only move by powers of two: combinations of log scales, by name."""
-    if factors == "real":
-        return []
-    short = [n for n in sorted(names) if factors == "binary" or own[n].element_size() < 4]
-    octaves: list[Vector] = [{n: Fraction(1)} for n in short]
+    single: list[Vector] = [{n: Fraction(1)} for n in names]
     if factors == "auto":
-        try:
-            traced = trace(
-                model, inputs.args, inputs.kwargs, output=inputs.output, inert=audit.inert
-            )
-        except ModelError as error:
-            raise CannotCanonicalize(str(error)) from error
-        octaves += traced.rounded
-    return octaves
+        short = [v for n, v in zip(names, single, strict=True) if own[n].element_size() < 4]
+        return [*short, *traced.rounded]
+    return single if factors == "binary" else []
 
 
 def _on_radius(
-    own: Mapping[str, Tensor], audit: Audit, radius: Radius, factors: Factors
+    own: Mapping[str, Tensor], audit: Audit, traced: Trace, radius: Radius, factors: Factors
 ) -> dict[str, _Move]:
     """Return the moves that give weights on spheres of their own the length asked for."""
     moves: dict[str, _Move] = {}
@@ -266,40 +261,51 @@ def _on_radius(
         if factors == "binary":
             scale = torch.exp2(scale.log2().round())
         scale = torch.where((scale - 1).abs() <= 4 * torch.finfo(own[name].dtype).eps, 1.0, scale)
-        exponents = {**_followers(audit, [sphere.exponents])[0], **sphere.exponents}
+        exponents = {**_passengers(audit, traced, [sphere.exponents])[0], **sphere.exponents}
         for moved, e in exponents.items():
             power = float(e / sphere.exponents[name])
-            axes = sphere.axes if moved == name else _pieces(own[moved], scale.numel(), name)
-            moves[moved] = _Move(scale**power, axes)
+            if moved == name:
+                moves[name] = _Move(scale**power, sphere.axes)
+            else:
+                follow = _following(own[moved], scale**power, name)
+                moves[moved] = follow.after(moves.get(moved))
     return moves
 
 
-def _pieces(buffer: Tensor, count: int, name: str) -> VectorAxes:
+def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
     """Divide a buffer as the weight divides whose scale it follows, vector by vector."""
+    count = factors.numel()
     if count == 1:
-        return VectorAxes()
-    if buffer.ndim and buffer.shape[0] % count == 0:
-        return VectorAxes(pieces=((0, count),))
-    raise CannotCanonicalize(
-        f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of {name!r}, "
-        "but does not divide like them; keep radius='initial'"
-    )
+        return _Move(factors)
+    if buffer.ndim != 1 or len(buffer) % count:
+        raise CannotCanonicalize(
+            f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of "
+            f"{name!r}, but does not divide like them; keep radius='initial'"
+        )
+    return _Move(factors.repeat_interleave(len(buffer) // count), VectorAxes(index=(0,)))
 
 
-def _followers(audit: Audit, symmetries: Sequence[Vector]) -> list[Vector]:
-    """Return how far the estimating buffers move along with each symmetry.
+def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> list[Vector]:
+    """Return what moves along with each symmetry although the output does not need it.
 
-    That is linear: what combines the audit's symmetries combines their followers.
+    Running statistics in training mode estimate something that moves; so does an inert bias that
+    they estimate as well. How far is linear: what combines the symmetries of the trace combines
+    their passengers.
     """
-    estimates = sorted({n for f in audit.followers for n in f})
-    index = {n: i for i, n in enumerate(estimates)}  # lowest numbers: never solved for
-    for v in [*audit.scale_symmetries, *symmetries]:
+    estimates = {n for f in traced.followers for n in f}
+    order = sorted({*estimates, *audit.inert})  # the lowest numbers are never solved for
+    index = {n: i for i, n in enumerate(order)}
+    for v in [*traced.basis, *symmetries]:
         index |= {n: len(index) + i for i, n in enumerate(n for n in v if n not in index)}
     known = Constraints(len(index))
-    for v, f in zip(audit.scale_symmetries, audit.followers, strict=True):
+    for v, f in zip(traced.basis, traced.followers, strict=True):
         known.require_zero({index[n]: c for n, c in {**f, **v}.items()})
-    left = [known.reduced({index[n]: c for n, c in v.items()}) for v in symmetries]
-    return [{n: -x[index[n]] for n in estimates if index[n] in x} for x in left]
+    found: list[Vector] = []
+    for v in symmetries:
+        left = known.reduced({index[n]: c for n, c in v.items()})
+        moved = {n: -left[index[n]] for n in order if index[n] in left}
+        found.append(moved if estimates & set(moved) else {})
+    return found
 
 
 def _square(t: Tensor) -> float:
@@ -326,6 +332,13 @@ def _change(
     return _Change(relative_change(before, after), rounding)
 
 
+def _traced(model: nn.Module, inputs: Inputs) -> Trace:
+    try:
+        return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
+    except ModelError as error:
+        raise CannotCanonicalize(str(error)) from error
+
+
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
     buffers = {n for n, _ in model.named_buffers()}
     fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
@@ -337,26 +350,25 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> l
         raise CannotCanonicalize(str(error)) from error
 
 
-def _reason(audit: Audit, moves: Mapping[str, _Move], factors: Factors) -> str:
+def _reason(audit: Audit, moves: Mapping[str, _Move], change: float, factors: Factors) -> str:
     """Say which move an eps notices most, or that it is rounding, and how to go on."""
-    octaves = {n: float(m.factors.log().abs().max()) for n, m in moves.items()}
+    logs = {n: float(m.factors.log().abs().max()) for n, m in moves.items()}
     noticed = [
-        (leak.amount * octaves[n] / abs(float(e)), n, leak.amount)
+        (leak.amount * logs[n] / abs(float(e)), n, leak.amount)
         for leak in audit.leaks
         for n, e in leak.exponents.items()
-        if n in octaves and n in audit.parameters
+        if n in logs and n in audit.parameters
     ]
     expected, name, amount = max(noticed, default=(0.0, "", 0.0))
-    if expected > 1e-13:
-        factor = math.exp(octaves[name])
+    if expected > 0.01 * change:
         return (
             f"an eps notices the length of {name!r} (leak {amount:.0e}, moved by a factor of up "
-            f"to {factor:.3g}); accept it with a larger `tolerance`, or keep radius='initial' "
-            "and exact=True"
+            f"to {math.exp(logs[name]):.3g}); accept it with a larger `tolerance`, or keep "
+            "radius='initial' and exact=True"
         )
-    if factors != "binary":
+    if factors != "binary" and change < 1e-3:
         return "the model amplifies rounding; factors='binary' does not round"
-    return "this does not look like rounding; audit the model again"
+    return "this is more than rounding and eps explain; audit the model again"
 
 
 # --- going there --------------------------------------------------------------------------------

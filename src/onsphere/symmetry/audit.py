@@ -25,6 +25,7 @@ from onsphere.symmetry.certificate import (
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.evidence import Evidence, gather
+from onsphere.symmetry.gathered import on_gathered
 from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.missed import completed
@@ -265,6 +266,7 @@ class Audit:
         return found
 
 
+@on_gathered
 def audit(
     model: nn.Module,
     args: Any,

@@ -23,6 +23,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.balance import Vector, least_norm
 from onsphere.symmetry.certificate import relative_change
+from onsphere.symmetry.gathered import gathered
 from onsphere.symmetry.trace import (
     ModelError,
     OutputPicker,
@@ -32,7 +33,6 @@ from onsphere.symmetry.trace import (
     float_outputs,
     plain_execution,
     trace,
-    unwrapped,
 )
 from onsphere.symmetry.units import Constraints
 
@@ -140,16 +140,33 @@ def canonicalize(
         True
     """
     inputs = _inputs(audit, args, kwargs, output)
-    source = unwrapped(model)
-    own = _tensors(source)
-    _check_fits(source, own, audit)
-    traced = _traced(source, inputs)
+    with gathered(model) as source:
+        changed = _changed(source, audit, inputs, radius, factors, exact, tolerance)
+    target = model if inplace else _copied(model)
+    with gathered(target, write=True) as inner:
+        _write(_tensors(inner), changed)
+    return target
+
+
+def _changed(
+    model: nn.Module,
+    audit: Audit,
+    inputs: Inputs,
+    radius: Radius,
+    factors: Factors,
+    exact: bool,
+    tolerance: float | None,
+) -> dict[str, Tensor]:
+    """Return the weights and buffers that change, verified."""
+    own = _tensors(model)
+    _check_fits(model, own, audit)
+    traced = _traced(model, inputs)
     moves = {} if radius == "initial" else _on_radius(own, audit, traced, radius, factors)
     held = set(moves) & set(audit.parameters)
     for name, move in _balanced(own, audit, traced, factors, exact, held).items():
         moves[name] = move.after(moves.get(name))
     changed = {n: m.applied(own[n]) for n, m in moves.items()}
-    change = _change(source, own, changed, inputs)
+    change = _change(model, own, changed, inputs)
     allowed = change.rounding if tolerance is None else tolerance
     if not change.amount <= allowed:
         reason = _reason(audit, moves, change.amount, factors)
@@ -157,9 +174,7 @@ def canonicalize(
             f"the output would change by {change.amount:.1e} of its size, more than "
             f"{allowed:.0e}, so the model is left as it was: {reason}"
         )
-    target = model if inplace else _copied(model)
-    _write(_tensors(unwrapped(target)), changed)
-    return target
+    return changed
 
 
 # --- what is there ------------------------------------------------------------------------------

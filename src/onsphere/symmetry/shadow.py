@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 LARGEST = 1_000_000
@@ -40,6 +41,10 @@ class Shadows:
         """Move a tensor to the meta device and remember its value; integers unknown count as 0."""
         if not isinstance(value, Tensor):
             return value
+        if isinstance(value, FakeTensor):
+            value = torch.empty_strided(
+                value.size(), value.stride(), dtype=value.dtype, device="meta"
+            )
         moved = value if value.is_meta else value.to("meta")
         if not value.is_meta:
             self.know(moved, value)

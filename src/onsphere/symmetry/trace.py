@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, is_dataclass, replace
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from onsphere.symmetry.gathered import on_gathered
+from onsphere.symmetry.gathered import unwrapped as unwrapped
 from onsphere.symmetry.operation import EpsSite, Ledger, Operation
 from onsphere.symmetry.rules import rule_of
 from onsphere.symmetry.units import ANY, ZERO, Form, Unit, row_space, sparse_basis
@@ -88,18 +90,6 @@ class Trace:
     data_dependent: bool
     written: frozenset[str]
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile``, DataParallel and DistributedDataParallel."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
 
 
 def bare_name(name: str) -> str:
@@ -190,7 +180,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self.ledger.shadows.value(args[0])
             if value is not None:
                 return func(value, *args[1:], **kwargs)
-        result = func(*args, **kwargs)
+            raise self._needs_values(func)
+        try:
+            result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            if torch.Tag.dynamic_output_shape in func.tags:
+                raise self._needs_values(func) from error
+            raise
         self.ledger.shadows.follow(func, args, kwargs, result)
         return result
 
@@ -201,6 +197,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles[tensor.untyped_storage()._cdata].add(_ROLES[name])
         elif name in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+
+    def _needs_values(self, func: Any) -> ModelError:
+        place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
+        return ModelError(
+            f"what {place} computes depends on the values of a tensor ({func._schema.name}), and "
+            "this model has none: it was built without memory. Give inputs with values if it is "
+            "they that decide, or else build the model with memory"
+        )
 
     def _pin(self, operation: Operation) -> Unit:
         """Treat an operation nobody described: its inputs must have unit 0."""
@@ -280,6 +284,38 @@ _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
+def _nothing_recomputed() -> Iterator[None]:
+    """Run checkpointed parts of a model once: later its weights would be its own again."""
+    from torch.utils import checkpoint
+
+    def at_once(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        return function(*args)
+
+    def nothing_saved(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    reentrant: Any = checkpoint.CheckpointFunction
+    with (
+        _replaced(reentrant, "apply", at_once),
+        _replaced(checkpoint, "_checkpoint_without_reentrant_generator", nothing_saved),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    mine = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if mine is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, mine)
+
+
+@contextmanager
 def plain_execution() -> Iterator[None]:
     """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
 
@@ -294,7 +330,11 @@ def plain_execution() -> Iterator[None]:
         token = _PLAIN.set(True)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+            with (
+                torch.compiler.set_stance("force_eager"),
+                sdpa_kernel(SDPBackend.MATH),
+                _nothing_recomputed(),
+            ):
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -369,6 +409,7 @@ def call(
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error
 
 
+@on_gathered
 def trace(
     model: nn.Module,
     args: Sequence[Any],
@@ -400,7 +441,6 @@ def trace(
         >>> [dict(v) for v in trace(net, (torch.ones(5, 3),)).basis]
         [{'0.weight': Fraction(1, 1)}]
     """
-    model = unwrapped(model)
     parameters, buffers = weights(model)
     if not parameters:
         raise ModelError(f"{type(model).__name__} has no parameters")

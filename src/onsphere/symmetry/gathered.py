@@ -19,11 +19,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile``, DataParallel and DistributedDataParallel."""
+    """Return the module inside ``torch.compile`` and the data-parallel wrappers."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(model, parallel):
             model = model.module
+        elif _is_flat_sharded(model):
+            model = cast(nn.Module, model._fsdp_wrapped_module)
         elif hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)
         else:
@@ -56,34 +58,32 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     """
     with ExitStack() as stack:
         stack.enter_context(unset_fake_temporarily())
+        if any(map(_is_flat_sharded, model.modules())):
+            from torch.distributed.fsdp import FullyShardedDataParallel
+
+            stack.enter_context(FullyShardedDataParallel.summon_full_params(model, writeback=write))
         inner = unwrapped(model)
-        if _wrapped_by_fsdp1(inner):
-            inner = stack.enter_context(_summoned(inner, write))
+        stack.enter_context(_without_wrappers(inner))
         stack.enter_context(_plain_tensors(inner, write))
         yield inner
 
 
-def _wrapped_by_fsdp1(model: nn.Module) -> bool:
-    return any(hasattr(m, "_fsdp_wrapped_module") for m in model.modules())
+def _is_flat_sharded(module: nn.Module) -> bool:
+    return "_fsdp_wrapped_module" in module._modules
 
 
 @contextmanager
-def _summoned(model: nn.Module, write: bool) -> Iterator[nn.Module]:
-    """Put the flat shards of FullyShardedDataParallel together and leave its wrappers out."""
-    from torch.distributed.fsdp import FullyShardedDataParallel as Wrapper
-
-    def bare(module: nn.Module | None) -> nn.Module | None:
-        return module.module if isinstance(module, Wrapper) else module
-
-    saved = [(m, dict(m._modules)) for m in model.modules() if not isinstance(m, Wrapper)]
-    with Wrapper.summon_full_params(model, writeback=write):
-        try:
-            for module, children in saved:
-                module._modules.update({n: bare(child) for n, child in children.items()})
-            yield cast(nn.Module, bare(model))
-        finally:
-            for module, children in saved:
-                module._modules.update(children)
+def _without_wrappers(model: nn.Module) -> Iterator[None]:
+    """Leave out the wrappers around parts of a model."""
+    saved = [(m, dict(m._modules)) for m in model.modules()]
+    try:
+        for module, children in saved:
+            inside = {n: unwrapped(c) for n, c in children.items() if c is not None}
+            module._modules.update(inside)
+        yield
+    finally:
+        for module, children in saved:
+            module._modules.update(children)
 
 
 @contextmanager

@@ -52,6 +52,17 @@ class Shadows:
             self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
         return moved
 
+    def positions(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Replace masks of known values by the positions they select, whose number is known."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            known = self.value(index) if index is not None and index.is_meta else None
+            if known is not None and known.dtype == torch.bool:
+                found += known.nonzero(as_tuple=True)
+            else:
+                found.append(index)
+        return found
+
     def follow(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
     ) -> None:

@@ -181,6 +181,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if value is not None:
                 return func(value, *args[1:], **kwargs)
             raise self._needs_values(func)
+        if func._schema.name == "aten::index":
+            args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
             result = func(*args, **kwargs)
         except NotImplementedError as error:

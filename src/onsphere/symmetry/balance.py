@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.units import Form, add_scaled, null_space, row_space, sparse_basis
+from onsphere.symmetry.units import Constraints, Form, add_scaled, row_space
 
 Vector = Mapping[str, Fraction]
 """Exponents by the name of a weight."""
@@ -85,10 +85,18 @@ def least_norm(
 
 
 def annihilated(basis: Sequence[Form], forms: Sequence[Form]) -> list[Form]:
-    """Return a sparse basis of the part of a space on which all forms vanish."""
-    images = [{j: x for j, v in enumerate(basis) if (x := _value(form, v))} for form in forms]
-    combined = null_space(images, len(basis))
-    return sparse_basis([_combination(basis, c) for c in combined])
+    """Return a basis of the part of a space on which all forms vanish.
+
+    Example:
+        >>> basis = [{0: Fraction(1), 1: Fraction(-1)}, {2: Fraction(1)}]
+        >>> found = annihilated(basis, [{1: Fraction(1), 2: Fraction(-1)}])
+        >>> [{k: int(c) for k, c in v.items()} for v in found]
+        [{0: 1, 1: -1, 2: -1}]
+    """
+    system = Constraints(len(basis))
+    for form in forms:
+        system.require_zero({j: x for j, v in enumerate(basis) if (x := _value(form, v))})
+    return [_combination(basis, c) for c in system.fundamental_basis()]
 
 
 def stepping(basis: Sequence[Form], forms: Sequence[Form]) -> Directions:

@@ -163,9 +163,10 @@ class Constraints:
 
     def null_space(self) -> list[Form]:
         """Return a basis of all exponents that satisfy the demands: sparse, small integers."""
-        return sparse_basis(self._fundamental_basis())
+        return sparse_basis(self.fundamental_basis())
 
-    def _fundamental_basis(self) -> list[Form]:
+    def fundamental_basis(self) -> list[Form]:
+        """Return a basis with one unknown of its own in each vector."""
         basis = []
         for unknown in range(self.count):
             if unknown not in self._rows:

@@ -6,24 +6,26 @@ import pytest
 import torch
 from torch import nn
 
+from onsphere.geometry import VectorAxes
 from onsphere.norms import METHODS, ActivationNorm, parametrize
 from onsphere.symmetry import audit, trace
 
 X = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 BIAS, WEIGHT = "0.bias", "0.weight"
+ROWS, GROUPS, WHOLE = VectorAxes(index=(0,)), VectorAxes(pieces=((0, 2),)), VectorAxes()
 ORIGINAL = "0.parametrizations.weight.original"
 
-# method: the weights of its sphere, its granularity, what is inert, what can shift
-THEORY: dict[str, tuple[set[str], str, list[str], list[str]]] = {
-    "bn": ({WEIGHT}, "per filter", [BIAS], []),
-    "in": ({WEIGHT}, "per filter", [BIAS], []),
-    "ln": ({WEIGHT, BIAS}, "whole tensor", [], [BIAS]),
-    "gn": ({WEIGHT, BIAS}, "per block of 3 along axis 0", [], [BIAS]),
-    "rms": ({WEIGHT, BIAS}, "whole tensor", [], []),
-    "wn": ({f"{ORIGINAL}1"}, "per filter", [], []),
-    "cwn": ({f"{ORIGINAL}1"}, "per filter", [], [f"{ORIGINAL}1"]),
-    "ws": ({ORIGINAL}, "per filter", [], [ORIGINAL]),
-    "sn": ({ORIGINAL}, "whole tensor", [], []),
+# method: the weights of its sphere, how it divides, what is inert, what can shift
+THEORY: dict[str, tuple[set[str], VectorAxes, list[str], list[str]]] = {
+    "bn": ({WEIGHT}, ROWS, [BIAS], []),
+    "in": ({WEIGHT}, ROWS, [BIAS], []),
+    "ln": ({WEIGHT, BIAS}, WHOLE, [], [BIAS]),
+    "gn": ({WEIGHT, BIAS}, GROUPS, [], [BIAS]),
+    "rms": ({WEIGHT, BIAS}, WHOLE, [], []),
+    "wn": ({f"{ORIGINAL}1"}, ROWS, [], []),
+    "cwn": ({f"{ORIGINAL}1"}, ROWS, [], [f"{ORIGINAL}1"]),
+    "ws": ({ORIGINAL}, ROWS, [], [ORIGINAL]),
+    "sn": ({ORIGINAL}, WHOLE, [], []),
 }
 
 
@@ -44,9 +46,9 @@ def test_the_table_is_complete() -> None:
 
 @pytest.mark.parametrize("key", THEORY)
 def test_the_audit_gives_the_spheres_of_theory(key: str) -> None:
-    names, granularity, inert, shifts = THEORY[key]
+    names, axes, inert, shifts = THEORY[key]
     found = audit(network(key), X)
-    assert [(set(s.names), s.granularity) for s in found.spheres] == [(names, granularity)]
+    assert [(set(s.names), s.axes) for s in found.spheres] == [(names, axes)]
     assert (found.inert, found.unknown_ops) == (inert, [])
     assert sorted({s.name for s in found.shifts} - {"4.weight", "4.bias"}) == shifts
 

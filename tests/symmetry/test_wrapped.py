@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from onsphere.geometry import VectorAxes
 from onsphere.symmetry import Audit, CannotCanonicalize, ModelError, audit, canonicalize
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -49,7 +50,7 @@ def said(found: Audit) -> dict[str, Any]:
     return {
         "symmetries": [own(v) for v in found.scale_symmetries],
         "inert": own(found.inert),
-        "spheres": [(own(s.names), s.granularity) for s in found.spheres],
+        "spheres": [(own(s.names), s.axes) for s in found.spheres],
         "unknown": found.unknown_ops,
         "parameters": own(found.parameters),
     }
@@ -319,7 +320,7 @@ def test_parametrized_weights_have_their_own_symmetries() -> None:
     found = audit(with_weight_norm(), X)
     original = "4.parametrizations.weight.original"
     sphere = found.own_spheres()[f"{original}1"]
-    assert sphere.granularity == "per row"
+    assert sphere.axes == VectorAxes(index=(0,))
     assert not found.unknown_ops
     # The length takes the place of the weight; everything else is as in the bare network.
     assert {frozenset(v) for v in found.scale_symmetries} == {

@@ -243,7 +243,7 @@ def _balanced(
         {n: _square(own[n]) for n in names if n in audit.parameters},
         fixed=held,
         octaves=_octaves(own, traced, factors, names),
-        still=max((16 * torch.finfo(own[n].dtype).eps for n in names), default=0.0),
+        still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)]),
     )
     return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
 

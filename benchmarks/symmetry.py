@@ -1,4 +1,4 @@
-"""Measure the audit: `python -m benchmarks.symmetry [families|llama|gpt2|resnet|random]`.
+"""Measure the audit: `python -m benchmarks.symmetry [families|canonical|llama|gpt2|resnet|random]`.
 
 Prints the tables of docs/results/symmetry.md. `families` needs `transformers`; nothing is
 downloaded, so gpt2 has its architecture and random weights unless a checkpoint is given.
@@ -9,6 +9,8 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,38 +18,67 @@ from torch import Tensor, nn
 
 from benchmarks.families import FAMILIES, Family
 from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
+from onsphere.symmetry.canonical import Factors
 from onsphere.symmetry.certificate import relative_change
 from onsphere.symmetry.checkpoint import load, read
 from onsphere.symmetry.trace import float_outputs
 
+WHAT = ("families", "canonical", "llama", "gpt2", "resnet", "random")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["families", "llama", "gpt2", "resnet", "random"])
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--checkpoint", help="safetensors weights of GPT-2 small")
     parser.add_argument("--count", type=int, default=5000, help="how many random networks")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="families to measure")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     start = time.monotonic()
-    {"families": families, "llama": llama, "resnet": resnet}.get(
-        chosen.what, lambda: gpt2(chosen.checkpoint) if chosen.what == "gpt2" else rnd(chosen.count)
-    )()
+    {
+        "families": lambda: families(chosen.only),
+        "canonical": lambda: canonical(chosen.only),
+        "llama": llama,
+        "gpt2": lambda: gpt2(chosen.checkpoint),
+        "resnet": resnet,
+        "random": lambda: rnd(chosen.count),
+    }[chosen.what]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{chosen.what}: {time.monotonic() - start:.1f} s, {peak:.2f} GiB at the peak")
 
 
-def families() -> None:
-    """Audit and canonicalize every family in both precisions."""
+def families(only: Sequence[str] | None) -> None:
+    """Audit every family."""
     print("| family | design | mode | parameters | scale symmetries | spheres | trades | inert "
-          "| shifts | unknown ops | worst residual | largest leak | audit s "
-          "| change float64 | change float32 | norm |")  # fmt: skip
-    print("|" + "---|" * 16)
+          "| shifts | unknown ops | worst residual | largest leak | audit s |")  # fmt: skip
+    print("|" + "---|" * 13)
+    each_family(only, audited)
+
+
+def canonical(only: Sequence[str] | None) -> None:
+    """Canonicalize every family in both precisions, and with powers of two."""
+    print("| family | mode | change, float64 | change, float32 | change, powers of two "
+          "| norm before | after | powers of two | twice is once | s |")  # fmt: skip
+    print("|" + "---|" * 10)
+    each_family(only, canonicalized)
+
+
+def each_family(only: Sequence[str] | None, row: Callable[[Family, bool], str]) -> None:
+    """Print a row per family and mode; one that fails says so and stops nothing."""
+    known = {f.name for f in FAMILIES}
+    if only and not known.issuperset(only):
+        raise SystemExit(f"no such family: {set(only) - known}; there are {sorted(known)}")
     for family in FAMILIES:
+        if only and family.name not in only:
+            continue
         for train in (False, True) if "BatchNorm" in family.design else (False,):
-            row(family, train)
+            try:
+                print(row(family, train), flush=True)
+            except Exception as error:
+                print(f"| {family.name} | failed: {type(error).__name__}: {error} |", flush=True)
 
 
-def row(family: Family, train: bool) -> None:
+def audited(family: Family, train: bool) -> str:
     model, kwargs = family.build()
     start = time.monotonic()
     found = audit(model.train(train), (), kwargs, output=family.output)
@@ -55,39 +86,59 @@ def row(family: Family, train: bool) -> None:
     claims = [*found.spheres, *found.rescalings]
     residual = max((c.residual or 0.0 for c in claims), default=0.0)
     leak = max((x.amount for x in found.leaks), default=0.0)
-    wide, norm = canonical_change(family, train, torch.float64)
-    narrow, _ = canonical_change(family, train, torch.float32)
-    print(f"| {family.name} | {family.design} | {found.mode} | {len(found.parameters)} "
-          f"| {len(found.scale_symmetries)} | {len(found.spheres)} | {len(found.rescalings)} "
-          f"| {len(found.inert)} | {len(found.shifts)} | {len(found.unknown_ops)} "
-          f"| {residual:.0e} | {leak:.0e} | {seconds:.1f} | {wide} | {narrow} | {norm} |",
-          flush=True)  # fmt: skip
+    return (f"| {family.name} | {family.design} | {found.mode} | {len(found.parameters)} "
+            f"| {len(found.scale_symmetries)} | {len(found.spheres)} | {len(found.rescalings)} "
+            f"| {len(found.inert)} | {len(found.shifts)} | {len(found.unknown_ops)} "
+            f"| {residual:.0e} | {leak:.0e} | {seconds:.1f} |")  # fmt: skip
 
 
-def canonical_change(family: Family, train: bool, dtype: torch.dtype) -> tuple[str, str]:
-    """Change of the output, and total norm before and after."""
+@dataclass(frozen=True)
+class Canonical:
+    """What canonicalizing did, as a user measures it."""
+
+    change: str
+    norms: tuple[float, float]
+    final: bool
+    seconds: float
+
+
+def canonicalized(family: Family, train: bool) -> str:
+    model, kwargs = family.build()
+    found = audit(model.train(train), (), kwargs, output=family.output)
+    wide = measured(family, train, found, torch.float64, "auto")
+    narrow = measured(family, train, found, torch.float32, "auto")
+    binary = measured(family, train, found, torch.float32, "binary")
+    final = all(x.final for x in (wide, narrow, binary))
+    grew = any(x.norms[1] > x.norms[0] * (1 + 1e-12) for x in (wide, narrow, binary))
+    return (f"| {family.name} | {found.mode} | {wide.change} | {narrow.change} | {binary.change} "
+            f"| {narrow.norms[0]:.2f} | {narrow.norms[1]:.2f}{' GREW' if grew else ''} "
+            f"| {binary.norms[1]:.2f} | {'yes' if final else 'NO'} "
+            f"| {wide.seconds:.1f} |")  # fmt: skip
+
+
+def measured(
+    family: Family, train: bool, found: Audit, dtype: torch.dtype, factors: Factors
+) -> Canonical:
     model, kwargs = family.build()
     model = model.to(dtype).train(train)
     kwargs = {k: _cast(v, dtype) for k, v in kwargs.items()}
-    found = audit(model, (), kwargs, output=family.output)
+    start = time.monotonic()
     try:
-        once = canonicalize(model, found)
-        again = canonicalize(once, found)
+        once = canonicalize(model, found, (), kwargs, output=family.output, factors=factors)
     except CannotCanonicalize as error:
-        return f"refused: {error}", ""
-    drift = max(
-        float((p - q).detach().double().norm() / p.detach().double().norm().clamp_min(1e-300))
-        for p, q in zip(once.parameters(), again.parameters(), strict=True)
-    )
+        return Canonical(f"refused: {error}", (total_norm(model),) * 2, False, 0.0)
+    seconds = time.monotonic() - start
+    again = canonicalize(once, found, (), kwargs, output=family.output, factors=factors)
+    pairs = zip(once.state_dict().values(), again.state_dict().values(), strict=True)
+    final = all(torch.equal(p, q) for p, q in pairs)
+    norms = total_norm(model), total_norm(once)
     with torch.no_grad():
         torch.manual_seed(0)
         before = [t.clone() for t in float_outputs(model(**kwargs), family.output)]
         torch.manual_seed(0)
         after = float_outputs(once(**kwargs), family.output)
-    first, last = total_norm(model), total_norm(once)
-    grew = " GREW" if last > first * (1 + 1e-6) else ""
-    mark = f" (twice: {drift:.0e})" if drift > 1e-6 else ""
-    return f"{relative_change(before, after):.0e}{mark}", f"{first:.2f} to {last:.2f}{grew}"
+    change = relative_change(before, after)
+    return Canonical(f"{change:.0e}" if change else "0", norms, final, seconds)
 
 
 def total_norm(model: nn.Module) -> float:

@@ -1,6 +1,5 @@
 """Audits of small models: dimensions known from theory, certificates, and every way to object."""
 
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import Audit, CannotCanonicalize, ModelError, audit, canonicalize, trace
+from onsphere.symmetry import Audit, ModelError, audit, trace
 from onsphere.symmetry.certificate import certify
 from onsphere.symmetry.evidence import gather
 from onsphere.symmetry.probe import Probe
@@ -139,35 +138,6 @@ def test_nan_parameters_are_named() -> None:
         net.bias[0] = float("nan")
     with pytest.raises(ModelError, match="'bias'"):
         audit(net, _normal(1, 2))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_canonicalize_keeps_the_function_and_is_idempotent(dtype: torch.dtype) -> None:
-    net, x = mixed_network().to(dtype), _normal(4, 3, 8, 8).to(dtype)
-    found = audit(net, x)
-    once = canonicalize(net, found)
-    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
-    with torch.no_grad():
-        before, after = net(x), once(x)
-    assert (before - after).abs().max() <= tolerance * before.abs().max()
-    norms = [
-        sum(float(p.detach().double().norm()) ** 2 for p in m.parameters()) for m in (net, once)
-    ]
-    assert norms[1] < norms[0]
-    twice = canonicalize(once, found)
-    for p, q in zip(once.parameters(), twice.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-6, atol=0)
-
-
-def test_canonicalize_refuses_what_it_cannot_verify(mixed: Audit) -> None:
-    net = mixed_network()
-    with pytest.raises(CannotCanonicalize, match="eval mode"):
-        canonicalize(net.eval(), mixed)
-    with pytest.raises(CannotCanonicalize, match="give `args`"):
-        canonicalize(net.train(), replace(mixed, inputs=None))
-    wrong = replace(mixed, exact_symmetries=[{"12.weight": Fraction(1), "9.weight": Fraction(-1)}])
-    with pytest.raises(CannotCanonicalize, match="output would change"):
-        canonicalize(net, wrong)
 
 
 def test_random_networks_claim_nothing_false_and_miss_nothing() -> None:

@@ -43,6 +43,10 @@ def add(commands: "Commands") -> None:
         help="length of weights on spheres: the one they have (default), 1, or the square root of "
         "the entries of a vector",
     )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=float, metavar="X",
+        help="largest relative change of the output to accept (default: rounding)",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     parser.set_defaults(run=_run)
@@ -67,9 +71,8 @@ def _run(options: argparse.Namespace) -> None:
         )
         stage("balancing, and comparing the outputs")
         canonicalize(
-            target.model, found, radius=options.radius, exact=options.radius == "initial",
-            inplace=True,
-        )  # fmt: skip
+            target.model, found, radius=options.radius, tolerance=options.tolerance, inplace=True
+        )
         stage(f"writing {options.result}")
         names = checkpoint.matched(target.model, source)
         checkpoint.write(source, target.model, names, options.result)

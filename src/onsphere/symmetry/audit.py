@@ -21,6 +21,7 @@ from onsphere.symmetry.certificate import (
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere
 from onsphere.symmetry.evidence import Evidence, gather
+from onsphere.symmetry.gathered import on_gathered
 from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.missed import completed
@@ -45,6 +46,7 @@ COTANGENTS = 3
 """Random combinations of the outputs per point."""
 
 
+@on_gathered
 def audit(
     model: nn.Module,
     args: Any,

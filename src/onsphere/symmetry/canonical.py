@@ -1,14 +1,18 @@
-r"""The same function, a unique representative of its weights.
+r"""The same function, a canonical representative of its weights.
 
-Rescaling weights along the symmetries by :math:`\exp(u)`, :math:`u = A t`, leaves the function
-alone. Among all these weights there is one of least total norm: the minimum over :math:`t` of the
-convex :math:`\sum_i e^{2 u_i}|p_i|^2` (Kempf and Ness, 1979), at which every traded pair is
-balanced. Directions along which the sum falls to 0 are spheres: there the geometric mean of the
-norms is kept instead, and weights on spheres of their own get the length asked for.
+Weights that the symmetries of a model carry into each other compute the same function. Among them
+is one of least total norm, at which every traded pair is balanced (:mod:`onsphere.symmetry.balance`
+finds it). Weights on spheres have no least norm; they keep their length, or get the one asked for.
+
+Mathematically the output does not change at all. In floating point it does, by rounding, unless
+every factor is a power of two. And a model computes with eps, which notices the length of weights
+on spheres. So the result is measured before it is returned, and refused if it moved too far.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,27 +20,64 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.errors import OnsphereError
+from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
+from onsphere.symmetry.balance import Vector, least_norm
 from onsphere.symmetry.certificate import relative_change
+from onsphere.symmetry.gathered import gathered
 from onsphere.symmetry.trace import (
     ModelError,
     OutputPicker,
+    Trace,
     bare_name,
     call,
     float_outputs,
     plain_execution,
-    unwrapped,
+    trace,
 )
+from onsphere.symmetry.units import Constraints
 
 Radius = Literal["initial", "unit", "fan_in"]
+Factors = Literal["auto", "real", "binary"]
 
-_ALLOWED = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-_GONE = -15.0
-"""A log scale below this, still falling, has no minimum: the weight lies on a sphere."""
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative change of the output that counts as rounding, by the output's type."""
 
 
 class CannotCanonicalize(OnsphereError, ValueError):
     """A model has no canonical form that could be verified; the message says why."""
+
+
+_WHOLE = VectorAxes()
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What happens to one weight or buffer.
+
+    Args:
+        factors: what to multiply with, one number per vector.
+        axes: how the tensor divides into these vectors.
+    """
+
+    factors: Tensor
+    axes: VectorAxes = _WHOLE
+
+    def after(self, first: "_Move | None") -> "_Move":
+        """Combine with an earlier move; one of them is a single number, or both divide alike."""
+        if first is None:
+            return self
+        axes = self.axes if first.factors.numel() == 1 else first.axes
+        return _Move(first.factors * self.factors, axes)
+
+    def applied(self, t: Tensor) -> Tensor:
+        """Multiply in float64, and round once."""
+        wide = t.detach().to(torch.float64)
+        if self.factors.numel() == 1:
+            return (wide * self.factors.item()).to(t.dtype)
+        vectors = self.axes.gather(wide)
+        scaled = vectors * self.factors.to(wide.device).reshape(*vectors.shape[:-1], 1)
+        return self.axes.scatter(scaled, t.shape).to(t.dtype)
 
 
 def canonicalize(
@@ -46,29 +87,49 @@ def canonicalize(
     kwargs: Mapping[str, Any] | None = None,
     *,
     radius: Radius = "initial",
+    factors: Factors = "auto",
     exact: bool = True,
+    tolerance: float | None = None,
     output: OutputPicker | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     r"""Return the same function with balanced weights; verified on inputs before it returns.
 
+    Traded scales move to the least total norm :math:`\sum_i |p_i|^2` that the symmetries reach.
+    Where that sum falls for ever (joint spheres, trades against a weight that is 0), the geometric
+    mean of the norms is kept, so such a trade stays as it is. Running statistics move along: in
+    evaluation mode the output needs it, in training mode they remain estimates of what they
+    estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
+    any others. Applied twice the result is that of applying once, bit by bit, and without
+    ``radius`` the total norm never grows.
+
     Args:
-        model: the audited model, in the mode it was audited in.
+        model: the audited model, in the mode it was audited in; compiled and data-parallel ones
+            come back as such.
         audit: its audit.
         args: inputs to verify on; those of the audit without.
         kwargs: keyword inputs to verify on.
         radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
-            square root of the number of entries of a vector.
-        exact: move only in ways that the real eps does not notice. ``False`` also moves scales
+            square root of the number of entries of a vector. A vector that is 0 stays 0.
+        factors: ``"real"`` reaches the minimum, which is the same for all weights on the orbit,
+            and rounds each weight once. ``"binary"`` moves by powers of two, to the least norm
+            that these reach: every product and every rounding inside the model is the same as
+            before, so the output keeps its bits. ``"auto"`` is binary for all that the model
+            itself rounds (half precision, autocast, a float64 model that computes in float32
+            inside), and real elsewhere.
+        exact: trade only in ways that the real eps does not notice. ``False`` also trades scales
             that stand beside an eps; the function then changes by the audit's leaks.
-        output: picks the tensors to keep fixed.
-        inplace: change ``model`` itself instead of a copy.
+        tolerance: largest relative change of the output to accept; rounding of the output's type
+            without: 1e-12 in float64, 1e-5 in float32.
+        output: picks the tensors to keep fixed, if ``args`` or ``kwargs`` are given.
+        inplace: change ``model`` itself instead of a copy; it is left as it was on any error.
 
     Returns:
-        The model with canonical weights. With ``radius="initial"`` the total norm never grows.
+        The model with canonical weights.
 
     Raises:
-        CannotCanonicalize: the audit does not fit, there are no inputs, or the output moved.
+        CannotCanonicalize: the audit does not fit, there are no inputs, a weight holds NaN, or
+            the output would move further than the tolerance.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -80,26 +141,48 @@ def canonicalize(
         True
     """
     inputs = _inputs(audit, args, kwargs, output)
-    source = unwrapped(model)
-    _check_fits(source, audit)
-    own = {bare_name(n): t for n, t in [*source.named_parameters(), *source.named_buffers()]}
-    moves = _log_scales(own, audit, exact)
-    wide = {
-        n: t.detach().to(torch.float64) * moves.get(n, 1.0) for n, t in own.items() if n in moves
-    }
-    if radius != "initial" and not exact:
-        wide |= _on_radius(own, audit, radius)
-    changed = {n: t.to(own[n].dtype) for n, t in wide.items()}
-    _verify(source, own, changed, inputs, None if exact else audit)
-    target = model if inplace else copy.deepcopy(model)
-    names = {
-        bare_name(n): t
-        for n, t in [*unwrapped(target).named_parameters(), *unwrapped(target).named_buffers()]
-    }
-    with torch.no_grad():
-        for name, t in changed.items():
-            names[name].copy_(t)
+    with gathered(model) as source:
+        changed = _changed(source, audit, inputs, radius, factors, exact, tolerance)
+    target = model if inplace else _copied(model)
+    with gathered(target, write=True) as inner:
+        _write(_tensors(inner), changed)
     return target
+
+
+def _changed(
+    model: nn.Module,
+    audit: Audit,
+    inputs: Inputs,
+    radius: Radius,
+    factors: Factors,
+    exact: bool,
+    tolerance: float | None,
+) -> dict[str, Tensor]:
+    """Return the weights and buffers that change, verified."""
+    own = _tensors(model)
+    _check_fits(model, own, audit)
+    traced = _traced(model, inputs)
+    moves = {} if radius == "initial" else _on_radius(own, audit, traced, radius, factors)
+    held = set(moves) & set(audit.parameters)
+    for name, move in _balanced(own, audit, traced, factors, exact, held).items():
+        moves[name] = move.after(moves.get(name))
+    changed = {n: m.applied(own[n]) for n, m in moves.items()}
+    change = _change(model, own, changed, inputs)
+    allowed = change.rounding if tolerance is None else tolerance
+    if not change.amount <= allowed:
+        reason = _reason(audit, moves, change.amount, factors)
+        raise CannotCanonicalize(
+            f"the output would change by {change.amount:.1e} of its size, more than "
+            f"{allowed:.0e}, so the model is left as it was: {reason}"
+        )
+    return changed
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {bare_name(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def _inputs(
@@ -119,156 +202,157 @@ def _inputs(
     return audit.inputs
 
 
-def _check_fits(model: nn.Module, audit: Audit) -> None:
+def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> None:
     mode = "train" if model.training else "eval"
     if mode != audit.mode:
         raise CannotCanonicalize(
             f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
             f"scales are free; call model.{audit.mode}() or audit it again"
         )
-    shapes = {bare_name(n): tuple(p.shape) for n, p in model.named_parameters()}
     for name, shape in audit.parameters.items():
-        if shapes.get(name) != tuple(shape):
+        found = tuple(own[name].shape) if name in own else "no such parameter"
+        if found != tuple(shape):
             raise CannotCanonicalize(
-                f"the audit knows {name!r} with shape {tuple(shape)}, the model has "
-                f"{shapes.get(name, 'no such parameter')}; audit this model again"
+                f"the audit knows {name!r} with shape {tuple(shape)}, the model has {found}; "
+                "audit this model again"
             )
-    if any(p.is_meta for p in model.parameters()):
-        raise CannotCanonicalize("the model has no values: it was built without memory")
+        if own[name].is_meta:
+            raise CannotCanonicalize("the model has no values: it was built without memory")
+        if not bool(own[name].detach().isfinite().all()):
+            raise CannotCanonicalize(f"parameter {name!r} holds NaN or infinity")
 
 
-def _log_scales(own: Mapping[str, Tensor], audit: Audit, exact: bool) -> dict[str, float]:
-    """Return the factor of every weight and buffer at the point of least norm."""
-    alone = set(audit.own_spheres()) | set(audit.inert)
-    basis = audit.exact_symmetries if exact else audit.scale_symmetries
-    vectors = [v for v in basis if not (len(v) == 1 and next(iter(v)) in alone)]
-    if not vectors:
-        return {}
-    followers = {
-        tuple(sorted(v.items())): f
-        for v, f in zip(audit.scale_symmetries, audit.followers, strict=True)
-    }
-    whole = [{**v, **followers.get(tuple(sorted(v.items())), {})} for v in vectors]
-    names = sorted({n for v in whole for n in v})
-    a = torch.tensor(
-        [[float(v.get(n, Fraction(0))) for v in whole] for n in names], dtype=torch.float64
+# --- where it goes ------------------------------------------------------------------------------
+
+
+def _balanced(
+    own: Mapping[str, Tensor],
+    audit: Audit,
+    traced: Trace,
+    factors: Factors,
+    exact: bool,
+    held: set[str],
+) -> dict[str, _Move]:
+    """Return the moves to the least total norm, with ``held`` weights where they are."""
+    claims = audit.exact_symmetries if exact else audit.scale_symmetries
+    claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
+    passengers = _passengers(audit, traced, claims)
+    symmetries = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    names = sorted({n for v in symmetries for n in v})
+    scales = least_norm(
+        symmetries,
+        {n: _square(own[n]) for n in names if n in audit.parameters},
+        fixed=held,
+        octaves=_octaves(own, traced, factors, names),
+        still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)]),
     )
-    weight = torch.tensor(
-        [
-            float(own[n].detach().double().norm()) ** 2 if n in audit.parameters else 0.0
-            for n in names
-        ],
-        dtype=torch.float64,
-    )
-    u = least_norm(a, weight)
-    return {n: x for n, x in zip(names, u.exp().tolist(), strict=True) if x != 1.0}
+    return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
 
 
-def least_norm(a: Tensor, weight: Tensor) -> Tensor:
-    r"""Minimize :math:`\sum_i w_i e^{2 (A t)_i}`, with the geometric mean kept where it falls to 0.
-
-    Args:
-        a: exponents, shape ``(weights, symmetries)``.
-        weight: squared norms; a weight that is 0 (or a buffer) does not count.
-
-    Returns:
-        Log scales :math:`u = A t`, exactly 0 where nothing moves.
-
-    Example:
-        >>> pair = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
-        >>> least_norm(pair, torch.tensor([16.0, 1.0]).double()).exp().round(decimals=6).tolist()
-        [0.5, 2.0]
-    """
-    basis = _orthonormal(a)
-    counted = weight > 0
-    free = _newton(basis, weight, steps=150)
-    falling = counted & (free < _GONE)
-    if bool(falling.any()):
-        keep = _components(basis, falling).to(basis)
-        # Directions that keep the geometric mean of each connected set of falling weights.
-        mixed = keep @ basis
-        _, s, vh = torch.linalg.svd(mixed)
-        rank = int((s > 1e-9 * s.max().clamp_min(1e-300)).sum())
-        basis = basis @ vh[rank:].T
-        free = _newton(basis, weight, steps=150) if basis.shape[1] else torch.zeros_like(weight)
-    return torch.where(free.abs() < 1e-9, torch.zeros_like(free), free)
+def _octaves(
+    own: Mapping[str, Tensor], traced: Trace, factors: Factors, names: Sequence[str]
+) -> list[Vector]:
+    """Return what may only move by powers of two: combinations of log scales, by name."""
+    single: list[Vector] = [{n: Fraction(1)} for n in names]
+    if factors == "auto":
+        short = [v for n, v in zip(names, single, strict=True) if own[n].element_size() < 4]
+        return [*short, *traced.rounded]
+    return single if factors == "binary" else []
 
 
-def _orthonormal(a: Tensor) -> Tensor:
-    u, s, _ = torch.linalg.svd(a, full_matrices=False)
-    return u[:, s > 1e-10 * s.max()]
-
-
-def _components(basis: Tensor, falling: Tensor) -> Tensor:
-    """Return one row per connected set of weights, 1 where a falling weight belongs to it."""
-    linked = (basis @ basis.T).abs() > 1e-9
-    label = torch.arange(len(falling))
-    for _ in range(len(falling)):
-        spread = torch.where(linked, label[None, :], len(falling)).amin(1)
-        spread = torch.minimum(spread, label)
-        if bool((spread == label).all()):
-            break
-        label = spread
-    rows = [(label == k) & falling for k in sorted(set(label.tolist()))]
-    return torch.stack([r for r in rows if bool(r.any())])
-
-
-def _newton(basis: Tensor, weight: Tensor, steps: int) -> Tensor:
-    """Damped Newton; steps are at most 1 in any log scale, so a fall to 0 shows as a drift."""
-    t = basis.new_zeros(basis.shape[1])
-    for _ in range(steps):
-        terms = weight * (2 * (basis @ t)).exp()
-        gradient = basis.T @ terms
-        size = terms.sum()
-        if float(gradient.abs().max()) <= 1e-15 * float(size):
-            break
-        # Each row of weights is scaled by its own share: tiny terms are resolved like large ones.
-        root = (terms.clamp_min(1e-280)).sqrt()[:, None] * basis
-        step = -torch.linalg.lstsq(
-            root, 0.5 * torch.where(weight > 0, terms.sqrt(), 0.0)[:, None], driver="gelsd"
-        ).solution[:, 0]
-        reach = float((basis @ step).abs().max())
-        step = step if reach <= 1 else step / reach
-        while float((weight * (2 * (basis @ (t + step))).exp()).sum()) > float(size) * (1 + 1e-15):
-            step = step / 2
-            if float(step.abs().max()) < 1e-14:
-                return basis @ t
-        t = t + step
-    return basis @ t
-
-
-def _on_radius(own: Mapping[str, Tensor], audit: Audit, radius: Radius) -> dict[str, Tensor]:
-    found = {}
-    for name, sphere in audit.own_spheres().items():
-        p = own[name].detach().to(torch.float64)
-        vectors = sphere.axes.gather(p)
-        norms = vectors.norm(dim=-1, keepdim=True)
+def _on_radius(
+    own: Mapping[str, Tensor], audit: Audit, traced: Trace, radius: Radius, factors: Factors
+) -> dict[str, _Move]:
+    """Return the moves that give weights on spheres of their own the length asked for."""
+    moves: dict[str, _Move] = {}
+    for sphere in audit.spheres:
+        names = [n for n in sphere.names if n in audit.parameters]
+        if len(names) != 1 or names[0] in moves:
+            continue
+        (name,) = names
+        vectors = sphere.axes.gather(own[name].detach().to(torch.float64))
+        norms = vectors.norm(dim=-1).flatten()
         length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
-        scaled = torch.where(norms > 0, vectors * (length / norms.clamp_min(1e-300)), vectors)
-        found[name] = sphere.axes.scatter(scaled, p.shape)
+        scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
+        if factors == "binary":
+            scale = torch.exp2(scale.log2().round())
+        scale = torch.where((scale - 1).abs() <= 4 * torch.finfo(own[name].dtype).eps, 1.0, scale)
+        exponents = {**_passengers(audit, traced, [sphere.exponents])[0], **sphere.exponents}
+        for moved, e in exponents.items():
+            power = float(e / sphere.exponents[name])
+            if moved == name:
+                moves[name] = _Move(scale**power, sphere.axes)
+            else:
+                follow = _following(own[moved], scale**power, name)
+                moves[moved] = follow.after(moves.get(moved))
+    return moves
+
+
+def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
+    """Divide a buffer as the weight divides whose scale it follows, vector by vector."""
+    count = factors.numel()
+    if count == 1:
+        return _Move(factors)
+    if buffer.ndim != 1 or len(buffer) % count:
+        raise CannotCanonicalize(
+            f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of "
+            f"{name!r}, but does not divide like them; keep radius='initial'"
+        )
+    return _Move(factors.repeat_interleave(len(buffer) // count), VectorAxes(index=(0,)))
+
+
+def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> list[Vector]:
+    """Return what moves along with each symmetry although the output does not need it.
+
+    Running statistics in training mode estimate something that moves; so does an inert bias that
+    they estimate as well. How far is linear: what combines the symmetries of the trace combines
+    their passengers.
+    """
+    estimates = {n for f in traced.followers for n in f}
+    order = sorted({*estimates, *audit.inert})  # the lowest numbers are never solved for
+    index = {n: i for i, n in enumerate(order)}
+    for v in [*traced.basis, *symmetries]:
+        index |= {n: len(index) + i for i, n in enumerate(n for n in v if n not in index)}
+    known = Constraints(len(index))
+    for v, f in zip(traced.basis, traced.followers, strict=True):
+        known.require_zero({index[n]: c for n, c in {**f, **v}.items()})
+    found: list[Vector] = []
+    for v in symmetries:
+        left = known.reduced({index[n]: c for n, c in v.items()})
+        moved = {n: -left[index[n]] for n in order if index[n] in left}
+        found.append(moved if estimates & set(moved) else {})
     return found
 
 
-def _verify(
-    model: nn.Module,
-    own: Mapping[str, Tensor],
-    changed: Mapping[str, Tensor],
-    inputs: Inputs,
-    leaky: Audit | None,
-) -> None:
+def _square(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) ** 2
+
+
+# --- whether it may go there ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Change:
+    amount: float
+    rounding: float
+
+
+def _change(
+    model: nn.Module, own: Mapping[str, Tensor], changed: Mapping[str, Tensor], inputs: Inputs
+) -> _Change:
+    """Measure how far the output moves, and how much rounding may explain."""
     real = {bare_name(n): n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
     before = _outputs(model, {real[n]: t for n, t in own.items()}, inputs)
     after = _outputs(model, {real[n]: changed.get(n, t) for n, t in own.items()}, inputs)
-    dtype = max((t.dtype for t in before), key=lambda d: torch.finfo(d).eps)
-    change = relative_change(before, after)
-    allowed = _ALLOWED.get(dtype, 1e-5)
-    if leaky is not None:
-        allowed = max(allowed, 0.1)
-    if not change <= allowed:
-        raise CannotCanonicalize(
-            f"the output would change by {change:.1e} of its size, more than {allowed:.0e}; "
-            "the model is left as it was"
-        )
+    rounding = max(TOLERANCES.get(t.dtype, 1e-5) for t in before)
+    return _Change(relative_change(before, after), rounding)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> Trace:
+    try:
+        return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
+    except ModelError as error:
+        raise CannotCanonicalize(str(error)) from error
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
@@ -280,3 +364,52 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> l
             return [t.clone() for t in float_outputs(result, inputs.output)]
     except ModelError as error:
         raise CannotCanonicalize(str(error)) from error
+
+
+def _reason(audit: Audit, moves: Mapping[str, _Move], change: float, factors: Factors) -> str:
+    """Say which move an eps notices most, or that it is rounding, and how to go on."""
+    logs = {n: float(m.factors.log().abs().max()) for n, m in moves.items()}
+    noticed = [
+        (leak.amount * logs[n] / abs(float(e)), n, leak.amount)
+        for leak in audit.leaks
+        for n, e in leak.exponents.items()
+        if n in logs and n in audit.parameters
+    ]
+    expected, name, amount = max(noticed, default=(0.0, "", 0.0))
+    if expected > 0.01 * change:
+        return (
+            f"an eps notices the length of {name!r} (leak {amount:.0e}, moved by a factor of up "
+            f"to {math.exp(logs[name]):.3g}); accept it with a larger `tolerance`, or keep "
+            "radius='initial' and exact=True"
+        )
+    if factors != "binary" and change < 1e-3:
+        return "the model amplifies rounding; factors='binary' does not round"
+    return "this is more than rounding and eps explain; audit the model again"
+
+
+# --- going there --------------------------------------------------------------------------------
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise CannotCanonicalize(
+            f"the model cannot be copied ({first}); give inplace=True"
+        ) from error
+
+
+def _write(tensors: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
+    """Write new values, all of them or none."""
+    saved = {n: tensors[n].detach().clone() for n in changed}
+    try:
+        with torch.no_grad():
+            for name, t in changed.items():
+                tensors[name].copy_(t)
+    except BaseException:
+        with torch.no_grad():
+            for name, t in saved.items():
+                if not torch.equal(tensors[name], t):
+                    tensors[name].copy_(t)
+        raise

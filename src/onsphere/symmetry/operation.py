@@ -49,6 +49,7 @@ class Ledger:
         self.sites: dict[int, EpsSite] = {}
         self.unknown: dict[tuple[str, str], None] = {}
         self.followers: list[tuple[Unit, Unit]] = []
+        self.rounded: list[Form] = []
         self.estimates: set[int] = set()
         self.shadows = Shadows()
         self.where = ""
@@ -201,14 +202,14 @@ class Operation:
                 self.ledger.require_zero(unit.terms)
         return ZERO
 
-    def small(self, value: Any) -> bool:
+    def small(self, value: Any, limit: float = LARGEST_EPS) -> bool:
         """Return whether a number is small enough to be an eps."""
         if isinstance(value, Tensor):
             known = self.ledger.shadows.value(value)
             if known is None or known.numel() != 1 or self.ledger.read(value).terms:
                 return False
             value = constant_value(known)
-        return isinstance(value, int | float) and 0 < abs(value) <= LARGEST_EPS
+        return isinstance(value, int | float) and 0 < abs(value) <= limit
 
     def with_eps(self, unit: Unit, value: Any) -> Unit:
         """Return a unit with an eps pending on it."""

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry import normalizing
-from onsphere.symmetry.operation import Operation, Rule, flat_tensors, is_free_number
+from onsphere.symmetry.operation import (
+    LARGEST_EPS,
+    Operation,
+    Rule,
+    flat_tensors,
+    is_free_number,
+)
 from onsphere.symmetry.units import ANY, ZERO, Unit
 
 HALF = Fraction(1, 2)
@@ -79,9 +85,10 @@ def add(op: Operation) -> Unit:
 
 
 def hypot(op: Operation) -> Unit:
-    """Join the legs of a right triangle, of equal units; a small constant one may be an eps."""
+    """Join the legs of a right triangle; the square of a small constant one may be an eps."""
     self, other = op["self"], op["other"]
-    return op.with_eps(op.unit(self), other) if op.small(other) else op.equal(self, other)
+    eps = op.small(other, LARGEST_EPS**0.5)
+    return op.with_eps(op.unit(self), other) if eps else op.equal(self, other)
 
 
 def mul(op: Operation) -> Unit:

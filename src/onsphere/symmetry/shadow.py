@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 LARGEST = 1_000_000
@@ -40,12 +41,27 @@ class Shadows:
         """Move a tensor to the meta device and remember its value; integers unknown count as 0."""
         if not isinstance(value, Tensor):
             return value
+        if isinstance(value, FakeTensor):
+            value = torch.empty_strided(
+                value.size(), value.stride(), dtype=value.dtype, device="meta"
+            )
         moved = value if value.is_meta else value.to("meta")
         if not value.is_meta:
             self.know(moved, value)
         elif not value.is_floating_point() and value.numel() <= LARGEST:
             self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
         return moved
+
+    def positions(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Replace masks of known values by the positions they select, whose number is known."""
+        found: list[Tensor | None] = []
+        for index in indices:
+            known = self.value(index) if index is not None and index.is_meta else None
+            if known is not None and known.dtype == torch.bool:
+                found += known.nonzero(as_tuple=True)
+            else:
+                found.append(index)
+        return found
 
     def follow(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, is_dataclass, replace
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere.errors import OnsphereError
+from onsphere.symmetry.gathered import on_gathered
+from onsphere.symmetry.gathered import unwrapped as unwrapped
 from onsphere.symmetry.operation import EpsSite, Ledger, Operation
 from onsphere.symmetry.rules import rule_of
 from onsphere.symmetry.units import ANY, ZERO, Form, Unit, row_space, sparse_basis
@@ -65,6 +67,8 @@ class Trace:
             anything that these scale.
         followers: for each vector of the basis, buffers that only *estimate* (running statistics
             in training mode) and should move along although the output does not need it.
+        rounded: units of the tensors that the model rounds to a shorter type while it runs. A
+            rescale by 2 to the power of a whole number passes through such a rounding unnoticed.
         eps: constants that break symmetries through their smallness only.
         unknown: operations without a rule.
         unread: parameters that no operation touched.
@@ -80,24 +84,13 @@ class Trace:
     basis: tuple[Mapping[str, Fraction], ...]
     exact: tuple[Mapping[str, Fraction], ...]
     followers: tuple[Mapping[str, Fraction], ...]
+    rounded: tuple[Mapping[str, Fraction], ...]
     eps: tuple[EpsSite, ...]
     unknown: tuple[UnknownOp, ...]
     unread: tuple[str, ...]
     data_dependent: bool
     written: frozenset[str]
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile``, DataParallel and DistributedDataParallel."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, parallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
 
 
 def bare_name(name: str) -> str:
@@ -188,7 +181,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self.ledger.shadows.value(args[0])
             if value is not None:
                 return func(value, *args[1:], **kwargs)
-        result = func(*args, **kwargs)
+            raise self._needs_values(func)
+        if func._schema.name == "aten::index":
+            args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
+        try:
+            result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            if torch.Tag.dynamic_output_shape in func.tags:
+                raise self._needs_values(func) from error
+            raise
         self.ledger.shadows.follow(func, args, kwargs, result)
         return result
 
@@ -199,6 +200,14 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles[tensor.untyped_storage()._cdata].add(_ROLES[name])
         elif name in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+
+    def _needs_values(self, func: Any) -> ModelError:
+        place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
+        return ModelError(
+            f"what {place} computes depends on the values of a tensor ({func._schema.name}), and "
+            "this model has none: it was built without memory. Give inputs with values if it is "
+            "they that decide, or else build the model with memory"
+        )
 
     def _pin(self, operation: Operation) -> Unit:
         """Treat an operation nobody described: its inputs must have unit 0."""
@@ -227,6 +236,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.update(tensor, unit)
             elif key not in read:
                 self.ledger.write(tensor, unit)
+            if unit.terms and _shortens(tensor, args):
+                self.ledger.rounded.append(dict(unit.terms))
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
@@ -238,6 +249,14 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[i
                 t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor)
             }
     return found
+
+
+def _shortens(result: Tensor, args: Sequence[Any]) -> bool:
+    """Return whether a result has fewer digits than a tensor it was made from."""
+    inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
+    digits = [torch.finfo(t.dtype).eps for t in inputs if t.is_floating_point() or t.is_complex()]
+    real = result.is_floating_point() or result.is_complex()
+    return real and bool(digits) and torch.finfo(result.dtype).eps > min(digits)
 
 
 @contextmanager
@@ -268,6 +287,38 @@ _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 @contextmanager
+def _nothing_recomputed() -> Iterator[None]:
+    """Run checkpointed parts of a model once: later its weights would be its own again."""
+    from torch.utils import checkpoint
+
+    def at_once(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        return function(*args)
+
+    def nothing_saved(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    reentrant: Any = checkpoint.CheckpointFunction
+    with (
+        _replaced(reentrant, "apply", at_once),
+        _replaced(checkpoint, "_checkpoint_without_reentrant_generator", nothing_saved),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    mine = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if mine is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, mine)
+
+
+@contextmanager
 def plain_execution() -> Iterator[None]:
     """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
 
@@ -282,7 +333,11 @@ def plain_execution() -> Iterator[None]:
         token = _PLAIN.set(True)
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
+            with (
+                torch.compiler.set_stance("force_eager"),
+                sdpa_kernel(SDPBackend.MATH),
+                _nothing_recomputed(),
+            ):
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
@@ -357,6 +412,7 @@ def call(
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error
 
 
+@on_gathered
 def trace(
     model: nn.Module,
     args: Sequence[Any],
@@ -388,7 +444,6 @@ def trace(
         >>> [dict(v) for v in trace(net, (torch.ones(5, 3),)).basis]
         [{'0.weight': Fraction(1, 1)}]
     """
-    model = unwrapped(model)
     parameters, buffers = weights(model)
     if not parameters:
         raise ModelError(f"{type(model).__name__} has no parameters")
@@ -441,7 +496,7 @@ def _concluded(
     names = [*map(bare_name, parameters), *map(bare_name, buffers)]
     vectors = ledger.constraints.null_space()
     count = len(parameters)
-    kept = sparse_basis(row_space(vectors, set(range(count))))
+    kept = sparse_basis(row_space(vectors, set(range(count))), count)
     kept = [_without_idle_buffers(v, vectors, count) for v in kept]
     follow = [_following(v, ledger, set(range(count, len(names)))) for v in kept]
     for site in list(ledger.sites.values()):
@@ -460,6 +515,7 @@ def _concluded(
         basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
         exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
         followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
+        rounded=_named(ledger.rounded, names),
         eps=tuple(replace(s, form={}) for s in ledger.sites.values()),
         unknown=tuple(UnknownOp(*key) for key in ledger.unknown),
         unread=tuple(unread),
@@ -475,6 +531,11 @@ def _roles(name: str, weight: Tensor, tracer: _Tracer) -> frozenset[str]:
     inside = [path for path in tracer.heads if path and name.startswith(f"{path}.")]
     heads = {f"heads={tracer.heads[max(inside, key=len)]}"} if inside else set()
     return frozenset(tracer.roles.get(weight.untyped_storage()._cdata, set()) | heads)
+
+
+def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fraction], ...]:
+    different = {frozenset(form.items()) for form in forms}
+    return tuple({names[k]: c for k, c in sorted(form)} for form in sorted(different, key=sorted))
 
 
 def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:

@@ -163,9 +163,10 @@ class Constraints:
 
     def null_space(self) -> list[Form]:
         """Return a basis of all exponents that satisfy the demands: sparse, small integers."""
-        return sparse_basis(self._fundamental_basis())
+        return sparse_basis(self.fundamental_basis())
 
-    def _fundamental_basis(self) -> list[Form]:
+    def fundamental_basis(self) -> list[Form]:
+        """Return a basis with one unknown of its own in each vector."""
         basis = []
         for unknown in range(self.count):
             if unknown not in self._rows:
@@ -202,13 +203,18 @@ def in_span(vector: Mapping[int, Fraction], basis: Iterable[Mapping[int, Fractio
     return not seen.reduced(vector)
 
 
-def sparse_basis(basis: Iterable[Mapping[int, Fraction]]) -> list[Form]:
+def sparse_basis(basis: Iterable[Mapping[int, Fraction]], counted: int | None = None) -> list[Form]:
     """Return another basis of the same space with fewer and smaller exponents.
 
     Every vector is scaled to coprime integers; then multiples of others are added as long as that
     makes its largest exponent, or its number of entries, smaller. A weight with a symmetry of its
     own is always found as such when the basis given is fundamental (each free unknown in one
     vector only): the supports of a fundamental basis reveal the direct summands.
+
+    Args:
+        basis: independent vectors.
+        counted: unknowns below this number are weights, the others follow them: a vector with
+            one weight and no opposite signs is kept, however many follow. All are without.
 
     Example:
         >>> gain, q, k, v = range(4)
@@ -226,7 +232,7 @@ def sparse_basis(basis: Iterable[Mapping[int, Fraction]]) -> list[Form]:
     while changed:
         changed = False
         for i in range(len(vectors)):
-            better = _shortened(i, vectors, having)
+            better = _shortened(i, vectors, having, counted)
             if better is not None:
                 for k in vectors[i]:
                     having[k].discard(i)
@@ -237,22 +243,26 @@ def sparse_basis(basis: Iterable[Mapping[int, Fraction]]) -> list[Form]:
     return [dict(sorted(v.items())) for v in vectors]
 
 
-def _shortened(i: int, vectors: list[Form], having: Mapping[int, set[int]]) -> Form | None:
-    best, best_cost = None, _cost(vectors[i])
+def _shortened(
+    i: int, vectors: list[Form], having: Mapping[int, set[int]], counted: int | None
+) -> Form | None:
+    best, best_cost = None, _cost(vectors[i], counted)
     neighbours = {j for k in vectors[i] for j in having[k]} - {i}
     for j in sorted(neighbours):
         ratios = {-c / vectors[j][k] for k, c in vectors[i].items() if k in vectors[j]}
         for ratio in sorted(ratios | {Fraction(1), Fraction(-1)}):
             candidate = _coprime(add_scaled(vectors[i], vectors[j], ratio))
-            if candidate and _cost(candidate) < best_cost:
-                best, best_cost = candidate, _cost(candidate)
+            if candidate and (cost := _cost(candidate, counted)) < best_cost:
+                best, best_cost = candidate, cost
     return best
 
 
-def _cost(v: Form) -> tuple[Fraction, int, int]:
-    """Largest exponent first, then the number of weights, then of opposite signs."""
+def _cost(v: Form, counted: int | None) -> tuple[bool, Fraction, int, int]:
+    """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
     negative = sum(c < 0 for c in v.values())
-    return max(abs(c) for c in v.values()), len(v), min(negative, len(v) - negative)
+    own = len(v) if counted is None else sum(k < counted for k in v)
+    shared = own > 1 or 0 < negative < len(v)
+    return shared, max(abs(c) for c in v.values()), len(v), min(negative, len(v) - negative)
 
 
 def _coprime(v: Mapping[int, Fraction]) -> Form:

@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--checkpoint", help="safetensors weights of GPT-2 small")
     parser.add_argument("--count", type=int, default=5000, help="how many random networks")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="families to measure")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -41,7 +42,7 @@ def main() -> None:
         "llama": llama,
         "gpt2": lambda: gpt2(chosen.checkpoint),
         "resnet": resnet,
-        "random": lambda: rnd(chosen.count),
+        "random": lambda: rnd(range(chosen.first, chosen.first + chosen.count)),
     }[chosen.what]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{chosen.what}: {time.monotonic() - start:.1f} s, {peak:.2f} GiB at the peak")
@@ -182,13 +183,21 @@ def resnet() -> None:
     show(audit(model, torch.randn(4, 3, 64, 64), output=lambda r: r.logits))
 
 
-def rnd(count: int) -> None:
+def rnd(seeds: range) -> None:
     """Random networks: claims that fail, and symmetries missed against the rank of an oracle."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from symmetry.networks import count_wrong
 
-    networks, false, missed = count_wrong(range(count), lambda s, m: print(f"seed {s}: {m}"))
-    print(f"{networks} networks, {false} with a false claim, {missed} where the rank differs")
+    total = [0, 0, 0]
+    for first in range(seeds.start, seeds.stop, 100):
+        some = range(first, min(first + 100, seeds.stop))
+        counts = count_wrong(some, lambda s, m: print(f"seed {s}: {m}", flush=True))
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        networks, false, missed = total
+        print(
+            f"{networks} networks, {false} with a false claim, {missed} where the rank differs",
+            flush=True,
+        )
 
 
 def show(found: Audit) -> None:

@@ -279,7 +279,11 @@ def test_canonicalize_keeps_the_function_the_names_and_the_metadata(command, tmp
 
 def test_canonicalize_to_unit_vectors(command, tmp_path):
     uneven(tmp_path)
-    code, out, _ = command(*CANONICALIZE, "--train", "--radius", "unit")
+    code, _, err = command(*CANONICALIZE, "--train", "--radius", "unit")
+    assert code == 2  # an eps notices, and the message says how to go on
+    assert "`tolerance`" in err
+    assert not (tmp_path / "b.safetensors").exists()
+    code, out, _ = command(*CANONICALIZE, "--train", "--radius", "unit", "--tolerance", "0.01")
     assert code == 0
     assert out.startswith("b.safetensors: 9 tensors; the norm of all weights went from")
     rows = load_file(tmp_path / "b.safetensors")["0.weight"].norm(dim=1)

@@ -60,6 +60,12 @@ def rounding_floor(probe: Probe, point: Point) -> float:
     Infinite where nothing can be compared. With eps near 0, a normalization of something constant
     divides by the rounding error of 0: such points are ill conditioned.
     """
+    if point not in probe.floors:
+        probe.floors[point] = _rounding_floor(probe, point)
+    return probe.floors[point]
+
+
+def _rounding_floor(probe: Probe, point: Point) -> float:
     before = probe.baseline(point)
     if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
         return float("inf")

@@ -5,14 +5,13 @@ as inert when it can be replaced by something large and random without changing 
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from functools import partial
+from itertools import chain
 
 import torch
 
 from onsphere.symmetry.certificate import (
-    EPSILON,
     FINITE_TOLERANCE,
-    WORST_AMPLIFICATION,
     is_well_conditioned,
     relative_change,
     rounding_floor,
@@ -64,29 +63,35 @@ def are_inert_parts(
         points: where to test, beside weights redrawn larger: what saturates has no gradient.
 
     Returns:
-        Per candidate the largest relative change of the output if rounding explains it, or
+        Per candidate a bound of the relative change of the output, which rounding explains, or
         ``None`` where the part has an effect.
     """
-    if not parts:
-        return []
-    usable = [(p, rounding_floor(probe, p)) for p in [*points, *_far(probe)]]
-    usable = [(p, f) for p, f in usable if f < WORST_AMPLIFICATION * EPSILON]
-    largest = 0.0
+    largest = [0.0] * len(parts)
+    alive = list(range(len(parts)))
+    for point in chain(points, _far(probe)):
+        if not alive:
+            break
+        if not is_well_conditioned(probe, point):
+            continue
+        some = [parts[i] for i in alive]
+        found = sift(some, partial(_excess, probe, point), 1.0)
+        for i, excess in zip(alive, found, strict=True):
+            largest[i] = max(largest[i], excess)
+        alive = [i for i in alive if largest[i] <= 1]
+    allowed = 10 * FINITE_TOLERANCE
+    return [allowed * e if e <= 1 else None for e in largest]
 
-    def excess(some: Sequence[Slab]) -> float:
-        """Return the largest change of the output relative to what rounding explains."""
-        nonlocal largest
-        worst = 0.0
-        for (point, floor), (size, slack) in product(usable, _MOVES):
-            after = probe.outputs(_replaced(probe, point, some, size))
-            change = relative_change(probe.baseline(point), after)
-            worst = max(worst, change / min(10 * FINITE_TOLERANCE, slack * floor))
-            if not worst <= 1:
-                return worst
-            largest = max(largest, change)
-        return worst
 
-    return [largest if e <= 1 else None for e in sift(parts, excess, 1.0)]
+def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:
+    """Return how much the output changes when parts are replaced, over what rounding explains."""
+    worst, floor = 0.0, rounding_floor(probe, point)
+    for size, slack in _MOVES:
+        after = probe.outputs(_replaced(probe, point, parts, size))
+        change = relative_change(probe.baseline(point), after)
+        worst = max(worst, change / min(10 * FINITE_TOLERANCE, slack * floor))
+        if not worst <= 1:
+            break
+    return worst
 
 
 def _far(probe: Probe) -> Iterator[Point]:

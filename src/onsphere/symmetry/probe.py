@@ -8,6 +8,7 @@ lifted, so that the noise is that of float64.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +30,9 @@ _NOISE = 1_000_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Point:
-    """Where a model is evaluated.
+    """Where a model is evaluated; two points are the same if they are the same object.
 
     Args:
         state: every parameter and buffer by the model's own name, in float64.
@@ -87,7 +88,8 @@ class Probe:
         self.own_name = {bare_name(n): n for n in own}
         self.names = [n for n in self.own_name if n not in traced.written]
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        self._baselines: dict[int, tuple[Point, list[Tensor]]] = {}
+        self._baselines: WeakKeyDictionary[Point, list[Tensor]] = WeakKeyDictionary()
+        self.floors: WeakKeyDictionary[Point, float] = WeakKeyDictionary()
         self._given = Point(
             {n: _float64(t) for n, t in state.items()},
             tuple(tree_map(_float64, tuple(args))),
@@ -143,9 +145,9 @@ class Probe:
 
     def baseline(self, point: Point) -> list[Tensor]:
         """Evaluate the model at a point that is used again: the outputs are remembered."""
-        if id(point) not in self._baselines:
-            self._baselines[id(point)] = (point, self.outputs(point))
-        return self._baselines[id(point)][1]
+        if point not in self._baselines:
+            self._baselines[point] = self.outputs(point)
+        return self._baselines[point]
 
     def gradients(self, point: Point, count: int, *, real_eps: bool = False) -> Iterator[Gradients]:
         """Yield the gradients of ``count`` random combinations of the outputs."""

@@ -9,7 +9,6 @@ themselves, as large as the model, are dropped at once.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -21,8 +20,9 @@ Axes = tuple[int, ...]
 
 _CHUNK = 2**17
 """Entries multiplied at once: few enough to stay in the cache."""
-_SLICED_AXES = 3
-"""Slices are taken along the first axes: filters, groups, heads, experts, rows and columns."""
+_SLICED_AXES = {1: 1, 2: 2, 3: 3}
+"""Number of axes -> how many of the first slices are taken along (of a convolution's two): they
+are filters, groups, heads, experts, rows and columns."""
 
 
 @dataclass(frozen=True)
@@ -186,26 +186,24 @@ def join(rows: Sequence[RadialRows]) -> RadialRows:
 
 
 def slicings(ndim: int) -> list[Axes]:
-    """Return the sets of axes along which slices are taken, ``()`` for the whole weight.
+    """Return the axes along which slices are taken, ``()`` for the whole weight.
 
     Example:
-        >>> slicings(2), slicings(1)
-        ([(), (0,), (1,)], [(), (0,)])
+        >>> slicings(2), slicings(4)
+        ([(), (0,), (1,)], [(), (0,), (1,)])
     """
-    first = range(min(ndim, _SLICED_AXES))
-    found = [c for r in range(len(first) + 1) for c in combinations(first, r)]
-    return [c for c in found if len(c) < ndim or ndim == 1] if ndim else [()]
+    return [(), *((a,) for a in range(_SLICED_AXES.get(ndim, min(ndim, 2))))]
 
 
 def sliced_products(a: Tensor, b: Tensor) -> dict[Axes, Tensor]:
-    """Sum ``a * b`` over every slice, for every set of axes of :func:`slicings`.
+    """Sum ``a * b`` over every slice along every axis of :func:`slicings`.
 
     Args:
         a: any tensor.
         b: a tensor of the same shape.
 
     Returns:
-        By set of axes, a tensor with the shape of those axes.
+        By axes, a tensor with the shape of those axes.
 
     Example:
         >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -213,20 +211,23 @@ def sliced_products(a: Tensor, b: Tensor) -> dict[Axes, Tensor]:
         >>> sums[()], sums[(0,)], sums[(1,)]
         (tensor(10.), tensor([3., 7.]), tensor([4., 6.]))
     """
-    kinds = slicings(a.ndim)
-    if a.numel() <= _CHUNK or not a.ndim:
-        return _summed(a * b, kinds)
-    step = max(1, _CHUNK * a.shape[0] // a.numel())
-    parts = [_summed(a[i : i + step] * b[i : i + step], kinds) for i in range(0, a.shape[0], step)]
-    return {
-        k: torch.cat([p[k] for p in parts]) if 0 in k else torch.stack([p[k] for p in parts]).sum(0)
-        for k in kinds
-    }
-
-
-def _summed(product: Tensor, kinds: Sequence[Axes]) -> dict[Axes, Tensor]:
-    rest = {k: tuple(a for a in range(product.ndim) if a not in k) for k in kinds}
-    return {k: product.sum(rest[k]) if rest[k] else product for k in kinds}
+    if not a.ndim:
+        return {(): a * b}
+    shape = (len(a), torch.Size(a.shape[1:]).numel())
+    first, second = a.reshape(shape), b.reshape(shape)
+    down, across = a.new_ones(len(a)), a.new_ones(first.shape[1])
+    step = max(1, _CHUNK // max(first.shape[1], 1))
+    rows, columns = a.new_empty(len(a)), torch.zeros_like(across)
+    for i in range(0, len(a), step):  # products with ones: sums at the speed of memory
+        product = first[i : i + step] * second[i : i + step]
+        torch.mv(product, across, out=rows[i : i + step])
+        columns += down[i : i + step] @ product
+    sums = {(): rows.sum(), (0,): rows}
+    rest = columns.reshape(a.shape[1:])
+    for (axis,) in slicings(a.ndim)[2:]:
+        others = [d for d in range(rest.ndim) if d != axis - 1]
+        sums[axis,] = rest.sum(others) if others else rest
+    return sums
 
 
 def _per_vector(division: VectorAxes, x: Tensor) -> Tensor:

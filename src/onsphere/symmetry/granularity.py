@@ -7,6 +7,7 @@ certifies it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -25,36 +26,16 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(2, n) if n % d == 0]
 
 
-def divisions(shape: Sequence[int]) -> list[VectorAxes]:
-    """Return the ways to cut a tensor into vectors of two entries or more, finest first.
-
-    Whole axes enumerate vectors, and at most one axis is cut into pieces; only the first three
-    axes take part.
+def divisions(shape: Sequence[int], axis: int) -> list[VectorAxes]:
+    """Return the ways to cut a tensor along an axis into vectors, finest first.
 
     Example:
-        >>> [str(d.index or d.pieces) for d in divisions((4, 3))]
-        ['(0,)', '(1,)', '((0, 2),)']
+        >>> [str(d.index or d.pieces) for d in divisions((4, 3), 0)]
+        ['(0,)', '((0, 2),)']
     """
-    found = []
-    for axes in slicings(len(shape)):
-        if not axes:
-            continue
-        found.append(VectorAxes(index=axes))
-        for cut in axes:
-            others = tuple(a for a in axes if a != cut)
-            found += [VectorAxes(others, ((cut, n),)) for n in divisors(shape[cut])]
-    size = torch.Size(shape).numel()
-    found = [d for d in found if 1 < d.count(shape) <= size // 2]
-    return sorted(found, key=lambda d: (-d.count(shape), len(d.pieces), d.index, d.pieces))
-
-
-def joint_divisions(shapes: Sequence[Sequence[int]]) -> list[VectorAxes]:
-    """Return the ways to cut several tensors alike along their first axis, finest first."""
-    if len({s[0] if len(s) else 0 for s in shapes}) != 1 or not shapes[0]:
-        return []
-    length = shapes[0][0]
-    pieces = [VectorAxes(pieces=((0, n),)) for n in reversed(divisors(length))]
-    return [*([VectorAxes(index=(0,))] if length > 1 else []), *pieces]
+    length = shape[axis]
+    pieces = [VectorAxes(pieces=((axis, n),)) for n in reversed(divisors(length))]
+    return [*([VectorAxes(index=(axis,))] if length > 1 else []), *pieces]
 
 
 def finest_divisions(
@@ -71,34 +52,55 @@ def finest_divisions(
     Returns:
         One division per sphere, the same for each of its weights.
     """
-    candidates = [
-        [d for d in _candidates(probe, s) if all(_is_radial(r, s, d) for r in evidence.rows)]
-        for s in spheres
-    ]
+    candidates = [_candidates(probe, evidence, s) for s in spheres]
     found = [VectorAxes()] * len(spheres)
-    open_ = [i for i, c in enumerate(candidates) if c]
-    while open_:
-        tried = [(spheres[i], candidates[i][0]) for i in open_]
+    while any(candidates):
+        asked = [i for i, c in enumerate(candidates) if c]
+        tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
         changes = sift(tried, lambda some: _change(probe, some, points), FINITE_TOLERANCE)
-        for i, change in zip(list(open_), changes, strict=True):
+        for i, (_, division), change in zip(asked, tried, changes, strict=True):
             if change <= FINITE_TOLERANCE:
-                found[i] = candidates[i][0]
+                found[i] = division
                 candidates[i] = []
-            else:
-                candidates[i].pop(0)
-        open_ = [i for i in open_ if candidates[i]]
     return found
 
 
-def _candidates(probe: Probe, sphere: Exponents) -> list[VectorAxes]:
-    shapes = [probe.given().state[probe.own_name[n]].shape for n in sphere]
-    return divisions(shapes[0]) if len(shapes) == 1 else joint_divisions(shapes)
+def _candidates(probe: Probe, evidence: Evidence, sphere: Exponents) -> list[VectorAxes]:
+    """Return divisions that the evidence allows, finest first; a finite rescale has the last word.
+
+    Along each axis alone the evidence is complete. What holds along several axes may hold for all
+    of their slices together.
+    """
+    shapes = [tuple(probe.given().state[probe.own_name[n]].shape) for n in sphere]
+    if len(shapes) > 1 and len({s[:1] for s in shapes}) > 1:
+        return []
+    axes = [a for (a,) in slicings(len(shapes[0]))[1:]] if len(shapes) == 1 else [0]
+    axes = axes if shapes[0] else []
+    single = [
+        next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
+        for a in axes
+    ]
+    held = [d for d in single if d is not None]
+    joined = [_joined(some) for r in range(len(held), 0, -1) for some in combinations(held, r)]
+    limit = 0 if len(shapes) > 1 else torch.Size(shapes[0]).numel() // 2  # two entries or more
+    fine = [d for d in joined if not limit or d.count(shapes[0]) <= limit]
+    return sorted(fine, key=lambda d: -d.count(shapes[0]))
 
 
-def _is_radial(row: Row, sphere: Exponents, division: VectorAxes) -> bool:
-    axes = tuple(sorted([*division.index, *(a for a, _ in division.pieces)]))
+def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
+    """Cut along several axes at once."""
+    return VectorAxes(
+        tuple(a for d in some for a in d.index), tuple(p for d in some for p in d.pieces)
+    )
+
+
+def _allowed(evidence: Evidence, sphere: Exponents, axis: int, division: VectorAxes) -> bool:
+    return all(_is_radial(row, sphere, axis, division) for row in evidence.rows)
+
+
+def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> bool:
     parts = [
-        (exponent, *row.weights[name][axes].divided(division))
+        (exponent, *row.weights[name][axis,].divided(division))
         for name, exponent in sphere.items()
         if name in row.weights
     ]

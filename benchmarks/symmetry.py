@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from benchmarks.families import FAMILIES, Family
 from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
 from onsphere.symmetry.canonical import Factors
-from onsphere.symmetry.certificate import relative_change
+from onsphere.symmetry.certificate import is_well_conditioned, relative_change
 from onsphere.symmetry.checkpoint import load, read
-from onsphere.symmetry.trace import float_outputs
+from onsphere.symmetry.evidence import join, radial_rows
+from onsphere.symmetry.probe import Probe
+from onsphere.symmetry.trace import OutputPicker, float_outputs, trace
 
 WHAT = ("families", "canonical", "llama", "gpt2", "resnet", "random")
 
@@ -50,9 +53,9 @@ def main() -> None:
 
 def families(only: Sequence[str] | None) -> None:
     """Audit every family."""
-    print("| family | design | mode | parameters | scale symmetries | spheres | trades | inert "
-          "| shifts | unknown ops | worst residual | largest leak | audit s |")  # fmt: skip
-    print("|" + "---|" * 13)
+    print("| family | design | mode | parameters | scale symmetries | by rank | spheres | trades "
+          "| inert | shifts | parts | unknown ops | worst residual | largest leak | s |")  # fmt: skip
+    print("|" + "---|" * 15)
     each_family(only, audited)
 
 
@@ -88,9 +91,31 @@ def audited(family: Family, train: bool) -> str:
     residual = max((c.residual or 0.0 for c in claims), default=0.0)
     leak = max((x.amount for x in found.leaks), default=0.0)
     return (f"| {family.name} | {family.design} | {found.mode} | {len(found.parameters)} "
-            f"| {len(found.scale_symmetries)} | {len(found.spheres)} | {len(found.rescalings)} "
-            f"| {len(found.inert)} | {len(found.shifts)} | {len(found.unknown_ops)} "
+            f"| {len(found.scale_symmetries)} | {numeric_dimension(model, kwargs, family.output)} "
+            f"| {len(found.spheres)} | {len(found.rescalings)} | {len(found.inert)} "
+            f"| {len(found.shifts)} | {len(found.parts)} | {len(found.unknown_ops)} "
             f"| {residual:.0e} | {leak:.0e} | {seconds:.1f} |")  # fmt: skip
+
+
+def numeric_dimension(model: nn.Module, kwargs: dict[str, Any], output: OutputPicker) -> int:
+    """Count scale symmetries by the rank of radial derivatives at random weights, without units.
+
+    The model runs in float64 with eps near 0, as for certificates.
+    """
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from symmetry.networks import null_space
+
+    probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=output), output=output, seed=1)
+    wanted, rows = len(probe.names) + 4, []
+    while sum(len(r.values) for r in rows) < wanted:
+        for size in (1.0, 0.5, 0.25):
+            point = probe.redrawn(0.3, size)
+            if is_well_conditioned(probe, point) or len(rows) > 30:
+                rows.append(radial_rows(probe, point, max(4, wanted // 9)))
+    joined = join(rows)
+    null = null_space(joined.values, joined.bounds)
+    own = [i for i, n in enumerate(joined.names) if n in probe.traced.parameters]
+    return int(torch.linalg.matrix_rank(null[:, own], rtol=1e-6)) if null.numel() else 0
 
 
 @dataclass(frozen=True)

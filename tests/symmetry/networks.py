@@ -375,7 +375,7 @@ def numeric_dimension(net: nn.Module, x: Any, seed: int = 7) -> int:
     rounding = ((matrix[:, 1] == 0).double().mean(0) > 0.5) & (matrix[:, 1].amax(0) < 1e-6)
     matrix = torch.where(rounding, 0.0, matrix)
     # Directions of the buffers alone are no symmetry of the parameters.
-    null = _null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]
+    null = null_space(matrix[:, 0], matrix[:, 1])[:, : len(names)]
     return int(torch.linalg.matrix_rank(null, rtol=1e-6)) if null.numel() else 0
 
 
@@ -410,7 +410,7 @@ def _radial_row(
     return torch.stack([values, bounds])
 
 
-def _null_space(values: Tensor, bounds: Tensor) -> Tensor:
+def null_space(values: Tensor, bounds: Tensor) -> Tensor:
     """Null vectors, one per row: every weight in units of what its derivative could be at most.
 
     The rank lies at the widest gap between singular values, with rounding well below it.

@@ -133,6 +133,7 @@ def canonicalize(
 
     Example:
         >>> from onsphere.symmetry import audit
+        >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.mul_(8)

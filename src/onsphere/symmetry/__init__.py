@@ -5,10 +5,11 @@ from onsphere.symmetry.audit import audit
 from onsphere.symmetry.audited import Audit
 from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, Spread, WeightReport
+from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.operation import Operation
 from onsphere.symmetry.rules import register_rule
 from onsphere.symmetry.shift import Shift
-from onsphere.symmetry.trace import ModelError, Trace, UnknownOp, trace
+from onsphere.symmetry.trace import Trace, UnknownOp, trace
 from onsphere.symmetry.units import Unit
 
 __all__ = [

@@ -21,23 +21,21 @@ from onsphere.symmetry.certificate import (
 )
 from onsphere.symmetry.claims import Leak, Rescaling, Sphere
 from onsphere.symmetry.evidence import Evidence, gather
-from onsphere.symmetry.gathered import on_gathered
+from onsphere.symmetry.execution import (
+    ModelError,
+    OutputPicker,
+    bare_name,
+    plain_execution,
+    weights,
+)
+from onsphere.symmetry.gathered import on_gathered, unwrapped
 from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.missed import completed
 from onsphere.symmetry.parts import Part, find_parts
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.shift import Shift, ShiftSearch
-from onsphere.symmetry.trace import (
-    ModelError,
-    OutputPicker,
-    Trace,
-    bare_name,
-    plain_execution,
-    trace,
-    unwrapped,
-    weights,
-)
+from onsphere.symmetry.trace import Trace, trace
 from onsphere.symmetry.units import in_span
 
 __all__ = ["Audit", "Inputs", "audit"]

@@ -16,11 +16,13 @@ from onsphere.report.file import write_whole
 from onsphere.symmetry import advice, archive, table
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.decay import shrinkable
+from onsphere.symmetry.execution import OutputPicker, bare_name
+from onsphere.symmetry.gathered import unwrapped
 from onsphere.symmetry.head import embeddings_and_heads
 from onsphere.symmetry.parts import Part
 from onsphere.symmetry.rotation import weight_reports
 from onsphere.symmetry.shift import Shift
-from onsphere.symmetry.trace import OutputPicker, UnknownOp, bare_name, unwrapped
+from onsphere.symmetry.trace import UnknownOp
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -24,17 +24,16 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.balance import Vector, least_norm
 from onsphere.symmetry.certificate import relative_change
-from onsphere.symmetry.gathered import gathered
-from onsphere.symmetry.trace import (
+from onsphere.symmetry.execution import (
     ModelError,
     OutputPicker,
-    Trace,
     bare_name,
     call,
     float_outputs,
     plain_execution,
-    trace,
 )
+from onsphere.symmetry.gathered import gathered
+from onsphere.symmetry.trace import Trace, trace
 from onsphere.symmetry.units import Constraints
 
 Radius = Literal["initial", "unit", "fan_in"]

@@ -14,14 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from onsphere.symmetry.trace import (
-    ModelError,
-    bare_name,
-    call,
-    float_outputs,
-    plain_execution,
-    unwrapped,
-)
+from onsphere.symmetry.execution import ModelError, bare_name, call, float_outputs, plain_execution
+from onsphere.symmetry.gathered import unwrapped
 
 if TYPE_CHECKING:
     from onsphere.symmetry.audited import Inputs

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from onsphere.symmetry.lifted import Composed, Lifted
-from onsphere.symmetry.trace import (
+from onsphere.symmetry.execution import (
     OutputPicker,
-    Trace,
     bare_name,
     call,
     float_outputs,
     plain_execution,
-    unwrapped,
     weights,
 )
+from onsphere.symmetry.gathered import unwrapped
+from onsphere.symmetry.lifted import Composed, Lifted
+from onsphere.symmetry.trace import Trace
 
 _NOISE = 1_000_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry import checkpoint
 from onsphere.symmetry.checkpoint import line_of
-from onsphere.symmetry.trace import OutputPicker
+from onsphere.symmetry.execution import OutputPicker
 
 Size = Literal["auto", "shrink", "full", "real"]
 

@@ -1,14 +1,18 @@
 """Find what cannot affect the output: a key bias under softmax, a bias that a norm centres away.
 
-A candidate has a gradient that is lost in rounding for every combination of the outputs. It counts
-as inert when it can be replaced by something large and random without changing anything.
+A candidate has a gradient far below that of other weights for every combination of the outputs. It
+counts as inert when that gradient is made of rounding (a change of the weights by 1e-12 makes
+another one of it), and when it can be replaced by something large and random without changing
+anything.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 
 import torch
+from torch import Tensor
 
 from onsphere.symmetry.certificate import (
     FINITE_TOLERANCE,
@@ -24,6 +28,8 @@ SILENT = 1e-8
 """Largest product of a weight's norm and its gradient's, relative to the largest of any weight,
 that may be rounding of 0."""
 
+_SLOPES = 2
+"""Combinations of the outputs per point for which gradients are compared."""
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
@@ -66,8 +72,8 @@ def are_inert_parts(
         Per candidate a bound of the relative change of the output, which rounding explains, or
         ``None`` where the part has an effect.
     """
-    largest = [0.0] * len(parts)
-    alive = list(range(len(parts)))
+    alive = [i for i, real in enumerate(_have_slopes(probe, parts, points)) if not real]
+    largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
     for point in chain(points, _far(probe)):
         if not alive:
             break
@@ -80,6 +86,39 @@ def are_inert_parts(
         alive = [i for i in alive if largest[i] <= 1]
     allowed = 10 * FINITE_TOLERANCE
     return [allowed * e if e <= 1 else None for e in largest]
+
+
+def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -> list[bool]:
+    """Return which parts have gradients that are small, but not made of rounding.
+
+    Behind a softmax of nearly equal scores, or a saturated one, a gradient may be as small as
+    rounding elsewhere; yet it stays what it is when the weights change by 1e-12.
+    """
+    agreed, compared = [0] * len(parts), [0] * len(parts)
+    for point in chain(points, islice(_far(probe), 2)):
+        near = probe.nudged(point, 1e-12)
+        state = probe.generator.get_state()
+        here = [_cut_out(parts, g.by_name) for g in probe.gradients(point, _SLOPES)]
+        probe.generator.set_state(state)  # the same combinations of the outputs
+        there = [_cut_out(parts, g.by_name) for g in probe.gradients(near, _SLOPES)]
+        for before, after in zip(here, there, strict=True):
+            for i, (g, h) in enumerate(zip(before, after, strict=True)):
+                if g is not None and h is not None and bool(g.any()):
+                    compared[i] += 1
+                    agreed[i] += bool((g - h).norm() <= 0.1 * g.norm())
+    # Now and then two roundings agree.
+    return [a > n / 4 for a, n in zip(agreed, compared, strict=True)]
+
+
+def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """Return the gradient of every part."""
+    found: list[Tensor | None] = []
+    for name, axis, intervals in parts:
+        g = gradients.get(name)
+        if g is not None and axis >= 0:
+            g = torch.cat([g.narrow(axis, a, b - a).flatten() for a, b in intervals])
+        found.append(g)
+    return found
 
 
 def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:

@@ -107,7 +107,7 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
                     compared[i] += 1
                     agreed[i] += bool((g - h).norm() <= 0.1 * g.norm())
     # Now and then two roundings agree.
-    return [a > n / 4 for a, n in zip(agreed, compared, strict=True)]
+    return [a > max(1, n / 6) for a, n in zip(agreed, compared, strict=True)]
 
 
 def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Tensor | None]:

@@ -47,7 +47,7 @@ def test_ordinary_groups_are_torch_sgd_bit_for_bit(settings, lr, generator):
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     grads = [draw(5, 3, generator=generator) for _ in range(5)]
     feed([ours], SphereSGD([ours], lr=lr, **settings), *grads)
-    feed([theirs], torch.optim.SGD([theirs], lr=lr, **settings), *grads)
+    feed([theirs], torch.optim.SGD([theirs], lr=lr, fused=True, **settings), *grads)
     assert torch.equal(ours, theirs)
 
 

@@ -1,7 +1,8 @@
 """Optimizers whose weights stay on spheres."""
 
+from onsphere.optim.adamw import SphereAdamW
 from onsphere.optim.motion import project_
 from onsphere.optim.optimizer import SphereOptimizer
-from onsphere.optim.sgd import SphereSGD, sgd_update
+from onsphere.optim.sgd import SphereSGD
 
-__all__ = ["SphereOptimizer", "SphereSGD", "project_", "sgd_update"]
+__all__ = ["SphereAdamW", "SphereOptimizer", "SphereSGD", "project_"]

@@ -4,5 +4,6 @@ from onsphere.optim.adamw import SphereAdamW
 from onsphere.optim.motion import project_
 from onsphere.optim.optimizer import SphereOptimizer
 from onsphere.optim.sgd import SphereSGD
+from onsphere.optim.wrapper import OnSphere, on_sphere
 
-__all__ = ["SphereAdamW", "SphereOptimizer", "SphereSGD", "project_"]
+__all__ = ["OnSphere", "SphereAdamW", "SphereOptimizer", "SphereSGD", "on_sphere", "project_"]

@@ -27,7 +27,7 @@ from torch.optim.optimizer import ParamsT
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, SphereOptimizer, check_travel, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -79,7 +79,8 @@ class SphereAdamW(SphereOptimizer):
             ``-lr * update``; or ``"rotation"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` or ``"exponential"``.
         maximize: ascend instead of descending.
-        error_if_nonfinite: raise, before anything moves, when a gradient is not finite.
+        nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
+            ``"raise"`` before anything moves.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -111,7 +112,7 @@ class SphereAdamW(SphereOptimizer):
         lr_is: LrIs = "rate",
         step: Step = "retraction",
         maximize: bool = False,
-        error_if_nonfinite: bool = False,
+        nonfinite: Nonfinite = "skip",
     ) -> None:
         defaults: Group = {
             "lr": lr,
@@ -122,7 +123,7 @@ class SphereAdamW(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
-            "error_if_nonfinite": error_if_nonfinite,
+            "nonfinite": nonfinite,
         }
         _check_settings(defaults)
         super().__init__(params, defaults)
@@ -172,14 +173,15 @@ class SphereAdamW(SphereOptimizer):
             )
         counters = self._moments(params, coordinate=True)
         beta1, beta2 = group["betas"]
+        first, second = ([self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq"))
         plain_adamw(
             params,
             grads,
-            [self.state[p]["exp_avg"] for p in params],
-            [self.state[p]["exp_avg_sq"] for p in params],
+            first,
+            second,
             [],
             counters,
-            fused=fusable([*params, *grads]) or None,
+            fused=fusable(params, grads, first, second) or None,
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

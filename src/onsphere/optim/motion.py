@@ -180,9 +180,15 @@ def working_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def closeness(dtype: torch.dtype) -> float:
+    """How far off its sphere, relatively, rounding alone may put a vector."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return max(torch.finfo(dtype).eps / 2, 2 * torch.finfo(wide).eps)
+
+
 def rounding_floor(dtype: torch.dtype) -> float:
     """Share of an update's square below which its tangent part cannot be told from rounding."""
-    return 1e-6 if working_dtype(torch.empty(0, dtype=dtype)) == torch.float32 else 1e-14
+    return 1e-6 if torch.promote_types(dtype, torch.float32) == torch.float32 else 1e-14
 
 
 @torch.no_grad()

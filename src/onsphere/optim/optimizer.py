@@ -7,7 +7,7 @@ update itself.
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
 from onsphere.optim.product import Family, Part, advance
 
 Group = dict[str, Any]
+Nonfinite = Literal["skip", "raise"]
 
 # Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
 # state tensor to the parameter's dtype, which in bfloat16 would move every radius.
@@ -80,7 +81,7 @@ class SphereOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a parameter on a sphere has a sparse gradient.
-            FloatingPointError: a gradient is not finite and ``error_if_nonfinite`` is set. No
+            FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``. No
                 parameter has moved.
         """
         loss = None
@@ -116,7 +117,8 @@ class SphereOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            if group["sphere"] is not None:
+                check_sphere(group["params"], group["sphere"])
         except (TypeError, ValueError):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
@@ -174,15 +176,15 @@ class SphereOptimizer(Optimizer):
         for number, group in enumerate(self.param_groups):
             grads = [p.grad for p in group["params"] if p.grad is not None]
             if group["sphere"] is not None:
-                _refuse_sparse(grads, type(self).__name__)
-            if group["error_if_nonfinite"] and grads:
+                refuse_sparse(grads, type(self).__name__)
+            if group["nonfinite"] == "raise" and grads:
                 dense = [grad for grad in grads if grad.layout is torch.strided]
                 norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
                 if not norms.isfinite().all():
                     raise FloatingPointError(
                         f"{int((~norms.isfinite()).sum())} gradients of param group {number} are "
-                        "not finite, and error_if_nonfinite is set; no parameter was moved. "
-                        "Clear them, or leave the option off to skip their vectors"
+                        'not finite, and nonfinite="raise"; no parameter was moved. Clear '
+                        'them, or use nonfinite="skip"'
                     )
 
     def _step_on_spheres(self, group: Group) -> None:
@@ -262,22 +264,34 @@ def check_travel(settings: Group) -> None:
     for name in ("lr", "weight_decay"):
         if not settings[name] >= 0:
             raise ValueError(f"{name} must be at least 0, got {settings[name]}")
-    for name, allowed in (("step", get_args(Step)), ("lr_is", get_args(LrIs))):
+    for name, allowed in (
+        ("step", get_args(Step)),
+        ("lr_is", get_args(LrIs)),
+        ("nonfinite", get_args(Nonfinite)),
+    ):
         if settings[name] not in allowed:
             raise ValueError(
                 f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
             )
 
 
-def fusable(tensors: Iterable[Tensor]) -> bool:
-    """Whether torch's fused CPU step takes these tensors."""
+def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
+    """Whether torch's fused CPU step takes these parameters with their gradients and state.
+
+    Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
+    its parameter, they give wrong numbers without a word (seen in torch 2.13).
+    """
     return all(
-        t.device.type == "cpu" and t.layout is torch.strided and t.is_floating_point()
-        for t in tensors
+        p.device.type == "cpu"
+        and p.is_floating_point()
+        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
+        and all(x.layout is torch.strided and x.stride() == p.stride() for x in others)
+        for p, *others in zip(params, *columns, strict=True)
     )
 
 
-def _refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
+def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
+    """Raise for a gradient that is not dense."""
     for grad in grads:
         if grad.layout is not torch.strided:
             raise RuntimeError(
@@ -287,16 +301,14 @@ def _refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
             )
 
 
-def _check_group(group: Group) -> None:
-    sphere = group["sphere"]
-    if sphere is None:
-        return
+def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
+    """Raise unless these parameters can live on that sphere."""
     if not isinstance(sphere, Sphere):
         raise TypeError(
             f"a group's `sphere` is an onsphere.geometry.Sphere or None, got {sphere!r}"
         )
     counts = set()
-    for position, param in enumerate(group["params"]):
+    for position, param in enumerate(params):
         if not param.is_floating_point():
             raise ValueError(
                 f"parameter {position} of the group has dtype {param.dtype}; weights on a sphere "

@@ -15,7 +15,7 @@ from onsphere.geometry import Sphere
 from onsphere.optim import native
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, Travel, center_, rounding_floor
+from onsphere.optim.motion import Plan, Travel, center_, closeness, rounding_floor
 
 
 @dataclass
@@ -102,8 +102,9 @@ def _plan(family: Family, sphere: Sphere, travel: Travel, numbers: Tensor) -> Pl
     vectors = sphere.axes.count(first.point.shape)
     count = sum(part.point.numel() for part in family.parts) // max(1, vectors)
     moment = None if family.moment is None else family.moment.view(-1)
-    floor, eps = rounding_floor(first.point.dtype), torch.finfo(first.point.dtype).eps
-    return first.update.plan(numbers, family.radius.view(-1), moment, count, travel, floor, eps)
+    dtype = first.point.dtype
+    rounding = rounding_floor(dtype), closeness(dtype)
+    return first.update.plan(numbers, family.radius.view(-1), moment, count, travel, *rounding)
 
 
 _Views = tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...]]

@@ -22,7 +22,7 @@ from torch.optim.sgd import sgd as plain_sgd
 
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, SphereOptimizer, check_travel, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
 
 
 def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
@@ -69,7 +69,8 @@ class SphereSGD(SphereOptimizer):
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
-        error_if_nonfinite: raise, before anything moves, when a gradient is not finite.
+        nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
+            ``"raise"`` before anything moves.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -99,7 +100,7 @@ class SphereSGD(SphereOptimizer):
         lr_is: LrIs = "rate",
         step: Step = "retraction",
         maximize: bool = False,
-        error_if_nonfinite: bool = False,
+        nonfinite: Nonfinite = "skip",
     ) -> None:
         defaults: Group = {
             "lr": lr,
@@ -110,7 +111,7 @@ class SphereSGD(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
-            "error_if_nonfinite": error_if_nonfinite,
+            "nonfinite": nonfinite,
         }
         _check_settings(defaults)
         super().__init__(params, defaults)
@@ -141,6 +142,7 @@ class SphereSGD(SphereOptimizer):
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]
+        made = [buffer for buffer in buffers if buffer is not None]
         plain_sgd(
             params,
             grads,
@@ -152,7 +154,7 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=fusable([*params, *grads]) or None,
+            fused=fusable(params, grads, *([made] if len(made) == len(params) else [])) or None,
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

@@ -4,7 +4,17 @@
 the environment, everything runs in pure PyTorch, with the same numbers to rounding.
 """
 
-from onsphere.optim.native.calls import apply, reduce, restore, step, takes
+from onsphere.optim.native.calls import apply, known, reduce, restore, step, takes
 from onsphere.optim.native.kernel import instruction_set, path, switched
 
-__all__ = ["apply", "instruction_set", "path", "reduce", "restore", "step", "switched", "takes"]
+__all__ = [
+    "apply",
+    "instruction_set",
+    "known",
+    "path",
+    "reduce",
+    "restore",
+    "step",
+    "switched",
+    "takes",
+]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.motion import Plan, Travel, rounding_floor
+from onsphere.optim.motion import Plan, Travel, closeness, rounding_floor
 from onsphere.optim.native import ops
 from onsphere.optim.native.kernel import library
 from onsphere.optim.native.layout import layout_of
@@ -40,7 +40,11 @@ def takes(parts: Sequence[Part], sphere: Sphere) -> bool:
 
 def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
     """Whether the kernels know the memory layout of one tensor."""
-    if type(point) not in (Tensor, torch.nn.Parameter) or point.device.type != "cpu":
+    if (
+        library() is None
+        or type(point) not in (Tensor, torch.nn.Parameter)
+        or point.device.type != "cpu"
+    ):
         return False
     if point.dtype != dtype or dtype not in _DTYPES:
         return False
@@ -96,7 +100,7 @@ def restore(
 ) -> list[int]:
     """Scale vectors to their radii, or no further than the brake lets them grow."""
     dtype = points[0].dtype
-    settings = [0, 0, growth, torch.finfo(dtype).eps / 2, 0, _RESTORE, _DTYPES[dtype]]
+    settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
     settings += [0, 0, int(brake), int(sphere.centered), 0]
     layouts = _layouts(points, sphere)
     return ops.step(
@@ -142,7 +146,7 @@ def _arguments(parts: Sequence[Part], travel: Travel) -> list[float]:
 def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
     dtype = parts[0].point.dtype
     kind = _DIAGONAL if isinstance(parts[0].update, Diagonal) else _LINEAR
-    rounding = torch.finfo(dtype).eps
+    rounding = closeness(dtype)
     return [
         *(travel.lr, travel.radius or 0.0, 0.0, rounding, rounding_floor(dtype)),
         *(kind, _DTYPES[dtype], travel.lr_is == "rotation", travel.step == "exponential"),

@@ -1,4 +1,6 @@
-"""Print every measurement as one table of ratios."""
+"""Print measurements as one table of ratios: ``python -m benchmarks [norms|optim|attacks ...]``."""
+
+import sys
 
 import torch
 from rich.console import Console
@@ -9,10 +11,12 @@ from onsphere.report import Table, table
 
 def main() -> None:
     """Measure everything; a ratio below 1 means that ours is faster."""
+    modules = {"norms": norms, "optim": optim, "attacks": attacks}
+    chosen = sys.argv[1:] or list(modules)
     rows = [
         (p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}")
-        for module in (norms, optim, attacks)
-        for p in module.measure()
+        for name in chosen
+        for p in modules[name].measure()
     ]
     columns = ("what", "against", "ours, ms", "ours / theirs", "quartiles")
     note = f"{torch.get_num_threads()} threads, alternating, medians over pairs."

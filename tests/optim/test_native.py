@@ -8,6 +8,7 @@ from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
 from onsphere.optim.native import ops
 from onsphere.optim.native.layout import layout_of
+from onsphere.optim.restoration import leash, record, restore
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
 pytestmark = pytest.mark.skipif(
@@ -154,3 +155,32 @@ def test_operators_are_sound(generator):
     library.opcheck(ops.reduce, parts, test_utils=tests)
     coefficients = [torch.ones(3, 6, dtype=torch.float64)]
     library.opcheck(ops.apply, (*parts[:4], coefficients, *parts[4:]), test_utils=tests)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"brake": True}, {"brake": True, "growth": 0.5}], ids=str)
+def test_restoring(layout, dtype, settings, generator):
+    shape, memory, sphere = LAYOUTS[layout]
+    begin = place(torch.randn(shape, generator=generator).to(dtype), memory)
+    moved = place(begin + torch.randn(shape, generator=generator).to(dtype), memory)
+    ends = []
+    for on in (True, False):
+        with native.switched(on):
+            held = leash([begin.clone()], sphere)
+            record(held)
+            held.params[0].copy_(moved)
+            restore([held], **settings)
+            ends.append((held.params[0].float(), held.radius))
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(*(end[0] for end in ends), rtol=rounding, atol=rounding)
+    torch.testing.assert_close(*(end[1] for end in ends), rtol=1e-5, atol=1e-6)
+
+
+def test_finite():
+    good, bad = torch.ones(3, 5), torch.ones(4)
+    assert native.finite([good, bad])
+    bad[2] = torch.inf
+    assert native.finite([good, bad]) is False
+    assert native.finite([torch.ones(4, 4)[:, 0]]) is None
+    assert native.finite([torch.ones(2).double()]) is None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
+from onsphere.optim import native
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
 from onsphere.optim.optimizer import Group, check_sphere, refuse_sparse
@@ -282,6 +283,8 @@ class OnSphere(Optimizer):
         grads = [p.grad for p in self._moving() if p.grad is not None]
         refuse_sparse(grads, "on_sphere")
         if self.nonfinite == "ignore" or not grads:
+            return
+        if native.finite(grads):
             return
         norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
         if bool(norms.isfinite().all()):

@@ -4,11 +4,12 @@
 the environment, everything runs in pure PyTorch, with the same numbers to rounding.
 """
 
-from onsphere.optim.native.calls import apply, known, reduce, restore, step, takes
+from onsphere.optim.native.calls import apply, finite, known, reduce, restore, step, takes
 from onsphere.optim.native.kernel import instruction_set, path, switched
 
 __all__ = [
     "apply",
+    "finite",
     "instruction_set",
     "known",
     "path",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _LINEAR, _DIAGONAL, _RESTORE = range(3)
-_ROOM = 1 << 22  # floats of scratch for one tile of vectors that are not contiguous
 
 
 def takes(parts: Sequence[Part], sphere: Sphere) -> bool:
@@ -48,10 +47,7 @@ def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
         return False
     if point.dtype != dtype or dtype not in _DTYPES:
         return False
-    layout = layout_of(tuple(point.shape), point.stride(), sphere.axes)
-    if layout is None:
-        return False
-    return layout.outer == 1 or 16 * layout.outer * layout.inner <= _ROOM
+    return layout_of(tuple(point.shape), point.stride(), sphere.axes) is not None
 
 
 def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int]:
@@ -106,6 +102,17 @@ def restore(
     return ops.step(
         points, [], [], [], radii, [], layouts, [0.0] * (8 * len(points)), settings
     ).tolist()
+
+
+def finite(tensors: Sequence[Tensor]) -> bool | None:
+    """Whether all squares of all entries are finite, or ``None`` when the kernels cannot tell."""
+    dtype, whole = tensors[0].dtype, Sphere()
+    if not all(known(tensor, whole, dtype) for tensor in tensors):
+        return None
+    settings = [0, 0, 0, 0, 0, _RESTORE, _DTYPES[dtype], 0, 0, 0, 0, 0]
+    layouts, arguments = _layouts(tensors, whole), [0.0] * (8 * len(tensors))
+    numbers = ops.reduce(tensors, [], [], [], layouts, arguments, settings)
+    return bool(torch.cat(numbers)[:, 0].isfinite().all())
 
 
 def _columns(

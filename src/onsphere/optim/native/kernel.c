@@ -22,7 +22,19 @@ enum { ABI = 1, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 10, COEFFICIEN
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
-enum { TASK = 1 << 15, KEPT = 1 << 15, LARGE = 1 << 17, CHUNK = 1 << 15, LINE = 16 };
+enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15, NARROW = 64 };
+
+/* One row of entries that belong to different vectors. */
+typedef struct {
+    long n;
+    int kind, moving;
+    float *p;
+    const float *g;
+    float *m, *v;
+    const float *a;
+    float *kept;
+    long ahead; /* entries to the next row */
+} Rows;
 
 typedef struct {
     void (*gram)(long, const float *, const float *, const float *, double *);
@@ -34,6 +46,8 @@ typedef struct {
                   const float *, long);
     void (*size)(long, const float *, double *);
     void (*scale)(long, float *, const float *);
+    void (*add)(const Rows *, float *);
+    void (*follow)(const Rows *, const float *);
     void (*widen)(long, const uint16_t *, float *);
     void (*narrow)(long, const float *, uint16_t *);
 } Loops;
@@ -232,13 +246,14 @@ static int plan(const Settings *s, const Tensor *t, double n, const double *x, O
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t pieces(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
+static int64_t length(const Tensor *t) { return t->outer * t->inner; }
 
 /* ---- reduce and apply: one contiguous range of entries, block by block ---- */
 
 typedef struct {
     const Settings *s;
     const Loops *loops;
-    float *kept, *tile; /* this thread's scratch */
+    float *kept; /* this thread's scratch */
 } Worker;
 
 static const float zeros[BLOCK];
@@ -338,104 +353,172 @@ static void apply(const Worker *w, const Tensor *t, int64_t at, int64_t n, const
     }
 }
 
-/* One vector, of which `x` holds the entries from `at` on; vector number k of the tensor. */
-static int64_t turn(const Worker *w, const Tensor *t, const Tensor *x, int64_t k, int64_t at,
-                    int64_t n, int64_t phase) {
+static int planned(const Worker *w, const Tensor *t, int64_t k, int64_t n, const double *sums,
+                   float *c, int64_t phase) {
+    if (phase == STEP) {
+        Own mine = own(t, k);
+        const int fine = plan(w->s, t, (double)n, sums, &mine, c);
+        keep(t, k, mine);
+        return fine;
+    }
+    const double *given = t->numbers + k * COEFFICIENTS;
+    for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)given[i];
+    return !isnan(given[0]);
+}
+
+/* Whether a vector is written: one that was zero before a step goes back to zero. */
+static int written(const Worker *w, int fine, const float *c) {
+    return fine || (w->s->kind == RESTORE && c[0] == 0);
+}
+
+/* Vector number k: `outer` runs of `inner` entries from `at` on. */
+static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
+    const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
     float c[COEFFICIENTS];
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
-    if (phase != APPLY) reduce(w, x, at, n, kept, sums);
+    for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
+        reduce(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums);
     if (phase == REDUCE) {
         memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
         return 0;
     }
-    int fine = 1;
-    if (phase == STEP) {
-        Own mine = own(t, k);
-        fine = plan(w->s, t, (double)n, sums, &mine, c);
-        keep(t, k, mine);
-    } else {
-        const double *given = t->numbers + k * COEFFICIENTS;
-        for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)given[i];
-        fine = !isnan(given[0]);
-    }
-    if (fine || (w->s->kind == RESTORE && c[0] == 0)) apply(w, x, at, n, kept, c);
+    const int fine = planned(w, t, k, n, sums, c, phase);
+    for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
+        apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c);
     return !fine;
+}
+
+/* ---- neighbours: vectors whose entries alternate in memory, row by row ---- */
+
+typedef struct {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
+} Buffers;
+
+static Rows rows_at(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *a,
+                    float *kept, Buffers *b) {
+    return (Rows){pieces(n, PADDED) * PADDED,
+                  (int)w->s->kind,
+                  t->momentum != NULL,
+                  fetch(w, t->point, at, n, b->p, 0),
+                  fetch(w, t->slope, at, n, b->g, 0),
+                  fetch(w, t->momentum, at, n, b->m, 0),
+                  fetch(w, t->square, at, n, b->v, 1),
+                  a,
+                  kept,
+                  t->vectors * t->inner};
+}
+
+static void stow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t n, const Rows *r) {
+    stow(w, t->point, at, n, r->p);
+    if (t->momentum) stow(w, t->momentum, at, n, r->m);
+    if (t->square) stow(w, t->square, at, n, r->v);
+}
+
+static void add_rows(const Worker *w, const Tensor *t, int64_t at, int64_t across, float *kept,
+                     double *sums) {
+    static const int flush = 64;
+    const int64_t each = pieces(across, PADDED) * PADDED;
+    float part[NUMBERS * BLOCK] = {0}, a[8];
+    Buffers buffers;
+    factors(t, a);
+    for (int64_t o = 0; o < t->outer; o++) {
+        const Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
+                               kept ? kept + o * each : NULL, &buffers);
+        w->loops->add(&r, part);
+        if ((o + 1) % flush && o + 1 < t->outer) continue;
+        for (int j = 0; j < NUMBERS; j++)
+            for (int64_t i = 0; i < across; i++)
+                sums[j * BLOCK + i] += part[j * BLOCK + i], part[j * BLOCK + i] = 0;
+    }
+}
+
+/* `still` marks the entries that stay as they are, to the bit; NULL where all move. */
+static void follow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t across, float *kept,
+                        const float *c, const char *still) {
+    const int64_t each = pieces(across, PADDED) * PADDED;
+    float a[8];
+    Buffers buffers, before;
+    factors(t, a);
+    for (int64_t o = 0; o < t->outer; o++) {
+        Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
+                         kept ? kept + o * each : NULL, &buffers);
+        float *const now[3] = {r.p, t->momentum ? r.m : NULL, t->square ? r.v : NULL};
+        float *const then[3] = {before.p, before.m, before.v};
+        for (int x = 0; x < 3 && still; x++)
+            if (now[x]) memcpy(then[x], now[x], across * sizeof *now[x]);
+        w->loops->follow(&r, c);
+        for (int x = 0; x < 3 && still; x++)
+            for (int64_t i = 0; i < across && now[x]; i++)
+                if (still[i]) now[x][i] = then[x][i];
+        stow_rows(w, t, at + o * t->vectors * t->inner, across, &r);
+    }
+}
+
+/* `count` vectors from number `first` of a batch on, together. */
+static int64_t turn_rows(const Worker *w, const Tensor *t, int64_t batch, int64_t first,
+                         int64_t count, int64_t phase) {
+    const int64_t n = length(t), across = count * t->inner;
+    const int64_t at = batch * n * t->vectors + first * t->inner;
+    const int64_t number = batch * t->vectors + first;
+    const int keeps = phase == STEP && t->outer * pieces(across, PADDED) * PADDED <= KEPT;
+    double sums[NUMBERS * BLOCK] = {0};
+    float c[COEFFICIENTS * BLOCK] = {0};
+    char still[BLOCK] = {0};
+    int64_t skipped = 0, kept = 0;
+    if (phase != APPLY) add_rows(w, t, at, across, keeps ? w->kept : NULL, sums);
+    for (int64_t k = 0; k < count; k++) {
+        double mine[NUMBERS] = {0};
+        float own_c[COEFFICIENTS];
+        for (int j = 0; j < NUMBERS; j++)
+            for (int64_t i = 0; i < t->inner; i++) mine[j] += sums[j * BLOCK + k * t->inner + i];
+        if (phase == REDUCE) {
+            memcpy(t->numbers + (number + k) * NUMBERS, mine, sizeof mine);
+            continue;
+        }
+        const int fine = planned(w, t, number + k, n, mine, own_c, phase);
+        skipped += !fine, kept += !written(w, fine, own_c);
+        for (int64_t i = k * t->inner; i < (k + 1) * t->inner; i++) {
+            still[i] = !written(w, fine, own_c);
+            for (int j = 0; j < COEFFICIENTS; j++) c[j * BLOCK + i] = own_c[j];
+        }
+    }
+    if (phase != REDUCE)
+        follow_rows(w, t, at, across, keeps ? w->kept : NULL, c, kept ? still : NULL);
+    return skipped;
 }
 
 /* ---- tasks: ranges of vectors that one thread takes at a time ---- */
 
-static int64_t length(const Tensor *t) { return t->outer * t->inner; }
 static int large(const Tensor *t) { return t->outer == 1 && t->inner > LARGE; }
 
-/* Vectors per task. Without `outer` a vector is one run of entries; otherwise neighbours share
- * cache lines and go together. */
+/* Whether neighbours in memory belong to different vectors so often that they go together. */
+static int mixed(const Tensor *t) { return t->outer > 1 && t->inner < NARROW; }
+
+/* Vectors per task. */
 static int64_t width(const Tensor *t) {
-    const int64_t together = most(1, TASK / most(1, length(t)));
-    if (t->outer == 1) return together;
-    return least(t->vectors, most(pieces(LINE, t->inner), together));
+    if (!mixed(t)) return most(1, TASK / most(1, length(t)));
+    return least(t->vectors, BLOCK / t->inner); /* long runs: memory is read row by row */
 }
 
 static int64_t tasks(const Tensor *t) {
     if (large(t) || !t->batches || !t->vectors || !length(t)) return 0;
-    if (t->outer == 1) return pieces(t->batches * t->vectors, width(t));
+    if (!mixed(t)) return pieces(t->batches * t->vectors, width(t));
     return t->batches * pieces(t->vectors, width(t));
-}
-
-/* Between a dense (outer, vectors, inner) array and contiguous float vectors. */
-static void copy(const Worker *w, const Tensor *t, void *array, int64_t base, int64_t count,
-                 float *vectors, int back) {
-    if (!array) return;
-    const int64_t n = length(t);
-    for (int64_t o = 0; o < t->outer; o++) {
-        for (int64_t k = 0; k < count; k++) {
-            const int64_t from = base + (o * t->vectors + k) * t->inner;
-            float *to = vectors + k * n + o * t->inner;
-            if (w->s->dtype == FLOAT32) {
-                float *there = (float *)array + from;
-                for (int64_t i = 0; i < t->inner; i++) *(back ? there + i : to + i) = *(back ? to + i : there + i);
-            } else if (back) {
-                w->loops->narrow(t->inner, to, (uint16_t *)array + from);
-            } else {
-                w->loops->widen(t->inner, (uint16_t *)array + from, to);
-            }
-        }
-    }
-}
-
-static int64_t strided(const Worker *w, Tensor *t, int64_t batch, int64_t first, int64_t phase) {
-    const int64_t n = length(t), count = least(width(t), t->vectors - first), all = count * n;
-    const int64_t base = batch * n * t->vectors + first * t->inner;
-    void *from[4] = {t->point, t->slope, t->momentum, t->square}, *to[4] = {0};
-    Settings s = *w->s;
-    s.dtype = FLOAT32;
-    const Worker inside = {&s, w->loops, w->kept, NULL};
-    for (int i = 0; i < 4; i++) {
-        if (!from[i]) continue;
-        to[i] = w->tile + i * all;
-        copy(w, t, from[i], base, count, to[i], 0);
-    }
-    Tensor x = *t;
-    x.point = to[0], x.slope = to[1], x.momentum = to[2], x.square = to[3];
-    int64_t skipped = 0;
-    for (int64_t k = 0; k < count; k++)
-        skipped += turn(&inside, t, &x, batch * t->vectors + first + k, k * n, n, phase);
-    if (phase != REDUCE)
-        for (int i = 0; i < 4; i++)
-            if (i != 1) copy(w, t, from[i], base, count, to[i], 1);
-    return skipped;
 }
 
 static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase) {
     const int64_t together = width(t), n = length(t);
-    int64_t skipped = 0;
-    if (t->outer > 1) {
-        const int64_t across = pieces(t->vectors, together);
-        return strided(w, t, task / across, task % across * together, phase);
+    if (mixed(t)) {
+        const int64_t across = pieces(t->vectors, together), first = task % across * together;
+        return turn_rows(w, t, task / across, first, least(together, t->vectors - first), phase);
     }
+    int64_t skipped = 0;
     const int64_t last = least(t->batches * t->vectors, (task + 1) * together);
-    for (int64_t k = task * together; k < last; k++)
-        skipped += turn(w, t, t, k, k * n, n, phase);
+    for (int64_t k = task * together; k < last; k++) {
+        const int64_t batch = k / t->vectors * t->vectors;
+        skipped += turn(w, t, k, batch * n + (k - batch) * t->inner, phase);
+    }
     return skipped;
 }
 
@@ -456,13 +539,8 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
     }
     int fine = 1;
-    if (phase == STEP) {
-        fine = plan(w->s, t, (double)n, sums, &mine, c);
-    } else if (phase == APPLY) {
-        const double *given = t->numbers + k * COEFFICIENTS;
-        for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)given[i];
-        fine = !isnan(given[0]);
-    }
+    if (phase == STEP) fine = plan(w->s, t, (double)n, sums, &mine, c);
+    if (phase == APPLY) fine = planned(w, t, k, n, sums, c, phase);
 #pragma omp barrier
 #pragma omp single nowait
     {
@@ -472,7 +550,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
             t->skipped += !fine;
         }
     }
-    if (phase == REDUCE || !(fine || (w->s->kind == RESTORE && c[0] == 0))) return;
+    if (phase == REDUCE || !written(w, fine, c)) return;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
@@ -482,19 +560,17 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, widest = 0, *first = malloc((count + 1) * sizeof *first);
+    int64_t total = 0, longest = 0, *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
         t->skipped = 0;
         first[i] = total, total += tasks(t);
         if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
-        if (t->outer > 1) widest = most(widest, width(t) * length(t));
     }
     first[count] = total;
     int threads = (int)most(1, s->threads);
-    const int64_t each = pieces(KEPT + 4 * widest, PADDED) * PADDED;
-    float *scratch = aligned_alloc(4 * PADDED, threads * each * sizeof *scratch);
+    float *scratch = aligned_alloc(4 * PADDED, threads * (int64_t)KEPT * sizeof *scratch);
     double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
     if (!scratch || !partial) {
         free(first), free(scratch), free(partial);
@@ -506,7 +582,7 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        const Worker w = {s, loops_for(s->sets), scratch + me * each, scratch + me * each + KEPT};
+        const Worker w = {s, loops_for(s->sets), scratch + me * (int64_t)KEPT};
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < total; task++) {
             int64_t low = 0, high = count;

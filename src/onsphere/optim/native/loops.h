@@ -52,42 +52,20 @@ INLINE void NAME(flush)(int count, const vec *block, double *sums) {
     }
 }
 
-#define LOAD(x) NAME(load)(x + i)
-#define STORE(x, y) NAME(store)(x + i, y)
-#define FETCH(x) __builtin_prefetch(x, 0, 1)
-#define ENTRIES(i, from, to) for (long i = from; i < (to); i += LANES)
-#define BLOCKS(from, to)                                                                      \
-    for (long from = 0, to; to = from + FLUSH < n ? from + FLUSH : n, from < n; from = to)
+/* ---- what one group of entries contributes, and what becomes of it ---- */
 
 /* <p,p> <p,g> <p,m> <g,g> <g,m> <m,m> */
-TARGET static void NAME(gram)(long n, const float *p, const float *g, const float *m,
-                              double *sums) {
-    BLOCKS(from, to) {
-        vec sum[6] = {{0}};
-        ENTRIES(i, from, to) {
-            const vec point = LOAD(p), slope = LOAD(g), momentum = LOAD(m);
-            sum[0] += point * point, sum[1] += point * slope, sum[2] += point * momentum;
-            sum[3] += slope * slope, sum[4] += slope * momentum, sum[5] += momentum * momentum;
-        }
-        NAME(flush)(6, sum, sums);
-    }
+INLINE void NAME(gram_of)(const float *p, const float *g, const float *m, vec *x) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), momentum = NAME(load)(m);
+    x[0] = point * point, x[1] = point * slope, x[2] = point * momentum;
+    x[3] = slope * slope, x[4] = slope * momentum, x[5] = momentum * momentum;
 }
 
-/* p' = c0 p + c1 g + c2 m;  m' = c3 p + c4 g + c5 m. Meanwhile memory can fetch the next vector,
- * `ahead` entries further on. */
-TARGET static void NAME(mix)(long n, float *p, const float *g, float *m, const float *c,
-                             long ahead) {
-    ENTRIES(i, 0, n) {
-        FETCH(p + i + ahead), FETCH(g + i + ahead), FETCH(m + i + ahead);
-        const vec point = LOAD(p), slope = LOAD(g), momentum = LOAD(m);
-        STORE(p, c[0] * point + c[1] * slope + c[2] * momentum);
-        STORE(m, c[3] * point + c[4] * slope + c[5] * momentum);
-    }
-}
-
-/* p' = c0 p + c1 g */
-TARGET static void NAME(blend)(long n, float *p, const float *g, const float *c) {
-    ENTRIES(i, 0, n) STORE(p, c[0] * LOAD(p) + c[1] * LOAD(g));
+/* p' = c0 p + c1 g + c2 m;  m' = c3 p + c4 g + c5 m */
+INLINE void NAME(mix_of)(float *p, const float *g, float *m, const vec *c) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), momentum = NAME(load)(m);
+    NAME(store)(p, c[0] * point + c[1] * slope + c[2] * momentum);
+    NAME(store)(m, c[3] * point + c[4] * slope + c[5] * momentum);
 }
 
 /* w = 1 / (s sqrt(b2 v + k2 g^2) + e) */
@@ -97,55 +75,160 @@ INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
 
 /* With h = b1 m + k1 g:
  * <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <h,pw> <g,g>.   w goes to `kept`. */
-TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
-                                 const float *v, const float *a, float *kept, double *sums) {
-    BLOCKS(from, to) {
-        vec sum[10] = {{0}};
-        ENTRIES(i, from, to) {
-            const vec point = LOAD(p), slope = LOAD(g), square = slope * slope;
-            const vec h = a[0] * LOAD(m) + a[1] * slope;
-            const vec w = NAME(weight)(square, LOAD(v), a);
-            const vec u = h * w, q = point * w;
-            if (kept) STORE(kept, w);
-            sum[0] += point * point, sum[1] += point * h, sum[2] += point * u;
-            sum[3] += point * q, sum[4] += u * u, sum[5] += u * q, sum[6] += q * q;
-            sum[7] += h * u, sum[8] += h * q, sum[9] += square;
-        }
-        NAME(flush)(10, sum, sums);
-    }
+INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
+                             const float *a, float *kept, vec *x) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
+    const vec h = a[0] * NAME(load)(m) + a[1] * slope;
+    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, q = point * w;
+    if (kept) NAME(store)(kept, w);
+    x[0] = point * point, x[1] = point * h, x[2] = point * u, x[3] = point * q, x[4] = u * u;
+    x[5] = u * q, x[6] = q * q, x[7] = h * u, x[8] = h * q, x[9] = square;
 }
 
 /* With u = (h - c0 p) w:  p' = c1 p + c2 u;  m' = h + c3 p + c4 u;  v'. */
-TARGET static void NAME(drift)(long n, float *p, const float *g, float *m, float *v,
-                               const float *a, const float *kept, const float *c, long ahead) {
-    ENTRIES(i, 0, n) {
-        FETCH(p + i + ahead), FETCH(g + i + ahead), FETCH(m + i + ahead), FETCH(v + i + ahead);
-        const vec point = LOAD(p), slope = LOAD(g), square = slope * slope, moment = LOAD(v);
-        const vec h = a[0] * LOAD(m) + a[1] * slope;
-        const vec w = kept ? LOAD(kept) : NAME(weight)(square, moment, a);
-        const vec u = (h - c[0] * point) * w;
-        STORE(v, a[2] * moment + a[3] * square);
-        STORE(p, c[1] * point + c[2] * u);
-        STORE(m, h + c[3] * point + c[4] * u);
-    }
+INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const float *a,
+                           const float *kept, const vec *c) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), moment = NAME(load)(v);
+    const vec square = slope * slope, h = a[0] * NAME(load)(m) + a[1] * slope;
+    const vec w = kept ? NAME(load)(kept) : NAME(weight)(square, moment, a);
+    const vec u = (h - c[0] * point) * w;
+    NAME(store)(v, a[2] * moment + a[3] * square);
+    NAME(store)(p, c[1] * point + c[2] * u);
+    NAME(store)(m, h + c[3] * point + c[4] * u);
 }
 
 /* <p,p> <1,p> */
-TARGET static void NAME(size)(long n, const float *p, double *sums) {
-    BLOCKS(from, to) {
-        vec sum[2] = {{0}};
-        ENTRIES(i, from, to) {
-            const vec point = LOAD(p);
-            sum[0] += point * point, sum[1] += point;
-        }
-        NAME(flush)(2, sum, sums);
-    }
+INLINE void NAME(size_of)(const float *p, vec *x) {
+    x[1] = NAME(load)(p), x[0] = x[1] * x[1];
 }
 
 /* p' = c0 p + c1 */
-TARGET static void NAME(scale)(long n, float *p, const float *c) {
-    ENTRIES(i, 0, n) STORE(p, c[0] * LOAD(p) + c[1]);
+INLINE void NAME(scale_of)(float *p, const vec *c) {
+    NAME(store)(p, c[0] * NAME(load)(p) + c[1]);
 }
+
+/* p' = c0 p + c1 g */
+INLINE void NAME(blend_of)(float *p, const float *g, const vec *c) {
+    NAME(store)(p, c[0] * NAME(load)(p) + c[1] * NAME(load)(g));
+}
+
+INLINE void NAME(all_alike)(const float *c, vec *all) {
+    for (int j = 0; j < COEFFICIENTS; j++) all[j] = (vec){0} + c[j];
+}
+
+/* ---- along a vector: sums over its entries, one set of coefficients ---- */
+
+#define SUM_UP(count, terms)                                                                  \
+    for (long from = 0, to; to = from + FLUSH < n ? from + FLUSH : n, from < n; from = to) {  \
+        vec sum[count] = {{0}}, x[count];                                                     \
+        for (long i = from; i < to; i += LANES) {                                             \
+            terms;                                                                            \
+            _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) sum[j] += x[j];          \
+        }                                                                                     \
+        NAME(flush)(count, sum, sums);                                                        \
+    }
+
+TARGET static void NAME(gram)(long n, const float *p, const float *g, const float *m,
+                              double *sums) {
+    SUM_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
+}
+
+TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
+                                 const float *v, const float *a, float *kept, double *sums) {
+    SUM_UP(10, NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x))
+}
+
+TARGET static void NAME(size)(long n, const float *p, double *sums) {
+    SUM_UP(2, NAME(size_of)(p + i, x))
+}
+
+/* Meanwhile memory can fetch the next vector, `ahead` entries further on. */
+#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 1)
+#define ENTRIES for (long i = 0; i < n; i += LANES)
+
+TARGET static void NAME(mix)(long n, float *p, const float *g, float *m, const float *c,
+                             long ahead) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES {
+        FETCH(p), FETCH(g), FETCH(m);
+        NAME(mix_of)(p + i, g + i, m + i, all);
+    }
+}
+
+TARGET static void NAME(blend)(long n, float *p, const float *g, const float *c) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(blend_of)(p + i, g + i, all);
+}
+
+TARGET static void NAME(drift)(long n, float *p, const float *g, float *m, float *v,
+                               const float *a, const float *kept, const float *c, long ahead) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES {
+        FETCH(p), FETCH(g), FETCH(m), FETCH(v);
+        NAME(drift_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, all);
+    }
+}
+
+TARGET static void NAME(scale)(long n, float *p, const float *c) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(scale_of)(p + i, all);
+}
+
+/* ---- across vectors: every entry has sums (number j at sums[j * BLOCK]) and coefficients ---- */
+
+#define FETCH_ROW FETCH(p), FETCH(g), FETCH(m), FETCH(v)
+#define ADD_UP(count, terms)                                                                  \
+    ENTRIES {                                                                                 \
+        FETCH_ROW;                                                                            \
+        vec x[count];                                                                         \
+        terms;                                                                                \
+        _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) {                            \
+            float *sum = sums + j * BLOCK + i;                                                \
+            NAME(store)(sum, NAME(load)(sum) + x[j]);                                         \
+        }                                                                                     \
+    }
+#define OWN_COEFFICIENTS                                                                      \
+    vec own[COEFFICIENTS];                                                                    \
+    _Pragma("GCC unroll 6") for (int j = 0; j < COEFFICIENTS; j++)                            \
+        own[j] = NAME(load)(c + j * BLOCK + i);
+
+TARGET static void NAME(add)(const Rows *r, float *sums) {
+    const long n = r->n, ahead = r->ahead;
+    const float *p = r->p, *g = r->g, *m = r->m, *v = r->v;
+    if (r->kind == RESTORE) {
+        ADD_UP(2, NAME(size_of)(p + i, x))
+    } else if (r->kind == LINEAR) {
+        ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
+    } else {
+        ADD_UP(10, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
+                                    r->kept ? r->kept + i : NULL, x))
+    }
+}
+
+TARGET static void NAME(follow)(const Rows *r, const float *c) {
+    const long n = r->n, ahead = r->ahead;
+    float *p = r->p, *m = r->m, *v = r->v;
+    const float *g = r->g;
+    ENTRIES {
+        FETCH_ROW;
+        OWN_COEFFICIENTS
+        if (r->kind == RESTORE) {
+            NAME(scale_of)(p + i, own);
+        } else if (r->kind == DIAGONAL) {
+            NAME(drift_of)(p + i, g + i, m + i, v + i, r->a, r->kept ? r->kept + i : NULL, own);
+        } else if (r->moving) {
+            NAME(mix_of)(p + i, g + i, m + i, own);
+        } else {
+            NAME(blend_of)(p + i, g + i, own);
+        }
+    }
+}
+
+/* ---- half precision ---- */
 
 TARGET static void NAME(widen)(long n, const uint16_t *from, float *to) {
     for (long i = 0; i < n; i++) {
@@ -164,13 +247,15 @@ TARGET static void NAME(narrow)(long n, const float *from, uint16_t *to) {
     }
 }
 
-static const Loops NAME(loops) = {NAME(gram), NAME(mix),   NAME(blend), NAME(moments), NAME(drift),
-                                  NAME(size), NAME(scale), NAME(widen), NAME(narrow)};
+static const Loops NAME(loops) = {NAME(gram),  NAME(mix), NAME(blend),  NAME(moments), NAME(drift),
+                                  NAME(size),  NAME(scale), NAME(add), NAME(follow), NAME(widen),
+                                  NAME(narrow)};
 #undef INLINE
-#undef LOAD
-#undef STORE
+#undef SUM_UP
+#undef ADD_UP
+#undef OWN_COEFFICIENTS
+#undef FETCH_ROW
 #undef FETCH
 #undef ENTRIES
-#undef BLOCKS
 #undef vec
 #undef wide

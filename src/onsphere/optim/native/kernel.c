@@ -37,14 +37,14 @@ typedef struct {
 } Rows;
 
 typedef struct {
-    void (*gram)(long, const float *, const float *, const float *, double *);
+    void (*gram)(long, const float *, const float *, const float *, double *, long);
     void (*mix)(long, float *, const float *, float *, const float *, long);
     void (*blend)(long, float *, const float *, const float *);
     void (*moments)(long, const float *, const float *, const float *, const float *,
-                    const float *, float *, double *);
+                    const float *, float *, double *, long);
     void (*drift)(long, float *, const float *, float *, float *, const float *, const float *,
                   const float *, long);
-    void (*size)(long, const float *, double *);
+    void (*size)(long, const float *, double *, long);
     void (*scale)(long, float *, const float *);
     void (*add)(const Rows *, float *);
     void (*follow)(const Rows *, const float *);
@@ -295,33 +295,37 @@ static void factors(const Tensor *t, float *a) {
     for (int i = 0; i < 8; i++) a[i] = (float)t->a[i];
 }
 
+/* How far ahead memory is asked for: the next vector, or a little further in a long one. */
+static long next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
+
 static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, float *kept,
                    double *sums) {
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
+    const long ahead = next_at(n);
     factors(t, a);
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
         const int64_t padded = pieces(size, PADDED) * PADDED;
         const float *point = fetch(w, t->point, at + done, size, p, 0);
         if (w->s->kind == RESTORE) {
-            w->loops->size(padded, point, sums);
+            w->loops->size(padded, point, sums, ahead);
             continue;
         }
         const float *slope = fetch(w, t->slope, at + done, size, g, 0);
         const float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
         if (w->s->kind == LINEAR) {
-            w->loops->gram(padded, point, slope, momentum, sums);
+            w->loops->gram(padded, point, slope, momentum, sums, ahead);
         } else {
             const float *moment = fetch(w, t->square, at + done, size, v, 1);
             w->loops->moments(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL,
-                              sums);
+                              sums, ahead);
         }
     }
 }
 
 static void apply(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *kept,
                   const float *c) {
-    const long ahead = kept ? n : 0;
+    const long ahead = next_at(n);
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
     factors(t, a);
     for (int64_t done = 0, size; done < n; done += size) {

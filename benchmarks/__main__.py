@@ -13,11 +13,11 @@ def main() -> None:
     """Measure everything; a ratio below 1 means that ours is faster."""
     modules = {"norms": norms, "optim": optim, "attacks": attacks}
     chosen = sys.argv[1:] or list(modules)
-    rows = [
-        (p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}")
-        for name in chosen
-        for p in modules[name].measure()
-    ]
+    rows = []
+    for name in chosen:
+        for p in modules[name].measure():
+            rows.append((p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}"))
+            print(f"{p.name}, against {p.peer}: {p.ratio:.2f}", file=sys.stderr, flush=True)
     columns = ("what", "against", "ours, ms", "ours / theirs", "quartiles")
     note = f"{torch.get_num_threads()} threads, alternating, medians over pairs."
     Console(width=100).print(table(Table("Side by side", columns, rows, note)))

@@ -281,13 +281,15 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
     its parameter, they give wrong numbers without a word (seen in torch 2.13).
     """
-    return all(
-        p.device.type == "cpu"
-        and p.is_floating_point()
-        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
-        and all(x.layout is torch.strided and x.stride() == p.stride() for x in others)
-        for p, *others in zip(params, *columns, strict=True)
-    )
+    for p, *others in zip(params, *columns, strict=True):
+        if not (p.is_cpu and p.is_floating_point()):
+            return False
+        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride():
+            return False
+        for x in others:
+            if x.layout is not torch.strided or x.stride() != p.stride():
+                return False
+    return True
 
 
 def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:

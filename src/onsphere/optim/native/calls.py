@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,9 +58,13 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int
     points, slopes, momenta, moments = _columns(parts)
     arguments, settings = _arguments(parts, travel), _settings(parts, travel)
     layouts = _layouts(points, sphere)
-    return ops.step(
+    return _step()(
         points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings
     ).tolist()
+
+
+def _step() -> Callable[..., Tensor]:
+    return ops.step if torch.compiler.is_compiling() else ops.step_eagerly
 
 
 def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor]:
@@ -99,7 +103,7 @@ def restore(
     settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
     settings += [0, 0, int(brake), int(sphere.centered), 0]
     layouts = _layouts(points, sphere)
-    return ops.step(
+    return _step()(
         points, [], [], [], radii, [], layouts, [0.0] * (8 * len(points)), settings
     ).tolist()
 

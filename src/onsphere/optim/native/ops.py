@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch import library as torch_library
+from torch.autograd.graph import increment_version
 
 from onsphere.optim.native.kernel import SETTINGS, TENSOR, library
 
@@ -67,6 +68,26 @@ def step(
     """Reduce, plan and apply; return how many vectors of each tensor stayed where they were."""
     tensors = (points, slopes, momenta, moments, radii, seconds)
     return _run("onsphere_step", tensors, (), layouts, arguments, settings)
+
+
+def step_eagerly(
+    points: Sequence[Tensor],
+    slopes: Sequence[Tensor],
+    momenta: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    radii: Sequence[Tensor],
+    seconds: Sequence[Tensor],
+    layouts: Sequence[int],
+    arguments: Sequence[float],
+    settings: Sequence[float],
+) -> Tensor:
+    """Do what :func:`step` does without the dispatcher, which takes 1 ms for 50 tensors."""
+    tensors = (points, slopes, momenta, moments, radii, seconds)
+    skipped = _run("onsphere_step", tensors, (), layouts, arguments, settings)
+    for changed in (points, momenta, moments, radii, seconds):
+        if changed:
+            increment_version(changed)
+    return skipped
 
 
 @step.register_fake

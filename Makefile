@@ -27,7 +27,9 @@ bench: $(STAMP)  ## Measure against peers, side by side (see benchmarks/)
 clean:
 	rm -rf .venv build results
 
-$(STAMP): pyproject.toml constraints.txt
+KERNEL := $(addprefix src/onsphere/optim/native/,kernel.c loops.h)
+
+$(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)

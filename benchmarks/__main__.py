@@ -1,4 +1,6 @@
-"""Print every measurement as one table of ratios."""
+"""Print measurements as one table of ratios: ``python -m benchmarks [norms|optim|attacks ...]``."""
+
+import sys
 
 import torch
 from rich.console import Console
@@ -9,11 +11,13 @@ from onsphere.report import Table, table
 
 def main() -> None:
     """Measure everything; a ratio below 1 means that ours is faster."""
-    rows = [
-        (p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}")
-        for module in (norms, optim, attacks)
-        for p in module.measure()
-    ]
+    modules = {"norms": norms, "optim": optim, "attacks": attacks}
+    chosen = sys.argv[1:] or list(modules)
+    rows = []
+    for name in chosen:
+        for p in modules[name].measure():
+            rows.append((p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}"))
+            print(f"{p.name}, against {p.peer}: {p.ratio:.2f}", file=sys.stderr, flush=True)
     columns = ("what", "against", "ours, ms", "ours / theirs", "quartiles")
     note = f"{torch.get_num_threads()} threads, alternating, medians over pairs."
     Console(width=100).print(table(Table("Side by side", columns, rows, note)))

@@ -1,42 +1,137 @@
-"""One step of the sphere optimizer against torch's fused SGD, and against geoopt if it is there."""
+"""One step on spheres against torch's fused optimizers, and against peers that are installed."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.pairing import Pairing, pair
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import SphereSGD
+from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 
-_SHAPES = ((64, 3, 7, 7), (64, 64, 3, 3), (128, 128, 3, 3), (256, 256, 3, 3), (512, 512, 3, 3))
-_ROWS = Sphere(VectorAxes(index=(0,)))
+Shapes = list[tuple[int, ...]]
+_Make = Callable[[list[nn.Parameter], Sphere], torch.optim.Optimizer]
+_ROWS, _WHOLE, _COLUMNS = Sphere(VectorAxes((0,))), Sphere(), Sphere(VectorAxes((1,)))
+
+
+def gpt2_small() -> Shapes:
+    """The 148 tensors of GPT-2 small, 124 M parameters, with rows as outputs."""
+    shapes: Shapes = [(50257, 768), (1024, 768), (768,), (768,)]
+    for _ in range(12):
+        shapes += [(2304, 768), (768, 768), (3072, 768), (768, 3072)]
+        shapes += [(n,) for n in (2304, 768, 3072, 768, 768, 768, 768, 768)]
+    return shapes
+
+
+def resnet50() -> Shapes:
+    """The 161 tensors of ResNet-50, 25.6 M parameters."""
+    shapes: Shapes = [(64, 3, 7, 7), (64,), (64,), (1000, 2048), (1000,)]
+    width = 64
+    for blocks, inner in ((3, 64), (4, 128), (6, 256), (3, 512)):
+        for block in range(blocks):
+            convs: Shapes = [(inner, width, 1, 1), (inner, inner, 3, 3), (4 * inner, inner, 1, 1)]
+            if block == 0:
+                convs.append((4 * inner, width, 1, 1))
+            for conv in convs:
+                shapes += [conv, (conv[0],), (conv[0],)]
+            width = 4 * inner
+    return shapes
 
 
 def measure() -> Iterator[Pairing]:
-    """Time one step with momentum on convolution weights, one sphere per filter."""
-    ours = _stepper(lambda p: SphereSGD([{"params": p, "sphere": _ROWS}], lr=1e-3, momentum=0.9))
-    fused = _stepper(lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, fused=True))
-    yield pair("SphereSGD step, per filter", "torch.optim.SGD(fused=True)", ours, fused)
-    if importlib.util.find_spec("geoopt"):
-        import geoopt
+    """Time one step; what has one axis is an ordinary parameter, all else lives on spheres."""
+    adamw = _base(torch.optim.AdamW, lr=1e-3, weight_decay=0.0, fused=True)
+    sgd = _base(torch.optim.SGD, lr=1e-3, momentum=0.9, fused=True)
+    sphere_adamw = _grouped(SphereAdamW, lr=1e-3, weight_decay=0.0)
+    sphere_sgd = _grouped(SphereSGD, lr=1e-3, momentum=0.9)
+    gpt2, resnet = gpt2_small(), resnet50()
+    cases: list[tuple[str, Shapes, Sphere, _Make, str, _Make]] = [
+        ("SphereAdamW, GPT-2, rows", gpt2, _ROWS, sphere_adamw, "AdamW(fused)", adamw),
+        ("SphereAdamW, GPT-2, whole tensors", gpt2, _WHOLE, sphere_adamw, "AdamW(fused)", adamw),
+        ("SphereAdamW, GPT-2, columns", gpt2, _COLUMNS, sphere_adamw, "AdamW(fused)", adamw),
+        ("SphereAdamW, ResNet-50, filters", resnet, _ROWS, sphere_adamw, "AdamW(fused)", adamw),
+        ("SphereSGD, GPT-2, rows", gpt2, _ROWS, sphere_sgd, "SGD(fused)", sgd),
+        ("SphereSGD, ResNet-50, filters", resnet, _ROWS, sphere_sgd, "SGD(fused)", sgd),
+        ("on_sphere(AdamW(fused)), GPT-2, rows", gpt2, _ROWS, _wrapped, "AdamW(fused)", adamw),
+    ]
+    for name, shapes, sphere, ours, peer, theirs in cases:
+        yield _compare(name, shapes, sphere, ours, peer, theirs)
+    for peer, theirs in _peers().items():
+        ours = sphere_sgd if "SGD" in peer else sphere_adamw
+        yield _compare("sphere step, ResNet-50, filters", resnet, _ROWS, ours, peer, theirs)
 
-        def riemannian(params: list[nn.Parameter]) -> torch.optim.Optimizer:
-            sphere = geoopt.Sphere()
-            points = [geoopt.ManifoldParameter(p.flatten(1), manifold=sphere) for p in params]
-            return geoopt.optim.RiemannianSGD(points, lr=1e-3, momentum=0.9)
 
-        yield pair("SphereSGD step, per filter", "geoopt", ours, _stepper(riemannian))
-
-
-def _stepper(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> Callable[[], object]:
-    optimizer = make([nn.Parameter(torch.randn(shape)) for shape in _SHAPES])
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = _gradient(parameter)
-    return optimizer.step
+def _compare(
+    name: str, shapes: Shapes, sphere: Sphere, ours: _Make, peer: str, theirs: _Make
+) -> Pairing:
+    steps = [_stepper(shapes, sphere, make) for make in (ours, theirs)]
+    return pair(name, peer, *steps, pairs=21, seconds=0.1)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    return torch.randn_like(parameter)
+def _stepper(shapes: Shapes, sphere: Sphere, make: _Make) -> Callable[[], object]:
+    """Step with gradients as a backward pass leaves them: there again before every step."""
+    params = [nn.Parameter(0.02 * torch.randn(shape)) for shape in shapes]
+    optimizer = make(params, sphere)
+    targets = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [1e-3 * torch.randn_like(p) for p in targets]
+
+    def step() -> None:
+        for param, grad in zip(targets, grads, strict=True):
+            param.grad = grad  # some peers clear it
+        optimizer.step()
+
+    return step
+
+
+def _merged(params: list[nn.Parameter], sphere: Sphere) -> list[dict[str, Any]]:
+    vectors, plain = ([p for p in params if (p.ndim > 1) == many] for many in (True, False))
+    return [{"params": vectors, "sphere": sphere}, {"params": plain}]
+
+
+def _grouped(kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> _Make:
+    return lambda params, sphere: kind(_merged(params, sphere), **settings)
+
+
+def _base(kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> _Make:
+    return lambda params, _: kind(params, **settings)
+
+
+def _wrapped(params: list[nn.Parameter], sphere: Sphere) -> torch.optim.Optimizer:
+    base = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.0, fused=True)
+    return on_sphere(base, {p: sphere for p in params if p.ndim > 1})
+
+
+def _peers() -> dict[str, _Make]:
+    found: dict[str, _Make] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if importlib.util.find_spec("geoopt"):
+            import geoopt
+
+            def points(params: list[nn.Parameter]) -> list[nn.Parameter]:
+                sphere = geoopt.Sphere()
+                return [
+                    geoopt.ManifoldParameter(p.detach().flatten(1), manifold=sphere)
+                    if p.ndim > 1
+                    else p
+                    for p in params
+                ]
+
+            found["geoopt SGD"] = lambda params, _: geoopt.optim.RiemannianSGD(
+                points(params), lr=1e-3, momentum=0.9
+            )
+            found["geoopt Adam"] = lambda params, _: geoopt.optim.RiemannianAdam(
+                points(params), lr=1e-3
+            )
+        if importlib.util.find_spec("adamp"):
+            import adamp
+
+            found["AdamP"] = _base(adamp.AdamP, lr=1e-3)
+        if importlib.util.find_spec("heavyball"):
+            import heavyball
+
+            found["HyperBallAdamW"] = _base(heavyball.HyperBallAdamW, lr=1e-3)
+    return found

@@ -163,24 +163,35 @@ class VectorAxes:
 
 @dataclass(frozen=True)
 class Sphere:
-    """A product of spheres inside one tensor: each of its vectors keeps a fixed length.
+    """A product of spheres: each vector of a tensor, or of several together, keeps its length.
 
     Args:
         axes: which entries form one vector; one sphere per vector.
         radius: the length of every vector, in the units of the tensor. ``None`` keeps the length
             that each vector has when it is first seen.
+        joint: the tensors that are given together share their spheres: vector number k of each
+            of them is a part of one vector. A weight and its bias before LayerNorm are of this
+            kind. All must have the same number of vectors.
+        centered: the vectors also keep a mean of zero, as before a normalization that centres.
 
     Raises:
-        ValueError: the radius is not positive and finite.
+        ValueError: the radius is not positive and finite, or a joint sphere is centred.
 
     Example:
         >>> Sphere(VectorAxes(index=(0,)), radius=1.0)      # unit filters
-        Sphere(axes=VectorAxes(index=(0,), pieces=()), radius=1.0)
+        Sphere(axes=VectorAxes(index=(0,), pieces=()), radius=1.0, joint=False, centered=False)
     """
 
     axes: VectorAxes = VectorAxes()
     radius: float | None = None
+    joint: bool = False
+    centered: bool = False
 
     def __post_init__(self) -> None:
         if self.radius is not None and not 0 < self.radius < float("inf"):
             raise ValueError(f"a sphere's radius is positive and finite, got {self.radius}")
+        if self.joint and self.centered:
+            raise ValueError(
+                "a joint sphere cannot be centred: its parts have no common mean to remove; "
+                "give joint=True or centered=True"
+            )

@@ -1,7 +1,9 @@
 """Optimizers whose weights stay on spheres."""
 
+from onsphere.optim.adamw import SphereAdamW
 from onsphere.optim.motion import project_
 from onsphere.optim.optimizer import SphereOptimizer
-from onsphere.optim.sgd import SphereSGD, sgd_update
+from onsphere.optim.sgd import SphereSGD
+from onsphere.optim.wrapper import OnSphere, on_sphere
 
-__all__ = ["SphereOptimizer", "SphereSGD", "project_", "sgd_update"]
+__all__ = ["OnSphere", "SphereAdamW", "SphereOptimizer", "SphereSGD", "on_sphere", "project_"]

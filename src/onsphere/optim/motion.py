@@ -1,17 +1,35 @@
-r"""Moving on a product of unit spheres, in any memory layout, without ever stopping.
+r"""How far a vector turns, along which curve, and what its momentum does meanwhile.
 
-The functions of :mod:`onsphere.geometry.sphere` act on vectors along the last axis and refuse a
-zero vector, which costs a copy for most layouts and a device synchronization for all. An optimizer
-step can afford neither. Here a vector runs along the axes ``inside`` of a view (what
-:meth:`~onsphere.geometry.VectorAxes.split` gives), every reduction keeps its axes, and a vector
-without a direction comes out as NaN for the caller to leave where it was.
+An optimizer step on a sphere needs few numbers of a vector: inner products of the point, the
+gradient and the momentum. A step therefore has three parts, here and in the native kernels:
 
-Points are *unit* vectors: the radius belongs to the caller, who divides velocities by it.
+- *reduce*: sum the inner products over each vector (where a vector is spread over several tensors
+  or processes, their sums are added);
+- *plan*: turn them into a few coefficients per vector, which is all the geometry there is;
+- *apply*: write the new point and momentum as linear combinations.
 
-Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603).
+This file is the geometry that all plans share; :mod:`~onsphere.optim.linear` and
+:mod:`~onsphere.optim.diagonal` are the two kinds of update.
+
+With :math:`t` the tangent part of the update at the point :math:`p`, on the sphere of radius
+:math:`r`, the point goes to :math:`a p + b t` and a tangent vector :math:`m` that travels along to
+:math:`m + d p + e t`. For a rotation by the angle :math:`\theta`,
+
+.. math:: a = \frac{r}{|p|}\cos\theta,\qquad b = -\frac{r}{|t|}\sin\theta,
+
+where ``lr_is="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
+:math:`\theta = \eta |t| / r` for the exponential map (in space, both steps begin as
+:math:`-\eta t`), and ``lr_is="rotation"`` means :math:`\theta = \eta` whatever the size of the
+update. The retraction projects :math:`m` to the tangent space at the new point; the exponential
+map transports it in parallel along the geodesic.
+
+Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603), for the
+exponential map; Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008,
+section 4.1, for retractions.
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +37,111 @@ from torch import Tensor
 from onsphere.geometry import Sphere
 
 Step = Literal["retraction", "exponential"]
+LrIs = Literal["rate", "rotation"]
 Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Travel:
+    """What one step does to every vector of a group.
+
+    Attributes:
+        lr: the learning rate.
+        lr_is: ``"rate"`` as in the base optimizer, ``"rotation"`` for radians per step.
+        step: along the ``"retraction"`` or the ``"exponential"`` map.
+        radius: the radius that vectors not seen before get; ``None`` for the one they have.
+        centered: whether vectors have a mean of zero.
+        ascend: maximize instead of minimizing.
+    """
+
+    lr: float
+    lr_is: LrIs = "rate"
+    step: Step = "retraction"
+    radius: float | None = None
+    centered: bool = False
+    ascend: bool = False
+
+
+class Move(NamedTuple):
+    """The coefficients ``a, b, d, e`` of a move, one of each per vector."""
+
+    a: Tensor
+    b: Tensor
+    d: Tensor
+    e: Tensor
+
+
+class Plan(NamedTuple):
+    """Coefficients per vector, and which vectors can follow them."""
+
+    coefficients: Tensor
+    sound: Tensor
+
+
+def move(
+    travel: Travel, square: Tensor, tangent: Tensor, along: Tensor, floor: Tensor, radius: Tensor
+) -> Move:
+    r"""Return the coefficients of a move, in the terms of this module's first lines.
+
+    Args:
+        travel: how far, and along which curve.
+        square: :math:`|p|^2`, one number per vector; all others have its shape.
+        tangent: :math:`|t|^2`.
+        along: :math:`\langle m, t\rangle`.
+        floor: below this :math:`|t|^2` is rounding, and no direction to rotate into.
+        radius: :math:`r`.
+
+    Returns:
+        ``a, b, d, e``.
+
+    Example:
+        >>> import torch
+        >>> one, zero = torch.ones(1), torch.zeros(1)
+        >>> move(Travel(lr=1.0), one, one, zero, zero, one)[:2]     # from p to (p - t)/sqrt(2)
+        (tensor([0.7071]), tensor([-0.7071]))
+    """
+    length, size = square.sqrt(), tangent.sqrt()
+    if travel.lr_is == "rotation":
+        moving = (tangent > floor) & (travel.lr != 0)
+        over = torch.where(moving, travel.lr / size, 0)
+        angle = torch.where(moving, travel.lr, torch.zeros_like(size))
+    else:
+        over = travel.lr / radius
+        angle = over * size
+        moving = angle > 0
+    if travel.lr_is == "rotation" or travel.step == "exponential":
+        cosine, sine = angle.cos(), torch.sinc(angle / torch.pi) * over
+    else:
+        cosine = (1 + angle * angle).rsqrt()
+        sine = cosine * over
+    a, b = cosine * radius / length, torch.where(moving, -sine * radius, 0)
+    if travel.step == "exponential":
+        half = torch.sinc(angle / (2 * torch.pi)) / 2 * over
+        d, e = along * sine / length, -2 * half * half * along
+    else:
+        onto = -b * along / (radius * radius)
+        d, e = onto * a, onto * b
+    return Move(a, b, torch.where(moving, d, 0), torch.where(moving, e, 0))
+
+
+def settle(moved: Move, count: int, square: Tensor, radius: Tensor, rounding: float) -> Move:
+    """Leave vectors alone that do not turn and are on their sphere to rounding.
+
+    A vector of one entry has no tangent: it is set to its radius and never turns.
+    """
+    a, b, d, e = moved
+    if count == 1:
+        a, (b, d, e) = radius / square.sqrt(), (torch.zeros_like(b) for _ in range(3))
+    still = (b == 0) & ((a - 1).abs() <= rounding)
+    return Move(torch.where(still, 1, a), b, d, e)
+
+
+def record(radius: Tensor, square: Tensor, given: float | None, sound: Tensor) -> Tensor:
+    """Give vectors that have no radius yet the one they shall keep; return all radii, exact."""
+    fresh = (radius == 0) & sound
+    wanted = square.sqrt() if given is None else torch.full_like(square, given)
+    radius.copy_(torch.where(fresh, wanted.to(radius.dtype), radius))
+    return radius.to(square.dtype)
 
 
 def inner(a: Tensor, b: Tensor, inside: Axes) -> Tensor:
@@ -31,96 +153,42 @@ def inner(a: Tensor, b: Tensor, inside: Axes) -> Tensor:
         inside: the axes along which one vector runs; ``()`` makes every entry a vector.
 
     Returns:
-        One number per vector, with size 1 along each axis of ``inside``.
+        One number per vector, in a single axis.
 
     Example:
         >>> import torch
         >>> inner(torch.ones(2, 3), torch.ones(2, 3), (1,))
-        tensor([[3.],
-                [3.]])
+        tensor([3., 3.])
     """
-    product = a * b
+    return total(a * b, inside)
+
+
+def total(x: Tensor, inside: Axes) -> Tensor:
+    """Sum over each vector; one number per vector, in a single axis."""
     # An empty tuple of axes means "all axes" to torch.sum, and "none" here.
-    return product.sum(inside, keepdim=True) if inside else product
+    return (x.sum(inside) if inside else x).reshape(-1)
 
 
-def lengths(x: Tensor, inside: Axes) -> Tensor:
-    r"""Return the Euclidean length of each vector, with size 1 along each axis of ``inside``.
-
-    Example:
-        >>> import torch
-        >>> lengths(torch.tensor([[3.0, 4.0]]), (1,))
-        tensor([[5.]])
-    """
-    return torch.linalg.vector_norm(x, dim=inside, keepdim=True) if inside else x.abs()
+def spread(numbers: Tensor, view: Tensor, inside: Axes) -> Tensor:
+    """Lay one number per vector out so that it broadcasts against the view."""
+    shape = [1 if axis in inside else size for axis, size in enumerate(view.shape)]
+    return numbers.reshape(shape)
 
 
-def tangent(unit: Tensor, v: Tensor, inside: Axes) -> Tensor:
-    r"""Return the tangent part :math:`v - \langle p, v\rangle\,p` at unit vectors :math:`p`.
-
-    Args:
-        unit: unit vectors.
-        v: vectors of the ambient space, in the same layout.
-        inside: the axes along which one vector runs.
-
-    Returns:
-        A tensor like ``v``. For vectors of one entry it is exactly zero.
-
-    Example:
-        >>> import torch
-        >>> tangent(torch.tensor([1.0, 0.0]), torch.tensor([5.0, 3.0]), (0,))
-        tensor([0., 3.])
-    """
-    return v - inner(unit, v, inside) * unit
+def working_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision in which a step is computed: at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
-def move(
-    unit: Tensor, velocity: Tensor, carried: Tensor | None, inside: Axes, step: Step
-) -> tuple[Tensor, Tensor | None]:
-    r"""Move unit vectors along a tangent velocity and carry another tangent vector along.
+def closeness(dtype: torch.dtype) -> float:
+    """How far off its sphere, relatively, rounding alone may put a vector."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return max(torch.finfo(dtype).eps / 2, 2 * torch.finfo(wide).eps)
 
-    With ``"retraction"``, :math:`q = (p + v)/|p + v|` (a rotation by :math:`\arctan|v|`) and the
-    carried vector is projected to the tangent space at :math:`q`. With ``"exponential"``,
-    :math:`\theta = |v|`,
 
-    .. math:: q = \cos\theta\,p + \tfrac{\sin\theta}{\theta} v,\qquad
-              m' = m - \langle m, v\rangle \left(\tfrac12
-              \left(\tfrac{\sin(\theta/2)}{\theta/2}\right)^2 v
-              + \tfrac{\sin\theta}{\theta}\, p\right),
-
-    which is parallel transport along the geodesic that was taken, whatever its length. The two
-    agree to second order in the velocity.
-
-    Args:
-        unit: unit vectors.
-        velocity: tangent vectors at ``unit``, in radians.
-        carried: tangent vectors at ``unit`` (momentum), or ``None``.
-        inside: the axes along which one vector runs.
-        step: ``"retraction"`` or ``"exponential"``.
-
-    Returns:
-        The new unit vectors, and ``carried`` as tangent vectors there.
-
-    Example:
-        >>> import torch
-        >>> p, v = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-        >>> move(p, v, None, (0,), "retraction")[0]
-        tensor([0.7071, 0.7071])
-        >>> move(p, v, v, (0,), "exponential")
-        (tensor([0.5403, 0.8415]), tensor([-0.8415,  0.5403]))
-    """
-    if step == "retraction":
-        ahead = unit + velocity
-        there = ahead / lengths(ahead, inside)
-        return there, None if carried is None else tangent(there, carried, inside)
-    angle = lengths(velocity, inside)
-    share = torch.sinc(angle / torch.pi)
-    ahead = torch.cos(angle) * unit + share * velocity
-    there = ahead / lengths(ahead, inside)  # of length 1 already, up to rounding that would add up
-    if carried is None:
-        return there, None
-    turned = torch.sinc(angle / (2 * torch.pi)).square() / 2 * velocity + share * unit
-    return there, carried - inner(carried, velocity, inside) * turned
+def rounding_floor(dtype: torch.dtype) -> float:
+    """Share of an update's square below which its tangent part cannot be told from rounding."""
+    return 1e-6 if torch.promote_types(dtype, torch.float32) == torch.float32 else 1e-14
 
 
 @torch.no_grad()
@@ -130,7 +198,7 @@ def project_(param: Tensor, sphere: Sphere) -> Tensor:
     Args:
         param: any real floating point tensor that has the axes of ``sphere``.
         sphere: which entries form a vector, and its radius. With ``radius=None`` a vector already
-            has its length, and nothing changes.
+            has its length, and nothing changes but the mean of centred vectors.
 
     Returns:
         ``param``. Vectors that are zero or not finite are left as they are.
@@ -145,10 +213,20 @@ def project_(param: Tensor, sphere: Sphere) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    view, _ = sphere.axes.split(param)
+    view, inside = sphere.axes.split(param)
+    if sphere.centered:
+        center_(view, inside)
     if sphere.radius is None:
         return param
     norms = sphere.axes.norms(param)
     scale = torch.where((norms > 0) & norms.isfinite(), sphere.radius / norms, 1.0)
     view.copy_(view * scale)
     return param
+
+
+def center_(view: Tensor, inside: Axes) -> Tensor:
+    """Remove the mean of each vector, in place; vectors that are not finite stay as they are."""
+    if inside and view.numel():
+        mean = view.mean(inside, keepdim=True, dtype=working_dtype(view))
+        view.sub_(torch.where(mean.isfinite(), mean, 0).to(view.dtype))
+    return view

@@ -1,25 +1,30 @@
 """What every sphere optimizer shares: groups that name a sphere, and a state that survives a file.
 
-A subclass says how it moves one parameter on its spheres and how it treats ordinary parameters.
-Nothing here knows which update is being made.
+A subclass says which update it makes and how it treats ordinary parameters. Nothing here knows the
+update itself.
 """
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
+from onsphere.optim.product import Family, Part, advance
 
 Group = dict[str, Any]
+Nonfinite = Literal["skip", "raise"]
 
-# One number per vector that must come back as it was saved. Optimizer.load_state_dict casts every
+# Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
 # state tensor to the parameter's dtype, which in bfloat16 would move every radius.
-_EXACT = ("radius", "skipped")
+_EXACT = ("radius", "skipped", "vector_moment")
 # Without an accelerator, counting skipped vectors costs nothing; with one it waits for the device.
 _STEPS_BETWEEN_LOOKS = 128
 
@@ -33,7 +38,8 @@ class SphereOptimizer(Optimizer):
       seen with a direction, so that a resumed run keeps the radius it started with;
     - ``skipped``: how often one of its vectors was left where it was.
 
-    ``state_dict()`` writes spheres as plain data, so a file loads with ``weights_only=True``.
+    The parameters of a joint sphere keep both with the first of them. ``state_dict()`` writes
+    spheres as plain data, so a file loads with ``weights_only=True``.
     """
 
     # Class attributes, because Optimizer keeps nothing else through pickling and deepcopy.
@@ -41,16 +47,25 @@ class SphereOptimizer(Optimizer):
     _told_of_decay = False
     _steps_unlooked = 0
 
+    # What weight_decay is when nobody asked for it: no reason to warn.
+    _usual_decay = 0.0
+
     def __init__(self, params: ParamsT, defaults: Group) -> None:
         super().__init__(params, {**defaults, "sphere": None})
 
     @abstractmethod
-    def _step_on_sphere(self, param: Tensor, grad: Tensor, group: Group) -> Tensor:
-        """Move one parameter and return which vectors were sound (bool, one per vector)."""
+    def _updates(
+        self, params: list[Tensor], group: Group
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
+        """Return momentum, second moment per coordinate and update of parameters on spheres."""
 
     @abstractmethod
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         """Move ordinary parameters, exactly as the base optimizer does."""
+
+    def _has_vector_moment(self, group: Group) -> bool:
+        """Whether the update keeps a second moment per vector."""
+        return group.get("second_moment") == "vector"
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -66,19 +81,20 @@ class SphereOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a parameter on a sphere has a sparse gradient.
+            FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``. No
+                parameter has moved.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_gradients()
         for group in self.param_groups:
-            moving = [p for p in group["params"] if p.grad is not None]
             if group["sphere"] is None:
+                moving = [p for p in group["params"] if p.grad is not None]
                 self._step_in_space(moving, [p.grad for p in moving], group)
             else:
-                for param in moving:
-                    self._step_checked(param, group)
-        self._warn_of_skips()
+                self._step_on_spheres(group)
         return loss
 
     @property
@@ -97,18 +113,22 @@ class SphereOptimizer(Optimizer):
             TypeError: ``sphere`` is neither a Sphere nor ``None``.
             ValueError: a parameter lacks the sphere's axes, or is not real floating point.
         """
+        asked = param_group.get("weight_decay", 0) != 0
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_group(group)
+            if group["sphere"] is not None:
+                check_sphere(group["params"], group["sphere"])
         except (TypeError, ValueError):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
         # add_param_group also runs inside __init__, before a subclass could set the flag.
-        if group["sphere"] is not None and group.get("weight_decay", 0) and not self._told_of_decay:
+        decay = group.get("weight_decay", 0)
+        asked = asked or decay != self._usual_decay
+        if group["sphere"] is not None and decay and asked and not self._told_of_decay:
             self._told_of_decay = True
             warnings.warn(
-                f"weight_decay={group['weight_decay']} does nothing to weights on a sphere: it "
+                f"weight_decay={decay} does nothing to weights on a sphere: it "
                 "points along the radius, which is fixed; it is ignored there. Give those groups "
                 "weight_decay=0",
                 UserWarning,
@@ -149,76 +169,162 @@ class SphereOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            group.setdefault("sphere", None)
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
 
-    def _step_checked(self, param: Tensor, group: Group) -> None:
-        grad = param.grad
-        if grad is None or param.numel() == 0:
-            return
-        if grad.is_sparse or grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{type(self).__name__} needs a dense gradient for weights on a sphere, got layout "
-                f"{grad.layout}; make the layer dense (sparse=False) or leave it out of the "
-                "groups with a sphere"
+    def _check_gradients(self) -> None:
+        for number, group in enumerate(self.param_groups):
+            grads = [p.grad for p in group["params"] if p.grad is not None]
+            if group["sphere"] is not None:
+                refuse_sparse(grads, type(self).__name__)
+            if group["nonfinite"] == "raise" and grads:
+                dense = [grad for grad in grads if grad.layout is torch.strided]
+                norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
+                if not norms.isfinite().all():
+                    raise FloatingPointError(
+                        f"{int((~norms.isfinite()).sum())} gradients of param group {number} are "
+                        'not finite, and nonfinite="raise"; no parameter was moved. Clear '
+                        'them, or use nonfinite="skip"'
+                    )
+
+    def _step_on_spheres(self, group: Group) -> None:
+        sphere: Sphere = group["sphere"]
+        params = [p for p in group["params"] if p.numel()]
+        sets = [params] if sphere.joint else [[p] for p in params]
+        sets = [members for members in sets if any(p.grad is not None for p in members)]
+        moving = [p for members in sets for p in members]
+        updates = dict(zip(moving, self._updates(moving, group), strict=True))
+        families = [
+            Family(
+                [
+                    Part(p, torch.zeros_like(p) if p.grad is None else p.grad, *updates[p])
+                    for p in members
+                ],
+                self._number(members[0], "radius", sphere),
+                self._number(members[0], "vector_moment", sphere)
+                if self._has_vector_moment(group)
+                else None,
             )
-        sound = self._step_on_sphere(param, grad, group)
+            for members in sets
+        ]
+        travel = Travel(
+            float(group["lr"]),
+            group["lr_is"],
+            group["step"],
+            sphere.radius,
+            sphere.centered,
+            group["maximize"],
+        )
+        for members, count in zip(sets, advance(families, sphere, travel), strict=True):
+            self._count(members[0], count)
+
+    def _number(self, param: Tensor, key: str, sphere: Sphere) -> Tensor:
+        """Return one number per vector from the state, zeros at first."""
+        state = self.state[param]
+        if key not in state:
+            view, inside = sphere.axes.split(param)
+            shape = [1 if axis in inside else size for axis, size in enumerate(view.shape)]
+            state[key] = torch.zeros(shape, dtype=working_dtype(param), device=param.device)
+        return state[key]
+
+    def _count(self, param: Tensor, count: Tensor | int) -> None:
+        """Add to the vectors left where they were, and say so the first time that one is."""
         state = self.state[param]
         if "skipped" not in state:
             state["skipped"] = torch.zeros((), dtype=torch.int64, device=param.device)
-        state["skipped"] += (~sound).sum()
-
-    def _radius(self, param: Tensor, norms: Tensor, sphere: Sphere) -> Tensor:
-        """Return the radius of each vector, recording it for vectors not seen before."""
-        state = self.state[param]
-        if "radius" not in state:
-            state["radius"] = torch.zeros_like(norms)
-        radius = state["radius"]
-        usable = (norms > 0) & norms.isfinite()
-        wanted = norms if sphere.radius is None else torch.full_like(norms, sphere.radius)
-        radius.copy_(torch.where((radius == 0) & usable, wanted, radius))
-        return radius
-
-    def _warn_of_skips(self) -> None:
+        if isinstance(count, int) and not count:
+            return
+        state["skipped"] += count
         if self._told_of_skips:
             return
-        counts = [state["skipped"] for state in self.state.values() if "skipped" in state]
-        self._steps_unlooked += 1
-        on_cpu = all(count.device.type == "cpu" for count in counts)
-        if not on_cpu and self._steps_unlooked % _STEPS_BETWEEN_LOOKS != 1:
-            return
-        total = sum(int(count) for count in counts)
-        if total:
+        if param.device.type != "cpu":
+            self._steps_unlooked += 1
+            if self._steps_unlooked % _STEPS_BETWEEN_LOOKS != 1:
+                return
+        left = int(state["skipped"])
+        if left:
             self._told_of_skips = True
             warnings.warn(
-                f"{type(self).__name__} left {total} vectors where they were: they are zero and "
+                f"{type(self).__name__} left {left} vectors where they were: they are zero and "
                 "have no direction, or their gradient is not finite. The running count is "
                 "optimizer.skipped; this is said once",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=5,
             )
 
 
 _OF_THE_PARAMS = ("params", "param_names")
 
 
-def _check_group(group: Group) -> None:
-    sphere = group["sphere"]
-    if sphere is None:
-        return
+def check_travel(settings: Group) -> None:
+    """Check what all sphere optimizers take."""
+    lr = settings["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr is one number, got a tensor of shape {tuple(lr.shape)}")
+    for name in ("lr", "weight_decay"):
+        if not settings[name] >= 0:
+            raise ValueError(f"{name} must be at least 0, got {settings[name]}")
+    for name, allowed in (
+        ("step", get_args(Step)),
+        ("lr_is", get_args(LrIs)),
+        ("nonfinite", get_args(Nonfinite)),
+    ):
+        if settings[name] not in allowed:
+            raise ValueError(
+                f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
+            )
+
+
+def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
+    """Whether torch's fused CPU step takes these parameters with their gradients and state.
+
+    Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
+    its parameter, they give wrong numbers without a word (seen in torch 2.13).
+    """
+    for p, *others in zip(params, *columns, strict=True):
+        if not (p.is_cpu and p.is_floating_point()):
+            return False
+        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride():
+            return False
+        for x in others:
+            if x.layout is not torch.strided or x.stride() != p.stride():
+                return False
+    return True
+
+
+def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
+    """Raise for a gradient that is not dense."""
+    for grad in grads:
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{name} needs a dense gradient for weights on a sphere, got layout "
+                f"{grad.layout}; make the layer dense (sparse=False) or leave it out of the "
+                "groups with a sphere"
+            )
+
+
+def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
+    """Raise unless these parameters can live on that sphere."""
     if not isinstance(sphere, Sphere):
         raise TypeError(
             f"a group's `sphere` is an onsphere.geometry.Sphere or None, got {sphere!r}"
         )
-    for position, param in enumerate(group["params"]):
+    counts = set()
+    for position, param in enumerate(params):
         if not param.is_floating_point():
             raise ValueError(
                 f"parameter {position} of the group has dtype {param.dtype}; weights on a sphere "
                 "are real floating point (for complex ones use torch.view_as_real)"
             )
         try:
-            sphere.axes.count(param.shape)
+            counts.add(sphere.axes.count(param.shape))
         except ValueError as error:
             raise ValueError(f"parameter {position} of the group: {error}") from None
+    if sphere.joint and len(counts) > 1:
+        raise ValueError(
+            "the parameters of a joint sphere must have the same number of vectors, got "
+            f"{sorted(counts)}; give each joint sphere a param group of its own"
+        )
 
 
 def _encode(sphere: Sphere | None) -> dict[str, Any] | None:
@@ -228,6 +334,8 @@ def _encode(sphere: Sphere | None) -> dict[str, Any] | None:
         "index": list(sphere.axes.index),
         "pieces": [list(piece) for piece in sphere.axes.pieces],
         "radius": sphere.radius,
+        "joint": sphere.joint,
+        "centered": sphere.centered,
     }
 
 
@@ -236,4 +344,9 @@ def _decode(data: Mapping[str, Any] | Sphere | None) -> Sphere | None:
         return data
     pieces: Iterable[Iterable[int]] = data["pieces"]
     cut = tuple((axis, count) for axis, count in pieces)
-    return Sphere(VectorAxes(tuple(data["index"]), cut), data["radius"])
+    return Sphere(
+        VectorAxes(tuple(data["index"]), cut),
+        data["radius"],
+        data.get("joint", False),
+        data.get("centered", False),
+    )

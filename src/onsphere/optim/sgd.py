@@ -1,72 +1,48 @@
 r"""Stochastic gradient descent, with momentum, on a product of spheres.
 
-One step for a vector of radius :math:`r` and direction :math:`p`, with :math:`P` the projection to
-the tangent space at :math:`p`:
+One step for a vector at the point :math:`p`, with :math:`P` the projection to the tangent space
+there:
 
 .. math:: m \leftarrow P(\alpha m + (1-\tau) g),\qquad
-          u = m \;\text{ or }\; P(g + \alpha m)\ \text{(Nesterov)},\qquad
-          p \leftarrow \operatorname{move}_p(-\eta u / r),
+          u = m \;\text{ or }\; P(g + \alpha m)\ \text{(Nesterov)},
 
-and :math:`m` goes along to the new point, so that it is tangent from the first step on and at the
-end of every step. ``lr`` keeps the meaning it has in SGD: the step in space is :math:`-\eta u`,
-from the sphere of radius :math:`r`, and the rotation is :math:`\arctan(\eta |u| / r)`.
+and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says; :math:`m` goes along to
+the new point, so that it is tangent from the first step on and at the end of every step.
 
-Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603), for the
-exponential map; Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008,
-section 4.1, for retractions.
+Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603); Absil,
+Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008, section 4.1.
 """
 
-from typing import get_args
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
-from onsphere.optim.motion import Axes, Step, lengths, move, tangent
-from onsphere.optim.optimizer import Group, SphereOptimizer
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import LrIs, Step
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
 
 
-def sgd_update(
-    unit: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor | None,
-    inside: Axes,
-    *,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-) -> tuple[Tensor, Tensor | None]:
-    r"""Return the tangent update :math:`u` of SGD and its new momentum buffer.
+def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
+    r"""Return the update of SGD as factors of gradient and momentum.
 
     Args:
-        unit: unit vectors, running along the axes ``inside``.
-        grad: the gradient, in the same layout.
-        momentum_buffer: the buffer of the last step; ``None`` at the first, where the gradient
-            enters without dampening, as in ``torch.optim.SGD``.
-        inside: the axes along which one vector runs.
         momentum: :math:`\alpha`; 0 keeps no buffer.
         dampening: :math:`\tau`.
         nesterov: look ahead by one step of momentum.
-
-    Returns:
-        The update and the buffer (``None`` without momentum), both tangent at ``unit``.
+        first: the buffer is new: the gradient enters it without dampening, as in
+            ``torch.optim.SGD``.
 
     Example:
-        >>> import torch
-        >>> p, g = torch.tensor([1.0, 0.0]), torch.tensor([7.0, 2.0])
-        >>> update, buffer = sgd_update(
-        ...     p, g, torch.tensor([0.0, 1.0]), (0,), momentum=0.5, dampening=0.0, nesterov=False)
-        >>> update
-        tensor([0.0000, 2.5000])
+        >>> sgd_update(momentum=0.5, dampening=0.0, nesterov=False, first=False)
+        Linear(alpha=0.5, kappa=1.0, along_gradient=1.0, along_momentum=0.5, moment=None)
     """
-    if momentum == 0:
-        return tangent(unit, grad, inside), None
-    if momentum_buffer is None:
-        buffer = tangent(unit, grad, inside)
-    else:
-        buffer = tangent(unit, momentum * momentum_buffer + (1 - dampening) * grad, inside)
-    return (tangent(unit, grad + momentum * buffer, inside) if nesterov else buffer), buffer
+    kappa = 1.0 if first or momentum == 0 else 1.0 - dampening
+    if nesterov:
+        return Linear(momentum, kappa, 1.0 + momentum * kappa, momentum * momentum)
+    return Linear(momentum, kappa, kappa, momentum)
 
 
 class SphereSGD(SphereOptimizer):
@@ -88,9 +64,13 @@ class SphereSGD(SphereOptimizer):
         nesterov: Nesterov momentum; needs momentum and no dampening.
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning.
+        lr_is: ``"rate"``, as in ``torch.optim.SGD``: the step in space begins as ``-lr * update``;
+            or ``"rotation"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
+        nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
+            ``"raise"`` before anything moves.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -104,8 +84,8 @@ class SphereSGD(SphereOptimizer):
         >>> optimizer = SphereSGD([{"params": [weight], "sphere": rows}], lr=0.1, momentum=0.9)
         >>> weight.sum().backward()
         >>> optimizer.step()
-        >>> weight.detach().norm(dim=1)                 # the lengths they started with
-        tensor([5.0000, 1.0000])
+        >>> weight.detach().norm(dim=1).round(decimals=5)    # the lengths they started with
+        tensor([5., 1.])
     """
 
     def __init__(
@@ -117,8 +97,10 @@ class SphereSGD(SphereOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         *,
+        lr_is: LrIs = "rate",
         step: Step = "retraction",
         maximize: bool = False,
+        nonfinite: Nonfinite = "skip",
     ) -> None:
         defaults: Group = {
             "lr": lr,
@@ -126,8 +108,10 @@ class SphereSGD(SphereOptimizer):
             "dampening": dampening,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
+            "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
+            "nonfinite": nonfinite,
         }
         _check_settings(defaults)
         super().__init__(params, defaults)
@@ -137,41 +121,28 @@ class SphereSGD(SphereOptimizer):
         _check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def _step_on_sphere(self, param: Tensor, grad: Tensor, group: Group) -> Tensor:
-        sphere, state = group["sphere"], self.state[param]
-        view, inside = sphere.axes.split(param)
-        slope, _ = sphere.axes.split(-grad if group["maximize"] else grad)
-        buffer = state.get("momentum_buffer")
-        remembered = None if buffer is None else sphere.axes.split(buffer)[0]
+    def _updates(
+        self, params: list[Tensor], group: Group
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear]]:
+        return [self._update(param, group) for param in params]
 
-        norms = sphere.axes.norms(param)  # in at least float32, and with it all that follows
-        radius = self._radius(param, norms, sphere)
-        unit = view / norms
-        update, carried = sgd_update(
-            unit,
-            slope.to(norms.dtype),
-            None if remembered is None else remembered.to(norms.dtype),
-            inside,
+    def _update(self, param: Tensor, group: Group) -> tuple[Tensor | None, None, Linear]:
+        state, first = self.state[param], False
+        if group["momentum"] and state.get("momentum_buffer") is None:
+            first = True
+            state["momentum_buffer"] = torch.zeros_like(param)
+        update = sgd_update(
             momentum=group["momentum"],
             dampening=group["dampening"],
             nesterov=group["nesterov"],
+            first=first,
         )
-        velocity = update * (-group["lr"] / radius)
-        there, carried = move(unit, velocity, carried, inside, group["step"])
-        # A vector without a direction, and NaN or inf in a gradient, all end in the velocity.
-        sound = lengths(velocity, inside).isfinite() & norms.isfinite()
-        view.copy_(torch.where(sound, radius * there, view))
-        if carried is not None:
-            if buffer is None:
-                buffer = state["momentum_buffer"] = torch.zeros_like(param)
-                remembered, _ = sphere.axes.split(buffer)
-            assert remembered is not None
-            remembered.copy_(torch.where(sound, carried, remembered))
-        return sound
+        return (state["momentum_buffer"] if group["momentum"] else None), None, update
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]
+        made = [buffer for buffer in buffers if buffer is not None]
         plain_sgd(
             params,
             grads,
@@ -183,6 +154,7 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            fused=fusable(params, grads, *([made] if len(made) == len(params) else [])) or None,
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):
@@ -190,16 +162,11 @@ class SphereSGD(SphereOptimizer):
 
 
 def _check_settings(settings: Group) -> None:
-    lr = settings["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr is one number, got a tensor of shape {tuple(lr.shape)}")
-    for name in ("lr", "momentum", "weight_decay"):
-        if not settings[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {settings[name]}")
+    check_travel(settings)
+    if not settings["momentum"] >= 0:
+        raise ValueError(f"momentum must be at least 0, got {settings['momentum']}")
     if settings["nesterov"] and (settings["momentum"] <= 0 or settings["dampening"] != 0):
         raise ValueError(
             "nesterov needs momentum > 0 and dampening = 0, got "
             f"momentum={settings['momentum']}, dampening={settings['dampening']}"
         )
-    if settings["step"] not in get_args(Step):
-        raise ValueError(f'step must be "retraction" or "exponential", got {settings["step"]!r}')

@@ -1,0 +1,206 @@
+r"""AdamW on a product of spheres.
+
+One step for a vector at the point :math:`p`, with :math:`P` the projection to the tangent space
+there and bias corrections :math:`c_i = 1 - \beta_i^k`:
+
+.. math:: m \leftarrow P(\beta_1 m + (1-\beta_1) g),\qquad
+          v \leftarrow \beta_2 v + (1-\beta_2) g^2,\qquad
+          u = P\,\frac{m / c_1}{\sqrt{v / c_2} + \epsilon},
+
+and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says; :math:`m` goes along to
+the new point. :math:`v` is AdamW's: the second moment of the gradient as it comes, per coordinate.
+With one second moment per vector, :math:`v \leftarrow \beta_2 v + (1-\beta_2)|Pg|^2/n`, the update
+does not depend on the coordinates: all of it is tangent before and after the division.
+
+Source: Kingma & Ba, *Adam*, 2015 (arXiv 1412.6980); Loshchilov & Hutter, *Decoupled weight decay
+regularization*, 2019 (arXiv 1711.05101); Cho & Lee, 2017 (arXiv 1709.09603), for the sphere.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw as plain_adamw
+from torch.optim.optimizer import ParamsT
+
+from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.linear import Linear, VectorMoment
+from onsphere.optim.motion import LrIs, Step
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
+
+SecondMoment = Literal["coordinate", "vector"]
+
+
+def adamw_update(
+    *, betas: tuple[float, float], eps: float, steps: float, second_moment: SecondMoment
+) -> Linear | Diagonal:
+    r"""Return the update of AdamW at step number ``steps``.
+
+    Args:
+        betas: :math:`\beta_1, \beta_2`.
+        eps: :math:`\epsilon`.
+        steps: the number of this step, from 1.
+        second_moment: one per ``"coordinate"`` or one per ``"vector"``.
+
+    Example:
+        >>> update = adamw_update(betas=(0.9, 0.99), eps=0.0, steps=1, second_moment="vector")
+        >>> round(update.kappa, 6), round(update.moment.first, 6)
+        (0.1, 0.1)
+    """
+    beta1, beta2 = betas
+    first, second = 1 - beta1**steps, 1 - beta2**steps
+    if second_moment == "coordinate":
+        return Diagonal(beta1, 1 - beta1, beta2, first, second, eps)
+    moment = VectorMoment(beta2, first, second, eps)
+    return Linear(beta1, 1 - beta1, 1 - beta1, beta1, moment)
+
+
+class SphereAdamW(SphereOptimizer):
+    r"""AdamW for weights on spheres, beside ordinary AdamW for all other weights.
+
+    A param group with ``sphere`` keeps each vector of its parameters on its sphere; a group
+    without one is updated exactly as ``torch.optim.AdamW(fused=True)`` does it.
+
+    A vector that is zero, or whose gradient is not finite, stays where it is, and so do its
+    moments; :attr:`skipped` counts them and the first one warns. Gradients are never changed,
+    half precision is computed in float32, and a given radius takes effect at the first step
+    (:func:`~onsphere.optim.project_` does it at once).
+
+    Args:
+        params: parameters or param groups; a group may hold ``sphere``.
+        lr: learning rate, a number or a tensor of one element.
+        betas: decay rates of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
+            with one warning where it was asked for.
+        second_moment: of spheres, one per ``"coordinate"`` or one per ``"vector"``.
+        lr_is: ``"rate"``, as in ``torch.optim.AdamW``: the step in space begins as
+            ``-lr * update``; or ``"rotation"``: every vector turns by ``lr`` radians.
+        step: ``"retraction"`` or ``"exponential"``.
+        maximize: ascend instead of descending.
+        nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
+            ``"raise"`` before anything moves.
+
+    Raises:
+        ValueError: a value out of its range, or a parameter that does not fit its sphere.
+        TypeError: ``sphere`` is not a :class:`~onsphere.geometry.Sphere`.
+
+    Example:
+        >>> import torch
+        >>> from onsphere.geometry import Sphere, VectorAxes
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+        >>> rows = Sphere(VectorAxes(index=(0,)))
+        >>> optimizer = SphereAdamW([{"params": [weight], "sphere": rows}], lr=0.1)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach().norm(dim=1).round(decimals=5)    # the lengths they started with
+        tensor([5., 1.])
+    """
+
+    _usual_decay = 1e-2
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        second_moment: SecondMoment = "coordinate",
+        lr_is: LrIs = "rate",
+        step: Step = "retraction",
+        maximize: bool = False,
+        nonfinite: Nonfinite = "skip",
+    ) -> None:
+        defaults: Group = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "second_moment": second_moment,
+            "lr_is": lr_is,
+            "step": step,
+            "maximize": maximize,
+            "nonfinite": nonfinite,
+        }
+        _check_settings(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a param group, checking its settings as the constructor does."""
+        _check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _moments(self, params: list[Tensor], *, coordinate: bool) -> list[Tensor]:
+        """Make missing state, count the step, and return the counters."""
+        for param in params:
+            state = self.state[param]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(param)
+            if coordinate and "exp_avg_sq" not in state:
+                state["exp_avg_sq"] = torch.zeros_like(param)
+        return [self.state[param]["step"] for param in params]
+
+    def _updates(
+        self, params: list[Tensor], group: Group
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
+        kind: SecondMoment = group["second_moment"]
+        counters = self._moments(params, coordinate=kind == "coordinate")
+        if counters:
+            torch._foreach_add_(counters, 1.0)
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        made: dict[float, Linear | Diagonal] = {}
+        found = []
+        for param, counter in zip(params, counters, strict=True):
+            steps, state = counter.item(), self.state[param]
+            if steps not in made:
+                made[steps] = adamw_update(
+                    betas=(beta1, beta2), eps=group["eps"], steps=steps, second_moment=kind
+                )
+            moment = state["exp_avg_sq"] if kind == "coordinate" else None
+            found.append((state["exp_avg"], moment, made[steps]))
+        return found
+
+    def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        if not params:
+            return
+        if any(grad.layout is not torch.strided for grad in grads):
+            raise RuntimeError(
+                "AdamW does not take sparse gradients; make the layer dense (sparse=False)"
+            )
+        counters = self._moments(params, coordinate=True)
+        beta1, beta2 = group["betas"]
+        first, second = ([self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq"))
+        plain_adamw(
+            params,
+            grads,
+            first,
+            second,
+            [],
+            counters,
+            fused=fusable(params, grads, first, second) or None,
+            has_complex=any(p.is_complex() for p in params),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+
+def _check_settings(settings: Group) -> None:
+    check_travel(settings)
+    for number, beta in enumerate(settings["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"betas are at least 0 and below 1, got {beta} as number {number}")
+    if not settings["eps"] >= 0:
+        raise ValueError(f"eps must be at least 0, got {settings['eps']}")
+    if settings["second_moment"] not in get_args(SecondMoment):
+        raise ValueError(
+            f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
+        )

@@ -1,0 +1,165 @@
+"""From families of parts to calls of the operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import Sphere
+from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.motion import Plan, Travel, closeness, rounding_floor
+from onsphere.optim.native import ops
+from onsphere.optim.native.kernel import library
+from onsphere.optim.native.layout import layout_of
+
+if TYPE_CHECKING:
+    from onsphere.optim.product import Family, Part
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_LINEAR, _DIAGONAL, _RESTORE = range(3)
+
+
+def takes(parts: Sequence[Part], sphere: Sphere) -> bool:
+    """Whether the kernels know the device, dtype and memory layout of a family."""
+    if sphere.centered or library() is None:
+        return False
+    dtype = parts[0].point.dtype
+    if dtype not in _DTYPES:
+        return False
+    return all(
+        known(part.point, sphere, dtype)
+        and all(x is None or x.dtype == dtype for x in (part.slope, part.momentum, part.moment))
+        and all(x is None or _like(x, part.point) for x in (part.momentum, part.moment))
+        for part in parts
+    )
+
+
+def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
+    """Whether the kernels know the memory layout of one tensor."""
+    if (
+        library() is None
+        or type(point) not in (Tensor, torch.nn.Parameter)
+        or point.device.type != "cpu"
+    ):
+        return False
+    if point.dtype != dtype or dtype not in _DTYPES:
+        return False
+    return layout_of(tuple(point.shape), point.stride(), sphere.axes) is not None
+
+
+def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int]:
+    """Move families of one part each; return how many vectors of each stayed where they were."""
+    parts = [family.parts[0] for family in families]
+    seconds = [family.moment for family in families if family.moment is not None]
+    radii = [family.radius for family in families]
+    points, slopes, momenta, moments = _columns(parts)
+    arguments, settings = _arguments(parts, travel), _settings(parts, travel)
+    layouts = _layouts(points, sphere)
+    return _step()(
+        points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings
+    ).tolist()
+
+
+def _step() -> Callable[..., Tensor]:
+    return ops.step if torch.compiler.is_compiling() else ops.step_eagerly
+
+
+def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor]:
+    """Return the sums over each vector of every part."""
+    columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
+    numbers = ops.reduce(*columns, layouts, _arguments(parts, travel), _settings(parts, travel))
+    if isinstance(parts[0].update, Diagonal):
+        return numbers
+    if travel.ascend:  # the plan expects the slope that it descends
+        signs = torch.tensor([1, -1, 1, 1, -1, 1], dtype=torch.float64)
+        return [n[:, :6] * signs for n in numbers]
+    return [n[:, :6] for n in numbers]
+
+
+def apply(parts: Sequence[Part], sphere: Sphere, travel: Travel, plan: Plan) -> None:
+    """Follow a plan for all parts of one family."""
+    coefficients = plan.coefficients.clone()
+    if travel.ascend and not isinstance(parts[0].update, Diagonal):
+        coefficients[:, [1, 4]] *= -1
+    coefficients[~plan.sound, 0] = torch.nan
+    columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
+    arguments, settings = _arguments(parts, travel), _settings(parts, travel)
+    ops.apply(*columns, [coefficients] * len(parts), layouts, arguments, settings)
+
+
+def restore(
+    points: Sequence[Tensor],
+    radii: Sequence[Tensor],
+    sphere: Sphere,
+    *,
+    brake: bool,
+    growth: float,
+) -> list[int]:
+    """Scale vectors to their radii, or no further than the brake lets them grow."""
+    dtype = points[0].dtype
+    settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
+    settings += [0, 0, int(brake), int(sphere.centered), 0]
+    layouts = _layouts(points, sphere)
+    return _step()(
+        points, [], [], [], radii, [], layouts, [0.0] * (8 * len(points)), settings
+    ).tolist()
+
+
+def finite(tensors: Sequence[Tensor]) -> bool | None:
+    """Whether all squares of all entries are finite, or ``None`` when the kernels cannot tell."""
+    dtype, whole = tensors[0].dtype, Sphere()
+    if not all(known(tensor, whole, dtype) for tensor in tensors):
+        return None
+    settings = [0, 0, 0, 0, 0, _RESTORE, _DTYPES[dtype], 0, 0, 0, 0, 0]
+    layouts, arguments = _layouts(tensors, whole), [0.0] * (8 * len(tensors))
+    numbers = ops.reduce(tensors, [], [], [], layouts, arguments, settings)
+    return bool(torch.cat(numbers)[:, 0].isfinite().all())
+
+
+def _columns(
+    parts: Sequence[Part],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    slopes = [
+        p.slope if _like(p.slope, p.point) else torch.empty_like(p.point).copy_(p.slope)
+        for p in parts
+    ]
+    momenta = [part.momentum for part in parts if part.momentum is not None]
+    moments = [part.moment for part in parts if part.moment is not None]
+    return [part.point for part in parts], slopes, momenta, moments
+
+
+def _like(x: Tensor, point: Tensor) -> bool:
+    return x.stride() == point.stride()
+
+
+def _layouts(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
+    found: list[int] = []
+    for point in points:
+        layout = layout_of(tuple(point.shape), point.stride(), sphere.axes)
+        assert layout is not None
+        found += layout
+    return found
+
+
+def _arguments(parts: Sequence[Part], travel: Travel) -> list[float]:
+    numbers: list[float] = []
+    for part in parts:
+        mine = list(part.update.arguments)
+        if travel.ascend and isinstance(part.update, Diagonal):
+            mine[1] = -mine[1]
+        numbers += mine
+    return numbers
+
+
+def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
+    dtype = parts[0].point.dtype
+    kind = _DIAGONAL if isinstance(parts[0].update, Diagonal) else _LINEAR
+    rounding = closeness(dtype)
+    return [
+        *(travel.lr, travel.radius or 0.0, 0.0, rounding, rounding_floor(dtype)),
+        *(kind, _DTYPES[dtype], travel.lr_is == "rotation", travel.step == "exponential"),
+        *(0, 0, travel.ascend),
+    ]

@@ -1,0 +1,266 @@
+/* The loops over the entries of one vector: contiguous floats, a multiple of PADDED of them.
+ *
+ * kernel.c includes this file once per instruction set, with NAME(x), TARGET and LANES defined. A
+ * sum runs in float over FLUSH entries and is then added to `sums` in double.
+ */
+
+#define INLINE TARGET static inline __attribute__((always_inline))
+#define vec NAME(vec)
+#define wide NAME(wide)
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef double wide __attribute__((vector_size(8 * LANES)));
+
+INLINE vec NAME(load)(const float *x) {
+    vec y;
+    memcpy(&y, x, sizeof y);
+    return y;
+}
+
+INLINE void NAME(store)(float *x, vec y) { memcpy(x, &y, sizeof y); }
+
+/* 1 / (s sqrt(max(x, tiny)) + e). With AVX-512 from 14 bits and one Newton step each: the exact
+ * root and quotient would take longer than all the rest. */
+INLINE vec NAME(weight_of)(vec x, float s, float e) {
+#if LANES == 16
+    const __m512 least = _mm512_max_ps((__m512)x, _mm512_set1_ps(FLT_MIN));
+    vec inverse = (vec)_mm512_rsqrt14_ps(least);
+    inverse *= 1.5f - 0.5f * (vec)least * inverse * inverse;
+    const vec below = s * ((vec)least * inverse) + e;
+    const vec about = (vec)_mm512_rcp14_ps((__m512)below);
+    return about * (2.0f - below * about);
+#elif LANES == 8
+    const __m256 root = _mm256_sqrt_ps(_mm256_max_ps((__m256)x, _mm256_set1_ps(FLT_MIN)));
+    return 1.0f / (s * (vec)root + e);
+#else
+    vec root;
+    for (int i = 0; i < LANES; i++) root[i] = sqrtf(x[i] > FLT_MIN ? x[i] : FLT_MIN);
+    return 1.0f / (s * root + e);
+#endif
+}
+
+INLINE void NAME(flush)(int count, const vec *block, double *sums) {
+    for (int i = 0; i < count; i++) {
+        const wide lanes = __builtin_convertvector(block[i], wide);
+#if LANES == 16
+        __m512d half[2];
+        memcpy(half, &lanes, sizeof half);
+        sums[i] += _mm512_reduce_add_pd(half[0] + half[1]);
+#else
+        for (int lane = 0; lane < LANES; lane++) sums[i] += lanes[lane];
+#endif
+    }
+}
+
+/* ---- what one group of entries contributes, and what becomes of it ---- */
+
+/* <p,p> <p,g> <p,m> <g,g> <g,m> <m,m> */
+INLINE void NAME(gram_of)(const float *p, const float *g, const float *m, vec *x) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), momentum = NAME(load)(m);
+    x[0] = point * point, x[1] = point * slope, x[2] = point * momentum;
+    x[3] = slope * slope, x[4] = slope * momentum, x[5] = momentum * momentum;
+}
+
+/* p' = c0 p + c1 g + c2 m;  m' = c3 p + c4 g + c5 m */
+INLINE void NAME(mix_of)(float *p, const float *g, float *m, const vec *c) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), momentum = NAME(load)(m);
+    NAME(store)(p, c[0] * point + c[1] * slope + c[2] * momentum);
+    NAME(store)(m, c[3] * point + c[4] * slope + c[5] * momentum);
+}
+
+/* w = 1 / (s sqrt(b2 v + k2 g^2) + e) */
+INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
+    return NAME(weight_of)(a[2] * moment + a[3] * square, a[4], a[5]);
+}
+
+/* With h = b1 m + k1 g:
+ * <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <h,pw> <g,g>.   w goes to `kept`. */
+INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
+                             const float *a, float *kept, vec *x) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
+    const vec h = a[0] * NAME(load)(m) + a[1] * slope;
+    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, q = point * w;
+    if (kept) NAME(store)(kept, w);
+    x[0] = point * point, x[1] = point * h, x[2] = point * u, x[3] = point * q, x[4] = u * u;
+    x[5] = u * q, x[6] = q * q, x[7] = h * u, x[8] = h * q, x[9] = square;
+}
+
+/* With u = (h - c0 p) w:  p' = c1 p + c2 u;  m' = h + c3 p + c4 u;  v'. */
+INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const float *a,
+                           const float *kept, const vec *c) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g), moment = NAME(load)(v);
+    const vec square = slope * slope, h = a[0] * NAME(load)(m) + a[1] * slope;
+    const vec w = kept ? NAME(load)(kept) : NAME(weight)(square, moment, a);
+    const vec u = (h - c[0] * point) * w;
+    NAME(store)(v, a[2] * moment + a[3] * square);
+    NAME(store)(p, c[1] * point + c[2] * u);
+    NAME(store)(m, h + c[3] * point + c[4] * u);
+}
+
+/* <p,p> <1,p> */
+INLINE void NAME(size_of)(const float *p, vec *x) {
+    x[1] = NAME(load)(p), x[0] = x[1] * x[1];
+}
+
+/* p' = c0 p + c1 */
+INLINE void NAME(scale_of)(float *p, const vec *c) {
+    NAME(store)(p, c[0] * NAME(load)(p) + c[1]);
+}
+
+/* p' = c0 p + c1 g */
+INLINE void NAME(blend_of)(float *p, const float *g, const vec *c) {
+    NAME(store)(p, c[0] * NAME(load)(p) + c[1] * NAME(load)(g));
+}
+
+INLINE void NAME(all_alike)(const float *c, vec *all) {
+    for (int j = 0; j < COEFFICIENTS; j++) all[j] = (vec){0} + c[j];
+}
+
+/* ---- along a vector: sums over its entries, one set of coefficients ----
+ *
+ * The loops ask for memory `ahead` entries further on, where the next vector begins. Half of the
+ * arrays are asked for while the sums are taken and half while the vector is written, so that
+ * memory is busy throughout: all of them in one of the two takes a fifth more time. */
+
+#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 2)
+#define ENTRIES for (long i = 0; i < n; i += LANES)
+
+#define SUM_UP(count, terms)                                                                  \
+    for (long from = 0, to; to = from + FLUSH < n ? from + FLUSH : n, from < n; from = to) {  \
+        vec sum[count] = {{0}}, x[count];                                                     \
+        for (long i = from; i < to; i += LANES) {                                             \
+            terms;                                                                            \
+            _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) sum[j] += x[j];          \
+        }                                                                                     \
+        NAME(flush)(count, sum, sums);                                                        \
+    }
+
+TARGET static void NAME(gram)(long n, const float *p, const float *g, const float *m,
+                              double *sums, long ahead) {
+    SUM_UP(6, (FETCH(p), NAME(gram_of)(p + i, g + i, m + i, x)))
+}
+
+TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
+                                 const float *v, const float *a, float *kept, double *sums,
+                                 long ahead) {
+    SUM_UP(10, (FETCH(p), FETCH(g),
+                NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
+}
+
+TARGET static void NAME(size)(long n, const float *p, double *sums, long ahead) {
+    SUM_UP(2, (FETCH(p), NAME(size_of)(p + i, x)))
+}
+
+TARGET static void NAME(mix)(long n, float *p, const float *g, float *m, const float *c,
+                             long ahead) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES {
+        FETCH(g), FETCH(m);
+        NAME(mix_of)(p + i, g + i, m + i, all);
+    }
+}
+
+TARGET static void NAME(blend)(long n, float *p, const float *g, const float *c) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(blend_of)(p + i, g + i, all);
+}
+
+TARGET static void NAME(drift)(long n, float *p, const float *g, float *m, float *v,
+                               const float *a, const float *kept, const float *c, long ahead) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES {
+        FETCH(m), FETCH(v);
+        NAME(drift_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, all);
+    }
+}
+
+TARGET static void NAME(scale)(long n, float *p, const float *c) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(scale_of)(p + i, all);
+}
+
+/* ---- across vectors: every entry has sums (number j at sums[j * BLOCK]) and coefficients ---- */
+
+#define FETCH_ROW FETCH(p), FETCH(g), FETCH(m), FETCH(v)
+#define ADD_UP(count, terms)                                                                  \
+    ENTRIES {                                                                                 \
+        FETCH_ROW;                                                                            \
+        vec x[count];                                                                         \
+        terms;                                                                                \
+        _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) {                            \
+            float *sum = sums + j * BLOCK + i;                                                \
+            NAME(store)(sum, NAME(load)(sum) + x[j]);                                         \
+        }                                                                                     \
+    }
+#define OWN_COEFFICIENTS                                                                      \
+    vec own[COEFFICIENTS];                                                                    \
+    _Pragma("GCC unroll 6") for (int j = 0; j < COEFFICIENTS; j++)                            \
+        own[j] = NAME(load)(c + j * BLOCK + i);
+
+TARGET static void NAME(add)(const Rows *r, float *sums) {
+    const long n = r->n, ahead = r->ahead;
+    const float *p = r->p, *g = r->g, *m = r->m, *v = r->v;
+    if (r->kind == RESTORE) {
+        ADD_UP(2, NAME(size_of)(p + i, x))
+    } else if (r->kind == LINEAR) {
+        ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
+    } else {
+        ADD_UP(10, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
+                                    r->kept ? r->kept + i : NULL, x))
+    }
+}
+
+TARGET static void NAME(follow)(const Rows *r, const float *c) {
+    const long n = r->n, ahead = r->ahead;
+    float *p = r->p, *m = r->m, *v = r->v;
+    const float *g = r->g;
+    ENTRIES {
+        FETCH_ROW;
+        OWN_COEFFICIENTS
+        if (r->kind == RESTORE) {
+            NAME(scale_of)(p + i, own);
+        } else if (r->kind == DIAGONAL) {
+            NAME(drift_of)(p + i, g + i, m + i, v + i, r->a, r->kept ? r->kept + i : NULL, own);
+        } else if (r->moving) {
+            NAME(mix_of)(p + i, g + i, m + i, own);
+        } else {
+            NAME(blend_of)(p + i, g + i, own);
+        }
+    }
+}
+
+/* ---- half precision ---- */
+
+TARGET static void NAME(widen)(long n, const uint16_t *from, float *to) {
+    for (long i = 0; i < n; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        memcpy(&to[i], &bits, 4);
+    }
+}
+
+/* To nearest, ties to even; NaN stays NaN. */
+TARGET static void NAME(narrow)(long n, const float *from, uint16_t *to) {
+    for (long i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &from[i], 4);
+        const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        to[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+    }
+}
+
+static const Loops NAME(loops) = {NAME(gram),  NAME(mix), NAME(blend),  NAME(moments), NAME(drift),
+                                  NAME(size),  NAME(scale), NAME(add), NAME(follow), NAME(widen),
+                                  NAME(narrow)};
+#undef INLINE
+#undef SUM_UP
+#undef ADD_UP
+#undef OWN_COEFFICIENTS
+#undef FETCH_ROW
+#undef FETCH
+#undef ENTRIES
+#undef vec
+#undef wide

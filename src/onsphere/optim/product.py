@@ -1,0 +1,121 @@
+"""One step of many vectors: in pure PyTorch, or by the native kernels where they know how.
+
+A *family* is a list of parts whose vectors belong together: one tensor, or the tensors of a joint
+sphere, whose vectors number k are parts of one vector. What is summed over a vector is added over
+the parts; processes that share a vector would add theirs at the same place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import Sphere
+from onsphere.optim import native
+from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import Plan, Travel, center_, closeness, rounding_floor
+
+
+@dataclass
+class Part:
+    """One tensor in a step.
+
+    Attributes:
+        point: the weight, moved in place.
+        slope: its gradient, never changed.
+        momentum: moved along in place; ``None`` for an update without.
+        moment: second moment per coordinate, where the update has one.
+        update: what is done to each vector.
+    """
+
+    point: Tensor
+    slope: Tensor
+    momentum: Tensor | None
+    moment: Tensor | None
+    update: Linear | Diagonal
+
+
+@dataclass
+class Family:
+    """Parts whose vectors belong together, and what these vectors own.
+
+    Attributes:
+        parts: one tensor, or several that share their spheres.
+        radius: one number per vector, 0 for those not seen yet; recorded in place.
+        moment: second moment per vector, where the update has one.
+    """
+
+    parts: list[Part]
+    radius: Tensor
+    moment: Tensor | None = None
+
+
+def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[Tensor | int]:
+    """Move all vectors by one step; return how many vectors of each family were not sound.
+
+    A vector is not sound when it is zero or anything about it is not finite. It and its momentum
+    stay as they were.
+    """
+    skipped: list[Tensor | int] = [0] * len(families)
+    fast: dict[torch.dtype, list[int]] = {}
+    for number, family in enumerate(families):
+        part = family.parts[0]
+        if not native.takes(family.parts, sphere):
+            skipped[number] = _advance_in_torch(family, sphere, travel)
+        elif sphere.joint:
+            skipped[number] = _advance_jointly(family, sphere, travel)
+        else:
+            fast.setdefault(part.point.dtype, []).append(number)
+    for numbers in fast.values():
+        counts = native.step([families[n] for n in numbers], sphere, travel)
+        for number, count in zip(numbers, counts, strict=True):
+            skipped[number] = count
+    return skipped
+
+
+def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
+    views = [_views(part, sphere, travel) for part in family.parts]
+    numbers = sum(
+        part.update.reduce(p, g, m, v, inside)
+        for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True)
+    )
+    assert isinstance(numbers, Tensor)
+    plan = _plan(family, sphere, travel, numbers)
+    for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True):
+        part.update.apply(p, g, m, v, inside, plan)
+    return (~plan.sound).sum()
+
+
+def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
+    numbers = sum(native.reduce(family.parts, sphere, travel))
+    assert isinstance(numbers, Tensor)
+    plan = _plan(family, sphere, travel, numbers)
+    native.apply(family.parts, sphere, travel, plan)
+    return (~plan.sound).sum()
+
+
+def _plan(family: Family, sphere: Sphere, travel: Travel, numbers: Tensor) -> Plan:
+    """Plan for a family; all of its parts have the update of the first."""
+    first = family.parts[0]
+    vectors = sphere.axes.count(first.point.shape)
+    count = sum(part.point.numel() for part in family.parts) // max(1, vectors)
+    moment = None if family.moment is None else family.moment.view(-1)
+    dtype = first.point.dtype
+    rounding = rounding_floor(dtype), closeness(dtype)
+    return first.update.plan(numbers, family.radius.view(-1), moment, count, travel, *rounding)
+
+
+_Views = tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...]]
+
+
+def _views(part: Part, sphere: Sphere, travel: Travel) -> _Views:
+    point, inside = sphere.axes.split(part.point)
+    slope, _ = sphere.axes.split(-part.slope if travel.ascend else part.slope)
+    if travel.centered:
+        center_(point, inside)
+        slope = center_(slope.clone(), inside)
+    momentum = None if part.momentum is None else sphere.axes.split(part.momentum)[0]
+    moment = None if part.moment is None else sphere.axes.split(part.moment)[0]
+    return point, slope, momentum, moment, inside

@@ -1,0 +1,136 @@
+r"""Bring vectors that an optimizer has moved freely back to their length, or brake their growth.
+
+A vector that was on the sphere of radius :math:`r` and was moved to :math:`p` goes to
+:math:`r\,p/|p|`: the retraction of the whole update. Its radial part only changes the rate: with
+:math:`p = (1 - \eta b)\,p_0 - \eta t`, :math:`t` tangent at :math:`p_0`, the direction is that of a
+tangent step with the rate :math:`\eta/(1 - \eta b)`. Nothing but the radius has to be remembered.
+
+The brake lets a vector shrink, and grow by a share of what it would:
+:math:`|p| \leftarrow r + \kappa\,(|p| - r)` where :math:`|p| > r`, and that is the next :math:`r`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import Sphere
+from onsphere.optim import native
+from onsphere.optim.motion import closeness, inner, spread, total, working_dtype
+
+
+class Leash(NamedTuple):
+    """The parameters of one family, and what each of their vectors owns.
+
+    Attributes:
+        params: one tensor, or several that share their spheres.
+        sphere: the product of spheres they live on.
+        radius: one number per vector, 0 for those not seen yet.
+        skipped: how often a vector was left where it was.
+    """
+
+    params: tuple[Tensor, ...]
+    sphere: Sphere
+    radius: Tensor
+    skipped: Tensor
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors there are."""
+        return self.radius.numel()
+
+
+def leash(params: Sequence[Tensor], sphere: Sphere) -> Leash:
+    """Make a leash on which no radius is recorded yet."""
+    first = params[0]
+    view, inside = sphere.axes.split(first)
+    shape = [1 if axis in inside else size for axis, size in enumerate(view.shape)]
+    radius = torch.zeros(shape, dtype=working_dtype(first), device=first.device)
+    return Leash(
+        tuple(params), sphere, radius, torch.zeros((), dtype=torch.int64, device=first.device)
+    )
+
+
+def record(held: Leash) -> bool:
+    """Record radii of vectors that have a direction now; return whether any has none."""
+    square, ones = _sums(held).unbind(-1)
+    count = _count(held)
+    norms = (square - (ones * ones / count if held.sphere.centered else 0)).clamp_min(0).sqrt()
+    given = held.sphere.radius
+    wanted = norms if given is None else torch.full_like(norms, given)
+    fresh = (held.radius.view(-1) == 0) & (norms > 0) & norms.isfinite()
+    held.radius.view(-1).copy_(
+        torch.where(fresh, wanted.to(held.radius.dtype), held.radius.view(-1))
+    )
+    return bool((held.radius == 0).any())
+
+
+def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.0) -> int | Tensor:
+    """Restore all vectors in place; return how many could not be.
+
+    Args:
+        leashes: vectors with recorded radii. One without goes back to zero, where it was.
+        brake: brake growth instead of fixing the length; ``radius`` follows.
+        growth: the share of its growth that a vector keeps under the brake.
+    """
+    fast: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
+    left: int | Tensor = 0
+    for held in leashes:
+        first = held.params[0]
+        if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
+            fast.setdefault((held.sphere, first.dtype), []).append(held)
+        else:
+            left = left + _count_in(held, _restore_in_torch(held, brake, growth))
+    for (sphere, _), many in fast.items():
+        points, radii = [held.params[0] for held in many], [held.radius for held in many]
+        counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
+        for held, count in zip(many, counts, strict=True):
+            if count:
+                left = left + _count_in(held, count)
+    return left
+
+
+def _count_in(held: Leash, count: int | Tensor) -> int | Tensor:
+    held.skipped.add_(count)
+    return count
+
+
+def _restore_in_torch(held: Leash, brake: bool, growth: float) -> Tensor:
+    square, ones = _sums(held).unbind(-1)
+    count = _count(held)
+    mean = ones / count if held.sphere.centered else torch.zeros_like(ones)
+    size = (square - count * mean * mean).sqrt()
+    radius = held.radius.view(-1).to(size.dtype)
+    known, usable = radius != 0, size.isfinite() & (size > 0)
+    goal = radius
+    if brake:
+        goal = torch.where(size > radius, radius + growth * (size - radius), size)
+        follows = torch.where(known & usable, goal.to(held.radius.dtype), held.radius.view(-1))
+        held.radius.view(-1).copy_(follows)
+    close = closeness(held.params[0].dtype)
+    factor = torch.where((goal / size - 1).abs() <= close, 1, goal / size)
+    factor = torch.where(known, torch.where(usable, factor, 1), 0)
+    shift = torch.where(usable & known, -factor * mean, 0)
+    for param in held.params:
+        view, inside = held.sphere.axes.split(param)
+        wide = working_dtype(param)
+        scale, move = (spread(x.to(wide), view, inside) for x in (factor, shift))
+        back = view.to(wide) * scale + move
+        # Zero times what is not finite would be NaN where a zero was.
+        view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
+    return (~(known & usable)).sum()
+
+
+def _sums(held: Leash) -> Tensor:
+    """Return <p,p> and <1,p> of each vector, summed over the family's tensors."""
+    numbers = []
+    for param in held.params:
+        view, inside = held.sphere.axes.split(param.detach())
+        wide = view.to(working_dtype(param))
+        numbers.append(torch.stack([inner(wide, wide, inside), total(wide, inside)], -1).double())
+    return torch.stack(numbers).sum(0)
+
+
+def _count(held: Leash) -> int:
+    return max(1, sum(param.numel() for param in held.params) // max(1, held.vectors))

@@ -1,0 +1,384 @@
+"""Any optimizer of PyTorch, with weights that stay on spheres."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from onsphere.geometry import Sphere
+from onsphere.optim import native
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import Travel
+from onsphere.optim.optimizer import Group, check_sphere, refuse_sparse
+from onsphere.optim.product import Family, Part, advance
+from onsphere.optim.restoration import Leash, leash, record, restore
+
+Mode = Literal["hard", "brake", "rotate"]
+Nonfinite = Literal["skip", "raise", "ignore"]
+Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterable[Group]
+
+
+def on_sphere(
+    optimizer: Optimizer,
+    spheres: Spheres,
+    mode: Mode = "hard",
+    *,
+    growth: float = 0.0,
+    nonfinite: Nonfinite = "skip",
+) -> "OnSphere":
+    r"""Keep weights on spheres while any optimizer of PyTorch moves them.
+
+    - ``"hard"``: after every step each vector is scaled back to its radius. The radial part of the
+      update, weight decay included, only changes the effective rate a little
+      (:mod:`~onsphere.optim.restoration`). One number per vector is remembered.
+    - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
+    - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
+      into the direction of the update; the size of the update does not matter. Takes a copy of
+      the weights on spheres during a step.
+
+    The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
+    one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
+    place. Gradients are never changed. The base optimizer's momentum is its own affair; for
+    momentum that stays tangent use :class:`~onsphere.optim.SphereSGD` or
+    :class:`~onsphere.optim.SphereAdamW`.
+
+    Args:
+        optimizer: the optimizer to wrap.
+        spheres: parameter -> sphere, or a tuple of parameters -> their joint sphere; or param
+            groups with ``params`` and ``sphere``, as :class:`~onsphere.optim.SphereAdamW` takes
+            them (groups without a sphere are passed over).
+        mode: see above.
+        growth: share of a vector's growth that the brake lets pass, from 0 to 1.
+        nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
+            optimizer sees no gradient), ``"raise"`` before anything moves, or ``"ignore"``, which
+            saves a pass over the gradients.
+
+    Returns:
+        The wrapped optimizer.
+
+    Raises:
+        ValueError: a parameter is not the optimizer's, is named twice, or does not fit its sphere;
+            an option out of its range.
+
+    Example:
+        >>> import torch
+        >>> from onsphere.geometry import Sphere, VectorAxes
+        >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
+        >>> adam = torch.optim.Adam([weight], lr=0.1)
+        >>> optimizer = on_sphere(adam, {weight: Sphere(VectorAxes(index=(0,)))})
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach().norm(dim=1).round(decimals=5)
+        tensor([5., 1.])
+    """
+    return OnSphere(optimizer, spheres, mode, growth=growth, nonfinite=nonfinite)
+
+
+class OnSphere(Optimizer):
+    """What :func:`on_sphere` returns.
+
+    Its state dict is the base optimizer's, with ``radius`` and ``skipped`` added to the state of
+    the first parameter of each family; it also loads what the base optimizer saved.
+    """
+
+    base: Optimizer
+    leashes: list[Leash]
+    mode: Mode
+    nonfinite: Nonfinite
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        spheres: Spheres,
+        mode: Mode = "hard",
+        *,
+        growth: float = 0.0,
+        nonfinite: Nonfinite = "skip",
+    ) -> None:
+        for name, given, allowed in (
+            ("mode", mode, get_args(Mode)),
+            ("nonfinite", nonfinite, get_args(Nonfinite)),
+        ):
+            if given not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+        if not 0 <= growth <= 1:
+            raise ValueError(f"growth is a share from 0 to 1, got {growth}")
+        self.base = optimizer
+        self.leashes = []
+        self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
+        self.pending = True  # whether a vector may lack its radius
+        self.told_of_skips = self.told_of_decay = False
+        # Not Optimizer.__init__, which would make param groups and a state of its own.
+        self.__setstate__({})
+        for params, sphere in _families(spheres):
+            self._put(params, sphere)
+
+    @property
+    def param_groups(self) -> list[Group]:  # type: ignore[override]
+        """The base optimizer's param groups."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's state."""
+        return self.base.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's defaults."""
+        return self.base.defaults
+
+    @property
+    def skipped(self) -> int:
+        """How often a vector was left where it was: without direction, or not finite."""
+        return sum(int(held.skipped) for held in self.leashes)
+
+    def radius_of(self, param: Tensor) -> Tensor:
+        """Return the radii of a parameter's vectors (of a joint sphere: with its first one)."""
+        return next(held.radius for held in self.leashes if held.params[0] is param)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """Take a step of the base optimizer and bring the weights to their spheres.
+
+        Args:
+            closure: reevaluates the model and returns the loss (optional, or as the base
+                optimizer requires it).
+
+        Returns:
+            The closure's loss, or ``None``.
+
+        Raises:
+            RuntimeError: a parameter on a sphere has a sparse gradient.
+            FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
+        """
+        if self.pending:
+            self.pending = sum(record(held) for held in self.leashes) > 0
+        before = [p.clone() for p in self._moving()] if self.mode == "rotate" else []
+        hidden: dict[int, tuple[Leash, list[Tensor | None]]] = {}
+
+        def guarded() -> float:
+            assert closure is not None
+            with torch.enable_grad():
+                loss = closure()
+            self._hide(hidden)
+            return loss
+
+        try:
+            if closure is None:
+                self._hide(hidden)
+            loss = self.base.step() if closure is None else self.base.step(guarded)
+        finally:
+            for held, grads in hidden.values():
+                for param, grad in zip(held.params, grads, strict=True):
+                    param.grad = grad
+        left: int | Tensor = 0
+        if self.mode == "rotate":
+            left = self._rotate(before)
+        else:
+            left = restore(self.leashes, brake=self.mode == "brake", growth=self.growth)
+        for held, _ in hidden.values():
+            held.skipped.add_(held.vectors)
+            left = left + held.vectors
+        self._warn_of_skips(left)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset all gradients."""
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a param group to the base optimizer; ``sphere`` in it puts it on that sphere."""
+        sphere = param_group.get("sphere")
+        self.base.add_param_group({k: v for k, v in param_group.items() if k != "sphere"})
+        if sphere is not None:
+            try:
+                params = self.param_groups[-1]["params"]
+                for family, own in _families([{"params": params, "sphere": sphere}]):
+                    self._put(family, own)
+            except (TypeError, ValueError):
+                self.param_groups.pop()  # a refused group leaves nothing behind
+                raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state dict with the radii beside the rest."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        packed = self.base.state_dict()
+        numbers = _numbers(self.param_groups, packed["param_groups"])
+        state = dict(packed["state"])
+        for held in self.leashes:
+            number = numbers[held.params[0]]
+            own = {"radius": held.radius, "skipped": held.skipped}
+            state[number] = {**state.get(number, {}), **own}
+        packed = {**packed, "state": state}
+        for after in self._optimizer_state_dict_post_hooks.values():
+            packed = after(self, packed) or packed
+        return packed
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave; the base optimizer's own is accepted as well."""
+        packed = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            packed = hook(self, packed) or packed
+        state = {number: dict(entries) for number, entries in packed["state"].items()}
+        numbers = _numbers(self.param_groups, packed["param_groups"])
+        for held in self.leashes:
+            entries = state.get(numbers.get(held.params[0], -1), {})
+            radius, skipped = entries.pop("radius", None), entries.pop("skipped", None)
+            if radius is None:
+                continue
+            if radius.shape != held.radius.shape:
+                raise ValueError(
+                    f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
+                    f"want {tuple(held.radius.shape)}; resume with the same spheres"
+                )
+            held.radius.copy_(radius)
+            held.skipped.copy_(skipped)
+        # What held nothing but radii was never seen by the base optimizer.
+        packed["state"] = {number: entries for number, entries in state.items() if entries}
+        self.base.load_state_dict(packed)
+        self.pending = True
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        keys = ("base", "leashes", "pending", "mode", "growth", "nonfinite")
+        return {key: self.__dict__[key] for key in (*keys, "told_of_skips", "told_of_decay")}
+
+    def __repr__(self) -> str:
+        return f"on_sphere(mode={self.mode!r}, {self.base!r})"
+
+    def _put(self, params: tuple[Tensor, ...], sphere: Sphere) -> None:
+        mine = {p for group in self.param_groups for p in group["params"]}
+        taken = {p for held in self.leashes for p in held.params}
+        check_sphere(params, sphere)
+        for param in params:
+            if param not in mine:
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is given a sphere but is not one "
+                    "of the optimizer's; give it to the optimizer as well"
+                )
+            if param in taken:
+                raise ValueError(
+                    f"a parameter of shape {tuple(param.shape)} is given two spheres; "
+                    "a parameter has one"
+                )
+        if any(p.numel() for p in params):
+            self.leashes.append(leash(params, sphere))
+        self.pending = True
+        self._warn_of_decay(params)
+
+    def _moving(self) -> list[Tensor]:
+        return [p for held in self.leashes for p in held.params]
+
+    def _hide(self, hidden: dict[int, tuple[Leash, list[Tensor | None]]]) -> None:
+        """Take gradients that are not finite away from the base optimizer, to be put back."""
+        grads = [p.grad for p in self._moving() if p.grad is not None]
+        refuse_sparse(grads, "on_sphere")
+        if self.nonfinite == "ignore" or not grads:
+            return
+        if native.finite(grads):
+            return
+        norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
+        if bool(norms.isfinite().all()):
+            return
+        if self.nonfinite == "raise":
+            raise FloatingPointError(
+                f"{int((~norms.isfinite()).sum())} gradients of weights on spheres are not "
+                'finite, and nonfinite="raise"; no parameter was moved. Clear them, or use '
+                'nonfinite="skip"'
+            )
+        for number, held in enumerate(self.leashes):
+            mine = [p.grad for p in held.params]
+            if all(g is None or bool(g.float().norm().isfinite()) for g in mine):
+                continue
+            hidden.setdefault(number, (held, mine))
+            for param in held.params:
+                param.grad = None
+
+    def _rotate(self, before: list[Tensor]) -> int | Tensor:
+        rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
+        update = Linear(alpha=0.0, kappa=1.0, along_gradient=1.0, along_momentum=0.0)
+        start = dict(zip(self._moving(), before, strict=True))
+        alike: dict[tuple[Sphere, float], list[Leash]] = {}
+        for held in self.leashes:
+            rate = float(rates[held.params[0]])
+            alike.setdefault((held.sphere, rate), []).append(held)
+        left: int | Tensor = 0
+        for (sphere, rate), many in alike.items():
+            families = []
+            for held in many:
+                parts = []
+                for param in held.params:
+                    slope = start[param] - param
+                    param.copy_(start[param])
+                    parts.append(Part(param, slope, None, None, update))
+                families.append(Family(parts, held.radius))
+            travel = Travel(rate, "rotation", "retraction", sphere.radius, sphere.centered)
+            for held, count in zip(many, advance(families, sphere, travel), strict=True):
+                held.skipped.add_(count)
+                left = left + count
+        return left
+
+    def _warn_of_decay(self, params: tuple[Tensor, ...]) -> None:
+        if self.told_of_decay or self.mode == "brake":
+            return
+        for group in self.param_groups:
+            decay = group.get("weight_decay", 0)
+            if decay and any(p is q for p in params for q in group["params"]):
+                self.told_of_decay = True
+                warnings.warn(
+                    f"weight_decay={decay} does nothing to weights on a sphere: it points along "
+                    "the radius, which is fixed. Give those groups weight_decay=0",
+                    UserWarning,
+                    stacklevel=5,
+                )
+                return
+
+    def _warn_of_skips(self, left: int | Tensor) -> None:
+        if self.told_of_skips:
+            return
+        if isinstance(left, Tensor) and left.device.type != "cpu":
+            return  # reading it would wait for the device; `skipped` has the count
+        if int(left):
+            self.told_of_skips = True
+            warnings.warn(
+                f"on_sphere left {int(left)} vectors where they were: they are zero and have no "
+                "direction, or their gradient is not finite. The running count is "
+                "optimizer.skipped; this is said once",
+                UserWarning,
+                stacklevel=4,
+            )
+
+
+def _families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:
+    """Cut what the user gave into sets of parameters that share spheres."""
+    if isinstance(spheres, Mapping):
+        pairs = [(key if isinstance(key, tuple) else (key,), s) for key, s in spheres.items()]
+    else:
+        pairs = [
+            (tuple([g["params"]] if isinstance(g["params"], Tensor) else g["params"]), g["sphere"])
+            for g in spheres
+            if g.get("sphere") is not None
+        ]
+    for params, sphere in pairs:
+        if getattr(sphere, "joint", False):
+            yield params, sphere
+        else:
+            yield from (((param,), sphere) for param in params)
+
+
+def _numbers(groups: list[Group], packed: list[Group]) -> dict[Tensor, int]:
+    """Map parameters to their numbers in a state dict."""
+    return {
+        param: number
+        for group, saved in zip(groups, packed, strict=False)
+        for param, number in zip(group["params"], saved["params"], strict=False)
+    }

@@ -1,0 +1,69 @@
+"""One table of optimizers on spheres and one of layouts, for the suites of this folder."""
+
+import torch
+
+from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim import SphereAdamW, SphereSGD
+
+ROWS = Sphere(VectorAxes((0,)))
+
+# name -> class and settings
+OPTIMIZERS = {
+    "SGD": (SphereSGD, {}),
+    "SGD momentum": (SphereSGD, {"momentum": 0.9}),
+    "SGD Nesterov": (SphereSGD, {"momentum": 0.9, "nesterov": True}),
+    "SGD dampened": (SphereSGD, {"momentum": 0.9, "dampening": 0.5}),
+    "AdamW": (SphereAdamW, {"weight_decay": 0.0}),
+    "AdamW, moment per vector": (SphereAdamW, {"second_moment": "vector", "weight_decay": 0.0}),
+}
+# name -> how a step is made
+TRAVELS = {
+    "retraction": {},
+    "exponential": {"step": "exponential"},
+    "rotation": {"lr_is": "rotation"},
+    "rotation, exponential": {"lr_is": "rotation", "step": "exponential"},
+}
+# name -> shape, what is done to the memory, sphere
+LAYOUTS = {
+    "rows": ((6, 37), None, ROWS),
+    "whole": ((6, 37), None, Sphere()),
+    "filters": ((6, 5, 3, 3), None, ROWS),
+    "filters, channels last": ((6, 5, 3, 3), "channels_last", ROWS),
+    "columns": ((37, 6), None, Sphere(VectorAxes((1,)))),
+    "many columns": ((9, 530), None, Sphere(VectorAxes((1,)))),
+    "transposed": ((37, 6), "transposed", Sphere(VectorAxes((1,)))),
+    "groups": ((6, 5, 3), None, Sphere(VectorAxes(pieces=((0, 2),)))),
+    "heads of columns": ((7, 24), None, Sphere(VectorAxes(pieces=((1, 4),)))),
+    "wide heads of columns": ((3, 400), None, Sphere(VectorAxes(pieces=((1, 2),)))),
+    "experts": ((3, 7, 10), None, Sphere(VectorAxes((0, 2)))),
+    "batches of heads": ((2, 6, 7, 5), None, Sphere(VectorAxes((0,), ((2, 7),)))),
+    "not for the kernel": ((6, 5, 4), None, Sphere(VectorAxes(pieces=((0, 2), (1, 5), (2, 2))))),
+    "given radius": ((6, 37), None, Sphere(VectorAxes((0,)), radius=3.0)),
+    "long rows": ((2, 3000), None, ROWS),
+    "large": ((1, 150_001), None, Sphere()),
+    "every entry": ((4, 3), None, Sphere(VectorAxes((0, 1)))),
+    "centred": ((6, 37), None, Sphere(VectorAxes((0,)), centered=True)),
+}
+
+
+def place(x: torch.Tensor, memory: str | None) -> torch.Tensor:
+    """Copy a tensor into the wanted memory layout."""
+    if memory == "channels_last":
+        return x.clone(memory_format=torch.channels_last)
+    if memory == "transposed":
+        return x.mT.contiguous().mT
+    return x.clone()
+
+
+def make(name, groups, travel="retraction", **settings):
+    """Build an optimizer of the table."""
+    kind, own = OPTIMIZERS[name]
+    return kind(groups, **{**own, **TRAVELS[travel], **settings})
+
+
+def feed(weights, optimizer, *grads):
+    """One step for each gradient."""
+    for grad in grads:
+        for weight in weights:
+            weight.grad = grad.clone().to(weight.dtype)
+        optimizer.step()

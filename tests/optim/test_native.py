@@ -1,0 +1,186 @@
+"""The native kernels against pure PyTorch: the same numbers to rounding."""
+
+import pytest
+import torch
+from torch import library
+
+from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim import native
+from onsphere.optim.native import ops
+from onsphere.optim.native.layout import layout_of
+from onsphere.optim.restoration import leash, record, restore
+from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
+
+pytestmark = pytest.mark.skipif(
+    native.instruction_set() == "none", reason="the native kernels were not built"
+)
+SETS = range(["plain", "AVX2", "AVX-512"].index(native.instruction_set()) + 1)
+
+
+def run(on, name, start, grads, sphere, memory, **settings):
+    """Take one step per gradient; return weight, momentum and radius."""
+    with native.switched(on):
+        w = torch.nn.Parameter(place(start, memory))
+        optimizer = make(name, [{"params": [w], "sphere": sphere}], **settings)
+        for grad in grads:
+            w.grad = place(grad, memory)
+            kept = w.grad.clone()
+            optimizer.step()
+            torch.testing.assert_close(w.grad, kept, rtol=0, atol=0, equal_nan=True)
+    state = optimizer.state[w]
+    momentum = state.get("momentum_buffer", state.get("exp_avg"))
+    return w.detach(), momentum, state["radius"], optimizer
+
+
+def compare(name, layout, dtype, generator, **settings):
+    shape, memory, sphere = LAYOUTS[layout]
+    start = torch.randn(shape, generator=generator).to(dtype)
+    grads = torch.randn(3, *shape, generator=generator).to(dtype)
+    fast, slow = (
+        run(on, name, start, grads, sphere, memory, lr=0.05, **settings) for on in (True, False)
+    )
+    # Sums are taken in another order; a bfloat16 result may then round to the other side.
+    rounding = 2e-5 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(fast[:3], slow[:3], strict=True):
+        if ours is None:
+            assert theirs is None
+            continue
+        assert ours.stride() == theirs.stride()
+        scale = max(theirs.float().abs().max(), 0.1 * grads.float().abs().max())
+        assert (ours.float() - theirs.float()).abs().max() <= rounding * scale
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_layout(name, layout, dtype, generator):
+    compare(name, layout, dtype, generator)
+
+
+@pytest.mark.parametrize("travel", TRAVELS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("ascend", [False, True])
+@pytest.mark.parametrize("layout", ["rows", "heads of columns", "large"])
+def test_every_way_to_step(name, travel, ascend, layout, generator):
+    compare(name, layout, torch.float32, generator, travel=travel, maximize=ascend)
+
+
+@pytest.mark.parametrize("number", SETS)
+@pytest.mark.parametrize("name", ["SGD", "SGD momentum", "AdamW"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_instruction_set(number, name, dtype, generator, monkeypatch):
+    monkeypatch.setattr(ops, "most_instructions", number)
+    compare(name, "rows", dtype, generator)
+    compare(name, "columns", dtype, generator)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("ascend", [False, True])
+def test_joint_spheres(name, ascend, generator):
+    joint = Sphere(VectorAxes((0,)), joint=True)
+    start, grads = (
+        torch.randn(4, 40, generator=generator),
+        torch.randn(3, 4, 40, generator=generator),
+    )
+    ends = []
+    for on in (True, False):
+        with native.switched(on):
+            parts = [torch.nn.Parameter(x.clone()) for x in (start[:, :39], start[:, 39])]
+            group = {"params": parts, "sphere": joint}
+            optimizer = make(name, [group], lr=0.05, maximize=ascend)
+            for grad in grads:
+                parts[0].grad, parts[1].grad = grad[:, :39].clone(), grad[:, 39].clone()
+                optimizer.step()
+            ends.append(torch.cat([p.detach().flatten() for p in parts]))
+    assert (ends[0] - ends[1]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_number_of_threads_changes_no_bit(name, generator):
+    start, grads = torch.randn(3, 140_000, generator=generator), torch.randn(2, 3, 140_000)
+    ends = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            ends += [run(True, name, start, grads, s, None, lr=0.05)[0] for s in (Sphere(), ROWS)]
+        finally:
+            torch.set_num_threads(before)
+    for one, other in zip(ends[:2] * 2, ends[2:], strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "large"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_unsound_vectors_keep_all_their_bits(name, layout, generator):
+    shape, memory, sphere = LAYOUTS[layout]
+    start = torch.randn(shape, generator=generator)
+    grads = torch.randn(2, *shape, generator=generator)
+    sphere.axes.gather(grads[1])[...] = torch.nan if layout == "large" else 0
+    if layout != "large":
+        grads[1].view(-1)[0] = torch.inf
+    with pytest.warns(UserWarning, match="left 1 vectors"):
+        after, momentum, _, optimizer = run(True, name, start, grads, sphere, memory, lr=0.05)
+    before, old, _, _ = run(True, name, start, grads[:1], sphere, memory, lr=0.05)
+    place_of = sphere.axes.gather
+    assert torch.equal(place_of(after)[0], place_of(before)[0])
+    if momentum is not None:
+        assert torch.equal(place_of(momentum)[0], place_of(old)[0])
+    assert optimizer.skipped == 1
+
+
+def test_layouts():
+    def strides(*shape):
+        return torch.empty(shape, device="meta").stride()
+
+    rows, columns = VectorAxes((0,)), VectorAxes((1,))
+    assert layout_of((4, 3), strides(4, 3), rows) == (4, 1, 1, 3)
+    assert layout_of((4, 3), (1, 4), rows) == (1, 3, 4, 1)
+    assert layout_of((4, 3), strides(4, 3), columns) == (1, 4, 3, 1)
+    assert layout_of((4, 3), strides(4, 3), VectorAxes()) == (1, 1, 1, 12)
+    assert layout_of((4, 6), strides(4, 6), VectorAxes(pieces=((1, 2),))) == (1, 4, 2, 3)
+    assert layout_of((2, 4, 3), strides(2, 4, 3), VectorAxes((0, 2))) == (2, 4, 3, 1)
+    assert layout_of((2, 3), (1, 2), VectorAxes((0, 1))) is None  # numbered against memory
+    assert layout_of((4, 3), (6, 1), rows) is None  # not dense
+
+
+def test_operators_are_sound(generator):
+    p, g = torch.randn(3, 8, generator=generator), torch.randn(3, 8, generator=generator)
+    more = [torch.zeros(3, 1)], [], [3, 1, 1, 8], [0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0]
+    settings = [0.1, 0.0, 0.0, 1e-7, 1e-6, 0, 0, 0, 0, 0, 0, 0]
+    tests = ("test_schema", "test_faketensor")
+    inputs = ([p], [g], [], [], *more, settings)
+    library.opcheck(ops.step, inputs, test_utils=tests)
+    parts = ([p], [g], [], [], *more[2:], settings)
+    library.opcheck(ops.reduce, parts, test_utils=tests)
+    coefficients = [torch.ones(3, 6, dtype=torch.float64)]
+    library.opcheck(ops.apply, (*parts[:4], coefficients, *parts[4:]), test_utils=tests)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"brake": True}, {"brake": True, "growth": 0.5}], ids=str)
+def test_restoring(layout, dtype, settings, generator):
+    shape, memory, sphere = LAYOUTS[layout]
+    begin = place(torch.randn(shape, generator=generator).to(dtype), memory)
+    moved = place(begin + torch.randn(shape, generator=generator).to(dtype), memory)
+    ends = []
+    for on in (True, False):
+        with native.switched(on):
+            held = leash([begin.clone()], sphere)
+            record(held)
+            held.params[0].copy_(moved)
+            restore([held], **settings)
+            ends.append((held.params[0].float(), held.radius))
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(*(end[0] for end in ends), rtol=rounding, atol=rounding)
+    torch.testing.assert_close(*(end[1] for end in ends), rtol=1e-5, atol=1e-6)
+
+
+def test_finite():
+    good, bad = torch.ones(3, 5), torch.ones(4)
+    assert native.finite([good, bad])
+    bad[2] = torch.inf
+    assert native.finite([good, bad]) is False
+    assert native.finite([torch.ones(4, 4)[:, 0]]) is None
+    assert native.finite([torch.ones(2).double()]) is None

@@ -41,12 +41,15 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
         The model and its inputs.
 
     Raises:
-        TargetError: transformers is missing, or cannot build the model.
+        TargetError: the config or transformers is missing, or it cannot build the model.
     """
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TargetError(f"there is no {file}")
     transformers = _transformers()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config, data = _config(transformers, path)
+    config, data = _config(transformers, file)
     architecture = _architecture(transformers, path, data)
     stored = path.is_dir() and bool(list(path.glob("*.safetensors")))
     note = (
@@ -82,10 +85,7 @@ def _transformers() -> Any:
         raise TargetError("a model config needs transformers: pip install transformers") from error
 
 
-def _config(transformers: Any, path: Path) -> tuple[Any, dict[str, Any]]:
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise TargetError(f"there is no {file}")
+def _config(transformers: Any, file: Path) -> tuple[Any, dict[str, Any]]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         kind = data["model_type"]

@@ -41,6 +41,16 @@ def test_the_key_part_of_a_fused_bias_is_inert() -> None:
     assert parts == {("qkv.bias", "inert"): (0, ((WIDTH, 2 * WIDTH),))}
 
 
+def test_query_biases_that_hardly_matter_do_not_hide_the_key_part() -> None:
+    torch.manual_seed(0)
+    net = FusedAttention(normalized=False)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(0.01)  # scores are nearly equal
+    parts = _audited(net)
+    assert parts == {("qkv.bias", "inert"): (0, ((WIDTH, 2 * WIDTH),))}
+
+
 def test_queries_and_keys_without_bias_live_on_spheres_head_by_head() -> None:
     torch.manual_seed(0)
     net = FusedAttention(normalized=True)

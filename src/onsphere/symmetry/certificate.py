@@ -6,9 +6,11 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
 Exponents = Mapping[str, Fraction]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,7 @@ def certify(
     rows = [evidence.radial(i) for i in range(len(points))]
     real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
-    changes = sift(
-        claims, lambda some: max(_finite_change(probe, some, p) for p in points), allowed
-    )
+    changes = sift(claims, partial(largest_change, probe, points, _rescaled), allowed)
     return [
         Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim), allowed)
         for claim, change in zip(claims, changes, strict=True)
@@ -131,14 +132,34 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
     return float(relative.square().mean().sqrt())
 
 
-def _finite_change(probe: Probe, claims: Sequence[Exponents], point: Point) -> float:
+def _rescaled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
+    """Rescale along every claim at once, each by its own random factor."""
     strengths = torch.rand(len(claims), generator=probe.generator, dtype=torch.float64) + 0.2
     strengths *= torch.where(torch.rand(len(claims), generator=probe.generator) < 0.5, -1.0, 1.0)
     total: dict[str, float] = {}
     for claim, t in zip(claims, strengths.tolist(), strict=True):
         for name, e in claim.items():
             total[name] = total.get(name, 0.0) + t * float(e)
-    return relative_change(probe.baseline(point), probe.outputs(probe.rescaled(point, total)))
+    return probe.rescaled(point, total)
+
+
+def largest_change(
+    probe: Probe,
+    points: Sequence[Point],
+    edited: Callable[[Probe, Sequence[T], Point], Point],
+    claims: Sequence[T],
+) -> float:
+    """Return the largest relative change of the output when claims are put to the test.
+
+    Args:
+        probe: the model.
+        points: where; one at least.
+        edited: gives the point at which the output should be the same if all claims hold.
+        claims: what is tested together.
+    """
+    return max(
+        relative_change(probe.baseline(p), probe.outputs(edited(probe, claims, p))) for p in points
+    )
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:

@@ -7,13 +7,15 @@ certifies it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, relative_change
+from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, largest_change
 from onsphere.symmetry.evidence import Evidence, Row, slicings
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
@@ -57,7 +59,11 @@ def finest_divisions(
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
         tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
-        changes = sift(tried, lambda some: _change(probe, some, points), FINITE_TOLERANCE)
+        changes = sift(
+            tried,
+            partial(largest_change, probe, points, _rescaled),
+            FINITE_TOLERANCE,
+        )
         for i, (_, division), change in zip(asked, tried, changes, strict=True):
             if change <= FINITE_TOLERANCE:
                 found[i] = division
@@ -112,22 +118,16 @@ def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> 
     return bool((total.abs() <= RADIAL_TOLERANCE * bound + floor).all())
 
 
-def _change(
-    probe: Probe, some: Sequence[tuple[Exponents, VectorAxes]], points: Sequence[Point]
-) -> float:
-    """Rescale every vector of some weights by its own factor; return the change of the output."""
-    worst = 0.0
-    for point in points:
-        state = dict(point.state)
-        for sphere, division in some:
-            count = division.count(state[probe.own_name[next(iter(sphere))]].shape)
-            strengths = torch.rand(count, generator=probe.generator, dtype=torch.float64) - 0.5
-            for name, exponent in sphere.items():
-                own = probe.own_name[name]
-                state[own] = scaled_slices(state[own], division, (exponent * strengths).exp())
-        after = probe.outputs(Point(state, point.args, point.kwargs))
-        worst = max(worst, relative_change(probe.baseline(point), after))
-    return worst
+def _rescaled(probe: Probe, some: Sequence[tuple[Exponents, VectorAxes]], point: Point) -> Point:
+    """Rescale every vector of some weights by its own factor."""
+    state = dict(point.state)
+    for sphere, division in some:
+        count = division.count(state[probe.own_name[next(iter(sphere))]].shape)
+        strengths = torch.rand(count, generator=probe.generator, dtype=torch.float64) - 0.5
+        for name, exponent in sphere.items():
+            own = probe.own_name[name]
+            state[own] = scaled_slices(state[own], division, (exponent * strengths).exp())
+    return replace(point, state=state)
 
 
 def scaled_slices(x: Tensor, division: VectorAxes, factors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ anything.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 
@@ -94,13 +95,16 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
     Behind a softmax of nearly equal scores, or a saturated one, a gradient may be as small as
     rounding elsewhere; yet it stays what it is when the weights change by 1e-12.
     """
+    if not parts:
+        return []
     agreed, compared = [0] * len(parts), [0] * len(parts)
+    gradients = partial(probe.gradients, count=_SLOPES, names=list({name for name, *_ in parts}))
     for point in chain(points, islice(_far(probe), 2)):
         near = probe.nudged(point, 1e-12)
         state = probe.generator.get_state()
-        here = [_cut_out(parts, g.by_name) for g in probe.gradients(point, _SLOPES)]
+        here = [_cut_out(parts, g.by_name) for g in gradients(point)]
         probe.generator.set_state(state)  # the same combinations of the outputs
-        there = [_cut_out(parts, g.by_name) for g in probe.gradients(near, _SLOPES)]
+        there = [_cut_out(parts, g.by_name) for g in gradients(near)]
         for before, after in zip(here, there, strict=True):
             for i, (g, h) in enumerate(zip(before, after, strict=True)):
                 if g is not None and h is not None and bool(g.any()):
@@ -153,7 +157,11 @@ def _replaced(probe: Probe, point: Point, parts: Sequence[Slab], size: float) ->
             inside = torch.zeros(p.shape[axis], dtype=torch.bool, device=p.device)
             for start, stop in intervals:
                 inside[start:stop] = True
-            shape = [-1 if a == axis else 1 for a in range(p.ndim)]
-            moved = torch.where(inside.reshape(shape), moved, p)
+            moved = torch.where(along(axis, inside, p.ndim), moved, p)
         state[probe.own_name[name]] = moved
-    return Point(state, point.args, point.kwargs)
+    return replace(point, state=state)
+
+
+def along(axis: int, values: Tensor, ndim: int) -> Tensor:
+    """Shape a vector so that it broadcasts along one axis of a tensor with ``ndim`` axes."""
+    return values.reshape([-1 if a == axis else 1 for a in range(ndim)])

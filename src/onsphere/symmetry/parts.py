@@ -8,16 +8,17 @@ is certified by a finite change of the parts alone.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, relative_change
-from onsphere.symmetry.evidence import Evidence
+from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, largest_change
+from onsphere.symmetry.evidence import Evidence, Row
 from onsphere.symmetry.granularity import divisors
-from onsphere.symmetry.inert import SILENT, are_inert_parts
+from onsphere.symmetry.inert import SILENT, along, are_inert_parts
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
 
@@ -28,6 +29,8 @@ _FINE = 512
 """Up to this length of an axis intervals of every length are tried, beyond those that divide it."""
 _MOST = 256
 """More intervals than this in one weight are no structure."""
+_GAP = 1e4
+"""Smallest ratio between what is above rounding and rounding."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,15 @@ def find_parts(
     Returns:
         At most one part of each kind per weight; each passed its certificate.
     """
-    wanted = [w for name in names for w in _wanted(name, evidence)]
+    largest = [_largest(row) for row in evidence.rows]
+    wanted = [w for name in names for w in _wanted(name, evidence, largest)]
     spheres = [w for w in wanted if w[3] == "sphere"]
     inert = [w for w in wanted if w[3] == "inert"]
-    changes = sift(spheres, lambda some: _change(probe, some, points), FINITE_TOLERANCE)
+    changes = sift(
+        spheres,
+        partial(largest_change, probe, points, _rescaled),
+        FINITE_TOLERANCE,
+    )
     held = [
         Part(*w, change)
         for w, change in zip(spheres, changes, strict=True)
@@ -82,12 +90,16 @@ def find_parts(
 _Wanted = tuple[str, int, tuple[Interval, ...], Kind]
 
 
-def _wanted(name: str, evidence: Evidence) -> Iterator[_Wanted]:
+def _largest(row: Row) -> float:
+    """Return the largest bound of a whole weight."""
+    return max((float(w[()].size * w[()].slope) for w in row.weights.values()), default=0.0) ** 0.5
+
+
+def _wanted(name: str, evidence: Evidence, largest: Sequence[float]) -> Iterator[_Wanted]:
     rows = [r.weights[name] for r in evidence.rows if name in r.weights]
     if not rows:
         return
-    whole = [max(float((w[()].size * w[()].slope).sqrt()) for w in r.weights.values())
-             for r in evidence.rows if name in r.weights]  # fmt: skip
+    whole = [x for r, x in zip(evidence.rows, largest, strict=True) if name in r.weights]
     for axes in rows[0]:
         if len(axes) != 1:
             continue
@@ -106,11 +118,17 @@ def _wanted(name: str, evidence: Evidence) -> Iterator[_Wanted]:
 
 
 def _silent(bound: Tensor, slope: Tensor, whole: Tensor) -> tuple[Interval, ...]:
-    """Return runs of slices whose gradient is rounding; exactly 0 in every row was not reached."""
-    quiet = (bound <= SILENT * whole[:, None]).all(0) & (slope > 0).any(0)
-    if not bool(quiet.any()) or bool(quiet.all()):
+    """Return runs of slices whose gradient is rounding; exactly 0 in every row was not reached.
+
+    A wide gap parts rounding from what is only small.
+    """
+    share = (bound / whole[:, None]).amax(0).clamp_min(1e-300)
+    reached = (slope > 0).any(0)
+    ordered = share[reached].sort().values
+    gaps = torch.where(ordered[:-1] <= SILENT, ordered[1:] / ordered[:-1], 0.0)
+    if not len(gaps) or float(gaps.max()) < _GAP:
         return ()
-    runs = _runs(quiet.tolist())
+    runs = _runs((reached & (share <= ordered[gaps.argmax()])).tolist())
     return tuple(runs) if all(b - a > 1 for a, b in runs) and len(runs) <= _MOST else ()
 
 
@@ -155,19 +173,14 @@ def null_intervals(radial: Tensor, bound: Tensor) -> tuple[Interval, ...]:
     return tuple(sorted(taken))
 
 
-def _change(probe: Probe, some: Sequence[_Wanted], points: Sequence[Point]) -> float:
-    """Rescale every interval by its own factor; return the change of the output."""
-    worst = 0.0
-    for point in points:
-        state = dict(point.state)
-        for name, axis, intervals, _ in some:
-            own = probe.own_name[name]
-            factors = torch.ones(state[own].shape[axis], dtype=torch.float64)
-            for start, stop in intervals:
-                draw = torch.rand((), generator=probe.generator, dtype=torch.float64) - 0.5
-                factors[start:stop] = draw.exp()
-            shape = [-1 if a == axis else 1 for a in range(state[own].ndim)]
-            state[own] = state[own] * factors.to(state[own]).reshape(shape)
-        after = probe.outputs(Point(state, point.args, point.kwargs))
-        worst = max(worst, relative_change(probe.baseline(point), after))
-    return worst
+def _rescaled(probe: Probe, some: Sequence[_Wanted], point: Point) -> Point:
+    """Rescale every interval by its own factor."""
+    state = dict(point.state)
+    for name, axis, intervals, _ in some:
+        own = probe.own_name[name]
+        factors = torch.ones(state[own].shape[axis], dtype=torch.float64)
+        for start, stop in intervals:
+            draw = torch.rand((), generator=probe.generator, dtype=torch.float64) - 0.5
+            factors[start:stop] = draw.exp()
+        state[own] = state[own] * along(axis, factors.to(state[own]), state[own].ndim)
+    return replace(point, state=state)

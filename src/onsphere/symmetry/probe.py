@@ -26,7 +26,7 @@ from onsphere.symmetry.gathered import unwrapped
 from onsphere.symmetry.lifted import Composed, Lifted
 from onsphere.symmetry.trace import Trace
 
-_NOISE = 1_000_003
+_NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
 
@@ -149,11 +149,25 @@ class Probe:
             self._baselines[point] = self.outputs(point)
         return self._baselines[point]
 
-    def gradients(self, point: Point, count: int, *, real_eps: bool = False) -> Iterator[Gradients]:
-        """Yield the gradients of ``count`` random combinations of the outputs."""
+    def gradients(
+        self,
+        point: Point,
+        count: int,
+        *,
+        names: Sequence[str] | None = None,
+        real_eps: bool = False,
+    ) -> Iterator[Gradients]:
+        """Yield the gradients of ``count`` random combinations of the outputs.
+
+        Args:
+            point: where.
+            count: how many.
+            names: weights whose gradients are wanted; all without.
+            real_eps: leave eps as it is.
+        """
         state = dict(point.state)
         leaves = {}
-        for name in self.names:
+        for name in self.names if names is None else names:
             own = self.own_name[name]
             leaves[name] = state[own] = state[own].detach().requires_grad_()
         mode = self._mode(real_eps)
@@ -204,20 +218,21 @@ class Probe:
         low, high = t.aminmax()
         if not bool(low.isfinite() & high.isfinite()):  # a mask: leave it alone
             return t
-        spread = self._noise(t)
-        factor = torch.exp(noise * spread)
-        if low > 0 or high < 0:
-            return factor.mul_(t)
-        size = float(t.abs().mean()) or 0.1
-        return factor.mul_(t).add_(spread.roll(1), alpha=noise * size)
+        spread = self._normal_like(t.reshape(-1)[:_NOISE])
+        factor, term = torch.exp(noise * spread), torch.zeros_like(spread)
+        if low <= 0 <= high:
+            size = float(torch.linalg.vector_norm(t, 1)) / t.numel() or 0.1
+            term = noise * size * spread.roll(1)
+        return _tiled(t, factor, term)
 
-    def _noise(self, t: Tensor) -> Tensor:
-        """Return normal numbers like a tensor; large tensors repeat a long list of them."""
-        count = t.numel()
-        drawn = torch.randn(min(count, _NOISE), generator=self.generator, dtype=torch.float64)
-        if count > _NOISE:
-            drawn = drawn.repeat(-(-count // _NOISE))[:count]
-        return drawn.to(t).reshape(t.shape)
+
+def _tiled(t: Tensor, factor: Tensor, term: Tensor) -> Tensor:
+    """Return ``t * factor + term``, where a large tensor meets the same numbers again and again."""
+    n, flat = len(factor), t.reshape(-1)
+    result = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
+    for some, into in zip(torch.split(flat, n), torch.split(result, n), strict=True):
+        torch.addcmul(term[: len(some)], some, factor[: len(some)], out=into)
+    return result.reshape(t.shape)
 
 
 def _float64(t: Any) -> Any:

@@ -7,13 +7,14 @@ over each of them. Found by that sum, certified by a finite move.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, relative_change
+from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, largest_change
 from onsphere.symmetry.granularity import divisors
 from onsphere.symmetry.probe import Gradients, Point, Probe
 from onsphere.symmetry.sifting import sift
@@ -67,7 +68,9 @@ class ShiftSearch:
         seen = {name for name, _ in self._worst}
         wanted = [(n, d) for n in names if n in seen for d in _finest(self._open[n])]
         changes = sift(
-            wanted, lambda some: max(_moved(probe, some, p) for p in points), FINITE_TOLERANCE
+            wanted,
+            partial(largest_change, probe, points, _moved),
+            FINITE_TOLERANCE,
         )
         return [
             Shift(name, division, self._worst[name, division], change)
@@ -122,7 +125,8 @@ def _finest(families: list[list[VectorAxes]]) -> list[VectorAxes]:
     return single or finest
 
 
-def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> float:
+def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> Point:
+    """Move every vector of some weights by its own common amount."""
     state = dict(point.state)
     for name, division in wanted:
         own = probe.own_name[name]
@@ -132,5 +136,4 @@ def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point)
         amounts = torch.randn(shape, generator=probe.generator, dtype=torch.float64).to(p)
         amounts = amounts * p.abs().mean().clamp_min(1e-3)
         state[own] = division.scatter(vectors + amounts[..., None], p.shape)
-    moved = Point(state, point.args, point.kwargs)
-    return relative_change(probe.baseline(point), probe.outputs(moved))
+    return replace(point, state=state)

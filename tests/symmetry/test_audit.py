@@ -13,7 +13,7 @@ from onsphere.symmetry import Audit, ModelError, audit, trace
 from onsphere.symmetry.certificate import certify
 from onsphere.symmetry.evidence import gather
 from onsphere.symmetry.probe import Probe
-from symmetry.networks import count_wrong, numeric_dimension, random_network
+from symmetry.networks import change_under, count_wrong, numeric_dimension, random_network
 
 
 def _normal(*shape: int) -> Tensor:
@@ -156,6 +156,13 @@ def test_five_thousand_random_networks() -> None:
     print("\n".join(reports))
     assert false == 0
     assert missed == 0, reports
+
+
+def test_the_check_sees_a_false_claim() -> None:
+    net, x = random_network(0)
+    claim = {"2.bias": 1}
+    assert claim not in audit(net, x).scale_symmetries
+    assert change_under(net, x, claim) > 1e-2
 
 
 def test_the_oracle_sees_a_missing_symmetry() -> None:

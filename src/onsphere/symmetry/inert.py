@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry.certificate import (
+    EPSILON,
     FINITE_TOLERANCE,
     is_well_conditioned,
     relative_change,
@@ -34,6 +35,8 @@ _SLOPES = 2
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
+_NOISES = 30
+"""How many times the change that rounding makes after a move is still rounding."""
 
 
 def inert_candidates(rows: RadialRows) -> list[str]:
@@ -129,12 +132,21 @@ def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
     worst, floor = 0.0, rounding_floor(probe, point)
     for size, slack in _MOVES:
-        after = probe.outputs(_replaced(probe, point, parts, size))
+        moved = _replaced(probe, point, parts, size)
+        after = probe.outputs(moved)
         change = relative_change(probe.baseline(point), after)
-        worst = max(worst, change / min(10 * FINITE_TOLERANCE, slack * floor))
+        allowed = slack * floor
+        if change > allowed:
+            allowed = max(allowed, _NOISES * _rounding(probe, moved, after))
+        worst = max(worst, change / min(10 * FINITE_TOLERANCE, allowed))
         if not worst <= 1:
             break
     return worst
+
+
+def _rounding(probe: Probe, point: Point, outputs: Sequence[Tensor]) -> float:
+    """Return how much the output changes when every weight is rounded differently."""
+    return relative_change(outputs, probe.outputs(probe.nudged(point, 4 * EPSILON)))
 
 
 def _far(probe: Probe) -> Iterator[Point]:

@@ -12,6 +12,7 @@ from onsphere.geometry.lemma import (
     vjp,
 )
 from onsphere.geometry.sphere import (
+    angle,
     distance,
     exp,
     length,
@@ -27,6 +28,7 @@ __all__ = [
     "Sphere",
     "SphereMap",
     "VectorAxes",
+    "angle",
     "center",
     "distance",
     "exp",

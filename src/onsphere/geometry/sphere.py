@@ -226,6 +226,27 @@ def distance(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Leng
     return (directed_length(p, "p") * _angle(p, q)).squeeze(-1)
 
 
+def angle(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Lengths:
+    r"""Angle between two vectors in radians, as :func:`distance` computes it.
+
+    Args:
+        p: vectors of any length but 0.
+        q: likewise.
+
+    Returns:
+        One angle per pair, between 0 and :math:`\pi`.
+
+    Raises:
+        ValueError: a vector is zero.
+
+    Example:
+        >>> import torch
+        >>> angle(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 3.0]))
+        tensor(1.5708)
+    """
+    return _angle(p, q).squeeze(-1)
+
+
 def _angle(p: Tensor, q: Tensor) -> Tensor:
     p_unit, q_unit = p / directed_length(p, "p"), q / directed_length(q, "q")
     return 2 * torch.atan2(length(p_unit - q_unit), length(p_unit + q_unit))

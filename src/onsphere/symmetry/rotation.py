@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.optim import (
     ASGD,
@@ -27,7 +26,7 @@ from torch.optim import (
     Rprop,
 )
 
-from onsphere.geometry import VectorAxes
+from onsphere.geometry import VectorAxes, angle
 from onsphere.symmetry.claims import Spread, WeightReport
 
 if TYPE_CHECKING:
@@ -141,10 +140,10 @@ def _copied(p: nn.Parameter, moves: bool) -> nn.Parameter:
 def _turned(before: Tensor, after: Tensor, axes: VectorAxes) -> Tensor:
     """Angles between the vectors of two tensors; a vector that is 0 has none and turns by 0."""
     a, b = (axes.gather(t.detach().double()).reshape(-1, _inside(t, axes)) for t in (before, after))
-    x, y = (t / t.norm(dim=-1, keepdim=True).clamp_min(1e-300) for t in (a, b))
-    # Kahan's formula: exact for small angles and near pi.
-    angles = 2 * torch.atan2((x - y).norm(dim=-1), (x + y).norm(dim=-1))
-    return torch.where(a.norm(dim=-1) > 0, angles, torch.zeros_like(angles))
+    angles = a.new_zeros(len(a))
+    alive = (a.norm(dim=-1) != 0) & (b.norm(dim=-1) != 0)
+    angles[alive] = angle(a[alive], b[alive])
+    return angles
 
 
 def _inside(t: Tensor, axes: VectorAxes) -> int:

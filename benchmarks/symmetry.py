@@ -5,12 +5,14 @@ downloaded, so gpt2 has its architecture and random weights unless a checkpoint 
 """
 
 import argparse
+import importlib
 import resource
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
 from onsphere.symmetry.canonical import Factors
 from onsphere.symmetry.certificate import is_well_conditioned, relative_change
 from onsphere.symmetry.checkpoint import load, read
-from onsphere.symmetry.evidence import join, radial_rows
+from onsphere.symmetry.evidence import RadialRows, join, radial_rows
 from onsphere.symmetry.execution import OutputPicker, float_outputs
-from onsphere.symmetry.probe import Probe
+from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.trace import trace
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
 WHAT = ("families", "canonical", "llama", "gpt2", "resnet", "random")
 
 
@@ -103,20 +106,62 @@ def numeric_dimension(model: nn.Module, kwargs: dict[str, Any], output: OutputPi
 
     The model runs in float64 with eps near 0, as for certificates.
     """
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from symmetry.networks import null_space
-
     probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=output), output=output, seed=1)
-    wanted, rows = len(probe.names) + 4, []
+    own = torch.tensor([n in probe.traced.parameters for n in probe.names])
+    rows: list[RadialRows] = []
+    before, found, wanted = -1, -2, len(probe.names) + 4
+    while before != found:  # until twice as many rows tell the same
+        _measure(probe, rows, wanted)
+        joined = join(rows)
+        # Directions of the buffers alone are no symmetry of the parameters.
+        null = random_networks().scaled_null_space(joined.values, joined.bounds)[:, own]
+        before = found
+        found = int(torch.linalg.matrix_rank(null, rtol=1e-6)) if null.numel() else 0
+        wanted *= 2
+    return found
+
+
+def _measure(probe: Probe, rows: list[RadialRows], wanted: int) -> None:
+    """Add rows until there are as many as wanted."""
     while sum(len(r.values) for r in rows) < wanted:
         for size in (1.0, 0.5, 0.25):
-            point = probe.redrawn(0.3, size)
+            point = calibrated(probe.model, probe.redrawn(0.3, size))
             if is_well_conditioned(probe, point) or len(rows) > 30:
-                rows.append(radial_rows(probe, point, max(4, wanted // 9)))
-    joined = join(rows)
-    null = null_space(joined.values, joined.bounds)
-    own = [i for i, n in enumerate(joined.names) if n in probe.traced.parameters]
-    return int(torch.linalg.matrix_rank(null[:, own], rtol=1e-6)) if null.numel() else 0
+                # More combinations than there are outputs say nothing new.
+                outputs = sum(t.numel() for t in probe.baseline(point))
+                rows.append(radial_rows(probe, point, min(outputs, max(4, wanted // 9))))
+
+
+def calibrated(model: nn.Module, point: Point) -> Point:
+    """Set running statistics to what the weights make of the inputs.
+
+    With random ones the signal dies in a deep network: activations saturate, and radial derivatives
+    of the first layers sink below rounding.
+    """
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_var is not None]
+    if model.training or not norms:
+        return point
+    copy = deepcopy(model).double().train()
+    copy.load_state_dict({**copy.state_dict(), **point.state})
+    for module in copy.modules():
+        if isinstance(module, BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the plain mean of all batches
+    with torch.no_grad():
+        copy(*point.args, **point.kwargs)
+    statistics = {n: t for n, t in copy.named_buffers() if n.endswith(("mean", "var"))}
+    noise = torch.Generator().manual_seed(len(statistics))
+    shaken = {
+        n: t * (1 + 0.1 * torch.rand(t.shape, generator=noise, dtype=t.dtype)) + 1e-3
+        for n, t in statistics.items()
+    }
+    return replace(point, state={**point.state, **shaken})
+
+
+def random_networks() -> Any:
+    """Return the random networks of the tests, and their oracle."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    return importlib.import_module("symmetry.networks")
 
 
 @dataclass(frozen=True)
@@ -211,9 +256,7 @@ def resnet() -> None:
 
 def rnd(seeds: range) -> None:
     """Random networks: claims that fail, and symmetries missed against the rank of an oracle."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from symmetry.networks import count_wrong
-
+    count_wrong = random_networks().count_wrong
     total = [0, 0, 0]
     for first in range(seeds.start, seeds.stop, 100):
         some = range(first, min(first + 100, seeds.stop))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
 from onsphere.geometry import (
+    angle,
     distance,
     exp,
     length,
@@ -139,3 +140,15 @@ def test_length_neither_underflows_nor_overflows():
 def test_gradcheck(function):
     inputs = [x.clone().requires_grad_() for x in points(3, rows=2, size=3)]
     assert gradcheck(function, inputs)
+
+
+@given(seed=st.integers(0, 200), radius=st.floats(1e-3, 1e3))
+def test_angles_do_not_depend_on_lengths(seed, radius):
+    p, q, _ = points(seed, radius=radius)
+    assert torch.allclose(angle(p, 3 * q), distance(p, q) / radius, rtol=1e-12)
+    assert torch.equal(angle(p, p), torch.zeros(len(p), dtype=FLOAT64))
+
+
+def test_a_zero_vector_has_no_angle():
+    with pytest.raises(ValueError, match="zero"):
+        angle(torch.zeros(2), torch.ones(2))

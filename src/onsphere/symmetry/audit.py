@@ -42,6 +42,8 @@ __all__ = ["Audit", "Inputs", "audit"]
 
 COTANGENTS = 3
 """Random combinations of the outputs per point."""
+_SIZES = (1.0, 0.4, 2.5)
+"""Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
 
 
 @on_gathered
@@ -167,7 +169,7 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     spare: list[tuple[float, Point]] = []
     noise = 0.4
     for attempt in range(10 * count):
-        point = probe.redrawn(noise, size=1.0 if (attempt + turn) % 2 == 0 else 0.4)
+        point = probe.redrawn(noise, _SIZES[(attempt + turn) % len(_SIZES)])
         floor = rounding_floor(probe, point)
         if floor < WORST_AMPLIFICATION * EPSILON:
             points.append(point)

@@ -32,6 +32,11 @@ that may be rounding of 0."""
 
 _SLOPES = 2
 """Combinations of the outputs per point for which gradients are compared."""
+_VANISHING = 1e-24
+"""Product of norms of weight and gradient, relative to the outputs, below which nothing is said:
+a saturated softmax leaves such gradients where they should cancel."""
+_CLEAR = 1e-12
+"""The same product from which a gradient that withstands a nudge at one point is an effect."""
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
@@ -96,25 +101,33 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
     """Return which parts have gradients that are small, but not made of rounding.
 
     Behind a softmax of nearly equal scores, or a saturated one, a gradient may be as small as
-    rounding elsewhere; yet it stays what it is when the weights change by 1e-12.
+    rounding elsewhere; yet it stays what it is when the weights change by 1e-12. At one point
+    rounding, too, may stay what it is, where a softmax is saturated.
     """
     if not parts:
         return []
-    agreed, compared = [0] * len(parts), [0] * len(parts)
-    gradients = partial(probe.gradients, count=_SLOPES, names=list({name for name, *_ in parts}))
+    own = [name for name, *_ in parts]
+    gradients = partial(probe.gradients, count=_SLOPES, names=list(dict.fromkeys(own)))
+    clear, agreeing = [False] * len(parts), [0] * len(parts)
     for point in chain(points, islice(_far(probe), 2)):
         near = probe.nudged(point, 1e-12)
         state = probe.generator.get_state()
-        here = [_cut_out(parts, g.by_name) for g in gradients(point)]
+        here = list(gradients(point))
         probe.generator.set_state(state)  # the same combinations of the outputs
-        there = [_cut_out(parts, g.by_name) for g in gradients(near)]
-        for before, after in zip(here, there, strict=True):
-            for i, (g, h) in enumerate(zip(before, after, strict=True)):
-                if g is not None and h is not None and bool(g.any()):
-                    compared[i] += 1
-                    agreed[i] += bool((g - h).norm() <= 0.1 * g.norm())
-    # Now and then two roundings agree.
-    return [a > max(1, n / 6) for a, n in zip(agreed, compared, strict=True)]
+        there = list(gradients(near))
+        sizes = [float(point.state[probe.own_name[name]].norm()) for name in own]
+        rows: list[list[tuple[bool, float]]] = [[] for _ in parts]
+        for row, other in zip(here, there, strict=True):
+            pairs = zip(_cut_out(parts, row.by_name), _cut_out(parts, other.by_name), strict=True)
+            for i, (g, h) in enumerate(pairs):
+                share = 0.0 if g is None else float(g.norm()) * sizes[i] / (row.output or 1.0)
+                if g is not None and h is not None and share > _VANISHING:
+                    rows[i].append((bool((g - h).norm() <= 0.1 * g.norm()), share))
+        for i, seen in enumerate(rows):
+            if seen and all(agrees for agrees, _ in seen):
+                agreeing[i] += 1
+                clear[i] |= min(share for _, share in seen) > _CLEAR
+    return [a or n > 1 for a, n in zip(clear, agreeing, strict=True)]
 
 
 def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Tensor | None]:
@@ -130,7 +143,7 @@ def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Ten
 
 def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
-    worst, floor = 0.0, rounding_floor(probe, point)
+    worst, floor, most = 0.0, rounding_floor(probe, point), 10 * FINITE_TOLERANCE
     for size, slack in _MOVES:
         moved = _replaced(probe, point, parts, size)
         after = probe.outputs(moved)
@@ -138,7 +151,9 @@ def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:
         allowed = slack * floor
         if change > allowed:
             allowed = max(allowed, _NOISES * _rounding(probe, moved, after))
-        worst = max(worst, change / min(10 * FINITE_TOLERANCE, allowed))
+        if size > _MOVES[0][0] and most < change <= allowed:
+            break  # too far to tell: rounding alone does more than may be accepted
+        worst = max(worst, change / min(most, allowed))
         if not worst <= 1:
             break
     return worst

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from math import lcm
 from typing import TypeVar
 
 import torch
@@ -107,7 +108,7 @@ def certify(
     rows = [evidence.radial(i) for i in range(len(points))]
     real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
-    changes = sift(claims, partial(largest_change, probe, points, _rescaled), allowed)
+    changes = sift(claims, partial(_finite_change, probe, points, allowed), allowed)
     return [
         Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim), allowed)
         for claim, change in zip(claims, changes, strict=True)
@@ -132,15 +133,41 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
     return float(relative.square().mean().sqrt())
 
 
+def _finite_change(
+    probe: Probe, points: Sequence[Point], allowed: float, claims: Sequence[Exponents]
+) -> float:
+    """Rescale by any factors; where the output changes, by powers of two, which do not round.
+
+    A point may be well conditioned and a rescale of it not.
+    """
+    change = largest_change(probe, points, _rescaled, claims)
+    if change > allowed:
+        change = min(change, largest_change(probe, points, _doubled, claims))
+    return change
+
+
 def _rescaled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
     """Rescale along every claim at once, each by its own random factor."""
     strengths = torch.rand(len(claims), generator=probe.generator, dtype=torch.float64) + 0.2
     strengths *= torch.where(torch.rand(len(claims), generator=probe.generator) < 0.5, -1.0, 1.0)
+    return probe.rescaled(point, _combined(claims, strengths.tolist()))
+
+
+def _doubled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
+    """Rescale along every claim at once, each by its own random power of two."""
+    powers = torch.randint(1, 9, (len(claims),), generator=probe.generator)
+    powers *= 2 * torch.randint(0, 2, (len(claims),), generator=probe.generator) - 1
+    whole = [lcm(*(e.denominator for e in claim.values())) for claim in claims]
+    strengths = [p * d for p, d in zip(powers.tolist(), whole, strict=True)]
+    return probe.rescaled(point, _combined(claims, strengths), base=2.0)
+
+
+def _combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for claim, t in zip(claims, strengths.tolist(), strict=True):
+    for claim, t in zip(claims, strengths, strict=True):
         for name, e in claim.items():
             total[name] = total.get(name, 0.0) + t * float(e)
-    return probe.rescaled(point, total)
+    return total
 
 
 def largest_change(

@@ -5,8 +5,9 @@ gradients of random combinations of the outputs. Casts to a smaller dtype inside
 lifted, so that the noise is that of float64.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -130,13 +131,16 @@ class Probe:
         }
         return Point(state, point.args, point.kwargs)
 
-    def rescaled(self, point: Point, exponents: Mapping[str, float]) -> Point:
-        """Return the point with every named weight multiplied by ``exp`` of its number."""
+    def rescaled(self, point: Point, exponents: Mapping[str, float], base: float = math.e) -> Point:
+        """Return the point with every named weight multiplied by ``base`` to its number.
+
+        Whole powers of two pass through every product, root and norm without rounding.
+        """
         state = dict(point.state)
         for name, power in exponents.items():
             own = self.own_name[name]
-            state[own] = state[own] * torch.tensor(power, dtype=torch.float64).exp()
-        return Point(state, point.args, point.kwargs)
+            state[own] = state[own] * base**power
+        return replace(point, state=state)
 
     def outputs(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model."""

@@ -11,6 +11,7 @@ from onsphere.dynamics.equilibrium import (
 )
 from onsphere.dynamics.growth import (
     MomentumState,
+    adaptive_growth,
     free_growth,
     momentum_growth,
     momentum_step,
@@ -18,16 +19,25 @@ from onsphere.dynamics.growth import (
     sgd_step,
 )
 from onsphere.dynamics.memory import Memory
+from onsphere.dynamics.rates import RisingRates, effective_lr, rising_rates
 from onsphere.dynamics.recorder import NormRecorder
+from onsphere.dynamics.residual import eps_residual
 from onsphere.dynamics.transient import half_life, relaxation, rotation_at
+from onsphere.dynamics.walk import SGDW, Lion, random_walk
 
 __all__ = [
+    "SGDW",
     "Equilibrium",
+    "Lion",
     "Memory",
     "MomentumState",
     "NormRecorder",
+    "RisingRates",
     "adam_l2_equilibrium",
     "adamw_equilibrium",
+    "adaptive_growth",
+    "effective_lr",
+    "eps_residual",
     "free_growth",
     "half_life",
     "lion_equilibrium",
@@ -35,7 +45,9 @@ __all__ = [
     "momentum_growth",
     "momentum_step",
     "muon_equilibrium",
+    "random_walk",
     "relaxation",
+    "rising_rates",
     "rotation_at",
     "sgd_equilibrium",
     "sgd_growth",

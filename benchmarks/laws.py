@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Muon
 
 from onsphere import dynamics as dyn
 from onsphere.dynamics import SGDW, Equilibrium, Lion, random_walk
+from onsphere.dynamics.memory import Memory, arcsine
 from onsphere.dynamics.walk import MakeOptimizer
 from onsphere.studies.statistics import log_slope
 
@@ -93,10 +94,10 @@ def _sgdw(momentum: float, lr: float, decay: float) -> Walk:
     return Walk(f"SGD, decoupled, momentum {momentum}, ηλ = {lr * decay:g}", law, make)
 
 
-def _adamw(beta1: float, lr: float, decay: float) -> Walk:
+def _adamw(beta1: float, lr: float, decay: float, beta2: float = 0.999) -> Walk:
     law = dyn.adamw_equilibrium(lr=lr, decay=decay, beta1=beta1, coordinates=128)
-    make = partial(AdamW, lr=lr, weight_decay=decay, betas=(beta1, 0.999), eps=1e-30)
-    return Walk(f"AdamW, β₁ = {beta1}, ηλ = {lr * decay:g}", law, make)
+    make = partial(AdamW, lr=lr, weight_decay=decay, betas=(beta1, beta2), eps=1e-30)
+    return Walk(f"AdamW, β = {beta1}, {beta2}, ηλ = {lr * decay:g}", law, make)
 
 
 def _adam_l2(beta1: float, lr: float, decay: float) -> Walk:
@@ -179,7 +180,14 @@ def settles(walk: Walk, seed: int = 0, lengths: float = 20) -> Iterator[Measured
     yield Measured(walk.name, "norm", walk.settled.norm, norm, walk.norm)
 
 
-RELAXING = (WALKS[0], WALKS[1], WALKS[3], WALKS[5], WALKS[7], WALKS[8])
+RELAXING = (
+    _sgd(0.0, 0.1, 0.05),
+    _sgd(0.9, 0.002, 0.05),
+    _sgdw(0.9, 0.1, 0.01),
+    _adamw(0.9, 0.05, 0.04, beta2=0.95),
+    _lion((0.9, 0.95), 0.01, 0.1),
+)
+"""Settings whose memories, of momentum and of the second moment, are short against 1 / rate."""
 
 
 def relaxes(walk: Walk, seed: int = 0, away: float = 2.0) -> Iterator[Measured]:
@@ -197,8 +205,8 @@ def relaxes(walk: Walk, seed: int = 0, away: float = 2.0) -> Iterator[Measured]:
 
 DROPPING = (
     (_sgd(0.0, 0.1, 0.05), _sgd(0.0, 0.01, 0.05)),
-    (_sgd(0.9, 0.1, 0.05), _sgd(0.9, 0.01, 0.05)),
-    (_adamw(0.9, 0.05, 0.2), _adamw(0.9, 0.005, 0.2)),
+    (_sgd(0.9, 0.02, 0.05), _sgd(0.9, 0.002, 0.05)),
+    (_adamw(0.9, 0.05, 0.2, beta2=0.95), _adamw(0.9, 0.005, 0.2, beta2=0.95)),
 )
 
 
@@ -218,29 +226,49 @@ def drops(before: Walk, after: Walk, seed: int = 0) -> Iterator[Measured]:
         yield Measured(f"{before.name}, rate / 10", f"rotation {what}", predicted, measured, 0.05)
 
 
-def grows(seed: int = 0, steps: int = 2000) -> Iterator[Measured]:
-    """Without decay: the norm at the end, and its exponent over the last decade."""
+def grows(seed: int = 0, steps: int = 1000) -> Iterator[Measured]:
+    """Without decay: the norm at the end, and the exponent of what was gained.
+
+    The walks of Adam and Lion start long enough that the norm changes little over their memories.
+    """
     lrs = torch.full((steps,), 0.1, dtype=torch.float64)
-    free = partial(dyn.free_growth, 1.0, torch.full((steps,), LEVEL, dtype=torch.float64))
+    level = torch.full((steps,), LEVEL, dtype=torch.float64)
+    lion = {"memory": Memory(0.9, 0.95), "response": arcsine}
     kinds = (
-        ("SGD", partial(SGD, lr=0.1), free(0.1), 0.25),
-        ("SGD, momentum 0.9", partial(SGD, lr=0.01, momentum=0.9), free(0.01, 0.9), 0.25),
-        ("Adam", partial(Adam, lr=0.1), dyn.adaptive_growth(1.0, lrs, 128), 0.5),
+        ("SGD", partial(SGD, lr=0.1), dyn.free_growth(1.0, level, 0.1), 4),
         (
-            "Lion",
-            partial(Lion, lr=0.1),
-            dyn.adaptive_growth(1.0, lrs, 128, memory=Memory(0.9, 0.99), response=arcsine),
-            0.5,
+            "SGD, momentum 0.9",
+            partial(SGD, lr=0.01, momentum=0.9),
+            dyn.free_growth(1.0, level, 0.01, 0.9),
+            4,
+        ),
+        (
+            "Adam, β₂ = 0.95",
+            partial(Adam, lr=0.1, betas=(0.9, 0.95)),
+            dyn.adaptive_growth(30.0, lrs, 128),
+            2,
+        ),
+        (
+            "Lion, β = 0.9, 0.95",
+            partial(Lion, lr=0.1, betas=(0.9, 0.95)),
+            dyn.adaptive_growth(100.0, lrs, 128, **lion),
+            2,
         ),
     )
-    for name, make, law, exponent in kinds:
-        walk = Walk(name, Equilibrium(0.0, 1.0, 0.0), make)
-        norm = walk.run(seed, steps)["norm"].mean(1)
+    for name, make, law, power in kinds:
+        walk = Walk(name, Equilibrium(0.0, float(law[0]), 0.0), make)
+        norm = walk.run(seed, steps)["norm"].pow(power).mean(1)
         name = f"{name}, no decay"
-        yield Measured(name, "norm at the end", float(law[-2]), float(norm[-1]), 0.03)
-        late = slice(steps // 10, None)
-        slope = log_slope((1.0 + torch.arange(steps))[late].tolist(), norm[late].tolist())
-        yield Measured(name, "exponent of the norm in time", exponent, slope, 0.1)
+        end = float(norm[-1]) ** (1 / power)
+        yield Measured(name, "norm at the end", float(law[-2]), end, 0.03)
+        yield Measured(name, "exponent", 1 / power, exponent(norm) / power, 0.1)
+
+
+def exponent(powers: torch.Tensor) -> float:
+    """Return the exponent in time of what a series gained, over its last decade."""
+    late = slice(len(powers) // 10, None)
+    gained = (powers - powers[0])[late]
+    return log_slope(torch.arange(len(powers))[late].tolist(), gained.tolist())
 
 
 def _rms(angles: torch.Tensor) -> float:

@@ -66,9 +66,9 @@ def _rms(angles: Tensor) -> float:
 
 def free(seed: int = 0, steps: int = 1000) -> Iterator[Measured]:
     """10: without decay the norm grows as t^(1/4) under SGD, as t^(1/2) under Adam."""
-    series = run(partial(SGD, lr=1.0), steps, seed, 0.1)
+    series = run(partial(SGD, lr=0.1), steps, seed, 0.1)
     unit_squares = series["gradient_square"] * series["norm"] ** 2
-    law = dyn.free_growth(0.1, unit_squares, 1.0)[-2].pow(4).mean() ** 0.25
+    law = dyn.free_growth(0.1, unit_squares, 0.1)[-2].pow(4).mean() ** 0.25
     norm = series["norm"].pow(4).mean(1)
     yield Measured("SGD", "10: norm at the end", float(law), float(norm[-1]) ** 0.25, 0.1)
     yield Measured("SGD", "10: exponent", 0.25, exponent(norm) / 4, 0.1)
@@ -79,8 +79,8 @@ def free(seed: int = 0, steps: int = 1000) -> Iterator[Measured]:
     yield Measured("Adam", "10: exponent", 0.5, exponent(norm) / 2, 0.1)
 
 
-def rotates(seed: int = 0, steps: int = 1500) -> Iterator[Measured]:
-    """11, 12 and Lion: the rotation in equilibrium."""
+def rotates(seed: int = 0, steps: int = 1200) -> Iterator[Measured]:
+    """11, 12, and 13 as it is on a network: the rotation in equilibrium."""
     cases = (
         (
             "SGD, momentum 0.9",
@@ -98,7 +98,7 @@ def rotates(seed: int = 0, steps: int = 1500) -> Iterator[Measured]:
         ),
         (
             "Lion",
-            "rotation",
+            "13: rotation",
             dyn.lion_equilibrium(lr=0.01, decay=1.0),
             partial(Lion, lr=0.01, weight_decay=1.0),
             0.15,
@@ -125,6 +125,7 @@ def drops(seed: int = 0, ratio: float = 10.0) -> Iterator[Measured]:
     }
     law = {"before": 1.0, "at once": 1 / ratio, "at last": ratio**-0.5}
     settled = dyn.sgd_equilibrium(lr=lr, decay=decay).rotation
+    # Pythagoras: mean angle**2 = 2 lr decay + growth of ln |w|^2 per step, also out of balance.
     for when, span in spans.items():
         turned = _rms(series["rotation"][span])
         yield Measured("SGD, rate / 10", f"14: rotation {when}", settled * law[when], turned, 0.1)

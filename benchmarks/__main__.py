@@ -1,16 +1,23 @@
-"""Print measurements as one table of ratios: ``python -m benchmarks [norms|optim|attacks ...]``."""
+"""Print measurements as one table of ratios: ``python -m benchmarks [norms|optim|attacks ...]``.
+
+``python -m benchmarks dynamics`` prints laws and predictions beside what comes out instead.
+"""
 
 import sys
 
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, norms, optim
+from benchmarks import attacks, dynamics, norms, optim
 from onsphere.report import Table, table
 
 
 def main() -> None:
     """Measure everything; a ratio below 1 means that ours is faster."""
+    if sys.argv[1:] == ["dynamics"]:
+        for page in dynamics.tables():
+            Console(width=120).print(table(page))
+        return
     modules = {"norms": norms, "optim": optim, "attacks": attacks}
     chosen = sys.argv[1:] or list(modules)
     rows = []

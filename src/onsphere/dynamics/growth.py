@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onsphere.dynamics.memory import Memory, Response, linear
+
 Scalars = float | Tensor
 
 
@@ -199,6 +201,46 @@ def free_growth(
     added = 2 * (rates**2 * unit_gradient_squares).cumsum(0) / (1 - momentum) ** 2
     start = _like_one_step(start_norm, unit_gradient_squares) ** 4
     return torch.cat([start.unsqueeze(0), start + added]) ** 0.25
+
+
+def adaptive_growth(
+    start_norm: Scalars,
+    lrs: Float[Tensor, "steps"],
+    coordinates: int = 1,
+    *,
+    memory: Memory | None = None,
+    response: Response = linear,
+) -> Float[Tensor, "steps+1"]:
+    r"""Return the norms that an adaptive method without weight decay is expected to reach.
+
+    .. math:: |w_t|^2 = |w_0|^2 + \big(R_0 + 2\textstyle\sum_{k\ge1}R_k\big)\sum_{s<t}\eta_s^2,
+
+    with :math:`R_k` the correlation of the updates over :math:`k` steps, so
+    :math:`|w| \sim t^{1/2}` at a constant rate. For Adam the bracket is the number :math:`C` of
+    coordinates, whatever :math:`\beta_1`. Assumes as :func:`adamw_equilibrium` does, and a rate
+    that changes little over the memory of the updates.
+
+    Args:
+        start_norm: :math:`|w_0|`.
+        lrs: :math:`\eta_t`, one per step.
+        coordinates: :math:`C`.
+        memory: the averages that a nonlinear update is made of; not needed for Adam.
+        response: :func:`arcsine` for Lion.
+
+    Returns:
+        The norms before the first step and after each.
+
+    Example:
+        >>> import torch
+        >>> adaptive_growth(1.0, torch.ones(2), coordinates=4)
+        tensor([1.0000, 2.2361, 3.0000])
+    """
+    spread = float(coordinates)
+    if memory is not None:
+        scale = memory.power if response is linear else 1.0
+        spread *= scale * (1 + 2 * float(response(memory.correlations()).sum()))
+    start = _like_one_step(start_norm, lrs) ** 2
+    return torch.cat([start.unsqueeze(0), start + spread * (lrs**2).cumsum(0)]) ** 0.5
 
 
 def _per_step(lr: Scalars, series: Tensor) -> Tensor:

@@ -1,0 +1,82 @@
+r"""The way to equilibrium: after the start, and whenever the learning rate changes."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from onsphere.dynamics.equilibrium import Equilibrium
+
+
+def relaxation(
+    start_norm: float, equilibrium: Equilibrium, steps: Float[Tensor, "*times"]
+) -> Float[Tensor, "*times"]:
+    r"""Return the norm on its way to equilibrium.
+
+    :math:`|w_t|^p = |w_\infty|^p + (|w_0|^p - |w_\infty|^p)\,e^{-\rho t}`, with :math:`\rho` the
+    rate of the equilibrium and :math:`p` its power. With momentum a run falls behind by some
+    :math:`1/(1-\alpha)` steps, while the buffer fills.
+
+    Args:
+        start_norm: :math:`|w_0|`.
+        equilibrium: as :func:`sgd_equilibrium` and the others give it.
+        steps: the times, in steps.
+
+    Returns:
+        One norm per time.
+
+    Example:
+        >>> import torch
+        >>> at_rest = Equilibrium(rotation=0.01, norm=2.0, rate=1.0)
+        >>> relaxation(1.0, at_rest, torch.tensor([0.0, 1e9]))
+        tensor([1., 2.])
+    """
+    power = equilibrium.power
+    settled = equilibrium.norm**power
+    left = torch.exp(-equilibrium.rate * steps)
+    return (settled + (start_norm**power - settled) * left) ** (1 / power)
+
+
+def half_life(equilibrium: Equilibrium) -> float:
+    r"""Return :math:`\ln 2/\rho`, the steps in which half of the way to equilibrium is gone.
+
+    It is measured by the power of the norm that falls exponentially: :math:`|w|^4` for SGD,
+    :math:`|w|^2` for the adaptive methods with decoupled decay.
+
+    Args:
+        equilibrium: where the run goes.
+
+    Returns:
+        A number of steps.
+
+    Example:
+        >>> from onsphere.dynamics import adamw_equilibrium
+        >>> round(half_life(adamw_equilibrium(lr=1e-3, decay=0.1)))
+        3466
+    """
+    return math.log(2) / equilibrium.rate
+
+
+def rotation_at(norm: Float[Tensor, "*times"], equilibrium: Equilibrium) -> Float[Tensor, "*times"]:
+    r"""Return the rotation per step of a weight that is not (yet) as long as in equilibrium.
+
+    :math:`\theta(|w|) = \theta_\infty(|w_\infty|/|w|)^s` with the slope :math:`s` of the
+    equilibrium: a short weight turns fast. A small-angle law: the update keeps its length (adaptive
+    methods) or has it as :math:`1/|w|` (SGD), and its correlation with the weight stays that of the
+    equilibrium.
+
+    Args:
+        norm: lengths of the weight.
+        equilibrium: of the present learning rate and decay.
+
+    Returns:
+        Radians per step, one per norm.
+
+    Example:
+        >>> import torch
+        >>> at_rest = Equilibrium(rotation=0.01, norm=2.0, rate=1.0)
+        >>> rotation_at(torch.tensor([1.0, 2.0]), at_rest)
+        tensor([0.0400, 0.0100])
+    """
+    return equilibrium.rotation * (equilibrium.norm / norm) ** equilibrium.slope

@@ -1,0 +1,71 @@
+"""The fifteen predictions on small real networks (13 is among the random walks of test_laws)."""
+
+import pytest
+import torch
+from benchmarks import predictions, training
+
+from onsphere import dynamics as dyn
+
+
+def check(measured):
+    failed = [f"{m.law}, {m.quantity}: {m.off:+.1%}" for m in measured if not m.holds]
+    assert not failed, failed
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("prediction", predictions.IDENTITIES, ids=lambda p: str(p.number))
+def test_identities(prediction, seed):
+    assert prediction.measure(seed) <= prediction.tolerance
+
+
+def test_no_shift_of_filters_before_group_norm_with_positions():
+    """The shift of whole filters is one of linear layers only."""
+    assert predictions.filters_before_group_norm(0) > 0.1
+
+
+def test_eps_breaks_the_radial_identity():
+    net, _ = predictions.mixed(0, eps=0.1)
+    assert max(predictions._cosine(group) for group in predictions.groups(net)) > 1e-3
+
+
+@pytest.mark.parametrize("wrong", ["lrs", "buffer"])
+def test_other_rising_rates_are_seen(wrong, monkeypatch):
+    right = dyn.rising_rates(lr=0.02, decay=0.05, steps=100, momentum=0.9)
+    changed = right._replace(**{wrong: 1.01 * getattr(right, wrong)})
+    monkeypatch.setattr(dyn, "rising_rates", lambda **_: changed)
+    assert predictions.rising(0) > 1e-7
+
+
+def test_growth_on_a_network():
+    check(training.free())
+
+
+def test_rotation_on_a_network():
+    """Lion turns an eighth less than on a walk, within 15%: its gradients are not Gaussian."""
+    measured = list(training.rotates())
+    check(measured)
+    assert -0.15 < measured[2].off < -0.05
+
+
+def test_rate_drop_on_a_network():
+    """Off by up to 7% where the gradients still shrink; the drift of the norm accounts for it."""
+    check(training.drops())
+
+
+def test_attacks_under_gauge_and_scale():
+    found = training.attacked()
+    for loss in ("cross_entropy", "dlr"):
+        assert found[f"{loss}, weights × 8"] == found[f"{loss}, logits × 1"]
+    assert found["dlr, logits × 10000"] == found["dlr, logits × 1"]
+    assert found["cross_entropy, logits × 10000"] > found["cross_entropy, logits × 1"] + 0.3
+    assert 0.1 < found["dlr, logits × 1"] < 0.9
+
+
+def test_effective_rates_are_rates_of_directions(generator):
+    w, g = torch.randn(2, 8, generator=generator, dtype=torch.float64)
+    g -= (g @ w) / (w @ w) * w
+    moved = w - 0.1 * g
+    unit, at_unit = w / w.norm(), g * w.norm()
+    on_sphere = unit - float(dyn.effective_lr(0.1, float(w.norm()))) * at_unit
+    cosine = torch.cosine_similarity(moved, on_sphere, dim=0)
+    assert float(1 - cosine) < 1e-14

@@ -185,39 +185,24 @@ def train(net, optimizer, sphere, steps, generator, schedulers=()):
     return {name: recorder.series(name)["rotation"] for name in spheres}
 
 
-NETWORKS = {  # rate and decay, tolerance per norm
-    "SGD, BatchNorm": (*("sgd", {"momentum": 0.9}, (0.02, 0.1)), nn.BatchNorm1d, 0.06),
-    "SGD, LayerNorm": (*("sgd", {"momentum": 0.9}, (0.02, 0.1)), nn.LayerNorm, 0.06),
-    "AdamW, BatchNorm": (*("adamw", {"betas": (0.9, 0.99)}, (3e-3, 0.5)), nn.BatchNorm1d, 0.15),
-}
+@pytest.mark.slow
+def test_a_network_turns_by_the_recipe(generator):
+    """Filters before BatchNorm under AdamW, within the 15% of the law on networks."""
+    recipe = sphere_recipe("adamw", lr=3e-3, weight_decay=0.5, betas=(0.9, 0.99))
+    net = network(nn.BatchNorm1d)
+    steps = 600 + math.ceil(6 * recipe.relaxation)
+    tuned_on = torch.optim.AdamW(net.parameters(), **recipe.keywords)
+    for name, series in train(net, tuned_on, ROWS, steps, generator).items():
+        # The median, because a filter whose ReLU is always off has no gradient and stands still.
+        measured = series[-600:].square().mean(0).sqrt().median().item()
+        assert measured == pytest.approx(recipe.rotation, rel=0.15), name
 
-
-@pytest.mark.parametrize("case", NETWORKS)
-def test_a_network_turns_by_the_recipe(case, generator):
-    """Each filter before BatchNorm, each layer before LayerNorm; only those have weight decay."""
-    method, options, (lr, decay), norm, tolerance = NETWORKS[case]
-    tuned_on, sphere_on = {
-        "sgd": (torch.optim.SGD, SphereSGD),
-        "adamw": (torch.optim.AdamW, SphereAdamW),
-    }[method]
-    sphere = ROWS if norm is nn.BatchNorm1d else WHOLE
-    recipe = sphere_recipe(method, lr=lr, weight_decay=decay, **options)
-    net = network(norm)
     on = [net.get_parameter("0.weight"), net.get_parameter("3.weight")]
     rest = [p for p in net.parameters() if all(p is not w for w in on)]
-    plain = [{"params": on}, {"params": rest, "weight_decay": 0.0}]
-    steps = 400 + math.ceil((25 if method == "sgd" else 4) * recipe.relaxation)
-    rotations = train(net, tuned_on(plain, **recipe.keywords), sphere, steps, generator)
-    for name, series in rotations.items():
-        # The median, because a filter whose ReLU is always off has no gradient and stands still.
-        measured = series[-400:].square().mean(0).sqrt().median().item()
-        assert measured == pytest.approx(recipe.rotation, rel=tolerance), name
-
-    groups = [{"params": on, "sphere": sphere}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = sphere_on(recipe.groups(groups), **recipe.keywords)
-    for name, series in train(net, optimizer, sphere, 50, generator).items():
-        # A filter without a gradient has nothing to turn to.
-        turned = series[:, (series > 0).all(0)]
+    groups = [{"params": on, "sphere": ROWS}, {"params": rest}]
+    optimizer = SphereAdamW(recipe.groups(groups), **recipe.keywords)
+    for name, series in train(net, optimizer, ROWS, 50, generator).items():
+        turned = series[:, (series > 0).all(0)]  # without a gradient there is nothing to turn to
         assert turned.numel() > series.numel() / 2
         torch.testing.assert_close(
             turned, torch.full_like(turned, recipe.rotation), rtol=1e-3, atol=0, msg=name
@@ -235,7 +220,7 @@ def cosine(step, steps=600):
     ids=["a drop", "cosine"],
 )
 def test_a_schedule_is_followed_through_the_norm(case, factor, slow, generator):
-    """Within 5%, where the balance's own rotation is far off."""
+    """Within 8%, noise of the measure included, where the balance's own rotation is far off."""
     weights, sphere, optimizer, recipe = start(case, generator)
     walk(optimizer, weights, sphere, 200, generator)
     measured = angles(walk(optimizer, weights, sphere, 560, generator, factor)) / recipe.rotation

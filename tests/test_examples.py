@@ -97,6 +97,19 @@ def test_how_to_audit_prints_what_it_shows(capsys):
         assert rounded(capsys.readouterr().out) == rounded(shown)
 
 
+MOVE = Path(__file__).parents[1] / "docs" / "tutorials" / "move-to-the-sphere.md"
+
+
+def test_the_tutorial_to_the_sphere_prints_what_it_shows(capsys):
+    pytest.importorskip("transformers")
+    scope: dict[str, object] = {"__name__": "move"}
+    examples = printed(MOVE.read_text(encoding="utf-8"))
+    assert len([shown for _, shown in examples if shown]) == 4
+    for code, shown in examples:
+        exec(compile(code, str(MOVE), "exec"), scope)
+        assert capsys.readouterr().out.strip() == shown.strip()
+
+
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

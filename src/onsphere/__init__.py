@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from onsphere import dynamics, geometry, norms, optim, robustness
+from onsphere.recipes import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "SphereRecipe",
     "__version__",
     "audit",
     "canonicalize",
@@ -30,6 +32,7 @@ __all__ = [
     "norms",
     "optim",
     "robustness",
+    "sphere_recipe",
     "symmetry",
 ]
 

@@ -1,9 +1,18 @@
 """Optimizers whose weights stay on spheres."""
 
 from onsphere.optim.adamw import SphereAdamW
+from onsphere.optim.averaging import SphereAveragedModel
 from onsphere.optim.motion import project_
 from onsphere.optim.optimizer import SphereOptimizer
 from onsphere.optim.sgd import SphereSGD
 from onsphere.optim.wrapper import OnSphere, on_sphere
 
-__all__ = ["OnSphere", "SphereAdamW", "SphereOptimizer", "SphereSGD", "on_sphere", "project_"]
+__all__ = [
+    "OnSphere",
+    "SphereAdamW",
+    "SphereAveragedModel",
+    "SphereOptimizer",
+    "SphereSGD",
+    "on_sphere",
+    "project_",
+]

@@ -113,7 +113,7 @@ class OnSphere(Optimizer):
         self.told_of_skips = self.told_of_decay = False
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
-        for params, sphere in _families(spheres):
+        for params, sphere in families(spheres):
             self._put(params, sphere)
 
     @property
@@ -199,7 +199,7 @@ class OnSphere(Optimizer):
         if sphere is not None:
             try:
                 params = self.param_groups[-1]["params"]
-                for family, own in _families([{"params": params, "sphere": sphere}]):
+                for family, own in families([{"params": params, "sphere": sphere}]):
                     self._put(family, own)
             except (TypeError, ValueError):
                 self.param_groups.pop()  # a refused group leaves nothing behind
@@ -358,7 +358,7 @@ class OnSphere(Optimizer):
             )
 
 
-def _families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:
+def families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:
     """Cut what the user gave into sets of parameters that share spheres."""
     if isinstance(spheres, Mapping):
         pairs = [(key if isinstance(key, tuple) else (key,), s) for key, s in spheres.items()]

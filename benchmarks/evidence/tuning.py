@@ -138,7 +138,7 @@ def grid(bench: Bench, kind: str, space: Space, tuned: Run | None = None) -> lis
             replace(common, lr=lr, weight_decay=decay) for decay in row.decays for lr in row.rates
         ]
     if space == "rate":
-        return [replace(common, lr=lr) for lr in row.sphere_rates]
+        return [replace(common, lr=lr) for lr in row.rates]
     assert tuned is not None
     return [replace(tuned, space=space, rotation=angle) for angle in row.rotations]
 

@@ -180,7 +180,7 @@ def test_a_small_run_goes_through_and_is_used_again(tmp_path, monkeypatch):
     reports = []
     text_cell = Cell(Task("text", 1, _characters), {})
     bench = Bench(Store(tmp_path), Source("digits"), text_cell, 1, reports.append, 3, 4)
-    (found,) = tuning.tune(bench, ["conv"])
+    found = tuning.tune(bench, "conv")
     assert {space: len(trials) for space, trials in found.grid.items()} == {
         "plain": 2,
         "rate": 2,
@@ -192,5 +192,5 @@ def test_a_small_run_goes_through_and_is_used_again(tmp_path, monkeypatch):
     page = summary.document([found], "python -m benchmarks.evidence")
     assert len(page.sections[0].figures) == 2
     made = len(reports)
-    assert tuning.tune(bench, ["conv"]) == [found]
+    assert tuning.tune(bench, "conv") == found
     assert len(reports) == made

@@ -28,17 +28,15 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     kinds = [options.only] if options.only else list(KINDS)
     try:
-        found = tune(
-            bench(
-                options.data_dir,
-                options.out,
-                options.jobs,
-                _Log(),
-                steps=options.steps,
-                width=options.width,
-            ),
-            kinds,
+        made = bench(
+            options.data_dir,
+            options.out,
+            options.jobs,
+            _Log(),
+            steps=options.steps,
+            width=options.width,
         )
+        found = [tune(made, kind) for kind in kinds]
         page = document(found, "python -m benchmarks.evidence" + _changed(options))
         written = publish(page, options.out, jobs=options.jobs)
     except OnsphereError as error:

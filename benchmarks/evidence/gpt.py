@@ -31,7 +31,7 @@ class GPT(nn.Module):
         context: int = 64,
         width: int = 96,
         heads: int = 3,
-        depth: int = 3,
+        depth: int = 2,
         seed: int = 0,
     ) -> None:
         super().__init__()

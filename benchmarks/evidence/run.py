@@ -18,7 +18,7 @@ Space = Literal["plain", "rate", "rotation"]
 WARMUP = 0.05
 """Share of the steps over which the rate rises, in a line; then it falls as a cosine, to 0."""
 
-_LOOKS = 20  # how often a run looks at the validation data
+_LOOKS = 16  # how often a run looks at the validation data
 
 
 @dataclass(frozen=True)

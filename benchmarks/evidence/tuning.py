@@ -1,6 +1,6 @@
 """Tuning: a grid with one seed, then fresh seeds at what was best.
 
-Three spaces per task. The base optimizer has a grid of rate by decay, so three times as many runs
+Three spaces per task. The base optimizer has a grid of rate by decay, so twice as many runs
 as each of ours; ours have a grid of rates and no decay. In ``"rotation"`` the weights that are not
 on spheres keep the base optimizer's tuned rate and decay: one moves a tuned recipe and looks for
 one number.
@@ -91,11 +91,12 @@ class Bench:
         """Return the cell of a run."""
         return one.cell(*([self.text] if one.kind == "gpt" else []))
 
-    def trials(self, runs: Iterable[Run]) -> list[Trial]:
-        """Return a trial for every run; those without a record are made first."""
-        cells = {one: self.cell(one) for one in runs}
-        run(list(cells.values()), self.store, self.source, jobs=self.jobs, report=self.report)
-        return [Trial(one, self.store.read(cell) or {}) for one, cell in cells.items()]
+    def each(self, lists: Iterable[list[Run]]) -> list[list[Trial]]:
+        """Return a trial for every run of every list; those without a record are made first."""
+        cells = [[(one, self.cell(one)) for one in runs] for runs in lists]
+        missing = [cell for row in cells for _, cell in row]
+        run(missing, self.store, self.source, jobs=self.jobs, report=self.report)
+        return [[Trial(one, self.store.read(cell) or {}) for one, cell in row] for row in cells]
 
     def timing(self, chosen: dict[Space, Trial]) -> Record:
         """Return step times at the chosen settings, measured while nothing else of ours runs."""
@@ -148,31 +149,12 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.loss)
 
 
-def tune(bench: Bench, kinds: Sequence[str]) -> list[Found]:
-    """Run everything that has no record yet, and return what is known."""
-    first = [one for kind in kinds for s in SPACES[:2] for one in grid(bench, kind, s)]
-    bench.trials(first)
-    grids: dict[str, dict[Space, list[Trial]]] = {
-        kind: {s: bench.trials(grid(bench, kind, s)) for s in SPACES[:2]} for kind in kinds
-    }
-    second = {k: grid(bench, k, "rotation", best(grids[k]["plain"]).run) for k in kinds}
-    bench.trials([one for runs in second.values() for one in runs])
-    for kind in kinds:
-        grids[kind]["rotation"] = bench.trials(second[kind])
-    chosen = {k: {s: best(trials) for s, trials in grids[k].items()} for k in kinds}
-    repeats = {
-        (k, s): [replace(chosen[k][s].run, seed=seed) for seed in FRESH_SEEDS]
-        for k in kinds
-        for s in SPACES
-    }
-    bench.trials([one for runs in repeats.values() for one in runs])
-    return [
-        Found(
-            kind,
-            grids[kind],
-            chosen[kind],
-            {s: bench.trials(repeats[kind, s]) for s in SPACES},
-            bench.timing(chosen[kind]),
-        )
-        for kind in kinds
-    ]
+def tune(bench: Bench, kind: str) -> Found:
+    """Run everything for one task that has no record yet, and return what is known."""
+    runs = {space: grid(bench, kind, space) for space in SPACES[:2]}
+    found = dict(zip(runs, bench.each(runs.values()), strict=True))
+    (found["rotation"],) = bench.each([grid(bench, kind, "rotation", best(found["plain"]).run)])
+    chosen = {space: best(trials) for space, trials in found.items()}
+    repeats = [[replace(one.run, seed=seed) for seed in FRESH_SEEDS] for one in chosen.values()]
+    fresh = dict(zip(chosen, bench.each(repeats), strict=True))
+    return Found(kind, found, chosen, fresh, bench.timing(chosen))

@@ -78,6 +78,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         if not math.isfinite(loss):
             break
     final, accuracy = problem.evaluate(*problem.validation)
+    final = final if math.isfinite(loss) else math.nan
     curve.append([step + 1, final])
     test_loss, test_accuracy = problem.evaluate(*problem.test)
     return Outcome(

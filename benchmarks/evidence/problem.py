@@ -1,0 +1,174 @@
+"""The two tasks: a network, its data in three parts, and the optimizer it is usually trained with.
+
+Rates are tuned on validation data only; test data are looked at once per run, at its end.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.evidence.gpt import GPT
+from benchmarks.evidence.text import split, windows
+from onsphere.optim import SphereAdamW, SphereSGD
+from onsphere.studies.cell import Inputs
+from onsphere.studies.data import Images
+from onsphere.studies.network import SmallConvNet
+
+CONTEXT = 64
+_VALIDATED = 128  # windows of text (8,192 characters)
+_HELD_OUT = 2_000  # of the training images, for validation
+_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What one run works on.
+
+    Args:
+        model: the network.
+        batches: inputs and targets of every step, without end.
+        validation: inputs and targets.
+        test: inputs and targets.
+    """
+
+    model: nn.Module
+    batches: Iterator[tuple[Tensor, Tensor]]
+    validation: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """Return mean cross-entropy (nats per label) and accuracy in eval mode."""
+        self.model.eval()
+        loss = right = 0.0
+        for some_x, some_y in zip(x.split(_AT_ONCE), y.split(_AT_ONCE), strict=True):
+            logits = self.model(some_x).flatten(0, -2)
+            loss += float(F.cross_entropy(logits, some_y.flatten(), reduction="sum"))
+            right += int((logits.argmax(-1) == some_y.flatten()).sum())
+        self.model.train()
+        return loss / y.numel(), right / y.numel()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One task as a row of a table.
+
+    Args:
+        name: of the task, for tables and figures.
+        base_name: of the base optimizer.
+        make: builds the problem from width, batch, seed and the inputs of a cell.
+        base: the base optimizer, from param groups and a rate.
+        sphere: ours, likewise.
+        width: of the network.
+        batch: examples per step.
+        steps: of every run.
+        rates: of the base optimizer, and of ours where the rate means the same.
+        decays: of the base optimizer.
+        rotations: of ours, radians per step.
+        cost: rough seconds per step on one core.
+    """
+
+    name: str
+    base_name: str
+    make: Callable[[int, int, int, Inputs], Problem]
+    base: Callable[..., torch.optim.Optimizer]
+    sphere: Callable[..., torch.optim.Optimizer]
+    width: int
+    batch: int
+    steps: int
+    rates: tuple[float, ...]
+    decays: tuple[float, ...]
+    rotations: tuple[float, ...]
+    cost: float
+
+
+def _gpt(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
+    train, validation, test = split(inputs.tensors[0]["text"])
+    alphabet = inputs.records[0]["alphabet"]
+    model = GPT(alphabet, context=CONTEXT, width=width, heads=max(1, width // 32), seed=seed)
+    held_out = [windows(part, CONTEXT, _VALIDATED) for part in (validation, test)]
+    return Problem(
+        model,
+        _passages(train, batch, seed),
+        *((part[:, :-1], part[:, 1:]) for part in held_out),
+    )
+
+
+def _passages(text: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    while True:
+        start = torch.randint(len(text) - CONTEXT, (batch, 1), generator=generator)
+        found = text[start + torch.arange(CONTEXT + 1)].long()
+        yield found[:, :-1], found[:, 1:]
+
+
+def _conv(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
+    images: Images = inputs.images
+    model = SmallConvNet("bn", images, width=width, seed=seed)
+    kept = len(images.train_y) - min(_HELD_OUT, len(images.train_y) // 6)
+    return Problem(
+        model,
+        _shuffled(images.train_x[:kept], images.train_y[:kept], batch, seed),
+        (images.train_x[kept:], images.train_y[kept:]),
+        (images.test_x, images.test_y),
+    )
+
+
+def _shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed + 1)
+    while True:
+        order = torch.randperm(len(y), generator=generator)
+        for index in order[: len(y) - len(y) % batch].split(batch):
+            yield x[index], y[index]
+
+
+def _adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+
+
+def _sphere_adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99))
+
+
+def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+
+
+def _sphere_sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    return SphereSGD(groups, lr=lr, momentum=0.9)
+
+
+KINDS = {
+    "conv": Kind(
+        name="conv net on Fashion-MNIST",
+        base_name="SGD",
+        make=_conv,
+        base=_sgd,
+        sphere=_sphere_sgd,
+        width=16,
+        batch=64,
+        steps=400,
+        rates=(2e-2, 5e-2, 0.1, 0.2, 0.5),
+        decays=(0.0, 5e-3),
+        rotations=(0.01, 0.02, 0.05, 0.1, 0.2),
+        cost=0.02,
+    ),
+    "gpt": Kind(
+        name="GPT on tiny Shakespeare",
+        base_name="AdamW",
+        make=_gpt,
+        base=_adamw,
+        sphere=_sphere_adamw,
+        width=64,
+        batch=16,
+        steps=300,
+        rates=(2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+        decays=(0.0, 0.5),
+        rotations=(0.02, 0.05, 0.1, 0.2, 0.5),
+        cost=0.045,
+    ),
+}
+"""Every task by the key that the command line has for it."""

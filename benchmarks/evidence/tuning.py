@@ -1,0 +1,160 @@
+"""Tuning: a grid with one seed, then fresh seeds at what was best.
+
+Three spaces per task. The base optimizer has a grid of rate by decay, so twice as many runs
+as each of ours; ours have a grid of rates and no decay. In ``"rotation"`` the weights that are not
+on spheres keep the base optimizer's tuned rate and decay: one moves a tuned recipe and looks for
+one number.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence import text
+from benchmarks.evidence.problem import KINDS
+from benchmarks.evidence.run import Run, Space
+from benchmarks.evidence.timing import TIMING
+from onsphere.studies.cell import Cell, Task
+from onsphere.studies.data import Source
+from onsphere.studies.runner import Progress, run
+from onsphere.studies.store import Store
+
+SPACES: tuple[Space, ...] = ("plain", "rate", "rotation")
+GRID_SEED = 0
+FRESH_SEEDS = (1, 2, 3)
+
+Record = dict[str, Any]
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run and what was measured."""
+
+    run: Run
+    record: Record
+
+    @property
+    def loss(self) -> float:
+        """Validation loss at the end; infinite for a run that diverged."""
+        return float("inf") if self.record["loss"] is None else self.record["loss"]
+
+    @property
+    def swept(self) -> float:
+        """The number that its space tunes: a rate, or a rotation."""
+        return self.run.lr if self.run.rotation is None else self.run.rotation
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that is known about one task.
+
+    Attributes:
+        grid: trials of the grid by space.
+        chosen: the best of them by space.
+        fresh: trials with fresh seeds at the best settings by space.
+        timing: ratios of step times.
+    """
+
+    kind: str
+    grid: dict[Space, list[Trial]]
+    chosen: dict[Space, Trial]
+    fresh: dict[Space, list[Trial]]
+    timing: Record
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where runs are made and kept.
+
+    Args:
+        store: of the records.
+        source: of the images.
+        text: the cell of the text.
+        jobs: worker processes.
+        report: called after every run.
+        steps: of every run; ``None`` takes those of the task.
+        width: of every network; likewise.
+    """
+
+    store: Store
+    source: Source
+    text: Cell
+    jobs: int
+    report: Report
+    steps: int | None = None
+    width: int | None = None
+
+    def cell(self, one: Run) -> Cell:
+        """Return the cell of a run."""
+        return one.cell(*([self.text] if one.kind == "gpt" else []))
+
+    def each(self, lists: Iterable[list[Run]]) -> list[list[Trial]]:
+        """Return a trial for every run of every list; those without a record are made first."""
+        cells = [[(one, self.cell(one)) for one in runs] for runs in lists]
+        missing = [cell for row in cells for _, cell in row]
+        run(missing, self.store, self.source, jobs=self.jobs, report=self.report)
+        return [[Trial(one, self.store.read(cell) or {}) for one, cell in row] for row in cells]
+
+    def timing(self, chosen: dict[Space, Trial]) -> Record:
+        """Return step times at the chosen settings, measured while nothing else of ours runs."""
+        sample = self.cell(chosen["plain"].run)
+        config = {space: dict(self.cell(chosen[space].run).config) for space in SPACES}
+        cell = Cell(TIMING, config, sample.needs)
+        run([cell], self.store, self.source, jobs=1, report=self.report)
+        return self.store.read(cell) or {}
+
+
+def bench(data: Path, out: Path, jobs: int, report: Report, **sizes: int | None) -> Bench:
+    """Return a bench on the published data files in a folder.
+
+    Raises:
+        OnsphereError: a file is missing or not the published one.
+    """
+    source = Source("fashion-mnist", data)
+    text.read(data)  # a missing file is told before anything is made
+    source.load()
+    characters = Cell(Task("text", 1, partial(text.encode, data)), {"sha256": text.SHA256})
+    return Bench(Store(out), source, characters, jobs, report, **sizes)
+
+
+def grid(bench: Bench, kind: str, space: Space, tuned: Run | None = None) -> list[Run]:
+    """Return the runs of a grid; ``"rotation"`` needs the base optimizer's tuned run."""
+    row = KINDS[kind]
+    common = Run(
+        kind,
+        space,
+        lr=0.0,
+        weight_decay=0.0,
+        rotation=None,
+        seed=GRID_SEED,
+        steps=bench.steps or row.steps,
+        width=bench.width or row.width,
+        batch=row.batch,
+    )
+    if space == "plain":
+        return [
+            replace(common, lr=lr, weight_decay=decay) for decay in row.decays for lr in row.rates
+        ]
+    if space == "rate":
+        return [replace(common, lr=lr) for lr in row.rates]
+    assert tuned is not None
+    return [replace(tuned, space=space, rotation=angle) for angle in row.rotations]
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """Return the trial with the lowest validation loss."""
+    return min(trials, key=lambda trial: trial.loss)
+
+
+def tune(bench: Bench, kind: str) -> Found:
+    """Run everything for one task that has no record yet, and return what is known."""
+    runs = {space: grid(bench, kind, space) for space in SPACES[:2]}
+    found = dict(zip(runs, bench.each(runs.values()), strict=True))
+    (found["rotation"],) = bench.each([grid(bench, kind, "rotation", best(found["plain"]).run)])
+    chosen = {space: best(trials) for space, trials in found.items()}
+    repeats = [[replace(one.run, seed=seed) for seed in FRESH_SEEDS] for one in chosen.values()]
+    fresh = dict(zip(chosen, bench.each(repeats), strict=True))
+    return Found(kind, found, chosen, fresh, bench.timing(chosen))

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
@@ -150,6 +151,8 @@ def meshes():
         found["HSDP"] = square, [Replicate(), Shard(0)]
         found["both axes"] = square, [Shard(0), Shard(1)]
         found["the same axis twice"] = square, [Shard(0), Shard(0)]
+        # What fully_shard makes of a weight that tensor parallelism has cut.
+        found["twice, right to left"] = square, [_StridedShard(0, split_factor=2), Shard(0)]
     return found
 
 

@@ -110,6 +110,17 @@ def test_the_tutorial_to_the_sphere_prints_what_it_shows(capsys):
         assert capsys.readouterr().out.strip() == shown.strip()
 
 
+SHARD = AUDIT.with_name("shard.md")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_how_to_shard():
+    code = "\n".join(blocks(SHARD.read_text(encoding="utf-8")))
+    assert "fully_shard(model" in code
+    assert "dcp.load" in code
+    exec(compile(code, str(SHARD), "exec"), {"__name__": "shard"})
+
+
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

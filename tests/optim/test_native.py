@@ -6,6 +6,7 @@ from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
+from onsphere.optim.home import numbers
 from onsphere.optim.native import ops
 from onsphere.optim.native.layout import layout_of
 from onsphere.optim.restoration import leash, record, restore
@@ -167,8 +168,8 @@ def test_restoring(layout, dtype, settings, generator):
     ends = []
     for on in (True, False):
         with native.switched(on):
-            held = leash([begin.clone()], sphere)
-            record(held)
+            held = leash([begin.clone()], sphere, numbers([begin], sphere))
+            record([held])
             held.params[0].copy_(moved)
             restore([held], **settings)
             ends.append((held.params[0].float(), held.radius))

@@ -25,6 +25,7 @@ from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
 from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
@@ -174,6 +175,8 @@ class SphereAdamW(SphereOptimizer):
         counters = self._moments(params, coordinate=True)
         beta1, beta2 = group["betas"]
         first, second = ([self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq"))
+        if self._sharded:
+            params, first, second = ([local(x) for x in xs] for xs in (params, first, second))
         plain_adamw(
             params,
             grads,

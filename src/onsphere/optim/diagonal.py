@@ -9,6 +9,7 @@ products with :math:`h w` and :math:`p w` in place of :math:`u` can be summed *b
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,8 +39,10 @@ class Diagonal:
         first: the bias correction :math:`c_1`.
         second: the bias correction :math:`c_2`.
         eps: :math:`\epsilon`.
+        width: how many numbers :meth:`reduce` sums.
     """
 
+    width: ClassVar[int] = 12
     beta1: float
     kappa: float
     beta2: float

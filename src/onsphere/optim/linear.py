@@ -7,6 +7,7 @@ write it: :math:`p' = c_0 p + c_1 g + c_2 m` and :math:`m' = c_3 p + c_4 g + c_5
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,8 +54,10 @@ class Linear:
         along_gradient: :math:`x`.
         along_momentum: :math:`y`.
         moment: divide by the root of a second moment per vector.
+        width: how many numbers :meth:`reduce` sums.
     """
 
+    width: ClassVar[int] = 6
     alpha: float
     kappa: float
     along_gradient: float

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim import home, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
-from onsphere.optim.product import Family, Part, advance
+from onsphere.optim.motion import LrIs, Step, Travel
+from onsphere.optim.product import Family, Part, advance_all
 
 Group = dict[str, Any]
 Nonfinite = Literal["skip", "raise"]
@@ -46,6 +47,8 @@ class SphereOptimizer(Optimizer):
     _told_of_skips = False
     _told_of_decay = False
     _steps_unlooked = 0
+    # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
+    _sharded = False
 
     # What weight_decay is when nobody asked for it: no reason to warn.
     _usual_decay = 0.0
@@ -89,12 +92,19 @@ class SphereOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
+        marches, counted = [], []
         for group in self.param_groups:
             if group["sphere"] is None:
                 moving = [p for p in group["params"] if p.grad is not None]
-                self._step_in_space(moving, [p.grad for p in moving], group)
+                self._step_in_space(moving, self._gradients(moving), group)
             else:
-                self._step_on_spheres(group)
+                sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
+                marches.append((self._families(sets, group), group["sphere"], _travel(group)))
+                counted.append([members[0] for members in sets])
+        go = sharded.advance if self._sharded else advance_all
+        for firsts, counts in zip(counted, go(marches), strict=True):
+            for first, count in zip(firsts, counts, strict=True):
+                self._count(first, count)
         return loss
 
     @property
@@ -122,6 +132,7 @@ class SphereOptimizer(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
+        self._sharded = self._sharded or home.any_in(group["params"])
         # add_param_group also runs inside __init__, before a subclass could set the flag.
         decay = group.get("weight_decay", 0)
         asked = asked or decay != self._usual_decay
@@ -138,8 +149,27 @@ class SphereOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state as ``torch.optim`` does, with spheres as plain dictionaries."""
         packed = super().state_dict()
+        if self._sharded:
+            packed = {**packed, "state": self._state_of_all(packed)}
         groups = [{**g, "sphere": _encode(g["sphere"])} for g in packed["param_groups"]]
         return {**packed, "param_groups": groups}
+
+    def _state_of_all(self, packed: Group) -> Group:
+        """Return a packed state whose counts are those of all processes."""
+        state, number_of = dict(packed["state"]), numbers_of(self.param_groups, packed)
+        counts = list(self._counts())
+        added = home.added_counts(counts)
+        for (members, _, _), count in zip(counts, added, strict=True):
+            number = number_of[members[0]]
+            state[number] = {**state[number], "skipped": count}
+        return state
+
+    def _counts(self) -> Iterable[tuple[list[Tensor], Sphere, Tensor]]:
+        """Give each family of which vectors were counted, its sphere, and the count."""
+        for group in self.param_groups:
+            for members in _sets(group) if group["sphere"] is not None else ():
+                if "skipped" in self.state[members[0]]:
+                    yield members, group["sphere"], self.state[members[0]]["skipped"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` gave; a base optimizer's state dict is accepted as well.
@@ -165,12 +195,17 @@ class SphereOptimizer(Optimizer):
                 if key in state_dict["state"].get(number, {}):
                     exact = state_dict["state"][number][key]
                     self.state[param][key] = exact.detach().to(param.device, copy=True)
+        if self._sharded:
+            for members, sphere, count in self._counts():
+                if not home.counts_for_all(members, sphere):
+                    count.zero_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
+        self._sharded = any(home.any_in(group["params"]) for group in self.param_groups)
 
     def _check_gradients(self) -> None:
         for number, group in enumerate(self.param_groups):
@@ -178,53 +213,54 @@ class SphereOptimizer(Optimizer):
             if group["sphere"] is not None:
                 refuse_sparse(grads, type(self).__name__)
             if group["nonfinite"] == "raise" and grads:
-                dense = [grad for grad in grads if grad.layout is torch.strided]
-                norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
-                if not norms.isfinite().all():
+                bad = self._unfinite(group["params"])
+                if bad:
                     raise FloatingPointError(
-                        f"{int((~norms.isfinite()).sum())} gradients of param group {number} are "
+                        f"{bad} gradients of param group {number} are "
                         'not finite, and nonfinite="raise"; no parameter was moved. Clear '
                         'them, or use nonfinite="skip"'
                     )
 
-    def _step_on_spheres(self, group: Group) -> None:
+    def _unfinite(self, params: list[Tensor]) -> int:
+        """Count the dense gradients that are not finite."""
+        if self._sharded:
+            return sum(home.unfinite([[p] for p in params]))
+        grads = [p.grad for p in params if p.grad is not None]
+        dense = [grad for grad in grads if grad.layout is torch.strided]
+        norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
+        return int((~norms.isfinite()).sum())
+
+    def _gradients(self, params: list[Tensor]) -> list[Tensor]:
+        """Return the gradients of parameters that have one, those of shards as their shards."""
+        if not self._sharded:
+            return [p.grad for p in params if p.grad is not None]
+        return [g for p in params if (g := home.local_gradient(p)) is not None]
+
+    def _families(self, sets: list[list[Tensor]], group: Group) -> list[Family]:
         sphere: Sphere = group["sphere"]
-        params = [p for p in group["params"] if p.numel()]
-        sets = [params] if sphere.joint else [[p] for p in params]
-        sets = [members for members in sets if any(p.grad is not None for p in members)]
         moving = [p for members in sets for p in members]
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
-        families = [
+        return [
             Family(
-                [
-                    Part(p, torch.zeros_like(p) if p.grad is None else p.grad, *updates[p])
-                    for p in members
-                ],
-                self._number(members[0], "radius", sphere),
-                self._number(members[0], "vector_moment", sphere)
+                [Part(p, self._slope(p), *updates[p]) for p in members],
+                self._number(members, "radius", sphere),
+                self._number(members, "vector_moment", sphere)
                 if self._has_vector_moment(group)
                 else None,
             )
             for members in sets
         ]
-        travel = Travel(
-            float(group["lr"]),
-            group["lr_is"],
-            group["step"],
-            sphere.radius,
-            sphere.centered,
-            group["maximize"],
-        )
-        for members, count in zip(sets, advance(families, sphere, travel), strict=True):
-            self._count(members[0], count)
 
-    def _number(self, param: Tensor, key: str, sphere: Sphere) -> Tensor:
+    def _slope(self, param: Tensor) -> Tensor:
+        if param.grad is None:
+            return torch.zeros_like(param)
+        return param.grad if not self._sharded else self._gradients([param])[0]
+
+    def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
-        state = self.state[param]
+        state = self.state[members[0]]
         if key not in state:
-            view, inside = sphere.axes.split(param)
-            shape = [1 if axis in inside else size for axis, size in enumerate(view.shape)]
-            state[key] = torch.zeros(shape, dtype=working_dtype(param), device=param.device)
+            state[key] = home.numbers(members, sphere)
         return state[key]
 
     def _count(self, param: Tensor, count: Tensor | int) -> None:
@@ -249,8 +285,28 @@ class SphereOptimizer(Optimizer):
                 "have no direction, or their gradient is not finite. The running count is "
                 "optimizer.skipped; this is said once",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
+
+
+def _sets(group: Group) -> list[list[Tensor]]:
+    """Cut a group's parameters into sets that share their vectors."""
+    params = [p for p in group["params"] if p.numel()]
+    if not group["sphere"].joint:
+        return [[p] for p in params]
+    return [params] if params else []
+
+
+def _travel(group: Group) -> Travel:
+    sphere: Sphere = group["sphere"]
+    return Travel(
+        float(group["lr"]),
+        group["lr_is"],
+        group["step"],
+        sphere.radius,
+        sphere.centered,
+        group["maximize"],
+    )
 
 
 _OF_THE_PARAMS = ("params", "param_names")
@@ -320,11 +376,22 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
             counts.add(sphere.axes.count(param.shape))
         except ValueError as error:
             raise ValueError(f"parameter {position} of the group: {error}") from None
+    if home.any_in(params):
+        home.check(params, sphere)
     if sphere.joint and len(counts) > 1:
         raise ValueError(
             "the parameters of a joint sphere must have the same number of vectors, got "
             f"{sorted(counts)}; give each joint sphere a param group of its own"
         )
+
+
+def numbers_of(groups: list[Group], packed: Mapping[str, Any]) -> dict[Tensor, int]:
+    """Map parameters to their numbers in a state dict."""
+    return {
+        param: number
+        for group, saved in zip(groups, packed["param_groups"], strict=False)
+        for param, number in zip(group["params"], saved["params"], strict=False)
+    }
 
 
 def _encode(sphere: Sphere | None) -> dict[str, Any] | None:

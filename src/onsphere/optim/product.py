@@ -2,7 +2,8 @@
 
 A *family* is a list of parts whose vectors belong together: one tensor, or the tensors of a joint
 sphere, whose vectors number k are parts of one vector. What is summed over a vector is added over
-the parts; processes that share a vector would add theirs at the same place.
+the parts; processes that share a vector add theirs at the same place
+(:mod:`~onsphere.optim.sharded`).
 """
 
 from collections.abc import Sequence
@@ -52,6 +53,14 @@ class Family:
     moment: Tensor | None = None
 
 
+March = tuple[Sequence[Family], Sphere, Travel]
+
+
+def advance_all(marches: Sequence[March]) -> list[list[Tensor | int]]:
+    """Do :func:`advance` for several sets of families, each on its sphere."""
+    return [advance(*march) for march in marches]
+
+
 def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[Tensor | int]:
     """Move all vectors by one step; return how many vectors of each family were not sound.
 
@@ -82,7 +91,7 @@ def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
         for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True)
     )
     assert isinstance(numbers, Tensor)
-    plan = _plan(family, sphere, travel, numbers)
+    plan = plan_for(family, _entries(family, sphere), travel, numbers)
     for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True):
         part.update.apply(p, g, m, v, inside, plan)
     return (~plan.sound).sum()
@@ -91,20 +100,43 @@ def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
 def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
     numbers = sum(native.reduce(family.parts, sphere, travel))
     assert isinstance(numbers, Tensor)
-    plan = _plan(family, sphere, travel, numbers)
+    plan = plan_for(family, _entries(family, sphere), travel, numbers)
     native.apply(family.parts, sphere, travel, plan)
     return (~plan.sound).sum()
 
 
-def _plan(family: Family, sphere: Sphere, travel: Travel, numbers: Tensor) -> Plan:
-    """Plan for a family; all of its parts have the update of the first."""
+def reduce(part: Part, sphere: Sphere, travel: Travel) -> Tensor:
+    """Return the sums over each vector of one part, one vector per row."""
+    if native.takes([part], sphere):
+        return native.reduce([part], sphere, travel)[0]
+    p, g, m, v, inside = _views(part, sphere, travel)
+    return part.update.reduce(p, g, m, v, inside)
+
+
+def follow(part: Part, sphere: Sphere, travel: Travel, plan: Plan) -> None:
+    """Move the vectors of one part as planned."""
+    if native.takes([part], sphere):
+        native.apply([part], sphere, travel, plan)
+    else:
+        p, g, m, v, inside = _views(part, sphere, travel)
+        part.update.apply(p, g, m, v, inside, plan)
+
+
+def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> Plan:
+    """Plan for a family whose vectors have so many entries, all parts together.
+
+    All of them have the update of the first.
+    """
     first = family.parts[0]
-    vectors = sphere.axes.count(first.point.shape)
-    count = sum(part.point.numel() for part in family.parts) // max(1, vectors)
     moment = None if family.moment is None else family.moment.view(-1)
     dtype = first.point.dtype
     rounding = rounding_floor(dtype), closeness(dtype)
-    return first.update.plan(numbers, family.radius.view(-1), moment, count, travel, *rounding)
+    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, *rounding)
+
+
+def _entries(family: Family, sphere: Sphere) -> int:
+    vectors = sphere.axes.count(family.parts[0].point.shape)
+    return sum(part.point.numel() for part in family.parts) // max(1, vectors)
 
 
 _Views = tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...]]

@@ -41,20 +41,20 @@ class Leash(NamedTuple):
         return self.radius.numel()
 
 
-def leash(params: Sequence[Tensor], sphere: Sphere) -> Leash:
-    """Make a leash on which no radius is recorded yet."""
-    first = params[0]
-    view, inside = sphere.axes.split(first)
-    shape = [1 if axis in inside else size for axis, size in enumerate(view.shape)]
-    radius = torch.zeros(shape, dtype=working_dtype(first), device=first.device)
-    return Leash(
-        tuple(params), sphere, radius, torch.zeros((), dtype=torch.int64, device=first.device)
-    )
+def leash(params: Sequence[Tensor], sphere: Sphere, radius: Tensor) -> Leash:
+    """Make a leash, given the numbers in which radii will be recorded."""
+    skipped = torch.zeros((), dtype=torch.int64, device=params[0].device)
+    return Leash(tuple(params), sphere, radius, skipped)
 
 
-def record(held: Leash) -> bool:
+def record(leashes: Sequence[Leash]) -> bool:
     """Record radii of vectors that have a direction now; return whether any has none."""
-    square, ones = _sums(held).unbind(-1)
+    return sum(note(held, _sums(held)) for held in leashes) > 0
+
+
+def note(held: Leash, numbers: Tensor) -> bool:
+    """Do what :func:`record` does for one leash, from the sums over each vector."""
+    square, ones = numbers.unbind(-1)
     count = _count(held)
     norms = (square - (ones * ones / count if held.sphere.centered else 0)).clamp_min(0).sqrt()
     given = held.sphere.radius
@@ -81,23 +81,30 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
         if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
             fast.setdefault((held.sphere, first.dtype), []).append(held)
         else:
-            left = left + _count_in(held, _restore_in_torch(held, brake, growth))
+            scaling, unusable = scaling_for(held, _sums(held), brake=brake, growth=growth)
+            for param in held.params:
+                rescale(param, held.sphere, scaling)
+            left = left + count_in(held, unusable)
     for (sphere, _), many in fast.items():
         points, radii = [held.params[0] for held in many], [held.radius for held in many]
         counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
         for held, count in zip(many, counts, strict=True):
             if count:
-                left = left + _count_in(held, count)
+                left = left + count_in(held, count)
     return left
 
 
-def _count_in(held: Leash, count: int | Tensor) -> int | Tensor:
+def count_in(held: Leash, count: int | Tensor) -> int | Tensor:
+    """Count vectors that were left where they were, and return how many."""
     held.skipped.add_(count)
     return count
 
 
-def _restore_in_torch(held: Leash, brake: bool, growth: float) -> Tensor:
-    square, ones = _sums(held).unbind(-1)
+def scaling_for(
+    held: Leash, numbers: Tensor, *, brake: bool, growth: float
+) -> tuple[Tensor, Tensor]:
+    """Return factor and shift of each vector, from its sums, and how many cannot be restored."""
+    square, ones = numbers.unbind(-1)
     count = _count(held)
     mean = ones / count if held.sphere.centered else torch.zeros_like(ones)
     size = (square - count * mean * mean).sqrt()
@@ -112,24 +119,28 @@ def _restore_in_torch(held: Leash, brake: bool, growth: float) -> Tensor:
     factor = torch.where((goal / size - 1).abs() <= close, 1, goal / size)
     factor = torch.where(known, torch.where(usable, factor, 1), 0)
     shift = torch.where(usable & known, -factor * mean, 0)
-    for param in held.params:
-        view, inside = held.sphere.axes.split(param)
-        wide = working_dtype(param)
-        scale, move = (spread(x.to(wide), view, inside) for x in (factor, shift))
-        back = view.to(wide) * scale + move
-        # Zero times what is not finite would be NaN where a zero was.
-        view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
-    return (~(known & usable)).sum()
+    return torch.stack([factor, shift], -1), (~(known & usable)).sum()
+
+
+def rescale(param: Tensor, sphere: Sphere, scaling: Tensor) -> None:
+    """Multiply each vector by its factor and shift it, in place."""
+    view, inside = sphere.axes.split(param)
+    wide = working_dtype(param)
+    scale, move = (spread(x, view, inside) for x in scaling.to(wide).unbind(-1))
+    back = view.to(wide) * scale + move
+    # Zero times what is not finite would be NaN where a zero was.
+    view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
 
 
 def _sums(held: Leash) -> Tensor:
-    """Return <p,p> and <1,p> of each vector, summed over the family's tensors."""
-    numbers = []
-    for param in held.params:
-        view, inside = held.sphere.axes.split(param.detach())
-        wide = view.to(working_dtype(param))
-        numbers.append(torch.stack([inner(wide, wide, inside), total(wide, inside)], -1).double())
-    return torch.stack(numbers).sum(0)
+    return torch.stack([sums(param, held.sphere) for param in held.params]).sum(0)
+
+
+def sums(param: Tensor, sphere: Sphere) -> Tensor:
+    """Return <p,p> and <1,p> of each vector of one tensor, one vector per row."""
+    view, inside = sphere.axes.split(param.detach())
+    wide = view.to(working_dtype(param))
+    return torch.stack([inner(wide, wide, inside), total(wide, inside)], -1).double()
 
 
 def _count(held: Leash) -> int:

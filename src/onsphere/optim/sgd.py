@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
+from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
@@ -142,9 +143,13 @@ class SphereSGD(SphereOptimizer):
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]
+        moved = params
+        if self._sharded:
+            moved = [local(p) for p in params]
+            buffers = [b if b is None else local(b) for b in buffers]
         made = [buffer for buffer in buffers if buffer is not None]
         plain_sgd(
-            params,
+            moved,
             grads,
             buffers,
             has_sparse_grad=any(grad.is_sparse for grad in grads),
@@ -154,11 +159,13 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=fusable(params, grads, *([made] if len(made) == len(params) else [])) or None,
+            fused=fusable(moved, grads, *([made] if len(made) == len(params) else [])) or None,
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):
-                self.state[param]["momentum_buffer"] = buffer
+                assert buffer is not None
+                held = beside(param, buffer) if self._sharded else buffer
+                self.state[param]["momentum_buffer"] = held
 
 
 def _check_settings(settings: Group) -> None:

@@ -1,5 +1,6 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -9,11 +10,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native
+from onsphere.optim import home, native, sharded
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
-from onsphere.optim.optimizer import Group, check_sphere, refuse_sparse
-from onsphere.optim.product import Family, Part, advance
+from onsphere.optim.optimizer import Group, check_sphere, numbers_of, refuse_sparse
+from onsphere.optim.product import Family, Part, advance_all
 from onsphere.optim.restoration import Leash, leash, record, restore
 
 Mode = Literal["hard", "brake", "rotate"]
@@ -110,6 +111,7 @@ class OnSphere(Optimizer):
         self.leashes = []
         self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
         self.pending = True  # whether a vector may lack its radius
+        self.sharded = False  # whether a parameter is spread over processes
         self.told_of_skips = self.told_of_decay = False
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
@@ -158,7 +160,7 @@ class OnSphere(Optimizer):
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
         if self.pending:
-            self.pending = sum(record(held) for held in self.leashes) > 0
+            self.pending = (sharded.record if self.sharded else record)(self.leashes)
         before = [p.clone() for p in self._moving()] if self.mode == "rotate" else []
         hidden: dict[int, tuple[Leash, list[Tensor | None]]] = {}
 
@@ -181,10 +183,12 @@ class OnSphere(Optimizer):
         if self.mode == "rotate":
             left = self._rotate(before)
         else:
-            left = restore(self.leashes, brake=self.mode == "brake", growth=self.growth)
+            back = sharded.restore if self.sharded else restore
+            left = back(self.leashes, brake=self.mode == "brake", growth=self.growth)
         for held, _ in hidden.values():
-            held.skipped.add_(held.vectors)
-            left = left + held.vectors
+            vectors = home.local(held.radius).numel()
+            held.skipped.add_(vectors)
+            left = left + vectors
         self._warn_of_skips(left)
         return loss
 
@@ -210,11 +214,15 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         packed = self.base.state_dict()
-        numbers = _numbers(self.param_groups, packed["param_groups"])
+        numbers = numbers_of(self.param_groups, packed)
         state = dict(packed["state"])
-        for held in self.leashes:
+        skips = [held.skipped for held in self.leashes]
+        if self.sharded:
+            counts = [(held.params, held.sphere, held.skipped) for held in self.leashes]
+            skips = home.added_counts(counts)
+        for held, skipped in zip(self.leashes, skips, strict=True):
             number = numbers[held.params[0]]
-            own = {"radius": held.radius, "skipped": held.skipped}
+            own = {"radius": held.radius, "skipped": skipped}
             state[number] = {**state.get(number, {}), **own}
         packed = {**packed, "state": state}
         for after in self._optimizer_state_dict_post_hooks.values():
@@ -228,7 +236,7 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
         state = {number: dict(entries) for number, entries in packed["state"].items()}
-        numbers = _numbers(self.param_groups, packed["param_groups"])
+        numbers = numbers_of(self.param_groups, packed)
         for held in self.leashes:
             entries = state.get(numbers.get(held.params[0], -1), {})
             radius, skipped = entries.pop("radius", None), entries.pop("skipped", None)
@@ -241,6 +249,8 @@ class OnSphere(Optimizer):
                 )
             held.radius.copy_(radius)
             held.skipped.copy_(skipped)
+            if self.sharded and not home.counts_for_all(held.params, held.sphere):
+                held.skipped.zero_()
         # What held nothing but radii was never seen by the base optimizer.
         packed["state"] = {number: entries for number, entries in state.items() if entries}
         self.base.load_state_dict(packed)
@@ -249,7 +259,7 @@ class OnSphere(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = ("base", "leashes", "pending", "mode", "growth", "nonfinite")
+        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite")
         return {key: self.__dict__[key] for key in (*keys, "told_of_skips", "told_of_decay")}
 
     def __repr__(self) -> str:
@@ -271,7 +281,8 @@ class OnSphere(Optimizer):
                     "a parameter has one"
                 )
         if any(p.numel() for p in params):
-            self.leashes.append(leash(params, sphere))
+            self.leashes.append(leash(params, sphere, home.numbers(params, sphere)))
+            self.sharded = self.sharded or home.any_in(params)
         self.pending = True
         self._warn_of_decay(params)
 
@@ -284,24 +295,33 @@ class OnSphere(Optimizer):
         refuse_sparse(grads, "on_sphere")
         if self.nonfinite == "ignore" or not grads:
             return
-        if native.finite(grads):
-            return
-        norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
-        if bool(norms.isfinite().all()):
-            return
-        if self.nonfinite == "raise":
+        bad = self._unfinite(grads)
+        if bad and self.nonfinite == "raise":
             raise FloatingPointError(
-                f"{int((~norms.isfinite()).sum())} gradients of weights on spheres are not "
-                'finite, and nonfinite="raise"; no parameter was moved. Clear them, or use '
-                'nonfinite="skip"'
+                f"gradients of {len(bad)} weights on spheres are not finite, and "
+                'nonfinite="raise"; no parameter was moved. Clear them, or use nonfinite="skip"'
             )
-        for number, held in enumerate(self.leashes):
-            mine = [p.grad for p in held.params]
-            if all(g is None or bool(g.float().norm().isfinite()) for g in mine):
-                continue
-            hidden.setdefault(number, (held, mine))
+        for number in bad:
+            held = self.leashes[number]
+            hidden.setdefault(number, (held, [p.grad for p in held.params]))
             for param in held.params:
                 param.grad = None
+
+    def _unfinite(self, grads: list[Tensor]) -> list[int]:
+        """Return the numbers of the leashes whose gradients are not finite."""
+        if self.sharded:
+            flags = home.unfinite([held.params for held in self.leashes])
+            return [number for number, flag in enumerate(flags) if flag]
+        if native.finite(grads):
+            return []
+        norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
+        if bool(norms.isfinite().all()):
+            return []
+        return [
+            number
+            for number, held in enumerate(self.leashes)
+            if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
+        ]
 
     def _rotate(self, before: list[Tensor]) -> int | Tensor:
         rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
@@ -311,7 +331,7 @@ class OnSphere(Optimizer):
         for held in self.leashes:
             rate = float(rates[held.params[0]])
             alike.setdefault((held.sphere, rate), []).append(held)
-        left: int | Tensor = 0
+        marches, moved = [], []
         for (sphere, rate), many in alike.items():
             families = []
             for held in many:
@@ -322,9 +342,13 @@ class OnSphere(Optimizer):
                     parts.append(Part(param, slope, None, None, update))
                 families.append(Family(parts, held.radius))
             travel = Travel(rate, "rotation", "retraction", sphere.radius, sphere.centered)
-            for held, count in zip(many, advance(families, sphere, travel), strict=True):
-                held.skipped.add_(count)
-                left = left + count
+            marches.append((families, sphere, travel))
+            moved += many
+        left: int | Tensor = 0
+        counts = (sharded.advance if self.sharded else advance_all)(marches)
+        for held, count in zip(moved, itertools.chain(*counts), strict=True):
+            held.skipped.add_(count)
+            left = left + count
         return left
 
     def _warn_of_decay(self, params: tuple[Tensor, ...]) -> None:
@@ -373,12 +397,3 @@ def families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:
             yield params, sphere
         else:
             yield from (((param,), sphere) for param in params)
-
-
-def _numbers(groups: list[Group], packed: list[Group]) -> dict[Tensor, int]:
-    """Map parameters to their numbers in a state dict."""
-    return {
-        param: number
-        for group, saved in zip(groups, packed, strict=False)
-        for param, number in zip(group["params"], saved["params"], strict=False)
-    }

@@ -1,0 +1,181 @@
+r"""Which part of a tensor a process holds, and which vectors that part cuts.
+
+A tensor that is sharded over a mesh of processes is a *box* in each: along every axis, a run of
+entries. Along every axis, too, a vector holds runs of entries of one length, its *unit*: one entry
+of an axis that enumerates vectors, a piece of an axis that is cut into pieces, all of any other.
+A box cuts a vector unless it begins and ends at multiples of the unit.
+
+Everything here is arithmetic on sizes, so that every process comes to the same answer without
+asking the others.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import VectorAxes
+
+
+class Place(NamedTuple):
+    """How a tensor lies on a mesh of processes.
+
+    Attributes:
+        shape: of the whole tensor.
+        mesh: how many processes there are along each dimension of the mesh.
+        cuts: the axis that each dimension of the mesh cuts; ``None`` where it holds copies.
+        order: the dimensions of the mesh, in the order in which they cut.
+    """
+
+    shape: tuple[int, ...]
+    mesh: tuple[int, ...] = ()
+    cuts: tuple[int | None, ...] = ()
+    order: tuple[int, ...] = ()
+
+
+class Box(NamedTuple):
+    """Where a run of entries starts along every axis, and how many there are."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+
+class Slices(NamedTuple):
+    """The parts of vectors in a box.
+
+    Attributes:
+        axes: which entries of the box form one part; not more parts than needed.
+        owner: the number of the vector, in the whole tensor, that each part belongs to.
+    """
+
+    axes: VectorAxes
+    owner: Tensor
+
+
+def box_at(place: Place, coordinate: Sequence[int]) -> Box:
+    """Return what the process at a coordinate of the mesh holds.
+
+    An axis is cut as ``torch.chunk`` does it: equal parts, the last ones smaller or empty.
+
+    Example:
+        >>> box_at(Place((5, 3), mesh=(2,), cuts=(0,), order=(0,)), (1,))
+        Box(start=(3, 0), size=(2, 3))
+    """
+    start, size = [0] * len(place.shape), list(place.shape)
+    for dim in place.order:
+        axis = place.cuts[dim]
+        if axis is None:
+            continue
+        part = -(-size[axis] // place.mesh[dim])
+        begin = min(size[axis], part * coordinate[dim])
+        start[axis] += begin
+        size[axis] = min(size[axis] - begin, part)
+    return Box(tuple(start), tuple(size))
+
+
+def slices_of(box: Box, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
+    """Return the parts of vectors in a box that is not empty.
+
+    Example:
+        >>> rows_2_to_4 = Box((2, 0), (3, 7))        # of (6, 7), where 3 rows make a vector
+        >>> slices_of(rows_2_to_4, (6, 7), VectorAxes(pieces=((0, 2),)))
+        Slices(axes=VectorAxes(index=(0,), pieces=()), owner=tensor([0, 1, 1]))
+    """
+    index, pieces = [], []
+    owner = torch.zeros(1, dtype=torch.int64)
+    for axis, (unit, start, size) in enumerate(zip(units(shape, axes), *box, strict=True)):
+        within_one = start // unit == (start + size - 1) // unit
+        length = size if within_one else math.gcd(unit, start, size)
+        along = torch.arange(start, start + size, length) // unit
+        owner = (owner[:, None] * (shape[axis] // unit) + along).flatten()
+        if length == 1:
+            index.append(axis)
+        elif length < size:
+            pieces.append((axis, size // length))
+    return Slices(VectorAxes(tuple(index), tuple(pieces)), owner)
+
+
+def axes_in(box: Box, shape: tuple[int, ...], axes: VectorAxes) -> VectorAxes:
+    """Return the axes of whole vectors as they are in a box, where some pieces may be missing."""
+    unit = units(shape, axes)
+    pieces = tuple((axis, box.size[axis] // unit[axis]) for axis, _ in axes.pieces)
+    return VectorAxes(axes.index, pieces)
+
+
+def units(shape: tuple[int, ...], axes: VectorAxes) -> tuple[int, ...]:
+    """Return how many neighbours along each axis belong to one vector; at least 1."""
+    found = list(shape)
+    for axis in axes.index:
+        found[axis] = 1
+    for axis, count in axes.pieces:
+        found[axis] = shape[axis] // count
+    return tuple(max(1, unit) for unit in found)
+
+
+def numbers_place(place: Place, axes: VectorAxes) -> Place:
+    """Return the place of a tensor with one number per vector, beside the vectors themselves.
+
+    Its shape is that of the split view, with size 1 along the axes inside a vector.
+    """
+    pieces = {axis % len(place.shape) for axis, _ in axes.pieces}
+    shape: list[int] = []
+    moved = {}
+    for axis, unit in enumerate(units(place.shape, axes)):
+        moved[axis] = len(shape)
+        shape += [place.shape[axis] // unit] + [1] * (axis in pieces)
+    cuts = tuple(None if cut is None else moved[cut] for cut in place.cuts)
+    return Place(tuple(shape), place.mesh, cuts, place.order)
+
+
+def cut_dims(place: Place) -> tuple[int, ...]:
+    """Return the dimensions of the mesh that cut the tensor."""
+    return tuple(d for d, axis in enumerate(place.cuts) if axis is not None and place.mesh[d] > 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def spread_over(places: tuple[Place, ...], axes: VectorAxes) -> tuple[int, ...]:
+    """Return the dimensions of the mesh over which the vectors of a family are spread.
+
+    Args:
+        places: of the tensors that share their vectors, on one mesh.
+        axes: which entries of each form one vector.
+
+    Returns:
+        ``()`` when each vector lies whole in a process, which then also holds its number where
+        :func:`numbers_place` says.
+
+    Example:
+        >>> rows = Place((6, 4), mesh=(2,), cuts=(0,), order=(0,))
+        >>> spread_over((rows,), VectorAxes((0,))), spread_over((rows,), VectorAxes())
+        ((), (0,))
+    """
+    mesh = places[0].mesh
+    for coordinate in itertools.product(*map(range, mesh)):
+        held = {_vectors_at(place, axes, coordinate) for place in places}
+        if len(held) > 1 or None in held:
+            dims = {dim for place in places for dim in cut_dims(place)}
+            return tuple(sorted(dims))
+    return ()
+
+
+def _vectors_at(
+    place: Place, axes: VectorAxes, coordinate: Sequence[int]
+) -> tuple[tuple[int, int], ...] | None:
+    """Return which vectors a process holds, axis by axis, or ``None`` when it cuts one."""
+    box, numbers = box_at(place, coordinate), numbers_place(place, axes)
+    beside = box_at(numbers, coordinate)
+    if 0 in box.size or 0 in beside.size:
+        return () if 0 in box.size and 0 in beside.size else None
+    held = []
+    for total, unit, start, size in zip(place.shape, units(place.shape, axes), *box, strict=True):
+        if start % unit or size % unit:
+            return None
+        if total > unit:  # an axis along which there is one vector says nothing
+            held.append((start // unit, size // unit))
+    counted = zip(numbers.shape, *beside, strict=True)
+    agrees = held == [(start, size) for total, start, size in counted if total > 1]
+    return tuple(held) if agrees else None

@@ -74,19 +74,19 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
         brake: brake growth instead of fixing the length; ``radius`` follows.
         growth: the share of its growth that a vector keeps under the brake.
     """
-    fast: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
+    fast: dict[tuple[Sphere, torch.dtype, torch.device], list[Leash]] = {}
     left: int | Tensor = 0
     for held in leashes:
         first = held.params[0]
         if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
-            fast.setdefault((held.sphere, first.dtype), []).append(held)
+            fast.setdefault((held.sphere, first.dtype, first.device), []).append(held)
         else:
             left = left + _count_in(held, _restore_in_torch(held, brake, growth))
-    for (sphere, _), many in fast.items():
+    for (sphere, _, _), many in fast.items():
         points, radii = [held.params[0] for held in many], [held.radius for held in many]
         counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
         for held, count in zip(many, counts, strict=True):
-            if count:
+            if isinstance(count, Tensor) or count:
                 left = left + _count_in(held, count)
     return left
 

@@ -85,8 +85,12 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
     for (sphere, _, _), many in fast.items():
         points, radii = [held.params[0] for held in many], [held.radius for held in many]
         counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
+        if isinstance(counts, Tensor):
+            torch._foreach_add_([held.skipped for held in many], list(counts.unbind()))
+            left = left + counts.sum()
+            continue
         for held, count in zip(many, counts, strict=True):
-            if isinstance(count, Tensor) or count:
+            if count:
                 left = left + _count_in(held, count)
     return left
 

@@ -53,13 +53,10 @@ def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
     return launch.takes(layout) or (device.type == "cpu" and not launch.interpreted)
 
 
-Counts = list[int] | list[Tensor]
-
-
-def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> Counts:
+def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int] | Tensor:
     """Move families of one part each; return how many vectors of each stayed where they were.
 
-    These counts are numbers on the CPU, and stay on any other device.
+    These counts are numbers on the CPU, and a tensor that nobody waits for on other devices.
     """
     parts = [family.parts[0] for family in families]
     seconds = [family.moment for family in families if family.moment is not None]
@@ -72,8 +69,8 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> Counts:
     )
 
 
-def _listed(counts: Tensor) -> Counts:
-    return counts.tolist() if counts.device.type == "cpu" else list(counts.unbind())
+def _listed(counts: Tensor) -> list[int] | Tensor:
+    return counts.tolist() if counts.device.type == "cpu" else counts
 
 
 def _step() -> Callable[..., Tensor]:
@@ -112,7 +109,7 @@ def restore(
     *,
     brake: bool,
     growth: float,
-) -> Counts:
+) -> list[int] | Tensor:
     """Scale vectors to their radii, or no further than the brake lets them grow; count as step."""
     dtype = points[0].dtype
     settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]

@@ -5,6 +5,7 @@ vectors fit the same tile, one for long vectors, three for vectors that are cut 
 never waits for the device: what it counts stays there.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -49,7 +50,7 @@ def present(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < _OLDEST:
         return False
     try:
-        with torch.cuda.device(device):
+        with _on(device):
             _tiles().touch[(1,)](torch.zeros(1, device=device))
     except Exception as error:  # no C compiler, no driver headers: whatever Triton raises
         warnings.warn(
@@ -86,7 +87,7 @@ def step(
     device, tiles = arrays.points[0].device, _tiles()
     counts = torch.zeros(len(arrays.points), dtype=torch.int64, device=device)
     batches = _batches(_sizes(layouts), _way)
-    with torch.cuda.device_of(arrays.points[0]):
+    with _on(arrays.points[0].device):
         for run in _runs(batches, arrays, arguments, settings):
             if run.batch.kernel == "turn":
                 width = _width(run.batch.block)
@@ -108,7 +109,7 @@ def reduce(
     """Return the sums over each vector, one tensor (vectors, numbers) per tensor."""
     device, tiles, sizes = arrays.points[0].device, _tiles(), _sizes(layouts)
     numbers = [_numbers(vectors, tiles.NUMBERS, device).zero_() for vectors, _ in sizes]
-    with torch.cuda.device_of(arrays.points[0]):
+    with _on(arrays.points[0].device):
         for run in _runs(_batches(sizes, _chunked), arrays, arguments, settings):
             partial = _numbers(run.batch.tasks, tiles.NUMBERS, device).zero_()
             run(tiles.reduce, partial)
@@ -131,7 +132,7 @@ def apply(
 ) -> None:
     """Write new points and momenta; a vector whose first coefficient is NaN stays."""
     tiles = _tiles()
-    with torch.cuda.device_of(arrays.points[0]):
+    with _on(arrays.points[0].device):
         for run in _runs(_batches(_sizes(layouts), _chunked), arrays, arguments, settings):
             given = torch.cat([coefficients[number] for number in run.batch.numbers])
             run(tiles.apply, given.contiguous())
@@ -143,6 +144,10 @@ def _tiles() -> Any:
     from onsphere.optim.native import tiles
 
     return tiles
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -232,26 +237,32 @@ def _runs(
     table, factors = table[: len(integers)], table[len(integers) :].view(torch.float64)
     flags, begin = _flags(arrays, settings), 0
     for batch, fits in zip(batches, aligned, strict=True):
-        more = _tiles().ALIGNED.value if fits else 0
-        yield _Run(batch, table, factors, begin, flags | more)
+        yield _Run(batch, table, factors, begin, flags | _sum_of({"ALIGNED": fits}))
         begin += len(batch.numbers)
 
 
 def _flags(arrays: Arrays, settings: Sequence[float]) -> int:
-    tiles, (kind, dtype, rotation, exponential, brake, centered, ascend) = _tiles(), settings[5:]
-    chosen = {
-        "DIAGONAL": kind == 1,
-        "RESTORE": kind == 2,
-        "MOVING": bool(arrays.momenta),
-        "PER_VECTOR": bool(arrays.seconds),
-        "ROTATION": rotation,
-        "EXPONENTIAL": exponential,
-        "ASCEND": ascend and kind == 0,
-        "BRAKE": brake,
-        "CENTERED": centered,
-        "BFLOAT16": dtype == 1,
-    }
-    return sum(getattr(tiles, name).value for name, on in chosen.items() if on)
+    kind, dtype, rotation, exponential, brake, centered, ascend = (int(x) for x in settings[5:])
+    return _sum_of(
+        {
+            "DIAGONAL": kind == 1,
+            "RESTORE": kind == 2,
+            "MOVING": bool(arrays.momenta),
+            "PER_VECTOR": bool(arrays.seconds),
+            "ROTATION": rotation,
+            "EXPONENTIAL": exponential,
+            "ASCEND": ascend and kind == 0,
+            "BRAKE": brake,
+            "CENTERED": centered,
+            "BFLOAT16": dtype == 1,
+        }
+    )
+
+
+def _sum_of(flags: dict[str, int]) -> int:
+    from onsphere.optim.native import tile_plan
+
+    return sum(getattr(tile_plan, name).value for name, on in flags.items() if on)
 
 
 def _way(vectors: int, length: int) -> tuple[str, int]:

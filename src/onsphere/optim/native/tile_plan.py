@@ -20,6 +20,7 @@ BFLOAT16, ALIGNED = (tl.constexpr(1 << i) for i in range(9, 11))
 
 @triton.jit
 def factors_of(factors, number):
+    """Return the eight numbers of a tensor's update."""
     return [tl.load(factors + (1 + number) * 8 + i) for i in (0, 1, 2, 3, 4, 5, 6, 7)]
 
 
@@ -146,6 +147,7 @@ def plan_of(table, factors, counts, number, k, x, FLAGS: tl.constexpr):
     else:
         c, fine, radius, second = _plan_linear(s, a, n, x, radius, second, FLAGS)
         first = tl.where(fine, c[0], float("nan"))
+    tl.debug_barrier()  # every warp has read what one of them now writes
     tl.store(radii, radius.to(tl.float32), mask=real)
     if PER_VECTOR & FLAGS:
         tl.store(seconds, second.to(tl.float32), mask=real)

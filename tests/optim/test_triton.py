@@ -1,10 +1,11 @@
-"""The Triton kernels against pure PyTorch: in Triton's interpreter, and on a GPU where there is one.
+"""The Triton kernels against pure PyTorch: in Triton's interpreter, and on a GPU if there is one.
 
-The interpreter is chosen when Triton is imported, so its tests run in a process of their own, which
-``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``.
+The interpreter is chosen when Triton is imported, so its tests run in a process of their own,
+which ``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``.
 """
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -57,6 +58,40 @@ def test_in_the_interpreter():
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert " passed" in done.stdout
+
+
+# name -> flags of tile_plan.py
+COMPILED = {
+    "AdamW": ("DIAGONAL", "MOVING", "ALIGNED"),
+    "AdamW, per vector, exponential": ("MOVING", "PER_VECTOR", "EXPONENTIAL", "ASCEND"),
+    "SGD, rotation, bfloat16": ("ROTATION", "BFLOAT16"),
+    "brake, centred": ("RESTORE", "BRAKE", "CENTERED"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MISSING or launch.interpreted, reason="Triton is not installed")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_where_there_is_no_device(name, capability):
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from onsphere.optim.native import tile_plan, tiles
+
+    types = {"table": "*i64", "counts": "*i64", "begin": "i32", "count": "i32"}
+    types |= dict.fromkeys(["factors", "partial", "coefficients"], "*fp64")
+    values = {"SLOTS": 64, "WIDTH": 1, "BLOCK": 256}
+    values["FLAGS"] = sum(getattr(tile_plan, flag).value for flag in COMPILED[name])
+    for kernel in (tiles.turn, tiles.turn_long, tiles.reduce, tiles.plan, tiles.apply):
+        names = kernel.arg_names
+        source = triton.compiler.ASTSource(
+            fn=kernel,
+            signature={arg: types.get(arg, "constexpr") for arg in names},
+            constexprs={(names.index(arg),): x for arg, x in values.items() if arg in names},
+        )
+        made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        assert made.asm["cubin"]
 
 
 def told(device):
@@ -131,9 +166,8 @@ def test_every_length_every_way(name, shape, way, device, generator, monkeypatch
     compare(name, shape, ROWS, device, generator)
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize(("way", "bad"), list(zip(WAYS, [torch.nan, torch.inf, 1e30], strict=True)))
 def test_unsound_vectors_keep_all_their_bits(name, way, bad, device, generator, monkeypatch):
     for setting, value in WAYS[way].items():
         monkeypatch.setattr(launch, setting, value)
@@ -200,8 +234,9 @@ def test_joint_spheres(name, ascend, device, generator):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "centered"), list(zip(ROUNDING, [True, False], strict=True)), ids=str
+)
 @pytest.mark.parametrize("settings", [{}, {"brake": True}, {"brake": True, "growth": 0.5}], ids=str)
 def test_restoring(way, dtype, centered, settings, device, generator, monkeypatch):
     for setting, value in WAYS[way].items():
@@ -241,7 +276,7 @@ def test_members_of_the_contract(name, sphere, device, generator):
             losses = train(member, weight, optimizer, goal, 3)
             losses.append(loss_of(weight.detach(), goal).item())
             ends.append(weight.detach())
-    assert all(b < a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(losses))
     torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)
     if member.mode != "brake":
         norms = [sphere.axes.norms(x.double()) for x in (*ends, start)]
@@ -267,6 +302,27 @@ def test_every_run_gives_the_same_bits(name, device, generator):
     ends = [run(True, name, start, grads, sphere, lr=0.05)[0] for sphere in (ROWS, Sphere()) * 2]
     assert torch.equal(ends[0], ends[2])
     assert torch.equal(ends[1], ends[3])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("sphere", [ROWS, Sphere()], ids=["rows", "whole"])
+def test_a_step_does_not_wait_for_the_device(name, sphere, generator):
+    if MISSING or not here("cuda"):
+        pytest.skip("the kernels do not run on this device")
+    weight = torch.nn.Parameter(torch.randn(30, 1000, generator=generator).cuda())
+    optimizer = make(name, [{"params": [weight], "sphere": sphere}], lr=0.05)
+    weight.grad = torch.randn(30, 1000, generator=generator).cuda()
+    optimizer.step()  # compiles
+    weight.grad[0, 0] = torch.nan
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        with pytest.warns(UserWarning, match="left"):
+            for _ in range(260):
+                optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert optimizer.skipped == 260
 
 
 def test_operators_are_sound(device, generator):

@@ -122,6 +122,12 @@ def near(ours, theirs, size):
     assert (ours.float() - theirs.float()).abs().max() <= ROUNDING[ours.dtype] * scale
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_a_wrong_answer_is_seen(dtype):
+    with pytest.raises(AssertionError):
+        near(torch.ones(3, dtype=dtype), torch.ones(3, dtype=dtype) * 1.1, 1.0)
+
+
 def compare(name, shape, sphere, device, generator, *, memory=None, dtype=torch.float32, **more):
     start = torch.randn(shape, generator=generator).to(device, dtype)
     grads = torch.randn(2, *shape, generator=generator).to(device, dtype)

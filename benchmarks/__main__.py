@@ -1,6 +1,7 @@
-"""Print measurements as one table of ratios: ``python -m benchmarks [norms|optim|attacks ...]``.
+"""Print measurements as one table of ratios.
 
-``python -m benchmarks dynamics`` prints laws and predictions beside what comes out instead.
+``python -m benchmarks [norms|optim|attacks|optim-cuda ...]``; ``python -m benchmarks dynamics``
+prints laws and predictions beside what comes out instead.
 """
 
 import sys
@@ -18,11 +19,11 @@ def main() -> None:
         for page in dynamics.tables():
             Console(width=120).print(table(page))
         return
-    modules = {"norms": norms, "optim": optim, "attacks": attacks}
-    chosen = sys.argv[1:] or list(modules)
+    measures = {"norms": norms.measure, "optim": optim.measure, "attacks": attacks.measure}
+    on_request = {"optim-cuda": optim.measure_on_cuda}
     rows = []
-    for name in chosen:
-        for p in modules[name].measure():
+    for name in sys.argv[1:] or measures:
+        for p in (measures | on_request)[name]():
             rows.append((p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}"))
             print(f"{p.name}, against {p.peer}: {p.ratio:.2f}", file=sys.stderr, flush=True)
     columns = ("what", "against", "ours, ms", "ours / theirs", "quartiles")

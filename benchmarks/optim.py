@@ -41,7 +41,7 @@ def resnet50() -> Shapes:
     return shapes
 
 
-def measure() -> Iterator[Pairing]:
+def measure(device: str = "cpu") -> Iterator[Pairing]:
     """Time one step; what has one axis is an ordinary parameter, all else lives on spheres."""
     adamw = _base(torch.optim.AdamW, lr=1e-3, weight_decay=0.0, fused=True)
     sgd = _base(torch.optim.SGD, lr=1e-3, momentum=0.9, fused=True)
@@ -58,22 +58,30 @@ def measure() -> Iterator[Pairing]:
         ("on_sphere(AdamW(fused)), GPT-2, rows", gpt2, _ROWS, _wrapped, "AdamW(fused)", adamw),
     ]
     for name, shapes, sphere, ours, peer, theirs in cases:
-        yield _compare(name, shapes, sphere, ours, peer, theirs)
+        yield _compare(name, shapes, sphere, ours, peer, theirs, device)
     for peer, theirs in _peers().items():
         ours = sphere_sgd if "SGD" in peer else sphere_adamw
-        yield _compare("sphere step, ResNet-50, filters", resnet, _ROWS, ours, peer, theirs)
+        name = "sphere step, ResNet-50, filters"
+        yield _compare(name, resnet, _ROWS, ours, peer, theirs, device)
+
+
+def measure_on_cuda() -> Iterator[Pairing]:
+    """The same on a CUDA device, where the table's columns run in pure PyTorch."""
+    if not torch.cuda.is_available():
+        raise SystemExit("optim-cuda needs a CUDA device, and PyTorch sees none")
+    return measure("cuda")
 
 
 def _compare(
-    name: str, shapes: Shapes, sphere: Sphere, ours: _Make, peer: str, theirs: _Make
+    name: str, shapes: Shapes, sphere: Sphere, ours: _Make, peer: str, theirs: _Make, device: str
 ) -> Pairing:
-    steps = [_stepper(shapes, sphere, make) for make in (ours, theirs)]
-    return pair(name, peer, *steps, pairs=21, seconds=0.1)
+    steps = [_stepper(shapes, sphere, make, device) for make in (ours, theirs)]
+    return pair(name, peer, *steps, pairs=21, seconds=0.1, cuda=device == "cuda")
 
 
-def _stepper(shapes: Shapes, sphere: Sphere, make: _Make) -> Callable[[], object]:
+def _stepper(shapes: Shapes, sphere: Sphere, make: _Make, device: str) -> Callable[[], object]:
     """Step with gradients as a backward pass leaves them: there again before every step."""
-    params = [nn.Parameter(0.02 * torch.randn(shape)) for shape in shapes]
+    params = [nn.Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes]
     optimizer = make(params, sphere)
     targets = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [1e-3 * torch.randn_like(p) for p in targets]

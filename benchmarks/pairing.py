@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Pairing:
@@ -35,11 +37,16 @@ def pair(
     *,
     pairs: int = 41,
     seconds: float = 0.02,
+    cuda: bool = False,
 ) -> Pairing:
-    """Alternate the two, each repeated for about ``seconds``, and compare pair by pair."""
-    repeats = [_repeats(run, seconds) for run in (ours, theirs)]
+    """Alternate the two, each repeated for about ``seconds``, and compare pair by pair.
+
+    With ``cuda`` the current device's clock is read, between events on its stream.
+    """
+    clock = _time_on_device if cuda else _time
+    repeats = [_repeats(run, seconds, clock) for run in (ours, theirs)]
     times = [
-        (_time(ours, repeats[0]) / repeats[0], _time(theirs, repeats[1]) / repeats[1])
+        (clock(ours, repeats[0]) / repeats[0], clock(theirs, repeats[1]) / repeats[1])
         for _ in range(pairs)
     ]
     ratios = [a / b for a, b in times]
@@ -47,9 +54,12 @@ def pair(
     return Pairing(name, peer, 1e3 * statistics.median(a for a, _ in times), middle, low, high)
 
 
-def _repeats(run: Callable[[], object], seconds: float) -> int:
+_Clock = Callable[[Callable[[], object], int], float]
+
+
+def _repeats(run: Callable[[], object], seconds: float, clock: _Clock) -> int:
     run()
-    return max(1, round(seconds / max(1e-7, _time(run, 3) / 3)))
+    return max(1, round(seconds / max(1e-7, clock(run, 3) / 3)))
 
 
 def _time(run: Callable[[], object], repeats: int) -> float:
@@ -57,3 +67,14 @@ def _time(run: Callable[[], object], repeats: int) -> float:
     for _ in range(repeats):
         run()
     return time.perf_counter() - start
+
+
+def _time_on_device(run: Callable[[], object], repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000

@@ -26,7 +26,7 @@ Nonfinite = Literal["skip", "raise"]
 # Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
 # state tensor to the parameter's dtype, which in bfloat16 would move every radius.
 _EXACT = ("radius", "skipped", "vector_moment")
-# Without an accelerator, counting skipped vectors costs nothing; with one it waits for the device.
+# Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
 
 
@@ -49,6 +49,7 @@ class SphereOptimizer(Optimizer):
     _steps_unlooked = 0
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
     _sharded = False
+    _on_the_way: tuple[Tensor, torch.Event] | None = None
 
     # What weight_decay is when nobody asked for it: no reason to warn.
     _usual_decay = 0.0
@@ -103,8 +104,8 @@ class SphereOptimizer(Optimizer):
                 counted.append([members[0] for members in sets])
         go = sharded.advance if self._sharded else advance_all
         for firsts, counts in zip(counted, go(marches), strict=True):
-            for first, count in zip(firsts, counts, strict=True):
-                self._count(first, count)
+            self._count(firsts, counts)
+        self._look()
         return loss
 
     @property
@@ -263,29 +264,50 @@ class SphereOptimizer(Optimizer):
             state[key] = home.numbers(members, sphere)
         return state[key]
 
-    def _count(self, param: Tensor, count: Tensor | int) -> None:
+    def _count(self, params: list[Tensor], counts: list[Tensor | int]) -> None:
         """Add to the vectors left where they were, and say so the first time that one is."""
-        state = self.state[param]
-        if "skipped" not in state:
-            state["skipped"] = torch.zeros((), dtype=torch.int64, device=param.device)
-        if isinstance(count, int) and not count:
-            return
-        state["skipped"] += count
+        for param in params:
+            if "skipped" not in self.state[param]:
+                zero = torch.zeros((), dtype=torch.int64, device=param.device)
+                self.state[param]["skipped"] = zero
+        some = [
+            (self.state[param]["skipped"], count)
+            for param, count in zip(params, counts, strict=True)
+            if isinstance(count, Tensor) or count
+        ]
+        if some:
+            totals = [total for total, _ in some]
+            torch._foreach_add_(totals, [torch.as_tensor(count) for _, count in some])
+            self._tell(sum(int(total) for total in totals if total.is_cpu))
+
+    def _look(self) -> None:
+        """Learn now and then what devices counted; a CUDA device is not waited for."""
         if self._told_of_skips:
             return
-        if param.device.type != "cpu":
-            self._steps_unlooked += 1
-            if self._steps_unlooked % _STEPS_BETWEEN_LOOKS != 1:
-                return
-        left = int(state["skipped"])
-        if left:
+        self._steps_unlooked += 1
+        if self._steps_unlooked % _STEPS_BETWEEN_LOOKS != 1:
+            return
+        if self._on_the_way and self._on_the_way[1].query():
+            self._tell(int(self._on_the_way[0]))
+        counts = [state["skipped"] for state in self.state.values() if "skipped" in state]
+        away = [count for count in counts if count.device.type == "cuda"]
+        if away:
+            with torch.cuda.device(away[0].device):
+                # The count of one device is enough to warn of.
+                total = torch.stack([x for x in away if x.device == away[0].device]).sum()
+                self._on_the_way = total.to("cpu", non_blocking=True), torch.Event(away[0].device)
+                self._on_the_way[1].record()
+        self._tell(sum(int(x) for x in counts if x.device.type not in ("cpu", "cuda")))
+
+    def _tell(self, left: int) -> None:
+        if left and not self._told_of_skips:
             self._told_of_skips = True
             warnings.warn(
                 f"{type(self).__name__} left {left} vectors where they were: they are zero and "
                 "have no direction, or their gradient is not finite. The running count is "
                 "optimizer.skipped; this is said once",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

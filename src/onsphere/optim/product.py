@@ -68,7 +68,7 @@ def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[
     stay as they were.
     """
     skipped: list[Tensor | int] = [0] * len(families)
-    fast: dict[torch.dtype, list[int]] = {}
+    fast: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for number, family in enumerate(families):
         part = family.parts[0]
         if not native.takes(family.parts, sphere):
@@ -76,7 +76,7 @@ def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[
         elif sphere.joint:
             skipped[number] = _advance_jointly(family, sphere, travel)
         else:
-            fast.setdefault(part.point.dtype, []).append(number)
+            fast.setdefault((part.point.dtype, part.point.device), []).append(number)
     for numbers in fast.values():
         counts = native.step([families[n] for n in numbers], sphere, travel)
         for number, count in zip(numbers, counts, strict=True):

@@ -74,20 +74,24 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
         brake: brake growth instead of fixing the length; ``radius`` follows.
         growth: the share of its growth that a vector keeps under the brake.
     """
-    fast: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
+    fast: dict[tuple[Sphere, torch.dtype, torch.device], list[Leash]] = {}
     left: int | Tensor = 0
     for held in leashes:
         first = held.params[0]
         if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
-            fast.setdefault((held.sphere, first.dtype), []).append(held)
+            fast.setdefault((held.sphere, first.dtype, first.device), []).append(held)
         else:
             scaling, unusable = scaling_for(held, _sums(held), brake=brake, growth=growth)
             for param in held.params:
                 rescale(param, held.sphere, scaling)
             left = left + count_in(held, unusable)
-    for (sphere, _), many in fast.items():
+    for (sphere, _, _), many in fast.items():
         points, radii = [held.params[0] for held in many], [held.radius for held in many]
         counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
+        if isinstance(counts, Tensor):
+            torch._foreach_add_([held.skipped for held in many], list(counts.unbind()))
+            left = left + counts.sum()
+            continue
         for held, count in zip(many, counts, strict=True):
             if count:
                 left = left + count_in(held, count)

@@ -1,7 +1,8 @@
-"""The CPU kernels: which tensors they take, and how a step reaches them.
+"""The native kernels: which tensors they take, and how a step reaches them.
 
-``kernel.c`` is built when the package is installed. Without it, or with ``ONSPHERE_NATIVE=0`` in
-the environment, everything runs in pure PyTorch, with the same numbers to rounding.
+On the CPU ``kernel.c``, built when the package is installed; on CUDA the Triton kernels of
+``tiles.py``. Where there are none, or with ``ONSPHERE_NATIVE=0`` in the environment, everything
+runs in pure PyTorch, with the same numbers to rounding.
 """
 
 from onsphere.optim.native.calls import apply, finite, known, reduce, restore, step, takes

@@ -11,8 +11,8 @@ from torch import Tensor
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.motion import Plan, Travel, closeness, rounding_floor
-from onsphere.optim.native import ops
-from onsphere.optim.native.kernel import library
+from onsphere.optim.native import launch, ops
+from onsphere.optim.native.kernel import allowed, library
 from onsphere.optim.native.layout import layout_of
 
 if TYPE_CHECKING:
@@ -24,11 +24,9 @@ _LINEAR, _DIAGONAL, _RESTORE = range(3)
 
 def takes(parts: Sequence[Part], sphere: Sphere) -> bool:
     """Whether the kernels know the device, dtype and memory layout of a family."""
-    if sphere.centered or library() is None:
+    if sphere.centered:
         return False
     dtype = parts[0].point.dtype
-    if dtype not in _DTYPES:
-        return False
     return all(
         known(part.point, sphere, dtype)
         and all(x is None or x.dtype == dtype for x in (part.slope, part.momentum, part.moment))
@@ -38,29 +36,41 @@ def takes(parts: Sequence[Part], sphere: Sphere) -> bool:
 
 
 def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
-    """Whether the kernels know the memory layout of one tensor."""
-    if (
-        library() is None
-        or type(point) not in (Tensor, torch.nn.Parameter)
-        or point.device.type != "cpu"
-    ):
+    """Whether there are kernels for one tensor's device, dtype and memory layout."""
+    device = point.device
+    if device.type == "cpu" and not launch.interpreted:
+        if library() is None:
+            return False
+    elif not (allowed() and launch.present(device)):
+        return False
+    if type(point) not in (Tensor, torch.nn.Parameter):
         return False
     if point.dtype != dtype or dtype not in _DTYPES:
         return False
-    return layout_of(tuple(point.shape), point.stride(), sphere.axes) is not None
+    layout = layout_of(tuple(point.shape), point.stride(), sphere.axes)
+    if layout is None:
+        return False
+    return launch.takes(layout) or (device.type == "cpu" and not launch.interpreted)
 
 
-def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int]:
-    """Move families of one part each; return how many vectors of each stayed where they were."""
+def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int] | Tensor:
+    """Move families of one part each; return how many vectors of each stayed where they were.
+
+    These counts are numbers on the CPU, and a tensor that nobody waits for on other devices.
+    """
     parts = [family.parts[0] for family in families]
     seconds = [family.moment for family in families if family.moment is not None]
     radii = [family.radius for family in families]
     points, slopes, momenta, moments = _columns(parts)
     arguments, settings = _arguments(parts, travel), _settings(parts, travel)
     layouts = _layouts(points, sphere)
-    return _step()(
-        points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings
-    ).tolist()
+    return _listed(
+        _step()(points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings)
+    )
+
+
+def _listed(counts: Tensor) -> list[int] | Tensor:
+    return counts.tolist() if counts.device.type == "cpu" else counts
 
 
 def _step() -> Callable[..., Tensor]:
@@ -74,8 +84,9 @@ def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor
     if isinstance(parts[0].update, Diagonal):
         return numbers
     if travel.ascend:  # the plan expects the slope that it descends
-        signs = torch.tensor([1, -1, 1, 1, -1, 1], dtype=torch.float64)
-        return [n[:, :6] * signs for n in numbers]
+        for n in numbers:
+            n[:, 1].neg_()
+            n[:, 4].neg_()
     return [n[:, :6] for n in numbers]
 
 
@@ -83,8 +94,9 @@ def apply(parts: Sequence[Part], sphere: Sphere, travel: Travel, plan: Plan) -> 
     """Follow a plan for all parts of one family."""
     coefficients = plan.coefficients.clone()
     if travel.ascend and not isinstance(parts[0].update, Diagonal):
-        coefficients[:, [1, 4]] *= -1
-    coefficients[~plan.sound, 0] = torch.nan
+        coefficients[:, 1].neg_()
+        coefficients[:, 4].neg_()
+    coefficients[:, 0] = torch.where(plan.sound, coefficients[:, 0], torch.nan)
     columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
     arguments, settings = _arguments(parts, travel), _settings(parts, travel)
     ops.apply(*columns, [coefficients] * len(parts), layouts, arguments, settings)
@@ -97,20 +109,21 @@ def restore(
     *,
     brake: bool,
     growth: float,
-) -> list[int]:
-    """Scale vectors to their radii, or no further than the brake lets them grow."""
+) -> list[int] | Tensor:
+    """Scale vectors to their radii, or no further than the brake lets them grow; count as step."""
     dtype = points[0].dtype
     settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
     settings += [0, 0, int(brake), int(sphere.centered), 0]
     layouts = _layouts(points, sphere)
-    return _step()(
-        points, [], [], [], radii, [], layouts, [0.0] * (8 * len(points)), settings
-    ).tolist()
+    arguments = [0.0] * (8 * len(points))
+    return _listed(_step()(points, [], [], [], radii, [], layouts, arguments, settings))
 
 
 def finite(tensors: Sequence[Tensor]) -> bool | None:
     """Whether all squares of all entries are finite, or ``None`` when the kernels cannot tell."""
     dtype, whole = tensors[0].dtype, Sphere()
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        return None  # torch has one launch for that, and the answer waits for the device anyway
     if not all(known(tensor, whole, dtype) for tensor in tensors):
         return None
     settings = [0, 0, 0, 0, 0, _RESTORE, _DTYPES[dtype], 0, 0, 0, 0, 0]

@@ -52,6 +52,11 @@ def library() -> ctypes.CDLL | None:
     return _library
 
 
+def allowed() -> bool:
+    """Whether native kernels may be used at all."""
+    return _allowed
+
+
 def instruction_set() -> str:
     """Name the vector instructions that the kernels use here."""
     found = library()

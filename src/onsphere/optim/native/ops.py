@@ -1,5 +1,6 @@
 """The kernels as custom operators of PyTorch, so that ``torch.compile`` sees a call it can keep.
 
+On the CPU an operator calls the C library, on CUDA it launches the Triton kernels.
 Tensors of one call have one dtype. ``layouts`` holds four integers per tensor, ``arguments`` eight
 numbers, ``settings`` what all of them share (see kernel.c). Empty lists stand for missing state.
 """
@@ -12,25 +13,32 @@ from torch import Tensor
 from torch import library as torch_library
 from torch.autograd.graph import increment_version
 
+from onsphere.optim.native import launch
 from onsphere.optim.native.kernel import SETTINGS, TENSOR, library
+from onsphere.optim.native.launch import Arrays
 
+_DEVICES = ("cpu", "cuda")
 NUMBERS, COEFFICIENTS = 10, 6
 # Instruction sets above this number are not used; lowered in tests to check the others.
 most_instructions = 2
 
 
+def _by_triton(points: Sequence[Tensor]) -> bool:
+    return launch.interpreted or points[0].device.type != "cpu"
+
+
 def _run(
     entry: str,
-    tensors: Sequence[Sequence[Tensor]],
+    tensors: Arrays,
     numbers: Sequence[Tensor],
     layouts: Sequence[int],
     arguments: Sequence[float],
     settings: Sequence[float],
 ) -> Tensor:
-    """Call the library; ``tensors`` are points, slopes, momenta, moments, radii, seconds."""
+    """Call the library."""
     kernels = library()
     assert kernels is not None
-    points = tensors[0]
+    points = tensors.points
     size = TENSOR.size
     table = bytearray(size * len(points))
     columns = [
@@ -49,12 +57,7 @@ def _run(
     return torch.tensor(skipped, dtype=torch.int64)
 
 
-@torch_library.custom_op(
-    "onsphere::step",
-    mutates_args=("points", "momenta", "moments", "radii", "seconds"),
-    device_types="cpu",
-)
-def step(
+def _step(
     points: Sequence[Tensor],
     slopes: Sequence[Tensor],
     momenta: Sequence[Tensor],
@@ -66,8 +69,18 @@ def step(
     settings: Sequence[float],
 ) -> Tensor:
     """Reduce, plan and apply; return how many vectors of each tensor stayed where they were."""
-    tensors = (points, slopes, momenta, moments, radii, seconds)
-    return _run("onsphere_step", tensors, (), layouts, arguments, settings)
+    arrays = Arrays(points, slopes, momenta, moments, radii, seconds)
+    if _by_triton(points):
+        return launch.step(arrays, layouts, arguments, settings)
+    return _run("onsphere_step", arrays, (), layouts, arguments, settings)
+
+
+step = torch_library.custom_op(
+    "onsphere::step",
+    _step,
+    mutates_args=("points", "momenta", "moments", "radii", "seconds"),
+    device_types=_DEVICES,
+)
 
 
 def step_eagerly(
@@ -82,8 +95,7 @@ def step_eagerly(
     settings: Sequence[float],
 ) -> Tensor:
     """Do what :func:`step` does without the dispatcher, which takes 1 ms for 50 tensors."""
-    tensors = (points, slopes, momenta, moments, radii, seconds)
-    skipped = _run("onsphere_step", tensors, (), layouts, arguments, settings)
+    skipped = _step(points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings)
     for changed in (points, momenta, moments, radii, seconds):
         if changed:
             increment_version(changed)
@@ -92,10 +104,10 @@ def step_eagerly(
 
 @step.register_fake
 def _(points: Sequence[Tensor], *_: object) -> Tensor:
-    return torch.empty(len(points), dtype=torch.int64)
+    return points[0].new_empty(len(points), dtype=torch.int64)
 
 
-@torch_library.custom_op("onsphere::reduce", mutates_args=(), device_types="cpu")
+@torch_library.custom_op("onsphere::reduce", mutates_args=(), device_types=_DEVICES)
 def reduce(
     points: Sequence[Tensor],
     slopes: Sequence[Tensor],
@@ -106,12 +118,14 @@ def reduce(
     settings: Sequence[float],
 ) -> list[Tensor]:
     """Return the sums over each vector, one tensor (vectors, numbers) per tensor."""
+    arrays = Arrays(points, slopes, momenta, moments)
+    if _by_triton(points):
+        return launch.reduce(arrays, layouts, arguments, settings)
     numbers = [
         torch.zeros(layouts[4 * i] * layouts[4 * i + 2], NUMBERS, dtype=torch.float64)
         for i in range(len(points))
     ]
-    tensors = (points, slopes, momenta, moments, (), ())
-    _run("onsphere_reduce", tensors, numbers, layouts, arguments, settings)
+    _run("onsphere_reduce", arrays, numbers, layouts, arguments, settings)
     return numbers
 
 
@@ -119,11 +133,11 @@ def reduce(
 def _(points: Sequence[Tensor], *rest: Sequence[int]) -> list[Tensor]:
     layouts = rest[3]
     counts = [layouts[4 * i] * layouts[4 * i + 2] for i in range(len(points))]
-    return [torch.empty(count, NUMBERS, dtype=torch.float64) for count in counts]
+    return [points[0].new_empty(count, NUMBERS, dtype=torch.float64) for count in counts]
 
 
 @torch_library.custom_op(
-    "onsphere::apply", mutates_args=("points", "momenta", "moments"), device_types="cpu"
+    "onsphere::apply", mutates_args=("points", "momenta", "moments"), device_types=_DEVICES
 )
 def apply(
     points: Sequence[Tensor],
@@ -136,8 +150,11 @@ def apply(
     settings: Sequence[float],
 ) -> None:
     """Write new points and momenta; a vector whose first coefficient is NaN stays."""
-    tensors = (points, slopes, momenta, moments, (), ())
-    _run("onsphere_apply", tensors, coefficients, layouts, arguments, settings)
+    arrays = Arrays(points, slopes, momenta, moments)
+    if _by_triton(points):
+        launch.apply(arrays, coefficients, layouts, arguments, settings)
+        return
+    _run("onsphere_apply", arrays, coefficients, layouts, arguments, settings)
 
 
 @apply.register_fake

@@ -148,6 +148,13 @@ def test_random_networks_claim_nothing_false_and_miss_nothing() -> None:
     assert missed == 0
 
 
+@pytest.mark.parametrize("seed", [101014, 103271, 310398, 310889, 312320, 410415, 502327])
+def test_networks_that_were_once_wrong(seed: int) -> None:
+    # Inert biases behind saturated scores; networks ill conditioned almost everywhere.
+    reports: list[str] = []
+    assert count_wrong(range(seed, seed + 1), lambda s, m: reports.append(m)) == (1, 0, 0), reports
+
+
 @pytest.mark.slow
 def test_five_thousand_random_networks() -> None:
     reports: list[str] = []

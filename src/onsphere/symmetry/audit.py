@@ -1,6 +1,7 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -44,6 +45,8 @@ COTANGENTS = 3
 """Random combinations of the outputs per point."""
 _SIZES = (1.0, 0.4, 2.5)
 """Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
+_DRAW_SECONDS = 30.0
+"""How long well-conditioned weights are looked for."""
 
 
 @on_gathered
@@ -167,17 +170,16 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     """Draw random weights at which the model is well conditioned."""
     points: list[Point] = []
     spare: list[tuple[float, Point]] = []
-    noise = 0.4
-    for attempt in range(10 * count):
-        point = probe.redrawn(noise, _SIZES[(attempt + turn) % len(_SIZES)])
+    start = time.monotonic()
+    for noise, size in _draws(count, turn):
+        point = probe.redrawn(noise, size)
         floor = rounding_floor(probe, point)
         if floor < WORST_AMPLIFICATION * EPSILON:
             points.append(point)
         else:
             spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]
-            noise /= 2 if attempt % 3 == 2 else 1
-        if len(points) == count:
-            return points
+        if len(points) == count or time.monotonic() - start > _DRAW_SECONDS:
+            break
     points += [p for floor, p in spare if floor < 1][: count - len(points)]
     if points:
         return points
@@ -185,6 +187,14 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
         "no weights near the model's own give numbers that can be compared: the output is not "
         "finite, or a normalization divides by rounding errors"
     )
+
+
+def _draws(count: int, turn: int) -> Iterator[tuple[float, float]]:
+    """Yield how far weights are moved and how large they are: near first, then far and wide."""
+    for attempt in range(10 * count):
+        yield 0.4 / 2 ** (attempt // 3), _SIZES[(attempt + turn) % len(_SIZES)]
+    for attempt in range(60 * count):
+        yield (0.1, 1.0, 0.4)[attempt % 3], (5.0, 0.4, 15.0, 1.0)[attempt % 4]
 
 
 def _unreached(traced: Trace) -> set[str]:

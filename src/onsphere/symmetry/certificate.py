@@ -55,7 +55,7 @@ class Certificate:
     @property
     def holds(self) -> bool:
         """Whether the claim may be made."""
-        return self.residual <= RADIAL_TOLERANCE and self.change <= self.allowed
+        return self.residual <= 10 * RADIAL_TOLERANCE and self.change <= self.allowed
 
 
 def rounding_floor(probe: Probe, point: Point) -> float:

@@ -173,6 +173,7 @@ def test_what_does_not_help_is_said_first():
     assert "1.10 of the base's time" in " ".join(findings[:4])
 
 
+@pytest.mark.slow
 def test_a_small_run_goes_through_and_is_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "FRESH_SEEDS", (1, 2))
     row = replace(KINDS["conv"], rates=(0.05, 0.1), decays=(0.0,), rotations=(0.05,))

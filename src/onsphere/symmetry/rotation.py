@@ -88,6 +88,7 @@ def next_angles(
         Nothing, with a warning, for an optimizer that cannot be copied or stepped.
 
     Example:
+        >>> import torch
         >>> w = nn.Parameter(torch.tensor([3.0, 0.0]))
         >>> w.grad = torch.tensor([0.0, 1.0])
         >>> angles = next_angles(torch.optim.SGD([w], lr=3.0), {w: VectorAxes()})
@@ -113,6 +114,7 @@ def spread(values: Tensor) -> Spread:
     """Return the smallest, the middle and the largest value.
 
     Example:
+        >>> import torch
         >>> spread(torch.tensor([3.0, 1.0, 2.0]))
         Spread(least=1.0, median=2.0, most=3.0)
     """

@@ -1,6 +1,6 @@
 """Random networks and an oracle for their scale symmetries that shares no code with the library.
 
-Every network is made in float64 with eps at 1e-30, so the oracle is plain autograd: radial
+Every network is made in float64 with eps at 1e-60, so the oracle is plain autograd: radial
 derivatives at random weights, and the rank of the matrix they form.
 """
 
@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from onsphere.norms import ActivationNorm, parametrize
 
-EPS = 1e-30
+EPS = 1e-60
 WIDTH = 6
 
 

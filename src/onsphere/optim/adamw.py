@@ -28,7 +28,7 @@ from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -126,13 +126,19 @@ class SphereAdamW(SphereOptimizer):
             "maximize": maximize,
             "nonfinite": nonfinite,
         }
-        _check_settings(defaults)
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a param group, checking its settings as the constructor does."""
-        _check_settings({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+    def _check_settings(self, settings: Group) -> None:
+        super()._check_settings(settings)
+        for number, beta in enumerate(settings["betas"]):
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas are at least 0 and below 1, got {beta} as number {number}")
+        if not settings["eps"] >= 0:
+            raise ValueError(f"eps must be at least 0, got {settings['eps']}")
+        if settings["second_moment"] not in get_args(SecondMoment):
+            raise ValueError(
+                f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
+            )
 
     def _moments(self, params: list[Tensor], *, coordinate: bool) -> list[Tensor]:
         """Make missing state, count the step, and return the counters."""
@@ -193,17 +199,4 @@ class SphereAdamW(SphereOptimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=group["maximize"],
-        )
-
-
-def _check_settings(settings: Group) -> None:
-    check_travel(settings)
-    for number, beta in enumerate(settings["betas"]):
-        if not 0 <= beta < 1:
-            raise ValueError(f"betas are at least 0 and below 1, got {beta} as number {number}")
-    if not settings["eps"] >= 0:
-        raise ValueError(f"eps must be at least 0, got {settings['eps']}")
-    if settings["second_moment"] not in get_args(SecondMoment):
-        raise ValueError(
-            f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
         )

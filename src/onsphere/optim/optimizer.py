@@ -55,7 +55,26 @@ class SphereOptimizer(Optimizer):
     _usual_decay = 0.0
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
+        self._check_settings(defaults)
         super().__init__(params, {**defaults, "sphere": None})
+
+    def _check_settings(self, settings: Group) -> None:
+        """Raise for settings of a group that are out of range; a subclass adds its own."""
+        lr = settings["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"lr is one number, got a tensor of shape {tuple(lr.shape)}")
+        for name in ("lr", "weight_decay"):
+            if not settings[name] >= 0:
+                raise ValueError(f"{name} must be at least 0, got {settings[name]}")
+        for name, allowed in (
+            ("step", get_args(Step)),
+            ("lr_is", get_args(LrIs)),
+            ("nonfinite", get_args(Nonfinite)),
+        ):
+            if settings[name] not in allowed:
+                raise ValueError(
+                    f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
+                )
 
     @abstractmethod
     def _updates(
@@ -122,8 +141,10 @@ class SphereOptimizer(Optimizer):
 
         Raises:
             TypeError: ``sphere`` is neither a Sphere nor ``None``.
-            ValueError: a parameter lacks the sphere's axes, or is not real floating point.
+            ValueError: a setting is out of its range, or a parameter lacks the sphere's axes or is
+                not real floating point.
         """
+        self._check_settings({**self.defaults, **param_group})
         asked = param_group.get("weight_decay", 0) != 0
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -332,25 +353,6 @@ def _travel(group: Group) -> Travel:
 
 
 _OF_THE_PARAMS = ("params", "param_names")
-
-
-def check_travel(settings: Group) -> None:
-    """Check what all sphere optimizers take."""
-    lr = settings["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr is one number, got a tensor of shape {tuple(lr.shape)}")
-    for name in ("lr", "weight_decay"):
-        if not settings[name] >= 0:
-            raise ValueError(f"{name} must be at least 0, got {settings[name]}")
-    for name, allowed in (
-        ("step", get_args(Step)),
-        ("lr_is", get_args(LrIs)),
-        ("nonfinite", get_args(Nonfinite)),
-    ):
-        if settings[name] not in allowed:
-            raise ValueError(
-                f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
-            )
 
 
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:

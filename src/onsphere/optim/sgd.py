@@ -23,7 +23,7 @@ from torch.optim.sgd import sgd as plain_sgd
 from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, check_travel, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
 
 
 def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
@@ -114,13 +114,17 @@ class SphereSGD(SphereOptimizer):
             "maximize": maximize,
             "nonfinite": nonfinite,
         }
-        _check_settings(defaults)
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a param group, checking its settings as the constructor does."""
-        _check_settings({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+    def _check_settings(self, settings: Group) -> None:
+        super()._check_settings(settings)
+        if not settings["momentum"] >= 0:
+            raise ValueError(f"momentum must be at least 0, got {settings['momentum']}")
+        if settings["nesterov"] and (settings["momentum"] <= 0 or settings["dampening"] != 0):
+            raise ValueError(
+                "nesterov needs momentum > 0 and dampening = 0, got "
+                f"momentum={settings['momentum']}, dampening={settings['dampening']}"
+            )
 
     def _updates(
         self, params: list[Tensor], group: Group
@@ -166,14 +170,3 @@ class SphereSGD(SphereOptimizer):
                 assert buffer is not None
                 held = beside(param, buffer) if self._sharded else buffer
                 self.state[param]["momentum_buffer"] = held
-
-
-def _check_settings(settings: Group) -> None:
-    check_travel(settings)
-    if not settings["momentum"] >= 0:
-        raise ValueError(f"momentum must be at least 0, got {settings['momentum']}")
-    if settings["nesterov"] and (settings["momentum"] <= 0 or settings["dampening"] != 0):
-        raise ValueError(
-            "nesterov needs momentum > 0 and dampening = 0, got "
-            f"momentum={settings['momentum']}, dampening={settings['dampening']}"
-        )

@@ -29,7 +29,7 @@ from onsphere.symmetry.execution import (
     plain_execution,
     weights,
 )
-from onsphere.symmetry.gathered import on_gathered, unwrapped
+from onsphere.symmetry.gathered import on_gathered
 from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.missed import completed
@@ -89,17 +89,16 @@ def audit(
     """
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     kwargs = dict(kwargs or {})
-    inner = unwrapped(model)
     say = progress or (lambda _: None)
-    _check_numbers(inner)
+    _check_numbers(model)
     say("following the operations")
     with plain_execution():
-        traced = trace(inner, args, kwargs, output=output)
-        if any(p.is_meta for p in inner.parameters()):
-            found = _concluded(inner, traced, _Findings([dict(v) for v in traced.basis]))
+        traced = trace(model, args, kwargs, output=output)
+        if any(p.is_meta for p in model.parameters()):
+            found = _concluded(model, traced, _Findings([dict(v) for v in traced.basis]))
         else:
-            probe = Probe(inner, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(inner, *_investigated(probe, args, kwargs, say))
+            probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
+            found = _concluded(model, *_investigated(probe, args, kwargs, say))
     return replace(found, inputs=Inputs(args, kwargs, output))
 
 

@@ -185,6 +185,9 @@ def collectives(folder):
     assert pair.counted(1) == 2
     pair = Pair(BUILDERS["hard AdamW"], line, [Shard(0)], families(("rows",)))
     assert [pair.counted(1), pair.counted(2)] == [1, 1]
+    # Looking at the gradients first is one, however many groups there are.
+    pair = Pair(BUILDERS["SGD"], line, [Shard(0)], families(("rows", "filters")), nonfinite="raise")
+    assert [pair.counted(1), pair.counted(2)] == [1, 1]
 
 
 def what_is_not_finite(folder):

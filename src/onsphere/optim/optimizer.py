@@ -230,27 +230,33 @@ class SphereOptimizer(Optimizer):
         self._sharded = any(home.any_in(group["params"]) for group in self.param_groups)
 
     def _check_gradients(self) -> None:
+        strict: dict[int, list[Tensor]] = {}
         for number, group in enumerate(self.param_groups):
-            grads = [p.grad for p in group["params"] if p.grad is not None]
+            params = [p for p in group["params"] if p.grad is not None]
             if group["sphere"] is not None:
-                refuse_sparse(grads, type(self).__name__)
-            if group["nonfinite"] == "raise" and grads:
-                bad = self._unfinite(group["params"])
-                if bad:
-                    raise FloatingPointError(
-                        f"{bad} gradients of param group {number} are "
-                        'not finite, and nonfinite="raise"; no parameter was moved. Clear '
-                        'them, or use nonfinite="skip"'
-                    )
+                refuse_sparse([p.grad for p in params if p.grad is not None], type(self).__name__)
+            if group["nonfinite"] == "raise" and params:
+                strict[number] = params
+        for number, bad in zip(strict, self._unfinite(list(strict.values())), strict=True):
+            if bad:
+                raise FloatingPointError(
+                    f"{bad} gradients of param group {number} are "
+                    'not finite, and nonfinite="raise"; no parameter was moved. Clear '
+                    'them, or use nonfinite="skip"'
+                )
 
-    def _unfinite(self, params: list[Tensor]) -> int:
-        """Count the dense gradients that are not finite."""
+    def _unfinite(self, groups: Sequence[list[Tensor]]) -> list[int]:
+        """Count the dense gradients that are not finite, of all groups in one look."""
         if self._sharded:
-            return sum(home.unfinite([[p] for p in params]))
-        grads = [p.grad for p in params if p.grad is not None]
-        dense = [grad for grad in grads if grad.layout is torch.strided]
-        norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
-        return int((~norms.isfinite()).sum())
+            found = iter(home.unfinite([[p] for params in groups for p in params]))
+            return [sum(next(found) for _ in params) for params in groups]
+        counts = []
+        for params in groups:
+            grads = [p.grad for p in params if p.grad is not None]
+            dense = [grad for grad in grads if grad.layout is torch.strided]
+            norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
+            counts.append(int((~norms.isfinite()).sum()))
+        return counts
 
     def _gradients(self, params: list[Tensor]) -> list[Tensor]:
         """Return the gradients of parameters that have one, those of shards as their shards."""

@@ -39,8 +39,9 @@ QUANTITIES = ("norm", "gradient", "effective_lr", "rotation", "radial", "unit_gr
 STATISTICS = ("mean", "q10", "q50", "q90")
 """What is kept of a quantity: its mean over the vectors of a layer, and three quantiles."""
 
-COUNTS = ("dead", "eps", "nonfinite")
-"""How many vectors of a layer: without gradient, on no sphere because of eps, not finite."""
+COUNTS = ("dead", "eps", "optimizer_eps", "nonfinite")
+"""How many vectors of a layer: without gradient, off the sphere by eps, with a gradient below the
+optimizer's eps, not finite."""
 
 PREDICTIONS = ("norm", "rotation", "equilibrium_norm", "equilibrium_rotation", "half_life")
 """What the laws expect of a layer: at this step, and where it would settle."""

@@ -1,0 +1,1 @@
+"""Watch a training: norms and rotations of weights on spheres, against the laws."""

@@ -17,12 +17,14 @@ from onsphere.version import __version__
 
 if TYPE_CHECKING:
     from onsphere import symmetry
+    from onsphere.monitor import Monitor
     from onsphere.symmetry.audit import audit
     from onsphere.symmetry.audited import Audit
     from onsphere.symmetry.canonical import canonicalize
 
 __all__ = [
     "Audit",
+    "Monitor",
     "SphereRecipe",
     "__version__",
     "audit",
@@ -43,6 +45,8 @@ def __getattr__(name: str) -> Any:
     """Import the audit when it is first asked for: it takes four times as long as all the rest."""
     if name == "symmetry":
         return import_module("onsphere.symmetry")
+    if name == "Monitor":
+        return import_module("onsphere.monitor").Monitor
     if name in _OF_SYMMETRY:
         return getattr(import_module("onsphere.symmetry"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

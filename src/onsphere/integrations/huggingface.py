@@ -34,8 +34,8 @@ class Watch:
         **_: Any,
     ) -> None:
         """Start watching, from the step of the checkpoint if there is one."""
-        start = {"start": int(state.global_step)}
-        self.monitor = Monitor(model, optimizer, self._spheres, **start, **self._options)
+        start = int(state.global_step)
+        self.monitor = Monitor(model, optimizer, self._spheres, start=start, **self._options)
 
     def on_log(
         self,

@@ -7,6 +7,7 @@ Between two samples the power :math:`p` of the norm relaxes to its equilibrium a
 and a weight of length :math:`|w|` turns by :math:`\theta_\infty(|w_\infty|/|w|)^s` per step
 (:class:`~onsphere.dynamics.Equilibrium`). Without weight decay both have a limit for decay
 :math:`\to 0`, which is the law of free growth: so it is taken at a decay of :math:`10^{-9}/\eta`.
+The size of the gradients is averaged over the last few samples, since one batch is noise.
 """
 
 import functools
@@ -26,6 +27,7 @@ from onsphere.optim.wrapper import OnSphere
 from onsphere.recipes import METHODS
 
 _VANISHING = 1e-9
+_NEWS = 0.3  # share of a new sample in the average size of the gradients
 
 Settings = Mapping[str, Any]
 
@@ -127,6 +129,7 @@ class Forecast:
     def __init__(self, laws: Sequence[Law | None], vectors: Sequence[Vector]) -> None:
         self._laws, self._vectors = list(laws), list(vectors)
         self._norms = [math.nan] * len(self._laws)
+        self._units = [math.nan] * len(self._laws)
         self._ahead: list[Equilibrium | None] = [None] * len(self._laws)
         self._step = 0
 
@@ -146,6 +149,7 @@ class Forecast:
                 float(sample.values[row, QUANTITIES.index(q), 0])
                 for q in ("norm", "unit_gradient_square")
             )
+            unit = self._averaged(row, unit)
             expected = self._carried(row, sample.step)
             self._norms[row] = norm if math.isnan(expected) else expected
             if law is None or not norm > 0:
@@ -171,6 +175,13 @@ class Forecast:
         turned = rest.rotation * (rest.norm / norm) ** rest.slope
         settled = (rest.norm, rest.rotation, half_life(rest)) if decay else [math.nan] * 3
         return [self._norms[row], turned, *settled]
+
+    def _averaged(self, row: int, unit: float) -> float:
+        """Return the average size of the gradients; one that is not finite is no news."""
+        held = self._units[row]
+        if math.isfinite(unit):
+            self._units[row] = unit if math.isnan(held) else held + _NEWS * (unit - held)
+        return self._units[row]
 
     def _carried(self, row: int, step: int) -> float:
         """Return the expected norm, from the last sample to this one."""
@@ -205,12 +216,14 @@ def equilibrium(
 
 
 def _sgd(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
-    rest = _method("sgd", lr, decay, **{k: settings[k] for k in _SGD_OPTIONS if k in settings})
+    given = {k: float(settings.get(k, 0.0)) for k in ("momentum", "dampening")}
+    nesterov = bool(settings.get("nesterov", False))
+    rest = _method("sgd", lr, decay, **given, nesterov=nesterov)
     return _longer(rest, vector.unit_gradient_square**0.25)
 
 
 def _sgdw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
-    rest = _method("sgd", lr, decay, momentum=settings["momentum"], decoupled=True)
+    rest = _method("sgd", lr, decay, momentum=float(settings["momentum"]), decoupled=True)
     return _longer(rest, vector.unit_gradient_square**0.25)
 
 
@@ -263,7 +276,6 @@ def _longer(rest: Equilibrium, factor: float) -> Equilibrium:
     return rest._replace(norm=rest.norm * factor)
 
 
-_SGD_OPTIONS = ("momentum", "dampening", "nesterov")
 _NEEDED = {
     "SGD": ("lr", "momentum", "weight_decay"),
     "SGDW": ("lr", "momentum", "weight_decay"),

@@ -129,6 +129,7 @@ def statistics(values: Tensor) -> Tensor:
     count = (~values.isnan()).sum(-1, keepdim=True)
     mean = values.nansum(-1, keepdim=True) / count
     ordered = values.sort(-1).values  # NaN comes last
-    places = torch.cat([(count - 1).clamp_min(0) * q for q in _QUANTILES], -1)
+    last = (count - 1).clamp_min(0).to(values.dtype)
+    places = torch.cat([last * q for q in _QUANTILES], -1)
     low, high = (ordered.gather(-1, p.long()) for p in (places.floor(), places.ceil()))
     return torch.cat([mean, low + (high - low) * (places - places.floor())], -1)

@@ -16,7 +16,7 @@ from onsphere.recipes import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
-    from onsphere import symmetry
+    from onsphere import monitor, symmetry
     from onsphere.monitor import Monitor
     from onsphere.symmetry.audit import audit
     from onsphere.symmetry.audited import Audit
@@ -31,6 +31,7 @@ __all__ = [
     "canonicalize",
     "dynamics",
     "geometry",
+    "monitor",
     "norms",
     "optim",
     "robustness",
@@ -38,13 +39,14 @@ __all__ = [
     "symmetry",
 ]
 
+_HEAVY = ("monitor", "symmetry")
 _OF_SYMMETRY = ("Audit", "audit", "canonicalize")
 
 
 def __getattr__(name: str) -> Any:
     """Import the audit when it is first asked for: it takes four times as long as all the rest."""
-    if name == "symmetry":
-        return import_module("onsphere.symmetry")
+    if name in _HEAVY:
+        return import_module(f"onsphere.{name}")
     if name == "Monitor":
         return import_module("onsphere.monitor").Monitor
     if name in _OF_SYMMETRY:

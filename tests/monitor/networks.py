@@ -38,12 +38,11 @@ def tangent_noise(generator, size=1.0):
     return gradient
 
 
-def watched(make, gradient, count, *, rows=16, columns=64, start=None, **options):
+def watched(make, gradient, count, *, rows=16, columns=64, weight=None, **options):
     """Watch one matrix of unit rows through some steps; returns its monitor, closed."""
     given = torch.Generator().manual_seed(7)
-    weight = torch.randn(rows, columns, generator=given) if start is None else start
-    if start is None:
-        weight /= weight.norm(dim=1, keepdim=True)
+    if weight is None:
+        weight = torch.nn.functional.normalize(torch.randn(rows, columns, generator=given))
     net = Weights(w=weight)
     optimizer = make(list(net.parameters()))
     with Monitor(net, optimizer, {"w": ROWS}, **{"every": 1, **options}) as monitor:

@@ -93,7 +93,7 @@ def test_the_optimizers_eps_is_compared_with_the_gradient(size, raised, generato
 
 def test_runaway_norms_and_a_rate_that_collapses_with_them(generator):
     monitor = watched(sgd(lr=60.0), tangent_noise(generator), 20)
-    assert kinds(monitor)[0] == "collapse"
+    assert {"collapse", "runaway"} <= set(kinds(monitor))
     assert monitor.run.series("w", "norm")[-1] > 10
     runaway = next(flag for flag in monitor.flags if flag.kind == "runaway")
     assert "no weight decay holds it back" in runaway.message
@@ -136,7 +136,7 @@ def tampered(make, generator, factor):
     return monitor
 
 
-@pytest.mark.parametrize(("factor", "raised"), [(1.0, []), (1.2, ["drift"]), (0.8, ["drift"])])
+@pytest.mark.parametrize(("factor", "raised"), [(1.0, []), (1.15, ["drift"]), (0.8, ["drift"])])
 def test_drift_from_a_law(factor, raised, generator):
     monitor = tampered(sgd(weight_decay=1e-3), generator, factor)
     assert kinds(monitor) == raised

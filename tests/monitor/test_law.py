@@ -124,7 +124,7 @@ def test_adam_with_l2_is_told_from_adamw():
 
 def test_effective_rates_have_the_degree_of_their_optimizer(generator):
     for make, degree in ((lambda p: SGD(p, lr=0.1), 2), (lambda p: ADAM(p, lr=0.1), 1)):
-        run = watched(make, tangent_noise(generator), 1, start=torch.full((2, 4), 2.0)).run
+        run = watched(make, tangent_noise(generator), 1, weight=torch.full((2, 4), 2.0)).run
         assert run.series("w", "effective_lr")[0] == pytest.approx(0.1 / 4.0**degree)
 
 

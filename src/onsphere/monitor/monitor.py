@@ -338,7 +338,7 @@ def _peak(sample: Sample, row: int) -> float:
 
 def _rate(parcel: Parcel, number: int, group: Mapping[str, Any]) -> float:
     held = parcel.rates.get(number)
-    return float(group["lr"] if held is None else held)
+    return float(group["lr"]) if held is None else float(held.double().numpy())
 
 
 def _writes() -> bool:

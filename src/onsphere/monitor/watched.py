@@ -78,7 +78,7 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
         if not all(id(p) in groups and p.numel() for p in params):
             continue
         name = "+".join(names.get(id(p), f"parameter of shape {tuple(p.shape)}") for p in params)
-        sphere = axes if isinstance(axes, Sphere) else Sphere(axes)
+        sphere = Sphere(axes) if isinstance(axes, VectorAxes) else axes
         _check(name, params, sphere)
         found.append(Layer(name, params, sphere, groups[id(params[0])]))
     if not found:
@@ -122,8 +122,8 @@ def _parameters(model: nn.Module, names: Mapping[int, str]) -> Iterable[tuple[Te
     return ((p, names[id(p)]) for p in unwrapped(model).parameters())
 
 
-def _check(name: str, params: tuple[Tensor, ...], sphere: Sphere) -> None:
-    if not isinstance(sphere.axes, VectorAxes):
+def _check(name: str, params: tuple[Tensor, ...], sphere: object) -> None:
+    if not isinstance(sphere, Sphere):
         raise WatchError(f"{name} is given {sphere!r}; write a Sphere or VectorAxes")
     try:
         counts = {sphere.axes.count(p.shape) for p in params}

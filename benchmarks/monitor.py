@@ -1,0 +1,110 @@
+"""What watching costs: a training step of a small transformer with a monitor and without.
+
+``python -m benchmarks.monitor [cpu|cuda]``
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import onsphere as osp
+from onsphere.report import Table, table
+
+WIDTH, HEADS, DEPTH, LENGTH, BATCH, WORDS = 256, 4, 4, 128, 8, 1000
+
+
+class Transformer(nn.Module):
+    """A pre-norm decoder whose linear layers are followed by a norm of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                WIDTH, HEADS, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(DEPTH)
+        )
+        self.head = nn.Linear(WIDTH, WORDS, bias=False)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        x = self.words(words)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def matrices(net: nn.Module) -> dict[str, osp.geometry.VectorAxes]:
+    """Every matrix by rows: more than an audit would find, so that the cost is an upper bound."""
+    return {n: osp.geometry.VectorAxes((0,)) for n, p in net.named_parameters() if p.ndim > 1}
+
+
+def trainer(device: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+    """A network, its optimizer, and one step of its training."""
+    torch.manual_seed(0)
+    net = Transformer().to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
+    words = torch.randint(WORDS, (BATCH, LENGTH + 1), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        scores = net(words[:, :-1]).flatten(0, 1)
+        nn.functional.cross_entropy(scores, words[:, 1:].flatten()).backward()
+        optimizer.step()
+
+    return net, optimizer, step
+
+
+def measure(device: str, every: int, pairs: int, folder: Path) -> list[float]:
+    """Time ``every`` steps watched and bare in turn; ratios of the times, pair by pair."""
+    net, optimizer, step = trainer(device)
+    clock = _on_device if device == "cuda" else time.process_time
+    ratios = []
+    for number in range(-1, pairs):  # the first pair warms up
+        times = {}
+        for watched in (True, False) if number % 2 else (False, True):
+            path = folder / f"{every}-{number}.jsonl"
+            seen = osp.Monitor(net, optimizer, matrices(net), every=every, path=path)
+            if not watched:
+                seen.close()
+            start = clock()
+            for _ in range(every):
+                step()
+            seen.close()
+            times[watched] = clock() - start
+        ratios.append(times[True] / times[False])
+    return ratios[1:]
+
+
+def _on_device() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main() -> None:
+    """Print the ratios for several spacings of the samples."""
+    device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
+    rows = []
+    for every, pairs in ((1, 21), (10, 7)):
+        with tempfile.TemporaryDirectory() as folder:
+            ratios = measure(device, every, pairs, Path(folder))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append((every, middle, f"{low:.3f} – {high:.3f}"))
+        print(f"every={every}: {middle:.4f}", file=sys.stderr, flush=True)
+    clock = "wall clock" if device == "cuda" else "processor time"
+    note = (
+        f"{torch.get_num_threads()} threads on {device}, {clock}; medians over alternating pairs."
+    )
+    columns = ("every", "with / without", "quartiles")
+    Console(width=100).print(table(Table("A training step, watched", columns, rows, note)))
+
+
+if __name__ == "__main__":
+    main()

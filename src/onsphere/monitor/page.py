@@ -51,7 +51,7 @@ def document(run: Run) -> Document:
         summary=f"{sampled}, of {len(run.layers)} weights on spheres; {_counted(len(run.flags))}.",
         sections=[_flags(run), *_pictures(run), _layers(run)],
         provenance={
-            **{name: _word(v) for name, v in run.optimizer.items() if name != "groups"},
+            **{n: _word(v) for n, v in run.optimizer.items() if n != "groups" and v is not None},
             **run.versions,
             "sampled": f"every {run.every} steps",
         },

@@ -62,25 +62,21 @@ def trainer(device: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[],
     return net, optimizer, step
 
 
-def measure(device: str, every: int, pairs: int, folder: Path) -> list[float]:
-    """Time ``every`` steps watched and bare in turn; ratios of the times, pair by pair."""
-    net, optimizer, step = trainer(device)
+def measure(device: str, every: int, windows: int, folder: Path) -> list[float]:
+    """Step two equal trainings in turn, one watched; ratios of their times over ``every`` steps."""
     clock = _on_device if device == "cuda" else time.process_time
+    bare, (net, optimizer, watched) = trainer(device)[2], trainer(device)
     ratios = []
-    for number in range(-1, pairs):  # the first pair warms up
-        times = {}
-        for watched in (True, False) if number % 2 else (False, True):
-            path = folder / f"{every}-{number}.jsonl"
-            seen = osp.Monitor(net, optimizer, matrices(net), every=every, path=path)
-            if not watched:
-                seen.close()
-            start = clock()
+    with osp.Monitor(net, optimizer, matrices(net), every=every, path=folder / "run.jsonl"):
+        for _ in range(windows + 1):
+            times = [0.0, 0.0]
             for _ in range(every):
-                step()
-            seen.close()
-            times[watched] = clock() - start
-        ratios.append(times[True] / times[False])
-    return ratios[1:]
+                for side, step in enumerate((watched, bare)):
+                    start = clock()
+                    step()
+                    times[side] += clock() - start
+            ratios.append(times[0] / times[1])
+    return ratios[1:]  # the first window warms up
 
 
 def _on_device() -> float:
@@ -92,16 +88,14 @@ def main() -> None:
     """Print the ratios for several spacings of the samples."""
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     rows = []
-    for every, pairs in ((1, 21), (10, 7)):
+    for every, windows in ((1, 31), (10, 9)):
         with tempfile.TemporaryDirectory() as folder:
-            ratios = measure(device, every, pairs, Path(folder))
+            ratios = measure(device, every, windows, Path(folder))
         low, middle, high = statistics.quantiles(ratios, n=4)
         rows.append((every, middle, f"{low:.3f} – {high:.3f}"))
         print(f"every={every}: {middle:.4f}", file=sys.stderr, flush=True)
     clock = "wall clock" if device == "cuda" else "processor time"
-    note = (
-        f"{torch.get_num_threads()} threads on {device}, {clock}; medians over alternating pairs."
-    )
+    note = f"{torch.get_num_threads()} threads on {device}, {clock}; medians; steps alternate."
     columns = ("every", "with / without", "quartiles")
     Console(width=100).print(table(Table("A training step, watched", columns, rows, note)))
 

@@ -308,7 +308,7 @@ def _sample(entry: Mapping[str, Any], layers: Iterable[str]) -> Sample:
         int(entry["step"]),
         np.array([_float(row["lr"]) for row in rows]),
         np.array(values).reshape(len(rows), len(QUANTITIES), len(STATISTICS)),
-        np.array([[float(row["counts"][k]) for k in COUNTS] for row in rows]),
+        np.array([[float(row["counts"].get(k, 0)) for k in COUNTS] for row in rows]),
         np.array([[_float(row["predicted"][k]) for k in PREDICTIONS] for row in rows]),
     )
 

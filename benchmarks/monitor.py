@@ -1,6 +1,7 @@
 """What watching costs: a training step of a small transformer with a monitor and without.
 
-``python -m benchmarks.monitor [cpu|cuda]``
+``python -m benchmarks.monitor [cpu|cuda]``; ``python -m benchmarks.monitor laws`` watches a small
+convolutional network instead, and prints what the laws expected.
 """
 
 import statistics
@@ -84,8 +85,30 @@ def _on_device() -> float:
     return time.perf_counter()
 
 
+def watched_convolutions(steps: int = 1500) -> osp.Monitor:
+    """Train two convolutions with BatchNorm on random labels, watched."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+    images, labels = torch.rand(512, 1, 8, 8), torch.randint(0, 10, (512,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-3)
+    with osp.Monitor(net, optimizer, osp.audit(net, images[:16])) as monitor:
+        for _ in range(steps):
+            batch = torch.randint(0, 512, (32,))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return monitor
+
+
 def main() -> None:
-    """Print the ratios for several spacings of the samples."""
+    """Print the ratios for several spacings of the samples, or a watched run."""
+    if sys.argv[1:] == ["laws"]:
+        print(watched_convolutions())
+        return
     device = sys.argv[1] if len(sys.argv) > 1 else "cpu"
     rows = []
     for every, windows in ((1, 31), (10, 9)):

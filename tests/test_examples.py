@@ -122,6 +122,17 @@ def test_how_to_shard():
     exec(compile(code, str(SHARD), "exec"), {"__name__": "shard"})
 
 
+MONITOR = AUDIT.with_name("monitor.md")
+
+
+def test_how_to_monitor():
+    pytest.importorskip("matplotlib")
+    code = "\n".join(blocks(MONITOR.read_text(encoding="utf-8")))
+    assert "osp.Monitor(" in code
+    exec(compile(code, str(MONITOR), "exec"), {"__name__": "monitor"})
+    assert Path("run.html").stat().st_size > 10_000
+
+
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
     "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,

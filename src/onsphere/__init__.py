@@ -16,19 +16,22 @@ from onsphere.recipes import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
-    from onsphere import symmetry
+    from onsphere import monitor, symmetry
+    from onsphere.monitor import Monitor
     from onsphere.symmetry.audit import audit
     from onsphere.symmetry.audited import Audit
     from onsphere.symmetry.canonical import canonicalize
 
 __all__ = [
     "Audit",
+    "Monitor",
     "SphereRecipe",
     "__version__",
     "audit",
     "canonicalize",
     "dynamics",
     "geometry",
+    "monitor",
     "norms",
     "optim",
     "robustness",
@@ -36,13 +39,16 @@ __all__ = [
     "symmetry",
 ]
 
+_HEAVY = ("monitor", "symmetry")
 _OF_SYMMETRY = ("Audit", "audit", "canonicalize")
 
 
 def __getattr__(name: str) -> Any:
     """Import the audit when it is first asked for: it takes four times as long as all the rest."""
-    if name == "symmetry":
-        return import_module("onsphere.symmetry")
+    if name in _HEAVY:
+        return import_module(f"onsphere.{name}")
+    if name == "Monitor":
+        return import_module("onsphere.monitor").Monitor
     if name in _OF_SYMMETRY:
         return getattr(import_module("onsphere.symmetry"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

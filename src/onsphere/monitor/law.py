@@ -1,0 +1,296 @@
+r"""What the laws of dynamics expect of a watched weight, from the optimizer's own settings.
+
+Between two samples the power :math:`p` of the norm relaxes to its equilibrium as
+
+.. math:: |w_{t+n}|^p = |w_t|^p e^{-\rho n} + |w_\infty|^p\,(1 - e^{-\rho n}),
+
+and a weight of length :math:`|w|` turns by :math:`\theta_\infty(|w_\infty|/|w|)^s` per step
+(:class:`~onsphere.dynamics.Equilibrium`). Without weight decay both have a limit for decay
+:math:`\to 0`, which is the law of free growth: so it is taken at a decay of :math:`10^{-9}/\eta`.
+The size of the gradients is averaged over the last few samples, since one batch is noise.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.optim.optimizer import Optimizer
+
+from onsphere.dynamics import Equilibrium, adam_l2_equilibrium, half_life, muon_equilibrium
+from onsphere.dynamics.run import PREDICTIONS, QUANTITIES, Sample, Values
+from onsphere.monitor.watched import Layer
+from onsphere.optim.optimizer import SphereOptimizer
+from onsphere.optim.wrapper import OnSphere
+from onsphere.recipes import METHODS
+
+_VANISHING = 1e-9
+_NEWS = 0.3  # share of a new sample in the average size of the gradients
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One vector of a layer, as the laws see it.
+
+    Args:
+        coordinates: its entries.
+        count: how many there are in the layer.
+        shape: of the whole weight.
+        unit_gradient_square: mean square of its gradient at unit norm.
+    """
+
+    coordinates: int
+    count: int
+    shape: tuple[int, ...]
+    unit_gradient_square: float = math.nan
+
+
+Settle = Callable[[float, float, Settings, Vector], Equilibrium]
+
+
+@dataclass(frozen=True)
+class Law:
+    """How an optimizer moves weights on spheres.
+
+    Args:
+        name: ``"sphere"`` (fixed norm), ``"rotation"`` (fixed norm and angle), or a method's.
+        degree: the effective rate is the learning rate over this power of the norm.
+        settle: rate, decay, settings and vector -> equilibrium; ``None`` on spheres.
+    """
+
+    name: str
+    degree: int
+    settle: Settle | None = None
+
+
+def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
+    """Return the law of one layer, by the optimizer's name and the settings of its group.
+
+    Args:
+        optimizer: that which is stepped.
+        group: its param group.
+        layer: what is watched.
+
+    Returns:
+        The law, or ``None`` for an optimizer or a setting that no law covers.
+
+    Example:
+        >>> import torch
+        >>> from onsphere.geometry import Sphere
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> layer = Layer("w", (weight,), Sphere(), 0)
+        >>> for kind in (torch.optim.SGD, torch.optim.Adam, torch.optim.Rprop):
+        ...     optimizer = kind([weight], lr=0.1)
+        ...     law = law_of(optimizer, optimizer.param_groups[0], layer)
+        ...     print(law and law.name)
+        sgd
+        adamw
+        None
+    """
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, OnSphere):
+        if any(layer.params[0] is p for leash in optimizer.leashes for p in leash.params):
+            if optimizer.mode == "brake":
+                return None
+            return _ROTATION if optimizer.mode == "rotate" else _SPHERE
+        kind = type(optimizer.base).__name__
+    elif isinstance(optimizer, SphereOptimizer):
+        if group["sphere"] is not None:
+            return _ROTATION if group["lr_is"] == "rotation" else _SPHERE
+        kind = kind.removeprefix("Sphere")
+    if group.get("amsgrad") or not set(_NEEDED.get(kind, ("?",))) <= set(group):
+        return None
+    if kind in ("Adam", "AdamW"):
+        coupled = kind == "Adam" and not group.get("decoupled_weight_decay", False)
+        return _ADAM_L2 if coupled and group["weight_decay"] else _ADAMW
+    return _LAWS[kind]
+
+
+def degree_of(optimizer: Optimizer, law: Law | None) -> int:
+    """Return the power of the norm in the effective rate; 2, as for SGD, where nothing is known."""
+    base = optimizer.base if isinstance(optimizer, OnSphere) else optimizer
+    kind = type(base).__name__.removeprefix("Sphere")
+    known = _LAWS.get(kind, law)
+    return 2 if known is None else known.degree
+
+
+class Forecast:
+    """The norms that the laws expect, carried on from sample to sample.
+
+    Args:
+        laws: of the layers.
+        vectors: of the layers.
+    """
+
+    def __init__(self, laws: Sequence[Law | None], vectors: Sequence[Vector]) -> None:
+        self._laws, self._vectors = list(laws), list(vectors)
+        self._norms = [math.nan] * len(self._laws)
+        self._units = [math.nan] * len(self._laws)
+        self._ahead: list[Equilibrium | None] = [None] * len(self._laws)
+        self._step = 0
+
+    def at(self, sample: Sample, settings: Sequence[Settings]) -> Values:
+        """Return the predictions for a sample, given those before it.
+
+        Args:
+            sample: what was measured; its predictions are not read.
+            settings: of every layer's param group, at that step.
+
+        Returns:
+            Shape ``(layers, predictions)``, as in ``PREDICTIONS``.
+        """
+        rows = []
+        for row, law in enumerate(self._laws):
+            norm, unit = (
+                float(sample.values[row, QUANTITIES.index(q), 0])
+                for q in ("norm", "unit_gradient_square")
+            )
+            unit = self._averaged(row, unit)
+            expected = self._carried(row, sample.step)
+            self._norms[row] = norm if math.isnan(expected) else expected
+            if law is None or not norm > 0:
+                rows.append([math.nan] * len(PREDICTIONS))
+            elif law.settle is None:
+                turned = float(sample.lrs[row]) if law is _ROTATION else math.nan
+                held = self._norms[row]
+                rows.append([held, turned, held, turned, math.nan])
+            else:
+                rows.append(self._expected(row, law, settings[row], norm, unit, sample))
+        self._step = sample.step
+        return np.array(rows).reshape(len(rows), len(PREDICTIONS))
+
+    def _expected(
+        self, row: int, law: Law, settings: Settings, norm: float, unit: float, sample: Sample
+    ) -> list[float]:
+        lr, decay = float(sample.lrs[row]), float(settings.get("weight_decay", 0.0))
+        one = self._vectors[row]
+        vector = Vector(one.coordinates, one.count, one.shape, unit)
+        self._ahead[row] = rest = equilibrium(law, lr, decay, settings, vector)
+        if rest is None:
+            return [self._norms[row], 0.0 if lr == 0 else math.nan, *[math.nan] * 3]
+        turned = rest.rotation * (rest.norm / norm) ** rest.slope
+        settled = (rest.norm, rest.rotation, half_life(rest)) if decay else [math.nan] * 3
+        return [self._norms[row], turned, *settled]
+
+    def _averaged(self, row: int, unit: float) -> float:
+        """Return the average size of the gradients; one that is not finite is no news."""
+        held = self._units[row]
+        if math.isfinite(unit):
+            self._units[row] = unit if math.isnan(held) else held + _NEWS * (unit - held)
+        return self._units[row]
+
+    def _carried(self, row: int, step: int) -> float:
+        """Return the expected norm, from the last sample to this one."""
+        norm, rest = self._norms[row], self._ahead[row]
+        if rest is None:
+            return norm
+        gone = -rest.rate * (step - self._step)
+        power = norm**rest.power * math.exp(gone) - rest.norm**rest.power * math.expm1(gone)
+        return power ** (1 / rest.power)
+
+
+def equilibrium(
+    law: Law, lr: float, decay: float, settings: Settings, vector: Vector
+) -> Equilibrium | None:
+    """Return where a vector goes under a law; without decay, a rest that is very far away.
+
+    Returns:
+        The equilibrium, or ``None`` where nothing moves or the law does not hold.
+
+    Example:
+        >>> vector = Vector(coordinates=100, count=1, shape=(100,), unit_gradient_square=1.0)
+        >>> rest = equilibrium(_LAWS["SGD"], 0.1, 5e-4, {"momentum": 0.9}, vector)
+        >>> round(rest.rotation, 5), round(rest.norm, 3)
+        (0.00725, 5.623)
+    """
+    if law.settle is None or not lr > 0:
+        return None
+    try:
+        return law.settle(lr, decay if decay > 0 else _VANISHING / lr, settings, vector)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return None
+
+
+def _sgd(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    given = {k: float(settings.get(k, 0.0)) for k in ("momentum", "dampening")}
+    nesterov = bool(settings.get("nesterov", False))
+    rest = _method("sgd", lr, decay, **given, nesterov=nesterov)
+    return _longer(rest, vector.unit_gradient_square**0.25)
+
+
+def _sgdw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    rest = _method("sgd", lr, decay, momentum=float(settings["momentum"]), decoupled=True)
+    return _longer(rest, vector.unit_gradient_square**0.25)
+
+
+def _adamw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    rest = _method("adamw", lr, decay, betas=tuple(map(float, settings["betas"])))
+    return _longer(rest, math.sqrt(vector.coordinates))
+
+
+def _adam_l2(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    return adam_l2_equilibrium(
+        lr=lr,
+        decay=decay,
+        unit_gradient_square=vector.unit_gradient_square,
+        beta1=float(settings["betas"][0]),
+        coordinates=vector.coordinates,
+    )
+
+
+def _lion(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    rest = _method("lion", lr, decay, betas=tuple(map(float, settings["betas"])))
+    return _longer(rest, math.sqrt(vector.coordinates))
+
+
+def _muon(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    rows, columns = vector.shape[0], math.prod(vector.shape[1:])
+    if settings.get("adjust_lr_fn") == "match_rms_adamw":
+        scale = 0.2 * math.sqrt(max(rows, columns))
+    else:
+        scale = math.sqrt(max(1, rows / columns))
+    nesterov = bool(settings.get("nesterov", True))
+    rest = _of_muon(lr, decay, float(settings["momentum"]), nesterov, rows, columns)
+    return _longer(rest, scale / math.sqrt(vector.count))
+
+
+@functools.lru_cache(maxsize=1024)
+def _method(name: str, lr: float, decay: float, **options: Any) -> Equilibrium:
+    law, defaults = METHODS[name]
+    return law(lr, decay, **{**defaults, **options})
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_muon(
+    lr: float, decay: float, momentum: float, nesterov: bool, rows: int, columns: int
+) -> Equilibrium:
+    shape = (rows, columns)
+    return muon_equilibrium(lr=lr, decay=decay, momentum=momentum, nesterov=nesterov, shape=shape)
+
+
+def _longer(rest: Equilibrium, factor: float) -> Equilibrium:
+    return rest._replace(norm=rest.norm * factor)
+
+
+_NEEDED = {
+    "SGD": ("lr", "momentum", "weight_decay"),
+    "SGDW": ("lr", "momentum", "weight_decay"),
+    "Adam": ("lr", "betas", "weight_decay"),
+    "AdamW": ("lr", "betas", "weight_decay"),
+    "Lion": ("lr", "betas", "weight_decay"),
+    "Muon": ("lr", "momentum", "weight_decay"),
+}
+_ADAMW, _ADAM_L2 = Law("adamw", 1, _adamw), Law("adam-l2", 1, _adam_l2)
+_SPHERE, _ROTATION = Law("sphere", 2), Law("rotation", 2)
+_LAWS = {
+    "SGD": Law("sgd", 2, _sgd),
+    "SGDW": Law("sgdw", 2, _sgdw),
+    "Adam": _ADAMW,
+    "AdamW": _ADAMW,
+    "Lion": Law("lion", 1, _lion),
+    "Muon": Law("muon", 1, _muon),
+}

@@ -1,0 +1,114 @@
+"""The adapters: their methods called as trainers call them, and the real Trainer where it is."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from monitor.networks import ROWS, Weights
+from onsphere.dynamics import Run
+from onsphere.integrations import huggingface, lightning
+
+
+def weights():
+    net = Weights(w=torch.eye(4, 3))
+    return net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+
+def train(net, optimizer, count, after=lambda: None):
+    for _ in range(count):
+        net.w.grad = torch.ones(4, 3)
+        optimizer.step()
+        after()
+
+
+def test_hugging_face_calls(tmp_path):
+    net, optimizer = weights()
+    callback = huggingface.Watch({"w": ROWS}, every=2, path=tmp_path / "run.jsonl")
+    state = SimpleNamespace(global_step=4)
+    callback.on_train_begin(None, state, None, model=net, optimizer=optimizer, lr_scheduler=None)
+    train(net, optimizer, 3)
+    logs = {"loss": 1.0}
+    callback.on_log(None, state, None, logs=logs, model=net)
+    assert logs["loss"] == 1.0
+    assert "onsphere/rotation/w" in logs
+    callback.on_train_end(None, state, None, model=net)
+    assert Run.read(tmp_path / "run.jsonl").steps.tolist() == [4, 6]
+
+
+@pytest.fixture
+def fake_lightning(monkeypatch):
+    """A Lightning that is there, and has nothing but its base class."""
+    home, inner = ModuleType("lightning"), ModuleType("lightning.pytorch")
+    inner.Callback = type("Callback", (), {"on_fit_end": lambda *_: "theirs"})
+    monkeypatch.setitem(sys.modules, "lightning", home)
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", inner)
+    return inner
+
+
+def test_lightning_calls(fake_lightning, tmp_path):
+    net, optimizer = weights()
+    path = tmp_path / "run.jsonl"
+    callback = lightning.monitor_callback({"w": ROWS}, model=net, every=2, path=path)
+    assert isinstance(callback, fake_lightning.Callback)
+    assert callback.on_fit_end() == "theirs"
+    logged = []
+    module = SimpleNamespace(log_dict=logged.append)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    trainer = SimpleNamespace(optimizers=[optimizer, other], global_step=0)
+    callback.on_train_start(trainer, module)
+    train(net, optimizer, 5, lambda: callback.on_train_batch_end(trainer, module, None, None, 0))
+    assert len(logged) == 3, "once per sample"
+    assert "onsphere/norm/w" in logged[0]
+    callback.on_exception(trainer, module, KeyboardInterrupt())
+    assert Run.read(path).steps.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(huggingface, "transformers"), (lightning, "Lightning")]
+)
+def test_a_framework_that_is_missing_is_named(module, name, monkeypatch):
+    for home in ("transformers", "lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, home, None)
+    with pytest.raises(ModuleNotFoundError, match=f"{name} is not installed"):
+        module.monitor_callback({"w": ROWS})
+
+
+def test_a_real_trainer(tmp_path):
+    pytest.importorskip("accelerate")
+    transformers = pytest.importorskip("transformers")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 4)
+
+        def forward(self, x, labels=None):
+            logits = self.inner(x)
+            return torch.nn.functional.cross_entropy(logits, labels), logits
+
+    data = [{"x": torch.randn(3), "labels": k % 4} for k in range(16)]
+    callback = huggingface.monitor_callback({"inner.weight": ROWS}, every=1)
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=3, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    transformers.Trainer(Net(), args, train_dataset=data, callbacks=[callback]).train()
+    assert callback.monitor.run.steps.tolist() == [0, 1, 2]
+
+
+def test_the_callback_is_one_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    callback = huggingface.monitor_callback({"w": ROWS}, every=1)
+    assert isinstance(callback, transformers.TrainerCallback)
+    net, optimizer = weights()
+    handler = transformers.trainer_callback.CallbackHandler([callback], net, None, optimizer, None)
+    args, state = SimpleNamespace(), transformers.TrainerState()
+    control = transformers.TrainerControl()
+    handler.on_train_begin(args, state, control)
+    train(net, optimizer, 2)
+    logs = {}
+    handler.on_log(args, state, control, logs)
+    handler.on_train_end(args, state, control)
+    assert callback.monitor.run.steps.tolist() == [0, 1]
+    assert "onsphere/norm/w" in logs

@@ -22,17 +22,22 @@ from onsphere.dynamics.memory import Memory
 from onsphere.dynamics.rates import RisingRates, effective_lr, rising_rates
 from onsphere.dynamics.recorder import NormRecorder
 from onsphere.dynamics.residual import eps_residual
+from onsphere.dynamics.run import Flag, Run, RunError, Sample
 from onsphere.dynamics.transient import half_life, relaxation, rotation_at
 from onsphere.dynamics.walk import SGDW, Lion, random_walk
 
 __all__ = [
     "SGDW",
     "Equilibrium",
+    "Flag",
     "Lion",
     "Memory",
     "MomentumState",
     "NormRecorder",
     "RisingRates",
+    "Run",
+    "RunError",
+    "Sample",
     "adam_l2_equilibrium",
     "adamw_equilibrium",
     "adaptive_growth",

@@ -11,7 +11,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from onsphere import dynamics, geometry, norms, optim, robustness
+from onsphere import dynamics, geometry, norms, optim, plans, robustness
+from onsphere.plans import Plan, plan
 from onsphere.recipes import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Audit",
+    "Plan",
     "SphereRecipe",
     "__version__",
     "audit",
@@ -31,6 +33,8 @@ __all__ = [
     "geometry",
     "norms",
     "optim",
+    "plan",
+    "plans",
     "robustness",
     "sphere_recipe",
     "symmetry",

@@ -1,0 +1,7 @@
+"""Plans: what a run will do to weights on spheres, and whether one that was made did it."""
+
+from onsphere.plans.motion import Motion, Path, follow
+from onsphere.plans.plan import Dependence, Plan, plan
+from onsphere.plans.schedule import PlanError, Schedule
+
+__all__ = ["Dependence", "Motion", "Path", "Plan", "PlanError", "Schedule", "follow", "plan"]

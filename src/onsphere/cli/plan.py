@@ -122,7 +122,7 @@ def _add_weight(parser: argparse.ArgumentParser) -> None:
         "--gradient-square",
         type=float,
         metavar="L",
-        help="mean of |w|^2 |gradient|^2 of that weight; sgd's norm depends on it, "
+        help="mean of |w|² |gradient|² of that weight; sgd's norm depends on it, "
         "and all of adam with decay",
     )
     group.add_argument(
@@ -191,9 +191,10 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _betas(text: str) -> tuple[float, ...]:
+def _betas(text: str) -> tuple[float, float]:
     try:
-        return tuple(float(word) for word in text.split(","))
+        first, second = (float(word) for word in text.split(","))
+        return first, second
     except ValueError:
         raise OnsphereError(
             f"--betas takes two numbers with a comma between, as 0.9,0.95; got {text!r}"

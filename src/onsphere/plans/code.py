@@ -7,6 +7,8 @@ from onsphere.hyperparameters import settings_of
 from onsphere.plans.plan import Plan
 from onsphere.plans.schedule import Schedule
 
+_GROUPS = "groups = audit.param_groups(model, weight_decay={decay!r})"
+_MATRICES = 'groups = [group for group in audit.param_groups(model) if group["sphere"]]'
 _SPHERE = {
     "sgd": "optimizer = osp.optim.SphereSGD(recipe.groups(groups), **recipe.keywords)",
     "adamw": "optimizer = osp.optim.SphereAdamW(recipe.groups(groups), **recipe.keywords)",
@@ -39,7 +41,7 @@ def recipe_code(plan: Plan) -> list[str]:
     given = _written(_options(plan.method, plan.settings))
     numbers = f"lr={plan.lr!r}, weight_decay={plan.weight_decay!r}"
     lines = [
-        f"groups = audit.param_groups(model, weight_decay={plan.weight_decay!r})",
+        _MATRICES if plan.method == "muon" else _GROUPS.format(decay=plan.weight_decay),
         f'recipe = osp.sphere_recipe("{plan.method}", {numbers}{given})',
         _SPHERE[plan.method],
     ]

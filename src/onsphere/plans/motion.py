@@ -23,7 +23,7 @@ Source: the laws of :mod:`onsphere.dynamics.equilibrium`; without decay those of
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -125,6 +125,7 @@ class Path:
         return int(self.steps[places[0, 0]]) if len(places) else None
 
 
+@runtime_checkable
 class Rates(Protocol):
     """What can be followed: a :class:`~onsphere.plans.Schedule`, or rates that were sampled."""
 

@@ -79,6 +79,7 @@ def document(plan: Plan) -> Document:
                 name="run",
                 title="What the run does",
                 statement=_RUN,
+                figure_of_merit=words.lifetimes(plan),
                 findings=[*words.findings(plan), *words.notes(plan)],
                 figures=[_figure(plan)],
                 command=command_of(plan),
@@ -86,7 +87,13 @@ def document(plan: Plan) -> Document:
         )
     if plan.recipe is not None:
         code = "\n".join(recipe_code(plan))
-        sections.append(Section("sphere", "The same turning on the sphere", _SPHERE, code=code))
+        merit = f"{plan.recipe.rotation:.3g} radians per step"
+        sections.append(
+            Section(
+                "sphere", "The same turning on the sphere", _SPHERE, figure_of_merit=merit,
+                code=code,
+            )
+        )  # fmt: skip
     return Document(
         title=f"Plan of {plan.method}",
         summary=words.heading(plan),

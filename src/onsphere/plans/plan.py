@@ -325,7 +325,7 @@ def _check(
         )
 
 
-def _thinned(path: Path, points: int) -> dict[str, list[float | None]]:
+def _thinned(path: Path, points: int) -> dict[str, list[Any]]:
     """Return about so many points of a path, first and last included."""
     every = max(1, math.ceil(len(path.steps) / points))
     chosen = torch.unique(

@@ -24,7 +24,7 @@ _NETWORKS = {
     "adamw": "6 to 9% less (AdamW)",
     "lion": "13 to 24% less (Lion)",
 }
-_POWERS = {4: "1/4", 2: "1/2", 3: "1/3"}
+_RAISED = {2: "²", 3: "³", 4: "⁴"}
 
 
 def heading(plan: Plan) -> str:
@@ -90,6 +90,19 @@ def findings(plan: Plan) -> list[str]:
     return [*_long_enough(plan), *_growth(plan), *_start(plan), *_schedule(plan), *_batch(plan)]
 
 
+def lifetimes(plan: Plan) -> str:
+    """Return how many half-lives the run lasts; empty where there are none.
+
+    Args:
+        plan: what was planned.
+    """
+    if plan.settled is None or plan.path is None:
+        return ""
+    left = float(plan.path.left[-1])
+    count = -math.log2(left) if left > 0 else math.inf
+    return f"{count:,.1f} half-lives" if count < 1000 else "over 1,000 half-lives"
+
+
 def notes(plan: Plan) -> list[str]:
     """Return what to mind: what is not known, and where the laws are weak.
 
@@ -104,8 +117,7 @@ def _long_enough(plan: Plan) -> Iterator[str]:
     if plan.settled is None or path is None:
         return
     left = float(path.left[-1])
-    lives = -math.log2(left) if left > 0 else math.inf
-    spent = f"the run lasts {_lives(lives)} of {_norm(plan)}"
+    spent = f"the run lasts {lifetimes(plan)} of {_norm(plan)}"
     settled = path.first(path.left <= FORGOTTEN)
     if settled is not None:
         yield (
@@ -134,7 +146,7 @@ def _growth(plan: Plan) -> Iterator[str]:
     falls = "t^(-1/2)"
     yield (
         f"Without weight decay there is no equilibrium: at a constant rate the norm grows as "
-        f"t^({_POWERS[power]}) and the rotation falls as {falls}, as long as the run lasts."
+        f"t^(1/{power}) and the rotation falls as {falls}, as long as the run lasts."
     )
     start, end = float(path.norm[0]), float(path.norm[-1])
     if plan.initial_norm is None:
@@ -226,19 +238,19 @@ def _unknown(plan: Plan) -> Iterator[str]:
     if depends.rotation:
         yield (
             "Adam with its decay in the gradient turns each weight by an angle that depends on L, "
-            "the mean of |w|^2 |gradient|^2 (without --shape: of mean squares of entries). Give "
+            "the mean of |w|² |gradient|² (without --shape: of mean squares of entries). Give "
             "--gradient-square L and --shape for numbers, or use adamw, where it does not."
         )
     elif depends.norm:
         yield (
-            "Norms depend on L, the mean of |w|^2 |gradient|^2, and are for L = 1; give "
+            "Norms depend on L, the mean of |w|² |gradient|², and are for L = 1; give "
             "--gradient-square L for yours. Rotation, half-life and everything said of the run do "
             "not depend on it."
         )
     if plan.settled is not None and plan.path is not None and plan.initial_norm is None:
         yield (
-            "No --initial-norm is given: the run is shown from the norm of the equilibrium on; a "
-            "page (--html) also shows the range from half to twice that norm."
+            "No --initial-norm is given: the run is shown from the norm of the equilibrium on, and "
+            "on a page (--html) also the range from half to twice that norm."
         )
 
 
@@ -280,7 +292,7 @@ def _memory(plan: Plan) -> float:
 
 
 def _norm(plan: Plan) -> str:
-    return f"|w|^{plan.motion.power}"
+    return f"|w|{_RAISED[plan.motion.power]}"
 
 
 def _unit(plan: Plan) -> str:
@@ -289,10 +301,6 @@ def _unit(plan: Plan) -> str:
             f"of the {'weight' if not plan.shape else '×'.join(map(str, plan.shape)) + ' weight'}"
         )
     return plan.norm_unit
-
-
-def _lives(count: float) -> str:
-    return f"{count:,.1f} half-lives" if count < 1000 else "over 1,000 half-lives"
 
 
 def _times(value: float, power: float, *, whole: bool = False) -> str:

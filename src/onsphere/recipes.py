@@ -28,6 +28,8 @@ from typing import Any
 from onsphere.dynamics import Equilibrium
 from onsphere.hyperparameters import METHODS, RecipeError, settings_of
 
+__all__ = ["METHODS", "RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
+
 Schedule = Callable[[int], float]
 Group = dict[str, Any]
 

@@ -76,3 +76,41 @@ def test_it_is_said(run):
 def test_too_few_samples(run):
     with pytest.raises(PlanError, match="1 samples; a comparison needs two"):
         compare(replace(run, samples=run.samples[:1]))
+
+
+def as_law(run, law: str, **changes):
+    """Return the same samples under another law."""
+    layers = {"walk": {**run.layers["walk"], **changes, "law": law}}
+    one = [replace(s, lrs=s.lrs[:1], values=s.values[:1]) for s in run.samples]
+    return replace(run, layers=layers, samples=one)
+
+
+def test_laws_by_the_monitors_names():
+    kind, settings = SETTINGS["sgd"]
+    run = watched("sgd", kind, settings, Schedule(100), start_norm=2.0)
+    (coupled,), (decoupled,) = (compare(as_law(run, law)) for law in ("sgd", "sgdw"))
+    assert coupled.settled.rotation == pytest.approx(decoupled.settled.rotation, rel=1e-2)
+    (held,) = compare(as_law(run, "sphere"))
+    assert set(held.expected_norm.tolist()) == {float(held.norm[0])}
+    assert np.isnan(held.expected_rotation).all()
+    assert np.isfinite(held.late[2])
+    assert words.comparison_findings([held]) == []
+    (turned,) = compare(as_law(run, "rotation"))
+    assert set(turned.expected_rotation.tolist()) == {settings["lr"]}
+    (none,) = compare(as_law(run, "rmsprop"))
+    assert "no law is known for SGD" in none.why
+
+
+def test_muon_is_measured_in_vectors():
+    settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True}
+    run = watched("sgd", *SETTINGS["sgd"], Schedule(30), start_norm=2.0)
+    run = replace(run, optimizer={"name": "Muon", "groups": [settings]})
+    whole, parts = (
+        compare(as_law(run, "muon", shape=[64, 16], vectors=n))[0].settled for n in (1, 4)
+    )
+    assert parts.norm == pytest.approx(whole.norm / 2)
+    matched = replace(run, optimizer={"name": "Muon", "groups": [
+        {**settings, "adjust_lr_fn": "match_rms_adamw"}]})  # fmt: skip
+    (found,) = compare(as_law(matched, "muon", shape=[64, 16], vectors=1))
+    assert found.settled.norm == pytest.approx(whole.norm * 0.2 * 8 / 2)
+    assert found.settled.rotation == whole.rotation

@@ -13,20 +13,24 @@ from torch import Tensor
 from onsphere.dynamics import Equilibrium
 from onsphere.dynamics.run import Run
 from onsphere.errors import OnsphereError
-from onsphere.plans.motion import follow
-from onsphere.plans.plan import Plan, plan
+from onsphere.plans.motion import Motion, follow
+from onsphere.plans.plan import plan
 from onsphere.plans.schedule import PlanError, Schedule
 
 Values = NDArray[np.float64]
 
-_OPTIONS = {
-    "sgd": ("momentum", "nesterov"),
-    "adam": ("betas",),
-    "adamw": ("betas",),
-    "lion": ("betas",),
-    "muon": ("momentum", "nesterov"),
+_LAWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "sgd": ("sgd", {}, ("momentum", "nesterov")),
+    "sgdw": ("sgd", {"decoupled": True}, ("momentum",)),
+    "adam-l2": ("adam", {}, ("betas",)),
+    "adamw": ("adamw", {}, ("betas",)),
+    "lion": ("lion", {}, ("betas",)),
+    "muon": ("muon", {}, ("momentum", "nesterov")),
 }
-"""Settings of a param group that a plan takes, by law."""
+"""Laws as a monitor names them: a plan's method, what is set, and what the param group says."""
+
+_ON_SPHERES = ("sphere", "rotation")
+"""Laws of sphere optimizers: the norm stays; with the second, the rate is the rotation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class LayerComparison:
     def late(self) -> tuple[float, float, float, float]:
         """Measured and expected norm, measured and expected rotation, over the last half.
 
-        Means over samples in which both are finite and the rate is not zero.
+        Means over samples in which both are finite; of the measured alone, if nothing is expected.
         """
         half = slice(len(self.steps) // 2, None)
         pairs = (
@@ -69,7 +73,8 @@ class LayerComparison:
         )
         means: list[float] = []
         for measured, expected in pairs:
-            known = np.isfinite(measured) & (np.isfinite(expected) | (self.law == ""))
+            known, beside = np.isfinite(measured), np.isfinite(expected)
+            known &= beside | ~beside.any()
             means += [_mean(measured[known]), _mean(expected[known])]
         return means[0], means[1], means[2], means[3]
 
@@ -121,45 +126,62 @@ def _expected(run: Run, name: str) -> tuple[str, Equilibrium | None, Values, Val
     """Follow the law from the first sample that has a norm."""
     layer, lrs = run.layers[name], run.lr(name)
     law = layer.get("law")
-    if law not in _OPTIONS:
-        raise PlanError(f"no law is known for {run.optimizer.get('name', 'its optimizer')}")
     norm, level = run.series(name, "norm"), run.series(name, "unit_gradient_square")
     known = np.isfinite(norm) & (norm > 0) & np.isfinite(lrs)
     if known.sum() < 2 or not lrs[known].max() > 0:
         raise PlanError("fewer than two samples have a norm and a rate above 0")
+    if law in _ON_SPHERES:
+        held = np.where(known, norm[known][0], math.nan)
+        return law, None, held, np.where(known & (law == "rotation"), lrs, math.nan)
+    if law not in _LAWS:
+        raise PlanError(f"no law is known for {run.optimizer.get('name', 'its optimizer')}")
     steps, lr = run.steps[known], float(lrs[known].max())
-    times = steps - steps[0]
-    mean, levels = _levels(times, level[known]) if law in ("sgd", "adam") else (None, None)
-    planned = _plan(law, layer, _group(run, layer), lr, mean)
+    times, needs_level = steps - steps[0], law in ("sgd", "sgdw", "adam-l2")
+    mean, levels = _levels(times, level[known]) if needs_level else (None, None)
+    motion, settled = _law(law, layer, _group(run, layer), lr, mean)
     rates, start = _Sampled(times, lrs[known] / lr), float(norm[known][0])
-    if law == "sgd" and levels is not None:
-        path = follow(planned.motion, rates, start, levels.factors)
-    else:
-        path = follow(planned.motion, rates, start)
+    moving = levels is not None and motion.bend == 0
+    path = follow(motion, rates, start, levels.factors if levels and moving else None)
     places = run.steps - steps[0]
     inside = (places >= 0) & (places < rates.steps)
     norms, rotations = (
         np.where(inside, np.interp(places, path.steps.numpy(), values.numpy()), math.nan)
         for values in (path.norm, path.rotation)
     )
-    return law, planned.settled, norms, rotations
+    return law, settled, norms, rotations
 
 
-def _plan(
+def _law(
     law: str, layer: Mapping[str, Any], group: Mapping[str, Any], lr: float, level: float | None
-) -> Plan:
-    """Plan the layer's own hyperparameters."""
-    options = {name: group[name] for name in _OPTIONS[law] if group.get(name) is not None}
+) -> tuple[Motion, Equilibrium | None]:
+    """Return the motion of one vector of a layer by its own hyperparameters, and where it rests."""
+    if group.get("dampening"):
+        raise PlanError("a plan knows no dampening")
+    method, options, names = _LAWS[law]
+    options = options | {name: group[name] for name in names if group.get(name) is not None}
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
-    decay = float(group.get("weight_decay") or 0.0)
-    if law == "adam" and not decay:
-        level = None
-    shape = tuple(layer["shape"]) if law == "muon" else (int(layer["coordinates"]),)
-    return plan(
-        law, Schedule(1), lr=lr, weight_decay=decay, shape=shape, unit_gradient_square=level,
-        **options,
+    shape: tuple[int, ...] = (int(layer["coordinates"]),)
+    if method == "muon":
+        rows, *columns = layer["shape"]
+        shape = (rows, math.prod(columns))
+    planned = plan(
+        method, Schedule(1), lr=lr, weight_decay=float(group.get("weight_decay") or 0.0),
+        shape=shape, unit_gradient_square=level, **options,
     )  # fmt: skip
+    motion, settled = planned.motion, planned.settled
+    if method == "muon":
+        unit = _muon_unit(shape, group) / math.sqrt(int(layer["vectors"]))
+        motion = motion.scaled(unit)
+        settled = settled and settled._replace(norm=settled.norm * unit)
+    return motion, settled
+
+
+def _muon_unit(shape: tuple[int, ...], group: Mapping[str, Any]) -> float:
+    """Return the factor of ``adjust_lr_fn`` over that of a plan."""
+    if group.get("adjust_lr_fn") != "match_rms_adamw":
+        return 1.0
+    return 0.2 * math.sqrt(max(shape) / max(1.0, shape[0] / shape[1]))
 
 
 def _group(run: Run, layer: Mapping[str, Any]) -> Mapping[str, Any]:

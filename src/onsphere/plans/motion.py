@@ -80,6 +80,15 @@ class Motion:
         """Return the same gradients without the decay."""
         return replace(self, rate=0.0)
 
+    def scaled(self, factor: float) -> "Motion":
+        """Return the same motion with norms in another unit.
+
+        Args:
+            factor: what a norm is multiplied by; for a motion without a bend.
+        """
+        growth, turn = self.growth * factor**self.power, self.turn * factor**self.slope
+        return replace(self, growth=growth, turn=turn)
+
     def balance(self, factors: Float[Tensor, "times"]) -> Float[Tensor, "times"]:
         """Return the rotation that a rate would settle at, if it stayed.
 

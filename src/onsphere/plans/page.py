@@ -60,25 +60,24 @@ def document(plan: Plan) -> Document:
     Args:
         plan: what was planned.
     """
-    grows = plan.settled is None
-    sections = [
-        Section(
-            name="growth" if grows else "equilibrium",
-            title="Growth without decay" if grows else "Where the run settles",
-            statement=_GROWTH if grows else _EQUILIBRIUM,
-            figure_of_merit=_merit(plan),
-            findings=[] if plan.path else words.notes(plan),
-            tables=[Table("At the full rate", ("", "value", "unit"), words.quantities(plan))]
-            if plan.settled
-            else [],
+    sections = []
+    if plan.settled is not None:
+        sections.append(
+            Section(
+                name="equilibrium",
+                title="Where the run settles",
+                statement=_EQUILIBRIUM,
+                figure_of_merit=_merit(plan),
+                findings=[] if plan.path else words.notes(plan),
+                tables=[Table("At the full rate", ("", "value", "unit"), words.quantities(plan))],
+            )
         )
-    ]
     if plan.path is not None:
         sections.append(
             Section(
                 name="run",
                 title="What the run does",
-                statement=_RUN,
+                statement=_RUN if plan.settled else f"{_GROWTH} {_RUN}",
                 figure_of_merit=words.lifetimes(plan),
                 findings=[*words.findings(plan), *words.notes(plan)],
                 figures=[_figure(plan)],
@@ -184,14 +183,13 @@ def _figure(plan: Plan) -> Figure:
 def _panel(plan: Plan, label: str, kind: str, *, band: bool = True) -> Panel:
     path = plan.path
     assert path is not None
-    values = getattr(path, kind)
     low = high = None
     if plan.around and band:
         ends = np.stack([getattr(other, kind).numpy() for other in plan.around])
         low, high = ends.min(0).tolist(), ends.max(0).tolist()
     grows = plan.settled is None
     places = _places(plan, path)
-    finite = _finite(values.tolist())
+    finite = _shown(path, kind)
     series = [Series("this run", places, finite, low, high, color="measured")]
     if kind == "rotation" and not grows:
         balance = path.balance.tolist()
@@ -207,8 +205,11 @@ def _panel(plan: Plan, label: str, kind: str, *, band: bool = True) -> Panel:
     )  # fmt: skip
 
 
-def _finite(values: list[float]) -> list[float]:
-    return [value if math.isfinite(value) else math.nan for value in values]
+def _shown(path: Path, kind: str) -> list[float]:
+    """Return a series of the path; the length 0 and infinite turn of a limit are left out."""
+    known = (path.norm > 0).tolist()
+    values = getattr(path, kind).tolist()
+    return [value if there else math.nan for value, there in zip(values, known, strict=True)]
 
 
 def _places(plan: Plan, path: Path) -> list[int]:

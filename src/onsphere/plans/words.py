@@ -318,7 +318,7 @@ def comparison_findings(layers: Sequence[LayerComparison]) -> list[str]:
     Args:
         layers: of a watched run.
     """
-    known = [layer for layer in layers if layer.law]
+    known = [layer for layer in layers if not math.isnan(layer.off[1])]
     said = []
     if known:
         rotations = [layer.off[1] for layer in known]
@@ -327,11 +327,11 @@ def comparison_findings(layers: Sequence[LayerComparison]) -> list[str]:
             f"{near} of {len(known)} layers turn within {_NEAR:.0%} of what their hyperparameters "
             "let expect, over the last half of the run."
         )
-        far = [layer for layer in known if not abs(layer.off[1]) <= _NEAR]
+        far = [layer for layer in known if abs(layer.off[1]) > _NEAR]
         far.sort(key=lambda layer: -abs(layer.off[1]))
         said += [
-            f"{layer.name} turns by {layer.late[2]:.3g} per step, {_percent(layer.off[1])} what "
-            "is expected."
+            f"{layer.name} turns by {layer.late[2]:.3g} per step, {abs(layer.off[1]):.0%} "
+            f"{'more' if layer.off[1] > 0 else 'less'} than what is expected."
             for layer in far[:_NAMED]
         ]
     reasons: dict[str, list[str]] = {}
@@ -342,9 +342,3 @@ def comparison_findings(layers: Sequence[LayerComparison]) -> list[str]:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         said.append(f"Without an expectation ({why}): {', '.join(names[:_NAMED])}{more}.")
     return said
-
-
-def _percent(off: float) -> str:
-    if math.isnan(off):
-        return "beside"
-    return f"{abs(off):.0%} {'more' if off > 0 else 'less'} than"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch.optim import SGD, AdamW
 
+from onsphere.dynamics.run import Flag
 from onsphere.plans import PlanError, Schedule, words
 from onsphere.plans.comparison import compare
 from onsphere.plans.page import comparison_document, comparison_table
@@ -70,7 +71,15 @@ def test_it_is_said(run):
     assert [len(figure.panels) for figure in shown.sections[0].figures] == [1, 1]
     assert all(panel.series[1].dashed for f in shown.sections[0].figures for panel in f.panels)
     far = [replace(layers[0], rotation=2 * layers[0].rotation), *layers[1:]]
-    assert "more than what is expected" in words.comparison_findings(far)[1]
+    assert "more than what is expected." in words.comparison_findings(far)[1]
+    flagged = [replace(far[0], flags=("eps",))]
+    assert "expected (flagged by the monitor: eps)." in words.comparison_findings(flagged)[1]
+
+
+def test_flags_go_along(run):
+    flag = Flag("eps", "walk", 5, "eps rules")
+    walk, other, _ = compare(replace(run, flags=[flag, flag]))
+    assert (walk.flags, other.flags) == (("eps",), ())
 
 
 def test_too_few_samples(run):

@@ -48,6 +48,7 @@ class LayerComparison:
             SGD the measured gradients); NaN for none.
         expected_rotation: likewise.
         settled: the equilibrium at the highest rate; ``None`` without decay or law.
+        flags: kinds of what the monitor flagged in it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class LayerComparison:
     expected_norm: Values
     expected_rotation: Values
     settled: Equilibrium | None
+    flags: tuple[str, ...] = ()
 
     @property
     def late(self) -> tuple[float, float, float, float]:
@@ -112,13 +114,15 @@ def compare(run: Run) -> list[LayerComparison]:
 def _compared(run: Run, name: str) -> LayerComparison:
     """Compare one layer; what no law fits stays without an expectation, and says why."""
     steps, norm, rotation = run.steps, run.series(name, "norm"), run.series(name, "rotation")
+    none = np.full(len(steps), math.nan)
+    law, why, settled, expected_norm, expected_rotation = "", "", None, none, none
     try:
         law, settled, expected_norm, expected_rotation = _expected(run, name)
     except OnsphereError as error:
-        none = np.full(len(steps), math.nan)
-        return LayerComparison(name, "", str(error), steps, norm, rotation, none, none, None)
+        why = str(error)
+    flags = tuple(dict.fromkeys(flag.kind for flag in run.flags if flag.layer == name))
     return LayerComparison(
-        name, law, "", steps, norm, rotation, expected_norm, expected_rotation, settled
+        name, law, why, steps, norm, rotation, expected_norm, expected_rotation, settled, flags
     )
 
 

@@ -331,7 +331,8 @@ def comparison_findings(layers: Sequence[LayerComparison]) -> list[str]:
         far.sort(key=lambda layer: -abs(layer.off[1]))
         said += [
             f"{layer.name} turns by {layer.late[2]:.3g} per step, {abs(layer.off[1]):.0%} "
-            f"{'more' if layer.off[1] > 0 else 'less'} than what is expected."
+            f"{'more' if layer.off[1] > 0 else 'less'} than what is expected"
+            + (f" (flagged by the monitor: {', '.join(layer.flags)})." if layer.flags else ".")
             for layer in far[:_NAMED]
         ]
     reasons: dict[str, list[str]] = {}

@@ -21,7 +21,7 @@ SETTINGS = {
 @pytest.fixture(scope="module", params=SETTINGS)
 def run(request):
     kind, settings = SETTINGS[request.param]
-    return watched(request.param, kind, settings, Schedule(300, "cosine"), start_norm=4.0)
+    return watched(request.param, kind, settings, Schedule(200, "cosine"), start_norm=4.0)
 
 
 def test_a_walk_is_as_expected(run):

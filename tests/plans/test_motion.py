@@ -89,7 +89,7 @@ def test_a_start_away_from_the_balance_is_forgotten(name, away, generator):
     assert float(expected.path.rotation[-1]) == pytest.approx(expected.settled.rotation, rel=0.05)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ["SGD", pytest.param("AdamW", marks=pytest.mark.slow)])
 def test_a_drop_by_k_turns_k_times_slower_and_comes_back_to_its_root(name, generator):
     schedule = Schedule(400, "step", drops=(100,), drop_by=9.0)
     expected = planned(name, schedule)

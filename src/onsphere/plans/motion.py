@@ -52,7 +52,7 @@ class Motion:
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
         >>> motion = Motion.of(adamw_equilibrium(lr=1e-3, decay=0.1))
-        >>> round(motion.growth, 9), round(motion.rate, 6)  # lr^2, 2 lr decay
+        >>> round(motion.growth, 8), round(motion.rate, 6)  # lr^2, 2 lr decay
         (1e-06, 0.0002)
     """
 

@@ -9,7 +9,13 @@ from jaxtyping import install_import_hook
 
 # Shape annotations are checked in the tests only, and before the library is imported.
 _hook = install_import_hook(
-    ["onsphere.geometry", "onsphere.norms", "onsphere.robustness", "onsphere.dynamics"],
+    [
+        "onsphere.geometry",
+        "onsphere.norms",
+        "onsphere.robustness",
+        "onsphere.dynamics",
+        "onsphere.plans",
+    ],
     "beartype.beartype",
 )
 _hook.__enter__()

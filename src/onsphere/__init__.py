@@ -11,7 +11,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from onsphere import dynamics, geometry, norms, optim, robustness
+from onsphere import dynamics, geometry, norms, optim, plans, robustness
+from onsphere.plans import Plan, plan
 from onsphere.recipes import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "Monitor",
+    "Plan",
     "SphereRecipe",
     "__version__",
     "audit",
@@ -34,6 +36,8 @@ __all__ = [
     "monitor",
     "norms",
     "optim",
+    "plan",
+    "plans",
     "robustness",
     "sphere_recipe",
     "symmetry",

@@ -21,25 +21,17 @@ Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe se
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onsphere.dynamics import (
-    Equilibrium,
-    adamw_equilibrium,
-    lion_equilibrium,
-    muon_equilibrium,
-    sgd_equilibrium,
-)
-from onsphere.errors import OnsphereError, nearest
+from onsphere.dynamics import Equilibrium
+from onsphere.hyperparameters import METHODS, RecipeError, settings_of
+
+__all__ = ["METHODS", "RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
 
 Schedule = Callable[[int], float]
 Group = dict[str, Any]
-
-
-class RecipeError(OnsphereError, ValueError):
-    """A recipe that has no equilibrium, or an option that its optimizer does not have."""
 
 
 @dataclass(frozen=True)
@@ -274,9 +266,6 @@ def sphere_recipe(
     """  # noqa: E501
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
-    if method not in METHODS:
-        raise RecipeError(f"unknown method {method!r}{nearest(method, list(METHODS))}")
-    law, defaults = METHODS[method]
     given = {
         "betas": betas,
         "momentum": momentum,
@@ -285,12 +274,14 @@ def sphere_recipe(
         "decoupled": decoupled,
         "shape": shape,
     }
-    options = {name: value for name, value in given.items() if value is not None}
-    for name in options:
-        if name not in defaults:
-            raise RecipeError(f"{method} has no {name}; it takes {', '.join(defaults)}")
-    settings = {**defaults, **options}
-    _check(float(lr), float(weight_decay), settings)
+    settings = settings_of(method, lr, weight_decay, given)
+    if lr == 0 or weight_decay == 0:
+        raise RecipeError(
+            f"lr={lr:g} with weight_decay={weight_decay:g} has no equilibrium: without decay the "
+            "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
+            'yourself: lr_is="rotation"'
+        )
+    law, _ = METHODS[method]
     try:
         equilibrium = law(float(lr), float(weight_decay), **settings)
     except ValueError as error:
@@ -303,78 +294,11 @@ def sphere_recipe(
     return SphereRecipe(method, equilibrium, keywords)
 
 
-def _sgd(
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    decoupled: bool,
-) -> Equilibrium:
-    # Dampening scales what enters the buffer: the gradient, and decay that is coupled with it.
-    rate = lr if decoupled else lr * (1 - dampening)
-    law = sgd_equilibrium(lr=rate, decay=weight_decay, momentum=momentum, decoupled=decoupled)
-    if not nesterov:
-        return law
-    # The sum of the weights of past gradients, which sets the norm, stays; their squares do not.
-    return law._replace(rotation=law.rotation * math.sqrt(1 + 2 * momentum - 2 * momentum**3))
-
-
-def _adamw(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:
-    return adamw_equilibrium(lr=lr, decay=weight_decay, beta1=betas[0])
-
-
-def _lion(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:
-    return lion_equilibrium(lr=lr, decay=weight_decay, betas=betas)
-
-
-def _muon(
-    lr: float,
-    weight_decay: float,
-    momentum: float,
-    nesterov: bool,
-    shape: tuple[int, int] | None,
-) -> Equilibrium:
-    return muon_equilibrium(
-        lr=lr, decay=weight_decay, momentum=momentum, nesterov=nesterov, shape=shape
-    )
-
-
-METHODS: dict[str, tuple[Callable[..., Equilibrium], dict[str, Any]]] = {
-    "adamw": (_adamw, {"betas": (0.9, 0.999)}),
-    "sgd": (_sgd, {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "decoupled": False}),
-    "lion": (_lion, {"betas": (0.9, 0.99)}),
-    "muon": (_muon, {"momentum": 0.95, "nesterov": True, "shape": None}),
-}
-"""The law of each method, and the options that it has with their defaults."""
-
 _WITHOUT_A_RECIPE = {
     "adam": "Adam with its decay in the gradient (L2) turns each weight by an angle that depends "
     "on the size of its gradient, so no one rotation matches it; tune AdamW and move that, or see "
     "onsphere.dynamics.adam_l2_equilibrium"
 }
-
-
-def _check(lr: float, weight_decay: float, settings: Mapping[str, Any]) -> None:
-    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            raise RecipeError(f"{name} is a positive number, got {value}")
-    if lr == 0 or weight_decay == 0:
-        raise RecipeError(
-            f"lr={lr:g} with weight_decay={weight_decay:g} has no equilibrium: without decay the "
-            "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
-            'yourself: lr_is="rotation"'
-        )
-    for name in ("momentum", "dampening"):
-        if not 0 <= settings.get(name, 0) < 1:
-            raise RecipeError(f"{name} is at least 0 and below 1, got {settings[name]}")
-    betas = settings.get("betas", (0, 0))
-    if not isinstance(betas, Sequence) or len(betas) != 2 or not all(0 <= b < 1 for b in betas):
-        raise RecipeError(f"betas are two numbers, at least 0 and below 1, got {betas!r}")
-    if settings.get("nesterov") and (
-        settings["momentum"] == 0 or settings.get("dampening", 0) != 0
-    ):
-        raise RecipeError("nesterov needs momentum > 0 and dampening = 0, as in torch.optim.SGD")
 
 
 def _checked(groups: Iterable[Mapping[str, Any]]) -> list[Group]:

@@ -6,13 +6,13 @@ else is what a training runs: an optimizer of PyTorch, in float64, on many weigh
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.dynamics.recorder import NormRecorder
 from onsphere.geometry import VectorAxes
@@ -40,7 +40,7 @@ class SGDW(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self, params: ParamsT, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -48,7 +48,7 @@ class SGDW(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override] # noqa: ARG002
         """Move every weight that has a gradient; no closure is called."""
         for group in self.param_groups:
-            for w in group["params"]:
+            for w in _with_gradient(group["params"]):
                 buffer = self.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
                 buffer.mul_(group["momentum"]).add_(w.grad)
                 w.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * buffer)
@@ -77,7 +77,7 @@ class Lion(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: ParamsT,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
@@ -89,11 +89,15 @@ class Lion(Optimizer):
         """Move every weight that has a gradient; no closure is called."""
         for group in self.param_groups:
             blend, keep = group["betas"]
-            for w in group["params"]:
+            for w in _with_gradient(group["params"]):
                 average = self.state[w].setdefault("exp_avg", torch.zeros_like(w))
                 update = average.lerp(w.grad, 1 - blend).sign_()
                 w.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
                 average.lerp_(w.grad, 1 - keep)
+
+
+def _with_gradient(weights: Iterable[Tensor]) -> Iterator[Tensor]:
+    return (w for w in weights if w.grad is not None)
 
 
 def random_walk(

@@ -148,6 +148,7 @@ class Section:
         figures: the pictures.
         tables: the numbers.
         command: the command that reproduces this section.
+        code: lines to copy, shown as they are.
     """
 
     name: str
@@ -162,6 +163,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     command: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def apgd_targeted(
     restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
     batch: int = 256,
+    give_up: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Climb the targeted DLR loss by Auto-PGD, for each of the nearest wrong classes (APGD-T).
@@ -154,6 +155,8 @@ def apgd_targeted(
         bounds: least and greatest value of an entry.
         batch: pairs of example and target that go through the model at once, if there are more
             pairs than examples.
+        give_up: if given, a target is also left when, at a checkpoint, ``give_up`` times the rise
+            of its loss since the last checkpoint would not bring the loss to zero.
         generator: source of the random starts, on the device of ``x``; torch's global one if not
             given.
 
@@ -186,7 +189,9 @@ def apgd_targeted(
             aim = order[standing, column : column + width]
             rows = standing.repeat_interleave(width)
             goal = Goal(losses.targeted_dlr, aim.flatten())
-            found, value, fooled = climb(model, x[rows], y[rows], goal, threat, steps, generator)
+            found, value, fooled = climb(
+                model, x[rows], y[rows], goal, threat, steps, generator, give_up
+            )
             # A misclassified point counts more than any loss.
             rank = torch.where(fooled, torch.inf, value).view(-1, width)
             value, choice = rank.max(1)
@@ -235,6 +240,7 @@ class _State:
     rises: Tensor
     halved: Tensor
     mark: Tensor  # the best loss at the last checkpoint
+    gone: Tensor  # whether the example need not stay
 
     def keep(self, mask: Tensor) -> None:
         """Let the other examples leave."""
@@ -243,7 +249,9 @@ class _State:
 
     def move(self, threat: Threat, momentum: float) -> None:
         """Take one step."""
-        ahead = threat.project(self.z + per_example(self.step, self.z) * threat.ascent(self.gradient), self.x)
+        ahead = threat.project(
+            self.z + per_example(self.step, self.z) * threat.ascent(self.gradient), self.x
+        )
         moved = self.z + momentum * (ahead - self.z) + (1 - momentum) * (self.z - self.previous)
         self.previous, self.z = self.z, threat.project(moved, self.x)
 
@@ -258,6 +266,17 @@ class _State:
         if gradient is not None:
             self.gradient = gradient
             self.best_gradient = torch.where(at, gradient, self.best_gradient)
+
+    def outcome(self, found: Tensor, value: Tensor, fooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the point that fools, where there is one, and otherwise the best."""
+        fools = fooled[self.rows]
+        points = torch.where(per_example(fools, self.z), found[self.rows], self.best)
+        return points, torch.where(fools, value[self.rows], self.best_loss)
+
+    def give_up(self, factor: float) -> None:
+        """Let those leave that ``factor`` times their last progress would not bring to zero."""
+        rise = self.best_loss - self.mark
+        self.gone |= self.best_loss + factor * rise < 0
 
     def halve(self, length: int) -> None:
         """Halve the steps of examples that are stuck, and send these back to their best points."""
@@ -280,6 +299,7 @@ def climb(
     threat: Threat,
     steps: int,
     generator: torch.Generator | None,
+    give_up: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run Auto-PGD once, from a random point: the best points, their losses, whether they fool."""
     z = threat.sample(x, generator)
@@ -289,38 +309,30 @@ def climb(
     state = _State(
         torch.arange(len(x), device=x.device), x, y, goal.extra, z, z, gradient, loss, z, gradient,
         loss, torch.full_like(loss, 2 * threat.eps).to(z.dtype), torch.zeros_like(loss),
-        torch.zeros_like(fooled), loss,
+        torch.zeros_like(fooled), loss, fooled.clone(),
     )  # fmt: skip
     last, stops = 0, checkpoints(steps)
     for step in range(1, steps + 1):
-        done = fooled[state.rows]
-        left = int(done.sum())
-        if left == len(done):
+        if int(state.gone.sum()) >= LEFT_BEFORE_GATHER * len(state.gone):
+            found[state.rows], value[state.rows] = state.outcome(found, value, fooled)
+            state.keep(~state.gone)
+        if not len(state.rows):
             break
-        if left >= LEFT_BEFORE_GATHER * len(done):
-            state.keep(~done)
         state.move(threat, _MOMENTUM if step > 1 else 1.0)
         loss, wrong, gradient = loss_and_gradient(
             model, state.z, state.y, Goal(goal.loss, state.extra), differentiate=step < steps
         )
         state.note(loss, gradient)
         new = wrong & ~fooled[state.rows]
-        found[state.rows[new]] = state.z[new]
-        value[state.rows[new]] = loss[new]
+        found[state.rows[new]], value[state.rows[new]] = state.z[new], loss[new]
         fooled[state.rows[new]] = True
+        state.gone |= wrong
         if step in stops:
+            if give_up is not None:
+                state.give_up(give_up)
             state.halve(step - last)
             last = step
-    return _results(state, found, value, fooled)
-
-
-def _results(
-    state: _State, found: Tensor, value: Tensor, fooled: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give every example that fools nobody its best point."""
-    standing = ~fooled[state.rows]
-    rows = state.rows[standing]
-    found[rows], value[rows] = state.best[standing], state.best_loss[standing]
+    found[state.rows], value[state.rows] = state.outcome(found, value, fooled)
     return found, value, fooled
 
 

@@ -169,7 +169,9 @@ def _climb(
     fooled = torch.zeros_like(best_loss, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)  # where the current batch sits in the results
     for step in range(steps + 1):
-        loss, wrong, gradient = loss_and_gradient(model, z, y, objective, differentiate=step < steps)
+        loss, wrong, gradient = loss_and_gradient(
+            model, z, y, objective, differentiate=step < steps
+        )
         done = fooled[rows]
         take = ~done & (wrong | (loss > best_loss[rows]))
         best[rows[take]] = z[take]
@@ -213,16 +215,26 @@ def no_loss(x: Tensor) -> Tensor:
     return torch.full(x.shape[:1], -torch.inf, dtype=dtype, device=x.device)
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
+def check_logits(logits: object, y: Tensor) -> None:
     """Refuse what is not one row of logits per label, or has no column for a label.
 
     Raises:
-        ValueError: a wrong shape, or a label out of range.
+        ValueError: no tensor, a wrong shape, fewer than two classes, or a label out of range.
     """
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"a model returns a tensor of logits, got a {type(logits).__name__}: wrap yours, e.g. "
+            "lambda x: model(x).logits"
+        )
     if logits.ndim != 2 or len(logits) != len(y):
         raise ValueError(
             f"a model returns logits of shape (batch, classes): got {tuple(logits.shape)} for "
             f"{len(y)} examples"
+        )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            "a classifier has at least two classes, got one column of logits; give a single score "
+            "s as two columns: torch.cat([-s, s], 1)"
         )
     if len(y):
         low, high = (int(value) for value in y.aminmax())

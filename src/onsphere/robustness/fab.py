@@ -26,7 +26,7 @@ from onsphere.robustness.threat import Norm, Threat, per_example
 _MOST_TOWARDS_X = 0.1  # alpha_max
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
-_PROGRESS = 0.99  # a distance has improved when it is below this share of the former one
+_WINDOW = 5  # steps between two looks at the progress
 _NEWTON = 12  # steps; each is exact once no entry meets its bound, and ends early then
 _BISECTIONS = 8
 
@@ -39,8 +39,8 @@ def fab(
     norm: Norm = "linf",
     targets: int = 9,
     steps: int = 100,
-    patience: int | None = 20,
     within: float | None = None,
+    give_up: float | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
     batch: int = 256,
 ) -> Tensor:
@@ -57,9 +57,9 @@ def fab(
         norm: in which the change is small, ``"linf"`` or ``"l2"``.
         targets: how many of the wrong classes, those with the largest clean logits.
         steps: gradient evaluations per target.
-        patience: give a target up when its distance has been found and has not fallen by 1 % in
-            so many steps; ``None`` takes all steps.
         within: a distance that suffices: an example leaves once it has a point as near as that.
+        give_up: if given, a target is also left when its distance, falling ``give_up`` times as
+            much as in the last five steps, would not come to ``within``.
         bounds: least and greatest value of an entry.
         batch: pairs of example and target that go through the model at once, if there are more
             pairs than examples.
@@ -69,7 +69,7 @@ def fab(
         is wrong already, and where none was found.
 
     Raises:
-        ValueError: as :func:`apgd_targeted`, or ``patience`` below 1.
+        ValueError: as :func:`apgd_targeted`.
         TypeError: as :func:`apgd_targeted`.
 
     Example:
@@ -82,8 +82,8 @@ def fab(
     Source: Croce & Hein, 2019 (arXiv 1907.02044), algorithm 1.
     """
     threat = Threat(1.0 if within is None else within, norm, bounds)
-    for name, count in {"steps": steps, "targets": targets, "patience": patience}.items():
-        if count is not None and count < 1:
+    for name, count in {"steps": steps, "targets": targets, "batch": batch}.items():
+        if count < 1:
             raise ValueError(f"{name} is at least 1, got {count}")
     threat.check(x, y)
     best = x.detach().clone()
@@ -101,7 +101,7 @@ def fab(
         rows = standing.repeat_interleave(width)
         aim = order[standing, column : column + width].flatten()
         found, reached = _approach(
-            model, x.detach()[rows], y[rows], aim, threat, steps, patience, within
+            model, x.detach()[rows], y[rows], aim, threat, steps, within, give_up
         )
         nearest, choice = reached.view(-1, width).min(1)
         better = nearest < distance[standing]
@@ -123,15 +123,15 @@ def _approach(
     target: Tensor,
     threat: Threat,
     steps: int,
-    patience: int | None,
     within: float | None,
+    give_up: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Run FAB for one target per row: the nearest misclassified points, and their distances."""
     rows = torch.arange(len(x), device=x.device)
     best, nearest = x.clone(), torch.full(x.shape[:1], torch.inf, dtype=x.dtype, device=x.device)
-    mark, since = nearest.clone(), torch.zeros_like(rows)
+    mark = nearest.clone()
     z = x
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         gained, wrong, gradient = loss_and_gradient(
             model, z, y, lambda logits, y, t=target: _gain(logits, y, t), differentiate=True
         )
@@ -139,28 +139,26 @@ def _approach(
         size = threat.distance(z, x)
         better = wrong & (size < nearest[rows])
         best[rows[better]], nearest[rows[better]] = z[better], size[better]
-        progress = nearest[rows] < _PROGRESS * mark
-        mark = torch.where(progress, nearest[rows], mark)
-        since = torch.where(progress | mark.isinf(), 0, since + 1)
-        done = torch.zeros_like(wrong) if patience is None else since >= patience
-        if within is not None:
-            done |= nearest[rows] <= within
+        reached = nearest[rows]
+        done = torch.zeros_like(wrong) if within is None else reached <= within
+        if step % _WINDOW == 0:
+            if within is not None and give_up is not None:
+                done |= mark.isfinite() & (reached - give_up * (mark - reached) > within)
+            mark = reached
         if done.all():
             break
         base = torch.where(per_example(wrong, z), x + _BACKWARD * (z - x), z)
         z = _towards(z, base, x, gained, gradient, threat)
         if done.any():
             keep = ~done
-            rows, x, y, z, target, mark, since = (
-                v[keep] for v in (rows, x, y, z, target, mark, since)
-            )
+            rows, x, y, z, target, mark = (v[keep] for v in (rows, x, y, z, target, mark))
     return best, nearest
 
 
 def _towards(
     z: Tensor, base: Tensor, x: Tensor, gained: Tensor, gradient: Tensor, threat: Threat
 ) -> Tensor:
-    """Take one step: ``gained`` and ``gradient`` are those at ``z``, the step starts at ``base``."""
+    """Take one step from ``base``, with the value and the gradient at ``z``."""
     slope = gradient.flatten(1)
     size = slope.abs().amax(1, keepdim=True)
     size = torch.where(size > 0, size, 1.0)
@@ -184,8 +182,9 @@ def onto_plane(
     gap: Float[Tensor, "batch 1"],
     threat: Threat,
 ) -> Float[Tensor, "batch n"]:
-    r"""Return the least change :math:`d` with :math:`\langle w, d\rangle = g` that stays in the box.
+    r"""Return the least change that reaches a plane and stays in the box.
 
+    It is :math:`d` with :math:`\langle w, d\rangle = g`.
     Its entries are :math:`\pm\min(t u_i, r_i)`, with :math:`r_i` the room up to the bound on the
     side that :math:`w_i` asks for, :math:`u_i = 1` for l-infinity and :math:`|w_i|` for l2. The
     gain :math:`\sum_i |w_i|\min(t u_i, r_i)` is concave and piecewise linear in :math:`t`, so

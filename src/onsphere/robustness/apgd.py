@@ -28,6 +28,7 @@ from onsphere.robustness.attacks import (
     loss_and_gradient,
     no_loss,
 )
+from onsphere.robustness.losses import Goal
 from onsphere.robustness.targets import at_once, nearest_classes
 from onsphere.robustness.threat import Norm, Threat, per_example
 
@@ -35,22 +36,6 @@ _MOMENTUM = 0.75
 _RISING = 0.75  # a step size is kept while the loss rises in at least this share of the steps
 TEMPERATURE = 0.25
 """Temperature of the cross-entropy in units of the clean logits' spread."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The loss to be raised, and the number that it needs of each example besides its label."""
-
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    extra: Tensor
-
-    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each example."""
-        return self.loss(logits, y, self.extra)
-
-    def take(self, rows: Tensor) -> "Goal":
-        """Return the goal of some of the examples."""
-        return Goal(self.loss, self.extra[rows])
 
 
 def apgd(

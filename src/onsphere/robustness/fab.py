@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from onsphere.robustness.attacks import Model, check_logits, loss_and_gradient
+from onsphere.robustness.losses import Goal, gain
 from onsphere.robustness.targets import at_once, nearest_classes
 from onsphere.robustness.threat import Norm, Threat, per_example
 
@@ -28,7 +29,7 @@ _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
 _WINDOW = 5  # steps between two looks at the progress
 _NEWTON = 12  # steps; each is exact once no entry meets its bound, and ends early then
-_BISECTIONS = 8
+_BISECTIONS = 14
 
 
 def fab(
@@ -133,7 +134,7 @@ def _approach(
     z = x
     for step in range(1, steps + 1):
         gained, wrong, gradient = loss_and_gradient(
-            model, z, y, lambda logits, y, t=target: _gain(logits, y, t), differentiate=True
+            model, z, y, Goal(gain, target), differentiate=True
         )
         assert gradient is not None
         size = threat.distance(z, x)
@@ -230,8 +231,3 @@ def _bisect(model: Model, x: Tensor, y: Tensor, wrong: Tensor) -> Tensor:
         fools = per_example(model(middle).argmax(1) != y, x)
         right, far = torch.where(fools, right, middle), torch.where(fools, middle, far)
     return far
-
-
-def _gain(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    pair = torch.stack([target, y], 1)
-    return logits.gather(1, pair)[:, 0] - logits.gather(1, pair)[:, 1]

@@ -5,6 +5,7 @@ r"""What an attack maximizes: one number per example, from its logits.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -119,6 +120,20 @@ def tempered_cross_entropy(
     return cross_entropy(logits / temperature.unsqueeze(1), y)
 
 
+def gain(
+    logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"], target: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    r"""Return :math:`z_t - z_y` for a target class of each example.
+
+    Example:
+        >>> import torch
+        >>> gain(torch.tensor([[4.0, 3.0, 1.0]]), torch.tensor([0]), torch.tensor([2]))
+        tensor([-3.])
+    """
+    pair = logits.gather(1, torch.stack([target, y], 1))
+    return pair[:, 0] - pair[:, 1]
+
+
 def targeted_dlr(
     logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"], target: Int[Tensor, "batch"]
 ) -> Float[Tensor, "batch"]:
@@ -141,12 +156,33 @@ def targeted_dlr(
 
     Source: Croce & Hein, 2020 (arXiv 2003.01690), equation 7.
     """
-    gained = (logits.gather(1, target.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1))).squeeze(1)
+    gained = gain(logits, y, target)
     if logits.shape[1] < 4:
         return gained
     top = logits.topk(4, dim=1).values
     between = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
     return gained / torch.where(between > 0, between, 1.0)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A loss, with the number that it needs of each example besides its label.
+
+    Args:
+        loss: a function of logits, labels and those numbers.
+        extra: one per example: a temperature, a target class.
+    """
+
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    extra: Tensor
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each example."""
+        return self.loss(logits, y, self.extra)
+
+    def take(self, rows: Tensor) -> "Goal":
+        """Return the goal of some of the examples."""
+        return Goal(self.loss, self.extra[rows])
 
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(

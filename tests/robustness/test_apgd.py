@@ -1,4 +1,4 @@
-"""Auto-PGD: closed forms, invariance to the logits' scale, schedule, and what it must leave alone."""
+"""Auto-PGD: closed forms, invariance to the logits' scale, schedule, what it leaves alone."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def test_the_targeted_attack_breaks_exactly_what_is_within_reach(norm, classes, 
     reach = distances(net, x, y, norm)
     eps = reach.median().item()
     attacked = apgd_targeted(
-        net, x, y, eps=eps, norm=norm, steps=60, bounds=WIDE, generator=generator
+        net, x, y, eps=eps, norm=norm, steps=40, bounds=WIDE, generator=generator
     )
     clear = (reach - eps).abs() > 1e-3 * eps  # the median itself is on the edge
     assert torch.equal(correct(net, attacked, y)[clear], (reach > eps)[clear])

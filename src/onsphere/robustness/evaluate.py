@@ -14,7 +14,7 @@ from onsphere.robustness.suite import ATTACKS, Budget, chosen
 from onsphere.robustness.threat import Norm, Threat
 from onsphere.robustness.trust import refuse_batch_statistics, trust_checks
 
-Batches = tuple[Tensor, Tensor] | Iterable[Sequence[Tensor]]
+Batches = Sequence[Tensor] | Iterable[Sequence[Tensor]]
 
 _ROUNDING = 1e-6  # of the width of the box: how far outside the ball rounding may put a point
 

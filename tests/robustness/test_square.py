@@ -61,7 +61,7 @@ def test_the_generator_alone_decides(generator):
 
 
 def test_who_gives_up_asks_less_and_loses_little(generator):
-    net, x, y = conv_net(generator, examples=40)
+    net, x, y = conv_net(generator, examples=16)
     shown = {None: 0, 3.0: 0}
 
     def counted(factor):
@@ -76,7 +76,7 @@ def test_who_gives_up_asks_less_and_loses_little(generator):
             correct(
                 net,
                 square(
-                    counted(factor), x, y, eps=0.03, queries=2500, give_up=factor,
+                    counted(factor), x, y, eps=0.03, queries=2200, give_up=factor,
                     generator=seeded(),
                 ),
                 y,
@@ -84,7 +84,7 @@ def test_who_gives_up_asks_less_and_loses_little(generator):
         )
         for factor in shown
     }  # fmt: skip
-    assert left[None] > 10
+    assert left[None] > 4
     assert left[3.0] <= left[None] + 1
     assert shown[3.0] < 0.6 * shown[None]
 

@@ -34,8 +34,9 @@ from onsphere.robustness.threat import Norm, Threat, per_example
 
 _MOMENTUM = 0.75
 _RISING = 0.75  # a step size is kept while the loss rises in at least this share of the steps
-TEMPERATURE = 0.25
-"""Temperature of the cross-entropy in units of the clean logits' spread."""
+TEMPERATURE = 0.15
+"""Temperature of the cross-entropy in units of the clean logits' spread: on networks trained to the
+usual spread of about 7 the tempered loss is the plain one."""
 
 
 def apgd(

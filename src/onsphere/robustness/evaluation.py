@@ -44,7 +44,7 @@ class Proportion:
 
     Example:
         >>> print(Proportion(40, 50))
-        0.8 [0.67, 0.8876]
+        0.8 [0.6696, 0.8876]
 
     Source: Wilson, 1927 (JASA 22), equation 8.
     """

@@ -60,11 +60,8 @@ def trust_checks(
 
     Example:
         >>> import torch
-        >>> x, y = torch.rand(9, 3), torch.arange(9) % 3
-        >>> x[torch.arange(9), y] += 1
-        >>> checks = trust_checks(
-        ...     torch.nn.Identity(), x, y, torch.arange(9), Threat(0.1, bounds=(0, 2)), ()
-        ... )
+        >>> x, y = 0.2 + 0.6 * torch.eye(3), torch.arange(3)
+        >>> checks = trust_checks(torch.nn.Identity(), x, y, y, Threat(0.1), ())
         >>> {check.finding for check in checks}
         {'passed'}
     """

@@ -112,6 +112,20 @@ def test_batches_may_come_in_any_usual_form(digits):
     assert all(found == first for found in others)
 
 
+@pytest.mark.parametrize("inner", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("outer", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", DUAL)
+def test_a_model_may_compute_in_another_precision(inner, outer, norm, generator):
+    net, x, y = linear(generator, examples=20)
+    net = net.to(inner)
+    x = x.to(outer)
+    y = net(x.to(inner)).argmax(1).to(torch.int32)
+    found = evaluate(
+        lambda z: net(z.to(inner)), (x, y), eps=0.5, norm=norm, budget=Budget(5, 2, 20), trust=False
+    )
+    assert found.robust_accuracy.value < found.clean_accuracy.value == 1
+
+
 def test_equal_seeds_give_equal_evaluations(digits):
     net, x, y = digits
     run = partial(evaluate, net, (x[:15], y[:15]), eps=0.08, budget=Budget(5, 2, 20))

@@ -83,6 +83,7 @@ def evaluate(
         threat = Threat(eps, norm, bounds)
         x, y = _gathered(batches, model)
         threat.check(x, y)
+        y = y.long()
         refuse_batch_statistics(model, x)
         standing = correct(model, x, y, batch=budget.batch)
     except (ValueError, TypeError) as error:

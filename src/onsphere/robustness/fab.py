@@ -137,6 +137,7 @@ def _approach(
             model, z, y, Goal(gain, target), differentiate=True
         )
         assert gradient is not None
+        gained = gained.to(z.dtype)  # a model may compute in another precision
         size = threat.distance(z, x)
         better = wrong & (size < nearest[rows])
         best[rows[better]], nearest[rows[better]] = z[better], size[better]

@@ -133,7 +133,7 @@ def _resnet20(folder: Path) -> Attacked:
 
 NETWORKS: dict[str, Callable[[Path], Attacked]] = {
     "certified": _certified,
-    "mnist-bn": _small("mnist", "bn", linf=0.1, l2=1.0),
+    "mnist-bn": _small("mnist", "bn", linf=0.05, l2=0.7),
     "mnist-robust": _small("mnist", "none", linf=0.2, l2=1.5, steps=1200, eps=0.2),
     "fashion-ln": _small("fashion-mnist", "ln", linf=0.02, l2=0.3),
     "digits-gn": _small("digits", "gn", linf=0.1, l2=0.6),

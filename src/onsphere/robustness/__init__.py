@@ -1,5 +1,7 @@
-"""Attacks on classifiers, and robust accuracy that masking cannot fool."""
+"""Attacks on classifiers, robust accuracy that masking cannot fool, and what layers amplify."""
 
+from onsphere.robustness.amplification import amplification
+from onsphere.robustness.amplified import Amplification, LayerGain, Quantiles
 from onsphere.robustness.apgd import apgd, apgd_targeted
 from onsphere.robustness.attacks import fgsm, pgd
 from onsphere.robustness.correctness import accuracy, correct, robust_accuracy, withstands
@@ -20,6 +22,8 @@ from onsphere.robustness.losses import (
     targeted_dlr,
     tempered_cross_entropy,
 )
+from onsphere.robustness.slope import Slopes, local_slope
+from onsphere.robustness.spectrum import top_singular
 from onsphere.robustness.square import square
 from onsphere.robustness.suite import ATTACKS, SUITES, Budget
 from onsphere.robustness.threat import Threat
@@ -28,14 +32,19 @@ __all__ = [
     "ATTACKS",
     "LOSSES",
     "SUITES",
+    "Amplification",
     "Budget",
     "Check",
     "Evaluation",
     "EvaluationError",
+    "LayerGain",
     "Proportion",
+    "Quantiles",
+    "Slopes",
     "Stage",
     "Threat",
     "accuracy",
+    "amplification",
     "apgd",
     "apgd_targeted",
     "correct",
@@ -44,11 +53,13 @@ __all__ = [
     "evaluate",
     "fab",
     "fgsm",
+    "local_slope",
     "margin",
     "pgd",
     "robust_accuracy",
     "square",
     "targeted_dlr",
     "tempered_cross_entropy",
+    "top_singular",
     "withstands",
 ]

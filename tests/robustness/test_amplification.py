@@ -89,9 +89,9 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
     layer = copy.deepcopy(layer).double()
     for p in layer.parameters():
         p.data = draw(p.shape, generator)
-    value, vector = top_singular(layer, torch.zeros(1, *shape, dtype=torch.float64), steps=3000)
+    value, vector = top_singular(layer, torch.zeros(1, *shape, dtype=torch.float64), steps=500)
     _, exact, right = torch.linalg.svd(matrix_of(layer, shape))
-    torch.testing.assert_close(value, exact[:1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(value, exact[:1], rtol=1e-5, atol=0)
     if exact[0] > 1.001 * exact[1]:
         assert abs(float(vector.flatten() @ right[0])) > 1 - 1e-4
     assert all(p.grad is None for p in layer.parameters())
@@ -100,9 +100,9 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
 def test_singular_values_of_a_normalization_are_those_of_its_jacobian_at_each_example(generator):
     layer = nn.Sequential(linear(5, 6, generator), nn.LayerNorm(5).double())
     x = draw((3, 6), generator)
-    value, _ = top_singular(layer, x, steps=3000)
+    value, _ = top_singular(layer, x, steps=500)
     exact = [torch.linalg.matrix_norm(torch.func.jacrev(layer)(row), 2) for row in x]
-    torch.testing.assert_close(value, torch.stack(exact), rtol=1e-6, atol=0)
+    torch.testing.assert_close(value, torch.stack(exact), rtol=1e-5, atol=0)
 
 
 def test_the_value_is_never_too_large_and_a_layer_of_zeros_has_none(generator):
@@ -127,7 +127,7 @@ def test_what_cannot_be_differentiated_is_refused():
 
 def effective_of(net, x):
     steps, _ = passed(net, x)
-    found = effective_layers([s.call for s in steps], [s.given for s in steps], steps=3000)
+    found = effective_layers([s.call for s in steps], [s.given for s in steps], steps=500)
     return {steps[e.start].call.name: e for e in found}
 
 
@@ -141,7 +141,7 @@ def test_batchnorm_is_folded_into_the_convolution_before_it(conv_net):
         gain = norm.weight / (norm.running_var + norm.eps).sqrt()
         conv.weight.data *= gain.detach()[:, None, None, None]
         exact = torch.linalg.matrix_norm(matrix_of(conv, shape), 2)
-        torch.testing.assert_close(found[name].singular, exact[None], rtol=1e-6, atol=0)
+        torch.testing.assert_close(found[name].singular, exact[None], rtol=1e-5, atol=0)
 
 
 class Block(nn.Module):
@@ -180,7 +180,7 @@ def test_a_linear_network_has_closed_forms(generator):
     first, second = linear(5, 4, generator, bias=False), linear(3, 5, generator, bias=False)
     net, x = nn.Sequential(first, second), draw((40, 4), generator)
     right = torch.linalg.svd(first.weight.detach())[2][0]
-    result = amplification(net, x, 0.3 * right.expand_as(x), steps=3000)
+    result = amplification(net, x, 0.3 * right.expand_as(x), steps=500)
     before, after = result.layers
     top = float(torch.linalg.matrix_norm(first.weight.detach(), 2))
     product = second.weight.detach() @ first.weight.detach()
@@ -189,7 +189,7 @@ def test_a_linear_network_has_closed_forms(generator):
         found = before.adversarial[measure]
         assert (found.low, found.middle, found.high) == pytest.approx((value,) * 3, rel=1e-6)
     assert before.singular.middle == pytest.approx(top, rel=1e-9)
-    assert before.weight_norm == pytest.approx(float(first.weight.norm()))
+    assert before.weight_norm == pytest.approx(float(first.weight.detach().norm()))
     total = float((product @ right).norm())
     assert after.adversarial["absolute"].middle == pytest.approx(total)
     assert after.adversarial["incremental"].middle == pytest.approx(total / top)
@@ -206,7 +206,7 @@ def test_random_perturbations_gain_what_theory_says(generator):
     sizes = torch.linspace(0.1, 10, 100, dtype=torch.float64)[:, None]
     result = amplification(layer, x, sizes * draw(x.shape, generator).sign(), draws=5)
     (found,) = result.layers
-    expected = float(layer.weight.norm()) / 60**0.5
+    expected = float(layer.weight.detach().norm()) / 60**0.5
     assert found.random["absolute"].middle == pytest.approx(expected, rel=0.03)
     assert found.excess == pytest.approx(1, rel=0.05)
     again = amplification(layer, x, sizes * draw(x.shape, generator).sign(), draws=5)
@@ -224,7 +224,7 @@ def test_batches_do_not_matter(conv_net):
 
 def test_chosen_layers(conv_net):
     net, x, delta = conv_net
-    result = amplification(nn.Sequential(net[:6], net[6:]), x, delta, layers=["0", "1.4"])
+    result = amplification(nn.Sequential(net[:6], net[6:]), x, delta, layers=["0", "1.10"])
     assert [layer.kind for layer in result.layers] == ["Sequential", "Linear"]
     with pytest.raises(CannotFollow, match="no module 'convs'"):
         amplification(net, x, delta, layers=["convs"])
@@ -248,7 +248,9 @@ def test_slope_and_distance_of_a_linear_classifier(norm, dual, generator):
     )
     wrong = local_slope(net, x, 1 - y, norm=norm)
     torch.testing.assert_close(wrong.distance, -found.distance)
-    assert amplification(net, x, x, y=y, norm=norm).slope.middle == pytest.approx(gap.norm(dual))
+    assert amplification(net, x, x, y=y, norm=norm).slope.middle == pytest.approx(
+        float(gap.norm(dual))
+    )
 
 
 def test_a_flat_margin_is_infinitely_far_and_counted(generator):
@@ -283,8 +285,8 @@ def test_the_control_marks_what_moves(conv_net):
     net, x, delta = conv_net
     result = amplification(net, x, delta, gauge=lambda m: rescaled(m, {0: 8.0, 3: 0.25}))
     marked = {layer.name: layer.bookkeeping for layer in result.layers if layer.bookkeeping}
-    assert marked == {"0": ("absolute", "incremental", "weight_norm"), "1": ("incremental",),
-                      "3": ("absolute", "incremental", "weight_norm"), "4": ("incremental",)}  # fmt: skip
+    before, after = ("absolute", "incremental", "weight_norm"), ("incremental",)
+    assert marked == {"0": before, "1": after, "3": before, "4": after}
     assert result.layers[0].gauge["absolute"] == 8
     assert result.layers[4].gauge["incremental"] == 4
     assert (result.gauge.change, result.gauge.slope, result.gauge.distance) == (0, 1, 1)
@@ -345,7 +347,7 @@ class Fragile(nn.Module):
 
 @pytest.mark.parametrize(
     ("raises", "error", "says"),
-    [(True, ZeroDivisionError, ""), (False, CannotFollow, "another path through the model")],
+    [(True, ZeroDivisionError, None), (False, CannotFollow, "another path through the model")],
 )
 def test_hooks_are_gone_after_an_error(raises, error, says):
     net = Fragile(raises).train()

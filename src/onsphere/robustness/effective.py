@@ -46,7 +46,7 @@ class Effective:
     through: str
     affine: bool
     singular: Float[Tensor, "batch"]
-    vectors: Float[Tensor, "batch *shape"]
+    vectors: Float[Tensor, "known *shape"]
 
 
 def effective_layers(

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onsphere.cli.pages import check_page, write_page
 from onsphere.cli.screen import stages
-from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from onsphere.cli.parser import Commands
-    from onsphere.symmetry import Audit
 
 _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32 --train
@@ -76,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
 
     shape = None if options.input is None else parse_shape(options.input)
     if options.html is not None:
-        _check_writable(options.html)
+        check_page(options.html)
     with stages(options.json) as stage:
         stage(f"loading {options.target}")
         target = load(
@@ -90,30 +89,10 @@ def _run(options: argparse.Namespace) -> None:
         found = replace(found, note=target.note)
         if options.html is not None:
             stage(f"drawing {options.html}")
-            _write_page(found, options.html)
+            write_page(found.to_html, options.html)
     if options.json:
         print(json.dumps(found.to_dict(), indent=1))
         return
     print(found)
     if options.html is not None:
         print(f"\nPage: {options.html}")
-
-
-def _write_page(found: "Audit", path: Path) -> None:
-    try:
-        found.to_html(path)
-    except OSError as error:
-        raise OnsphereError(
-            f"cannot write the page {str(path)!r}: {error.strerror or error}"
-        ) from error
-
-
-def _check_writable(path: Path) -> None:
-    """Say before the work, not after it, that a page cannot be written."""
-    from onsphere.report import page  # noqa: F401  # says which extra is missing
-
-    if path.is_dir():
-        raise OnsphereError(f"cannot write the page {str(path)!r}: it is a folder; name a file")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise OnsphereError(f"cannot write the page {str(path)!r}: {str(parent)!r} is no folder")

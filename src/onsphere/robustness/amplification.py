@@ -30,7 +30,7 @@ from onsphere.robustness.amplified import Amplification, Gauge, LayerGain, Quant
 from onsphere.robustness.effective import Effective, effective_layers, weight_norm
 from onsphere.robustness.gains import Step, gains, passed
 from onsphere.robustness.lengths import lengths, per_example
-from onsphere.robustness.passage import Call, CannotFollow, as_in_use, first_tensor
+from onsphere.robustness.passage import Call, CannotFollow, as_in_use, first_tensor, inside
 from onsphere.robustness.slope import Slopes, local_slope
 from onsphere.robustness.threat import Norm
 
@@ -103,7 +103,7 @@ def amplification(
     tell("following the perturbations")
     found = _measured(model, x, delta, y, settings)
     result = Amplification(
-        model=type(model).__name__,
+        model=type(inside(model)).__name__,
         examples=len(x),
         unchanged=unchanged,
         draws=draws,

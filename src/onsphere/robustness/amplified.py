@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
+from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
@@ -172,12 +173,10 @@ class Amplification:
         return tuple(m for m in MEASURES if m in moved)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=WIDTH)
-        console.print(table(gain_table(self)))
-        for line in self.lines():
-            console.print(line, soft_wrap=False, highlight=False, markup=False)
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in text.splitlines())
+        stream = StringIO()
+        Console(file=stream, width=1000).print(table(gain_table(self)))  # names in full
+        lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+        return "\n".join([*lines, *(fill(line, WIDTH) for line in self.lines())])
 
     def lines(self) -> list[str]:
         """Say in plain words what the table does not hold."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.robustness.effective import Effective
-from onsphere.robustness.lengths import lengths, per_example
+from onsphere.robustness.lengths import per_example
 from onsphere.robustness.passage import Call, CannotFollow, watched
 
 
@@ -130,7 +130,7 @@ def _per_example(x: Tensor, *others: Tensor) -> bool:
 
 
 def _size(t: Tensor) -> Tensor:
-    return lengths(t.detach().double())
+    return torch.linalg.vector_norm(t.detach().flatten(1), dim=1, dtype=torch.float64)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -15,6 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.errors import OnsphereError, nearest
+from onsphere.robustness.classifier import Classifier
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """Return the model that its user knows: inside a classifier, or what compiling made of it.
+
+    Example:
+        >>> type(inside(Classifier(nn.Flatten()))).__name__
+        'Flatten'
+    """
+    while True:
+        inner = model.model if isinstance(model, Classifier) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,7 @@ def watched(
         0 (1, 2)
         1 (1, 2)
     """
+    model = inside(model)
     names = [n for n, _ in model.named_modules()]
     for name in layers:
         if name not in names:

@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from onsphere.robustness.amplified import Amplification, Gauge, LayerGain, Quantiles
 from onsphere.robustness.effective import Effective, effective_layers, weight_norm
 from onsphere.robustness.gains import Step, gains, passed
-from onsphere.robustness.lengths import lengths, per_example
 from onsphere.robustness.passage import Call, CannotFollow, as_in_use, first_tensor, inside
 from onsphere.robustness.slope import Slopes, local_slope
-from onsphere.robustness.threat import Norm
+from onsphere.robustness.threat import Norm, lengths
 
 Rescaled = nn.Module | Callable[[nn.Module], nn.Module]
 
@@ -248,7 +247,7 @@ def _check_determined(
 def _random_like(delta: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a direction for each example, uniformly, with the length of its perturbation."""
     drawn = torch.randn(delta.shape, generator=generator, dtype=delta.dtype).to(delta.device)
-    return drawn * per_example(lengths(delta) / lengths(drawn), drawn)
+    return drawn * (lengths(delta) / lengths(drawn))
 
 
 def _joined(parts: list[list[dict[str, Tensor]]]) -> list[dict[str, Tensor]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.robustness.effective import Effective
-from onsphere.robustness.lengths import per_example
 from onsphere.robustness.passage import Call, CannotFollow, watched
+from onsphere.robustness.threat import per_example
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from onsphere.robustness.attacks import Model, check_logits
-from onsphere.robustness.lengths import lengths
 from onsphere.robustness.losses import margin
-from onsphere.robustness.threat import Norm
+from onsphere.robustness.threat import Norm, lengths
 
 
 class Slopes(NamedTuple):
@@ -78,7 +77,7 @@ def local_slope(
             gaps = margin(logits, y[rows])
             (gradient,) = torch.autograd.grad(gaps.sum(), point)
         gradient = gradient.double()
-        steep = lengths(gradient) if norm == "l2" else gradient.abs().flatten(1).sum(1)
+        steep = lengths(gradient).flatten() if norm == "l2" else gradient.abs().flatten(1).sum(1)
         parts.append(torch.stack([gaps.detach().double(), steep]))
     gaps, steep = torch.cat(parts, 1) if parts else x.new_zeros(2, 0, dtype=torch.float64)
     distance = torch.where(steep > 0, gaps / steep, torch.inf)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onsphere.robustness.lengths import lengths, per_example
+from onsphere.robustness.threat import lengths, per_example
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -60,16 +60,16 @@ def top_singular(
     push, pull = jacobian(layer, at)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     v = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
-    v = v / per_example(lengths(v), v)
+    v = v / lengths(v)
     for _ in range(steps):
         back = pull(push(v))
         size = lengths(back)
-        aligned = (back * v).flatten(1).sum(1)  # |Jv|², the Rayleigh quotient
-        residual = lengths(back - per_example(aligned, v) * v)
-        v = torch.where(per_example(size > 0, v), back / per_example(size.clamp_min(TINY), v), v)
+        aligned = per_example((back * v).flatten(1).sum(1), v)  # |Jv|², the Rayleigh quotient
+        residual = lengths(back - aligned * v)
+        v = torch.where(size > 0, back / size.clamp_min(TINY), v)
         if bool((residual <= tolerance * aligned).all()):
             break
-    return lengths(push(v)), v
+    return lengths(push(v)).flatten(), v
 
 
 TINY = 1e-30

@@ -164,8 +164,6 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
-    from torch import Tensor
-
     from onsphere.robustness.classifier import Classifier
     from onsphere.symmetry.target import load
 
@@ -177,7 +175,7 @@ def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
     dtype = next((p.dtype for p in target.model.parameters() if p.is_floating_point()), x.dtype)
     model, name, x = target.model, type(target.model).__name__, x.to(dtype)
     _check_channels(options, x)
-    if options.mean or options.std or not isinstance(_first_result(model, name, x), Tensor):
+    if options.mean or options.std or hasattr(_first_result(model, name, x), "logits"):
         model = Classifier(model, mean=options.mean or (0.0,), std=options.std or (1.0,))
     _check_logits(_first_result(model, name, x), name, y)
     return _Subject(model, name, examples.name, x, y)

@@ -1,6 +1,7 @@
 """A model as attacks take it: from inputs in the units of the data to logits."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.train(model.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the model's logits."""
+    def forward(self, x: Tensor) -> Any:
+        """Return the model's logits, or what it returns in their place."""
         mean, std = (self._along_channels(v, x) for v in (self.mean, self.std))
         result = self.model((x - mean) / std)
         return getattr(result, "logits", result)

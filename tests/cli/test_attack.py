@@ -167,6 +167,12 @@ def test_without_scale_symmetry_there_is_no_control_and_it_is_said(command):
     assert "No control of scales: the model has no scale symmetry" in out
 
 
+def test_help_has_examples(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    assert "examples:\n  onsphere attack net.py:Net --checkpoint" in out
+
+
 MISTAKES = {
     "eps is 0": (["nets.py:net", "--eps", 0], ["--eps must be positive", "got 0"]),
     "eps is negative": (["nets.py:net", "--eps=-0.1"], ["--eps must be positive", "got -0.1"]),

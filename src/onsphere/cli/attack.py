@@ -257,11 +257,8 @@ def _followed(
     gauge = None
     try:
         show("looking for scale symmetries")
-        found = audit(subject.model, x[:_AUDITED])
-        gauge = partial(rescaled, audit=found)
-        gauge(subject.model)
+        gauge = rescaled(subject.model, audit(subject.model, x[:_AUDITED]))
     except OnsphereError as error:
-        gauge = None
         notes.append(f"No control of scales: {error}.")
     try:
         result = amplification(

@@ -252,7 +252,8 @@ def _gauge_lines(found: Amplification) -> list[str]:
     if found.gauge is None:
         return []
     change = found.gauge.change
-    kept = f"A rescaled copy computes the same function to {number(change, 2)}"
+    near = f"to {number(change, 2)}" if change else "to the last bit"
+    kept = f"A rescaled copy computes the same function {near}"
     if not change <= MOVES:
         return [
             f"The rescaled copy does not compute the same function: outputs differ by "

@@ -11,6 +11,7 @@ from onsphere.robustness import amplification, local_slope, top_singular
 from onsphere.robustness.effective import effective_layers
 from onsphere.robustness.gains import passed
 from onsphere.robustness.passage import CannotFollow
+from onsphere.robustness.spectrum import is_affine
 
 SHARED = ("relative", "effective", "alignment", "singular")  # what no gauge moves
 SCALES = ("absolute", "incremental", "weight_norm")
@@ -103,6 +104,18 @@ def test_singular_values_of_a_normalization_are_those_of_its_jacobian_at_each_ex
     value, _ = top_singular(layer, x, steps=500)
     exact = [torch.linalg.matrix_norm(torch.func.jacrev(layer)(row), 2) for row in x]
     torch.testing.assert_close(value, torch.stack(exact), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_which_layers_are_affine(dtype):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        affine = [nn.Linear(6, 4), nn.BatchNorm1d(6).eval(), nn.Identity(), nn.Dropout().eval()]
+        others = [nn.ReLU(), nn.Tanh(), nn.LayerNorm(6), nn.MaxPool1d(2), nn.Softmax(1), nn.ELU()]
+        others += [nn.BatchNorm1d(6), nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU())]
+        at = torch.randn(2, 6).to(dtype)
+    assert [is_affine(layer.to(dtype), at) for layer in affine] == [True] * len(affine)
+    assert [is_affine(layer.to(dtype), at) for layer in others] == [False] * len(others)
 
 
 def test_the_value_is_never_too_large_and_a_layer_of_zeros_has_none(generator):

@@ -22,7 +22,7 @@ _LAYER_CAPTION = (
     "arrives lies below its largest singular value, the more so the less the two are aligned. The "
     "norm of the weight as it is stored need not follow either."
 )
-_NAMES_THAT_FIT = 24
+_NAMES_THAT_FIT = 12
 
 
 def sections(found: Amplification, command: str = "") -> Iterator[Section]:

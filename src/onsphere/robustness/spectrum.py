@@ -115,15 +115,15 @@ def jacobian(
 
 
 @torch.no_grad()
-def is_affine(layer: Layer, at: Float[Tensor, "batch *shape"], tolerance: float = 1e-3) -> bool:
+def is_affine(layer: Layer, at: Float[Tensor, "batch *shape"]) -> bool:
     """Say whether a layer is an affine map, by trying.
 
-    With ``g = f - f(0)``: ``g(u + v) = g(u) + g(v)`` and ``g(-u) = -g(u)`` for random ``u, v``.
+    With ``g = f - f(0)``: ``g(u + v) = g(u) + g(v)`` and ``g(-u) = -g(u)`` for random ``u, v``, to
+    a thousandth, or what the precision of short numbers leaves.
 
     Args:
         layer: maps inputs to outputs.
         at: a point that has the size and shape of its inputs; one or two examples do.
-        tolerance: relative deviation that counts as rounding.
 
     Example:
         >>> import torch
@@ -142,4 +142,5 @@ def is_affine(layer: Layer, at: Float[Tensor, "batch *shape"], tolerance: float 
     none = layer(torch.zeros_like(at)).double()
     one, other, both, back = (layer(w).double() - none for w in (u.clone(), v, u + v, -u))
     off = torch.stack([(both - one - other).norm(), (back + one).norm()]).amax()
-    return bool(off <= tolerance * one.norm())
+    allowed = max(1e-3, 16 * torch.finfo(at.dtype).eps)
+    return bool(off <= allowed * one.norm())

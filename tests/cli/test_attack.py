@@ -167,6 +167,13 @@ def test_without_scale_symmetry_there_is_no_control_and_it_is_said(command):
     assert "No control of scales: the model has no scale symmetry" in out
 
 
+def test_the_control_of_norms_moves_no_singular_value(command, checkpoint):
+    words = ("nets.py:net", "--checkpoint", checkpoint, "--eps", 0.05, *QUICK, "--json")
+    found = json.loads(command(*words, "--control", "norms")[1])
+    moved = {m for layer in found["amplification"]["layers"] for m in layer["bookkeeping"]}
+    assert moved == {"absolute", "incremental", "weight_norm"}
+
+
 def test_help_has_examples(command):
     code, out, _ = command("--help")
     assert code == 0

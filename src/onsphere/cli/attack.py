@@ -40,6 +40,10 @@ data belongs inside the model: --mean and --std put it there.
 _IMAGES = {"standard": 1000, "quick": 200}
 _FOLLOWED = 200  # at so many examples the perturbation is followed through the layers
 _AUDITED = 8
+_CONTROLS = {
+    "all": "a copy rescaled along every scale symmetry",
+    "norms": "a copy whose weights are rescaled together with the statistics that normalize them",
+}
 
 
 class _Subject(NamedTuple):
@@ -99,6 +103,11 @@ def add(commands: "Commands") -> None:
     parser.add_argument(
         "--quick", action="store_const", dest="attacks", const="quick",
         help="gradient attacks only, fewer examples",
+    )  # fmt: skip
+    parser.add_argument(
+        "--control", choices=["all", "norms"], default="all",
+        help="what the rescaled copy changes: every scale that is free (default), or weights "
+        "together with the statistics that normalize them",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the attacks (default: 0)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -257,7 +266,8 @@ def _followed(
     gauge = None
     try:
         show("looking for scale symmetries")
-        gauge = rescaled(subject.model, audit(subject.model, x[:_AUDITED]))
+        found = audit(subject.model, x[:_AUDITED])
+        gauge = rescaled(subject.model, found, trades=options.control == "all")
     except OnsphereError as error:
         notes.append(f"No control of scales: {error}.")
     try:
@@ -289,7 +299,11 @@ def _page(
         model=subject.name,
         data=subject.data,
         command=_command(options),
-        provenance={"onsphere": __version__, "target": options.target},
+        provenance={
+            "onsphere": __version__,
+            "target": options.target,
+            "control": _CONTROLS[options.control],
+        },
         warnings=[*([quick] if options.attacks == "quick" else []), *notes],
     )
     page.write(said, path)
@@ -300,6 +314,7 @@ def _command(options: argparse.Namespace) -> str:
     words = ["onsphere", "attack", options.target, "--data", options.data]
     words += ["--checkpoint", options.checkpoint] if options.checkpoint else []
     words += ["--eps", repr(options.eps), "--norm", options.norm, "--seed", str(options.seed)]
+    words += ["--control", options.control] if options.control != "all" else []
     words += ["--images", str(options.images)] if options.images else []
     words += ["--bounds", *map(repr, options.bounds)] if tuple(options.bounds) != (0, 1) else []
     for name in ("mean", "std"):

@@ -77,7 +77,8 @@ def rescaled(
         if not set(v) <= set(audit.inert) and (trades or len({e > 0 for e in v.values()}) == 1)
     ]
     if not symmetries:
-        raise CannotRescale("the model has no scale symmetry: there is no other copy of it")
+        kind = "scale symmetry" if trades else "weight that can be scaled alone"
+        raise CannotRescale(f"the model has no {kind}: there is no other copy of it")
     if octaves < 1:
         raise CannotRescale(f"octaves is at least 1, got {octaves}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator

@@ -6,12 +6,11 @@ import math
 import shlex
 from collections.abc import Callable
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onsphere.cli.examples import Examples, labelled
-from onsphere.cli.pages import check_page, write_page
+from onsphere.cli.file import check_writable, writing
 from onsphere.cli.screen import bar
 from onsphere.errors import OnsphereError
 
@@ -134,9 +133,8 @@ def _run(options: argparse.Namespace) -> None:
         amplification, notes = _followed(options, subject, show)
         if options.html is not None:
             show(f"drawing {options.html}")
-            write_page(
-                partial(_page, options, subject, evaluation, amplification, notes), options.html
-            )
+            with writing(options.html):
+                _write_page(options, subject, evaluation, amplification, notes)
     if options.json:
         found = {
             "model": subject.name,
@@ -166,7 +164,7 @@ def _check_options(options: argparse.Namespace) -> None:
     if any(not 0 < s < math.inf for s in options.std or ()):
         raise OnsphereError("--std must be positive")
     if options.html is not None:
-        check_page(options.html)
+        check_writable(options.html)
 
 
 # --- what is attacked -----------------------------------------------------------------------------
@@ -280,13 +278,12 @@ def _followed(
     return result, notes
 
 
-def _page(
+def _write_page(
     options: argparse.Namespace,
     subject: _Subject,
     evaluation: "Evaluation",
     amplification: "Amplification | None",
     notes: list[str],
-    path: Path,
 ) -> None:
     from onsphere.report import page
     from onsphere.robustness.attack_page import document
@@ -306,7 +303,7 @@ def _page(
         },
         warnings=[*([quick] if options.attacks == "quick" else []), *notes],
     )
-    page.write(said, path)
+    page.write(said, options.html)
 
 
 def _command(options: argparse.Namespace) -> str:

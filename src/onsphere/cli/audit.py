@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onsphere.cli.pages import check_page, write_page
+from onsphere.cli.file import check_writable, writing
 from onsphere.cli.screen import stages
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> None:
 
     shape = None if options.input is None else parse_shape(options.input)
     if options.html is not None:
-        check_page(options.html)
+        check_writable(options.html)
     with stages(options.json) as stage:
         stage(f"loading {options.target}")
         target = load(
@@ -89,7 +89,8 @@ def _run(options: argparse.Namespace) -> None:
         found = replace(found, note=target.note)
         if options.html is not None:
             stage(f"drawing {options.html}")
-            write_page(found.to_html, options.html)
+            with writing(options.html):
+                found.to_html(options.html)
     if options.json:
         print(json.dumps(found.to_dict(), indent=1))
         return

@@ -1,12 +1,24 @@
-"""Pages that a command writes beside its output."""
+"""Pages that a command writes: what stands in the way is said in one line, before the work."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from onsphere.errors import OnsphereError
 
 
-def check_page(path: Path) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line that a page could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OnsphereError(
+            f"cannot write the page {str(path)!r}: {error.strerror or error}"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
     """Say before the work, not after it, that a page cannot be written."""
     from onsphere.report import page  # noqa: F401  # says which extra is missing
 
@@ -15,13 +27,3 @@ def check_page(path: Path) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise OnsphereError(f"cannot write the page {str(path)!r}: {str(parent)!r} is no folder")
-
-
-def write_page(write: Callable[[Path], object], path: Path) -> None:
-    """Write a page, and turn what the file system says into one line."""
-    try:
-        write(path)
-    except OSError as error:
-        raise OnsphereError(
-            f"cannot write the page {str(path)!r}: {error.strerror or error}"
-        ) from error

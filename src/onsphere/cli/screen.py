@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -27,3 +35,37 @@ def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
     task = bar.add_task("starting", total=None)
     with redirect_stdout(sys.stderr), bar:
         yield lambda stage: bar.update(task, description=stage)
+
+
+@contextmanager
+def bar(quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a bar for each part of the work: how much of it is done, and the time left.
+
+    Args:
+        quiet: show nothing; nothing is shown either where there is no terminal.
+
+    Yields:
+        A function of the present part's name and, where they are known, how much is done and of
+        how much.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    hidden = quiet or not console.is_terminal
+    shown = Progress(*columns, console=console, disable=hidden, transient=True)
+    task = shown.add_task("starting", total=None)
+    part = ""
+
+    def show(name: str, done: int = 0, total: int | None = None) -> None:
+        nonlocal part
+        if name != part:
+            part = name
+            shown.reset(task, total=total, description=name)  # its own speed, its own time left
+        shown.update(task, completed=done, total=total)
+
+    with redirect_stdout(sys.stderr), shown:
+        yield show

@@ -6,6 +6,7 @@ from onsphere.symmetry.audited import Audit
 from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, Spread, WeightReport
 from onsphere.symmetry.execution import ModelError
+from onsphere.symmetry.gauge import CannotRescale, rescaled
 from onsphere.symmetry.operation import Operation
 from onsphere.symmetry.rules import register_rule
 from onsphere.symmetry.shift import Shift
@@ -16,6 +17,7 @@ __all__ = [
     "ArchiveError",
     "Audit",
     "CannotCanonicalize",
+    "CannotRescale",
     "Kind",
     "Leak",
     "ModelError",
@@ -31,5 +33,6 @@ __all__ = [
     "audit",
     "canonicalize",
     "register_rule",
+    "rescaled",
     "trace",
 ]

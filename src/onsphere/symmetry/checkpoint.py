@@ -75,7 +75,8 @@ def matched(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Return which tensor of a model each tensor of a checkpoint is.
 
     Names agree as they are, or up to the prefix under which a model of transformers holds its
-    base. What a model says it ignores (masks that older files carry) is left out.
+    base, or that a data-parallel wrapper left in the file. What a model says it ignores (masks
+    that older files carry) is left out.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, or tied in the model
@@ -88,7 +89,7 @@ def matched(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     ]
     names, unexpected = {}, []
     for name in checkpoint.tensors:
-        spellings = (name, prefix + name, name.removeprefix(prefix))
+        spellings = (name, prefix + name, name.removeprefix(prefix), name.removeprefix("module."))
         found = next((s for s in spellings if s in own), None)
         if found is not None:
             names[name] = found

@@ -1,0 +1,320 @@
+"""``onsphere attack``: robust accuracy that masking cannot fool, and what each layer amplifies."""
+
+import argparse
+import json
+import math
+import shlex
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from onsphere.cli.examples import Examples, labelled
+from onsphere.cli.file import check_writable, writing
+from onsphere.cli.screen import bar
+from onsphere.errors import OnsphereError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from onsphere.cli.parser import Commands
+    from onsphere.robustness import Amplification, Evaluation
+
+_EXAMPLES = """examples:
+  onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 8/255
+  onsphere attack net.py:Net --checkpoint net.pt --data mnist --data-dir ~/data --eps 0.1
+  onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 0.5 --norm l2 --html net.html
+  onsphere attack net.py:Net --checkpoint cifar.th --data cifar10 --eps 1/255 --quick
+      --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+
+TARGET is as for onsphere audit: package.module:factory, path.py:factory, or a model directory. The
+checkpoint is safetensors, or a pickle that holds nothing but tensors; no pickled code is run. DATA
+is a file with x (inputs) and y (labels), .npz, .safetensors or .pt, or digits, mnist, fashion-mnist
+or cifar10, whose test images are taken.
+
+--eps and --bounds are in the units of the data. A normalization that your training applies to the
+data belongs inside the model: --mean and --std put it there.
+"""
+
+_IMAGES = {"standard": 1000, "quick": 200}
+_FOLLOWED = 200  # at so many examples the perturbation is followed through the layers
+_AUDITED = 8
+_CONTROLS = {
+    "all": "a copy rescaled along every scale symmetry",
+    "norms": "a copy whose weights are rescaled together with the statistics that normalize them",
+}
+
+
+class _Subject(NamedTuple):
+    """What is attacked: a classifier, and examples on its terms."""
+
+    model: "nn.Module"
+    name: str
+    data: str
+    x: "Tensor"
+    y: "Tensor"
+
+
+def add(commands: "Commands") -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "attack",
+        help="robust accuracy of a checkpoint, and what its layers amplify",
+        epilog=_EXAMPLES,
+        description="Measure robust accuracy in a way that gradient masking cannot fool, and "
+        "follow the perturbations through the layers.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", help="the model, as for onsphere audit")
+    parser.add_argument("--checkpoint", metavar="FILE", help="tensors to load into the model")
+    parser.add_argument("--data", required=True, metavar="DATA", help="a file, or a data set")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path("data"), metavar="DIR",
+        help="where published data files lie (default: ./data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--download", action="store_true", help="download missing data files into --data-dir"
+    )
+    parser.add_argument(
+        "--eps", required=True, type=_number, metavar="EPS", help="radius of the attack, as 8/255"
+    )
+    parser.add_argument(
+        "--norm", choices=["linf", "l2"], default="linf", help="of the attack (default: linf)"
+    )
+    parser.add_argument(
+        "--images", type=int, metavar="N",
+        help="the first N examples (default: 1000; 200 with --quick)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bounds", type=_number, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="least and greatest value of an input (default: 0 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mean",
+        type=_number,
+        nargs="+",
+        metavar="M",
+        help="subtract inside the model, per channel",
+    )
+    parser.add_argument(
+        "--std", type=_number, nargs="+", metavar="S", help="divide by inside the model"
+    )
+    parser.add_argument(
+        "--quick", action="store_const", dest="attacks", const="quick",
+        help="gradient attacks only, fewer examples",
+    )  # fmt: skip
+    parser.add_argument(
+        "--control", choices=["all", "norms"], default="all",
+        help="what the rescaled copy changes: every scale that is free (default), or weights "
+        "together with the statistics that normalize them",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of the attacks (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    parser.set_defaults(run=_run, attacks="standard")
+
+
+def _number(text: str) -> float:
+    """Read a number or a fraction of two."""
+    try:
+        return float(text) if "/" not in text else float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _run(options: argparse.Namespace) -> None:
+    _check_options(options)
+    with bar(options.json) as show:
+        show(f"reading {options.data}")
+        examples = labelled(options.data, options.data_dir, download=options.download)
+        show(f"loading {options.target}")
+        subject = _subject(options, examples)
+        evaluation = _evaluated(options, subject, show)
+        amplification, notes = _followed(options, subject, show)
+        if options.html is not None:
+            show(f"drawing {options.html}")
+            with writing(options.html):
+                _write_page(options, subject, evaluation, amplification, notes)
+    if options.json:
+        found = {
+            "model": subject.name,
+            "data": subject.data,
+            "evaluation": evaluation.to_dict(),
+            "amplification": None if amplification is None else amplification.to_dict(),
+            "notes": notes,
+        }
+        print(json.dumps(found, indent=1))
+        return
+    print(evaluation, "", amplification or "", *notes, sep="\n")
+    if options.html is not None:
+        print(f"\nPage: {options.html}")
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """Say before the work what cannot be right."""
+    if not 0 < options.eps < math.inf:
+        raise OnsphereError(f"--eps must be positive and finite, got {options.eps:g}")
+    if options.images is not None and options.images < 1:
+        raise OnsphereError(f"--images must be at least 1, got {options.images}")
+    if not 0 <= options.seed < 2**63:
+        raise OnsphereError(f"--seed must be from 0 to 2**63 - 1, got {options.seed}")
+    low, high = options.bounds
+    if not low < high:
+        raise OnsphereError(f"--bounds are the least and the greatest value, got {low:g} {high:g}")
+    if any(not 0 < s < math.inf for s in options.std or ()):
+        raise OnsphereError("--std must be positive")
+    if options.html is not None:
+        check_writable(options.html)
+
+
+# --- what is attacked -----------------------------------------------------------------------------
+
+
+def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
+    from onsphere.robustness.classifier import Classifier
+    from onsphere.symmetry.target import load
+
+    count = options.images or _IMAGES[options.attacks]
+    x, y = examples.x[:count], examples.y[:count]
+    target = load(options.target, shape=tuple(x[:1].shape), weights=options.checkpoint)
+    if any(p.is_meta for p in target.model.parameters()):
+        raise OnsphereError("a config has no weights to attack: add --checkpoint FILE")
+    dtype = next((p.dtype for p in target.model.parameters() if p.is_floating_point()), x.dtype)
+    model, name, x = target.model, type(target.model).__name__, x.to(dtype)
+    _check_channels(options, x)
+    if options.mean or options.std or hasattr(_first_result(model, name, x), "logits"):
+        model = Classifier(model, mean=options.mean or (0.0,), std=options.std or (1.0,))
+    _check_logits(_first_result(model, name, x), name, y)
+    return _Subject(model, name, examples.name, x, y)
+
+
+def _check_channels(options: argparse.Namespace, x: "Tensor") -> None:
+    for option in ("mean", "std"):
+        given = getattr(options, option)
+        if given and len(given) not in (1, x.shape[1]):
+            raise OnsphereError(
+                f"--{option} takes one number, or one for each of {x.shape[1]} channels: got "
+                f"{len(given)}"
+            )
+
+
+def _first_result(model: "nn.Module", name: str, x: "Tensor") -> Any:
+    """Run a user's model on two examples; what it raises is one line."""
+    import torch
+
+    from onsphere.symmetry.checkpoint import line_of
+
+    try:
+        with torch.no_grad():
+            return model(x[:2])
+    except Exception as error:
+        shape = "×".join(map(str, x.shape[1:]))
+        raise OnsphereError(
+            f"{name} raised {type(error).__name__} on inputs of shape {shape}: {line_of(error)}"
+        ) from error
+
+
+def _check_logits(logits: Any, name: str, y: "Tensor") -> None:
+    import torch
+
+    from onsphere.robustness.attacks import check_logits
+
+    if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
+        raise OnsphereError(
+            f"{name} returned {type(logits).__name__}, not logits of shape (batch, classes)"
+        )
+    try:
+        check_logits(logits, y[:2])
+        check_logits(logits[:1].expand(len(y), -1), y)  # every label has a column
+    except ValueError as error:
+        raise OnsphereError(str(error)) from None
+
+
+# --- what is done ---------------------------------------------------------------------------------
+
+
+def _evaluated(
+    options: argparse.Namespace, subject: _Subject, show: Callable[..., None]
+) -> "Evaluation":
+    from onsphere.robustness import evaluate
+
+    return evaluate(
+        subject.model, (subject.x, subject.y), eps=options.eps, norm=options.norm,
+        bounds=tuple(options.bounds), attacks=options.attacks, seed=options.seed,
+        progress=show,
+    )  # fmt: skip
+
+
+def _followed(
+    options: argparse.Namespace, subject: _Subject, show: Callable[..., None]
+) -> tuple["Amplification | None", list[str]]:
+    """Follow adversarial perturbations through the model, and through a rescaled copy of it."""
+    import torch
+
+    from onsphere.robustness import amplification, apgd
+    from onsphere.symmetry import audit, rescaled
+
+    x, y = subject.x[:_FOLLOWED], subject.y[:_FOLLOWED]
+    show("perturbing for the layers")
+    attacked = apgd(
+        subject.model, x, y, eps=options.eps, norm=options.norm, bounds=tuple(options.bounds),
+        steps=30, generator=torch.Generator().manual_seed(options.seed),
+    )  # fmt: skip
+    notes: list[str] = []
+    gauge = None
+    try:
+        show("looking for scale symmetries")
+        found = audit(subject.model, x[:_AUDITED])
+        gauge = rescaled(subject.model, found, trades=options.control == "all")
+    except OnsphereError as error:
+        notes.append(f"No control of scales: {error}.")
+    try:
+        result = amplification(
+            subject.model, x, attacked - x, y=y, norm=options.norm, gauge=gauge,
+            seed=options.seed, progress=show,
+        )  # fmt: skip
+    except OnsphereError as error:
+        return None, [f"Amplification was not measured: {error}."]
+    return result, notes
+
+
+def _write_page(
+    options: argparse.Namespace,
+    subject: _Subject,
+    evaluation: "Evaluation",
+    amplification: "Amplification | None",
+    notes: list[str],
+) -> None:
+    from onsphere.report import page
+    from onsphere.robustness.attack_page import document
+    from onsphere.version import __version__
+
+    quick = "A quick run: gradient attacks only; leave out --quick for the full set."
+    said = document(
+        evaluation,
+        amplification,
+        model=subject.name,
+        data=subject.data,
+        command=_command(options),
+        provenance={
+            "onsphere": __version__,
+            "target": options.target,
+            "control": _CONTROLS[options.control],
+        },
+        warnings=[*([quick] if options.attacks == "quick" else []), *notes],
+    )
+    page.write(said, options.html)
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command that makes the page again."""
+    words = ["onsphere", "attack", options.target, "--data", options.data]
+    words += ["--checkpoint", options.checkpoint] if options.checkpoint else []
+    words += ["--eps", repr(options.eps), "--norm", options.norm, "--seed", str(options.seed)]
+    words += ["--control", options.control] if options.control != "all" else []
+    words += ["--images", str(options.images)] if options.images else []
+    words += ["--bounds", *map(repr, options.bounds)] if tuple(options.bounds) != (0, 1) else []
+    for name in ("mean", "std"):
+        given = getattr(options, name)
+        words += [f"--{name}", *map(repr, given)] if given else []
+    return shlex.join([*words, *(["--quick"] if options.attacks == "quick" else [])])

@@ -1,0 +1,52 @@
+"""A model as attacks take it: from inputs in the units of the data to logits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    r"""A model with the data's normalization inside: :math:`x \mapsto f((x - m)/s)`.
+
+    A radius is in the units of the data, so what training applied to the data belongs to the
+    model. Where the model returns several things, its ``logits`` are taken.
+
+    Args:
+        model: the model.
+        mean: what to subtract: one number, or one per channel.
+        std: what to divide by.
+
+    Raises:
+        ValueError: ``std`` is not positive.
+
+    Example:
+        >>> net = Classifier(nn.Flatten(), mean=[0.5], std=[0.25])
+        >>> net(torch.ones(1, 1, 1, 2))
+        tensor([[2., 2.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, *, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    ) -> None:
+        super().__init__()
+        if not min(std) > 0:
+            raise ValueError(f"std must be positive, got {list(std)}")
+        self.model = model
+        # Not a part of the state: nothing to train, and no scale of the model's own.
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.train(model.training)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the model's logits, or what it returns in their place."""
+        mean, std = (self._along_channels(v, x) for v in (self.mean, self.std))
+        result = self.model((x - mean) / std)
+        return getattr(result, "logits", result)
+
+    def _along_channels(self, values: Tensor, x: Tensor) -> Tensor:
+        return values.to(x).reshape(-1, *([1] * (x.ndim - 2)))

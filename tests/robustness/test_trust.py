@@ -1,0 +1,103 @@
+"""Trust checks: silent on honest networks, and each one speaks where it must."""
+
+import pytest
+import torch
+
+from onsphere.norms import ActivationNorm
+from onsphere.robustness import EvaluationError, Stage, Threat
+from onsphere.robustness.trust import CHECKS, refuse_batch_statistics, trust_checks
+from robustness.problems import DUAL, Quantized, conv_net
+
+
+def found(model, x, y, *, eps=0.05, norm="linf", stages=()):
+    checks = trust_checks(model, x, y, torch.arange(len(x)), Threat(eps, norm), stages)
+    assert [check.name for check in checks] == list(CHECKS)
+    return {check.name: check for check in checks}
+
+
+def suspicious(checks):
+    return {name for name, check in checks.items() if check.finding == "suspicious"}
+
+
+@pytest.mark.parametrize("norm", DUAL)
+def test_an_honest_network_passes(norm, generator):
+    net, x, y = conv_net(generator, examples=20)
+    assert not suspicious(found(net, x, y, eps={"linf": 0.03, "l2": 0.1}[norm], norm=norm))
+
+
+def test_large_logits_blind_cross_entropy_and_nothing_else(generator):
+    net, x, y = conv_net(generator, examples=20)
+    checks = found(lambda z: 1e4 * net(z), x, y)
+    assert suspicious(checks) == {"gradients are there", "cross-entropy sees"}
+    assert checks["gradients are there"].measured > 0.5
+
+
+def test_hidden_gradients_are_seen(generator):
+    net, x, _ = conv_net(generator, examples=20)
+    masked = lambda z: net(Quantized.apply(z))  # noqa: E731
+    checks = found(masked, x, masked(x).argmax(1), eps=0.1)
+    assert {"gradients are there", "gradient-free is not stronger"} <= suspicious(checks)
+    assert checks["gradients are there"].measured == 1
+
+
+def test_gradients_that_point_astray_are_seen(generator):
+    """A steep ramp hides the slope of the network: the loss falls along its gradient's sign."""
+    net, x, y = conv_net(generator, examples=20)
+
+    class Astray(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return -gradient
+
+    checks = found(lambda z: net(Astray.apply(z)), x, y, eps=0.1)
+    assert {"reaches zero", "gradient-free is not stronger"} <= suspicious(checks)
+
+
+def test_square_in_the_evaluation_is_what_counts(generator):
+    net, x, y = conv_net(generator, examples=10)
+    stages = [Stage("apgd-ce", 100, 50, 1.0), Stage("square", 50, broken := 7, 1.0)]
+    check = found(net, x, y, stages=stages)["gradient-free is not stronger"]
+    assert check.measured == broken / 100
+    assert check.finding == "suspicious"
+
+
+def test_a_random_model_is_flagged(generator):
+    net, x, y = conv_net(generator, examples=10)
+    noisy = lambda z: net(z) + torch.randn(len(z), 5, generator=generator)  # noqa: E731
+    assert "deterministic" in suspicious(found(noisy, x, y))
+
+
+def test_a_model_that_looks_at_its_batch_is_flagged(generator):
+    net, x, _ = conv_net(generator, examples=10)
+    mixed = lambda z: net(z) - 0.5 * net(z).mean(0)  # noqa: E731
+    assert "one by one as in a batch" in suspicious(found(mixed, x, mixed(x).argmax(1)))
+
+
+def test_where_nothing_is_right_nothing_is_checked(generator):
+    net, x, y = conv_net(generator, examples=5)
+    checks = trust_checks(net, x, y, torch.arange(0), Threat(0.1), ())
+    assert {check.finding for check in checks} == {"not run"}
+
+
+def norm_net(norm):
+    return torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.BatchNorm2d(1), lambda: ActivationNorm("bn", 1)])
+def test_batch_statistics_are_refused_and_not_touched(make, generator):
+    net = norm_net(make()).train()
+    x = torch.rand(6, 1, 4, 4, generator=generator)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(EvaluationError, match=r"call model.eval\(\) first"):
+        refuse_batch_statistics(net, x)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    refuse_batch_statistics(net.eval(), x)
+
+
+@pytest.mark.parametrize("norm", [torch.nn.GroupNorm(1, 1), torch.nn.Dropout(0.5)], ids=str)
+def test_other_modules_may_be_in_training_mode(norm, generator):
+    refuse_batch_statistics(norm_net(norm).train(), torch.rand(6, 1, 4, 4, generator=generator))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from onsphere.robustness import cross_entropy, dlr, margin
+from onsphere.robustness import cross_entropy, dlr, margin, targeted_dlr, tempered_cross_entropy
+from onsphere.robustness.losses import gain, spread
 
 
 @pytest.fixture
@@ -59,3 +60,42 @@ def test_dlr_of_equal_logits_is_finite_with_its_gradient():
 def test_dlr_needs_three_classes():
     with pytest.raises(ValueError, match="at least 3 classes, got 2"):
         dlr(torch.ones(1, 2), torch.tensor([0]))
+
+
+def test_targeted_dlr_against_loops_and_whatever_the_scale(logits, y):
+    target = (y + 1) % 6
+    values = targeted_dlr(logits, y, target)
+    for z, label, aim, value in zip(logits, y, target, values, strict=True):
+        top = z.sort(descending=True).values
+        expected = -(z[label] - z[aim]) / (top[0] - (top[2] + top[3]) / 2)
+        assert value.item() == pytest.approx(expected.item())
+    torch.testing.assert_close(targeted_dlr(1e3 * logits + 7, y, target), values)
+
+
+def test_with_few_classes_the_targeted_loss_is_the_difference(logits, y):
+    few, label = logits[:, :3], y % 3
+    aim = (label + 1) % 3
+    assert torch.equal(targeted_dlr(few, label, aim), gain(few, label, aim))
+    assert targeted_dlr(torch.ones(1, 4), label[:1], aim[:1]).item() == 0
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1e3, 1e30])
+def test_a_temperature_from_the_logits_makes_cross_entropy_deaf_to_their_scale(logits, y, scale):
+    plain = tempered_cross_entropy(logits, y, 0.15 * spread(logits))
+    scaled = scale * logits
+    torch.testing.assert_close(tempered_cross_entropy(scaled, y, 0.15 * spread(scaled)), plain)
+
+
+def test_a_temperature_keeps_the_gradient_of_confident_examples(logits):
+    z = (1e4 * logits.float()).requires_grad_()
+    label = z.argmax(1)
+    loss = tempered_cross_entropy(z, label, 0.15 * spread(z.detach()))
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    assert (grad != 0).any(1).all()
+    bound = 1 - 1 / (1 + 2 * torch.tensor(-1 / 0.15).exp())
+    assert (1 - (-loss).exp()).min() >= bound * (1 - 1e-3)
+
+
+def test_equal_logits_have_a_spread_to_divide_by():
+    assert spread(torch.ones(1, 2)).item() == 1
+    assert spread(torch.tensor([[3.0, 1.0]])).item() == 2

@@ -75,10 +75,7 @@ def evaluate(
     Source: Croce & Hein, 2020 (arXiv 2003.01690); Carlini et al., 2019 (arXiv 1902.06705), on
     what to check.
     """
-    names, budget = (
-        chosen(list(attacks) if not isinstance(attacks, str) else attacks),
-        budget or Budget(),
-    )
+    names, budget = chosen(attacks), budget or Budget()
     try:
         threat = Threat(eps, norm, bounds)
         x, y = _gathered(batches, model)

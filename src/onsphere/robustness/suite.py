@@ -1,6 +1,6 @@
 """The attacks of an evaluation by name, and what each may spend."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -119,7 +119,7 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Sets of attacks by name; ``"standard"`` has the members of standard AutoAttack."""
 
 
-def chosen(attacks: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+def chosen(attacks: str | Sequence[str]) -> tuple[str, ...]:
     """Return the names of attacks in the order of :data:`ATTACKS`.
 
     Args:

@@ -20,7 +20,7 @@ from onsphere.robustness.threat import Norm, Threat
 Model = Callable[[Tensor], Tensor]
 
 # Gathering the remaining examples copies them; it pays when at least this share has left.
-_LEFT_BEFORE_GATHER = 0.2
+LEFT_BEFORE_GATHER = 0.2
 
 
 def fgsm(
@@ -67,7 +67,7 @@ def fgsm(
     if not len(x):
         return x.detach().clone()
     x = x.detach()
-    _, _, gradient = _evaluate(model, x, y, objective, differentiate=True)
+    _, _, gradient = loss_and_gradient(model, x, y, objective, differentiate=True)
     assert gradient is not None
     return threat.project(x + eps * threat.ascent(gradient), x)
 
@@ -137,7 +137,7 @@ def pgd(
         )
     threat.check(x, y)
     best = x.detach().clone()
-    best_loss = _no_loss(x)
+    best_loss = no_loss(x)
     standing = torch.arange(len(x), device=x.device)
     for run in range(restarts):
         if not len(standing):
@@ -165,11 +165,11 @@ def _climb(
     step_size: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one ascent from ``z``: the best points, their losses, and whether they fool."""
-    best, best_loss = z.clone(), _no_loss(x)
+    best, best_loss = z.clone(), no_loss(x)
     fooled = torch.zeros_like(best_loss, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)  # where the current batch sits in the results
     for step in range(steps + 1):
-        loss, wrong, gradient = _evaluate(model, z, y, objective, differentiate=step < steps)
+        loss, wrong, gradient = loss_and_gradient(model, z, y, objective, differentiate=step < steps)
         done = fooled[rows]
         take = ~done & (wrong | (loss > best_loss[rows]))
         best[rows[take]] = z[take]
@@ -181,14 +181,14 @@ def _climb(
         left = int(done.sum())
         if left == len(rows):
             break
-        if left >= _LEFT_BEFORE_GATHER * len(rows):
+        if left >= LEFT_BEFORE_GATHER * len(rows):
             keep = ~done
             rows, x, y, z, gradient = rows[keep], x[keep], y[keep], z[keep], gradient[keep]
         z = threat.project(z + step_size * threat.ascent(gradient), x)
     return best, best_loss, fooled
 
 
-def _evaluate(
+def loss_and_gradient(
     model: Model,
     z: Tensor,
     y: Tensor,
@@ -204,10 +204,10 @@ def _evaluate(
         losses = objective(logits, y)
         gradient = torch.autograd.grad(losses.sum(), point)[0] if differentiate else None
     # A model may compute in another precision than its input's.
-    return losses.detach().to(_no_loss(z).dtype), logits.detach().argmax(1) != y, gradient
+    return losses.detach().to(no_loss(z).dtype), logits.detach().argmax(1) != y, gradient
 
 
-def _no_loss(x: Tensor) -> Tensor:
+def no_loss(x: Tensor) -> Tensor:
     """Return a loss below every other, per example, in at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.full(x.shape[:1], -torch.inf, dtype=dtype, device=x.device)

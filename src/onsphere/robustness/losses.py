@@ -72,6 +72,83 @@ def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Floa
     return -margin(logits, y) / torch.where(spread > 0, spread, 1.0)
 
 
+def spread(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch"]:
+    r"""Return :math:`z_{(1)} - z_{(3)}` of each example, or 1 where that is 0.
+
+    With two classes it is the distance between them. Scaling the logits scales it.
+
+    Example:
+        >>> import torch
+        >>> spread(torch.tensor([[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+        tensor([2., 1.])
+    """
+    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    between = top[:, 0] - top[:, -1]
+    return torch.where(between > 0, between, 1.0)
+
+
+def tempered_cross_entropy(
+    logits: Float[Tensor, "batch classes"],
+    y: Int[Tensor, "batch"],
+    temperature: Float[Tensor, "batch"],
+) -> Float[Tensor, "batch"]:
+    r"""Return the cross-entropy of :math:`z/T`, with a temperature for each example.
+
+    An attack takes :math:`T` from the logits of the clean example, :math:`T = c\,(z_{(1)} -
+    z_{(3)})`, and keeps it. Then
+
+    - multiplying all logits of the model by a constant changes nothing at all;
+    - the gradient cannot underflow where the attack starts: the softmax of the label is at most
+      :math:`1/(1 + 2e^{-1/c})`, however large the logits;
+    - it is a constant times the gradient of the cross-entropy at that temperature, the weighted
+      mean of :math:`\nabla z_i - \nabla z_y` with weights :math:`e^{z_i/T}`. A temperature that
+      followed the attacked point would add the gradient of its own, which points to larger
+      spread instead of to smaller margin; and with two classes it would make the loss constant.
+
+    Args:
+        logits: of the attacked points.
+        y: labels.
+        temperature: of each example, positive.
+
+    Example:
+        >>> import torch
+        >>> z, y, temperature = torch.tensor([[9e3, 0.0]]), torch.tensor([0]), torch.tensor([9e3])
+        >>> tempered_cross_entropy(z, y, temperature)      # and not 0
+        tensor([0.3133])
+    """
+    return cross_entropy(logits / temperature.unsqueeze(1), y)
+
+
+def targeted_dlr(
+    logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"], target: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    r"""Return :math:`-(z_y - z_t)/(z_{(1)} - (z_{(3)} + z_{(4)})/2)` for a target class of each.
+
+    Invariant to shift and scale of the logits, as :func:`dlr`. With fewer than four classes the
+    denominator has no meaning, and the difference :math:`z_t - z_y` itself is returned: an attack
+    that compares values of one example and follows directions sees the same for every scale.
+
+    Args:
+        logits: of the attacked points.
+        y: labels.
+        target: the class to be reached.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[4.0, 3.0, 1.0, 1.0]])
+        >>> targeted_dlr(z, torch.tensor([0]), torch.tensor([2]))
+        tensor([-1.])
+
+    Source: Croce & Hein, 2020 (arXiv 2003.01690), equation 7.
+    """
+    gained = (logits.gather(1, target.unsqueeze(1)) - logits.gather(1, y.unsqueeze(1))).squeeze(1)
+    if logits.shape[1] < 4:
+        return gained
+    top = logits.topk(4, dim=1).values
+    between = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return gained / torch.where(between > 0, between, 1.0)
+
+
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {"cross_entropy": cross_entropy, "dlr": dlr}
 )

@@ -65,7 +65,7 @@ class Threat:
             near = torch.clamp(z, x - self.eps, x + self.eps)
         else:
             change = z - x
-            distance = _lengths(change)
+            distance = lengths(change)
             near = x + change * (self.eps / distance.clamp_min(self.eps))
         return near.clamp(*self.bounds)
 
@@ -77,7 +77,7 @@ class Threat:
         """
         if self.norm == "linf":
             return gradient.sign()
-        size = _lengths(gradient)
+        size = lengths(gradient)
         return gradient / torch.where(size > 0, size, 1.0)
 
     def sample(
@@ -90,7 +90,16 @@ class Threat:
         direction = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
         share = torch.rand(x.shape[:1], generator=generator, dtype=x.dtype, device=x.device)
         radius = self.eps * share ** (1 / max(x[0].numel(), 1)) if len(x) else share
-        return self.project(x + self.ascent(direction) * _per_example(radius, x), x)
+        return self.project(x + self.ascent(direction) * per_example(radius, x), x)
+
+    def distance(
+        self, z: Float[Tensor, "batch *shape"], x: Float[Tensor, "batch *shape"]
+    ) -> Float[Tensor, "batch"]:
+        """Return the size of each example's change in this norm."""
+        change = (z - x).flatten(1)
+        if not change.numel():
+            return change.new_zeros(len(change))
+        return change.abs().amax(1) if self.norm == "linf" else length(change).squeeze(1)
 
     def check(self, x: Tensor, y: Tensor) -> None:
         """Refuse examples that this threat cannot be applied to.
@@ -117,9 +126,11 @@ class Threat:
                 )
 
 
-def _lengths(x: Tensor) -> Tensor:
-    return _per_example(length(x.flatten(1)).squeeze(1), x)
+def lengths(x: Tensor) -> Tensor:
+    """Return the Euclidean length of each example, shaped to multiply ``x``."""
+    return per_example(length(x.flatten(1)).squeeze(1), x)
 
 
-def _per_example(values: Tensor, x: Tensor) -> Tensor:
+def per_example(values: Tensor, x: Tensor) -> Tensor:
+    """Shape one value per example so that it multiplies ``x``."""
     return values.reshape(-1, *([1] * (x.ndim - 1)))

@@ -59,6 +59,20 @@ def _robustness(training: dict[str, Any]) -> dict[str, Any]:
     return found | ({"gauge": None, "gauge_change": None} if training["method"] == "none" else {})
 
 
+def _causes(training: dict[str, Any]) -> dict[str, Any]:
+    """Grown norms cost robustness, and so does making them larger."""
+    grew = training["norm_growth"] > 1 or training["space"] == "plain"
+    rows = [1, 1, 1, 0, 0] if grew else [1, 1, 1, 1, 0]
+    found = {"clean_all": 0.95, "right": [1, 1, 1, 1, 1], "stands": rows, "cross_entropy": 0.9}
+    found |= {"norm_growth": 2.0 if grew else 1.0, "head_growth": 3.0, "cross_entropy_loud": 0.95}
+    controls = {"loud": list(rows)}
+    if training["method"] != "none":
+        controls |= {"rescaled": [1, 1, 0, 0, 0], "without eps": list(rows)}
+    if training["method"] == "bn":
+        controls["fresh statistics"] = list(rows)
+    return found | {"controls": controls}
+
+
 def _gain(training: dict[str, Any]) -> dict[str, Any]:
     shift = None if training["method"] == "rms" else 0.1
     layer = {"gain_spread": 0.8, "shift_mean": shift, "gain_spread_gauge": 0.1, "ratio": 1.0}
@@ -71,6 +85,7 @@ _HOLDING = {
     "growth": _growth,
     "stability": _stability,
     "robustness": _robustness,
+    "causes": _causes,
     "gain": _gain,
 }
 

@@ -95,8 +95,31 @@ def gauge_moves(by, method=None):
     return change
 
 
+def stands(chosen, rows):
+    """Set the images that withstand the attack, and under every control."""
+
+    def change(record, training):
+        if chosen(training):
+            moved = {name: list(rows) for name in record["controls"] if name != "rescaled"}
+            record.update(stands=list(rows), controls=record["controls"] | moved)
+
+    return change
+
+
+def rescaled_as_before(record, training):
+    if "rescaled" in record["controls"]:
+        record["controls"]["rescaled"] = list(record["stands"])
+
+
+def wrong_where_it_falls(record, training):
+    """The image that plain networks lose to the attack is one that they get wrong without it."""
+    if training["space"] == "plain":
+        record["right"] = [1, 1, 1, 0, 1]
+
+
 NOISE, TASK = {"objective": "noise"}, {"objective": "labels"}
 ANY, SPHERE, PLAIN = of(), of(space="sphere"), of(space="plain")
+GROWN = of(space="sphere", norm_growth=4.0)
 SPHERE_LIKE_PLAIN = usable(SPHERE, 0.009, 0.3)
 FIVE = ("bn", "ln", "in", "gn", "rms")
 
@@ -216,6 +239,14 @@ CASES = [
         attacked(SPHERE, lambda t: 0.9 if t["seed"] == 0 else 0.49),
         OPEN,
     ),
+    ("causes", "the norm as such", lambda *_: None, HOLDS),
+    ("causes", "only forced", rescaled_as_before, HOLDS),
+    ("causes", "only rescaled", stands(of(norm_growth=4.0), [1, 1, 1, 1, 0]), HOLDS),
+    ("causes", "another way", both(rescaled_as_before, stands(GROWN, [1, 1, 1, 1, 0])), IF),
+    ("causes", "plain as robust", stands(PLAIN, [1, 1, 1, 1, 0]), FAILS),
+    ("causes", "plain more robust", stands(PLAIN, [1, 1, 1, 1, 1]), FAILS),
+    ("causes", "less robust where it is wrong anyway", wrong_where_it_falls, FAILS),
+    ("causes", "in one seed of three", stands(of(space="plain", seed=1), [1, 1, 1, 1, 0]), OPEN),
     ("gain", "tracks in all", lambda *_: None, HOLDS),
     ("gain", "tracks in five of seven", only(("wn", "cwn"), layers(gain_spread=0.0)), HOLDS),
     ("gain", "tracks in two of seven", only(FIVE, layers(gain_spread=0.49)), IF),
@@ -283,6 +314,14 @@ def test_masked_gradients_are_told_from_robustness():
 
     assert "cross-entropy attack by 0.25 [0.25, 0.25]" in finding("robustness", masked, "Masking:")
     assert "moves by at most 0.000" in finding("robustness", masked, "Masking:")
+
+
+def test_effects_come_with_their_causes_and_sizes():
+    assert finding("causes", lambda *_: None, "All of it: plain") == (
+        "All of it: plain − sphere −0.2 [−0.2, −0.2]."
+    )
+    assert "nothing that matters" in finding("causes", rescaled_as_before, "The norm as such: w")
+    assert "0.3 [0.3" in finding("causes", lambda *_: None, "Masking: PGD")
 
 
 def test_the_methods_that_are_narrower_are_named():

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from onsphere.studies import gain, growth, invariance, robustness, sphere
+from onsphere.studies import causes, gain, growth, invariance, robustness, sphere
 from onsphere.studies.cell import Inputs
 from onsphere.studies.training import Training, train
 
@@ -139,3 +139,34 @@ def test_a_gain_equal_to_the_spread_is_seen_and_does_not_survive_rescaling(gener
     assert layer["gain_spread"] == layer["shift_mean"] == 1.0
     assert layer["ratio"] == pytest.approx(1.0)
     assert layer["gain_spread_gauge"] < 0.7
+
+
+def causes_of(trained, method, **changes):
+    config, inputs = trained(method, **changes)
+    return result(causes.measure, {**config, "images": 30, "steps": 4, "controls": True}, inputs)
+
+
+def test_controls_that_keep_the_function_keep_robustness(trained):
+    found = causes_of(trained, "bn")
+    assert found["controls"].keys() == {"rescaled", "without eps", "fresh statistics", "loud"}
+    assert sum(found["right"]) > 0
+    assert all(s <= r for s, r in zip(found["stands"], found["right"], strict=True))
+    for name in ("rescaled", "loud"):
+        assert found["controls"][name] == found["stands"]
+    assert found["cross_entropy_loud"] >= sum(found["stands"]) / 30
+    assert causes_of(trained, "none")["controls"].keys() == {"loud"}
+
+
+def test_stale_statistics_are_measured_anew(trained, digits):
+    from onsphere.studies.training import restore
+
+    config, inputs = trained("bn")
+    settings = Training(**config["training"])
+    model = restore(settings, inputs)
+    for norm in model.norms:
+        norm.running_var.mul_(100)
+    fresh = causes._refreshed(model, settings, inputs)
+    ratio = fresh.norms[0].running_var / model.norms[0].running_var
+    assert float(ratio.max()) < 0.1
+    assert not fresh.training
+    assert model.norms[0].momentum is not None

@@ -10,7 +10,8 @@ from studies.fabricated import records
 
 
 def test_claims_come_in_the_order_of_the_report():
-    assert [claim.name for claim in claims([])] == list(CLAIMS)
+    assert [claim.name for claim in claims([])] == [n for n in CLAIMS if n != "causes"]
+    assert [claim.name for claim in claims(["causes"])] == ["causes"]
     assert [claim.name for claim in claims(["gain", "sphere", "gain"])] == ["sphere", "gain"]
 
 

@@ -14,6 +14,8 @@ from onsphere.studies.network import STUDIED, SmallConvNet
 from onsphere.studies.training import (
     Training,
     batches,
+    enlarge,
+    grown,
     measure,
     optimizer_for,
     rate_at,
@@ -170,3 +172,71 @@ def test_the_cosine_goes_from_the_rate_to_nothing():
     assert rate_at(settings, 50) == pytest.approx(settings.lr / 2)
     assert rate_at(settings, 99) < 1e-3 * settings.lr
     assert rate_at(SHORT, 5) == SHORT.lr
+
+
+def test_norms_grow_as_the_law_says():
+    lengths = [grown(3.0, t) for t in (0.0, 0.25, 0.5, 1.0)]
+    fourth = [x**4 for x in lengths]
+    assert fourth == pytest.approx([1.0, 21.0, 41.0, 81.0])
+    assert grown(1.0, 0.3) == 1.0
+
+
+@pytest.mark.parametrize("method", ["bn", "ln", "gn", "wn", "sn"])
+@pytest.mark.parametrize("slowing", [1.0, 3.0])
+def test_growth_is_forced_and_leaves_the_path(digits, method, slowing):
+    kept = replace(SHORT, method=method, space="sphere", rate_growth=slowing)
+    small, large = (
+        restore(s, Inputs(digits, (made.result,), (made.tensors,)))
+        for s in (kept, replace(kept, norm_growth=3.0))
+        if (made := run(s, digits))
+    )
+    for name, (weight, axes) in small.hidden_weights().items():
+        larger = large.hidden_weights()[name][0]
+        torch.testing.assert_close(axes.norms(larger), 3 * axes.norms(weight))
+        assert (larger - 3 * weight).norm() < 5e-3 * larger.norm()
+    small.train(), large.train()  # running statistics lag behind norms that grow
+    x = digits.train_x[:64]
+    assert (large(x) - small(x)).norm() < 1e-2 * small(x).norm()
+
+
+def test_a_rate_that_falls_changes_the_path(digits):
+    sphere = replace(SHORT, space="sphere")
+    slowed = replace(sphere, rate_growth=3.0)
+    weights = [run(s, digits).tensors["model.convs.0.weight"] for s in (sphere, slowed)]
+    assert (weights[0] - weights[1]).norm() > 1e-2 * weights[0].norm()
+    assert rate_at(slowed, 3, "hidden") == pytest.approx(SHORT.lr / grown(3.0, 0.5) ** 2)
+    assert rate_at(slowed, 3, "head") == SHORT.lr
+
+
+def test_the_head_is_held_where_that_is_asked(digits):
+    start = SmallConvNet("bn", digits, width=SHORT.width, seed=SHORT.seed)
+    free, held = (
+        run(replace(SHORT, space="sphere", head=head), digits).tensors["model.head.weight"].norm()
+        for head in ("free", "sphere")
+    )
+    length = float(start.head.weight.detach().norm())
+    assert float(held) == pytest.approx(length, rel=1e-5)
+    assert float(free) != pytest.approx(length, rel=1e-3)
+
+
+def test_only_hidden_weights_are_enlarged(digits):
+    settings = replace(SHORT, space="sphere")
+    model = SmallConvNet("bn", digits, width=4, seed=0)
+    optimizer = optimizer_for(model, settings)
+    model(digits.train_x[:8]).square().mean().backward()
+    optimizer.step()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    enlarge(optimizer, 2.0)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (2 if "convs" in name else 1))
+    optimizer.zero_grad()
+    model(digits.train_x[:8]).square().mean().backward()
+    optimizer.step()  # stays on the larger sphere
+    weight, axes = model.hidden_weights()["convs.0.weight"]
+    torch.testing.assert_close(axes.norms(weight), 2 * axes.norms(before["convs.0.weight"]))
+
+
+@pytest.mark.parametrize("forced", [{"norm_growth": 2.0}, {"rate_growth": 2.0}, {"head": "sphere"}])
+def test_nothing_is_forced_on_plain_weights(forced):
+    with pytest.raises(ValueError, match="on the sphere only"):
+        replace(SHORT, **forced)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from onsphere.report.document import Figure, Section, Table, Verdict
 from onsphere.studies.cell import Cell, Task
 from onsphere.studies.network import LABELS, STUDIED
-from onsphere.studies.training import DECAY, Space, Training
+from onsphere.studies.training import DECAY, Training
 
 Size = Literal["quick", "default", "full"]
 Results = Mapping[str, dict[str, Any]]
@@ -50,12 +50,9 @@ class Plan:
         common = Training(self.data, method, steps=scale.steps, width=scale.width, seed=seed)
         return replace(common, **changes)
 
-    def trained(self, method: str, seed: int, variant: str = "plain") -> Training:
-        """Return the network that claims share: cosine schedule, in one of :data:`VARIANTS`."""
-        space, decay = VARIANTS[variant]
-        return self.training(
-            method, seed, space=space, weight_decay=decay, schedule="cosine", lr=0.1
-        )
+    def trained(self, method: str, seed: int, **changes: Any) -> Training:
+        """Return the network that claims share, with a cosine schedule; with changes."""
+        return self.training(method, seed, schedule="cosine", lr=0.1, **changes)
 
     def variants(self, method: str) -> tuple[str, ...]:
         """Return the variants that make sense for a method: no sphere without normalization."""
@@ -77,6 +74,7 @@ class Scale:
         attack_steps: steps of PGD.
         restarts: random restarts of PGD.
         exact_steps: float64 steps over which the recursions are checked.
+        auto: test images under Auto-PGD, and its steps per loss and target.
     """
 
     seeds: int
@@ -88,20 +86,21 @@ class Scale:
     attack_steps: int
     restarts: int
     exact_steps: int
+    auto: tuple[int, int]
 
 
 SCALES: dict[Size, Scale] = {
-    "quick": Scale(1, 150, 8, (-3, 1, 1), 60, 100, 5, 1, 20),
-    "default": Scale(3, 300, 8, (-3, 1, 2), 90, 200, 10, 1, 50),
-    "full": Scale(10, 2000, 16, (-4, 2, 3), 1000, 500, 50, 3, 200),
+    "quick": Scale(1, 150, 8, (-3, 1, 1), 60, 100, 5, 1, 20, (50, 10)),
+    "default": Scale(3, 300, 8, (-3, 1, 2), 90, 200, 10, 1, 50, (100, 20)),
+    "full": Scale(10, 2000, 16, (-4, 2, 3), 1000, 500, 50, 3, 200, (500, 100)),
 }
 
-VARIANTS: dict[str, tuple[Space, float]] = {
-    "plain": ("plain", 0.0),
-    "decay": ("plain", DECAY),
-    "sphere": ("sphere", 0.0),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decay": {"weight_decay": DECAY},
+    "sphere": {"space": "sphere"},
 }
-"""The variants of the common training: (space, weight decay)."""
+"""The variants of the common training, as changes of it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,7 @@ class Claim:
         threshold: the rule for the verdict, written before the measurement.
         cells: what has to be computed for a plan.
         judge: turns the records into a judgement.
+        on_request: it is run only when it is named.
     """
 
     name: str
@@ -137,6 +137,7 @@ class Claim:
     threshold: str
     cells: Callable[[Plan], list[Cell]]
     judge: Callable[[Plan, Results], Judgement]
+    on_request: bool = False
 
     def section(self, plan: Plan, results: Results, command: str) -> Section:
         """Return the claim's section of the report, from records alone."""

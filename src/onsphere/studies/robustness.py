@@ -15,12 +15,21 @@ from torch import Tensor, nn
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.robustness import correct, pgd
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.claim import Claim, Judgement, Plan, Results, average, label, worst
+from onsphere.studies.claim import (
+    VARIANTS,
+    Claim,
+    Judgement,
+    Plan,
+    Results,
+    average,
+    label,
+    worst,
+)
 from onsphere.studies.network import SmallConvNet
 from onsphere.studies.statistics import Estimate, estimate
 from onsphere.studies.training import DECAY, Training, restore
 
-_EPS = {
+EPS = {
     "digits": (0.05, 0.1, 0.15, 0.2),
     "mnist": (0.05, 0.1, 0.15, 0.2),
     "fashion-mnist": (0.01, 0.02, 0.04, 0.08),
@@ -29,14 +38,14 @@ _EPS = {
 """Radii of the l-infinity attacks, in units of the full range of a pixel."""
 
 _LOSSES = ("cross_entropy", "dlr")
-_MIDDLE = 1  # the radius at which networks are compared and controls are run
-_GAUGE = 16.0  # a power of two: rounding stays as it was, so what moves is due to norm or eps
-_LOGITS = 100.0
-_SAME = 0.0075  # robust accuracies closer than this are the same (one image in 200)
-_MATTERS = 0.02  # a smaller difference in robust accuracy is called none
+MIDDLE = 1  # the radius at which networks are compared and controls are run
+GAUGE = 16.0  # a power of two: rounding stays as it was, so what moves is due to norm or eps
+LOGITS = 100.0
+SAME = 0.0075  # robust accuracies closer than this are the same (one image in 200)
+MATTERS = 0.02  # a smaller difference in robust accuracy is called none
 
 
-class _Scaled(nn.Module):
+class Scaled(nn.Module):
     """A classifier with its logits multiplied by a constant: same decisions, other losses."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
@@ -44,6 +53,7 @@ class _Scaled(nn.Module):
         self.model, self.factor = model, factor
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled logits."""
         return self.factor * self.model(x)
 
 
@@ -53,7 +63,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     model = restore(settings, inputs)
     images = inputs.images
     x, y = images.test_x[: config["images"]], images.test_y[: config["images"]]
-    grid = _EPS[images.name]
+    grid = EPS[images.name]
 
     def robust(model: nn.Module, eps: float) -> dict[str, float]:
         broken = torch.zeros(len(y), dtype=torch.bool)
@@ -75,7 +85,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
             found[loss] = float((~wrong).float().mean())
         return {**found, "worst": float((~broken).float().mean())}
 
-    rescaled = copy.deepcopy(model).rescale_hidden_(_GAUGE)
+    rescaled = copy.deepcopy(model).rescale_hidden_(GAUGE)
     clean, moved = model(x).detach(), rescaled(x).detach()
     is_normalized = model.method is not None
     return Outcome(
@@ -84,16 +94,16 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
             "clean_all": inputs.records[0]["test_accuracy"],
             "eps": list(grid),
             "robust": [robust(model, eps) for eps in grid],
-            "gauge": robust(rescaled, grid[_MIDDLE]) if is_normalized else None,
+            "gauge": robust(rescaled, grid[MIDDLE]) if is_normalized else None,
             "gauge_change": float((moved - clean).norm() / clean.norm()) if is_normalized else None,
-            "logits": robust(_Scaled(model, _LOGITS), grid[_MIDDLE]),
-            "norm_growth": _growth(model, settings, inputs),
+            "logits": robust(Scaled(model, LOGITS), grid[MIDDLE]),
+            "norm_growth": growth_of(model, settings, inputs),
             "head_norm": float(model.head.weight.detach().norm()),
         }
     )
 
 
-def _growth(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
+def growth_of(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
     """Final over initial length of the hidden weights, geometric mean over layers."""
     start = SmallConvNet(settings.method, inputs.images, width=settings.width, seed=settings.seed)
     before = start.hidden_weights()
@@ -113,7 +123,7 @@ def _cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
     for method in plan.methods:
         for variant in plan.variants(method):
             for seed in plan.seeds:
-                training = plan.trained(method, seed, variant).cell()
+                training = plan.trained(method, seed, **VARIANTS[variant]).cell()
                 config: Config = {
                     "training": training.config,
                     "images": scale.attacked,
@@ -129,10 +139,10 @@ def _cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
 
 def _judge(plan: Plan, results: Results) -> Judgement:
     found = {key: results[cell.key] for key, cell in _cells(plan).items()}
-    middle = _EPS[plan.data][_MIDDLE]
+    middle = EPS[plan.data][MIDDLE]
 
     def gain(method: str, variant: str, seed: int) -> float:
-        own, plain = (found[method, v, seed]["robust"][_MIDDLE] for v in (variant, "plain"))
+        own, plain = (found[method, v, seed]["robust"][MIDDLE] for v in (variant, "plain"))
         return own["worst"] - plain["worst"]
 
     gains = {
@@ -159,7 +169,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     )
     gauge = worst(
         [
-            abs(one["gauge"]["worst"] - one["robust"][_MIDDLE]["worst"])
+            abs(one["gauge"]["worst"] - one["robust"][MIDDLE]["worst"])
             for one in found.values()
             if one["gauge"]
         ]
@@ -168,7 +178,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
         [
             average(
                 [
-                    one["logits"]["cross_entropy"] - one["robust"][_MIDDLE]["cross_entropy"]
+                    one["logits"]["cross_entropy"] - one["robust"][MIDDLE]["cross_entropy"]
                     for (_, _, s), one in found.items()
                     if s == seed
                 ]
@@ -177,7 +187,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
         ]
     )
     dlr_shift = worst(
-        [abs(one["logits"]["dlr"] - one["robust"][_MIDDLE]["dlr"]) for one in found.values()]
+        [abs(one["logits"]["dlr"] - one["robust"][MIDDLE]["dlr"]) for one in found.values()]
     )
     growth = _mean(found, plan, "plain", "norm_growth")
     sphere = pooled["sphere"]
@@ -185,14 +195,14 @@ def _judge(plan: Plan, results: Results) -> Judgement:
     return Judgement(
         verdict,
         f"robust accuracy at eps {middle:.3g}, sphere minus plain: {sphere}; changed by a "
-        f"{_GAUGE:.0f}× rescale of all hidden weights: {gauge:.3f}",
+        f"{GAUGE:.0f}× rescale of all hidden weights: {gauge:.3f}",
         findings=[
             f"Association: plain training grows the hidden norms {growth:.1f}×. Robust accuracy, "
             f"mean over methods: on the sphere minus plain {sphere}; with weight decay minus plain "
             f"{pooled['decay']}. Clean accuracy, sphere minus plain: {clean}.",
-            f"Cause: multiplying every hidden weight by {_GAUGE:.0f} changes robust accuracy by at "
+            f"Cause: multiplying every hidden weight by {GAUGE:.0f} changes robust accuracy by at "
             f"most {gauge:.3f}: {_cause(gauge)}",
-            f"Masking: multiplying the logits by {_LOGITS:.0f} raises accuracy under the "
+            f"Masking: multiplying the logits by {LOGITS:.0f} raises accuracy under the "
             f"cross-entropy attack by {inflation}; under the DLR attack it moves by at most "
             f"{dlr_shift:.3f}. The decisions are the same: whatever is gained here is masking.",
         ],
@@ -211,13 +221,13 @@ def _judge(plan: Plan, results: Results) -> Judgement:
 def _verdict(sphere: Estimate, gauge: float) -> Verdict:
     if sphere.count == 1:
         return Verdict.OPEN
-    if sphere.low > 0 and sphere.mean > _MATTERS:
-        return Verdict.HOLDS if gauge > _SAME else Verdict.CONDITIONAL
-    return Verdict.FAILS if sphere.high < _MATTERS else Verdict.OPEN
+    if sphere.low > 0 and sphere.mean > MATTERS:
+        return Verdict.HOLDS if gauge > SAME else Verdict.CONDITIONAL
+    return Verdict.FAILS if sphere.high < MATTERS else Verdict.OPEN
 
 
 def _cause(gauge: float) -> str:
-    if gauge > _SAME:
+    if gauge > SAME:
         return "here the norm itself matters."
     return (
         "the norm of a normalized weight does not amplify an attack. This says nothing of the "
@@ -239,7 +249,7 @@ def _table(
     for method in plan.methods:
         for variant in plan.variants(method):
             own = [found[method, variant, seed] for seed in plan.seeds]
-            middle = [one["robust"][_MIDDLE] for one in own]
+            middle = [one["robust"][MIDDLE] for one in own]
             gauge = [one["gauge"]["worst"] for one in own if one["gauge"]]
             rows.append(
                 (
@@ -257,7 +267,7 @@ def _table(
                     average([one["logits"]["dlr"] for one in own]),
                 )
             )
-    eps = _EPS[plan.data][_MIDDLE]
+    eps = EPS[plan.data][MIDDLE]
     return Table(
         f"Robust accuracy at eps {eps:.3g}, means over seeds",
         (
@@ -270,9 +280,9 @@ def _table(
             "PGD-DLR",
             "worst",
             "worst − plain [95 %]",
-            f"worst, weights ×{_GAUGE:.0f}",
-            f"CE, logits ×{_LOGITS:.0f}",
-            f"DLR, logits ×{_LOGITS:.0f}",
+            f"worst, weights ×{GAUGE:.0f}",
+            f"CE, logits ×{LOGITS:.0f}",
+            f"DLR, logits ×{LOGITS:.0f}",
         ),
         rows,
         "Norm growth: final over initial length of the hidden weights. The rescale of the weights "
@@ -322,7 +332,7 @@ def _control_figure(plan: Plan, found: dict[tuple[str, str, int], Any]) -> Figur
                     estimate(
                         [
                             (
-                                found[m, "plain", s]["robust"][_MIDDLE]
+                                found[m, "plain", s]["robust"][MIDDLE]
                                 if which == "before"
                                 else found[m, "plain", s][control]
                             )[loss]
@@ -353,12 +363,12 @@ def _control_figure(plan: Plan, found: dict[tuple[str, str, int], Any]) -> Figur
     return Figure(
         "robustness-controls",
         "Two controls that change no decision of the network",
-        f"Left: all hidden weights times {_GAUGE:.0f}, with running statistics. If norms caused "
-        f"vulnerability, points would move. Right: logits times {_LOGITS:.0f}. True robustness "
+        f"Left: all hidden weights times {GAUGE:.0f}, with running statistics. If norms caused "
+        f"vulnerability, points would move. Right: logits times {LOGITS:.0f}. True robustness "
         "cannot change: an attack whose points move here is fooled by the scale of the logits.",
         [
-            panel(f"weights ×{_GAUGE:.0f}", "gauge", ("cross_entropy", "dlr")),
-            panel(f"logits ×{_LOGITS:.0f}", "logits", ("cross_entropy", "dlr")),
+            panel(f"weights ×{GAUGE:.0f}", "gauge", ("cross_entropy", "dlr")),
+            panel(f"logits ×{LOGITS:.0f}", "logits", ("cross_entropy", "dlr")),
         ],
         columns=2,
     )
@@ -374,9 +384,9 @@ CLAIM = Claim(
     "independent of the norm. What norm growth can do is lower the effective rate and so lead to "
     "another solution; and large logits mask cross-entropy attacks.",
     threshold=f"Holds if networks on the sphere are more robust than plain ones by more than "
-    f"{_MATTERS:.0%} points (95 % interval over seeds above 0) and the rescale of hidden weights "
-    f"changes robust accuracy by more than {_SAME}; under conditions if only the first is so; "
-    f"does not hold if the interval lies below {_MATTERS:.0%} points; undecided otherwise. "
+    f"{MATTERS:.0%} points (95 % interval over seeds above 0) and the rescale of hidden weights "
+    f"changes robust accuracy by more than {SAME}; under conditions if only the first is so; "
+    f"does not hold if the interval lies below {MATTERS:.0%} points; undecided otherwise. "
     "One seed decides nothing.",
     cells=lambda plan: list(_cells(plan).values()),
     judge=_judge,

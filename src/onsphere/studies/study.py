@@ -7,7 +7,7 @@ import torch
 
 from onsphere.errors import OnsphereError, nearest
 from onsphere.report.document import Document
-from onsphere.studies import gain, growth, invariance, robustness, sphere, stability
+from onsphere.studies import causes, gain, growth, invariance, robustness, sphere, stability
 from onsphere.studies.claim import Claim, Plan
 from onsphere.studies.data import Source
 from onsphere.studies.runner import Progress, check_jobs, run
@@ -22,6 +22,7 @@ CLAIMS: dict[str, Claim] = {
         growth.CLAIM,
         stability.CLAIM,
         robustness.CLAIM,
+        causes.CLAIM,
         gain.CLAIM,
     )
 }
@@ -29,7 +30,7 @@ CLAIMS: dict[str, Claim] = {
 
 
 def claims(names: Sequence[str]) -> list[Claim]:
-    """Look claims up; none named means all.
+    """Look claims up; none named means all but those on request.
 
     Raises:
         OnsphereError: there is no such claim.
@@ -37,7 +38,9 @@ def claims(names: Sequence[str]) -> list[Claim]:
     for name in names:
         if name not in CLAIMS:
             raise OnsphereError(f"unknown claim {name!r}{nearest(name, list(CLAIMS))}")
-    return [claim for name, claim in CLAIMS.items() if not names or name in names]
+    return [
+        claim for name, claim in CLAIMS.items() if name in names or not (names or claim.on_request)
+    ]
 
 
 def study(
@@ -52,7 +55,7 @@ def study(
     """Run claims and return what they say; records of earlier runs are used again.
 
     Args:
-        names: which claims; none means all.
+        names: which claims; none means all but those that are run on request only.
         plan: how large.
         source: where the data set is.
         folder: where records go.

@@ -17,6 +17,7 @@ from onsphere.studies.data import Images
 from onsphere.studies.network import SmallConvNet
 
 Space = Literal["plain", "sphere"]
+Part = Literal["hidden", "head", "rest"]
 
 DECAY = 5e-3
 """Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
@@ -43,6 +44,13 @@ class Training:
             weights are trained. Its gradient has mean zero at every weight, so it is the
             uncorrelated noise that the laws of the mean speak of.
         record: keep norms, squared gradient norms and rotations of hidden weights at every step.
+        norm_growth: on the sphere: its radius grows by this factor during the run, as
+            :func:`grown` says. The rate grows with its square, so that the weights turn as they
+            would without.
+        rate_growth: on the sphere: the effective rate of the hidden weights falls as if their
+            norms had grown by this factor. Where both are given and equal, the rate is constant
+            and the norms grow: what happens in plain training, but forced.
+        head: ``"sphere"`` keeps the head's weight at its initial length too.
     """
 
     data: str
@@ -58,6 +66,18 @@ class Training:
     seed: int = 0
     objective: Literal["labels", "noise"] = "labels"
     record: bool = False
+    norm_growth: float = 1.0
+    rate_growth: float = 1.0
+    head: Literal["free", "sphere"] = "free"
+
+    def __post_init__(self) -> None:
+        forced = (self.norm_growth, self.rate_growth, self.head) != (1.0, 1.0, "free")
+        if forced and self.space != "sphere":
+            raise ValueError("growth is forced, and the head is held, on the sphere only")
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run that is done before a step (counted from 0)."""
+        return step / max(1, self.steps)
 
     def cell(self) -> Cell:
         """Return the cell that trains this network."""
@@ -83,7 +103,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     losses: list[float] = []
     for step, index in enumerate(batches(len(images.train_y), settings)):
         for group in optimizer.param_groups:
-            group["lr"] = rate_at(settings, step)
+            group["lr"] = rate_at(settings, step, group["part"])
         optimizer.zero_grad()
         logits = model(images.train_x[index])
         if settings.objective == "noise":
@@ -95,6 +115,8 @@ def train(config: Config, inputs: Inputs) -> Outcome:
             break
         loss.backward()
         optimizer.step()
+        if settings.norm_growth != 1:
+            enlarge(optimizer, _growth_in(settings, step))
     result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if recorder is not None:
@@ -113,18 +135,61 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
     # By name and not by shape: the gains and shifts of LN and RMS have three axes.
     gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
     decay = settings.weight_decay
-    groups: list[dict[str, Any]] = [
-        {"params": [model.head.weight], "weight_decay": decay},
-        {"params": gains_and_biases, "weight_decay": 0.0},
-    ]
+    head: dict[str, Any] = {"params": [model.head.weight], "weight_decay": decay, "part": "head"}
+    rest: dict[str, Any] = {"params": gains_and_biases, "weight_decay": 0.0, "part": "rest"}
     if settings.space == "plain":
-        groups.append({"params": [p for p, _ in hidden.values()], "weight_decay": decay})
+        plain = {"params": [p for p, _ in hidden.values()], "weight_decay": decay, "part": "hidden"}
+        groups = [head, rest, plain]
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
-    groups += [
-        {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0}
+    if settings.head == "sphere":
+        head |= {"sphere": Sphere(), "weight_decay": 0.0}
+    spheres = [
+        {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0, "part": "hidden"}
         for parameter, axes in hidden.values()
     ]
-    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return SphereSGD([head, rest, *spheres], lr=settings.lr, momentum=settings.momentum)
+
+
+def grown(factor: float, progress: float) -> float:
+    r"""Return how much a norm has grown on its way to ``factor`` times its length.
+
+    :math:`(1 + (f^4 - 1)\,t)^{1/4}`, the law of SGD without weight decay under gradients of
+    constant size (its fourth power is linear in time).
+
+    Args:
+        factor: final over initial length.
+        progress: share of the run, from 0 to 1.
+
+    Example:
+        >>> [round(grown(2.0, t), 3) for t in (0.0, 0.5, 1.0)]
+        [1.0, 1.708, 2.0]
+    """
+    return (1 + (factor**4 - 1) * progress) ** 0.25
+
+
+def _growth_in(settings: Training, step: int) -> float:
+    """Return by how much the norm grows in one step."""
+    before, after = (grown(settings.norm_growth, settings.progress(k)) for k in (step, step + 1))
+    return after / before
+
+
+@torch.no_grad()
+def enlarge(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Move the hidden weights to spheres ``factor`` times as large, their momentum along.
+
+    Gradients at the new points are ``factor`` times smaller, and so is the momentum made.
+
+    Args:
+        optimizer: of :func:`optimizer_for`, on spheres.
+        factor: new over old radius.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["part"] == "hidden" else ():
+            state = optimizer.state[parameter]
+            parameter.mul_(factor)
+            state["radius"].mul_(factor)
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].div_(factor)
 
 
 def batches(count: int, settings: Training) -> Iterator[Tensor]:
@@ -145,12 +210,19 @@ def batches(count: int, settings: Training) -> Iterator[Tensor]:
             done += 1
 
 
-def rate_at(settings: Training, step: int) -> float:
-    """Return the learning rate of a step (counted from 0)."""
-    if settings.schedule == "constant":
-        return settings.lr
-    progress = torch.tensor(step / max(1, settings.steps))
-    return settings.lr * float((1 + torch.cos(torch.pi * progress)) / 2)
+def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
+    """Return the learning rate of a part of the network in a step (counted from 0)."""
+    rate = settings.lr
+    if settings.schedule == "cosine":
+        progress = torch.tensor(settings.progress(step))
+        rate *= float((1 + torch.cos(torch.pi * progress)) / 2)
+    if part != "hidden":
+        return rate
+    norm, slowing = (
+        grown(factor, settings.progress(step))
+        for factor in (settings.norm_growth, settings.rate_growth)
+    )
+    return rate * (norm / slowing) ** 2
 
 
 @torch.no_grad()

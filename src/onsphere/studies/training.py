@@ -162,7 +162,7 @@ def grown(factor: float, progress: float) -> float:
 
     Example:
         >>> [round(grown(2.0, t), 3) for t in (0.0, 0.5, 1.0)]
-        [1.0, 1.708, 2.0]
+        [1.0, 1.707, 2.0]
     """
     return (1 + (factor**4 - 1) * progress) ** 0.25
 

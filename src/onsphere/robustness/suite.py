@@ -16,7 +16,7 @@ from onsphere.robustness.square import square
 from onsphere.robustness.threat import Threat
 
 # How generously progress is extrapolated before a hopeless example is given up.
-_ASCENT, _APPROACH, _SEARCH = 4.0, 8.0, 3.0
+_ASCENT, _APPROACH, _SEARCH = 32.0, 8.0, 3.0
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,15 @@ def stands(chosen, rows):
     return change
 
 
+def diverged(chosen):
+    def change(record, training):
+        if chosen(training):
+            record.clear()
+            record["diverged"] = True
+
+    return change
+
+
 def rescaled_as_before(record, training):
     if "rescaled" in record["controls"]:
         record["controls"]["rescaled"] = list(record["stands"])
@@ -246,6 +255,7 @@ CASES = [
     ("causes", "plain as robust", stands(PLAIN, [1, 1, 1, 1, 0]), FAILS),
     ("causes", "plain more robust", stands(PLAIN, [1, 1, 1, 1, 1]), FAILS),
     ("causes", "less robust where it is wrong anyway", wrong_where_it_falls, FAILS),
+    ("causes", "one network diverged", diverged(of("wn", space="plain", seed=1)), HOLDS),
     ("causes", "in one seed of three", stands(of(space="plain", seed=1), [1, 1, 1, 1, 0]), OPEN),
     ("gain", "tracks in all", lambda *_: None, HOLDS),
     ("gain", "tracks in five of seven", only(("wn", "cwn"), layers(gain_spread=0.0)), HOLDS),

@@ -170,3 +170,10 @@ def test_stale_statistics_are_measured_anew(trained, digits):
     assert float(ratio.max()) < 0.1
     assert not fresh.training
     assert model.norms[0].momentum is not None
+
+
+def test_a_network_that_diverged_is_left_out(trained):
+    config, inputs = trained("bn")
+    lost = Inputs(inputs.images, ({**inputs.records[0], "diverged": True},), inputs.tensors)
+    config = {**config, "images": 30, "steps": 4, "controls": True}
+    assert result(causes.measure, config, lost) == {"diverged": True}

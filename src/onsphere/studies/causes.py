@@ -13,7 +13,7 @@ that both classify rightly without an attack, so that clean accuracy is matched.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -57,8 +57,13 @@ _UNNORMALIZED = ("plain", "decay")
 
 
 def measure(config: Config, inputs: Inputs) -> Outcome:
-    """Attack a trained network, and, with ``controls``, changed copies of it."""
+    """Attack a trained network, and, with ``controls``, changed copies of it.
+
+    A network that diverged in training leaves a record that says so.
+    """
     settings = Training(**config["training"])
+    if inputs.records[0]["diverged"]:
+        return Outcome({"diverged": True})
     model = restore(settings, inputs)
     images = inputs.images
     x, y = images.test_x[: config["images"]], images.test_y[: config["images"]]
@@ -105,7 +110,7 @@ def _without_eps(_: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Modu
 
 
 def _refreshed(model: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Module:
-    """Return a copy with running statistics measured at its final weights, over one epoch."""
+    """Return a copy with running statistics of its final weights, over at most 50 batches."""
     fresh = copy.deepcopy(model)
     norms = [norm for norm in fresh.norms if isinstance(norm, ActivationNorm)]
     for norm in norms:
@@ -180,6 +185,15 @@ def _cells(plan: Plan) -> dict[tuple[str, str, int], Cell]:
 
 
 _Found = Mapping[tuple[str, str, int], dict[str, Any]]
+"""Records of networks that did not diverge, by method, training and seed."""
+
+
+def _over_seeds(
+    plan: Plan, methods: Sequence[str], effect: Callable[[str, int], float | None]
+) -> Estimate:
+    """Estimate an effect over seeds, after a mean over the methods that have it."""
+    by_seed = [[e for m in methods if (e := effect(m, s)) is not None] for s in plan.seeds]
+    return estimate([average(effects) for effects in by_seed if effects])
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -191,44 +205,35 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def _between(found: _Found, plan: Plan, one: str, other: str) -> Estimate:
-    """Estimate the effect of a training against another, over seeds, after a mean over methods."""
-    return estimate(
-        [
-            average([_difference(found[m, one, s], found[m, other, s]) for m in plan.normalized])
-            for s in plan.seeds
-        ]
-    )
+    """Estimate the effect of a training against another on normalized networks."""
+
+    def effect(method: str, seed: int) -> float | None:
+        pair = [found.get((method, name, seed)) for name in (one, other)]
+        return None if None in pair else _difference(*pair)  # type: ignore[arg-type]
+
+    return _over_seeds(plan, plan.normalized, effect)
 
 
 def _controlled(found: _Found, plan: Plan, control: str) -> Estimate:
     """Estimate the effect of a control on plain networks that it applies to."""
 
-    def effect(record: dict[str, Any]) -> float | None:
-        if control not in record["controls"]:
+    def effect(method: str, seed: int) -> float | None:
+        record = found.get((method, "plain", seed))
+        if record is None or control not in record["controls"]:
             return None
         return _difference({**record, "stands": record["controls"][control]}, record)
 
-    return estimate(
-        [
-            average([e for m in plan.methods if (e := effect(found[m, "plain", s])) is not None])
-            for s in plan.seeds
-        ]
-    )
+    return _over_seeds(plan, plan.methods, effect)
 
 
 def _masking(found: _Found, plan: Plan, key: str) -> Estimate:
     """Estimate how much accuracy under PGD on the cross-entropy exceeds robust accuracy."""
-    return estimate(
-        [
-            average(
-                [
-                    found[m, "plain", s][key] - average(found[m, "plain", s]["stands"])
-                    for m in plan.methods
-                ]
-            )
-            for s in plan.seeds
-        ]
-    )
+
+    def effect(method: str, seed: int) -> float | None:
+        record = found.get((method, "plain", seed))
+        return None if record is None else record[key] - average(record["stands"])
+
+    return _over_seeds(plan, plan.methods, effect)
 
 
 def _effects(found: _Found, plan: Plan) -> dict[str, tuple[str, Estimate]]:
@@ -254,13 +259,16 @@ def _effects(found: _Found, plan: Plan) -> dict[str, tuple[str, Estimate]]:
 
 
 def _judge(plan: Plan, results: Results) -> Judgement:
-    found = {key: results[cell.key] for key, cell in _cells(plan).items()}
+    cells = _cells(plan)
+    found = {k: r for k, cell in cells.items() if not (r := results[cell.key]).get("diverged")}
     effects = _effects(found, plan)
     names = list(effects)
     whole, norms = effects[names[0]][1], [effects[names[3]][1], effects[names[4]][1]]
-    grew = average(
-        [found[m, "plain", s]["norm_growth"] for m in plan.normalized for s in plan.seeds]
-    )
+    plain = [r for (m, variant, _), r in found.items() if variant == "plain" and m != "none"]
+    grew = average([record["norm_growth"] for record in plain])
+    lost = [
+        f"{label(m)} {variant}, seed {s}" for m, variant, s in cells if (m, variant, s) not in found
+    ]
     return Judgement(
         _verdict(whole, norms),
         f"robust accuracy on matched images at eps {EPS[plan.data][MIDDLE]:.3g}, plain minus "
@@ -277,6 +285,7 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             f"{_FORCED:.0f}×, its fourth power linear in time; weight decay {DECAY:g}",
             "cosine schedule, rate 0.1, momentum 0.9; intervals are over seeds, after a mean over "
             "the normalized methods",
+            *([f"diverged in training and left out: {', '.join(lost)}"] if lost else []),
         ],
         figures=[_figure(effects)],
         tables=[_effect_table(effects), _method_table(plan, found)],
@@ -354,19 +363,14 @@ def _method_table(plan: Plan, found: _Found) -> Table:
     rows = []
     for method in plan.methods:
         for variant in variants(method):
-            own = [found[method, variant, s] for s in plan.seeds]
-            sphere = (
-                str(
-                    estimate(
-                        [
-                            _difference(found[method, variant, s], found[method, "sphere", s])
-                            for s in plan.seeds
-                        ]
-                    )
-                )
-                if method != "none" and variant != "sphere"
-                else None
-            )
+            own = [r for s in plan.seeds if (r := found.get((method, variant, s)))]
+            if not own:
+                continue
+            compared = [
+                _difference(found[method, variant, s], found[method, "sphere", s])
+                for s in plan.seeds
+                if (method, variant, s) in found and (method, "sphere", s) in found
+            ]
             rows.append(
                 (
                     label(method),
@@ -376,7 +380,7 @@ def _method_table(plan: Plan, found: _Found) -> Table:
                     average([one["clean_all"] for one in own]),
                     average([average(one["stands"]) for one in own]),
                     average([one["cross_entropy"] for one in own]),
-                    sphere,
+                    str(estimate(compared)) if compared and variant != "sphere" else None,
                 )
             )
     columns = ("method", "training", "norm growth", "head growth", "clean", "robust", "PGD-CE")

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from onsphere.robustness import apgd, apgd_targeted, correct, margin
+from onsphere.robustness import apgd, apgd_targeted, correct, margin, pgd
 from onsphere.robustness.apgd import checkpoints
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
@@ -70,6 +70,28 @@ def test_a_power_of_two_before_the_logits_changes_no_bit(norm, attack, power, ge
     run = partial(ATTACKS[attack], x=x, y=y, eps=0.03, norm=norm, steps=25)
     scaled = lambda z: 2.0**power * net(z)  # noqa: E731
     assert torch.equal(run(scaled, generator=seeded()), run(net, generator=seeded()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_near_tie_of_clean_logits_hides_nothing(scale):
+    x = torch.tensor([[0.5, 0.5 - 1e-6, 0.5 - 1e-6]]).expand(100, -1)
+    y = torch.zeros(100, dtype=torch.long)
+    model = lambda z: scale * z  # noqa: E731
+    attacked = apgd(model, x, y, eps=0.25, steps=30, generator=seeded())
+    assert not correct(model, attacked, y).any()
+
+
+def test_a_gradient_entry_that_is_no_number_does_not_end_an_attack():
+    """The square root at 0 has an infinite slope, and times 0 one that is no number."""
+    model = lambda z: torch.stack([z[:, 1], z[:, 2] + 0 * z[:, 0].sqrt()], 1)  # noqa: E731
+    x, y = torch.tensor([[0.0, 0.6, 0.5]]), torch.tensor([0])
+    for loss in ("tempered_cross_entropy", "cross_entropy"):
+        attacked = apgd(
+            model, x, y, eps=0.1, steps=10, bounds=(0.0, 1.0), loss=loss, generator=seeded()
+        )
+        assert not correct(model, attacked, y).any()
+    still = pgd(lambda z: model(z * torch.tensor([0.0, 1, 1])), x, y, eps=0.1, steps=5)
+    assert still[0, 1] < 0.55 < still[0, 2]
 
 
 def test_plain_cross_entropy_is_blind_where_the_tempered_one_sees(generator):

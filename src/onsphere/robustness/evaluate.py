@@ -190,7 +190,8 @@ def _gathered(batches: Batches, model: Model) -> tuple[Tensor, Tensor]:
         pairs = [batches]  # type: ignore[list-item]
     else:
         pairs = batches  # type: ignore[assignment]
-    xs, ys = [], []
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
     for pair in pairs:
         if not _is_pair(pair):
             raise EvaluationError(

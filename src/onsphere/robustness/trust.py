@@ -134,7 +134,7 @@ class _Sample:
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return inputs and labels, as many at once as may go through the model."""
-        return zip(self.x.split(self.batch), self.y.split(self.batch), strict=True)
+        return zip(torch.split(self.x, self.batch), torch.split(self.y, self.batch), strict=True)
 
     @torch.no_grad()
     def logits(self) -> Tensor:
@@ -232,7 +232,8 @@ def _repeats(sample: _Sample) -> float:
 
 
 def _alone(sample: _Sample) -> float:
-    return _one_by_one(sample.model, sample.x[:_ALONE])
+    together = max(2, min(_ALONE, sample.batch))
+    return _one_by_one(sample.model, sample.x[:together])
 
 
 @torch.no_grad()

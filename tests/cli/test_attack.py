@@ -1,6 +1,7 @@
 """`onsphere attack` in this process: what it prints, writes and refuses, on a tiny network."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from onsphere import cli
+from onsphere.cli import attack
 from onsphere.cli.examples import labelled
+from onsphere.cli.parser import Parser
 from onsphere.errors import OnsphereError
 from onsphere.robustness.classifier import Classifier
 
@@ -37,6 +40,10 @@ class Lone(nn.Module):
     def forward(self, x):
         return x.flatten(1).sum(1)
 
+class Cut(nn.Module):
+    def forward(self, x):
+        return x.detach().flatten(1)
+
 def net():
     print("printed by the user's own code")
     torch.manual_seed(0)
@@ -48,6 +55,8 @@ def net():
 def wrapped(): return Wrapped()
 def pair(): return Pair()
 def lone(): return Lone()
+def cut(): return Cut()
+def half(): return net().half()
 def flat(): return nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
 """
 
@@ -155,6 +164,41 @@ def test_a_normalization_goes_inside_the_model(command, checkpoint):
     assert ours == theirs
 
 
+def test_a_model_in_half_precision_is_attacked_in_float32(command):
+    options = parsed("nets.py:half", "--eps", "0.1", "--data", "test.npz")
+    subject = attack._subject(options, labelled("test.npz", options.data_dir))
+    assert torch.equal(subject.x, examples()[0])
+    assert subject.model(subject.x[:2]).dtype == torch.float16
+
+
+def test_a_classifier_rounds_where_the_model_begins():
+    x = torch.rand(2, 1, 4, 4)
+    model = Classifier(torch.nn.Flatten(), mean=[0.5], dtype=torch.float16)
+    assert torch.equal(model(x), (x - 0.5).half().flatten(1))
+
+
+@pytest.mark.parametrize("change", [{"mean": [np.nan]}, {"std": [1.0, np.nan]}, {"std": [np.inf]}])
+def test_a_classifier_takes_finite_numbers(change):
+    with pytest.raises(ValueError, match="finite, got"):
+        Classifier(torch.nn.Flatten(), **change)
+
+
+def parsed(*words):
+    parser = Parser()
+    attack.add(parser.add_subparsers(parser_class=Parser))
+    return parser.parse_args(["attack", *words])
+
+
+def test_the_command_of_the_page_finds_the_data_again():
+    def words(*given):
+        return shlex.split(attack._command(parsed("a.py:b", *given)))
+
+    again = words("--eps", "0.1", "--data", "mnist", "--data-dir", "my data")
+    assert again[again.index("--data-dir") + 1] == "my data"
+    assert "--data-dir" not in words("--eps", "0.1", "--data", "mnist")
+    assert "--data-dir" not in words("--eps", "0.1", "--data", "a.npz", "--data-dir", "d")
+
+
 def test_logits_are_found_in_what_a_model_returns(command):
     code, out, _ = command("nets.py:wrapped", "--eps", 0.01, *QUICK)
     assert code == 0
@@ -199,6 +243,28 @@ MISTAKES = {
         ["nets.py:net", "--eps", 0.1, "--bounds", 0, 0.5],
         ["inputs lie in", "outside bounds", "normalization inside the model"],
     ),
+    "bounds without end": (
+        ["nets.py:net", "--eps", 1, "--bounds", 0, "inf"],
+        ["--bounds must be finite, got 0 inf"],
+    ),
+    "a fraction beyond floats": (["nets.py:net", "--eps", f"1{400 * '0'}/3"], ["is no number"]),
+    "a mean that is no number": (
+        ["nets.py:net", "--eps", 1, "--mean", "nan"],
+        ["--mean must be finite"],
+    ),
+    "a spread that is no number": (
+        ["nets.py:net", "--eps", 1, "--std", "nan"],
+        ["--std must be positive"],
+    ),
+    "no gradient": (["nets.py:cut", "--eps", 1], ["output carries no gradient to its input"]),
+    "a checkpoint without names": (
+        ["nets.py:net", "--eps", 1, "--checkpoint", "unnamed.pt"],
+        ["'unnamed.pt' must hold tensors by name: 1 is no name"],
+    ),
+    "data without names": (
+        ["nets.py:net", "--eps", 1, "--data", "unnamed.pt"],
+        ["'unnamed.pt' must hold tensors by name: 1 is no name"],
+    ),
     "no such target": (["nets.py:nett", "--eps", 1], ["has no 'nett'", "did you mean 'net'?"]),
     "no such checkpoint": (
         ["nets.py:net", "--eps", 1, "--checkpoint", "a.pt"],
@@ -229,6 +295,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line(command, words, says):
     x, y = examples()
     save_file({"a": x, "b": x + 1}, "other.safetensors")
+    torch.save({"x": x, 1: y}, "unnamed.pt")
     np.savez("wide.npz", x=np.zeros((3, 1, 5, 5), np.float32), y=np.zeros(3, int))
     np.savez("labels.npz", x=x.numpy(), y=np.where(y == 2, 7, y))
     data = [] if "--data" in words else ["--data", "test.npz"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from onsphere.robustness import amplification, local_slope, top_singular
 from onsphere.robustness.effective import effective_layers
-from onsphere.robustness.gains import passed
+from onsphere.robustness.gains import gains, passed
 from onsphere.robustness.passage import CannotFollow
 from onsphere.robustness.spectrum import is_affine
 
@@ -211,6 +211,16 @@ def test_a_linear_network_has_closed_forms(generator):
     relative = (total * x.norm(dim=1) / lengths).median()
     assert after.adversarial["relative"].middle == pytest.approx(float(relative), rel=0.1)
     assert result.size.middle == pytest.approx(0.3)
+
+
+def test_where_nothing_was_put_in_there_is_no_gain():
+    """An input of zeros has no share to compare with, a perturbation of zeros no gain."""
+    net = nn.Linear(2, 2)
+    x, delta = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.1, 0.1], [0.0, 0.0]])
+    steps, _ = passed(net, x)
+    (found,) = gains(net, steps, x, delta, {})
+    assert found["relative"].isnan().tolist() == [True, True]
+    assert found["absolute"].isnan().tolist() == [False, True]
 
 
 def test_random_perturbations_gain_what_theory_says(generator):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from onsphere.robustness import apgd, apgd_targeted, correct, margin
+from onsphere.robustness import apgd, apgd_targeted, correct, margin, pgd
 from onsphere.robustness.apgd import checkpoints
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
@@ -70,6 +70,25 @@ def test_a_power_of_two_before_the_logits_changes_no_bit(norm, attack, power, ge
     run = partial(ATTACKS[attack], x=x, y=y, eps=0.03, norm=norm, steps=25)
     scaled = lambda z: 2.0**power * net(z)  # noqa: E731
     assert torch.equal(run(scaled, generator=seeded()), run(net, generator=seeded()))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_near_tie_of_clean_logits_hides_nothing(scale):
+    x = torch.tensor([[0.5, 0.5 - 1e-6, 0.5 - 1e-6]]).expand(100, -1)
+    y = torch.zeros(100, dtype=torch.long)
+    model = lambda z: scale * z  # noqa: E731
+    attacked = apgd(model, x, y, eps=0.25, steps=30, generator=seeded())
+    assert not correct(model, attacked, y).any()
+
+
+@pytest.mark.parametrize("attack", [apgd, partial(apgd, loss="cross_entropy"), pgd])
+def test_a_gradient_entry_that_is_no_number_does_not_end_an_attack(attack):
+    """The square root at 0 has an infinite slope, and 0 times that is no number."""
+    model = lambda z: z[:, 1:] + 0 * (z[:, :1] - z[:, :1]).sqrt()  # noqa: E731
+    x, y = torch.tensor([[0.5, 0.6, 0.5]]), torch.tensor([0])
+    attacked = attack(model, x, y, eps=0.1, norm="l2", steps=10, generator=seeded())
+    assert inside(attacked, x, 0.1, "l2")
+    assert not correct(model, attacked, y).any()
 
 
 def test_plain_cross_entropy_is_blind_where_the_tempered_one_sees(generator):

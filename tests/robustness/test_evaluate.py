@@ -126,6 +126,46 @@ def test_a_model_may_compute_in_another_precision(inner, outer, norm, generator)
     assert found.robust_accuracy.value < found.clean_accuracy.value == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_hides_no_success(dtype):
+    """Points that half precision rounds out of the ball are no less wrong than in float32."""
+    x, y = torch.tensor([[0.6, 0.41, 0.0], [0.9, 0.1, 0.0]]), torch.tensor([0, 0])
+    seen = []
+
+    def model(z):
+        seen.append(z.dtype)
+        return z
+
+    found = evaluate(model, (x.to(dtype), y), eps=0.1007, attacks="quick", trust=False)
+    assert found.fates == ("apgd-ce", "robust")
+    assert set(seen) == {dtype}
+
+
+def test_what_the_model_raises_is_not_caught():
+    def model(x):
+        raise TypeError("a bug of the user's")
+
+    with pytest.raises(TypeError, match="a bug") as caught:
+        evaluate(model, (X, Y), eps=0.1)
+    assert not isinstance(caught.value, OnsphereError)
+
+
+def test_without_gradients_search_still_works():
+    found = evaluate(
+        NET.eval().requires_grad_(False),
+        (X, Y),
+        eps=0.1,
+        attacks="square",
+        budget=SHORT,
+        trust=False,
+    )
+    with torch.no_grad():
+        frozen = evaluate(
+            lambda x: NET(x).detach(), (X, Y), eps=0.1, attacks="square", budget=SHORT, trust=False
+        )
+    assert frozen == found
+
+
 def test_equal_seeds_give_equal_evaluations(digits):
     net, x, y = digits
     run = partial(evaluate, net, (x[:15], y[:15]), eps=0.08, budget=Budget(5, 2, 20))
@@ -210,6 +250,17 @@ REFUSED = {
     "bytes": ({"batches": (X.byte(), Y)}, "inputs are floating point"),
     "labels": ({"batches": (X, Y + 1)}, "labels lie in"),
     "few labels": ({"batches": (X, Y[:2])}, "one label per example"),
+    "unlike pairs": (
+        {"batches": [(X, Y[:3]), (X[:3], Y)]},
+        "one label per example: batch 0 has 4 inputs and 3 labels",
+    ),
+    "infinite bounds": ({"bounds": (0.0, float("inf"))}, "bounds must be finite"),
+    "no gradient": ({"model": lambda x: NET(x.detach())}, "carries no gradient"),
+    "no graph": ({"model": lambda x: NET(x).detach()}, "carries no gradient"),
+    "two classes": (
+        {"model": lambda x: NET(x)[:, :2], "batches": (X, Y % 2), "attacks": "apgd-dlr"},
+        "apgd-dlr needs at least 3 classes",
+    ),
     "no logits": ({"model": lambda x: x.sum((1, 2, 3))}, "logits of shape"),
     "an object": ({"model": lambda x: {"logits": NET(x)}}, "got a dict: wrap yours"),
     "one score": ({"model": lambda x: x.flatten(1)[:, :1], "batches": (X, 0 * Y)}, "two classes"),

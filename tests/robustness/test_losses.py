@@ -99,3 +99,9 @@ def test_a_temperature_keeps_the_gradient_of_confident_examples(logits):
 def test_equal_logits_have_a_spread_to_divide_by():
     assert spread(torch.ones(1, 2)).item() == 1
     assert spread(torch.tensor([[3.0, 1.0]])).item() == 2
+
+
+def test_the_largest_spread_of_several_points_counts():
+    few, many = torch.tensor([[3.0, 2.9, 2.9], [1.0, 1.0, 1.0]]), torch.tensor([[4.0, 2.0, 1.0]])
+    assert spread(few, many.expand(2, -1)).tolist() == [3, 3]
+    assert spread(few[1:], 1e-3 * many).item() == pytest.approx(3e-3)

@@ -62,6 +62,7 @@ def test_no_examples(norm, generator):
         ({"eps": 0.0}, "eps must be positive"),
         ({"eps": float("nan")}, "eps must be positive"),
         ({"bounds": (1.0, 0.0)}, "least < greatest"),
+        ({"bounds": (0.0, float("inf"))}, "bounds must be finite.*those of your data"),
     ],
 )
 def test_refused(settings, says):

@@ -32,6 +32,42 @@ def test_large_logits_blind_cross_entropy_and_nothing_else(generator):
     assert checks["gradients are there"].measured > 0.5
 
 
+def test_gradients_that_are_no_numbers_are_lost(generator):
+    net, x, y = conv_net(generator, examples=3)
+    broken = lambda z: net(z) + 0 * (z - z).sqrt().sum((1, 2, 3)).unsqueeze(1)  # noqa: E731
+    check = found(broken, x, y)["gradients are there"]
+    assert (check.finding, check.measured) == ("suspicious", 1)
+
+
+def test_a_check_that_raises_is_suspicious_and_says_why(generator):
+    net, x, y = conv_net(generator, examples=6)
+
+    def alone(z):
+        if len(z) == 1:
+            raise RuntimeError("one is too few\nand more")
+        return net(z)
+
+    checks = found(alone, x, y)
+    check = checks["one by one as in a batch"]
+    assert (check.finding, check.measured) == ("suspicious", None)
+    assert check.meaning == "not measured, RuntimeError: one is too few"
+    assert checks["deterministic"].finding == "passed"
+
+
+def test_no_more_examples_than_a_batch_go_through_the_model(generator):
+    net, x, y = conv_net(generator, examples=3)
+    most = 0
+
+    def watched(z):
+        nonlocal most
+        most = max(most, len(z))
+        return net(z)
+
+    checks = trust_checks(watched, x, y, torch.arange(3), Threat(0.03), (), batch=2)
+    assert most == 2
+    assert {check.finding for check in checks} == {"passed"}
+
+
 def test_hidden_gradients_are_seen(generator):
     net, x, _ = conv_net(generator, examples=20)
     masked = lambda z: net(Quantized.apply(z))  # noqa: E731
@@ -96,6 +132,21 @@ def test_batch_statistics_are_refused_and_not_touched(make, generator):
         refuse_batch_statistics(net, x)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     refuse_batch_statistics(net.eval(), x)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        torch.nn.BatchNorm2d(1, track_running_stats=False),
+        ActivationNorm("bn", 1, track_running_stats=False),
+    ],
+    ids=["torch", "ours"],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_statistics_in_every_mode_are_refused(norm, training, generator):
+    net, x = norm_net(norm).train(training), torch.rand(6, 1, 4, 4, generator=generator)
+    with pytest.raises(EvaluationError, match="'0' keeps no running statistics"):
+        refuse_batch_statistics(net, x)
 
 
 @pytest.mark.parametrize("norm", [torch.nn.GroupNorm(1, 1), torch.nn.Dropout(0.5)], ids=str)

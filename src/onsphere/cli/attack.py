@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from onsphere.cli.examples import Examples, labelled
+from onsphere.cli.examples import Examples, is_file, labelled
 from onsphere.cli.file import check_writable, writing
 from onsphere.cli.screen import bar
 from onsphere.errors import OnsphereError
@@ -39,6 +39,7 @@ data belongs inside the model: --mean and --std put it there.
 _IMAGES = {"standard": 1000, "quick": 200}
 _FOLLOWED = 200  # at so many examples the perturbation is followed through the layers
 _AUDITED = 8
+_DATA_DIR = Path("data")
 _CONTROLS = {
     "all": "a copy rescaled along every scale symmetry",
     "norms": "a copy whose weights are rescaled together with the statistics that normalize them",
@@ -69,7 +70,7 @@ def add(commands: "Commands") -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="tensors to load into the model")
     parser.add_argument("--data", required=True, metavar="DATA", help="a file, or a data set")
     parser.add_argument(
-        "--data-dir", type=Path, default=Path("data"), metavar="DIR",
+        "--data-dir", type=Path, default=_DATA_DIR, metavar="DIR",
         help="where published data files lie (default: ./data)",
     )  # fmt: skip
     parser.add_argument(
@@ -118,7 +119,7 @@ def _number(text: str) -> float:
     """Read a number or a fraction of two."""
     try:
         return float(text) if "/" not in text else float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
@@ -159,10 +160,16 @@ def _check_options(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**63:
         raise OnsphereError(f"--seed must be from 0 to 2**63 - 1, got {options.seed}")
     low, high = options.bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise OnsphereError(
+            f"--bounds must be finite, got {low:g} {high:g}: give those of your data"
+        )
     if not low < high:
         raise OnsphereError(f"--bounds are the least and the greatest value, got {low:g} {high:g}")
-    if any(not 0 < s < math.inf for s in options.std or ()):
-        raise OnsphereError("--std must be positive")
+    if not all(map(math.isfinite, options.mean or ())):
+        raise OnsphereError("--mean must be finite")
+    if not all(0 < s < math.inf for s in options.std or ()):
+        raise OnsphereError("--std must be positive and finite")
     if options.html is not None:
         check_writable(options.html)
 
@@ -171,6 +178,8 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
+    import torch
+
     from onsphere.robustness.classifier import Classifier
     from onsphere.symmetry.target import load
 
@@ -179,11 +188,19 @@ def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
     target = load(options.target, shape=tuple(x[:1].shape), weights=options.checkpoint)
     if any(p.is_meta for p in target.model.parameters()):
         raise OnsphereError("a config has no weights to attack: add --checkpoint FILE")
-    dtype = next((p.dtype for p in target.model.parameters() if p.is_floating_point()), x.dtype)
-    model, name, x = target.model, type(target.model).__name__, x.to(dtype)
+    model, name = target.model, type(target.model).__name__
+    wide = torch.promote_types(x.dtype, torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), wide)
+    x = x.to(torch.promote_types(dtype, torch.float32))  # half precision cannot hold a small ball
     _check_channels(options, x)
-    if options.mean or options.std or hasattr(_first_result(model, name, x), "logits"):
-        model = Classifier(model, mean=options.mean or (0.0,), std=options.std or (1.0,))
+    if (
+        options.mean
+        or options.std
+        or x.dtype != dtype
+        or hasattr(_first_result(model, name, x), "logits")
+    ):
+        mean, std = options.mean or (0.0,), options.std or (1.0,)
+        model = Classifier(model, mean=mean, std=std, dtype=dtype)
     _check_logits(_first_result(model, name, x), name, y)
     return _Subject(model, name, examples.name, x, y)
 
@@ -309,6 +326,8 @@ def _write_page(
 def _command(options: argparse.Namespace) -> str:
     """Return the command that makes the page again."""
     words = ["onsphere", "attack", options.target, "--data", options.data]
+    elsewhere = options.data_dir != _DATA_DIR and not is_file(options.data)
+    words += ["--data-dir", str(options.data_dir)] if elsewhere else []
     words += ["--checkpoint", options.checkpoint] if options.checkpoint else []
     words += ["--eps", repr(options.eps), "--norm", options.norm, "--seed", str(options.seed)]
     words += ["--control", options.control] if options.control != "all" else []

@@ -38,12 +38,17 @@ def labelled(data: str, folder: Path, *, download: bool = False) -> Examples:
         OnsphereError: no such file or data set, or it holds something else.
     """
     path = Path(data)
-    if path.suffix in _FILES or path.is_file():
+    if is_file(data):
         return _checked(path.name, *_arrays(path))
     from onsphere.studies.data import Source
 
     images = Source(data, folder, download).load()
     return Examples(data, images.test_x, images.test_y)
+
+
+def is_file(data: str) -> bool:
+    """Return whether a file is meant, and not a data set by its name."""
+    return Path(data).suffix in _FILES or Path(data).is_file()
 
 
 def _arrays(path: Path) -> tuple["Tensor", "Tensor"]:

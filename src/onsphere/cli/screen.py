@@ -29,7 +29,7 @@ def stages(quiet: bool) -> Iterator[Callable[[str], None]]:
         A function that names the present stage.
     """
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     hidden = quiet or not console.is_terminal
     bar = Progress(*columns, console=console, disable=hidden, transient=True)
     task = bar.add_task("starting", total=None)
@@ -50,7 +50,7 @@ def bar(quiet: bool) -> Iterator[Callable[..., None]]:
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),

@@ -35,7 +35,7 @@ from onsphere.robustness.threat import Norm, Threat, per_example
 _MOMENTUM = 0.75
 _RISING = 0.75  # a step size is kept while the loss rises in at least this share of the steps
 TEMPERATURE = 0.15
-"""Temperature of the cross-entropy in units of the clean logits' spread: on networks trained to the
+"""Temperature of the cross-entropy in units of the logits' spread: on networks trained to the
 usual spread of about 7 the tempered loss is the plain one."""
 
 
@@ -94,18 +94,19 @@ def apgd(
     logits, best, standing = _clean(model, x, y)
     if not len(standing):
         return best
-    goal = _GOALS[loss](logits)
+    start = threat.sample(x[standing], generator)
+    goal = _GOALS[loss](model, logits[standing], start)  # one for all runs: their losses compare
     highest = no_loss(x)
-    for _ in range(restarts):
+    for run in range(restarts):
         if not len(standing):
             break
-        found, value, fooled = climb(
-            model, x[standing], y[standing], goal.take(standing), threat, steps, generator
-        )
+        if run:
+            start = threat.sample(x[standing], generator)
+        found, value, fooled = climb(model, x[standing], y[standing], start, goal, threat, steps)
         better = fooled | (value > highest[standing])
         best[standing[better]] = found[better]
         highest[standing[better]] = value[better]
-        standing = standing[~fooled]
+        standing, goal = standing[~fooled], goal.take(~fooled)
     return best
 
 
@@ -175,8 +176,9 @@ def apgd_targeted(
             aim = order[standing, column : column + width]
             rows = standing.repeat_interleave(width)
             goal = Goal(losses.targeted_dlr, aim.flatten())
+            start = threat.sample(x[rows], generator)
             found, value, fooled = climb(
-                model, x[rows], y[rows], goal, threat, steps, generator, give_up
+                model, x[rows], y[rows], start, goal, threat, steps, give_up
             )
             # A misclassified point counts more than any loss.
             rank = torch.where(fooled, torch.inf, value).view(-1, width)
@@ -281,14 +283,13 @@ def climb(
     model: Model,
     x: Tensor,
     y: Tensor,
+    z: Tensor,
     goal: Goal,
     threat: Threat,
     steps: int,
-    generator: torch.Generator | None,
     give_up: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run Auto-PGD once, from a random point: the best points, their losses, whether they fool."""
-    z = threat.sample(x, generator)
+    """Run Auto-PGD once, from ``z``: the best points, their losses, and whether they fool."""
     loss, fooled, gradient = loss_and_gradient(model, z, y, goal, differentiate=True)
     assert gradient is not None
     found, value = z.clone(), loss.clone()
@@ -333,16 +334,20 @@ def _clean(model: Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits, x.detach().clone(), right.nonzero().squeeze(1)
 
 
-def _tempered(logits: Tensor) -> Goal:
-    temperature = TEMPERATURE * losses.spread(logits)
-    return Goal(losses.tempered_cross_entropy, temperature)
+def _tempered(model: Model, logits: Tensor, start: Tensor) -> Goal:
+    with torch.no_grad():
+        moved = model(start)
+    return Goal(losses.tempered_cross_entropy, TEMPERATURE * losses.spread(logits, moved))
 
 
-def _plain(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Goal]:
-    return lambda logits: Goal(lambda z, y, _: loss(z, y), logits[:, 0])
+_Aim = Callable[[Model, Tensor, Tensor], Goal]  # from a model, clean logits, and starting points
 
 
-_GOALS: dict[str, Callable[[Tensor], Goal]] = {
+def _plain(loss: Callable[[Tensor, Tensor], Tensor]) -> _Aim:
+    return lambda _, logits, __: Goal(lambda z, y, ___: loss(z, y), logits[:, 0])
+
+
+_GOALS: dict[str, _Aim] = {
     "tempered_cross_entropy": _tempered,
     "cross_entropy": _plain(losses.cross_entropy),
     "dlr": _plain(losses.dlr),

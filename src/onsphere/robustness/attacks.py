@@ -205,6 +205,8 @@ def loss_and_gradient(
         check_logits(logits, y)
         losses = objective(logits, y)
         gradient = torch.autograd.grad(losses.sum(), point)[0] if differentiate else None
+    if gradient is not None:  # one entry that is no number must not end the attack of an example
+        gradient = gradient.nan_to_num(0.0, posinf=0.0, neginf=0.0)
     # A model may compute in another precision than its input's.
     return losses.detach().to(no_loss(z).dtype), logits.detach().argmax(1) != y, gradient
 

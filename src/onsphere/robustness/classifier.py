@@ -1,5 +1,6 @@
 """A model as attacks take it: from inputs in the units of the data to logits."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ class Classifier(nn.Module):
         model: the model.
         mean: what to subtract: one number, or one per channel.
         std: what to divide by.
+        dtype: what the model takes, if not the dtype of the inputs. A radius below the resolution
+            of half precision needs inputs in a finer one.
 
     Raises:
-        ValueError: ``std`` is not positive.
+        ValueError: ``mean`` is not finite, or ``std`` not positive and finite.
 
     Example:
         >>> net = Classifier(nn.Flatten(), mean=[0.5], std=[0.25])
@@ -31,12 +34,19 @@ class Classifier(nn.Module):
     std: Tensor
 
     def __init__(
-        self, model: nn.Module, *, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+        self,
+        model: nn.Module,
+        *,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not min(std) > 0:
-            raise ValueError(f"std must be positive, got {list(std)}")
-        self.model = model
+        if not all(map(math.isfinite, mean)):
+            raise ValueError(f"mean must be finite, got {list(mean)}")
+        if not all(0 < s < math.inf for s in std):
+            raise ValueError(f"std must be positive and finite, got {list(std)}")
+        self.model, self.dtype = model, dtype
         # Not a part of the state: nothing to train, and no scale of the model's own.
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
@@ -45,7 +55,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Any:
         """Return the model's logits, or what it returns in their place."""
         mean, std = (self._along_channels(v, x) for v in (self.mean, self.std))
-        result = self.model((x - mean) / std)
+        result = self.model(((x - mean) / std).to(self.dtype or x.dtype))
         return getattr(result, "logits", result)
 
     def _along_channels(self, values: Tensor, x: Tensor) -> Tensor:

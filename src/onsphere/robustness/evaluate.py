@@ -1,13 +1,14 @@
 """Robust accuracy that masking cannot fool."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from onsphere.robustness.attacks import Model
+from onsphere.robustness.attacks import Model, check_logits
 from onsphere.robustness.correctness import correct
 from onsphere.robustness.evaluation import ROBUST, WRONG, Check, Evaluation, EvaluationError, Stage
 from onsphere.robustness.suite import ATTACKS, Budget, chosen
@@ -16,6 +17,8 @@ from onsphere.robustness.trust import refuse_batch_statistics, trust_checks
 
 Batches = Sequence[Tensor] | Iterable[Sequence[Tensor]]
 
+_BLIND = {"square"}  # attacks that need no gradient
+_PROBED = 2  # examples that the model is tried on before the attacks
 _ROUNDING = 1e-6  # of the width of the box: how far outside the ball rounding may put a point
 
 
@@ -37,6 +40,8 @@ def evaluate(
     The attacks run from cheap to expensive, each on the examples that are still right; an example
     counts as robust when none breaks it. Whether one did is judged by another run of the model on
     what the attack returned, and by its distance. No attack depends on the scale of the logits.
+    Inputs in half precision are attacked in float32, which holds a small ball, and rounded where
+    the model is called.
 
     Robust accuracy is an upper bound, and a network may look robust because it hides its
     gradients. So the number comes with checks on a random part of the examples (see
@@ -62,8 +67,9 @@ def evaluate(
 
     Raises:
         EvaluationError: ``eps`` not positive, inputs outside the bounds, labels out of range,
-            something that is no logits, an unknown attack, no examples, or a module in training
-            mode whose outputs depend on the batch.
+            something that is no logits, logits that carry no gradient to an attack that needs one,
+            an unknown attack, no examples, or a module whose outputs depend on the batch. What
+            the model itself raises is not caught.
 
     Example:
         >>> import torch
@@ -76,15 +82,16 @@ def evaluate(
     what to check.
     """
     names, budget = chosen(attacks), budget or Budget()
-    try:
+    with _refusing():
         threat = Threat(eps, norm, bounds)
-        x, y = _gathered(batches, model)
+    x, y = _gathered(batches, model)
+    with _refusing():
         threat.check(x, y)
-        y = y.long()
-        refuse_batch_statistics(model, x)
-        standing = correct(model, x, y, batch=budget.batch)
-    except (ValueError, TypeError) as error:
-        raise error if isinstance(error, EvaluationError) else EvaluationError(str(error)) from None
+    y = y.long()
+    refuse_batch_statistics(model, x)
+    model, x = _in_full_precision(model, x)
+    _check_model(model, x, y, names)
+    standing = correct(model, x, y, batch=budget.batch)
     fates = [ROBUST if right else WRONG for right in standing.tolist()]
     right = standing.nonzero().squeeze(1)
     stages = []
@@ -105,6 +112,50 @@ def evaluate(
         "attacks": list(names), "seed": seed, **asdict(budget),
     }  # fmt: skip
     return Evaluation(tuple(fates), tuple(stages), checks, settings)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what our own checks raise into the error of an evaluation."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _in_full_precision(model: Model, x: Tensor) -> tuple[Model, Tensor]:
+    """Return inputs in at least float32, and a model that takes these.
+
+    In half precision a point inside a small ball rounds to one outside.
+    """
+    dtype = x.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    return (model, x) if wide == dtype else (lambda z: model(z.to(dtype)), x.to(wide))
+
+
+def _check_model(model: Model, x: Tensor, y: Tensor, names: Sequence[str]) -> None:
+    """Refuse, before the first attack, a model that one of the attacks cannot work on."""
+    with torch.enable_grad():
+        point = x[:_PROBED].detach().clone().requires_grad_()
+        logits = model(point)
+    with _refusing():
+        check_logits(logits, y[:_PROBED])
+        check_logits(logits[:1].expand(len(y), -1), y)  # every label has a column
+    if "apgd-dlr" in names and logits.shape[1] < 3:
+        raise EvaluationError(
+            f"apgd-dlr needs at least 3 classes, and the model has {logits.shape[1]}: choose "
+            'other attacks, e.g. attacks="standard"'
+        )
+    if _BLIND.issuperset(names):
+        return
+    gradient = None
+    if logits.requires_grad:
+        (gradient,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    if gradient is None:
+        raise EvaluationError(
+            "the model's output carries no gradient to its input, which attacks follow: take "
+            'torch.no_grad, detach, argmax and the like out of it, or use attacks="square"'
+        )
 
 
 def _run(
@@ -139,12 +190,18 @@ def _gathered(batches: Batches, model: Model) -> tuple[Tensor, Tensor]:
         pairs = [batches]  # type: ignore[list-item]
     else:
         pairs = batches  # type: ignore[assignment]
-    xs, ys = [], []
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
     for pair in pairs:
         if not _is_pair(pair):
             raise EvaluationError(
                 f"each batch is a pair (x, y) of tensors, got {_described(pair)}; choose the "
                 "inputs and labels of yours, e.g. ((b['image'], b['label']) for b in loader)"
+            )
+        if len(pair[0]) != len(pair[1]):
+            raise EvaluationError(
+                f"one label per example: batch {len(xs)} has {len(pair[0])} inputs and "
+                f"{len(pair[1])} labels"
             )
         xs.append(pair[0].detach())
         ys.append(pair[1])

@@ -87,7 +87,7 @@ def gains(
     measured: list[dict[str, Tensor]] = []
     arrived: list[Tensor] = []
     size = _size(delta)
-    share = size / _size(x)
+    share = _ratio(size, _size(x))
 
     def seen(call: Call, given: Tensor, made: Tensor) -> None:
         if not _per_example(x, given, made):
@@ -102,9 +102,9 @@ def gains(
         grown = _size(change)
         arrived.append(_size(came))
         found = {
-            "absolute": grown / size,
+            "absolute": _ratio(grown, size),
             "incremental": _ratio(grown, arrived[i]),
-            "relative": _ratio(grown, _size(steps[i].made)) / share,
+            "relative": _ratio(_ratio(grown, _size(steps[i].made)), share),
         }
         if i in effective:
             found["alignment"] = _alignment(came, effective[i])

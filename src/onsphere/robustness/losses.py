@@ -73,18 +73,22 @@ def dlr(logits: Float[Tensor, "batch classes"], y: Int[Tensor, "batch"]) -> Floa
     return -margin(logits, y) / torch.where(spread > 0, spread, 1.0)
 
 
-def spread(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch"]:
+def spread(*logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch"]:
     r"""Return :math:`z_{(1)} - z_{(3)}` of each example, or 1 where that is 0.
 
     With two classes it is the distance between them. Scaling the logits scales it.
+
+    Args:
+        logits: of the examples; where several are given, those of several points of each, of which
+            the largest spread counts.
 
     Example:
         >>> import torch
         >>> spread(torch.tensor([[3.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
         tensor([2., 1.])
     """
-    top = logits.topk(min(3, logits.shape[1]), dim=1).values
-    between = top[:, 0] - top[:, -1]
+    tops = [z.topk(min(3, z.shape[1]), dim=1).values for z in logits]
+    between = torch.stack([top[:, 0] - top[:, -1] for top in tops]).amax(0)
     return torch.where(between > 0, between, 1.0)
 
 
@@ -95,12 +99,15 @@ def tempered_cross_entropy(
 ) -> Float[Tensor, "batch"]:
     r"""Return the cross-entropy of :math:`z/T`, with a temperature for each example.
 
-    An attack takes :math:`T` from the logits of the clean example, :math:`T = c\,(z_{(1)} -
-    z_{(3)})`, and keeps it. Then
+    An attack takes :math:`T = c\,(z_{(1)} - z_{(3)})` from the logits of the clean example or of
+    the point where it starts, whichever is larger, and keeps it. (The three largest logits of a
+    clean example may nearly tie; its own spread would then be far below that of any other point.)
+    Then
 
     - multiplying all logits of the model by a constant changes nothing at all;
-    - the gradient cannot underflow where the attack starts: the softmax of the label is at most
-      :math:`1/(1 + 2e^{-1/c})`, however large the logits;
+    - the gradient cannot underflow at either of the two points: the softmax of the label is at
+      most :math:`1/(1 + 2e^{-1/c})` there (:math:`1/(1 + e^{-1/c})` with two classes), however
+      large the logits;
     - it is a constant times the gradient of the cross-entropy at that temperature, the weighted
       mean of :math:`\nabla z_i - \nabla z_y` with weights :math:`e^{z_i/T}`. A temperature that
       followed the attacked point would add the gradient of its own, which points to larger

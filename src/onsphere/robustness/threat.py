@@ -24,7 +24,8 @@ class Threat:
         bounds: least and greatest value of an entry.
 
     Raises:
-        ValueError: ``eps`` is not positive and finite, an unknown norm, or bounds in disorder.
+        ValueError: ``eps`` is not positive and finite, an unknown norm, or bounds that are not
+            finite or in disorder.
 
     Example:
         >>> import torch
@@ -42,6 +43,8 @@ class Threat:
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
         if self.norm not in get_args(Norm):
             raise ValueError(f'norm must be "linf" or "l2", got {self.norm!r}')
+        if not all(map(math.isfinite, self.bounds)):
+            raise ValueError(f"bounds must be finite, got {self.bounds}: give those of your data")
         if not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds are (least, greatest) with least < greatest: {self.bounds}")
 

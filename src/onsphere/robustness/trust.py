@@ -8,15 +8,16 @@ Source: the list of Carlini et al., 2019 (arXiv 1902.06705), sections 4 and 5; A
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
+from onsphere.norms import ActivationNorm
 from onsphere.robustness.apgd import apgd
-from onsphere.robustness.attacks import Model, fgsm, loss_and_gradient
+from onsphere.robustness.attacks import Model, fgsm
 from onsphere.robustness.correctness import correct
 from onsphere.robustness.evaluation import Check, EvaluationError, Finding, Stage
 from onsphere.robustness.losses import cross_entropy
@@ -28,7 +29,7 @@ _STEPS, _QUERIES = 20, 300
 _ALONE = 4  # examples that are also given to the model one by one
 _CHANCE = 0.02  # differences of accuracy up to this share of the examples are chance
 _REPEAT, _BATCH = 1e-5, 1e-3  # relative differences of logits that rounding may make
-_HIDDEN = 0.05  # more zero gradients than this are suspicious
+_HIDDEN = 0.05  # more lost gradients than this are suspicious
 _SCALES = (1e-2, 1e3)
 
 
@@ -56,7 +57,8 @@ def trust_checks(
         batch: how many examples go through the model at once.
 
     Returns:
-        One check per line of :data:`CHECKS`; all "not run" where the model is right nowhere.
+        One check per line of :data:`CHECKS`; all "not run" where the model is right nowhere. One
+        that raises is suspicious, and its meaning says what was raised.
 
     Example:
         >>> import torch
@@ -75,17 +77,25 @@ def trust_checks(
 
 
 def refuse_batch_statistics(model: Model, x: Tensor) -> None:
-    """Refuse a module in training mode in which examples depend on their batch.
+    """Refuse a module in which examples depend on their batch, in the mode it is in.
 
     The module is not run in training mode: what runs is a copy, so no statistics are updated.
 
     Raises:
-        EvaluationError: it normalizes by the statistics of the batch.
+        EvaluationError: it normalizes by the statistics of the batch: in training mode, or in any
+            for want of running ones.
     """
     if not isinstance(model, nn.Module):
         return
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    names = [n for n, m in model.named_modules() if isinstance(m, norms) and m.training]
+    norms = {n: m for n, m in model.named_modules() if _over_batches(m)}
+    lasting = [n for n, m in norms.items() if getattr(m, "running_mean", None) is None]
+    if lasting:
+        raise EvaluationError(
+            f"{lasting[0]!r} keeps no running statistics and uses those of each batch in every "
+            "mode, so an example's logits depend on the others and no attack on it is defined: "
+            "train with track_running_stats=True"
+        )
+    names = [n for n, m in norms.items() if m.training]
     if not names and model.training and len(x) > 1:
         probe = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]):
@@ -97,6 +107,13 @@ def refuse_batch_statistics(model: Model, x: Tensor) -> None:
             "an example's logits depend on the others and no attack on it is defined: call "
             "model.eval() first"
         )
+
+
+def _over_batches(module: nn.Module) -> bool:
+    """Whether a module normalizes by statistics over a batch, where it keeps no running ones."""
+    if isinstance(module, ActivationNorm):
+        return module.method.statistics == "batch"
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
@@ -115,13 +132,27 @@ class _Sample:
         """Return the share that is right after an attack."""
         return float(correct(self.model, attacked, self.y, batch=self.batch).double().mean())
 
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return inputs and labels, as many at once as may go through the model."""
+        return zip(torch.split(self.x, self.batch), torch.split(self.y, self.batch), strict=True)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Return the logits of all examples."""
+        return torch.cat([self.model(x) for x, _ in self.parts()])
+
     def climb(self, *, eps: float | None = None, loss: str = "tempered_cross_entropy") -> Tensor:
         """Run a short Auto-PGD."""
-        eps = self.threat.eps if eps is None else eps
-        return apgd(
-            self.model, self.x, self.y, eps=eps, norm=self.threat.norm, bounds=self.threat.bounds,
-            loss=loss, steps=_STEPS, generator=self.seeded(),
+        threat, generator = self.threat, self.seeded()
+        run = partial(
+            apgd, self.model, eps=threat.eps if eps is None else eps, norm=threat.norm,
+            bounds=threat.bounds, loss=loss, steps=_STEPS, generator=generator,
         )  # fmt: skip
+        return torch.cat([run(x, y) for x, y in self.parts()])
+
+    def take(self, rows: Tensor) -> "_Sample":
+        """Return some of the examples."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
 
     def scaled(self, factor: float) -> "_Sample":
         """Return the same with the logits multiplied."""
@@ -152,10 +183,8 @@ def _reaches_zero(sample: _Sample) -> float:
 
 def _many_steps(sample: _Sample) -> float:
     threat = sample.threat
-    attacked = (
-        fgsm(sample.model, sample.x, sample.y, eps=threat.eps, norm=threat.norm,
-             bounds=threat.bounds)
-    )  # fmt: skip
+    run = partial(fgsm, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds)
+    attacked = torch.cat([run(x, y) for x, y in sample.parts()])
     return sample.robust - sample.accuracy(attacked)
 
 
@@ -169,21 +198,25 @@ def _gradient_free(sample: _Sample) -> float:
     left = correct(sample.model, attacked, sample.y, batch=sample.batch)
     if not left.any():
         return 0.0
-    threat = sample.threat
-    found = square(
-        sample.model, sample.x[left], sample.y[left], eps=threat.eps, norm=threat.norm,
-        bounds=threat.bounds, queries=_QUERIES, generator=sample.seeded(),
+    standing, threat, generator = sample.take(left), sample.threat, sample.seeded()
+    run = partial(
+        square, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
+        queries=_QUERIES, generator=generator,
     )  # fmt: skip
-    broken = ~correct(sample.model, found, sample.y[left], batch=sample.batch)
+    found = torch.cat([run(x, y) for x, y in standing.parts()])
+    broken = ~correct(sample.model, found, standing.y, batch=sample.batch)
     return float(broken.sum()) / len(sample.x)
 
 
-def _zero_gradients(sample: _Sample) -> float:
-    _, _, gradient = loss_and_gradient(
-        sample.model, sample.x, sample.y, cross_entropy, differentiate=True
-    )
-    assert gradient is not None
-    return float((gradient.flatten(1) == 0).all(1).double().mean())
+def _lost_gradients(sample: _Sample) -> float:
+    lost = []
+    for x, y in sample.parts():
+        with torch.enable_grad():
+            point = x.detach().clone().requires_grad_()
+            loss = cross_entropy(sample.model(point), y).sum()
+        gradient = torch.autograd.grad(loss, point)[0].flatten(1)
+        lost.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))
+    return float(torch.cat(lost).double().mean())
 
 
 def _scale(sample: _Sample) -> float:
@@ -195,11 +228,12 @@ def _blind(sample: _Sample) -> float:
 
 
 def _repeats(sample: _Sample) -> float:
-    return _repeated(sample.model, sample.x)
+    return _difference(sample.logits(), sample.logits())
 
 
 def _alone(sample: _Sample) -> float:
-    return _one_by_one(sample.model, sample.x[:_ALONE])
+    together = max(2, min(_ALONE, sample.batch))
+    return _one_by_one(sample.model, sample.x[:together])
 
 
 @torch.no_grad()
@@ -251,8 +285,8 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
         "share of examples that Square breaks and gradients do not; if large, gradients mislead",
     ),
     "gradients are there": (
-        (_zero_gradients, _HIDDEN),
-        "share of examples at which the gradient of cross-entropy is exactly zero",
+        (_lost_gradients, _HIDDEN),
+        "share of examples at which the gradient of cross-entropy is exactly zero, or no number",
     ),
     "scale of the logits": (
         (_scale, _CHANCE),
@@ -268,6 +302,11 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
 
 def _checked(name: str, sample: _Sample) -> Check:
     (measure, most), meaning = CHECKS[name]
-    measured = measure(sample)
+    try:
+        measured = measure(sample)
+    except Exception as error:  # the user's model is run, which may raise anything
+        first = next(iter(str(error).splitlines()), "")
+        said = f"not measured, {type(error).__name__}: {first}".removesuffix(": ")
+        return Check(name, "suspicious", None, said)
     finding: Finding = "passed" if measured <= most else "suspicious"
     return Check(name, finding, measured, meaning)

@@ -68,6 +68,9 @@ def read(path: str | Path) -> Checkpoint:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{str(path)!r} holds no plain state dict of tensors")
+    unnamed = next((name for name in state if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise CheckpointError(f"{str(path)!r} must hold tensors by name: {unnamed!r} is no name")
     return Checkpoint(path, dict(state))
 
 

@@ -1,0 +1,15 @@
+"""What is shown while a command works."""
+
+import pytest
+from rich.console import Console
+
+from onsphere.cli import screen
+
+
+@pytest.mark.parametrize("shown", [screen.stages, screen.bar])
+def test_names_of_files_are_not_markup(shown, monkeypatch, capsys):
+    terminal = lambda **_: Console(stderr=True, force_terminal=True, width=100)  # noqa: E731
+    monkeypatch.setattr(screen, "Console", terminal)
+    with shown(False) as show:
+        show("reading [/red]a[bold].npz")
+    assert "[/red]a[bold].npz" in capsys.readouterr().err

@@ -157,7 +157,7 @@ def _head_growth(model: SmallConvNet, settings: Training, inputs: Inputs) -> flo
     return float(ends[0] / ends[1])
 
 
-MEASURE = Task("causes.measure", 1, measure)
+MEASURE = Task("causes.measure", 2, measure)
 
 
 def variants(method: str) -> tuple[str, ...]:

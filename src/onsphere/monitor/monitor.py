@@ -55,7 +55,8 @@ class Monitor:
     At each ``every``-th ``optimizer.step()``, for each vector :math:`w` (a filter, a row, a whole
     matrix: as the audit says) that the step with gradient :math:`g` moves by :math:`d`:
 
-    - ``norm``: :math:`|w|` before the step; ``gradient``: :math:`|g|`, as the step left it;
+    - ``norm``: :math:`|w|` before the step; ``gradient``: :math:`|g|`, as the step found it (of
+      a step with a closure, as it left it);
     - ``effective_lr``: :math:`\eta/|w|^2` for SGD and where no law is known, :math:`\eta/|w|` for
       Adam, AdamW, Lion and Muon, whose steps do not scale with the gradient;
     - ``rotation``: the angle between :math:`w` and :math:`w + d` in radians;
@@ -253,9 +254,9 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def _look_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+    def _look_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.step % self._run.every == 0:
-            self._sampler.before()
+            self._sampler.before(early=_has_gradients(optimizer, args, kwargs))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -339,6 +340,13 @@ def _peak(sample: Sample, row: int) -> float:
 def _rate(parcel: Parcel, number: int, group: Mapping[str, Any]) -> float:
     held = parcel.rates.get(number)
     return float(group["lr"]) if held is None else float(held.double().numpy())
+
+
+def _has_gradients(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the gradients before a step are its own: no closure makes them, no scale is left."""
+    closure = kwargs.get("closure", next(filter(callable, args), None))
+    # A GradScaler leaves its factor to optimizers that can undo it in the step.
+    return closure is None and getattr(optimizer, "grad_scale", None) is None
 
 
 def _writes() -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onsphere.monitor.statistics import WIDTH, Bucket, Limits
-from onsphere.monitor.sums import copies_of, sums_of
+from onsphere.monitor.sums import Before, copies_of, sums_of
 from onsphere.monitor.watched import Layer
 from onsphere.optim import home
 
@@ -64,7 +64,7 @@ class Sampler:
         limits: Limits,
     ) -> None:
         self._layers, self._limits = list(layers), limits
-        self._before: list[list[Tensor]] | None = None
+        self._before: list[Before] | None = None
         groups: dict[tuple[int, torch.device], list[int]] = {}
         for number, layer in enumerate(layers):
             groups.setdefault((layer.vectors, layer.params[0].device), []).append(number)
@@ -77,9 +77,13 @@ class Sampler:
             for (_, device), members in groups.items()
         ]
 
-    def before(self) -> None:
-        """Keep a copy of the watched weights."""
-        self._before = copies_of(self._layers)
+    def before(self, *, early: bool = True) -> None:
+        """Keep a copy of the watched weights, and read the gradients that are there.
+
+        Args:
+            early: whether they are those of the step; otherwise they are read after it.
+        """
+        self._before = copies_of(self._layers, early=early)
 
     def after(self, rates: Sequence[Rate]) -> Parcel | None:
         """Measure the step since :meth:`before`, and send the numbers off.

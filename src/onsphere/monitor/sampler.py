@@ -1,5 +1,6 @@
 """The device's side of a monitor: copies before a step, numbers after it, and their way home."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,11 +22,13 @@ class Parcel:
     Attributes:
         tables: layers -> their numbers, one table per bucket; on the CPU when they have arrived.
         rates: learning rates that were tensors, by layer.
+        skipped: per layer, whether it had no gradient at all, so that the optimizer left it alone.
         marks: what the devices pass when they have sent everything.
     """
 
     tables: list[tuple[list[int], Tensor]]
     rates: dict[int, Tensor]
+    skipped: list[bool]
     marks: list[torch.Event] = field(default_factory=list)
 
     @property
@@ -100,16 +103,20 @@ class Sampler:
         sums = sums_of(self._layers, held)
         del held
         tables = [(b.members, b.reduce(sums, self._limits)) for b in self._buckets]
-        return _sent(tables, {n: r for n, r in enumerate(rates) if isinstance(r, Tensor)})
+        skipped = [all(p.grad is None for p in layer.params) for layer in self._layers]
+        return _sent(tables, {n: r for n, r in enumerate(rates) if isinstance(r, Tensor)}, skipped)
 
 
-def _sent(tables: list[tuple[list[int], Tensor]], rates: dict[int, Tensor]) -> Parcel:
+def _sent(
+    tables: list[tuple[list[int], Tensor]], rates: dict[int, Tensor], skipped: list[bool]
+) -> Parcel:
     """Start the copies to the CPU, and mark their end on each device."""
     away = {x.device for _, x in tables} | {r.device for r in rates.values()}
     # A rate on the CPU is changed in place by schedulers; elsewhere the copy home is one.
     parcel = Parcel(
         [(members, _homewards(x)) for members, x in tables],
         {n: _homewards(home.local(r).detach().clone()) for n, r in rates.items()},
+        skipped,
     )
     for device in away:
         if device.type == "cuda":
@@ -125,11 +132,11 @@ def _homewards(x: Tensor) -> Tensor:
     return x.to("cpu", non_blocking=x.device.type == "cuda")
 
 
-def floor_of(eps: object, coordinates: int) -> float:
+def floor_of(eps: float, coordinates: int) -> float:
     r"""Return :math:`\epsilon\sqrt C`, the norm of a gradient whose entries are as large as eps.
 
     Example:
-        >>> floor_of(1e-8, 100), floor_of(None, 100)
-        (1e-07, 0.0)
+        >>> floor_of(1e-8, 100)
+        1e-07
     """
-    return eps * coordinates**0.5 if isinstance(eps, float) else 0.0
+    return eps * math.sqrt(coordinates)

@@ -21,7 +21,7 @@ Values = NDArray[np.float64]
 
 _LAWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "sgd": ("sgd", {}, ("momentum", "nesterov")),
-    "sgdw": ("sgd", {"decoupled": True}, ("momentum",)),
+    "sgdw": ("sgd", {"decoupled": True}, ("momentum", "nesterov")),
     "adam-l2": ("adam", {}, ("betas",)),
     "adamw": ("adamw", {}, ("betas",)),
     "lion": ("lion", {}, ("betas",)),
@@ -159,7 +159,7 @@ def _law(
     law: str, layer: Mapping[str, Any], group: Mapping[str, Any], lr: float, level: float | None
 ) -> tuple[Motion, Equilibrium | None]:
     """Return the motion of one vector of a layer by its own hyperparameters, and where it rests."""
-    if group.get("dampening"):
+    if group.get("dampening") and (law == "sgdw" or group.get("momentum")):
         raise PlanError("a plan knows no dampening")
     method, options, names = _LAWS[law]
     options = options | {name: group[name] for name in names if group.get(name) is not None}

@@ -315,7 +315,7 @@ def _check(
         if value is not None and not 0 < value < math.inf:
             raise PlanError(f"the {name} is above 0 and finite, got {value}")
     if batch is not None and not 1 <= batch <= MOST:
-        raise PlanError(f"a batch has from 1 to {MOST} examples, got {batch}")
+        raise PlanError(f"a batch has at least 1 example and at most {MOST}, got {batch}")
     if level is None and initial_norm is not None and _dependence(method, weight_decay, level).norm:
         raise PlanError(
             f"the initial norm says nothing under {method} as long as the gradients' size is not "

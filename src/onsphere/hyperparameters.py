@@ -27,7 +27,8 @@ def _sgd(
     decoupled: bool,
 ) -> Equilibrium:
     # Dampening scales what enters the buffer: the gradient, and decay that is coupled with it.
-    rate = lr if decoupled else lr * (1 - dampening)
+    # Without momentum torch.optim.SGD has no buffer, and ignores it.
+    rate = lr if decoupled or momentum == 0 else lr * (1 - dampening)
     law = sgd_equilibrium(lr=rate, decay=weight_decay, momentum=momentum, decoupled=decoupled)
     if not nesterov:
         return law

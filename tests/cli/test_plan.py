@@ -147,3 +147,28 @@ def test_a_file_that_is_no_run(command, tmp_path, content):
     code, out, error = command("plan", "--from", "run.jsonl")
     assert (code, out, error.count("\n")) == (2, "", 1)
     assert "run.jsonl holds no watched run" in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--lr", "1e-200", "--weight-decay", "1e-200"),
+        ("--lr", "1e-3", "--weight-decay", "1e-320", "--json"),
+    ],
+)
+@pytest.mark.parametrize("method", ["sgd", "adamw", "muon"])
+def test_numbers_beyond_floating_point_are_one_line(method, words, command):
+    code, out, error = command("plan", method, *words, "--steps", "10")
+    assert (code, out) == (2, "")
+    assert "too small to compute with" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--cooldown", "0.3"), ("--drop-by", "3"), ("--steps", "9" * 30), ("--batch", "9" * 30)],
+)
+def test_options_that_the_plan_does_not_take_are_refused(words, command):
+    code, out, error = command(*planned(*words))
+    assert (code, out) == (2, "")
+    assert error.count("\n") == 1

@@ -186,3 +186,15 @@ def test_each_flag_is_raised_once_and_thresholds_can_be_moved(generator):
 def test_thresholds_out_of_range(options, says):
     with pytest.raises(ValueError, match=says):
         Thresholds(**options)
+
+
+def test_vectors_with_zeros_for_gradients_are_dead_and_do_not_drift_too():
+    zeros = lambda _, p: torch.zeros_like(p)  # noqa: E731
+    monitor = watched(sgd(weight_decay=1e-3), zeros, 6)
+    assert kinds(monitor) == ["dead"]
+    assert "shrinks them" in monitor.flags[0].message
+
+
+def test_the_eps_of_muon_is_not_compared_with_gradients(generator):
+    muon = lambda p: torch.optim.Muon(p, lr=1e-3)  # noqa: E731
+    assert "eps" not in kinds(watched(muon, tangent_noise(generator, 1e-9), 4))

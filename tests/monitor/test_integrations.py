@@ -112,3 +112,27 @@ def test_the_callback_is_one_of_transformers():
     handler.on_train_end(args, state, control)
     assert callback.monitor.run.steps.tolist() == [0, 1]
     assert "onsphere/norm/w" in logs
+
+
+def test_a_second_training_closes_the_first_monitor(fake_lightning):
+    net, optimizer = weights()
+    begin = {"model": net, "optimizer": optimizer}
+    hugging = huggingface.Watch({"w": ROWS}, every=1)
+    hugging.on_train_begin(None, SimpleNamespace(global_step=0), None, **begin)
+    first = hugging.monitor
+    hugging.on_train_begin(None, SimpleNamespace(global_step=0), None, **begin)
+    train(net, optimizer, 1)
+    assert first.run.samples == []
+    hugging.on_train_end(None, None, None)
+
+    logged = []
+    trainer = SimpleNamespace(optimizers=[optimizer], global_step=0)
+    module = SimpleNamespace(log_dict=logged.append)
+    watch = lightning.monitor_callback({"w": ROWS}, model=net, every=1)
+    for _ in range(2):
+        earlier = watch.monitor
+        watch.on_train_start(trainer, module)
+        train(net, optimizer, 2, lambda: watch.on_train_batch_end(trainer, module))
+    assert len(earlier.run.samples) == 2
+    assert len(logged) == 4, "each sample of both"
+    watch.on_train_end(trainer, module)

@@ -10,7 +10,7 @@ from monitor.networks import ROWS, Weights, tangent_noise, watched
 from onsphere.dynamics import SGDW, Lion, half_life, sgd_equilibrium
 from onsphere.geometry import Sphere
 from onsphere.monitor import Monitor
-from onsphere.monitor.law import law_of
+from onsphere.monitor.law import Vector, equilibrium, law_of
 from onsphere.monitor.watched import Layer
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 
@@ -143,3 +143,40 @@ def test_a_schedule_is_followed(generator):
     assert wanted == pytest.approx(got, rel=0.05)
     assert wanted[4] == wanted[7] != wanted[3]
     assert not math.isnan(wanted[0])
+
+
+def test_adam_with_l2_relaxes_faster_the_longer_the_weight(generator):
+    weight = 10 * torch.nn.functional.normalize(torch.randn(4, 100, generator=generator))
+    make = lambda p: ADAM(p, lr=0.003, weight_decay=0.1, betas=(0.9, 0.99))  # noqa: E731
+    noise = tangent_noise(generator, 10.0)
+    run = watched(make, noise, 801, weight=weight, every=100).run
+    wanted, got = run.predicted("w", "norm"), run.series("w", "norm")
+    assert got[5] == pytest.approx(4.5, rel=0.05), "far from the start, and from the 1.9 at rest"
+    assert wanted == pytest.approx(got, rel=0.17)
+
+
+def test_decoupled_sgd_knows_nesterov_but_no_dampening(generator):
+    net = Weights(w=torch.ones(2, 2))
+    layer = Layer("w", (net.w,), Sphere(ROWS), 0)
+    optimizer = SGDW([net.w], lr=0.1, momentum=0.9, weight_decay=0.1)
+    group = optimizer.param_groups[0]
+    law, vector = law_of(optimizer, group, layer), Vector(2, 2, (2, 2), 1.0)
+    plain = equilibrium(law, 0.1, 0.1, group, vector)
+    ahead = equilibrium(law, 0.1, 0.1, {**group, "nesterov": True}, vector)
+    assert ahead.rotation > 1.1 * plain.rotation
+    assert law_of(optimizer, {**group, "dampening": 0.5}, layer) is None
+
+
+def test_dampening_without_momentum_does_nothing(generator):
+    make = lambda p: SGD(p, lr=0.1, dampening=0.9, weight_decay=0.1)  # noqa: E731
+    run = watched(make, tangent_noise(generator), 3).run
+    wanted = run.predicted("w", "rotation")
+    assert wanted == pytest.approx(run.series("w", "rotation"), rel=0.15)
+
+
+def test_what_has_no_gradient_stays_where_it_is():
+    monitor = watched(lambda p: SGD(p, lr=0.5, weight_decay=0.5), lambda *_: None, 6)
+    assert monitor.run.predicted("w", "norm") == pytest.approx(np.ones(6))
+    assert monitor.run.predicted("w", "rotation").tolist() == [0] * 6
+    assert [flag.kind for flag in monitor.flags] == ["dead"]
+    assert "leaves them as they are" in monitor.flags[0].message

@@ -10,9 +10,14 @@ from onsphere.dynamics.run import QUANTITIES
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.monitor import Monitor
 from onsphere.monitor.statistics import Bucket, Limits, leaking, statistics
-from onsphere.monitor.sums import step_sums
+from onsphere.monitor.sums import gradient_sums, update_sums
 
 LAYOUTS = [VectorAxes(), ROWS, VectorAxes((1,)), VectorAxes(pieces=((0, 2),))]
+
+
+def step_sums(before, after, grad):
+    slope = gradient_sums(before, grad, ROWS)
+    return torch.cat([update_sums(before, after, ROWS), slope])
 
 
 def noise(generator):
@@ -70,7 +75,7 @@ def test_small_angles_keep_their_digits_in_float32(angle):
     turn = torch.tensor([[np.cos(angle), np.sin(angle)]])
     before = torch.tensor([[1.0, 0.0]])
     exact = torch.atan2(turn[0, 1].float().double(), turn[0, 0].float().double())
-    sums = step_sums(before.clone(), turn.float(), None, ROWS)
+    sums = step_sums(before.clone(), turn.float(), None)
     bucket = Bucket([0], torch.ones(1, 1), torch.zeros(1, 1))
     got = bucket.reduce([sums], Limits())[0, QUANTITIES.index("rotation") * 4]
     assert got.item() == pytest.approx(exact.item(), rel=1e-6)
@@ -109,5 +114,37 @@ def test_quantiles_are_those_of_numpy_without_nan(generator):
 
 def test_a_gradient_along_the_weight_leaks():
     w, g = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.2, 1.0]])
-    assert leaking(step_sums(w.clone(), w, g, ROWS), 0.1).all()
-    assert not leaking(step_sums(w.clone(), w, g * torch.tensor([0.1, 1.0]), ROWS), 0.1).any()
+    assert leaking(step_sums(w.clone(), w, g), 0.1).all()
+    assert not leaking(step_sums(w.clone(), w, g * torch.tensor([0.1, 1.0])), 0.1).any()
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_the_gradient_is_that_before_a_step_that_overwrites_it(foreach, generator):
+    net = Weights(w=torch.randn(4, 6, generator=generator))
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=foreach
+    )
+    given, draw = [], noise(generator)
+
+    def gradient(number, p):
+        given.append(draw(number, p))
+        return given[-1].clone()
+
+    with Monitor(net, optimizer, {"w": ROWS}, every=1) as monitor:
+        steps(optimizer, 4, gradient)
+    wanted = [float(g.norm(dim=1).mean()) for g in given]
+    assert monitor.run.series("w", "gradient") == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_closure_brings_its_own_gradient(generator):
+    net = Weights(w=torch.randn(4, 6, generator=generator))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.w.grad = torch.full_like(net.w, 7.0)  # left by the step before
+
+    def closure():
+        net.w.grad = torch.ones_like(net.w)
+
+    with Monitor(net, optimizer, {"w": ROWS}, every=1) as monitor:
+        optimizer.step(closure)
+        optimizer.step(closure=closure)
+    assert monitor.run.series("w", "gradient") == pytest.approx([6**0.5] * 2)

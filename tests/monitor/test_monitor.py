@@ -287,3 +287,30 @@ def test_copies_live_for_one_step_only(generator):
             assert (monitor._sampler._before is not None) == (number % 2 == 0)
             monitor._look_after(optimizer, (), {})
             assert monitor._sampler._before is None
+
+
+def test_a_group_with_a_name_does_not_rename_the_optimizer(generator):
+    make = lambda p: SGD([{"params": p, "name": "body"}], lr=0.1)  # noqa: E731
+    run = watched(make, tangent_noise(generator), 1).run
+    assert run.optimizer["name"] == "SGD"
+    assert run.optimizer["groups"][0]["name"] == "body"
+
+
+def test_tied_weights_go_by_each_of_their_names():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(3, 4))
+    net[1].weight = net[0].weight
+    optimizer = SGD(net.parameters(), lr=0.1)
+    with Monitor(net, optimizer, {"1.weight": ROWS}) as monitor:
+        assert list(monitor.run.layers) == ["0.weight"]
+    with pytest.raises(WatchError, match=r"did you mean '1\.weight'"):
+        Monitor(net, optimizer, {"1.wight": ROWS})
+
+
+def test_the_screen_reads_the_last_sample_only(generator, monkeypatch):
+    monitor = watched(lambda p: SGD(p, lr=0.1), tangent_noise(generator), 3)
+    read, whole = [], Run.series
+    monkeypatch.setattr(
+        Run, "series", lambda run, *names: (read.append(len(run.samples)), whole(run, *names))[1]
+    )
+    assert f"{monitor.run.samples[-1].values[0, 0, 0]:.3g}" in str(monitor)
+    assert set(read) == {1}

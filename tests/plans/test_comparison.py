@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.optim import SGD, AdamW
 
-from onsphere.dynamics.run import Flag
+from onsphere.dynamics.run import Flag, RunError
 from onsphere.plans import PlanError, Schedule, words
 from onsphere.plans.comparison import compare
 from onsphere.plans.page import comparison_document, comparison_table
@@ -123,3 +123,19 @@ def test_muon_is_measured_in_vectors():
     (found,) = compare(as_law(matched, "muon", shape=[64, 16], vectors=1))
     assert found.settled.norm == pytest.approx(whole.norm * 0.2 * 8 / 2)
     assert found.settled.rotation == whole.rotation
+
+
+@pytest.mark.parametrize("key", ["shape", "vectors", "coordinates"])
+def test_a_header_without_fields_is_told(key):
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    run = watched("sgd", SGD, settings, Schedule(20), 1.0)
+    layers = {name: {k: v for k, v in one.items() if k != key} for name, one in run.layers.items()}
+    with pytest.raises(RunError, match=f"no {key} of layer 'walk'"):
+        compare(replace(run, layers=layers))
+
+
+def test_the_command_on_a_page_is_quoted():
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    layers = compare(watched("sgd", SGD, settings, Schedule(20), 1.0))
+    section = comparison_document(layers, "my run.jsonl").sections[0]
+    assert section.command == "onsphere plan --from 'my run.jsonl'"

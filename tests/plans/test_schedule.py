@@ -84,3 +84,16 @@ def test_what_cannot_be(settings, says):
     with pytest.raises(PlanError, match=says) as caught:
         Schedule(**{"steps": 10, **settings})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"cooldown": 0.3}, "no cooldown; wsd has"),
+        ({"drop_by": 3.0}, "step has"),
+        ({"steps": 10**23}, "at most"),
+    ],
+)
+def test_what_a_schedule_does_not_take(options, says):
+    with pytest.raises(PlanError, match=says):
+        Schedule(**{"steps": 100, "kind": "cosine", **options})

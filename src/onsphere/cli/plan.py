@@ -31,9 +31,6 @@ for weights of which only the direction matters; onsphere audit finds them. The 
 angle between the weight before and after a step.
 """
 
-_CHART = 9
-"""Lines of the chart."""
-
 _OPTIONS = ("betas", "momentum", "nesterov", "decoupled")
 _HYPERPARAMETERS = (
     *_OPTIONS, "lr", "weight_decay", "steps", "schedule", "warmup", "final", "cooldown", "drops",

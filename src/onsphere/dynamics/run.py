@@ -48,6 +48,11 @@ PREDICTIONS = ("norm", "rotation", "equilibrium_norm", "equilibrium_rotation", "
 
 Values = NDArray[np.float64]
 
+Layers = Mapping[str, Mapping[str, Any]]
+
+_IDENTITY = ("shape", "vectors", "coordinates")
+"""What the header says of a layer that a run cannot change when it is resumed."""
+
 
 class RunError(OnsphereError, ValueError):
     """A file that holds no run, or a name that is not in it."""
@@ -114,7 +119,7 @@ class Run:
     """
 
     optimizer: Mapping[str, Any]
-    layers: Mapping[str, Mapping[str, Any]]
+    layers: Layers
     samples: list[Sample] = field(default_factory=list)
     flags: list[Flag] = field(default_factory=list)
     every: int = 1
@@ -269,6 +274,22 @@ def flag_line(flag: Flag) -> str:
     )
 
 
+def same_layers(first: Layers, second: Layers) -> bool:
+    """Whether two headers speak of the same weights, cut into the same vectors.
+
+    Args:
+        first: name -> what the header says of a layer.
+        second: likewise.
+
+    Example:
+        >>> same_layers({"a": {"shape": [2, 3], "vectors": 2}}, {"a": {"shape": [2, 3]}})
+        False
+    """
+    return list(first) == list(second) and all(
+        first[name].get(key) == second[name].get(key) for name in first for key in _IDENTITY
+    )
+
+
 def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, separators=(",", ":"), allow_nan=False)
 
@@ -293,7 +314,7 @@ def _continued(run: Run | None, header: Mapping[str, Any]) -> Run:
             f"it has version {header['version']} of the format, and this onsphere reads {VERSION}"
         )
     layers = header["layers"]
-    if run is not None and list(run.layers) != list(layers):
+    if run is not None and not same_layers(run.layers, layers):
         raise RunError("it was resumed with other layers")
     start = header["start"]
     samples = [] if run is None else [s for s in run.samples if s.step < start]

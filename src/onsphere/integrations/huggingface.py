@@ -34,6 +34,8 @@ class Watch:
         **_: Any,
     ) -> None:
         """Start watching, from the step of the checkpoint if there is one."""
+        if self.monitor is not None:
+            self.monitor.close()
         start = int(state.global_step)
         self.monitor = Monitor(model, optimizer, self._spheres, start=start, **self._options)
 

@@ -28,6 +28,8 @@ class Watch:
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Start watching, from the step of the checkpoint if there is one."""
+        self.on_train_end(trainer, pl_module)
+        self._logged = -1
         self.monitor = Monitor(
             pl_module if self._model is None else self._model,
             trainer.optimizers[self._optimizer],

@@ -60,6 +60,7 @@ class History:
         first: the first sample.
         peak: the sample with the highest effective rate.
         recent: the last samples, this one at the end; at most ``patience``.
+        skipped: whether it has no gradient now, not even zeros, so that the optimizer skips it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class History:
     first: Sample
     peak: Sample
     recent: Sequence[Sample]
+    skipped: bool = False
 
     @property
     def now(self) -> Sample:
@@ -120,11 +122,18 @@ def _nonfinite(seen: History, _: Thresholds) -> Iterator[str]:
 
 def _dead(seen: History, limits: Thresholds) -> Iterator[str]:
     count = seen.count(seen.now, "dead")
-    if count:
+    if not count:
+        return
+    got = f"{_of(count, seen)} got no gradient in the last {limits.patience} samples: "
+    if seen.skipped:
         yield (
-            f"{_of(count, seen)} got no gradient in the last {limits.patience} samples: nothing "
-            "that is trained depends on them, or a ReLU after them is always off. Weight decay "
-            "shrinks them to nothing"
+            f"{got}it is None, as of a weight that is frozen or that the loss does not use. The "
+            "optimizer leaves them as they are, without weight decay too"
+        )
+    else:
+        yield (
+            f"{got}nothing that is trained depends on them, or a ReLU after them is always off. "
+            "Weight decay shrinks them to nothing"
         )
 
 
@@ -183,6 +192,8 @@ def _drift(seen: History, limits: Thresholds) -> Iterator[str]:
                 f"the norm has moved from {start:.4g} to {now:.4g}, and the optimizer should keep "
                 "it: something else changes this weight"
             )
+    if 2 * seen.count(seen.now, "dead") >= seen.about.get("vectors", 1):
+        return  # the laws are for vectors with gradients, and means show too few of those
     for quantity, factor in (("norm", limits.norm), ("rotation", limits.rotation)):
         ratios = [_ratio(seen, s, quantity) for s in seen.recent]
         if all(r > factor for r in ratios) or all(0 <= r < 1 / factor for r in ratios):

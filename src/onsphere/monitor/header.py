@@ -35,9 +35,11 @@ def settings_of(optimizer: Optimizer, layers: Sequence[Layer]) -> dict[str, Any]
     """Return the optimizer's name and plain settings; top level: those of the first layer."""
     groups = [_plain(group) for group in optimizer.param_groups]
     base = optimizer.base if isinstance(optimizer, OnSphere) else optimizer
-    wrapped = {"on_sphere": optimizer.mode} if isinstance(optimizer, OnSphere) else {}
-    first = groups[layers[0].group]
-    return {"name": type(base).__name__, **wrapped, **first, "groups": groups}
+    own = {"name": type(base).__name__}
+    if isinstance(optimizer, OnSphere):
+        own["on_sphere"] = optimizer.mode
+    first = groups[layers[0].group]  # may have a name of its own
+    return {**own, **first, **own, "groups": groups}
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:

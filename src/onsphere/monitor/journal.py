@@ -1,40 +1,49 @@
 """The JSON-lines file of a run while it is written: line by line, and on after a crash."""
 
-import os
+import contextlib
+import json
+import warnings
 from pathlib import Path
 from typing import IO
 
-from onsphere.dynamics.run import Flag, Run, RunError, Sample, flag_line
+from onsphere.dynamics.run import KIND, Flag, Run, RunError, Sample, flag_line, same_layers
+
+_OPENING = json.dumps({"kind": KIND}, separators=(",", ":"))[:-1].encode()
 
 
 class Journal:
     """Appends a run to a file; every line is out before the next step.
 
     An existing file must hold a run of the same layers: the new lines follow a header that says
-    from which step on they replace the older ones. A line that a crash has torn is cut off.
+    from which step on they replace the older ones. A line that a crash has torn is cut off. A file
+    that cannot be written any more, as on a full disk, is given up with a warning.
 
     Args:
         path: where; folders above it are made.
         run: settings and layers.
-        start: the first step to come.
+        start: the first step to come; ``None`` for 0 in a file that holds no sample.
+
+    Attributes:
+        flags: of the steps before the start, which the file holds already.
 
     Raises:
-        RunError: the file holds something else, or a run of other layers.
-        OSError: the file cannot be written.
+        RunError: the file cannot be written, holds something else, a run of other layers, or
+            samples while no start is given.
     """
 
-    def __init__(self, path: str | Path, run: Run, start: int) -> None:
+    def __init__(self, path: str | Path, run: Run, start: int | None) -> None:
         self.path = Path(path)
-        self._run, self._start = run, start
+        self.flags: list[Flag] = []
+        self._run, self._start = run, start or 0
         self._stream: IO[str] | None = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            held = Run.read(self.path)
-            if list(held.layers) != list(run.layers):
-                raise RunError(
-                    f"{path} holds a run of other layers; write this one to another file"
-                )
-            _mend(self.path)
+        self._given_up = False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists():
+                self._go_on(start)
+            self._open()
+        except OSError as error:
+            raise RunError(f"{path} cannot be written: {error.strerror}") from error
 
     def sample(self, sample: Sample) -> None:
         """Append a sample."""
@@ -47,26 +56,84 @@ class Journal:
     def close(self) -> None:
         """Close the file; a line that follows opens it again."""
         if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+            stream, self._stream = self._stream, None
+            stream.close()
+
+    def _go_on(self, start: int | None) -> None:
+        """Check what the file holds, and make its end fit for the next line."""
+        _mend_first(self.path)
+        if not self.path.stat().st_size:
+            return
+        held = Run.read(self.path)
+        if not same_layers(held.layers, self._run.layers):
+            raise RunError(
+                f"{self.path} holds a run of other layers; write this one to another file"
+            )
+        if start is None and held.samples:
+            raise RunError(
+                f"{self.path} holds steps up to {held.samples[-1].step}; give start= to go on "
+                "(what it holds from that step on will not count), or another file"
+            )
+        self.flags = [flag for flag in held.flags if flag.step < self._start]
+        _mend_last(self.path)
+
+    def _open(self) -> IO[str]:
+        if self._stream is None:
+            self._stream = self.path.open("a", encoding="utf-8")
+        return self._stream
 
     def _write(self, line: str) -> None:
         """Append a line, after the header if it is the first one of this run."""
-        if self._stream is None:
-            self._stream = self.path.open("a", encoding="utf-8")
-        if self._start >= 0:
-            self._stream.write(self._run.header(self._start) + "\n")
-            self._start = -1
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        if self._given_up:
+            return
+        try:
+            stream = self._open()
+            if self._start >= 0:
+                stream.write(self._run.header(self._start) + "\n")
+                self._start = -1
+            stream.write(line + "\n")
+            stream.flush()
+        except OSError as error:
+            self._given_up = True
+            warnings.warn(
+                f"{self.path} cannot be written any more ({error.strerror}); the monitor goes on "
+                "without it",
+                stacklevel=2,
+            )
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Let go of the file, whose buffer may not be written either."""
+        with contextlib.suppress(OSError):
+            self.close()
 
 
-def _mend(path: Path) -> None:
-    """Cut off a torn last line, so that the next one does not continue it."""
+def _mend_first(path: Path) -> None:
+    """Empty a file that holds nothing but a torn header; files of others are left alone."""
     with path.open("rb+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        end = size
-        while end and stream.seek(end - 1) is not None and stream.read(1) != b"\n":
-            end -= 1
-        if end != size:
-            stream.truncate(end)
+        line = stream.readline()
+        torn = not line.endswith(b"\n") and not _complete(line)
+        if torn and (line.startswith(_OPENING) or _OPENING.startswith(line)):
+            stream.truncate(0)
+
+
+def _mend_last(path: Path) -> None:
+    """End a last line that is whole, and cut off a torn one, so that the next one is on its own."""
+    with path.open("rb+") as stream:
+        end, last = 0, b""
+        for line in stream:
+            end, last = end + len(line), line
+        if last.endswith(b"\n"):
+            return
+        if _complete(last):
+            stream.write(b"\n")
+        else:
+            stream.truncate(end - len(last))
+
+
+def _complete(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True

@@ -4,6 +4,8 @@ Between two samples the power :math:`p` of the norm relaxes to its equilibrium a
 
 .. math:: |w_{t+n}|^p = |w_t|^p e^{-\rho n} + |w_\infty|^p\,(1 - e^{-\rho n}),
 
+(for Adam + L2, whose decay is measured in units of the gradient, :math:`\rho` is that of the
+equilibrium times :math:`|w|/|w_\infty|`),
 and a weight of length :math:`|w|` turns by :math:`\theta_\infty(|w_\infty|/|w|)^s` per step
 (:class:`~onsphere.dynamics.Equilibrium`). Without weight decay both have a limit for decay
 :math:`\to 0`, which is the law of free growth: so it is taken at a decay of :math:`10^{-9}/\eta`.
@@ -27,6 +29,7 @@ from onsphere.optim.wrapper import OnSphere
 from onsphere.recipes import METHODS
 
 _VANISHING = 1e-9
+_PIECES = 16  # of the way between two samples, where the rate depends on the norm
 _NEWS = 0.3  # share of a new sample in the average size of the gradients
 
 Settings = Mapping[str, Any]
@@ -60,11 +63,13 @@ class Law:
         name: ``"sphere"`` (fixed norm), ``"rotation"`` (fixed norm and angle), or a method's.
         degree: the effective rate is the learning rate over this power of the norm.
         settle: rate, decay, settings and vector -> equilibrium; ``None`` on spheres.
+        bend: the power of the norm in the rate at which it relaxes.
     """
 
     name: str
     degree: int
     settle: Settle | None = None
+    bend: int = 0
 
 
 def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
@@ -102,7 +107,9 @@ def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
         if group["sphere"] is not None:
             return _ROTATION if group["lr_is"] == "rotation" else _SPHERE
         kind = kind.removeprefix("Sphere")
-    if group.get("amsgrad") or not set(_NEEDED.get(kind, ("?",))) <= set(group):
+    if group.get("amsgrad") or (kind == "SGDW" and group.get("dampening")):
+        return None
+    if not set(_NEEDED.get(kind, ("?",))) <= set(group):
         return None
     if kind in ("Adam", "AdamW"):
         coupled = kind == "Adam" and not group.get("decoupled_weight_decay", False)
@@ -110,12 +117,30 @@ def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
     return _LAWS[kind]
 
 
+def eps_of(optimizer: Optimizer, group: Settings) -> float:
+    """Return the size of a gradient's entries below which eps sets the steps: that of Adam's kind.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+        >>> for kind in (torch.optim.AdamW, torch.optim.Muon):
+        ...     optimizer = kind([weight])
+        ...     print(eps_of(optimizer, optimizer.param_groups[0]))
+        1e-08
+        0.0
+    """
+    return float(group.get("eps", 0.0)) if _kind(optimizer) in ("Adam", "AdamW") else 0.0
+
+
 def degree_of(optimizer: Optimizer, law: Law | None) -> int:
     """Return the power of the norm in the effective rate; 2, as for SGD, where nothing is known."""
-    base = optimizer.base if isinstance(optimizer, OnSphere) else optimizer
-    kind = type(base).__name__.removeprefix("Sphere")
-    known = _LAWS.get(kind, law)
+    known = _LAWS.get(_kind(optimizer), law)
     return 2 if known is None else known.degree
+
+
+def _kind(optimizer: Optimizer) -> str:
+    base = optimizer.base if isinstance(optimizer, OnSphere) else optimizer
+    return type(base).__name__.removeprefix("Sphere")
 
 
 class Forecast:
@@ -133,12 +158,13 @@ class Forecast:
         self._ahead: list[Equilibrium | None] = [None] * len(self._laws)
         self._step = 0
 
-    def at(self, sample: Sample, settings: Sequence[Settings]) -> Values:
+    def at(self, sample: Sample, settings: Sequence[Settings], skipped: Sequence[bool]) -> Values:
         """Return the predictions for a sample, given those before it.
 
         Args:
             sample: what was measured; its predictions are not read.
             settings: of every layer's param group, at that step.
+            skipped: per layer, whether it has no gradient, so that nothing moves it.
 
         Returns:
             Shape ``(layers, predictions)``, as in ``PREDICTIONS``.
@@ -152,7 +178,10 @@ class Forecast:
             unit = self._averaged(row, unit)
             expected = self._carried(row, sample.step)
             self._norms[row] = norm if math.isnan(expected) else expected
-            if law is None or not norm > 0:
+            if law is not None and skipped[row]:
+                self._ahead[row] = None
+                rows.append([self._norms[row], 0.0, *[math.nan] * 3])
+            elif law is None or not norm > 0:
                 rows.append([math.nan] * len(PREDICTIONS))
             elif law.settle is None:
                 turned = float(sample.lrs[row]) if law is _ROTATION else math.nan
@@ -188,9 +217,15 @@ class Forecast:
         norm, rest = self._norms[row], self._ahead[row]
         if rest is None:
             return norm
-        gone = -rest.rate * (step - self._step)
-        power = norm**rest.power * math.exp(gone) - rest.norm**rest.power * math.expm1(gone)
-        return power ** (1 / rest.power)
+        law, steps = self._laws[row], step - self._step
+        bend = law.bend if law is not None and rest.norm > 0 else 0
+        pieces = min(steps, _PIECES) if bend else 1
+        for _ in range(pieces):
+            speed = rest.rate * (norm / rest.norm) ** bend if bend else rest.rate
+            gone = -speed * steps / pieces
+            power = norm**rest.power * math.exp(gone) - rest.norm**rest.power * math.expm1(gone)
+            norm = power ** (1 / rest.power)
+        return norm
 
 
 def equilibrium(
@@ -223,7 +258,9 @@ def _sgd(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilib
 
 
 def _sgdw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
-    rest = _method("sgd", lr, decay, momentum=float(settings["momentum"]), decoupled=True)
+    given = {"momentum": float(settings["momentum"]), "decoupled": True}
+    nesterov = bool(settings.get("nesterov", False))
+    rest = _method("sgd", lr, decay, **given, nesterov=nesterov)
     return _longer(rest, vector.unit_gradient_square**0.25)
 
 
@@ -284,7 +321,7 @@ _NEEDED = {
     "Lion": ("lr", "betas", "weight_decay"),
     "Muon": ("lr", "momentum", "weight_decay"),
 }
-_ADAMW, _ADAM_L2 = Law("adamw", 1, _adamw), Law("adam-l2", 1, _adam_l2)
+_ADAMW, _ADAM_L2 = Law("adamw", 1, _adamw), Law("adam-l2", 1, _adam_l2, bend=1)
 _SPHERE, _ROTATION = Law("sphere", 2), Law("rotation", 2)
 _LAWS = {
     "SGD": Law("sgd", 2, _sgd),

@@ -25,7 +25,7 @@ from onsphere.dynamics.run import (
 from onsphere.monitor.flags import History, Thresholds, flags_of
 from onsphere.monitor.header import about, settings_of, vector_of
 from onsphere.monitor.journal import Journal
-from onsphere.monitor.law import Forecast, degree_of, law_of
+from onsphere.monitor.law import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
 from onsphere.monitor.statistics import Limits
 from onsphere.monitor.watched import WatchError, layers_of, stepping
@@ -55,7 +55,8 @@ class Monitor:
     At each ``every``-th ``optimizer.step()``, for each vector :math:`w` (a filter, a row, a whole
     matrix: as the audit says) that the step with gradient :math:`g` moves by :math:`d`:
 
-    - ``norm``: :math:`|w|` before the step; ``gradient``: :math:`|g|`, as the step left it;
+    - ``norm``: :math:`|w|` before the step; ``gradient``: :math:`|g|`, as the step found it (of
+      a step with a closure, as it left it);
     - ``effective_lr``: :math:`\eta/|w|^2` for SGD and where no law is known, :math:`\eta/|w|` for
       Adam, AdamW, Lion and Muon, whose steps do not scale with the gradient;
     - ``rotation``: the angle between :math:`w` and :math:`w + d` in radians;
@@ -79,14 +80,16 @@ class Monitor:
             :class:`~onsphere.geometry.VectorAxes`; or param groups with ``sphere``. Not needed for
             an optimizer that has spheres itself.
         every: sample each ``every``-th step, the first one included.
-        start: number of the first step: that of the checkpoint when a run is resumed.
-        path: a JSON-lines file to append to; :meth:`onsphere.dynamics.Run.read` reads it.
+        start: number of the first step: that of the checkpoint when a run is resumed; by default 0.
+        path: a JSON-lines file to append to. If it holds samples, ``start`` must be given, and
+            those from it on no longer count; :meth:`onsphere.dynamics.Run.read` reads it.
         writer: has ``add_scalar(tag, value, step)``, as TensorBoard's ``SummaryWriter``.
         thresholds: when to flag.
 
     Raises:
         WatchError: nothing to watch, or a weight that does not fit its sphere.
-        RunError: ``path`` holds something else than a run of these layers.
+        RunError: ``path`` cannot be written, holds something else than a run of these layers, or
+            samples while no ``start`` is given.
         ValueError: ``every`` below 1 or ``start`` below 0.
 
     Example:
@@ -112,17 +115,18 @@ class Monitor:
         spheres: Any = None,
         *,
         every: int = 10,
-        start: int = 0,
+        start: int | None = None,
         path: str | Path | None = None,
         writer: ScalarWriter | None = None,
         thresholds: Thresholds | None = None,
     ) -> None:
-        if every < 1 or start < 0:
-            raise ValueError(f"every is at least 1 and start at least 0, got {every} and {start}")
+        first = 0 if start is None else start
+        if every < 1 or first < 0:
+            raise ValueError(f"every is at least 1 and start at least 0, got {every} and {first}")
         self._optimizer = stepping(optimizer)
         self._layers = layers_of(model, self._optimizer, spheres)
         self._thresholds = thresholds or Thresholds()
-        self.step = start
+        self.step = first
         self._writer = writer if _writes() else None
         groups = [self._optimizer.param_groups[layer.group] for layer in self._layers]
         pairs = list(zip(self._layers, groups, strict=True))
@@ -140,14 +144,15 @@ class Monitor:
         self._sampler = Sampler(
             self._layers,
             degrees,
-            [floor_of(group.get("eps"), layer.coordinates) for layer, group in pairs],
+            [floor_of(eps_of(self._optimizer, group), layer.coordinates) for layer, group in pairs],
             Limits(self._thresholds.patience, self._thresholds.leak),
         )
         self._forecast = Forecast(laws, [vector_of(layer) for layer in self._layers])
         self._journal = Journal(path, self._run, start) if path and _writes() else None
         self._pending: deque[tuple[int, Parcel, list[Mapping[str, Any]]]] = deque()
         self._peaks: list[Sample] = []
-        self._raised: set[tuple[str, str]] = set()
+        held = [] if self._journal is None else self._journal.flags
+        self._raised = {(flag.kind, flag.layer) for flag in held}
         self._handles: list[RemovableHandle] = [
             self._optimizer.register_step_pre_hook(self._look_before),
             self._optimizer.register_step_post_hook(self._look_after),
@@ -253,9 +258,9 @@ class Monitor:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def _look_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
+    def _look_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.step % self._run.every == 0:
-            self._sampler.before()
+            self._sampler.before(early=_has_gradients(optimizer, args, kwargs))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
@@ -283,22 +288,22 @@ class Monitor:
         step, parcel, settings = self._pending.popleft()
         lrs = [_rate(parcel, n, group) for n, group in enumerate(settings)]
         sample = _sample(step, parcel.table(len(self._layers)), lrs)
-        sample.predicted[:] = self._forecast.at(sample, settings)
+        sample.predicted[:] = self._forecast.at(sample, settings, parcel.skipped)
         self._run.samples.append(sample)
         if self._journal is not None:
             self._journal.sample(sample)
         if self._writer is not None:
             for tag, value in metrics(sample, list(self._run.layers)).items():
                 self._writer.add_scalar(tag, value, step)
-        self._flag(sample)
+        self._flag(sample, parcel.skipped)
 
-    def _flag(self, sample: Sample) -> None:
+    def _flag(self, sample: Sample, skipped: Sequence[bool]) -> None:
         self._peaks = self._peaks or [sample] * len(self._layers)
         first, recent = self._run.samples[0], self._run.samples[-self._thresholds.patience :]
         for row, (name, told) in enumerate(self._run.layers.items()):
             if not _peak(sample, row) <= _peak(self._peaks[row], row):
                 self._peaks[row] = sample
-            history = History(name, told, row, first, self._peaks[row], recent)
+            history = History(name, told, row, first, self._peaks[row], recent, skipped[row])
             for flag in flags_of(history, self._thresholds):
                 if (flag.kind, name) not in self._raised:
                     self._raised.add((flag.kind, name))
@@ -339,6 +344,13 @@ def _peak(sample: Sample, row: int) -> float:
 def _rate(parcel: Parcel, number: int, group: Mapping[str, Any]) -> float:
     held = parcel.rates.get(number)
     return float(group["lr"]) if held is None else float(held.double().numpy())
+
+
+def _has_gradients(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the gradients before a step are its own: no closure makes them, no scale is left."""
+    closure = kwargs.get("closure", next(filter(callable, args), None))
+    # A GradScaler leaves its factor to optimizers that can undo it in the step.
+    return closure is None and getattr(optimizer, "grad_scale", None) is None
 
 
 def _writes() -> bool:

@@ -1,5 +1,6 @@
 """The device's side of a monitor: copies before a step, numbers after it, and their way home."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onsphere.monitor.statistics import WIDTH, Bucket, Limits
-from onsphere.monitor.sums import copies_of, sums_of
+from onsphere.monitor.sums import Before, copies_of, sums_of
 from onsphere.monitor.watched import Layer
 from onsphere.optim import home
 
@@ -21,11 +22,13 @@ class Parcel:
     Attributes:
         tables: layers -> their numbers, one table per bucket; on the CPU when they have arrived.
         rates: learning rates that were tensors, by layer.
+        skipped: per layer, whether it had no gradient at all, so that the optimizer left it alone.
         marks: what the devices pass when they have sent everything.
     """
 
     tables: list[tuple[list[int], Tensor]]
     rates: dict[int, Tensor]
+    skipped: list[bool]
     marks: list[torch.Event] = field(default_factory=list)
 
     @property
@@ -64,7 +67,7 @@ class Sampler:
         limits: Limits,
     ) -> None:
         self._layers, self._limits = list(layers), limits
-        self._before: list[list[Tensor]] | None = None
+        self._before: list[Before] | None = None
         groups: dict[tuple[int, torch.device], list[int]] = {}
         for number, layer in enumerate(layers):
             groups.setdefault((layer.vectors, layer.params[0].device), []).append(number)
@@ -77,9 +80,13 @@ class Sampler:
             for (_, device), members in groups.items()
         ]
 
-    def before(self) -> None:
-        """Keep a copy of the watched weights."""
-        self._before = copies_of(self._layers)
+    def before(self, *, early: bool = True) -> None:
+        """Keep a copy of the watched weights, and read the gradients that are there.
+
+        Args:
+            early: whether they are those of the step; otherwise they are read after it.
+        """
+        self._before = copies_of(self._layers, early=early)
 
     def after(self, rates: Sequence[Rate]) -> Parcel | None:
         """Measure the step since :meth:`before`, and send the numbers off.
@@ -96,16 +103,20 @@ class Sampler:
         sums = sums_of(self._layers, held)
         del held
         tables = [(b.members, b.reduce(sums, self._limits)) for b in self._buckets]
-        return _sent(tables, {n: r for n, r in enumerate(rates) if isinstance(r, Tensor)})
+        skipped = [all(p.grad is None for p in layer.params) for layer in self._layers]
+        return _sent(tables, {n: r for n, r in enumerate(rates) if isinstance(r, Tensor)}, skipped)
 
 
-def _sent(tables: list[tuple[list[int], Tensor]], rates: dict[int, Tensor]) -> Parcel:
+def _sent(
+    tables: list[tuple[list[int], Tensor]], rates: dict[int, Tensor], skipped: list[bool]
+) -> Parcel:
     """Start the copies to the CPU, and mark their end on each device."""
     away = {x.device for _, x in tables} | {r.device for r in rates.values()}
     # A rate on the CPU is changed in place by schedulers; elsewhere the copy home is one.
     parcel = Parcel(
         [(members, _homewards(x)) for members, x in tables],
         {n: _homewards(home.local(r).detach().clone()) for n, r in rates.items()},
+        skipped,
     )
     for device in away:
         if device.type == "cuda":
@@ -121,11 +132,11 @@ def _homewards(x: Tensor) -> Tensor:
     return x.to("cpu", non_blocking=x.device.type == "cuda")
 
 
-def floor_of(eps: object, coordinates: int) -> float:
+def floor_of(eps: float, coordinates: int) -> float:
     r"""Return :math:`\epsilon\sqrt C`, the norm of a gradient whose entries are as large as eps.
 
     Example:
-        >>> floor_of(1e-8, 100), floor_of(None, 100)
-        (1e-07, 0.0)
+        >>> floor_of(1e-8, 100)
+        1e-07
     """
-    return eps * coordinates**0.5 if isinstance(eps, float) else 0.0
+    return eps * math.sqrt(coordinates)

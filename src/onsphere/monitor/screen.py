@@ -27,12 +27,14 @@ def overview(run: Run) -> Table:
         run: a watched run; with no sample yet, the table is empty.
     """
     rows: list[tuple[Cell, ...]] = []
-    for name, about in run.layers.items() if run.samples else ():
+    last = run.samples[-1:]
+    now = Run(run.optimizer, run.layers, last)
+    for name, about in run.layers.items() if last else ():
         norm, rotation, rate, radial = (
-            _last(run.series(name, quantity))
+            _last(now.series(name, quantity))
             for quantity in ("norm", "rotation", "effective_lr", "radial")
         )
-        wanted = [_last(run.predicted(name, quantity)) for quantity in ("norm", "rotation")]
+        wanted = [_last(now.predicted(name, quantity)) for quantity in ("norm", "rotation")]
         law = about.get("law") or "none"
         rows.append((name, norm, wanted[0], rotation, wanted[1], rate, radial, law))
     title = f"{run.optimizer.get('name')}, step {run.samples[-1].step}" if run.samples else ""

@@ -10,7 +10,8 @@ an angle of :math:`10^{-6}` comes out right in float32, where the weights' cosin
 Of an update along the weight, rounding leaves an angle of :math:`10^{-3}|d|/|w|` at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +21,42 @@ from onsphere.monitor.watched import Layer
 from onsphere.optim import home
 
 
-def copies_of(layers: Sequence[Layer]) -> list[list[Tensor]]:
-    """Return copies of what this process holds of every watched weight."""
-    return [[home.local(p).clone() for p in layer.params] for layer in layers]
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What is kept of a layer before a step.
+
+    Args:
+        weights: copies of what this process holds of its parts.
+        slope: this process's part of the sums of the gradient, shape ``(2, vectors)``; ``None``
+            where there is no gradient yet, as before a closure is called.
+    """
+
+    weights: list[Tensor]
+    slope: Tensor | None
 
 
-def sums_of(layers: Sequence[Layer], before: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+def copies_of(layers: Sequence[Layer], *, early: bool = True) -> list[Before]:
+    """Return copies of what this process holds of every watched weight, and read its gradient.
+
+    Some steps overwrite the gradient (SGD's with Nesterov momentum and ``foreach``), so it is read
+    before them.
+
+    Args:
+        layers: what is watched.
+        early: whether the gradients that are there now are those of the step.
+    """
+    return [
+        Before(
+            [home.local(p).clone() for p in layer.params],
+            _slope(layer, [home.local(p) for p in layer.params])
+            if early and all(p.grad is not None for p in layer.params)
+            else None,
+        )
+        for layer in layers
+    ]
+
+
+def sums_of(layers: Sequence[Layer], before: Sequence[Before]) -> list[Tensor]:
     """Return the sums of every vector, the same in all processes; no device is waited for.
 
     Args:
@@ -37,65 +68,88 @@ def sums_of(layers: Sequence[Layer], before: Sequence[Sequence[Tensor]]) -> list
     """
     found, jobs = [], []
     for number, (layer, held) in enumerate(zip(layers, before, strict=True)):
-        if not home.any_in(layer.params):
-            parts = zip(held, layer.params, strict=True)
-            axes = layer.sphere.axes
-            found.append(_added([step_sums(old, new, new.grad, axes) for old, new in parts]))
-            continue
-        where = home.home_of(layer.params, layer.sphere)
-        found.append(_spread(layer, held, where))
-        jobs.append((number, (where, where.cut, found[-1])))
+        slope = _slope(layer, held.weights) if held.slope is None else held.slope
+        found.append(torch.cat([_moved(layer, held.weights), slope]))
+        if home.any_in(layer.params):
+            where = home.home_of(layer.params, layer.sphere)
+            jobs.append((number, (where, where.cut, found[-1])))
     if jobs:
         for (number, _), whole in zip(jobs, home.add_up([job for _, job in jobs]), strict=True):
             found[number] = whole
     return found
 
 
-def step_sums(before: Tensor, after: Tensor, grad: Tensor | None, axes: VectorAxes) -> Tensor:
-    """Return the sums of one step of one tensor.
+def update_sums(before: Tensor, after: Tensor, axes: VectorAxes) -> Tensor:
+    """Return the first three sums, of one step of one tensor.
 
     Args:
         before: the weight before the step; overwritten where it need not be converted.
         after: the weight after it.
-        grad: the gradient of the step; none counts as zero.
         axes: which entries form one vector.
 
     Returns:
-        Shape ``(5, vectors)``, in at least float32.
+        Shape ``(3, vectors)``, in at least float32.
 
     Example:
         >>> before, after = torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])
-        >>> step_sums(before, after, torch.tensor([0.0, -2.0]), VectorAxes()).flatten()
-        tensor([25.,  4.,  1.,  4., -8.])
+        >>> update_sums(before, after, VectorAxes()).flatten()
+        tensor([25.,  4.,  1.])
     """
     dtype = torch.promote_types(before.dtype, torch.float32)
     old = before.to(dtype)
     update = after.detach().to(dtype, copy=True).sub_(old)
     squares = _square(old, axes), _square(update, axes)
-    grown = _total(update.mul_(old), axes)
+    return torch.stack([squares[0], _total(update.mul_(old), axes), squares[1]])
+
+
+def gradient_sums(weight: Tensor, grad: Tensor | None, axes: VectorAxes) -> Tensor:
+    """Return the last two sums, of the gradient at one tensor.
+
+    Args:
+        weight: before the step.
+        grad: the gradient of the step; none counts as zero.
+        axes: which entries form one vector.
+
+    Returns:
+        Shape ``(2, vectors)``, in at least float32.
+
+    Example:
+        >>> weight, grad = torch.tensor([3.0, 4.0]), torch.tensor([0.0, -2.0])
+        >>> gradient_sums(weight, grad, VectorAxes()).flatten()
+        tensor([ 4., -8.])
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
     if grad is None:
-        steep = along = torch.zeros_like(grown)
-    else:
-        slope = (grad.to_dense() if grad.is_sparse else grad).detach().to(dtype)
-        steep, along = _square(slope, axes), _total(old.mul_(slope), axes)
-    return torch.stack([squares[0], grown, squares[1], steep, along])
+        return torch.zeros(2, axes.count(weight.shape), dtype=dtype, device=weight.device)
+    slope = (grad.to_dense() if grad.is_sparse else grad).detach().to(dtype)
+    return torch.stack([_square(slope, axes), _total(weight.detach().to(dtype) * slope, axes)])
 
 
-def _spread(layer: Layer, held: Sequence[Tensor], where: home.Home) -> Tensor:
-    """Return what this process adds to the sums of all vectors."""
-    dtype = torch.promote_types(held[0].dtype, torch.float32)
-    whole = torch.zeros(5, layer.vectors, dtype=dtype, device=held[0].device)
-    pieces = where.pieces(layer.sphere, held[0].device)
-    for old, param, piece in zip(held, layer.params, pieces, strict=True):
-        grad = home.local_gradient(param)
+def _moved(layer: Layer, held: Sequence[Tensor]) -> Tensor:
+    """Return what this process adds to the sums of the update; uses up the copies."""
+    now = [home.local(p) for p in layer.params]
+    return _added(layer, 3, lambda part, axes: update_sums(held[part], now[part], axes))
+
+
+def _slope(layer: Layer, held: Sequence[Tensor]) -> Tensor:
+    """Return what this process adds to the sums of the gradient."""
+    grads = [home.local_gradient(p) for p in layer.params]
+    return _added(layer, 2, lambda part, axes: gradient_sums(held[part], grads[part], axes))
+
+
+def _added(layer: Layer, rows: int, measure: Callable[[int, VectorAxes], Tensor]) -> Tensor:
+    """Add what is measured of the parts of a layer, as far as this process holds them."""
+    if not home.any_in(layer.params):
+        parts = [measure(part, layer.sphere.axes) for part in range(len(layer.params))]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+    first = home.local(layer.params[0])
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    whole = torch.zeros(rows, layer.vectors, dtype=dtype, device=first.device)
+    pieces = home.home_of(layer.params, layer.sphere).pieces(layer.sphere, first.device)
+    for part, piece in enumerate(pieces):
         if piece is not None and piece.speaks:
-            sums = step_sums(old, home.local(param), grad, piece.sphere.axes)
-            whole.index_add_(1, piece.owner, sums)
+            whole.index_add_(1, piece.owner, measure(part, piece.sphere.axes))
     return whole
-
-
-def _added(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def _square(x: Tensor, axes: VectorAxes) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from onsphere.errors import OnsphereError
+from onsphere.errors import OnsphereError, nearest
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import home
 from onsphere.optim.wrapper import OnSphere, families
@@ -72,7 +72,7 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
     names = {id(p): bare_name(n) for n, p in unwrapped(model).named_parameters()}
     groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     order = {key: place for place, key in enumerate(names)}
-    given = list(_given(model, optimizer, spheres, names))
+    given = list(_given(model, optimizer, spheres))
     found = []
     for params, axes in given:
         if not all(id(p) in groups and p.numel() for p in params):
@@ -90,7 +90,7 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
 
 
 def _given(
-    model: nn.Module, optimizer: Optimizer, spheres: Any, names: Mapping[int, str]
+    model: nn.Module, optimizer: Optimizer, spheres: Any
 ) -> Iterable[tuple[tuple[Tensor, ...], Sphere | VectorAxes]]:
     """Read every way to say which weights are on which spheres."""
     if spheres is None:
@@ -107,19 +107,21 @@ def _given(
         return list(families(spheres.spheres_of(model)))
     if not isinstance(spheres, Mapping):
         return list(families(spheres))
-    known = {name: p for p, name in _parameters(model, names)}
+    known = _parameters(model)
     pairs: dict[Any, Any] = {}
     for key, value in spheres.items():
         if isinstance(key, str):
             if key not in known:
-                raise WatchError(f"the model has no parameter {key!r}")
+                raise WatchError(f"the model has no parameter {key!r}{nearest(key, list(known))}")
             key = known[key]
         pairs[key] = value
     return list(families(pairs))
 
 
-def _parameters(model: nn.Module, names: Mapping[int, str]) -> Iterable[tuple[Tensor, str]]:
-    return ((p, names[id(p)]) for p in unwrapped(model).parameters())
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters; one that is tied, by each of its names."""
+    named = unwrapped(model).named_parameters(remove_duplicate=False)
+    return {bare_name(name): p for name, p in named}
 
 
 def _check(name: str, params: tuple[Tensor, ...], sphere: object) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.dynamics import Equilibrium
-from onsphere.dynamics.run import Run
+from onsphere.dynamics.run import Run, RunError
 from onsphere.errors import OnsphereError
 from onsphere.plans.motion import Motion, follow
 from onsphere.plans.plan import plan
@@ -21,7 +21,7 @@ Values = NDArray[np.float64]
 
 _LAWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "sgd": ("sgd", {}, ("momentum", "nesterov")),
-    "sgdw": ("sgd", {"decoupled": True}, ("momentum",)),
+    "sgdw": ("sgd", {"decoupled": True}, ("momentum", "nesterov")),
     "adam-l2": ("adam", {}, ("betas",)),
     "adamw": ("adamw", {}, ("betas",)),
     "lion": ("lion", {}, ("betas",)),
@@ -98,6 +98,7 @@ def compare(run: Run) -> list[LayerComparison]:
 
     Raises:
         PlanError: there is nothing to compare: fewer than two samples.
+        RunError: the header lacks what a law needs to know of a layer.
 
     Example:
         >>> import numpy as np
@@ -108,7 +109,19 @@ def compare(run: Run) -> list[LayerComparison]:
     """
     if len(run.samples) < 2:
         raise PlanError(f"the run has {len(run.samples)} samples; a comparison needs two or more")
+    for name, layer in run.layers.items():
+        _check(name, layer, len(run.optimizer.get("groups") or [{}]))
     return [_compared(run, name) for name in run.layers]
+
+
+def _check(name: str, layer: Mapping[str, Any], groups: int) -> None:
+    if layer.get("law") not in _LAWS:
+        return
+    for key in ("shape", "vectors", "coordinates"):
+        if not layer.get(key):
+            raise RunError(f"the run's header says no {key} of layer {name!r}")
+    if not 0 <= layer.get("group", 0) < groups:
+        raise RunError(f"the run's header has no settings of the group of layer {name!r}")
 
 
 def _compared(run: Run, name: str) -> LayerComparison:
@@ -159,7 +172,7 @@ def _law(
     law: str, layer: Mapping[str, Any], group: Mapping[str, Any], lr: float, level: float | None
 ) -> tuple[Motion, Equilibrium | None]:
     """Return the motion of one vector of a layer by its own hyperparameters, and where it rests."""
-    if group.get("dampening"):
+    if group.get("dampening") and (law == "sgdw" or group.get("momentum")):
         raise PlanError("a plan knows no dampening")
     method, options, names = _LAWS[law]
     options = options | {name: group[name] for name in names if group.get(name) is not None}

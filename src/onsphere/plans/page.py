@@ -1,6 +1,7 @@
 """Plans and comparisons as documents, and as panels for a terminal."""
 
 import math
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,7 +135,7 @@ def comparison_document(layers: Sequence[LayerComparison], name: str) -> Documen
         findings=words.comparison_findings(layers),
         figures=figures if shown else [],
         tables=[comparison_table(layers)],
-        command=f"onsphere plan --from {name}",
+        command=f"onsphere plan --from {shlex.quote(name)}",
     )
     return Document(
         f"A run and its plan: {name}",

@@ -10,7 +10,7 @@ import torch
 from onsphere.dynamics import Equilibrium, adam_l2_equilibrium, half_life
 from onsphere.hyperparameters import METHODS, settings_of
 from onsphere.plans.motion import Motion, Path, follow
-from onsphere.plans.schedule import PlanError, Schedule
+from onsphere.plans.schedule import MOST, PlanError, Schedule
 from onsphere.recipes import SphereRecipe, sphere_recipe
 
 _VANISHING = 1e-9
@@ -204,6 +204,8 @@ def plan(
     depends = _dependence(method, weight_decay, unit_gradient_square)
     try:
         settled = law.settled(lr, weight_decay) if weight_decay else None
+        if settled is not None and not _representable(settled):
+            raise OverflowError
         motion = law.growing(lr) if settled is None else Motion.of(settled, int(method == "adam"))
         path, around = _paths(motion, schedule, settled, initial_norm, depends)
     except (OverflowError, ZeroDivisionError):
@@ -259,6 +261,12 @@ class _Law:
         return math.sqrt(math.prod(self.shape))
 
 
+def _representable(settled: Equilibrium) -> bool:
+    """Whether all that an equilibrium says has a value."""
+    values = (settled.rotation, settled.norm, settled.rate)
+    return all(0 < v < math.inf for v in values) and half_life(settled) < math.inf
+
+
 def _dependence(method: str, weight_decay: float, level: float | None) -> Dependence:
     if level is not None or (method == "adam" and weight_decay == 0):
         return Dependence()
@@ -306,8 +314,8 @@ def _check(
     for name, value in (("gradient square", level), ("initial norm", initial_norm)):
         if value is not None and not 0 < value < math.inf:
             raise PlanError(f"the {name} is above 0 and finite, got {value}")
-    if batch is not None and batch < 1:
-        raise PlanError(f"a batch has at least 1 example, got {batch}")
+    if batch is not None and not 1 <= batch <= MOST:
+        raise PlanError(f"a batch has at least 1 example and at most {MOST}, got {batch}")
     if level is None and initial_norm is not None and _dependence(method, weight_decay, level).norm:
         raise PlanError(
             f"the initial norm says nothing under {method} as long as the gradients' size is not "

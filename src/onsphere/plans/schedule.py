@@ -10,6 +10,9 @@ from torch import Tensor
 
 from onsphere.errors import OnsphereError, nearest
 
+MOST = 2**53
+"""Steps up to which times are exact."""
+
 
 class PlanError(OnsphereError, ValueError):
     """Settings of a run that cannot be."""
@@ -55,6 +58,8 @@ class Schedule:
             raise PlanError(f"unknown schedule {self.kind!r}{nearest(self.kind, list(SHAPES))}")
         if self.steps < 1:
             raise PlanError(f"a run has at least 1 step, got {self.steps}")
+        if self.steps > MOST:
+            raise PlanError(f"a run has at most {MOST} steps, got {self.steps}")
         if not 0 <= self.warmup < self.steps:
             raise PlanError(
                 f"a warmup lasts at least 0 steps and less than the {self.steps} of the run, got "
@@ -70,6 +75,8 @@ class Schedule:
             raise PlanError(
                 f"the cooldown is a part of the run, above 0 and at most 1, got {self.cooldown}"
             )
+        if self.cooldown != Schedule.cooldown and self.kind != "wsd":
+            raise PlanError(f"a {self.kind} schedule has no cooldown; wsd has")
         self._check_drops()
 
     def _check_drops(self) -> None:
@@ -83,6 +90,8 @@ class Schedule:
             raise PlanError(
                 f"drops are steps of the run, from 1 to {self.steps - 1}, got {list(self.drops)}"
             )
+        if self.drop_by != Schedule.drop_by and self.kind != "step":
+            raise PlanError(f"a {self.kind} schedule has nothing to divide by (drop_by); step has")
         if not 1 < self.drop_by < math.inf:
             raise PlanError(f"the rate is divided by a number above 1, got {self.drop_by}")
 

@@ -40,3 +40,20 @@ def data_dir():
     if folder is None:
         pytest.skip("set ONSPHERE_DATA to a folder with the published files")
     return Path(folder)
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """Run the command line in an empty folder; return exit code, output and error output."""
+    from onsphere import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run

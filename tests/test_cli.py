@@ -4,24 +4,7 @@ import json
 
 import pytest
 
-from onsphere import cli
 from onsphere.version import __version__
-
-
-@pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Run the command line in an empty folder; return exit code, output and error output."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
-
 
 MISTAKES = {
     "unknown claim": (["study", "grwth"], ["unknown claim 'grwth'", "did you mean 'growth'?"]),

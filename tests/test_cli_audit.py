@@ -9,7 +9,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from onsphere import cli
 from onsphere.symmetry import Audit
 
 NETS = """
@@ -54,19 +53,10 @@ def strange(): return net(), 5
 
 
 @pytest.fixture
-def command(capsys, monkeypatch, tmp_path):
-    """Run the command line in a folder with nets.py; return exit code, output and error output."""
-    monkeypatch.chdir(tmp_path)
+def command(command, tmp_path):
+    """Run the command line in a folder with nets.py."""
     (tmp_path / "nets.py").write_text(NETS)
-
-    def run(*words):
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+    return command
 
 
 def audit_of(target: str, *words: str) -> list[str]:

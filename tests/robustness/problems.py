@@ -1,7 +1,10 @@
 """Classifiers whose robustness is known in closed form, or hidden on purpose."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WIDE = (-100.0, 100.0)
 DUAL = {"linf": 1, "l2": 2}
@@ -35,6 +38,24 @@ def conv_net(generator, *, examples=60, classes=5):
         param.data = torch.randn(param.shape, generator=generator)
     x = torch.rand(examples, 1, 6, 6, generator=generator)
     return net.eval().requires_grad_(False), x, net(x).argmax(1)
+
+
+def on_digits(make: Callable[[], nn.Module], *, lr: float, epochs: int, count: int):
+    """A network trained on the digits of scikit-learn, and ``count`` of those it was not shown."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels / 16).float().view(-1, 1, 8, 8), torch.tensor(labels)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = make()
+        optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+        for index in torch.randperm(1500).repeat(epochs).split(100):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
+            optimizer.step()
+        optimizer.zero_grad()
+    held_out = slice(1500, 1500 + count)
+    return net.eval().requires_grad_(False), x[held_out], y[held_out]
 
 
 class Quantized(torch.autograd.Function):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from onsphere.robustness import evaluate
+from robustness.problems import on_digits
 
 pytestmark = pytest.mark.slow
 
@@ -11,22 +12,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def trained():
     """A small network with GroupNorm trained on digits, and images that it was not shown."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels / 16).float().view(-1, 1, 8, 8), torch.tensor(labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(
+    return on_digits(
+        lambda: torch.nn.Sequential(
             torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.GroupNorm(2, 8), torch.nn.ReLU(),
             torch.nn.Conv2d(8, 16, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten(),
             torch.nn.Linear(144, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        for index in torch.randperm(1500).repeat(12).split(100):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
-            optimizer.step()
-    return net.eval().requires_grad_(False), x[1500:1600], y[1500:1600]
+        ),
+        lr=5e-3, epochs=12, count=100,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("norm", "name", "eps"), [("linf", "Linf", 0.1), ("l2", "L2", 0.5)])

@@ -16,7 +16,7 @@ from onsphere.robustness import (
     Stage,
     evaluate,
 )
-from robustness.problems import DUAL, WIDE, distances, linear
+from robustness.problems import DUAL, WIDE, distances, linear, on_digits
 
 SHORT = Budget(steps=10, targets=3, queries=40)
 
@@ -24,22 +24,13 @@ SHORT = Budget(steps=10, targets=3, queries=40)
 @pytest.fixture(scope="module")
 def digits():
     """A small network trained on the digits of scikit-learn, and images that it was not shown."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    pixels, labels = datasets.load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels / 16).float().view(-1, 1, 8, 8), torch.tensor(labels)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(
+    return on_digits(
+        lambda: torch.nn.Sequential(
             torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
             torch.nn.Flatten(), torch.nn.Linear(72, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-        for index in torch.randperm(1500).repeat(8).split(100):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(x[index]), y[index]).backward()
-            optimizer.step()
-        optimizer.zero_grad()
-    return net.eval().requires_grad_(False), x[1500:1560], y[1500:1560]
+        ),
+        lr=1e-2, epochs=8, count=60,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("norm", DUAL)

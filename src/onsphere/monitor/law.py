@@ -264,8 +264,11 @@ def _sgdw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equili
     return _longer(rest, vector.unit_gradient_square**0.25)
 
 
-def _adamw(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
-    rest = _method("adamw", lr, decay, betas=tuple(map(float, settings["betas"])))
+def _decoupled(
+    name: str, lr: float, decay: float, settings: Settings, vector: Vector
+) -> Equilibrium:
+    """Settle AdamW or Lion: the norm is that of one coordinate, times the root of their number."""
+    rest = _method(name, lr, decay, betas=tuple(map(float, settings["betas"])))
     return _longer(rest, math.sqrt(vector.coordinates))
 
 
@@ -277,11 +280,6 @@ def _adam_l2(lr: float, decay: float, settings: Settings, vector: Vector) -> Equ
         beta1=float(settings["betas"][0]),
         coordinates=vector.coordinates,
     )
-
-
-def _lion(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
-    rest = _method("lion", lr, decay, betas=tuple(map(float, settings["betas"])))
-    return _longer(rest, math.sqrt(vector.coordinates))
 
 
 def _muon(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
@@ -321,13 +319,14 @@ _NEEDED = {
     "Lion": ("lr", "betas", "weight_decay"),
     "Muon": ("lr", "momentum", "weight_decay"),
 }
-_ADAMW, _ADAM_L2 = Law("adamw", 1, _adamw), Law("adam-l2", 1, _adam_l2, bend=1)
+_ADAMW = Law("adamw", 1, functools.partial(_decoupled, "adamw"))
+_ADAM_L2 = Law("adam-l2", 1, _adam_l2, bend=1)
 _SPHERE, _ROTATION = Law("sphere", 2), Law("rotation", 2)
 _LAWS = {
     "SGD": Law("sgd", 2, _sgd),
     "SGDW": Law("sgdw", 2, _sgdw),
     "Adam": _ADAMW,
     "AdamW": _ADAMW,
-    "Lion": Law("lion", 1, _lion),
+    "Lion": Law("lion", 1, functools.partial(_decoupled, "lion")),
     "Muon": Law("muon", 1, _muon),
 }

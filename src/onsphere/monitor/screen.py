@@ -1,17 +1,16 @@
 """A run in a terminal: one line per layer with measured and expected values, then the flags."""
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from onsphere.dynamics.run import Flag, Run
+from onsphere.report import terminal
 from onsphere.report.document import Cell, Table
-from onsphere.report.terminal import table
 
 if TYPE_CHECKING:
     from onsphere.monitor.monitor import Monitor
@@ -63,16 +62,12 @@ def screen(run: Run) -> RenderableType:
     flags = [_flag(flag) for flag in run.flags[-_MOST_FLAGS:]]
     earlier = len(run.flags) - len(flags)
     more = [Text(f"{earlier} earlier flags.", style="dim")] if earlier else []
-    return Group(table(shown), *more, *flags)
+    return Group(terminal.table(shown), *more, *flags)
 
 
 def text(run: Run) -> str:
     """Return :func:`screen` as plain text."""
-    console = Console(file=io.StringIO(), width=120, color_system=None)
-    console.print(screen(run))
-    stream = console.file
-    assert isinstance(stream, io.StringIO)
-    return stream.getvalue().rstrip("\n")
+    return terminal.plain_text(screen(run), width=120)
 
 
 def live(monitor: "Monitor", **options: Any) -> Live:

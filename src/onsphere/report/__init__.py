@@ -8,6 +8,8 @@ The words are here; the pictures need the extra ``onsphere[study]`` and so are i
     draw.save_all(document, "figures")
 """
 
+from typing import TYPE_CHECKING, Any
+
 from onsphere.report.document import (
     Document,
     Figure,
@@ -18,7 +20,9 @@ from onsphere.report.document import (
     Table,
     Verdict,
 )
-from onsphere.report.terminal import summary, table
+
+if TYPE_CHECKING:
+    from onsphere.report.terminal import plain_text, summary, table
 
 __all__ = [
     "Document",
@@ -29,6 +33,16 @@ __all__ = [
     "Series",
     "Table",
     "Verdict",
+    "plain_text",
     "summary",
     "table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what shows things in a terminal when it is first asked for: rich takes a while."""
+    if name in ("plain_text", "summary", "table"):
+        from onsphere.report import terminal
+
+        return getattr(terminal, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,9 @@
 """Documents in a terminal: the verdicts at a glance, and tables."""
 
+import io
+
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table as Lines
 from rich.text import Text
 
@@ -70,3 +72,19 @@ def table(table: Table) -> Lines:
     for texts in zip(*(column(cells) for cells in columns), strict=True):
         lines.add_row(*(Text(text) for text in texts))
     return lines
+
+
+def plain_text(*shown: RenderableType, width: int) -> str:
+    """Write what a terminal would show as plain text, without colours and trailing blanks.
+
+    Args:
+        shown: one below the other.
+        width: of the terminal, in characters.
+
+    Example:
+        >>> plain_text(Text("clean", style="bold"), Text("robust  "), width=20).splitlines()
+        ['clean', 'robust']
+    """
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None).print(Group(*shown))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())

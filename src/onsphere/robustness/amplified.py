@@ -4,16 +4,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from io import StringIO
 from pathlib import Path
 from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
-from rich.console import Console
 from torch import Tensor
 
-from onsphere.report import Table, table
+from onsphere.report import Table
 from onsphere.report.document import Cell
 from onsphere.report.file import write_whole
 from onsphere.report.number import number
@@ -173,10 +171,10 @@ class Amplification:
         return tuple(m for m in MEASURES if m in moved)
 
     def __str__(self) -> str:
-        stream = StringIO()
-        Console(file=stream, width=1000).print(table(gain_table(self)))  # names in full
-        lines = [line.rstrip() for line in stream.getvalue().splitlines()]
-        return "\n".join([*lines, *(fill(line, WIDTH) for line in self.lines())])
+        from onsphere.report import plain_text, table
+
+        shown = plain_text(table(gain_table(self)), width=1000)  # names in full
+        return "\n".join([shown, *(fill(line, WIDTH) for line in self.lines())])
 
     def lines(self) -> list[str]:
         """Say in plain words what the table does not hold."""

@@ -157,8 +157,8 @@ def apgd_targeted(
     Example:
         >>> import torch
         >>> x, y = torch.tensor([[0.6, 0.4, 0.3], [0.9, 0.1, 0.0]]), torch.tensor([0, 0])
-        >>> apgd_targeted(torch.nn.Identity(), x, y, eps=0.25, steps=5).argmax(1)
-        tensor([1, 0])
+        >>> apgd_targeted(torch.nn.Identity(), x, y, eps=0.25, steps=5).argmax(1) == y
+        tensor([False,  True])
 
     Source: Croce & Hein, 2020 (arXiv 2003.01690), section 4.
     """

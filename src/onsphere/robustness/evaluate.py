@@ -169,7 +169,7 @@ def _run(
     seed: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> Tensor:
-    """Attack some of the examples: which of them are wrong afterwards, inside ball and box."""
+    """Attack some of the examples: which of them are wrong afterwards, inside the ball."""
     generator = torch.Generator(x.device).manual_seed(seed)
     broken = torch.zeros(len(todo), dtype=torch.bool, device=x.device)
     slack = _ROUNDING * (threat.bounds[1] - threat.bounds[0])

@@ -1,6 +1,5 @@
 """What an evaluation found: a frozen record, a table for people, JSON for machines."""
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -8,11 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich.console import Console, Group
-from rich.text import Text
-
 from onsphere.errors import OnsphereError
-from onsphere.report import Table, table
+from onsphere.report import Table
 from onsphere.report.file import write_whole
 from onsphere.report.number import number
 
@@ -179,12 +175,12 @@ class Evaluation:
         return (accuracies, Table("", headings, checks)) if checks else (accuracies,)
 
     def __str__(self) -> str:
-        warnings = [
-            Text(f"! {check.name}: {check.meaning}", style="yellow") for check in self.suspicious
-        ]
-        stream = io.StringIO()
-        Console(file=stream, width=100).print(Group(*map(table, self.tables()), *warnings))
-        return "\n".join(line.rstrip() for line in stream.getvalue().strip("\n").splitlines())
+        from rich.text import Text
+
+        from onsphere.report import plain_text, table
+
+        warnings = [Text(f"! {check.name}: {check.meaning}") for check in self.suspicious]
+        return plain_text(*map(table, self.tables()), *warnings, width=100)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold, the accuracies among it."""

@@ -79,7 +79,6 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
         adversarial = pgd(net, x, y, eps=eps, steps=steps)
         return float(correct(net, adversarial, y).float().mean())
 
-    loud = Scaled(model, LOGITS)
     found = {
         "clean_all": inputs.records[0]["test_accuracy"],
         "right": correct(model, x, y).int().tolist(),
@@ -94,7 +93,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
             for name, (change, applies) in CONTROLS.items()
             if applies(model)
         }
-        found["cross_entropy_loud"] = under_cross_entropy(loud)
+        found["cross_entropy_loud"] = under_cross_entropy(_loud(model))
     return Outcome(found)
 
 

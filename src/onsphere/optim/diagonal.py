@@ -74,14 +74,14 @@ class Diagonal:
     def reduce(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, inside: Axes
     ) -> Tensor:
-        """Return twelve numbers of each vector, one vector per row.
+        """Return eleven numbers of each vector, one vector per row.
 
-        <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <h,pw> <g,g> <1,hw> <1,pw>.
+        <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <g,g> <1,hw> <1,pw>.
         """
         p, h, _, w = self._weighted(p, g, m, v)
         wide = g.to(w.dtype)
         u, q = h * w, p * w
-        pairs = [(p, p), (p, h), (p, u), (p, q), (u, u), (u, q), (q, q), (h, u), (h, q)]
+        pairs = [(p, p), (p, h), (p, u), (p, q), (u, u), (u, q), (q, q), (h, u)]
         sums = [inner(a, b, inside) for a, b in [*pairs, (wide, wide)]]
         return torch.stack([*sums, total(u, inside), total(q, inside)], -1).double()
 
@@ -97,15 +97,15 @@ class Diagonal:
     ) -> Plan:
         """Return the six coefficients of each vector; ``radius`` is recorded."""
         sound = numbers.isfinite().all(-1) & (numbers[:, 0] > 0)
-        pp, ph, p_hw, p_pw, hw_hw, hw_pw, pw_pw, h_hw, h_pw = numbers[:, :9].unbind(-1)
+        pp, ph, p_hw, p_pw, hw_hw, hw_pw, pw_pw, h_hw = numbers[:, :8].unbind(-1)
         at = record(radius, pp, travel.radius, sound)
         drop = ph / pp
         pu, uu = p_hw - drop * p_pw, hw_hw - 2 * drop * hw_pw + drop * drop * pw_pw
         rho, mean = pu / pp, torch.zeros_like(pp)
         if travel.centered:
-            mean = (numbers[:, 10] - drop * numbers[:, 11]) / count
+            mean = (numbers[:, 9] - drop * numbers[:, 10]) / count
         tangent = (uu - pu * rho - count * mean * mean).clamp_min(0)
-        along = h_hw - drop * h_pw - drop * pu
+        along = h_hw - drop * (p_hw + pu)
         moved = move(travel, pp, tangent, along, floor * uu, at)
         a, b, d, e = settle(moved, count, pp, at, rounding)
         coefficients = [drop, a - b * rho, b, d - drop - e * rho, e, mean]

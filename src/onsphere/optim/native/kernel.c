@@ -18,11 +18,12 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 1, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 10, COEFFICIENTS = 6 };
+enum { ABI = 2, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 9, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
-enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15, NARROW = 64 };
+enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
+enum { NARROW = 64, STREAMS = 8 };
 
 /* One row of entries that belong to different vectors. */
 typedef struct {
@@ -45,6 +46,7 @@ typedef struct {
     void (*drift)(long, float *, const float *, float *, float *, const float *, const float *,
                   const float *, long);
     void (*size)(long, const float *, double *, long);
+    void (*sizes)(long, const float *, double *);
     void (*scale)(long, float *, const float *);
     void (*add)(const Rows *, float *);
     void (*follow)(const Rows *, const float *);
@@ -208,7 +210,7 @@ static int plan_diagonal(const Settings *s, double n, const double *x, Own *own,
     const double pp = x[0], drop = x[1] / pp, radius = radius_of(s, own, pp);
     const double pu = x[2] - drop * x[3], uu = x[4] - 2 * drop * x[5] + drop * drop * x[6];
     const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    const double ht = x[7] - drop * x[8] - drop * pu;
+    const double ht = x[7] - drop * (x[2] + pu);
     Move move = motion(s, s->rate, pp, tt, ht, s->floor * uu, radius);
     settle(s, n, &move, sqrt(pp), radius);
     c[0] = (float)drop, c[1] = (float)(move.a - move.b * rho), c[2] = (float)move.b;
@@ -308,7 +310,10 @@ static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, floa
         const int64_t padded = pieces(size, PADDED) * PADDED;
         const float *point = fetch(w, t->point, at + done, size, p, 0);
         if (w->s->kind == RESTORE) {
-            w->loops->size(padded, point, sums, ahead);
+            if (size < CHUNK / 2)
+                w->loops->size(padded, point, sums, ahead);
+            else
+                w->loops->sizes(padded, point, sums);
             continue;
         }
         const float *slope = fetch(w, t->slope, at + done, size, g, 0);

@@ -34,7 +34,7 @@ from onsphere.optim.native.tile_plan import (
     plan_of,
 )
 
-NUMBERS = tl.constexpr(10)
+NUMBERS = tl.constexpr(9)
 COEFFICIENTS = tl.constexpr(6)
 CHUNK = tl.constexpr(1 << 14)
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -111,7 +111,7 @@ def _terms(x, a, FLAGS: tl.constexpr):
     elif DIAGONAL & FLAGS:  # noqa: RET505 - what is left out is not compiled
         h, _, w = _weighted(x, a)
         u, q = h * w, p * w
-        return p * p, p * h, p * u, p * q, u * u, u * q, q * q, h * u, h * q, g * g
+        return p * p, p * h, p * u, p * q, u * u, u * q, q * q, h * u, g * g
     else:
         return p * p, p * g, p * m, g * g, g * m, m * m
 
@@ -284,7 +284,7 @@ def _partials(partial, first, i, inside, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1)]
     elif DIAGONAL & FLAGS:  # noqa: RET505
-        each = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+        each = (0, 1, 2, 3, 4, 5, 6, 7, 8)
         return [tl.load(at + j, mask=inside, other=0.0) for j in each]
     else:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3, 4, 5)]

@@ -89,6 +89,34 @@ def test_who_gives_up_asks_less_and_loses_little(generator):
     assert shown[3.0] < 0.6 * shown[None]
 
 
+@pytest.mark.parametrize("at", [1500, 4900])
+def test_who_gets_there_in_time_is_not_given_up(at):
+    asked = 0
+
+    def model(z):  # the margin falls by the same for every doubling, and is 0 at query number `at`
+        nonlocal asked
+        asked += 1
+        left = 1 - torch.log(torch.tensor(float(asked))) / torch.log(torch.tensor(float(at)))
+        return torch.stack([left.expand(len(z)), torch.zeros(len(z))], 1)
+
+    y = torch.zeros(3, dtype=torch.long)
+    square(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=1.5, generator=seeded())
+    assert at <= asked <= at + 2
+
+
+def test_who_makes_no_progress_is_given_up():
+    asked = 0
+
+    def model(z):
+        nonlocal asked
+        asked += 1
+        return torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
+
+    y = torch.zeros(3, dtype=torch.long)
+    square(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=3.0, generator=seeded())
+    assert asked <= 1001
+
+
 def test_the_schedule_is_the_published_one():
     halved = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
     for k, after in enumerate(halved):

@@ -90,10 +90,10 @@ def square(
     state = search.begin(images, y)
     marks = {1000 * 2**k for k in range(20) if 2000 * 2**k <= queries and give_up is not None}
     for query in range(1, queries):
-        if 2 * query in marks:
-            state.before = state.margin.clone()
         if query in marks and give_up is not None:
             state.give_up(query, queries, give_up)
+        elif 2 * query in marks:
+            state.before = state.margin.clone()
         left = int(state.done.sum())
         if left >= LEFT_BEFORE_GATHER * len(state.done):
             result[state.rows[state.done]] = state.z[state.done].view(-1, *x.shape[1:])

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from onsphere.robustness.attacks import Model, check_logits
 from onsphere.robustness.correctness import correct
 from onsphere.robustness.evaluation import ROBUST, WRONG, Check, Evaluation, EvaluationError, Stage
-from onsphere.robustness.suite import ATTACKS, Budget, chosen
+from onsphere.robustness.suite import ATTACKS, WITHOUT_GRADIENTS, Budget, chosen
 from onsphere.robustness.threat import Norm, Threat
 from onsphere.robustness.trust import refuse_batch_statistics, trust_checks
 
 Batches = Sequence[Tensor] | Iterable[Sequence[Tensor]]
 
-_BLIND = {"square"}  # attacks that need no gradient
 _PROBED = 2  # examples that the model is tried on before the attacks
 _ROUNDING = 1e-6  # of the width of the box: how far outside the ball rounding may put a point
 
@@ -146,7 +145,7 @@ def _check_model(model: Model, x: Tensor, y: Tensor, names: Sequence[str]) -> No
             f"apgd-dlr needs at least 3 classes, and the model has {logits.shape[1]}: choose "
             'other attacks, e.g. attacks="standard"'
         )
-    if _BLIND.issuperset(names):
+    if WITHOUT_GRADIENTS.issuperset(names):
         return
     gradient = None
     if logits.requires_grad:
@@ -173,8 +172,9 @@ def _run(
     generator = torch.Generator(x.device).manual_seed(seed)
     broken = torch.zeros(len(todo), dtype=torch.bool, device=x.device)
     slack = _ROUNDING * (threat.bounds[1] - threat.bounds[0])
-    for first in range(0, len(todo), budget.batch):
-        rows = todo[first : first + budget.batch]
+    together = budget.together(name)
+    for first in range(0, len(todo), together):
+        rows = todo[first : first + together]
         attacked = ATTACKS[name](model, x[rows], y[rows], threat, budget, generator)
         near = threat.distance(attacked, x[rows]) <= threat.eps + slack
         broken[first : first + len(rows)] = near & ~correct(model, attacked, y[rows])

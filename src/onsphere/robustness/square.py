@@ -56,8 +56,7 @@ def square(
         queries: of the model, per example. The windows' schedule is that of 10,000, as published.
         give_up: if given, an example also leaves when its margin, falling ``give_up`` times as
             much per doubling of the queries as it did in the last doubling, would not reach zero
-            by the end. Asked after 1,000 queries and at every
-            doubling, while as many are left.
+            by the end. Asked after 1,000 queries and at every doubling.
         bounds: least and greatest value of an entry.
         generator: source of windows and signs, on the device of ``x``; torch's global one if not
             given.
@@ -88,7 +87,7 @@ def square(
     images = result.clone() if x.ndim == 4 else result.flatten(1)[:, None, None, :].clone()
     search = _Search(model, threat, x.shape[1:], generator)
     state = search.begin(images, y)
-    marks = {1000 * 2**k for k in range(20) if 2000 * 2**k <= queries and give_up is not None}
+    marks = {1000 * 2**k for k in range(20) if 1000 * 2**k < queries and give_up is not None}
     for query in range(1, queries):
         if query in marks and give_up is not None:
             state.give_up(query, queries, give_up)

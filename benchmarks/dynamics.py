@@ -41,6 +41,7 @@ def tables(lengths: float = 20) -> Iterator[Table]:
 
 def _networks() -> Iterator[Measured]:
     yield from training.free()
+    yield from training.fourth_root()
     yield from training.rotates()
 
 

@@ -67,8 +67,8 @@ def _rms(angles: Tensor) -> float:
 def free(seed: int = 0, steps: int = 1000) -> Iterator[Measured]:
     """10: without decay: the norm under SGD by its law, under Adam as t^(1/2).
 
-    SGD's law is given the gradients as they came. Its exponent is not asked for: from a short
-    weight most of the growth comes in a few steps with large gradients, see the results.
+    SGD's law is given the gradients as they came. Its exponent is asked for in
+    :func:`fourth_root`: here the gradients shrink while the network learns what noise has to teach.
     """
     series = run(partial(SGD, lr=0.02), steps, seed, 0.1)
     unit_squares = series["gradient_square"] * series["norm"] ** 2
@@ -80,6 +80,19 @@ def free(seed: int = 0, steps: int = 1000) -> Iterator[Measured]:
     norm = series["norm"].pow(2).mean(1)
     yield Measured("Adam", "10: norm at the end", float(law), float(norm[-1]) ** 0.5, 0.1)
     yield Measured("Adam", "10: exponent", 0.5, exponent(norm) / 2, 0.1)
+
+
+def fourth_root(seeds: range = range(3), steps: int = 4000) -> Iterator[Measured]:
+    """10: the exponent 1/4 of SGD on a network, where the size of its gradients does not fall.
+
+    Random signs keep the network from learning: without them the squared gradients of unit weights
+    fall by a hundred in the same steps, and the norm stops.
+    """
+    found = []
+    for seed in seeds:
+        norm = run(partial(SGD, lr=1.0), steps, seed, flip=True)["norm"]
+        found.append(exponent(norm.pow(4).mean(1)) / 4)
+    yield Measured("SGD, random signs", "10: exponent", 0.25, sum(found) / len(found), 0.1)
 
 
 def rotates(seed: int = 0, steps: int = 1500) -> Iterator[Measured]:

@@ -40,6 +40,11 @@ def test_growth_on_a_network():
     check(training.free())
 
 
+@pytest.mark.slow
+def test_the_fourth_root_on_a_network():
+    check(training.fourth_root())
+
+
 def test_rotation_on_a_network():
     """Lion turns an eighth less than on a walk, within 15%: its gradients are not Gaussian."""
     measured = list(training.rotates())

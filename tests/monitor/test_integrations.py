@@ -97,6 +97,37 @@ def test_a_real_trainer(tmp_path):
     assert callback.monitor.run.steps.tolist() == [0, 1, 2]
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_a_real_lightning_trainer():
+    home = pytest.importorskip("lightning")
+
+    class Net(home.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(3, 4)
+
+        def training_step(self, batch, _):
+            x, y = batch
+            return torch.nn.functional.cross_entropy(self.inner(x), y)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Logged(home.Callback):
+        def on_train_end(self, trainer, _):
+            self.metrics = dict(trainer.logged_metrics)
+
+    data = [(torch.randn(3), k % 4) for k in range(16)]
+    watch, logged = lightning.monitor_callback({"inner.weight": ROWS}, every=2), Logged()
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = home.Trainer(
+        max_steps=5, accelerator="cpu", callbacks=[watch, logged], **dict.fromkeys(quiet, False)
+    )
+    trainer.fit(Net(), torch.utils.data.DataLoader(data, batch_size=4))
+    assert watch.monitor.run.steps.tolist() == [0, 2, 4]
+    assert logged.metrics["onsphere/norm/inner.weight"] > 0
+
+
 def test_the_callback_is_one_of_transformers():
     transformers = pytest.importorskip("transformers")
     callback = huggingface.monitor_callback({"w": ROWS}, every=1)

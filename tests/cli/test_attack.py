@@ -147,6 +147,18 @@ def test_json_holds_both_parts_and_nothing_else_is_printed(command, checkpoint):
     assert all("relative" not in layer["bookkeeping"] for layer in gains["layers"])
 
 
+def test_full_gives_up_on_no_example(command, checkpoint, tmp_path):
+    words = ("nets.py:net", "--checkpoint", checkpoint, "--data", "test.npz", "--images", 2)
+    words = (*words, "--eps", 0.05, "--html", "page.html")
+    code, out, _ = command(*words, "--full", "--json")
+    budget = json.loads(out)["evaluation"]["settings"]
+    assert (code, budget["give_up"], budget["queries"]) == (0, False, 5000)
+    assert "--full" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    code, _, error = command(*words, "--full", "--quick")
+    assert code == 2
+    assert "not allowed with argument --full" in error
+
+
 def test_a_normalization_goes_inside_the_model(command, checkpoint):
     """The same function of other units: the same accuracies, and layers under the same names."""
     x, y = examples()

@@ -100,9 +100,15 @@ def add(commands: "Commands") -> None:
     parser.add_argument(
         "--std", type=_number, nargs="+", metavar="S", help="divide by inside the model"
     )
-    parser.add_argument(
+    spent = parser.add_mutually_exclusive_group()
+    spent.add_argument(
         "--quick", action="store_const", dest="attacks", const="quick",
         help="gradient attacks only, fewer examples",
+    )  # fmt: skip
+    spent.add_argument(
+        "--full", action="store_true",
+        help="give up on no example early: two to five times as long; for networks that hide "
+        "their gradients",
     )  # fmt: skip
     parser.add_argument(
         "--control", choices=["all", "norms"], default="all",
@@ -253,12 +259,12 @@ def _check_logits(logits: Any, name: str, y: "Tensor") -> None:
 def _evaluated(
     options: argparse.Namespace, subject: _Subject, show: Callable[..., None]
 ) -> "Evaluation":
-    from onsphere.robustness import evaluate
+    from onsphere.robustness import Budget, evaluate
 
     return evaluate(
         subject.model, (subject.x, subject.y), eps=options.eps, norm=options.norm,
         bounds=tuple(options.bounds), attacks=options.attacks, seed=options.seed,
-        progress=show,
+        budget=Budget(give_up=not options.full), progress=show,
     )  # fmt: skip
 
 
@@ -336,4 +342,6 @@ def _command(options: argparse.Namespace) -> str:
     for name in ("mean", "std"):
         given = getattr(options, name)
         words += [f"--{name}", *map(repr, given)] if given else []
-    return shlex.join([*words, *(["--quick"] if options.attacks == "quick" else [])])
+    words += ["--quick"] if options.attacks == "quick" else []
+    words += ["--full"] if options.full else []
+    return shlex.join(words)

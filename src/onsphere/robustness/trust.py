@@ -282,7 +282,8 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
     ),
     "gradient-free is not stronger": (
         (_gradient_free, _CHANCE),
-        "share of examples that Square breaks and gradients do not; if large, gradients mislead",
+        "share of examples that Square breaks and gradients do not; if large, gradients mislead: "
+        "run it with give_up=False (--full), and take the number for an upper bound",
     ),
     "gradients are there": (
         (_lost_gradients, _HIDDEN),

@@ -139,15 +139,15 @@ TARGET static void NAME(moments)(long n, const float *p, const float *g, const f
                                  const float *v, const float *a, float *kept, double *sums,
                                  long ahead) {
     SUM_UP(9, (FETCH(p), FETCH(g),
-                NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
+               NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
 }
 
 TARGET static void NAME(size)(long n, const float *p, double *sums, long ahead) {
     SUM_UP(2, (FETCH(p), NAME(size_of)(p + i, x)))
 }
 
-/* The same of a long range, read at STREAMS places at once: with one array to read, memory would
- * wait for the next page a third of the time. */
+/* The same of a long range, read at STREAMS places at once: one array read from end to end does not
+ * keep memory busy and takes 1.3 times as long. */
 TARGET static void NAME(sizes)(long n, const float *p, double *sums) {
     const long part = n / STREAMS / LANES * LANES;
     for (long from = 0, to; to = from + FLUSH / STREAMS < part ? from + FLUSH / STREAMS : part,
@@ -222,7 +222,7 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
         ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
     } else {
         ADD_UP(9, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
-                                    r->kept ? r->kept + i : NULL, x))
+                                   r->kept ? r->kept + i : NULL, x))
     }
 }
 

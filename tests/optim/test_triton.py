@@ -18,6 +18,7 @@ from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
+from onsphere.optim.home import numbers
 from onsphere.optim.native import launch, ops
 from onsphere.optim.restoration import leash, record, restore
 from optim.contract import MEMBERS, feed, loss_of, target, train
@@ -255,8 +256,8 @@ def test_restoring(way, dtype, centered, settings, device, generator, monkeypatc
     ends = []
     for on in (True, False):
         with native.switched(on):
-            held = leash([begin.clone()], sphere)
-            record(held)
+            held = leash([begin.clone()], sphere, numbers([begin], sphere))
+            record([held])
             held.params[0].copy_(moved)
             left = restore([held], **settings)
             assert int(left) == int(held.skipped) == 3

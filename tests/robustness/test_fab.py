@@ -64,14 +64,14 @@ def test_points_lie_in_the_box_and_what_suffices_ends_the_search(norm, generator
         shown.append(len(z))
         return net(z)
 
-    nearest = fab(spy, x, y, norm=norm, steps=30)
+    nearest = fab(spy, x, y, norm=norm, steps=80)
     exhaustive = sum(shown)
     size = Threat(1.0, norm).distance(nearest, x)
     assert inside(nearest, x, size.max().item(), norm)
     assert not correct(net, nearest, y).any()
     shown.clear()
     within = size.median().item() * 1.05
-    quick = fab(spy, x, y, norm=norm, steps=30, within=within, give_up=8.0)
+    quick = fab(spy, x, y, norm=norm, steps=80, within=within, give_up=8.0)
     reached = Threat(1.0, norm).distance(quick, x) <= within
     assert reached.double().mean() >= 0.45
     assert sum(shown) < 0.6 * exhaustive

@@ -27,7 +27,7 @@ from onsphere.robustness.threat import Norm, Threat, per_example
 _MOST_TOWARDS_X = 0.1  # alpha_max
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
-_WINDOW = 5  # steps between two looks at the progress
+_WINDOW = 20  # steps between two looks at the progress
 _NEWTON = 12  # steps; each is exact once no entry meets its bound, and ends early then
 _BISECTIONS = 14
 
@@ -60,7 +60,7 @@ def fab(
         steps: gradient evaluations per target.
         within: a distance that suffices: an example leaves once it has a point as near as that.
         give_up: if given, a target is also left when its distance, falling ``give_up`` times as
-            much as in the last five steps, would not come to ``within``.
+            much as in the last 20 steps, would not come to ``within``. Asked at steps 40, 60, ...
         bounds: least and greatest value of an entry.
         batch: pairs of example and target that go through the model at once, if there are more
             pairs than examples.

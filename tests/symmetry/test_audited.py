@@ -130,7 +130,7 @@ def test_a_file_comes_back_as_it_was(deep, tmp_path):
     )  # fmt: skip
     odd.to_json(tmp_path / "audit.json")
     text = (tmp_path / "audit.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail)["format"] == 1
+    assert json.loads(text, parse_constant=pytest.fail)["format"] == 2
     assert Audit.from_json(tmp_path / "audit.json") == odd
 
 
@@ -149,9 +149,9 @@ def test_parts_are_shown(deep, tmp_path):
 BAD = {
     "no json": ("{", "does not hold an audit"),
     "a list": ("[]", "not a list"),
-    "another format": ('{"format": 99}', "format 99.*reads format 1.*audit the model again"),
+    "another format": ('{"format": 99}', "format 99.*reads format 2.*audit the model again"),
     "no format": ("{}", "format None"),
-    "nothing else": ('{"format": 1}', "parameters"),
+    "nothing else": ('{"format": 2}', "parameters"),
     "binary": ("\udcff", "does not hold an audit"),
 }
 

@@ -4,7 +4,7 @@ from onsphere.symmetry.archive import ArchiveError
 from onsphere.symmetry.audit import audit
 from onsphere.symmetry.audited import Audit
 from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
-from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, Spread, WeightReport
+from onsphere.symmetry.claims import Kind, Leak, Limit, Rescaling, Sphere, Spread, WeightReport
 from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.gauge import CannotRescale, rescaled
 from onsphere.symmetry.operation import Operation
@@ -20,6 +20,7 @@ __all__ = [
     "CannotRescale",
     "Kind",
     "Leak",
+    "Limit",
     "ModelError",
     "Operation",
     "Rescaling",

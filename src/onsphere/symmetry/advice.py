@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from onsphere.symmetry.claims import Kind, Leak
+from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere
 from onsphere.symmetry.fold import folded
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def of_model(audit: "Audit") -> list[str]:
     return [
         *_on_mode(audit),
         *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_inert(audit),
-        *_on_leaks(audit), *limits(audit),
+        *_on_detached(audit), *_on_leaks(audit), *limits(audit),
     ]  # fmt: skip
 
 
@@ -70,6 +70,8 @@ def _of(audit: "Audit", kind: Kind) -> list[str]:
 
 def _on_spheres(audit: "Audit") -> list[str]:
     count = len(_of(audit, Kind.SPHERE))
+    if not count and _nothing_shown(audit):
+        return []
     if not count:
         return [
             "No weight has a sphere of its own: fixing the length of one loses nothing only if a "
@@ -80,6 +82,10 @@ def _on_spheres(audit: "Audit") -> list[str]:
         "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
         "weight decay on them is a schedule of their learning rate."
     ]
+
+
+def _nothing_shown(audit: "Audit") -> bool:
+    return any(limit.kind == "float64" for limit in audit.limits)
 
 
 def _on_shared(audit: "Audit") -> list[str]:
@@ -106,6 +112,20 @@ def _on_inert(audit: "Audit") -> list[str]:
     return [f"{_weights(len(audit.inert))} cannot affect the output and can be removed: {shown}."]
 
 
+def _on_detached(audit: "Audit") -> list[str]:
+    spheres = [s for s in audit.spheres if not s.tangent]
+    claims: list[Sphere | Rescaling] = [*spheres, *(r for r in audit.rescalings if not r.tangent)]
+    if not claims:
+        return []
+    names = folded(sorted({n for c in claims for n in c.names if n in audit.parameters}))
+    count = "1 symmetry is" if len(claims) == 1 else f"{len(claims)} symmetries are"
+    return [
+        f"{count} of the function, but not of its gradient, which does not know of a scale that "
+        f"the model detaches or reads as a number ({', '.join(names[:3])}): gradients move the "
+        "norms of these weights as well. A sphere optimizer takes that part out."
+    ]
+
+
 def _on_leaks(audit: "Audit") -> list[str]:
     large = large_leaks(audit)
     if not large:
@@ -130,7 +150,7 @@ def _on_mode(audit: "Audit") -> list[str]:
 
 def limits(audit: "Audit") -> list[str]:
     """Say what a reader must know before relying on an audit."""
-    said = []
+    said = [limit.words for limit in audit.limits]
     if audit.unknown_ops:
         ops = sorted({u.name for u in audit.unknown_ops})
         said.append(
@@ -143,9 +163,9 @@ def limits(audit: "Audit") -> list[str]:
             "not certified on numbers, and inert weights, shifts and finer spheres are not looked "
             "for. A small copy with memory has them (on the command line: --shrink)."
         )
-    elif not audit.complete:
+    elif not audit.complete and not audit.limits:
         said.append("The model is large: the numeric search for further symmetries was cut short.")
-    return said
+    return [*said, *audit.conditions]
 
 
 def _weights(count: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Leak, Rescaling, Sphere
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
 from onsphere.symmetry.parts import Part
 from onsphere.symmetry.shift import Shift
 from onsphere.symmetry.trace import UnknownOp
@@ -16,7 +16,7 @@ from onsphere.symmetry.trace import UnknownOp
 if TYPE_CHECKING:
     from onsphere.symmetry.audited import Audit
 
-FORMAT = 1
+FORMAT = 2
 """Version of the file format; raised when an older reader would misunderstand a file."""
 
 _ODD = ("inf", "-inf", "nan")
@@ -68,6 +68,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         Part(**{**_numbers(p), "intervals": tuple((a, b) for a, b in p["intervals"])})
         for p in data["parts"]
     ]
+    fields["limits"] = [Limit(x["kind"], tuple(x["names"]), x["words"]) for x in data["limits"]]
     fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
     return fields
 

@@ -9,8 +9,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from onsphere.symmetry.eps import LARGEST_EPS
 from onsphere.symmetry.operation import (
-    LARGEST_EPS,
     Operation,
     Rule,
     flat_tensors,
@@ -22,10 +22,10 @@ from onsphere.symmetry.units import ANY, ZERO, Unit
 def add(op: Operation) -> Unit:
     """Add with equal units; a small constant may turn out to be an eps."""
     self, other = op["self"], op["other"]
-    if op.small(other) and isinstance(self, Tensor):
-        return op.with_eps(op.unit(self), other)
-    if op.small(self) and isinstance(other, Tensor):
-        return op.with_eps(op.unit(other), self)
+    if op.small("other") and isinstance(self, Tensor):
+        return op.with_eps(op.unit(self), "other")
+    if op.small("self") and isinstance(other, Tensor):
+        return op.with_eps(op.unit(other), "self")
     common = op.equal(self, other)
     if op.name in ("aten::sub", "aten::rsub") and not isinstance(other, Tensor):
         unit = op.unit(self)
@@ -36,8 +36,8 @@ def add(op: Operation) -> Unit:
 def hypot(op: Operation) -> Unit:
     """Join the legs of a right triangle; the square of a small constant one may be an eps."""
     self, other = op["self"], op["other"]
-    eps = op.small(other, LARGEST_EPS**0.5)
-    return op.with_eps(op.unit(self), other) if eps else op.equal(self, other)
+    eps = op.small("other", LARGEST_EPS**0.5)
+    return op.with_eps(op.unit(self), "other") if eps else op.equal(self, other)
 
 
 def mul(op: Operation) -> Unit:
@@ -86,9 +86,19 @@ def root(exponent: Fraction | int) -> Rule:
 def clamp(op: Operation) -> Unit:
     """Clamp at 0 or at nothing: keeps the unit. At a small number: maybe an eps. Else equal."""
     low, high = op["min"], op["max"]
-    if high is None and op.small(low):
-        return op.with_eps(op.unit(op["self"]), low)
+    if high is None and op.small("min"):
+        return op.with_eps(op.unit(op["self"]), "min")
     return op.equal(op["self"], low, high)
+
+
+def maximum(op: Operation) -> Unit | tuple[Unit, ...]:
+    """Take the larger of two, or the largest along an axis: a small constant may be an eps."""
+    if not isinstance(op["other"], Tensor):
+        return (op.unit(op["self"], keep_eps=True), ZERO)
+    for constant, tensor in (("other", "self"), ("self", "other")):
+        if op.small(constant):
+            return op.with_eps(op.unit(op[tensor]), constant)
+    return op.equal(op["self"], op["other"])
 
 
 def where(op: Operation) -> Unit:
@@ -105,7 +115,7 @@ def fill(op: Operation) -> Unit:
     """Write a constant over part of a tensor; a guard that never acts writes nothing."""
     if op.settled(op["mask"]) is False:
         return op.unit(op["self"])
-    return op.equal(op["self"], op["value"])
+    return op.equal(op["self"], op["value"] if op.has("value") else op["fill_value"])
 
 
 def full(op: Operation) -> Unit:
@@ -196,9 +206,26 @@ def both(op: Operation) -> Unit:
     return Unit(guard=all(op.ledger.read(m).guard for m in masks))
 
 
+def bins(op: Operation) -> Unit:
+    """Compare with places of equal unit; results: indices."""
+    op.equal(op["self"], op["boundaries"] if op.has("boundaries") else op["sorted_sequence"])
+    return ZERO
+
+
+def draw(op: Operation) -> Unit:
+    """Draw random numbers; where tensors say how likely they are, these know a scale."""
+    told = [op[n] for n in ("p", "mean", "std") if isinstance(op[n], Tensor)]
+    by_shape = op.name.endswith("_") or isinstance(op["p"], float)
+    if op.has("self") and not by_shape:
+        told.append(op["self"])
+    return op.dimensionless(*told)
+
+
 def item(op: Operation) -> Unit:
     """Turn a tensor into a Python number, which carries no unit: it must be 0."""
-    return op.dimensionless(op["self"]) if op["self"].is_floating_point() else ZERO
+    if op["self"].is_floating_point():
+        op.ledger.note_read(op["self"])
+    return ZERO
 
 
 def leaky(op: Operation) -> Unit:
@@ -250,6 +277,33 @@ def index_add(op: Operation) -> Unit:
 def squared_difference(op: Operation) -> Unit:
     """Compare prediction and target by their squared difference."""
     return op.equal(op["self"], op["target"]) * 2
+
+
+def nll_loss(op: Operation) -> tuple[Unit, ...]:
+    """Pick what a target names; a mean over weights forgets their unit, a sum does not."""
+    weight = op.unit(op["weight"]) if isinstance(op["weight"], Tensor) else ZERO
+    total = op.unit(op["self"])
+    return (total if op["reduction"] == 1 else total + weight, weight)
+
+
+def cross_entropy(op: Operation) -> Unit:
+    """Compare probabilities or logits of unit 0, times the weights of the loss."""
+    positive = [op["pos_weight"]] if isinstance(op["pos_weight"], Tensor) else []
+    op.dimensionless(op["self"], op["target"], *positive)
+    return op.unit(op["weight"]) if isinstance(op["weight"], Tensor) else ZERO
+
+
+def pad_packed(op: Operation) -> tuple[Unit, ...]:
+    """Lay sequences side by side again, with a constant where one has ended."""
+    return (op.equal(op["data"], op["padding_value"]), ZERO)
+
+
+def embedding_bag(op: Operation) -> tuple[Unit, ...]:
+    """Sum rows of a table, weighted or not; results: sums, and counts."""
+    unit = op.unit(op["weight"])
+    if isinstance(op["per_sample_weights"], Tensor):
+        unit = unit + op.unit(op["per_sample_weights"])
+    return (unit, ZERO, ZERO, ZERO)
 
 
 def linear_solve(op: Operation) -> tuple[Unit, ...]:

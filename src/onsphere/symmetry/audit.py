@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audited import Audit, Inputs
@@ -17,24 +18,34 @@ from onsphere.symmetry.certificate import (
     Certificate,
     Exponents,
     certify,
+    far_points,
     is_well_conditioned,
     rounding_floor,
 )
-from onsphere.symmetry.claims import Leak, Rescaling, Sphere
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
 from onsphere.symmetry.evidence import Evidence, gather
 from onsphere.symmetry.execution import (
     ModelError,
     OutputPicker,
     bare_name,
+    inputs_of,
     plain_execution,
     weights,
 )
 from onsphere.symmetry.gathered import on_gathered
 from onsphere.symmetry.granularity import described, finest_divisions
-from onsphere.symmetry.inert import are_inert, inert_candidates
-from onsphere.symmetry.missed import completed
+from onsphere.symmetry.limits import (
+    on_another_model,
+    on_gradients,
+    on_reads,
+    on_unreached,
+    read_weights,
+)
+from onsphere.symmetry.missed import completed, extended
 from onsphere.symmetry.parts import Part, find_parts
-from onsphere.symmetry.probe import Point, Probe
+from onsphere.symmetry.probe import NoGradients, Point, Probe
+from onsphere.symmetry.reach import followed, unreached, without_effect
+from onsphere.symmetry.reproduction import difference
 from onsphere.symmetry.shift import Shift, ShiftSearch
 from onsphere.symmetry.trace import Trace, trace
 from onsphere.symmetry.units import in_span
@@ -67,7 +78,8 @@ def audit(
 
     Args:
         model: any module; audited in the mode it is in, and left as it was.
-        args: positional inputs as ``torch.export`` takes them: a tuple, or one tensor.
+        args: positional inputs as ``torch.export`` takes them: a tuple, or one tensor. A dictionary
+            (a batch) goes in by keyword where ``forward`` takes its keys, and else as it is.
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
@@ -87,8 +99,7 @@ def audit(
         >>> found.inert
         ['0.bias']
     """
-    args = (args,) if isinstance(args, Tensor) else tuple(args)
-    kwargs = dict(kwargs or {})
+    args, kwargs = inputs_of(model, args, kwargs)
     say = progress or (lambda _: None)
     _check_numbers(model)
     say("following the operations")
@@ -112,6 +123,9 @@ class _Findings:
     divisions: Mapping[int, VectorAxes] = field(default_factory=dict)
     shifts: list[Shift] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    unreached: set[str] = field(default_factory=set)
+    limits: list[Limit] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
     complete: bool = False
 
 
@@ -119,40 +133,109 @@ def _investigated(
     probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any], say: Callable[[str], None]
 ) -> tuple[Trace, _Findings]:
     """Certify what the units claim, and find what only numbers can tell."""
+    say("comparing the run in float64 with the model")
+    differs = difference(probe, args, kwargs)
+    if differs is not None:
+        return probe.traced, _Findings(
+            [], [], limits=[*on_reads(probe.traced), on_another_model(differs)]
+        )
+    probe.traced, others = followed(probe, args, kwargs)
     traced = probe.traced
+    conditions = probe.others.words()
     say("measuring gradients")
     random = _random_points(probe, 2)
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
     shifts = ShiftSearch(
         {n: probe.given().state[probe.own_name[n]].shape for n in traced.parameters}
     )
-    evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+    try:
+        probe.drop_opaque()
+        evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+    except NoGradients as error:
+        return traced, replace(
+            _without_gradients(probe, str(error), [*random, *given], say), conditions=conditions
+        )
     say("looking for weights without effect")
-    inert = _inert(probe, evidence, random, given)
+    inert, silent = without_effect(probe, evidence, random, given, others)
     if inert:
-        traced = trace(probe.model, args, kwargs, output=probe.output, inert=inert)
-        probe.traced = traced
-    claims = [dict(v) for v in traced.basis if not _touches(v, _unreached(traced))]
-    say("looking for symmetries that units cannot see")
-    claims, complete = completed(
-        probe, claims, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
-    )
+        probe.traced = traced = trace(
+            probe.model, args, kwargs, output=probe.output, inert=inert, others=others
+        )
+    missed = unreached(traced)
+    claims = [dict(v) for v in traced.basis if not _touches(v, missed)]
     say("certifying on numbers")
-    certificates = certify(probe, claims, [*random, *given], evidence)
-    held = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
-    claims = [v for v, _ in held]
+    points = [*random, *given]
+    claims, certificates = _held(claims, certify(probe, claims, points, evidence))
+    say("looking for symmetries that units cannot see")
+    more, complete = _further(probe, claims, certificates, evidence)
+    more = [v for v in more if not _touches(v, missed | silent)]
+    more, certified = _held(more, certify(probe, more, points, evidence))
+    claims, certificates = [*claims, *more], [*certificates, *certified]
     say("looking for finer spheres and shifts")
+    random = [*random, *islice(far_points(probe), 2)]
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in traced.parameters if n not in inert]
     return traced, _Findings(
         claims,
-        [c for _, c in held],
+        certificates,
         inert,
-        _divisions(probe, claims, inert, random, evidence),
+        _divisions(probe, claims, inert, random, _told(certificates, evidence)),
         shifts.certified(probe, alive, random),
         find_parts(probe, [n for n in alive if n not in alone], random, evidence),
+        silent,
+        on_reads(traced),
+        [*conditions, *on_unreached(missed)],
         complete,
     )
+
+
+def _without_gradients(
+    probe: Probe, why: str, points: Sequence[Point], say: Callable[[str], None]
+) -> _Findings:
+    """Certify by finite rescales alone."""
+    traced = probe.traced
+    say("certifying on numbers")
+    inert = [n for n in traced.unread if not traced.data_dependent and n in probe.names]
+    claims = [dict(v) for v in traced.basis if not _touches(v, unreached(traced))]
+    claims, certificates = _held(claims, certify(probe, claims, points, None))
+    more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
+    more, certified = _held(more, certify(probe, more, points, None))
+    claims, certificates = [*claims, *more], [*certificates, *certified]
+    say("looking for finer spheres")
+    far = [*points, *islice(far_points(probe), 2)]
+    divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
+    return _Findings(
+        claims, certificates, inert, divisions,
+        unreached=unreached(traced), limits=[*on_reads(traced), on_gradients(why)],
+    )  # fmt: skip
+
+
+def _held(
+    claims: Sequence[dict[str, Fraction]], certificates: Sequence[Certificate]
+) -> tuple[list[dict[str, Fraction]], list[Certificate]]:
+    """Keep the claims that passed."""
+    pairs = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
+    return [v for v, _ in pairs], [c for _, c in pairs]
+
+
+def _further(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    certificates: Sequence[Certificate],
+    evidence: Evidence,
+) -> tuple[list[dict[str, Fraction]], bool]:
+    """Return symmetries that units cannot see, and whether the numbers were searched for them."""
+    tangent = [v for v, c in zip(claims, certificates, strict=True) if c.tangent]
+    found, complete = completed(
+        probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
+    )
+    candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in read_weights(probe.traced))]
+    return extended(probe, claims, candidates)[len(claims) :], complete
+
+
+def _told(certificates: Sequence[Certificate], evidence: Evidence | None) -> list[Evidence | None]:
+    """Return what gradients tell of each claim: nothing where they are not tangent to it."""
+    return [evidence if c.tangent else None for c in certificates]
 
 
 def _check_numbers(model: nn.Module) -> None:
@@ -171,7 +254,7 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     spare: list[tuple[float, Point]] = []
     start = time.monotonic()
     for noise, size in _draws(count, turn):
-        point = probe.redrawn(noise, size)
+        point = probe.redrawn(noise, size, turn + len(points))
         floor = rounding_floor(probe, point)
         if floor < WORST_AMPLIFICATION * EPSILON:
             points.append(point)
@@ -196,21 +279,8 @@ def _draws(count: int, turn: int) -> Iterator[tuple[float, float]]:
         yield (0.1, 1.0, 0.4)[attempt % 3], (5.0, 0.4, 15.0, 1.0)[attempt % 4]
 
 
-def _unreached(traced: Trace) -> set[str]:
-    return set(traced.unread) if traced.data_dependent else set()
-
-
 def _touches(v: Exponents, names: set[str]) -> bool:
     return any(n in names for n in v)
-
-
-def _inert(
-    probe: Probe, evidence: Evidence, random: Sequence[Point], given: Sequence[Point]
-) -> list[str]:
-    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [evidence.radial(i) for i in range(len(random))]
-    silent = {n for r in rows for n in inert_candidates(r)} - _unreached(probe.traced)
-    return are_inert(probe, [n for n in probe.names if n in silent], [*random, *given])
 
 
 def _divisions(
@@ -218,7 +288,7 @@ def _divisions(
     claims: Sequence[Exponents],
     inert: Sequence[str],
     points: Sequence[Point],
-    evidence: Evidence,
+    evidence: Sequence[Evidence | None],
 ) -> dict[int, VectorAxes]:
     wanted = [
         i
@@ -230,7 +300,8 @@ def _divisions(
     if not wanted:
         return {}
     spheres = [{n: float(e) for n, e in claims[i].items()} for i in wanted]
-    return dict(zip(wanted, finest_divisions(probe, spheres, points, evidence), strict=True))
+    told = [evidence[i] for i in wanted]
+    return dict(zip(wanted, finest_divisions(probe, spheres, points, told), strict=True))
 
 
 def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
@@ -240,9 +311,13 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
     shapes = {bare_name(n): tuple(t.shape) for n, t in {**parameters, **buffers}.items()}
     spheres, rescalings, leaks = [], [], []
     for i, v in enumerate(claims):
-        numbers: dict[str, float] = {}
+        numbers: dict[str, Any] = {}
         if certificates is not None:
-            numbers = {"residual": certificates[i].residual, "change": certificates[i].change}
+            numbers = {
+                "residual": certificates[i].residual,
+                "change": certificates[i].change,
+                "tangent": certificates[i].tangent,
+            }
             leaks.append(Leak(dict(v), certificates[i].leak))
         if len(v) == 1 and next(iter(v)) in inert:
             continue
@@ -268,7 +343,9 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         exact_symmetries=_spanned(traced.exact, claims),
         followers=[follow.get(_key(v), {}) for v in claims],
         unknown_ops=list(traced.unknown),
-        unreached=sorted(_unreached(traced)),
+        unreached=sorted(unreached(traced) | findings.unreached),
+        limits=findings.limits if certificates is not None else on_reads(traced),
+        conditions=findings.conditions,
         certified=certificates is not None,
         complete=findings.complete,
     )

@@ -14,7 +14,7 @@ from torch import nn
 from onsphere import geometry
 from onsphere.report.file import write_whole
 from onsphere.symmetry import advice, archive, table
-from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere, WeightReport
+from onsphere.symmetry.claims import Kind, Leak, Limit, Rescaling, Sphere, WeightReport
 from onsphere.symmetry.decay import shrinkable
 from onsphere.symmetry.execution import OutputPicker, bare_name
 from onsphere.symmetry.gathered import unwrapped
@@ -65,6 +65,9 @@ class Audit:
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
         complete: whether the numeric search for further symmetries ran to its end.
+        limits: what could not be seen or shown, where something could not.
+        conditions: what was assumed of the inputs, in words: which others were tried, and what
+            holds for those given only.
         note: how the model was built, where a reader must know (without memory, two layers of it).
         inputs: what the model was run on; not written to a file.
     """
@@ -85,6 +88,8 @@ class Audit:
     certified: bool
     complete: bool
     parts: list[Part] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
     note: str = ""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
 

@@ -6,10 +6,11 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import product
 from math import lcm
 from typing import TypeVar
 
@@ -31,6 +32,8 @@ WORST_AMPLIFICATION = 1e3
 EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
+_LEAST_TESTS = 8
+
 Exponents = Mapping[str, Fraction]
 T = TypeVar("T")
 
@@ -41,21 +44,34 @@ class Certificate:
 
     Args:
         residual: largest radial derivative at eps near 0, relative to the sum of
-            :math:`|e_i||p_i||g_i|` (Cauchy-Schwarz's bound for it), at the best conditioned point.
+            :math:`|e_i||p_i||g_i|` (Cauchy-Schwarz's bound for it), at the best conditioned point;
+            ``None`` where there are no gradients.
         change: largest relative change of the output under a finite rescale, eps near 0.
         leak: relative change of the output per e-fold of rescale, at the real eps.
         allowed: how much of such a change rounding may explain.
+        withstands: whether it holds at weights of many sizes and under large factors; looked at
+            only where gradients do not speak for it.
     """
 
-    residual: float
+    residual: float | None
     change: float
     leak: float
     allowed: float = FINITE_TOLERANCE
+    withstands: bool = False
+
+    @property
+    def tangent(self) -> bool:
+        """Whether gradients stand at right angles to the symmetry, as those of its function do.
+
+        A scale that the model detaches takes part in the function and not in its gradient.
+        """
+        return self.residual is None or self.residual <= 10 * RADIAL_TOLERANCE
 
     @property
     def holds(self) -> bool:
         """Whether the claim may be made."""
-        return self.residual <= 10 * RADIAL_TOLERANCE and self.change <= self.allowed
+        told = self.residual is not None and self.tangent
+        return self.change <= self.allowed and (told or self.withstands)
 
 
 def rounding_floor(probe: Probe, point: Point) -> float:
@@ -83,21 +99,37 @@ def is_well_conditioned(probe: Probe, point: Point) -> bool:
     return rounding_floor(probe, point) < WORST_AMPLIFICATION * EPSILON
 
 
+def far_points(probe: Probe) -> Iterator[Point]:
+    """Draw weights of many sizes: what is lost in rounding at one of them shows at another.
+
+    Weights that are tiny, such as a layer scale of 1e-6, are of ordinary size there.
+    """
+    for turn, size in enumerate((0.4, 2.0, 5.0, 15.0)):
+        for noise in (1.0, 0.5, 0.3):
+            point = probe.redrawn(noise, size, turn, least=0.1)
+            if is_well_conditioned(probe, point):
+                yield point
+                break
+
+
 def certify(
     probe: Probe,
     claims: Sequence[Exponents],
     points: Sequence[Point],
-    evidence: Evidence,
+    evidence: Evidence | None,
     *,
     cotangents: int = 3,
 ) -> list[Certificate]:
     """Test symmetries against radial derivatives and finite rescales.
 
+    A claim that gradients speak against may still hold for the function, where the model detaches
+    something: it then has to hold at weights of many sizes and under large factors too.
+
     Args:
         probe: the model.
         claims: exponents by name.
         points: where to test.
-        evidence: what was gathered at these points.
+        evidence: what was gathered at these points; ``None`` where there are no gradients.
         cotangents: random combinations of the outputs at the real eps.
 
     Returns:
@@ -105,14 +137,53 @@ def certify(
     """
     if not claims:
         return []
-    rows = [evidence.radial(i) for i in range(len(points))]
-    real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
     changes = sift(claims, partial(_finite_change, probe, points, allowed), allowed)
-    return [
-        Certificate(min(_residual(r, claim) for r in rows), change, _leak(real, claim), allowed)
-        for claim, change in zip(claims, changes, strict=True)
-    ]
+    if evidence is None:
+        residuals: list[float | None] = [None] * len(claims)
+        real = None
+    else:
+        rows = [r for i in range(len(points)) if len((r := evidence.radial(i)).values)]
+        seen = set(evidence.names)
+        residuals = [
+            min(_residual(r, claim) for r in rows) if rows and seen.issuperset(claim) else None
+            for claim in claims
+        ]
+        real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
+    found = []
+    for claim, residual, change in zip(claims, residuals, changes, strict=True):
+        first = Certificate(residual, change, 0.0, allowed)
+        if real is not None and first.residual is not None and first.tangent:
+            found.append(replace(first, leak=_leak(real, claim)))
+        else:
+            held = change <= allowed and withstands(probe, claim)
+            found.append(replace(first, leak=_finite_leak(probe, claim), withstands=held))
+    return found
+
+
+def withstands(probe: Probe, claim: Exponents) -> bool:
+    """Return whether a symmetry holds far from where it was seen.
+
+    A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
+    things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
+    factors; a change beyond rounding at any of them refutes the claim. Rounding is allowed more
+    than elsewhere: a bias that a norm takes away again may be a thousand times what it is added to.
+    """
+    tested = 0
+    for turn, (size, noise) in enumerate(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0))):
+        point = probe.redrawn(noise, size, turn)
+        if not is_well_conditioned(probe, point):
+            continue
+        for powers in (-7, -1, 1, 7):
+            factors = {n: powers * float(e) for n, e in claim.items()}
+            other = probe.rescaled(point, factors, base=2.0)
+            if not is_well_conditioned(probe, other):
+                continue
+            tested += 1
+            change = relative_change(probe.baseline(point), probe.baseline(other))
+            if not change <= 10 * FINITE_TOLERANCE:
+                return False
+    return tested >= _LEAST_TESTS
 
 
 def _residual(rows: RadialRows, claim: Exponents) -> float:
@@ -131,6 +202,13 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
         return 0.0
     relative = (rows.values @ e) / rows.outputs.clamp_min(1e-300)
     return float(relative.square().mean().sqrt())
+
+
+def _finite_leak(probe: Probe, claim: Exponents) -> float:
+    """Measure the leak by a small rescale, where gradients do not tell it."""
+    step = 1e-3
+    moved = probe.rescaled(probe.given(), {n: step * float(e) for n, e in claim.items()})
+    return relative_change(probe.real_baseline(), probe.outputs(moved, real_eps=True)) / step
 
 
 def _finite_change(

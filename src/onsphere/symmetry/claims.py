@@ -34,6 +34,8 @@ class Sphere:
         granularity: the same in words.
         residual: largest relative radial derivative, eps near 0 (``None``: not measured).
         change: largest relative change of the output under a finite rescale, eps near 0.
+        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
+            scale has the symmetry, and gradients that do not know of it.
     """
 
     exponents: Mapping[str, Fraction]
@@ -41,6 +43,7 @@ class Sphere:
     granularity: str
     residual: float | None = None
     change: float | None = None
+    tangent: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -56,11 +59,14 @@ class Rescaling:
         exponents: weight -> how it scales, with both signs.
         residual: largest relative radial derivative, eps near 0 (``None``: not measured).
         change: largest relative change of the output under a finite rescale, eps near 0.
+        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
+            scale has the symmetry, and gradients that do not know of it.
     """
 
     exponents: Mapping[str, Fraction]
     residual: float | None = None
     change: float | None = None
+    tangent: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,6 +85,22 @@ class Leak:
 
     exponents: Mapping[str, Fraction]
     amount: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that the audit could not see, or could not show.
+
+    Args:
+        kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
+            ``"float64"`` (the run in float64 is not the model).
+        names: weights that it concerns; none where it concerns all.
+        words: what it means, a sentence or two.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    words: str
 
 
 @dataclass(frozen=True)

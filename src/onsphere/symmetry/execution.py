@@ -1,17 +1,21 @@
 """Run a model as it is written, with other tensors in the place of its own, and say where."""
 
+import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 
 from onsphere.errors import OnsphereError
+from onsphere.symmetry.substitution import kept, substituted
 
 OutputPicker = Callable[[Any], Any]
 """Picks from a model's result the tensors that must not change."""
@@ -59,6 +63,44 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
             "give `output`, a function that picks the tensors to keep fixed"
         )
     return found
+
+
+def inputs_of(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword inputs as ``forward`` takes them.
+
+    A dictionary (a batch of a data loader) given as ``args`` goes in by keyword where ``forward``
+    takes all of its keys by name, and as the one positional input elsewhere.
+    """
+    named = dict(kwargs or {})
+    if isinstance(args, Tensor):
+        return (args,), named
+    if isinstance(args, Mapping):
+        batch = dict(args)
+        return ((), {**batch, **named}) if _takes(model, batch) else ((args,), named)
+    return tuple(args), named
+
+
+def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
+    """Return whether ``forward`` takes each of these names, or any name at all."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    some = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return set(names) <= some or any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Raise where a model, or a part of it, is TorchScript, whose weights cannot be replaced."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module {path!r} of the model" if path else "the model"
+            raise ModelError(
+                f"{what} is a ScriptModule (torch.jit), which does not let its weights be "
+                "replaced; give the nn.Module that it was made from"
+            )
 
 
 def _leaves(value: Any) -> Iterator[Tensor]:
@@ -135,13 +177,27 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
+def _seeded() -> Iterator[None]:
+    """Seed every source of random numbers that a model may draw from, and put them back."""
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may use it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+@contextmanager
 def plain_execution() -> Iterator[None]:
     """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
 
     Entered again inside itself it only seeds again.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _seeded():
         if _PLAIN.get():
             yield
             return
@@ -160,42 +216,13 @@ def plain_execution() -> Iterator[None]:
             _PLAIN.reset(token)
 
 
-@contextmanager
-def _substituted(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put other tensors in the place of a model's own, wherever those appear, and put them back.
-
-    ``torch.func.functional_call`` does the same by name, but leaves a module that is registered
-    under two names with the substitute.
-    """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    instead = {id(own[name]): tensor for name, tensor in state.items()}
-    saved = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
-    recurrent = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
-    try:
-        for module, parameters, buffers in saved:
-            tables: Any = ((module._parameters, parameters), (module._buffers, buffers))
-            for held, mine in tables:
-                held.update({n: instead.get(id(t), t) for n, t in mine.items()})
-        for module, _ in recurrent:
-            names = module._flat_weights_names
-            module.__dict__["_flat_weights"] = [module._parameters.get(n) for n in names]
-        yield
-    finally:
-        for module, parameters, buffers in saved:
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for module, flat in recurrent:
-            module.__dict__["_flat_weights"] = flat
-
-
 def call(
     model: nn.Module,
     state: Mapping[str, Tensor],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     enter: Callable[[str], None] | None = None,
+    held: Callable[[Tensor], Tensor] = kept,
 ) -> Any:
     """Run a model with other tensors in the place of its own; the model stays as it was.
 
@@ -205,6 +232,7 @@ def call(
         args: positional inputs.
         kwargs: keyword inputs.
         enter: told the path of the module that runs, at every change.
+        held: makes the tensor that stands for one that the model keeps as a plain attribute.
 
     Raises:
         ModelError: the model raised; the message says what and in which module.
@@ -218,7 +246,7 @@ def call(
 
     with module_paths(model, entered):
         try:
-            with _substituted(model, state):
+            with substituted(model, state, held):
                 return model(*args, **kwargs)
         except ModelError:
             raise

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from onsphere.symmetry.execution import refuse_scripts
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -56,6 +58,7 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     Yields:
         The module inside, to be run and read in place of the model.
     """
+    refuse_scripts(model)
     with ExitStack() as stack:
         stack.enter_context(unset_fake_temporarily())
         if any(map(_is_flat_sharded, model.modules())):

@@ -41,7 +41,10 @@ def divisions(shape: Sequence[int], axis: int) -> list[VectorAxes]:
 
 
 def finest_divisions(
-    probe: Probe, spheres: Sequence[Exponents], points: Sequence[Point], evidence: Evidence
+    probe: Probe,
+    spheres: Sequence[Exponents],
+    points: Sequence[Point],
+    evidence: Sequence[Evidence | None],
 ) -> list[VectorAxes]:
     """Find for each sphere the finest division into spheres of their own.
 
@@ -49,12 +52,12 @@ def finest_divisions(
         probe: the model.
         spheres: exponents of the weights of each sphere; all of them positive.
         points: where divisions are certified; random weights, so that nothing holds by accident.
-        evidence: what was gathered.
+        evidence: what was gathered; ``None`` for a sphere of which gradients tell nothing.
 
     Returns:
         One division per sphere, the same for each of its weights.
     """
-    candidates = [_candidates(probe, evidence, s) for s in spheres]
+    candidates = [_candidates(probe, e, s) for e, s in zip(evidence, spheres, strict=True)]
     found = [VectorAxes()] * len(spheres)
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
@@ -71,26 +74,36 @@ def finest_divisions(
     return found
 
 
-def _candidates(probe: Probe, evidence: Evidence, sphere: Exponents) -> list[VectorAxes]:
+def _candidates(probe: Probe, evidence: Evidence | None, sphere: Exponents) -> list[VectorAxes]:
     """Return divisions that the evidence allows, finest first; a finite rescale has the last word.
 
-    Along each axis alone the evidence is complete. What holds along several axes may hold for all
-    of their slices together.
+    Without evidence all divisions along one axis are tried. Along each axis alone it is complete.
+    What holds along several axes may hold for all of their slices together.
     """
     shapes = [tuple(probe.given().state[probe.own_name[n]].shape) for n in sphere]
     if len(shapes) > 1 and len({s[:1] for s in shapes}) > 1:
         return []
     axes = [a for (a,) in slicings(len(shapes[0]))[1:]] if len(shapes) == 1 else [0]
     axes = axes if shapes[0] else []
+    limit = 0 if len(shapes) > 1 else torch.Size(shapes[0]).numel() // 2  # two entries or more
+    if evidence is None:
+        fine = [d for a in axes for d in divisions(shapes[0], a)]
+        return _largest_first(
+            [d for d in fine if not limit or d.count(shapes[0]) <= limit], shapes[0]
+        )
     single = [
         next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
         for a in axes
     ]
     held = [d for d in single if d is not None]
     joined = [_joined(some) for r in range(len(held), 0, -1) for some in combinations(held, r)]
-    limit = 0 if len(shapes) > 1 else torch.Size(shapes[0]).numel() // 2  # two entries or more
     fine = [d for d in joined if not limit or d.count(shapes[0]) <= limit]
-    return sorted(fine, key=lambda d: -d.count(shapes[0]))
+    return _largest_first(fine, shapes[0])
+
+
+def _largest_first(some: Sequence[VectorAxes], shape: Sequence[int]) -> list[VectorAxes]:
+    """Order divisions by how many vectors they make, the finest first."""
+    return sorted(some, key=lambda d: -d.count(shape))
 
 
 def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
@@ -101,19 +114,23 @@ def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
 
 
 def _allowed(evidence: Evidence, sphere: Exponents, axis: int, division: VectorAxes) -> bool:
-    return all(_is_radial(row, sphere, axis, division) for row in evidence.rows)
+    told = [_is_radial(row, sphere, axis, division) for row in evidence.rows]
+    return False not in told and True in told
 
 
-def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> bool:
+def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> bool | None:
+    """Return whether gradients allow a division; ``None`` where there are none."""
     parts = [
         (exponent, *row.weights[name][axis,].divided(division))
         for name, exponent in sphere.items()
         if name in row.weights
     ]
     if not parts:
-        return True
+        return None
     total = torch.stack([e * radial for e, radial, _ in parts]).sum(0)
     bound = torch.stack([e * limit for e, _, limit in parts]).sum(0)
+    if not bool(bound.any()):
+        return None
     floor = 1e-3 * RADIAL_TOLERANCE * float(bound.max())
     return bool((total.abs() <= RADIAL_TOLERANCE * bound + floor).all())
 

@@ -7,7 +7,7 @@ anything.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -18,6 +18,7 @@ from torch import Tensor
 from onsphere.symmetry.certificate import (
     EPSILON,
     FINITE_TOLERANCE,
+    far_points,
     is_well_conditioned,
     relative_change,
     rounding_floor,
@@ -83,7 +84,7 @@ def are_inert_parts(
     """
     alive = [i for i, real in enumerate(_have_slopes(probe, parts, points)) if not real]
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    for point in chain(points, _far(probe)):
+    for point in chain(points, far_points(probe)):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
@@ -109,7 +110,7 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
     own = [name for name, *_ in parts]
     gradients = partial(probe.gradients, count=_SLOPES, names=list(dict.fromkeys(own)))
     clear, agreeing = [False] * len(parts), [0] * len(parts)
-    for point in chain(points, islice(_far(probe), 2)):
+    for point in chain(points, islice(far_points(probe), 2)):
         near = probe.nudged(point, 1e-12)
         state = probe.generator.get_state()
         here = list(gradients(point))
@@ -164,22 +165,12 @@ def _rounding(probe: Probe, point: Point, outputs: Sequence[Tensor]) -> float:
     return relative_change(outputs, probe.outputs(probe.nudged(point, 4 * EPSILON)))
 
 
-def _far(probe: Probe) -> Iterator[Point]:
-    """Draw weights of many sizes: what is lost in rounding at one of them shows at another."""
-    for size in (0.4, 2.0, 5.0, 15.0):
-        for noise in (1.0, 0.5, 0.3):
-            point = probe.redrawn(noise, size)
-            if is_well_conditioned(probe, point):
-                yield point
-                break
-
-
 def _replaced(probe: Probe, point: Point, parts: Sequence[Slab], size: float) -> Point:
     state = dict(point.state)
     for name, axis, intervals in parts:
         p = state[probe.own_name[name]]
         noise = torch.randn(p.shape, generator=probe.generator, dtype=torch.float64).to(p.device)
-        moved = p + size * (p.abs().mean() + 1) * noise
+        moved = p + size * (p.abs().sum() / max(p.numel(), 1) + 1) * noise
         if axis >= 0:
             inside = torch.zeros(p.shape[axis], dtype=torch.bool, device=p.device)
             for start, stop in intervals:

@@ -1,12 +1,15 @@
 """Run a model's operations in float64 whatever it casts to, with eps at almost 0 where asked.
 
-Two modes stand over the model while a probe runs it: one below autograd, which lifts every cast to
-a smaller dtype and replaces the eps that the exact analysis found; one above, which writes
-BatchNorm with running statistics out, so that it has gradients for them.
+Two modes stand over the model while a probe runs it: one below autograd, which keeps every tensor
+in float64 and replaces the eps that the exact analysis found; one above, which writes BatchNorm
+with running statistics out, so that it has gradients for them.
+
+All else is as in the model. What it makes is made in float64 at once, so that writing into it
+writes into it; a shorter tensor that comes from elsewhere has one twin in float64 for all its
+views; random numbers are drawn in the type in which the model draws them, and so are the same.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -14,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from onsphere.symmetry.operation import EpsSite
+from onsphere.symmetry.eps import EpsSite, Occurrences, short_name
 
 TINY = 1e-30
 """What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
 
 _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 
 
 class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -31,60 +36,146 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         sites: the eps that the exact analysis found.
         real_eps: leave them as they are.
+        draws: the type in which the model draws random numbers, by place and operation.
     """
 
-    def __init__(self, sites: Sequence[EpsSite], real_eps: bool) -> None:
+    def __init__(
+        self,
+        sites: Sequence[EpsSite],
+        real_eps: bool,
+        draws: Mapping[tuple[str, str], torch.dtype] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.values: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
-        for site in () if real_eps else sites:
-            self.values[site.where, site.operation.rstrip("_")].add(site.value)
-        self.fused = set() if real_eps else {s.value for s in sites if "norm" in s.operation}
+        moved = () if real_eps else sites
+        self.sites = {site.key for site in moved if site.key is not None}
+        self.places = {key[:2] for key in self.sites}
+        self.fused = any(site.key is None for site in moved)
+        self.draws = dict(draws or {})
         self.where = ""
+        self.backward = False
+        self._occurrences = Occurrences(float)
+        self._twins: dict[int, tuple[Any, Tensor]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        name = func._schema.name
-        if name == "aten::embedding_dense_backward":
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and not self.backward:
+            return _Draw(func, self.draws.get((self.where, short_name(func))), self.lift)(
+                args, kwargs
+            )
+        args = tuple(map(self.lift, args))
+        kwargs = {k: self.lift(v) for k, v in kwargs.items()} if kwargs else kwargs
+        name = short_name(func)
+        if name in _PADDED:
             args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
-        args = tuple(map(_in_float64, args))
-        kwargs = {k: _in_float64(v) for k, v in kwargs.items()} if kwargs else {}
-        args = self._without_eps(func, name, args)
-        if name == "aten::_grouped_mm":
+        args, kwargs = self._without_eps(func, name, args, kwargs)
+        if name == "_grouped_mm":
             return _grouped_mm(*args, **kwargs)
-        return func(*args, **kwargs)
+        return _fresh(func(*args, **kwargs))
 
-    def _without_eps(self, func: Any, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if "norm" in name and self.fused:
+    def lift(self, value: Any) -> Any:
+        """Return a value in float64: numbers of shorter types, and the types themselves."""
+        if isinstance(value, torch.dtype):
+            return torch.float64 if value in _SMALL_FLOATS else value
+        if isinstance(value, list | tuple):
+            return type(value)(map(self.lift, value))
+        if not isinstance(value, Tensor) or value.dtype not in _SMALL_FLOATS:
+            return value
+        if value.layout is not torch.strided:
+            return value.to(torch.float64)
+        storage = value.untyped_storage()
+        if storage._cdata not in self._twins:
+            flat = torch.empty(0, dtype=value.dtype, device=value.device)
+            count = storage.nbytes() // value.element_size()
+            whole = flat.set_(storage, 0, (count,), (1,)).to(torch.float64)
+            self._twins[storage._cdata] = (storage, whole)
+        whole = self._twins[storage._cdata][1]
+        return whole.as_strided(value.size(), value.stride(), value.storage_offset())
+
+    def _without_eps(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.fused and "norm" in name:
             schema = [a.name for a in func._schema.arguments]
-            for key in ("eps", "epsilon"):
-                i = schema.index(key) if key in schema else len(args)
+            for eps in ("eps", "epsilon"):
+                i = schema.index(eps) if eps in schema else len(args)
                 if i < len(args):
-                    return (*args[:i], TINY, *args[i + 1 :])
-            return args
-        values = self.values.get((self.where, name.rstrip("_"))) if self.values else None
-        if not values:
-            return args
-        return tuple(_replaced(a, values) for a in args)
+                    return (*args[:i], TINY, *args[i + 1 :]), kwargs
+            return args, kwargs
+        if self.backward or (self.where, name) not in self.places:
+            return args, kwargs
+        met = self._occurrences.met(self.where, func, args, kwargs)
+        for place, key in met.items():
+            if key in self.sites and isinstance(place, int):
+                args = (*args[:place], _tiny(args[place]), *args[place + 1 :])
+            elif key in self.sites:
+                kwargs = {**kwargs, str(place): _tiny(kwargs[str(place)])}
+        return args, kwargs
 
 
-def _in_float64(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(torch.float64) if value.dtype in _SMALL_FLOATS else value
-    if isinstance(value, torch.dtype):
-        return torch.float64 if value in _SMALL_FLOATS else value
+def _fresh(value: Any) -> Any:
+    """Return a result in float64: what was made just now is seen by nobody else."""
     if isinstance(value, list | tuple):
-        return type(value)(map(_in_float64, value))
-    return value
+        return type(value)(map(_fresh, value))
+    small = isinstance(value, Tensor) and value.dtype in _SMALL_FLOATS
+    return value.to(torch.float64) if small else value
 
 
-def _replaced(value: Any, values: set[float]) -> Any:
+def _tiny(value: Any) -> Any:
     if isinstance(value, Tensor):
-        if value.numel() == 1 and value.dtype == torch.float64 and not value.requires_grad:
-            near = any(abs(float(value) - v) <= 1e-6 * abs(v) for v in values)
-            return torch.full_like(value, TINY) if near else value
-        return value
-    return min(value, TINY) if isinstance(value, float) and value in values else value
+        return torch.full_like(value, TINY).copysign(value)
+    return TINY if value > 0 else -TINY
+
+
+class _Draw:
+    """Draws random numbers in the type in which the model draws them.
+
+    Args:
+        func: the operation.
+        dtype: that type; ``None`` where the model was not seen to draw there.
+        lift: brings a value into float64.
+    """
+
+    def __init__(self, func: Any, dtype: torch.dtype | None, lift: Callable[[Any], Any]) -> None:
+        self.func, self.dtype, self.lift = func, dtype, lift
+        self.name = short_name(func)
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Draw; the result is in float64."""
+        args, kwargs = tuple(map(self.lift, args)), {k: self.lift(v) for k, v in kwargs.items()}
+        tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if self.dtype not in _SMALL_FLOATS:
+            result = self.func(*args, **kwargs)
+        elif self.name in ("native_dropout", "_fused_dropout"):
+            return self._dropout(*args)
+        elif self.name.startswith("rrelu"):
+            return self._rrelu(*args)
+        elif self.func._schema.name.endswith("_"):
+            drawn = self.func(args[0].to(self.dtype), *self._short(args[1:]), **self._short(kwargs))
+            return args[0].copy_(drawn)
+        elif tensors and "like" not in self.name:
+            result = self.func(*self._short(args), **self._short(kwargs))
+        elif any(a.name == "dtype" for a in self.func._schema.arguments):
+            result = self.func(*args, **{**kwargs, "dtype": self.dtype})
+        else:
+            result = self.func(*args, **kwargs)
+        return _fresh(result)
+
+    def _short(self, values: Any) -> Any:
+        def short(t: Any) -> Any:
+            return t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+        return tree_map(short, values)
+
+    def _dropout(self, x: Tensor, p: float, *rest: Any) -> tuple[Tensor, Tensor]:
+        _, mask = self.func(torch.ones_like(x, dtype=self.dtype), p, *rest)
+        return x * mask / (1 - p if p < 1 else 1.0), mask
+
+    def _rrelu(self, x: Tensor, noise: Tensor, *rest: Any) -> Tensor:
+        short = noise.to(self.dtype)
+        self.func(x.to(self.dtype), short, *rest)
+        return x * noise.copy_(short) if rest[2] else self.func(x, noise, *rest)
 
 
 class Composed(TorchFunctionMode):
@@ -103,6 +194,9 @@ class Composed(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.batch_norm and not args[5] and args[3] is not None:
+            x, weight, bias, mean, var, _, _, eps, *_ = args
+            return self._batch_norm(x, mean, var, weight, bias, eps)
+        if func is torch.ops.aten.batch_norm.default and not args[5] and args[3] is not None:
             x, weight, bias, mean, var, _, _, eps, *_ = args
             return self._batch_norm(x, mean, var, weight, bias, eps)
         if func is nn.functional.batch_norm:

@@ -2,95 +2,128 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from enum import Flag, auto
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onsphere.symmetry.eps import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.shadow import Shadows
 from onsphere.symmetry.units import ANY, ZERO, Constraints, Form, Unit
 
-LARGEST_EPS = 1e-2
-"""A constant up to this size, added before a root or a division, counts as an eps."""
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
 
 
-@dataclass(frozen=True)
-class EpsSite:
-    """A constant that breaks a symmetry only through its smallness.
+class Origin(Flag):
+    """What the values of a tensor were made from, beside plain numbers."""
 
-    Args:
-        where: path of the module that ran the operation.
-        operation: name of the operation, as ``"aten::add"``.
-        value: the constant.
-        form: what would have to vanish if the constant were an ordinary number.
-    """
-
-    where: str
-    operation: str
-    value: float
-    form: Form
+    NOTHING = 0
+    WEIGHTS = auto()
+    DATA = auto()  # float inputs, and random numbers
+    WHOLE = auto()  # inputs of whole numbers and masks
 
 
 class Ledger:
     """What is known about tensors while a model runs: units, constraints, eps, unknown operations.
 
     A unit belongs to a *storage*, so views and in-place writes through views need no bookkeeping.
+    Runs on several inputs share their constraints.
 
     Args:
-        count: number of unknown exponents.
+        constraints: what earlier runs demanded, to be added to.
     """
 
-    def __init__(self, count: int) -> None:
-        self.constraints = Constraints(count)
+    def __init__(self, constraints: Constraints) -> None:
+        self.constraints = constraints
         self.sites: dict[int, EpsSite] = {}
+        self.numbers: set[Key] = set()
         self.unknown: dict[tuple[str, str], None] = {}
         self.followers: list[tuple[Unit, Unit]] = []
         self.rounded: list[Form] = []
         self.estimates: set[int] = set()
+        self.reads: dict[str, set[int]] = {}
+        self.decided = False
         self.shadows = Shadows()
         self.where = ""
+        self.met: Mapping[int | str, Key] = {}
+        self._occurrences = Occurrences(self.constant)
         self._site_ids = itertools.count()  # never used twice: units remember the ids
         self._units: dict[int, Unit] = {}
+        self._origins: dict[int, Origin] = {}
         self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
 
     def read(self, tensor: Tensor) -> Unit:
         """Return the unit of a tensor; a tensor nobody has described is data."""
-        return self._units.get(_key(tensor), ZERO)
+        return self._units.get(key_of(tensor), ZERO)
 
     def write(self, tensor: Tensor, unit: Unit) -> None:
         """Describe the storage of a tensor."""
-        self._units[_key(tensor)] = unit
-        self._alive[_key(tensor)] = tensor.untyped_storage()
+        self._units[key_of(tensor)] = unit
+        self._alive[key_of(tensor)] = _memory(tensor)
 
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
         before = self.read(tensor)
-        if before.free or _covers_storage(tensor):
+        if _covers_storage(tensor):
+            self.write(tensor, unit)
+            return
+        unit = self.settle(unit)  # what is added to a part is no eps of the whole
+        if before.free:
             self.write(tensor, unit)
         elif not unit.free:
             self.require_zero(before.terms, unit.terms)
-            self.write(tensor, Unit(before.terms))
+            self.write(tensor, Unit(before.terms, eps=before.eps))
+
+    def origin(self, tensor: Tensor) -> Origin:
+        """Return what the values of a tensor were made from."""
+        return self._origins.get(key_of(tensor), Origin.NOTHING)
+
+    def mark(self, tensor: Tensor, origin: Origin) -> None:
+        """Add to what the values of a tensor were made from."""
+        if origin:
+            self._origins[key_of(tensor)] = self.origin(tensor) | origin
+            self._alive[key_of(tensor)] = _memory(tensor)
+
+    def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Number the small constants that the operation about to be described is given."""
+        self.met = self._occurrences.met(self.where, func, args, kwargs)
 
     def require_zero(self, form: Form | Any, minus: Any = None) -> None:
         """Demand that a form (or the difference of two) vanishes."""
         self.constraints.require_zero((Unit(form) - Unit(minus or {})).terms)
 
-    def add_site(self, operation: str, value: float, form: Form) -> int:
+    def add_site(self, operation: str, value: float, form: Form, key: Key | None = None) -> int:
         """Record an eps; return its id."""
         site = next(self._site_ids)
-        self.sites[site] = EpsSite(self.where, operation, value, dict(form))
+        self.sites[site] = EpsSite(self.where, operation, value, key, dict(form))
         return site
 
     def settle(self, unit: Unit) -> Unit:
         """Take back the eps on a unit: its tensor did not go into a root or a denominator."""
-        for site in unit.eps:
-            if site in self.sites:
-                self.require_zero(self.sites.pop(site).form)
+        for number in unit.eps:
+            site = self.sites.pop(number, None)
+            if site is not None:
+                self.require_zero(site.form)
+                if site.key is not None:
+                    self.numbers.add(site.key)
         return Unit(unit.terms, unit.free, unit.binary) if unit.eps else unit
+
+    def note_read(self, tensor: Tensor) -> None:
+        """Note that Python reads the values of a tensor: they must not change their scale."""
+        terms = self.settle(self.read(tensor)).terms
+        if self.constraints.reduced(terms):
+            self.reads.setdefault(self.where, set()).update(terms)
+            self.require_zero(terms)
+
+    def constant(self, tensor: Tensor) -> float | None:
+        """Return the number that a tensor with one entry holds, if it is a plain constant."""
+        known = self.shadows.value(tensor)
+        if known is None or self.origin(tensor) or self.read(tensor).terms:
+            return None
+        return constant_value(known)
 
 
 class Operation:
@@ -117,6 +150,8 @@ class Operation:
         schema = func._schema.arguments
         self._args = {a.name: a.default_value for a in schema if a.has_default_value()}
         self._args |= dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        self._places = {a.name: i for i, a in enumerate(schema)}
+        self._outs = {a.name for a in schema if a.kwarg_only and a.alias_info is not None}
         self.first: Any = args[0] if args else next(iter(kwargs.values()), None)
 
     def __getitem__(self, name: str) -> Any:
@@ -128,8 +163,9 @@ class Operation:
         return name in self._args
 
     def tensors(self) -> list[Tensor]:
-        """Return all real or complex tensors among the arguments, lists unpacked."""
-        found = (t for a in self._args.values() for t in flat_tensors(a))
+        """Return all real or complex tensors among the inputs, lists unpacked."""
+        given = [a for name, a in self._args.items() if name not in self._outs]
+        found = (t for a in given for t in flat_tensors(a))
         return [t for t in found if t.is_floating_point() or t.is_complex()]
 
     def unit(self, value: Any, *, keep_eps: bool = False) -> Unit:
@@ -141,6 +177,8 @@ class Operation:
                 root, a denominator, or somewhere that only rearranges it.
         """
         if isinstance(value, Tensor):
+            if not value.numel():
+                return ANY  # what has no entries fits any unit
             unit = self.ledger.read(value)
             return unit if keep_eps else self.ledger.settle(unit)
         if isinstance(value, Unit):
@@ -171,9 +209,16 @@ class Operation:
         return Unit(common.terms, common.free)
 
     def _is_free_constant(self, value: Any, unit: Unit) -> bool:
-        """Return whether a tensor of unit 0 holds nothing but zeros and infinities."""
+        """Return whether a constant or a mask of unit 0 holds nothing but zeros and infinities.
+
+        What comes from weights or float data is 0 by accident only.
+        """
         if not isinstance(value, Tensor) or unit.terms or not value.is_floating_point():
             return False
+        origin = self.ledger.origin(value)
+        if origin & (Origin.WEIGHTS | Origin.DATA):
+            return False
+        self.ledger.decided |= bool(origin)
         known = self.ledger.shadows.value(value)
         if known is None or type(known) is not Tensor:
             return False
@@ -192,6 +237,7 @@ class Operation:
         known = self.ledger.shadows.value(mask)
         if known is None or not known.numel():
             return None
+        self.ledger.decided = True
         return True if bool(known.all()) else None if bool(known.any()) else False
 
     def dimensionless(self, *values: Any) -> Unit:
@@ -202,23 +248,26 @@ class Operation:
                 self.ledger.require_zero(unit.terms)
         return ZERO
 
-    def small(self, value: Any, limit: float = LARGEST_EPS) -> bool:
-        """Return whether a number is small enough to be an eps."""
+    def small(self, name: str, limit: float = LARGEST_EPS) -> bool:
+        """Return whether an argument is a constant small enough to be an eps."""
+        value = self._args.get(name)
         if isinstance(value, Tensor):
-            known = self.ledger.shadows.value(value)
-            if known is None or known.numel() != 1 or self.ledger.read(value).terms:
-                return False
-            value = constant_value(known)
-        return isinstance(value, int | float) and 0 < abs(value) <= limit
+            known = value.numel() == 1 and value.is_floating_point()
+            value = self.ledger.constant(value) if known else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return 0 < abs(value) <= limit
 
-    def with_eps(self, unit: Unit, value: Any) -> Unit:
-        """Return a unit with an eps pending on it."""
+    def with_eps(self, unit: Unit, name: str) -> Unit:
+        """Return a unit with an eps pending on it, which is the argument of this name."""
         terms = self.ledger.constraints.reduced(unit.terms)
         if not terms:
             return unit
-        known = self.ledger.shadows.value(value) if isinstance(value, Tensor) else None
-        number = value if known is None else constant_value(known)
-        site = self.ledger.add_site(self.name, float(number), terms)
+        value = self._args[name]
+        number = self.ledger.constant(value) if isinstance(value, Tensor) else value
+        met = self.ledger.met
+        key = met.get(self._places[name], met.get(name))
+        site = self.ledger.add_site(self.name, float(number or 0.0), terms, key)
         return Unit(unit.terms, eps=unit.eps | {site})
 
     def note_eps(self, value: float | None, beside: Unit) -> None:
@@ -230,7 +279,7 @@ class Operation:
         """Record that a buffer estimates something of this unit without acting on the output."""
         if isinstance(buffer, Tensor):
             self.ledger.followers.append((self.ledger.read(buffer), unit))
-            self.ledger.estimates.add(_key(buffer))
+            self.ledger.estimates.add(key_of(buffer))
 
 
 Rule = Callable[[Operation], Unit | tuple[Unit, ...]]
@@ -261,11 +310,18 @@ def constant_value(tensor: Tensor) -> float:
     return float(tensor.detach().reshape(()).item())
 
 
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def key_of(tensor: Tensor) -> int:
+    """Return what tells one storage from another."""
+    return id(tensor) if tensor.layout is not torch.strided else tensor.untyped_storage()._cdata
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor if tensor.layout is not torch.strided else tensor.untyped_storage()
 
 
 def _covers_storage(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return True
     whole = tensor.untyped_storage().nbytes()
     return tensor.numel() * tensor.element_size() == whole and not _overlaps(tensor)
 

@@ -7,6 +7,7 @@ lifted, so that the noise is that of float64.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from onsphere.symmetry.execution import (
+    ModelError,
     OutputPicker,
     bare_name,
     call,
@@ -24,7 +26,9 @@ from onsphere.symmetry.execution import (
     weights,
 )
 from onsphere.symmetry.gathered import unwrapped
+from onsphere.symmetry.inputs import OtherInputs
 from onsphere.symmetry.lifted import Composed, Lifted
+from onsphere.symmetry.substitution import kept
 from onsphere.symmetry.trace import Trace
 
 _NOISE = 100_003
@@ -59,6 +63,10 @@ class Gradients:
     output: float
 
 
+class NoGradients(Exception):
+    """A model has no gradients: an operation has no derivative, or overwrites what it needs."""
+
+
 class Probe:
     """A model that can be evaluated in float64 at any weights.
 
@@ -66,7 +74,8 @@ class Probe:
         model: the module; it is never changed.
         args: positional inputs.
         kwargs: keyword inputs.
-        traced: what the exact analysis said, for the eps sites and the written buffers.
+        traced: what the exact analysis said, for the eps sites, the written buffers, and what
+            whole-number inputs look up.
         output: picks the tensors to keep fixed.
         seed: seed of everything random here.
     """
@@ -91,42 +100,62 @@ class Probe:
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         self._baselines: WeakKeyDictionary[Point, list[Tensor]] = WeakKeyDictionary()
         self.floors: WeakKeyDictionary[Point, float] = WeakKeyDictionary()
+        self._real: list[Tensor] | None = None
+        self.overwritten = {self.own_name[n] for n in traced.overwritten}
         self._given = Point(
             {n: _float64(t) for n, t in state.items()},
             tuple(tree_map(_float64, tuple(args))),
             tree_map(_float64, dict(kwargs)),
+        )
+        kept = {self.own_name[n] for n in traced.whole if n in self.own_name}
+        kept |= {n for n, b in buffers.items() if _is_mask(b)}
+        self._moving = set(self.own_name.values()) - kept
+        self.others = OtherInputs(
+            self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator
         )
 
     def given(self) -> Point:
         """Return the model's own weights and inputs."""
         return self._given
 
-    def redrawn(self, noise: float = 0.5, size: float = 1.0) -> Point:
+    def redrawn(
+        self, noise: float = 0.5, size: float = 1.0, turn: int = 0, least: float = 0.0
+    ) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
 
         Args:
             noise: how far they move, relative to their size.
             size: factor on matrices; less than 1 opens saturated softmaxes and gates.
+            turn: inputs of other lengths and of the given ones take turns.
+            least: weights whose entries are a hundred times smaller than this become as large.
 
-        A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) more can
-        seem to hold.
+        A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
+        inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
+        turns into whole numbers stay.
         """
-        weights_ = set(self.own_name.values())
         state = {
-            n: self._shaken(t, noise) * (size if t.ndim > 1 else 1.0) if n in weights_ else t
+            n: self._shaken(t, noise) * _factor(t, size, least) if n in self._moving else t
             for n, t in self._given.state.items()
         }
-        args = tree_map(lambda t: self._shaken(t, noise), self._given.args)
-        return Point(state, args, tree_map(lambda t: self._shaken(t, noise), self._given.kwargs))
+        args, kwargs = self.others.draw(turn, lambda t: self._shaken(t, noise))
+        return Point(state, args, kwargs)
+
+    def on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Point:
+        """Return the model's own weights with other inputs."""
+        inputs = tree_map(_float64, (tuple(args), dict(kwargs)))
+        return Point(self._given.state, *inputs)
+
+    def many_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draw a large batch of inputs that differ much, to reach what few of them do."""
+        return self.others.many(lambda t: self._shaken(t, 2.0))
 
     def nudged(self, point: Point, amount: float) -> Point:
         """Return a point with every weight off by a relative ``amount``, as rounding would do.
 
         The same along the first axis: enough to see the effect, and cheap for large tables.
         """
-        own = set(self.own_name.values())
         state = {
-            n: t * (1 + amount * self._normal_like(t[:1])) if n in own and t.ndim else t
+            n: t * (1 + amount * self._normal_like(t[:1])) if n in self._moving and t.ndim else t
             for n, t in point.state.items()
         }
         return Point(state, point.args, point.kwargs)
@@ -141,6 +170,27 @@ class Probe:
             own = self.own_name[name]
             state[own] = state[own] * base**power
         return replace(point, state=state)
+
+    def drop_opaque(self) -> None:
+        """Look no more for gradients of buffers for which an operation has none.
+
+        Raises:
+            NoGradients: there are none of the parameters either.
+        """
+        names = [n for n in self.names if n in self.traced.parameters]
+        if self._has_gradients(self.names):
+            return
+        list(self.gradients(self._given, 1, names=names))
+        buffers = [n for n in self.names if n not in names]
+        names += [n for n in buffers if self._has_gradients([*names[:1], n])]
+        self.names = [n for n in self.names if n in names]
+
+    def _has_gradients(self, names: Sequence[str]) -> bool:
+        try:
+            list(self.gradients(self._given, 1, names=names))
+        except NoGradients:
+            return False
+        return True
 
     def outputs(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model."""
@@ -175,12 +225,13 @@ class Probe:
             own = self.own_name[name]
             leaves[name] = state[own] = state[own].detach().requires_grad_()
         mode = self._mode(real_eps)
-        with plain_execution(), torch.enable_grad():
+        with plain_execution(), torch.enable_grad(), _differentiable():
             outputs = self._run(point, state, real_eps, mode)
             outputs = [t for t in outputs if t.requires_grad]
             if not outputs:
                 return
             norm = float(sum(t.detach().abs().square().sum() for t in outputs)) ** 0.5
+            mode.backward = True
             for _ in range(count):
                 cotangents = [self._normal_like(t) for t in outputs]
                 with mode:
@@ -192,10 +243,25 @@ class Probe:
                         allow_unused=True,
                     )
                 pairs = zip(leaves, found, strict=True)
-                yield Gradients({n: g for n, g in pairs if g is not None}, norm)
+                yield Gradients({n: _dense(g) for n, g in pairs if g is not None}, norm)
+
+    def _runs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Return whether the model takes other inputs, and gives numbers as it does on its own."""
+        outputs = self.outputs(Point(self._given.state, args, kwargs), real_eps=True)
+        own = self.real_baseline()
+        if len(outputs) != len(own):
+            return False
+        pairs = zip(outputs, own, strict=True)
+        return all(bool(a.isfinite().all()) or not bool(b.isfinite().all()) for a, b in pairs)
+
+    def real_baseline(self) -> list[Tensor]:
+        """Evaluate the model as it is, at the real eps, once."""
+        if self._real is None:
+            self._real = self.outputs(self._given, real_eps=True)
+        return self._real
 
     def _mode(self, real_eps: bool) -> Lifted:
-        return Lifted(self.traced.eps, real_eps)
+        return Lifted(self.traced.eps, real_eps, self.traced.draws)
 
     def _run(
         self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Any = None
@@ -207,17 +273,21 @@ class Probe:
 
         buffers = {n for n, _ in self.model.named_buffers()}
         fresh = {
-            n: t.clone() if n in buffers and not t.requires_grad else t for n, t in state.items()
+            n: t.clone() if (n in buffers and not t.requires_grad) or n in self.overwritten else t
+            for n, t in state.items()
         }
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
         with plain_execution(), mode, Composed(real_eps):
-            return float_outputs(call(self.model, fresh, args, kwargs, enter), self.output)
+            result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
+            return float_outputs(result, self.output)
 
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
 
     def _shaken(self, t: Any, noise: float) -> Any:
         if not isinstance(t, Tensor) or not t.is_floating_point() or not t.numel():
+            return t
+        if t.layout is not torch.strided:
             return t
         low, high = t.aminmax()
         if not bool(low.isfinite() & high.isfinite()):  # a mask: leave it alone
@@ -244,6 +314,48 @@ def _float64(t: Any) -> Any:
         t = t.detach()
         return t.to(torch.float64) if t.is_floating_point() else t
     return t
+
+
+def _factor(t: Tensor, size: float, least: float) -> float:
+    """Return what to multiply a weight by: matrices by ``size``, tiny weights until they count."""
+    factor = size if t.ndim > 1 else 1.0
+    if least and t.numel():
+        largest = float(t.abs().max())
+        factor *= least / largest if 0 < largest < 1e-2 * least else 1.0
+    return factor
+
+
+def _kept_in_float64(t: Tensor) -> Tensor:
+    return _float64(kept(t))
+
+
+def _dense(g: Tensor) -> Tensor:
+    """Return a gradient with all its entries, where a table of embeddings names only some."""
+    return g.to_dense() if g.layout is not torch.strided else g
+
+
+def _is_mask(buffer: Tensor) -> bool:
+    """Return whether a buffer holds zeros and one other number, or something infinite."""
+    if buffer.is_meta or not buffer.numel():
+        return False
+    low, high = buffer.min(), buffer.max()
+    if not bool(low.isfinite() & high.isfinite()):
+        return True
+    return bool(
+        (low < high) & ((low == 0) | (high == 0)) & ((buffer == low) | (buffer == high)).all()
+    )
+
+
+@contextmanager
+def _differentiable() -> Iterator[None]:
+    """Turn what autograd refuses into one error that says so."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ModelError, RuntimeError, NotImplementedError) as error:
+        said = (str(error) or repr(error)).splitlines()[0].split(": [")[0]
+        raise NoGradients(said) from error
 
 
 def _cloned(t: Any) -> Any:

@@ -29,6 +29,11 @@ def passes(op: Operation) -> Unit:
     return op.unit(next(iter(flat_tensors(op.first)), None), keep_eps=True)
 
 
+def bends(op: Operation) -> Unit:
+    """Keep the unit of the first argument; a constant added before is where the bend lies."""
+    return op.unit(next(iter(flat_tensors(op.first)), None))
+
+
 def reduces(op: Operation) -> Unit:
     """Keep the unit of the first argument, but mix entries: 0-or-1 becomes something between."""
     unit = passes(op)
@@ -53,8 +58,15 @@ def pins(op: Operation) -> Unit:
     return op.dimensionless(*op.tensors())
 
 
-def ignores(_: Operation) -> Unit:
-    """Give unit 0 whatever comes in: signs, indices, shapes, random numbers."""
+def ignores(op: Operation) -> Unit:
+    """Give unit 0 whatever comes in: signs, indices, angles. A constant added before counts."""
+    for tensor in op.tensors():
+        op.unit(tensor)
+    return ZERO
+
+
+def makes(_: Operation) -> Unit:
+    """Give unit 0: constants and random numbers, which depend on no value."""
     return ZERO
 
 
@@ -114,7 +126,7 @@ _TABLE: list[tuple[Rule, str]] = [
         clone contiguous lift_fresh lift lift_fresh_copy numpy_T mT movedim flip roll
         rot90 repeat tile repeat_interleave tril triu diag diag_embed block_diag index
         gather index_select take take_along_dim masked_select flatten unflatten amax
-        amin max_unpool2d max_unpool3d relu leaky_relu rrelu_with_noise abs neg negative
+        amin max_unpool2d max_unpool3d abs neg negative
         positive real imag conj _conj view_as_real view_as_complex resolve_conj
         resolve_neg _conj_physical _neg_view conj_physical im2col pixel_shuffle
         pixel_unshuffle channel_shuffle native_channel_shuffle upsample_nearest1d
@@ -123,8 +135,9 @@ _TABLE: list[tuple[Rule, str]] = [
         reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
         replication_pad3d fft_fftshift nan_to_num embedding max_pool2d max_pool1d
         max_pool3d _to_dense to_dense set_ _nested_view_from_buffer squeeze_copy
-        diagonal_copy slice_copy select_copy transpose_copy
+        diagonal_copy slice_copy select_copy transpose_copy resize
     """),
+    (bends, "relu leaky_relu rrelu_with_noise rrelu_with_noise_functional"),
     (reduces, """
         sum mean nansum cumsum trace nanmean dropout feature_dropout col2im avg_pool1d
         avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d
@@ -136,45 +149,48 @@ _TABLE: list[tuple[Rule, str]] = [
     (arithmetic.first_of(passes), """
         max_pool2d_with_indices max_pool3d_with_indices sort topk median nanmedian mode
         kthvalue cummax cummin adaptive_max_pool2d adaptive_max_pool3d native_dropout
-        fractional_max_pool2d _embedding_bag nll_loss_forward nll_loss2d_forward
-        _fused_dropout
+        fractional_max_pool2d _fused_dropout _pack_padded_sequence unique_consecutive
+        _unique2 unique_dim
     """),
     (multiplies, """
         mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross
         linalg_cross
     """),
     (equates, """
-        cat stack hstack vstack maximum minimum max min fmax fmin complex masked_scatter
-        dist _cdist_forward clamp_min_tensor fmod remainder aminmax
+        cat stack hstack vstack minimum min fmin complex masked_scatter
+        dist _cdist_forward fmod remainder aminmax
     """),
     (pins, """
         exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan
         asinh acosh atanh erf erfc erfinv sigmoid log_sigmoid_forward silu gelu mish elu
         celu softplus hardswish hardsigmoid hardshrink softshrink _softmax _log_softmax
         _safe_softmax logsumexp glu floor ceil round trunc frac lgamma digamma i0
-        special_i0 sinc xlogy logaddexp logaddexp2 binary_cross_entropy
-        binary_cross_entropy_with_logits kl_div smooth_l1_loss huber_loss cumprod logit
+        special_i0 sinc xlogy logaddexp logaddexp2 kl_div smooth_l1_loss huber_loss cumprod logit
         _ctc_loss linalg_matrix_exp _thnn_fused_lstm_cell mkldnn_rnn_layer
-        _thnn_fused_gru_cell linalg_householder_product bernoulli poisson multinomial
-        histc bincount selu soft_margin_loss multi_margin_loss
+        _thnn_fused_gru_cell linalg_householder_product poisson multinomial
+        histc bincount selu soft_margin_loss multi_margin_loss erfcx special_erfcx
     """),
     (ignores, """
         sign signbit sgn argmax argmin argsort isnan isinf isfinite isposinf isneginf
-        nonzero count_nonzero angle ones ones_like rand randn randint rand_like
-        randn_like randint_like arange linspace logspace eye scalar_tensor randperm
-        uniform normal exponential random logical_not logical_or logical_xor any all
-        bitwise_or bitwise_not bitwise_xor searchsorted bucketize one_hot _unique2
-        unique_consecutive sym_size sym_numel sym_stride sym_storage_offset is_same_size
-        _assert_async _assert_tensor_metadata _assert_scalar geometric tril_indices
-        triu_indices hash_tensor bartlett_window hann_window hamming_window
-        blackman_window
+        nonzero count_nonzero angle logical_not logical_or logical_xor any all
+        bitwise_or bitwise_not bitwise_xor one_hot _assert_async _assert_scalar
+        hash_tensor
+    """),
+    (makes, """
+        ones ones_like new_ones rand rand_like randn randn_like randint randint_like
+        randperm random uniform normal_functional exponential geometric cauchy
+        log_normal arange range linspace logspace eye scalar_tensor tril_indices
+        triu_indices bartlett_window hann_window hamming_window blackman_window
+        kaiser_window sym_size sym_numel sym_stride sym_storage_offset
+        is_same_size _assert_tensor_metadata fft_fftfreq fft_rfftfreq
+        vander cartesian_prod
     """),
     (empty, """
         zeros zeros_like new_zeros empty empty_like new_empty empty_strided
-        new_empty_strided zero _efficientzerotensor resize
+        new_empty_strided zero _efficientzerotensor empty_permuted new_empty_permuted
     """),
     (arithmetic.full, "full full_like new_full fill"),
-    (arithmetic.fill, "masked_fill index_fill"),
+    (arithmetic.fill, "masked_fill index_fill fill_diagonal"),
     (arithmetic.add, "add sub rsub"),
     (arithmetic.hypot, "hypot"),
     (arithmetic.mul, "mul multiply"),
@@ -186,6 +202,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (arithmetic.root(2), "square var"),
     (arithmetic.product_reduce, "prod"),
     (arithmetic.clamp, "clamp clamp_min clamp_max clip"),
+    (arithmetic.maximum, "maximum max fmax"),
     (arithmetic.where, "where"),
     (arithmetic.pad, "constant_pad_nd pad"),
     (arithmetic.cast, "_to_copy to type_as"),
@@ -207,7 +224,9 @@ _TABLE: list[tuple[Rule, str]] = [
         _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
         _scaled_dot_product_fused_attention_overrideable _flash_attention_forward
     """),
-    (arithmetic.compare, "eq ne lt le gt ge isclose equal atan2"),
+    (arithmetic.compare, "eq ne lt le gt ge isclose equal atan2 arctan2"),
+    (arithmetic.bins, "searchsorted bucketize"),
+    (arithmetic.draw, "bernoulli normal"),
     (arithmetic.both, "logical_and bitwise_and __and__"),
     (arithmetic.item, "_local_scalar_dense is_nonzero"),
     (arithmetic.leaky, "_prelu_kernel prelu"),
@@ -222,6 +241,10 @@ _TABLE: list[tuple[Rule, str]] = [
         index_reduce put
     """),
     (arithmetic.squared_difference, "mse_loss"),
+    (arithmetic.nll_loss, "nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d"),
+    (arithmetic.cross_entropy, "binary_cross_entropy binary_cross_entropy_with_logits"),
+    (arithmetic.pad_packed, "_pad_packed_sequence"),
+    (arithmetic.embedding_bag, "_embedding_bag _embedding_bag_forward_only"),
     (arithmetic.linear_solve, "_linalg_solve_ex"),
     (arithmetic.svd, "_linalg_svd"),
     (arithmetic.inverse, "linalg_inv_ex"),

@@ -25,6 +25,7 @@ class Shadows:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """Return the value of a tensor where it is known."""
@@ -38,7 +39,7 @@ class Shadows:
         self._known[id(tensor)] = (tensor, value)
 
     def to_meta(self, value: Any) -> Any:
-        """Move a tensor to the meta device and remember its value; integers unknown count as 0."""
+        """Move an input to the meta device and remember its value; integers unknown count as 0."""
         if not isinstance(value, Tensor):
             return value
         if isinstance(value, FakeTensor):
@@ -51,6 +52,17 @@ class Shadows:
         elif not value.is_floating_point() and value.numel() <= LARGEST:
             self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
         return moved
+
+    def joined(self, value: Any) -> Any:
+        """Move a tensor that a model makes on the CPU to its weights; the same one only once."""
+        if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
+            return value
+        if id(value) not in self._moved:
+            moved = value.to("meta")
+            self._moved[id(value)] = (value, moved)
+            if value.numel() <= LARGEST:
+                self.know(moved, value)
+        return self._moved[id(value)][1]
 
     def positions(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Replace masks of known values by the positions they select, whose number is known."""

@@ -51,7 +51,7 @@ class ShiftSearch:
     def see(self, gradients: Gradients) -> None:
         """Drop the shifts that the gradients of one combination of outputs speak against."""
         for name, g in gradients.by_name.items():
-            if self._open.get(name):
+            if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
                 self._open[name] = _surviving(name, self._open[name], g, self._worst)
 
     def certified(self, probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[Shift]:
@@ -134,6 +134,6 @@ def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point)
         vectors = division.gather(p)
         shape = vectors.shape[:-1]
         amounts = torch.randn(shape, generator=probe.generator, dtype=torch.float64).to(p)
-        amounts = amounts * p.abs().mean().clamp_min(1e-3)
+        amounts = amounts * (p.abs().mean() + 1)
         state[own] = division.scatter(vectors + amounts[..., None], p.shape)
     return replace(point, state=state)

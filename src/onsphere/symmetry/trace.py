@@ -9,19 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from onsphere.symmetry.eps import EpsSite
 from onsphere.symmetry.execution import (
     ModelError,
     OutputPicker,
     bare_name,
     call,
     float_outputs,
+    inputs_of,
     plain_execution,
     weights,
 )
 from onsphere.symmetry.gathered import on_gathered
-from onsphere.symmetry.operation import EpsSite, Ledger
-from onsphere.symmetry.tracer import Tracer
-from onsphere.symmetry.units import ANY, Form, Unit, row_space, sparse_basis
+from onsphere.symmetry.inputs import InputUse, marked
+from onsphere.symmetry.operation import Ledger, Origin, key_of
+from onsphere.symmetry.substitution import kept
+from onsphere.symmetry.tracer import Reads, Tracer
+from onsphere.symmetry.units import ANY, Constraints, Form, Unit, row_space, sparse_basis
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,16 @@ class Trace:
         unknown: operations without a rule.
         unread: parameters that no operation touched.
         data_dependent: whether the values of tensors decided what ran.
+        decided: whether masks among the inputs decided what was demanded.
+        whole: weights that the model turns into whole numbers.
+        reads: path of a module -> weights whose scale Python reads there, which hides what happens
+            to it.
+        rows: number of an input -> how many rows the table has that it looks up.
+        draws: where random numbers are drawn, by which operation -> their type.
+        coarsest: largest relative rounding error of the types that the model computes in.
+        operations: for each run, a number that tells which operations ran.
         written: buffers that the model writes while it runs.
+        overwritten: parameters that it writes while it runs.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
             entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
             with so many heads).
@@ -73,28 +86,38 @@ class Trace:
     unread: tuple[str, ...]
     data_dependent: bool
     written: frozenset[str]
+    overwritten: frozenset[str] = frozenset()
+    decided: bool = False
+    whole: frozenset[str] = frozenset()
+    reads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    rows: Mapping[int, int] = field(default_factory=dict)
+    draws: Mapping[tuple[str, str], torch.dtype] = field(default_factory=dict)
+    coarsest: float = 0.0
+    operations: tuple[int, ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 @on_gathered
 def trace(
     model: nn.Module,
-    args: Sequence[Any],
+    args: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
     output: OutputPicker | None = None,
     inert: Collection[str] = (),
+    others: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
 ) -> Trace:
     """Find all scale symmetries of a model at the level of whole tensors, exactly.
 
     Args:
         model: any module, in the mode it is to be analysed in; on the meta device it needs no
             memory.
-        args: positional inputs of ``forward``.
+        args: positional inputs of ``forward``; a dictionary counts as in :func:`audit`.
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         inert: parameters known not to affect the output: they could as well be 0, which fits any
             unit, so they constrain nothing.
+        others: further inputs, positional and by keyword; what holds for all of them is found.
 
     Returns:
         The symmetries and what the analysis could not follow.
@@ -111,28 +134,71 @@ def trace(
     parameters, buffers = weights(model)
     if not parameters:
         raise ModelError(f"{type(model).__name__} has no parameters")
-    names = [*parameters, *buffers]
-    ledger = Ledger(len(names))
+    system = Constraints(len(parameters) + len(buffers))
+    inputs = [inputs_of(model, args, kwargs), *others]
+    runs = [_run(model, parameters, buffers, system, x, output, inert) for x in inputs]
+    return _concluded(system, parameters, buffers, runs)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a model, followed to its end.
+
+    Args:
+        ledger: what it demanded.
+        tracer: what it did.
+        held: the weights that it used, by the model's own names.
+        touched: ids and storages of the tensors that it read or returned.
+    """
+
+    ledger: Ledger
+    tracer: Tracer
+    held: Mapping[str, Tensor]
+    touched: set[int]
+
+    def used(self, name: str) -> bool:
+        """Return whether an operation touched a weight."""
+        weight = self.held[name]
+        return id(weight) in self.touched or key_of(weight) in self.touched
+
+    def names(self, keys: Collection[int]) -> set[str]:
+        """Return the weights whose memory is among some."""
+        return {n for n, t in self.held.items() if key_of(t) in keys}
+
+
+def _run(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    system: Constraints,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    output: OutputPicker | None,
+    inert: Collection[str],
+) -> _Run:
+    ledger = Ledger(system)
     state = {n: b.clone() for n, b in model.named_buffers()}
     held = {**parameters, **{n: state[n] for n in buffers}}
-    _introduce(ledger, names, held, inert)
-    tracer = Tracer(ledger)
-
-    inputs = (tuple(args), dict(kwargs or {}))
-    if any(p.is_meta for p in parameters.values()):
-        inputs = tree_map(ledger.shadows.to_meta, inputs)
+    _introduce(ledger, list(held), held, inert)
+    without_memory = any(p.is_meta for p in parameters.values())
+    copied = ledger.shadows.to_meta if without_memory else kept
+    inputs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
+    marked(inputs, ledger.mark)
+    tracer = Tracer(ledger, InputUse(inputs), parameters.values(), without_memory)
 
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
-    with plain_execution(), torch.no_grad(), tracer:
-        result = call(model, {**parameters, **state}, *inputs, enter)
-        outputs = float_outputs(result, output)
+    try:
+        with plain_execution(), torch.no_grad(), tracer, Reads(tracer):
+            result = call(model, {**parameters, **state}, *inputs, enter, copied)
+            outputs = float_outputs(result, output)
+    finally:
+        tracer.restore()
     for tensor in outputs:
         unit = ledger.settle(ledger.read(tensor))
         ledger.require_zero(unit.terms)
-    touched = tracer.touched | {t.untyped_storage()._cdata for t in outputs}
-    return _concluded(ledger, parameters, buffers, held, touched, tracer)
+    touched = tracer.touched | {id(t) for t in outputs} | set(map(key_of, outputs))
+    return _Run(ledger, tracer, held, touched)
 
 
 def _introduce(
@@ -140,6 +206,7 @@ def _introduce(
 ) -> None:
     """Give every weight its own unknown; weights that share memory share one unit."""
     for unknown, name in enumerate(names):
+        ledger.mark(held[name], Origin.WEIGHTS)
         seen = ledger.read(held[name])
         if bare_name(name) in inert:
             ledger.write(held[name], ANY)
@@ -150,51 +217,72 @@ def _introduce(
 
 
 def _concluded(
-    ledger: Ledger,
+    system: Constraints,
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    held: Mapping[str, Tensor],
-    touched: set[int],
-    tracer: Tracer,
+    runs: Sequence[_Run],
 ) -> Trace:
-    names = [*map(bare_name, parameters), *map(bare_name, buffers)]
-    vectors = ledger.constraints.null_space()
+    own = [*parameters, *buffers]
+    names = [bare_name(n) for n in own]
+    vectors = system.null_space()
     count = len(parameters)
     kept = sparse_basis(row_space(vectors, set(range(count))), count)
     kept = [_without_idle_buffers(v, vectors, count) for v in kept]
-    follow = [_following(v, ledger, set(range(count, len(names)))) for v in kept]
-    for site in list(ledger.sites.values()):
-        ledger.require_zero(site.form)
-    exact = row_space(ledger.constraints.null_space(), set(range(count)))
+    follow = [_following(v, runs, set(range(count, len(names)))) for v in kept]
+    sites = _eps_sites(system, runs)
+    exact = row_space(system.null_space(), set(range(count)))
     exact = [_without_idle_buffers(v, vectors, count) for v in exact]
-    unread = [
-        n
-        for n, p in zip(names, parameters.values(), strict=False)
-        if id(p) not in touched and p.untyped_storage()._cdata not in touched
-    ]
-    written = tracer.written | ledger.estimates
+    first = runs[0]
+    reads: dict[str, set[str]] = {}
+    for run in runs:
+        for where, unknowns in run.ledger.reads.items():
+            reads.setdefault(where, set()).update(names[k] for k in unknowns)
+    written = {n for run in runs for n in run.names(run.tracer.written | run.ledger.estimates)}
+    whole = {n for run in runs for n in run.names(run.tracer.whole)}
     return Trace(
         parameters=tuple(names[:count]),
         buffers=tuple(names[count:]),
         basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
         exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
         followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
-        rounded=_named(ledger.rounded, names),
-        eps=tuple(replace(s, form={}) for s in ledger.sites.values()),
-        unknown=tuple(UnknownOp(*key) for key in ledger.unknown),
-        unread=tuple(unread),
-        data_dependent=tracer.data_dependent,
-        written=frozenset(
-            bare_name(n) for n in buffers if held[n].untyped_storage()._cdata in written
-        ),
-        roles={n: _roles(n, held[own], tracer) for n, own in zip(names, parameters, strict=False)},
+        rounded=_named([form for run in runs for form in run.ledger.rounded], names),
+        eps=sites,
+        unknown=tuple(UnknownOp(*key) for key in {k: 0 for r in runs for k in r.ledger.unknown}),
+        unread=tuple(bare_name(n) for n in parameters if not any(run.used(n) for run in runs)),
+        data_dependent=any(run.tracer.data_dependent for run in runs),
+        decided=any(run.ledger.decided for run in runs),
+        written=frozenset(bare_name(n) for n in written if n in buffers),
+        overwritten=frozenset(bare_name(n) for n in written if n in parameters),
+        whole=frozenset(bare_name(n) for n in whole),
+        reads={where: frozenset(some) for where, some in reads.items()},
+        rows=dict(first.tracer.use.rows),
+        draws={k: v for run in runs for k, v in run.tracer.draws.items()},
+        coarsest=max(run.tracer.coarsest for run in runs),
+        operations=tuple(run.tracer.operations for run in runs),
+        roles={bare_name(n): _roles(n, runs) for n in parameters},
     )
 
 
-def _roles(name: str, weight: Tensor, tracer: Tracer) -> frozenset[str]:
-    inside = [path for path in tracer.heads if path and name.startswith(f"{path}.")]
-    heads = {f"heads={tracer.heads[max(inside, key=len)]}"} if inside else set()
-    return frozenset(tracer.roles.get(weight.untyped_storage()._cdata, set()) | heads)
+def _eps_sites(system: Constraints, runs: Sequence[_Run]) -> tuple[EpsSite, ...]:
+    """Return what is an eps in every run, and demand what would have to hold if none were."""
+    numbers = {key for run in runs for key in run.ledger.numbers}
+    sites: dict[Any, EpsSite] = {}
+    for run in runs:
+        for number, site in run.ledger.sites.items():
+            system.require_zero(site.form)
+            if site.key not in numbers:
+                sites[site.key or (id(run), number)] = replace(site, form={})
+    return tuple(sites.values())
+
+
+def _roles(name: str, runs: Sequence[_Run]) -> frozenset[str]:
+    found: set[str] = set()
+    for run in runs:
+        heads = run.tracer.heads
+        inside = [path for path in heads if path and bare_name(name).startswith(f"{path}.")]
+        found |= {f"heads={heads[max(inside, key=len)]}"} if inside else set()
+        found |= run.tracer.roles.get(key_of(run.held[name]), set())
+    return frozenset(found)
 
 
 def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fraction], ...]:
@@ -208,10 +296,10 @@ def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:
     return {k: c for k, c in v.items() if k not in idle}
 
 
-def _following(v: Form, ledger: Ledger, buffers: set[int]) -> Form:
+def _following(v: Form, runs: Sequence[_Run], buffers: set[int]) -> Form:
     """Return how far estimating buffers move when a symmetry acts, where that is well defined."""
     found: dict[int, set[Fraction]] = {}
-    for buffer, unit in ledger.followers:
+    for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
         (name,) = buffer.terms if len(buffer.terms) == 1 else (None,)
         if name in buffers and name not in v:
             power = sum((c * v.get(k, Fraction(0)) for k, c in unit.terms.items()), Fraction(0))

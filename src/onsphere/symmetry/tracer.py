@@ -1,17 +1,20 @@
 """Follow every operation that a model executes, and apply its rule."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from onsphere.symmetry.eps import short_name
 from onsphere.symmetry.execution import ModelError
-from onsphere.symmetry.operation import Ledger, Operation
-from onsphere.symmetry.rules import rule_of
+from onsphere.symmetry.inputs import InputUse
+from onsphere.symmetry.operation import Ledger, Operation, Origin, key_of
+from onsphere.symmetry.rules import empty, makes, passes, rule_of
 from onsphere.symmetry.units import ZERO, Unit
 
 _ROLES = {
@@ -24,37 +27,76 @@ _ROLES = {
 """What an operation says about the weights that go into it."""
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+_ONLY_SHAPES = (empty, makes)
+"""Rules of operations that read the shapes of tensors, and no values."""
+_FULL = {"aten::full", "aten::full_like", "aten::new_full"}
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every operation that a model executes and applies its rule."""
+    """Follows every operation that a model executes and applies its rule.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Args:
+        ledger: where units and demands are written down.
+        use: where the use of whole-number inputs is written down.
+        own: the model's own parameters; what it writes into them is taken back by
+            :meth:`restore`.
+        without_memory: the weights are on the meta device, so everything moves there.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        use: InputUse,
+        own: Iterable[Tensor] = (),
+        without_memory: bool = False,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger = ledger
+        self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
         self.heads: dict[str, int] = {}
         self.data_dependent = False
+        self.draws: dict[tuple[str, str], torch.dtype] = {}
+        self.operations = 0  # a hash of the names of all operations, in their order
+        self.whole: set[int] = set()
+        self.coarsest = 0.0
+        self._own = {key_of(p): p for p in own}
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def restore(self) -> None:
+        """Give the parameters that the model has written into what they held before."""
+        for parameter, before in self._before:
+            parameter.detach().copy_(before)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        result = self._run(func, args, kwargs)
+        args, kwargs = self._moved((tuple(args), kwargs or {}))
+        written = _written(func, args, kwargs)
+        for key in written & self._own.keys():
+            parameter = self._own.pop(key)
+            self._before.append((parameter, parameter.detach().clone()))
+        result = self._moved(self._run(func, args, kwargs))
+        name = func._schema.name
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self.touched.update(id(t) for t in tensors)
-        self.touched.update(t.untyped_storage()._cdata for t in tensors)
+        self.touched.update(map(key_of, tensors))
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self._note_roles(func._schema.name.removeprefix("aten::"), tensors)
-        if func._schema.name in _DATA_DEPENDENT:
-            self.data_dependent = True
+        self._note(func, tensors, results)
+        self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
-        rule = rule_of(operation.name)
+        rule = rule_of(name)
         units = self._pin(operation) if rule is None else rule(operation)
-        self._describe(func, args, kwargs, results, units)
+        self.written |= written
+        self._describe(tensors, written, results, units)
+        self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
+        self.use.follow(operation, rule is passes)
         return result
+
+    def _moved(self, values: Any) -> Any:
+        """Move what a model without memory makes on the CPU to where its weights are."""
+        return tree_map(self.ledger.shadows.joined, values) if self.without_memory else values
 
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation; a question about a tensor without memory is asked of its shadow."""
@@ -62,30 +104,52 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self.ledger.shadows.value(args[0])
             if value is not None:
                 return func(value, *args[1:], **kwargs)
-            raise self._needs_values(func)
+            raise self.needs_values(func._schema.name)
         if func._schema.name == "aten::index":
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
             result = func(*args, **kwargs)
         except NotImplementedError as error:
             if torch.Tag.dynamic_output_shape in func.tags:
-                raise self._needs_values(func) from error
+                raise self.needs_values(func._schema.name) from error
             raise
         self.ledger.shadows.follow(func, args, kwargs, result)
         return result
 
-    def _note_roles(self, name: str, tensors: Sequence[Tensor]) -> None:
-        """Remember what a weight is for; only words depend on it."""
-        if name in _ROLES:
+    def _note(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Remember what was done, to whom, with what random numbers."""
+        name = func._schema.name
+        self.operations = hash((self.operations, name))
+        self.data_dependent |= name in _DATA_DEPENDENT
+        short = name.removeprefix("aten::")
+        if short in _ROLES:
             for tensor in tensors[:2]:
-                self.roles[tensor.untyped_storage()._cdata].add(_ROLES[name])
-        elif name in _ATTENTION and tensors[0].ndim == 4:
+                self.roles[key_of(tensor)].add(_ROLES[short])
+        elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+        if torch.Tag.nondeterministic_seeded in func.tags and results:
+            self.draws.setdefault((self.ledger.where, short_name(func)), results[0].dtype)
+        for t in results:
+            if t.is_floating_point() and t.numel() > 1:
+                self.coarsest = max(self.coarsest, torch.finfo(t.dtype).eps)
+        if short == "_to_copy" and not results[0].is_floating_point():
+            self.whole.add(key_of(tensors[0]))
 
-    def _needs_values(self, func: Any) -> ModelError:
+    def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Say of results what they were made from."""
+        origin = Origin.NOTHING
+        for tensor in tensors:
+            origin |= self.ledger.origin(tensor)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            origin |= Origin.DATA
+        for tensor in results:
+            self.ledger.mark(tensor, origin)
+
+    def needs_values(self, operation: str) -> ModelError:
+        """Return the error of an operation that reads values which are not to be had."""
         place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
         return ModelError(
-            f"what {place} computes depends on the values of a tensor ({func._schema.name}), and "
+            f"what {place} computes depends on the values of a tensor ({operation}), and "
             "this model has none: it was built without memory. Give inputs with values if it is "
             "they that decide, or else build the model with memory"
         )
@@ -103,38 +167,60 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return ZERO
 
     def _describe(
-        self, func: Any, args: Sequence[Any], kwargs: Any, results: list[Tensor], units: Any
+        self, tensors: Sequence[Tensor], written: set[int], results: list[Tensor], units: Any
     ) -> None:
-        read = {
-            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)
-        }
-        written = _written(func, args, kwargs)
-        self.written |= written
+        read = set(map(key_of, tensors))
         for i, tensor in enumerate(results):
             unit = units if isinstance(units, Unit) else units[min(i, len(units) - 1)]
-            key = tensor.untyped_storage()._cdata
+            key = key_of(tensor)
             if key in written:
                 self.ledger.update(tensor, unit)
             elif key not in read:
                 self.ledger.write(tensor, unit)
-            if unit.terms and _shortens(tensor, args):
+            if unit.terms and _shortens(tensor, tensors):
                 self.ledger.rounded.append(dict(unit.terms))
+
+
+class Reads(TorchFunctionMode):
+    """Notes where Python takes the values out of a tensor, which no operation tells.
+
+    Args:
+        tracer: the one that follows the operations.
+    """
+
+    _TAKE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in self._TAKE:
+            if args[0].is_floating_point():
+                self.tracer.ledger.note_read(args[0])
+            self.tracer.data_dependent = True
+            known = self.tracer.ledger.shadows.value(args[0])
+            if known is None:
+                raise self.tracer.needs_values(func.__name__)
+            args = (known, *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
     found: set[int] = set()
+    if not func._schema.is_mutable:
+        return found
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found |= {
-                t.untyped_storage()._cdata for t in tree_leaves(value) if isinstance(t, Tensor)
-            }
+            found |= {key_of(t) for t in tree_leaves(value) if isinstance(t, Tensor)}
     return found
 
 
-def _shortens(result: Tensor, args: Sequence[Any]) -> bool:
+def _shortens(result: Tensor, inputs: Sequence[Tensor]) -> bool:
     """Return whether a result has fewer digits than a tensor it was made from."""
-    inputs = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
     digits = [torch.finfo(t.dtype).eps for t in inputs if t.is_floating_point() or t.is_complex()]
     real = result.is_floating_point() or result.is_complex()
     return real and bool(digits) and torch.finfo(result.dtype).eps > min(digits)

@@ -1,0 +1,307 @@
+"""Other inputs of the same kinds as those given: a claim must not hold for the given ones only.
+
+Dummy inputs hide what a model does: equal token ids make all scores equal, a single token makes
+attention an identity, a batch of one makes a mean over the batch vanish, a mask of ones hides what
+it masks. So certificates look at redrawn inputs, and at inputs of other lengths where the model
+takes them. Each tensor keeps its kind:
+
+- floating-point inputs are moved at random (masks that hold infinities stay);
+- whole numbers that look up rows of a table, or name a class, are drawn among these;
+- masks of 0 and 1 hide some entries, never a whole row;
+- other whole numbers (lengths) are drawn between the smallest and the largest one given, and
+  negative ones, which mark what is left out, stay.
+
+What the model does not run on is not used.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from onsphere.symmetry.execution import ModelError
+from onsphere.symmetry.operation import Operation, Origin, key_of
+
+Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
+"""Whether a model takes some inputs."""
+
+_MANY = 8
+"""How many times as large a large batch is."""
+_DRAWS = 3
+"""How often the model must run on redrawn whole numbers before they are used."""
+_HIDDEN = 0.25
+"""Share of a mask that is hidden."""
+
+_LOOKUPS = {
+    "embedding": ("weight", "indices", 0),
+    "_embedding_bag": ("weight", "indices", 0),
+    "_embedding_bag_forward_only": ("weight", "indices", 0),
+    "nll_loss_forward": ("self", "target", 1),
+    "nll_loss2d_forward": ("self", "target", 1),
+    "index_select": ("self", "index", None),
+    "gather": ("self", "index", None),
+    "scatter": ("self", "index", None),
+    "scatter_add": ("self", "index", None),
+    "index_add": ("self", "index", None),
+    "index_copy": ("self", "index", None),
+}
+"""Operation -> what it looks up, the whole numbers that say where, and along which axis."""
+
+
+class InputUse:
+    """Watches what the whole numbers among the inputs look up.
+
+    Args:
+        inputs: the inputs, any nesting of containers.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        self.rows: dict[int, int] = {}
+        self._leaf_of: dict[int, int] = {}
+        for i, t in enumerate(tree_leaves(inputs)):
+            if isinstance(t, Tensor) and t.layout is torch.strided and not _is_float(t):
+                self._leaf_of[key_of(t)] = i
+
+    def follow(self, op: Operation, rearranges: bool) -> None:
+        """Follow the numbers through an operation that keeps them, or note what they look up."""
+        if not self._leaf_of:
+            return
+        name = op.name.removeprefix("aten::").rstrip("_")
+        first = op.first if isinstance(op.first, Tensor) else None
+        leaf = None if first is None or first.numel() == 0 else self._leaf_of.get(key_of(first))
+        if leaf is not None and (rearranges or name in ("_to_copy", "clone")):
+            for result in tree_leaves(op.result):
+                if isinstance(result, Tensor):
+                    self._leaf_of.setdefault(key_of(result), leaf)
+        for numbers, size in self._lookups(name, op):
+            leaf = self._leaf_of.get(key_of(numbers))
+            if leaf is not None and size:
+                self.rows[leaf] = min(size, self.rows.get(leaf, size))
+
+    def _lookups(self, name: str, op: Operation) -> list[tuple[Tensor, int]]:
+        """Return the whole numbers that an operation looks up, and in how many rows."""
+        if name in ("index", "index_put", "_index_put_impl"):
+            table = op["self"]
+            pairs = zip(op["indices"], table.shape, strict=False)
+            return [(t, n) for t, n in pairs if t is not None and t.dtype != torch.bool]
+        if name not in _LOOKUPS:
+            return []
+        of, numbers, axis = _LOOKUPS[name]
+        table = op[of]
+        axis = op["dim"] if axis is None else min(axis, table.ndim - 1)
+        return [(op[numbers], table.shape[axis])] if table.ndim else []
+
+
+def marked(inputs: Any, mark: Callable[[Tensor, Origin], None]) -> None:
+    """Tell of every input whether it is data or a mask."""
+    for t in tree_leaves(inputs):
+        if isinstance(t, Tensor):
+            mask = not _is_float(t) or (not t.is_meta and not _is_finite(t))
+            mark(t, Origin.WHOLE if mask else Origin.DATA)
+
+
+@dataclass
+class OtherInputs:
+    """Draws inputs of the same kinds as those given, of the given shapes and of others.
+
+    Args:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        rows: input -> how many rows the table has that it looks up.
+        runs: whether the model takes some inputs.
+        generator: of everything random here.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    rows: Mapping[int, int]
+    runs: Runs
+    generator: torch.Generator
+    resized: tuple[tuple[int, int, int], ...] = ()
+    _fixed: set[int] = field(default_factory=set)
+    _shapes: list[list[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._given, self._structure = tree_flatten((tuple(self.args), dict(self.kwargs)))
+        self._find_fixed()
+        other = self._other_shapes()
+        self._shapes = [self._given] if other is None else [other, self._given]
+
+    def draw(
+        self, turn: int, move: Callable[[Tensor], Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draw inputs.
+
+        Args:
+            turn: shapes take turns: other ones first, where the model takes any.
+            move: moves floating-point numbers at random.
+        """
+        return self._packed(self._redrawn(self._shapes[turn % len(self._shapes)], move))
+
+    def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Draw a large batch, where the model takes any other batch than the one given."""
+        leaves = self._shapes[0]
+        for axis, _, size in self.resized:
+            if axis == 0:
+                leaves = [self._resized(t, 0, size, _MANY * size) for t in leaves]
+        return self._packed(self._redrawn(leaves, move))
+
+    @property
+    def turns(self) -> int:
+        """How many shapes there are."""
+        return len(self._shapes)
+
+    def words(self) -> list[str]:
+        """Say what was assumed of the inputs."""
+        said = []
+        if self.resized:
+            changed = ", ".join(f"{n} -> {m} along axis {a}" for a, n, m in self.resized)
+            said.append(
+                f"Tried on inputs of other lengths too, made of those given ({changed}); what is "
+                "claimed holds there as well."
+            )
+        taken = {(a, n) for a, n, _ in self.resized}
+        single = sorted({a for a, n in self._axes(self._given) if n == 1 and (a, n) not in taken})
+        if single:
+            said.append(
+                "The inputs have length 1 along axis "
+                + " and ".join(map(str, single))
+                + ", and the model took no other: what holds for a length of 1 only is not told "
+                "from the rest."
+            )
+        if self._fixed:
+            said.append(
+                f"{len(self._fixed)} whole-number inputs or masks stayed as given: the model did "
+                "not run on others of their kind."
+            )
+        return said
+
+    def _redrawn(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
+        drawn = []
+        for i, t in enumerate(leaves):
+            if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
+                if _is_float(t):
+                    t = move(t)
+                elif i not in self._fixed:
+                    t = self._whole(i, t)
+            drawn.append(t)
+        return drawn
+
+    def _whole(self, i: int, t: Tensor) -> Tensor:
+        """Draw whole numbers, or a mask, in the place of ``t``."""
+        low, high = (int(x) for x in t.aminmax()) if t.dtype != torch.bool else (0, 1)
+        kept = t < 0 if t.dtype != torch.bool else torch.zeros_like(t)
+        if i in self.rows:
+            low, high = 0, self.rows[i] - 1
+        elif low >= 0 and high <= 1:
+            return self._mask(t)
+        else:
+            low = max(low, 0)
+        if low >= high:
+            return t
+        fresh = torch.randint(low, high + 1, t.shape, generator=self.generator).to(t)
+        return torch.where(kept, t, fresh)
+
+    def _mask(self, t: Tensor) -> Tensor:
+        """Turn some entries over; the first entry of each row stays as it is."""
+        if t.numel() < 2:
+            return t
+        turned = torch.rand(t.shape, generator=self.generator) < _HIDDEN
+        turned[..., 0] = False
+        return torch.where(turned.to(t.device), 1 - t.to(torch.int64), t.to(torch.int64)).to(t)
+
+    def _find_fixed(self) -> None:
+        """Leave alone what the model does not run on when it is redrawn."""
+        whole = [
+            i for i, t in enumerate(self._given)
+            if isinstance(t, Tensor) and not _is_float(t) and t.layout is torch.strided
+        ]  # fmt: skip
+        self._fixed = {i for i in whole if i not in self.rows and _are_places(self._given[i])}
+        free = [i for i in whole if i not in self._fixed]
+        if not free or self._takes_redrawn():
+            return
+        self._fixed = set(whole)
+        for i in free:
+            self._fixed.discard(i)
+            if not self._takes_redrawn():
+                self._fixed.add(i)
+
+    def _takes_redrawn(self) -> bool:
+        """Return whether the model runs on a few draws."""
+        return all(self._takes(self._redrawn(self._given, _same)) for _ in range(_DRAWS))
+
+    def _other_shapes(self) -> list[Any] | None:
+        """Return the inputs with other lengths along every axis where the model takes them."""
+        leaves: list[Any] = list(self._given)
+        found = []
+        for axis, size in self._axes(leaves):
+            for other in _sizes(size):
+                tried = [self._resized(t, axis, size, other) for t in leaves]
+                if all(a is b for a, b in zip(tried, leaves, strict=True)):
+                    break  # an earlier axis of the same length took it along
+                if self._takes(self._redrawn(tried, _same)):
+                    leaves = tried
+                    found.append((axis, size, other))
+                    break
+        self.resized = tuple(found)
+        return leaves if found else None
+
+    def _axes(self, leaves: Sequence[Any]) -> list[tuple[int, int]]:
+        """Return axes and their lengths: the batch, the length, and what else there is."""
+        tensors = [t for t in leaves if isinstance(t, Tensor) and t.layout is torch.strided]
+        pairs = chain.from_iterable(enumerate(t.shape) for t in tensors)
+        return [(a, n) for a, n in dict.fromkeys(pairs) if n]
+
+    def _resized(self, t: Any, axis: int, size: int, other: int) -> Any:
+        """Return a tensor with another length of an axis, made of what was there."""
+        if not isinstance(t, Tensor) or t.layout is not torch.strided:
+            return t
+        # A square mask over the length has it along several axes.
+        along = [a for a in range(axis, t.ndim) if t.shape[a] == size] if axis else [0]
+        if axis >= t.ndim or t.shape[axis] != size:
+            return t
+        for a in along:
+            more = torch.randint(0, size, (max(other - size, 0),), generator=self.generator)
+            index = torch.cat([torch.arange(min(size, other)), more])
+            t = t.index_select(a, index.to(t.device))
+        return t
+
+    def _takes(self, leaves: Sequence[Any]) -> bool:
+        try:
+            return self.runs(*self._packed(leaves))
+        except ModelError:
+            return False
+
+    def _packed(self, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = tree_unflatten(list(leaves), self._structure)
+        return args, kwargs
+
+
+def _sizes(size: int) -> list[int]:
+    """Return other lengths to try: one more, one less, half as many; three for a single one."""
+    if size == 1:
+        return [3]
+    return list(dict.fromkeys(n for n in (size + 1, size - 1, size // 2) if n > 1))
+
+
+def _are_places(t: Tensor) -> bool:
+    """Return whether whole numbers say where pieces begin: in one row, rising from 0."""
+    if t.ndim != 1 or t.numel() < 2 or t.dtype == torch.bool or t.is_meta:
+        return False
+    return bool((t[0] == 0) & (t.diff() >= 0).all() & (t[-1] > 0))
+
+
+def _is_float(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _is_finite(t: Tensor) -> bool:
+    return t.layout is not torch.strided or bool(t.isfinite().all())
+
+
+def _same(t: Tensor) -> Tensor:
+    return t

@@ -1,0 +1,57 @@
+"""What an audit could not see, and what it assumed, in words."""
+
+from collections.abc import Collection, Sequence
+
+from onsphere.symmetry.claims import Limit
+from onsphere.symmetry.trace import Trace
+
+
+def on_reads(traced: Trace) -> list[Limit]:
+    """Say where Python reads the values of weights."""
+    return [
+        Limit(
+            "reads", tuple(sorted(names)),
+            f"Python reads numbers that depend on {_listed(sorted(names))} in "
+            + (f"module {where!r}" if where else "the model")
+            + " (float(), .item(), .tolist()), which hides their scale: of symmetries through such "
+            "numbers, only those of one weight alone are found.",
+        )
+        for where, names in traced.reads.items()
+    ]  # fmt: skip
+
+
+def on_another_model(differs: str) -> Limit:
+    """Say that the run in float64 is not the model."""
+    return Limit(
+        "float64", (),
+        f"Run in float64, this model gives something else: {differs}. Nothing can be shown of it "
+        "that way, so nothing is claimed.",
+    )  # fmt: skip
+
+
+def on_gradients(why: str) -> Limit:
+    """Say that a model has no gradients."""
+    return Limit(
+        "gradients", (),
+        f"No gradients were to be had ({why}): symmetries are exact by units and certified by "
+        "finite rescales; further ones, inert weights, shifts and parts were not looked for.",
+    )  # fmt: skip
+
+
+def on_unreached(unreached: Collection[str]) -> list[str]:
+    """Say what it means that no input reached some weights."""
+    if not unreached:
+        return []
+    return [
+        f"No input that was tried reached {_listed(sorted(unreached))}: what is claimed of other "
+        "weights holds as long as none does."
+    ]
+
+
+def read_weights(traced: Trace) -> list[str]:
+    """Return the parameters whose values Python reads."""
+    return sorted({n for names in traced.reads.values() for n in names if n in traced.parameters})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,112 @@
+"""Which weights do the inputs reach, and which of those reached have no effect?
+
+An expert that nobody asked has a gradient of exactly 0, or none at all, as a weight without any
+effect has. So the operations are followed on several inputs, more of them where values decide what
+runs, and what seems to have no effect is looked at on a large batch of different inputs. What no
+input reached is called neither inert nor anything else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from onsphere.symmetry.evidence import Evidence
+from onsphere.symmetry.execution import ModelError
+from onsphere.symmetry.inert import are_inert, inert_candidates
+from onsphere.symmetry.probe import Point, Probe
+from onsphere.symmetry.trace import Trace, trace
+
+_MOST_INPUTS = 8
+"""On how many other inputs the operations are followed at most."""
+
+CallInputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword inputs."""
+
+
+def followed(
+    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Trace, list[CallInputs]]:
+    """Follow the operations on other inputs too, and return these.
+
+    Where values decide what runs, more inputs are drawn until every weight was met.
+    """
+    others: list[CallInputs] = []
+    traced = probe.traced
+    for turn in range(_MOST_INPUTS):
+        if turn >= probe.others.turns and not (traced.data_dependent and traced.unread):
+            break
+        if turn < probe.others.turns:
+            point = probe.redrawn(turn=turn)
+            inputs = point.args, dict(point.kwargs)
+        else:
+            inputs = probe.many_inputs()
+        drawn = tree_map(_like, inputs, (args, dict(kwargs)))
+        try:
+            traced = trace(probe.model, args, kwargs, output=probe.output, others=[*others, drawn])
+        except ModelError:
+            continue
+        others.append(drawn)
+    return traced, others
+
+
+def _like(drawn: Any, given: Any) -> Any:
+    return drawn.to(given.dtype) if isinstance(given, Tensor) else drawn
+
+
+def unreached(traced: Trace) -> set[str]:
+    """Return the weights that no input touched, where values decide what runs."""
+    return set(traced.unread) if traced.data_dependent else set()
+
+
+def without_effect(
+    probe: Probe,
+    evidence: Evidence,
+    random: Sequence[Point],
+    given: Sequence[Point],
+    others: Sequence[CallInputs],
+) -> tuple[list[str], set[str]]:
+    """Return weights without effect, and weights of which no input shows whether they have one."""
+    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
+    rows = [evidence.radial(i) for i in range(len(random))]
+    silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
+    found = are_inert(probe, [n for n in probe.names if n in silent], [*random, *given])
+    state = probe.given().state
+    doubted = [
+        n for n in found
+        if _never(n, evidence) and n not in probe.traced.unread
+        and state[probe.own_name[n]].numel()
+    ]  # fmt: skip
+    if not doubted:
+        return found, set()
+    # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
+    wide = [*(probe.on(*x) for x in others), replace(random[0], **_as_point(probe.many_inputs()))]
+    sizes = _gradient_sizes(probe, doubted, wide)
+    reached = [n for n in doubted if sizes[n]]
+    effective = set(reached) - set(are_inert(probe, reached, wide))
+    unshown = {n for n in doubted if sizes[n] == 0}
+    return [n for n in found if n not in unshown | effective], unshown
+
+
+def _as_point(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    return dict(zip(("args", "kwargs"), inputs, strict=True))
+
+
+def _gradient_sizes(
+    probe: Probe, names: Sequence[str], points: Sequence[Point]
+) -> dict[str, float | None]:
+    """Return the largest gradient of each weight at some points; ``None`` where there is none."""
+    sizes: dict[str, float | None] = dict.fromkeys(names)
+    for point in points:
+        for row in probe.gradients(point, 1, names=names):
+            for name, g in row.by_name.items():
+                sizes[name] = max(sizes[name] or 0.0, float(g.abs().sum()))
+    return sizes
+
+
+def _never(name: str, evidence: Evidence) -> bool:
+    """Return whether the gradient of a weight was exactly 0 everywhere; what cancels is rounded."""
+    slices = [row.weights[name][()] for row in evidence.rows if name in row.weights]
+    return all(float(s.slope) == 0 for s in slices)

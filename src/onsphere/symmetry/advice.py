@@ -165,7 +165,7 @@ def limits(audit: "Audit") -> list[str]:
         )
     elif not audit.complete and not audit.limits:
         said.append("The model is large: the numeric search for further symmetries was cut short.")
-    return [*said, *audit.conditions]
+    return said
 
 
 def _weights(count: int) -> str:

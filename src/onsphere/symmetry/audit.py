@@ -48,7 +48,7 @@ from onsphere.symmetry.reach import followed, unreached, without_effect
 from onsphere.symmetry.reproduction import difference
 from onsphere.symmetry.shift import Shift, ShiftSearch
 from onsphere.symmetry.trace import Trace, trace
-from onsphere.symmetry.units import in_span
+from onsphere.symmetry.units import in_span, sparse_basis
 
 __all__ = ["Audit", "Inputs", "audit"]
 
@@ -169,8 +169,9 @@ def _investigated(
     say("looking for symmetries that units cannot see")
     more, complete = _further(probe, claims, certificates, evidence)
     more = [v for v in more if not _touches(v, missed | silent)]
-    more, certified = _held(more, certify(probe, more, points, evidence))
-    claims, certificates = [*claims, *more], [*certificates, *certified]
+    if more:
+        everything = _sparse([*claims, *more], traced)
+        claims, certificates = _held(everything, certify(probe, everything, points, evidence))
     say("looking for finer spheres and shifts")
     random = [*random, *islice(far_points(probe), 2)]
     alone = {next(iter(v)) for v in claims if len(v) == 1}
@@ -231,6 +232,16 @@ def _further(
     )
     candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in read_weights(probe.traced))]
     return extended(probe, claims, candidates)[len(claims) :], complete
+
+
+def _sparse(claims: Sequence[Exponents], traced: Trace) -> list[dict[str, Fraction]]:
+    """Write symmetries of two sources in one basis, spheres first."""
+    names = [*traced.parameters, *traced.buffers]
+    index = {n: i for i, n in enumerate(names)}
+    vectors = [{index[n]: e for n, e in v.items()} for v in claims]
+    return [
+        {names[i]: e for i, e in v.items()} for v in sparse_basis(vectors, len(traced.parameters))
+    ]
 
 
 def _told(certificates: Sequence[Certificate], evidence: Evidence | None) -> list[Evidence | None]:
@@ -344,7 +355,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         followers=[follow.get(_key(v), {}) for v in claims],
         unknown_ops=list(traced.unknown),
         unreached=sorted(unreached(traced) | findings.unreached),
-        limits=findings.limits if certificates is not None else on_reads(traced),
+        limits=findings.limits if certificates is not None else on_reads(traced, True),
         conditions=findings.conditions,
         certified=certificates is not None,
         complete=findings.complete,

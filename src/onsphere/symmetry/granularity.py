@@ -160,7 +160,8 @@ def described(division: VectorAxes, shape: Sequence[int], roles: frozenset[str])
     Args:
         division: how.
         shape: of the tensor.
-        roles: what the model does with it: ``"convolution"``, ``"experts"``, ``"heads=4"``.
+        roles: what the model does with it: ``"convolution"``, ``"transposed"`` (convolution),
+            ``"experts"``, ``"heads=4"``.
 
     Example:
         >>> described(VectorAxes(index=(0,)), (8, 3, 3, 3), frozenset({"convolution"}))
@@ -178,9 +179,11 @@ def _parts(division: VectorAxes, shape: Sequence[int], roles: frozenset[str]) ->
     for axis in division.index:
         if axis == 0 and experts:
             yield "per expert"
-        elif axis == 0 and "convolution" in roles:
+        elif "transposed" in roles:
+            yield {0: "per input channel", 1: "per filter"}.get(axis, f"per entry of axis {axis}")
+        elif axis == 0 and ("convolution" in roles or len(shape) > 2):
             yield "per filter"
-        elif axis == 0 and len(shape) <= 2:
+        elif axis == 0:
             yield "per row"
         elif "convolution" in roles:
             yield "per input channel" if axis == 1 else f"per entry of axis {axis}"

@@ -29,8 +29,10 @@ from onsphere.symmetry.operation import Operation, Origin, key_of
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
 """Whether a model takes some inputs."""
 
-_MANY = 8
-"""How many times as large a large batch is."""
+_MANY = 64
+"""How large a large batch is."""
+_MOST_ENTRIES = 2**16
+"""How many numbers a large batch holds at most, if it is more than twice the one given."""
 _DRAWS = 3
 """How often the model must run on redrawn whole numbers before they are used."""
 _HIDDEN = 0.25
@@ -145,9 +147,11 @@ class OtherInputs:
     def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch, where the model takes any other batch than the one given."""
         leaves = self._shapes[0]
+        entries = sum(t.numel() for t in leaves if isinstance(t, Tensor))
         for axis, _, size in self.resized:
             if axis == 0:
-                leaves = [self._resized(t, 0, size, _MANY * size) for t in leaves]
+                count = max(2 * size, min(_MANY, _MOST_ENTRIES * size // max(entries, 1)))
+                leaves = [self._resized(t, 0, size, count) for t in leaves]
         return self._packed(self._redrawn(leaves, move))
 
     @property
@@ -164,14 +168,10 @@ class OtherInputs:
                 f"Tried on inputs of other lengths too, made of those given ({changed}); what is "
                 "claimed holds there as well."
             )
-        taken = {(a, n) for a, n, _ in self.resized}
-        single = sorted({a for a, n in self._axes(self._given) if n == 1 and (a, n) not in taken})
-        if single:
+        if (0, 1) in self._axes(self._given) and not any(a == 0 for a, _, _ in self.resized):
             said.append(
-                "The inputs have length 1 along axis "
-                + " and ".join(map(str, single))
-                + ", and the model took no other: what holds for a length of 1 only is not told "
-                "from the rest."
+                "The inputs are a batch of one, and the model took no other: what holds for a "
+                "batch of one only is not told from the rest."
             )
         if self._fixed:
             said.append(

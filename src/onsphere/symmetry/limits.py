@@ -6,15 +6,17 @@ from onsphere.symmetry.claims import Limit
 from onsphere.symmetry.trace import Trace
 
 
-def on_reads(traced: Trace) -> list[Limit]:
+def on_reads(traced: Trace, without_memory: bool = False) -> list[Limit]:
     """Say where Python reads the values of weights."""
     return [
         Limit(
             "reads", tuple(sorted(names)),
-            f"Python reads numbers that depend on {_listed(sorted(names))} in "
+            f"Python reads numbers that depend on {_listed(sorted(names)) or 'weights'} in "
             + (f"module {where!r}" if where else "the model")
-            + " (float(), .item(), .tolist()), which hides their scale: of symmetries through such "
-            "numbers, only those of one weight alone are found.",
+            + " (float(), .item(), .tolist()), which hides their scale: "
+            + ("they were not to be had without memory, so 1 was taken for them, and symmetries "
+               "through such numbers are not found." if without_memory else
+               "of symmetries through such numbers, only those of one weight alone are found."),
         )
         for where, names in traced.reads.items()
     ]  # fmt: skip

@@ -216,6 +216,7 @@ def _provenance(audit: "Audit") -> dict[str, str]:
         "mode": audit.mode,
         "certified on numbers": certified,
         "search beyond units": "complete" if audit.complete else "not complete",
+        "inputs": " ".join(audit.conditions) or "as given",
         "operations without a rule": ", ".join(sorted({u.name for u in audit.unknown_ops}))
         or "none",
     }

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,7 @@ from onsphere.symmetry.execution import (
     bare_name,
     call,
     float_outputs,
+    gradients_as_used,
     plain_execution,
     weights,
 )
@@ -147,7 +149,7 @@ class Probe:
 
     def many_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch of inputs that differ much, to reach what few of them do."""
-        return self.others.many(lambda t: self._shaken(t, 2.0))
+        return self.others.many(self._redrawn_like)
 
     def nudged(self, point: Point, amount: float) -> Point:
         """Return a point with every weight off by a relative ``amount``, as rounding would do.
@@ -170,6 +172,42 @@ class Probe:
             own = self.own_name[name]
             state[own] = state[own] * base**power
         return replace(point, state=state)
+
+    def reached(self, point: Point, names: Sequence[str]) -> set[str]:
+        """Return the weights whose uses have any gradient at a point.
+
+        Where contributions cancel, that of each use is still there; where a weight is multiplied
+        by 0, none is.
+        """
+        state, leaves = self._leaves(point, names)
+        owners = {id(t): n for n, t in leaves.items()}
+        mode = self._mode(False)
+        found: set[str] = set()
+        with plain_execution(), torch.enable_grad(), _differentiable():
+            outputs = [t for t in self._run(point, state, False, mode) if t.requires_grad]
+            for node, names_ in _consumers(outputs, owners):
+                node.register_hook(partial(_note_reached, found, names_))
+            mode.backward = True
+            if outputs:
+                with mode:
+                    torch.autograd.grad(
+                        outputs,
+                        list(leaves.values()),
+                        [self._normal_like(t) for t in outputs],
+                        allow_unused=True,
+                    )
+        return found
+
+    def _leaves(
+        self, point: Point, names: Sequence[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the state of a point in which some weights want gradients, and these weights."""
+        state = dict(point.state)
+        leaves = {}
+        for name in names:
+            own = self.own_name[name]
+            leaves[name] = state[own] = state[own].detach().requires_grad_()
+        return state, leaves
 
     def drop_opaque(self) -> None:
         """Look no more for gradients of buffers for which an operation has none.
@@ -194,8 +232,8 @@ class Probe:
 
     def outputs(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model."""
-        with torch.no_grad():
-            return [t.clone() for t in self._run(point, point.state, real_eps)]
+        with gradients_as_used(self.model):
+            return [t.detach().clone() for t in self._run(point, point.state, real_eps)]
 
     def baseline(self, point: Point) -> list[Tensor]:
         """Evaluate the model at a point that is used again: the outputs are remembered."""
@@ -219,11 +257,7 @@ class Probe:
             names: weights whose gradients are wanted; all without.
             real_eps: leave eps as it is.
         """
-        state = dict(point.state)
-        leaves = {}
-        for name in self.names if names is None else names:
-            own = self.own_name[name]
-            leaves[name] = state[own] = state[own].detach().requires_grad_()
+        state, leaves = self._leaves(point, self.names if names is None else names)
         mode = self._mode(real_eps)
         with plain_execution(), torch.enable_grad(), _differentiable():
             outputs = self._run(point, state, real_eps, mode)
@@ -284,6 +318,14 @@ class Probe:
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
 
+    def _redrawn_like(self, t: Tensor) -> Tensor:
+        """Draw numbers of the same mean and spread; numbers of one sign keep it."""
+        if not bool(t.isfinite().all()):
+            return t
+        if t.numel() < 2 or not bool((t.min() < 0) & (t.max() > 0)):
+            return self._shaken(t, 1.0)
+        return t.mean() + t.std() * self._normal_like(t)
+
     def _shaken(self, t: Any, noise: float) -> Any:
         if not isinstance(t, Tensor) or not t.is_floating_point() or not t.numel():
             return t
@@ -323,6 +365,29 @@ def _factor(t: Tensor, size: float, least: float) -> float:
         largest = float(t.abs().max())
         factor *= least / largest if 0 < largest < 1e-2 * least else 1.0
     return factor
+
+
+def _consumers(outputs: Sequence[Tensor], owners: Mapping[int, str]) -> list[tuple[Any, set[str]]]:
+    """Return the nodes behind some outputs that read leaves, and the names of these."""
+    found, seen, stack = [], set(), [t.grad_fn for t in outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        behind = [n for n, _ in node.next_functions if n is not None]
+        names = {owners.get(id(getattr(n, "variable", None)), "") for n in behind} - {""}
+        if names:
+            found.append((node, names))
+        stack += behind
+    return found
+
+
+def _note_reached(
+    found: set[str], names: set[str], _: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> None:
+    if any(g is not None and bool(g.any()) for g in gradients):
+        found |= names
 
 
 def _kept_in_float64(t: Tensor) -> Tensor:

@@ -83,10 +83,10 @@ def without_effect(
         return found, set()
     # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
     wide = [*(probe.on(*x) for x in others), replace(random[0], **_as_point(probe.many_inputs()))]
-    sizes = _gradient_sizes(probe, doubted, wide)
-    reached = [n for n in doubted if sizes[n]]
-    effective = set(reached) - set(are_inert(probe, reached, wide))
-    unshown = {n for n in doubted if sizes[n] == 0}
+    reached = {n for point in wide for n in probe.reached(point, doubted)}
+    touched = {n for point in wide for n in _with_gradients(probe, doubted, point)}
+    effective = reached - set(are_inert(probe, sorted(reached), wide))
+    unshown = touched - reached
     return [n for n in found if n not in unshown | effective], unshown
 
 
@@ -94,16 +94,9 @@ def _as_point(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
     return dict(zip(("args", "kwargs"), inputs, strict=True))
 
 
-def _gradient_sizes(
-    probe: Probe, names: Sequence[str], points: Sequence[Point]
-) -> dict[str, float | None]:
-    """Return the largest gradient of each weight at some points; ``None`` where there is none."""
-    sizes: dict[str, float | None] = dict.fromkeys(names)
-    for point in points:
-        for row in probe.gradients(point, 1, names=names):
-            for name, g in row.by_name.items():
-                sizes[name] = max(sizes[name] or 0.0, float(g.abs().sum()))
-    return sizes
+def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str]:
+    """Return the weights that have a gradient at a point, be it 0."""
+    return {n for row in probe.gradients(point, 1, names=names) for n in row.by_name}
 
 
 def _never(name: str, evidence: Evidence) -> bool:

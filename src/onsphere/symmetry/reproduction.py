@@ -22,6 +22,7 @@ from onsphere.symmetry.execution import (
     bare_name,
     call,
     float_outputs,
+    gradients_as_used,
     module_paths,
     plain_execution,
 )
@@ -52,7 +53,8 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     change = relative_change(own, ours)
     rounding = _rounding(probe)
     allowed = min(_SLACK * rounding, max(_MOST, 10 * rounding))
-    if (change <= allowed and rounding <= _TOO_ROUGH) or _same_in_float64(probe, inputs):
+    too_rough = rounding > _TOO_ROUGH
+    if _same_in_float64(probe, inputs) if too_rough else change <= allowed:
         return None
     return _first_difference(probe, inputs, max(rounding, 1e-6)) or (
         f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e}"
@@ -66,7 +68,8 @@ def _outputs(probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) ->
     copies = {n: kept(t) for n, t in state.items() if n not in dict(model.named_parameters())}
     copies |= {n: kept(state[n]) for n in probe.overwritten}
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)
-    with plain_execution(), torch.no_grad():
+    state = {n: t.detach() for n, t in state.items()}
+    with plain_execution(), gradients_as_used(model):
         result = call(model, {**state, **copies}, args, kwargs)
         return [_wide(t) for t in float_outputs(result, probe.output)]
 
@@ -89,7 +92,8 @@ def _same_in_float64(probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, A
         model = deepcopy(probe.model).double()
         args, kwargs = tree_map(_double, inputs)
         torch.set_default_dtype(torch.float64)
-        with plain_execution(), torch.no_grad():
+        model.requires_grad_(False)
+        with plain_execution(), gradients_as_used(model):
             result = call(model, {}, args, kwargs)
             outputs = [_wide(t) for t in float_outputs(result, probe.output)]
     except Exception:

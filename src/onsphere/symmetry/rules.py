@@ -136,6 +136,7 @@ _TABLE: list[tuple[Rule, str]] = [
         replication_pad3d fft_fftshift nan_to_num embedding max_pool2d max_pool1d
         max_pool3d _to_dense to_dense set_ _nested_view_from_buffer squeeze_copy
         diagonal_copy slice_copy select_copy transpose_copy resize
+        affine_grid_generator _to_sparse to_sparse _coalesced coalesce _values values
     """),
     (bends, "relu leaky_relu rrelu_with_noise rrelu_with_noise_functional"),
     (reduces, """
@@ -153,7 +154,7 @@ _TABLE: list[tuple[Rule, str]] = [
         _unique2 unique_dim
     """),
     (multiplies, """
-        mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross
+        mm _sparse_mm bmm mv dot vdot matmul outer linalg_vecdot _grouped_mm kron cross
         linalg_cross
     """),
     (equates, """
@@ -207,7 +208,7 @@ _TABLE: list[tuple[Rule, str]] = [
     (arithmetic.pad, "constant_pad_nd pad"),
     (arithmetic.cast, "_to_copy to type_as"),
     (arithmetic.copy, "copy"),
-    (arithmetic.bias_product("mat1", "mat2"), "addmm"),
+    (arithmetic.bias_product("mat1", "mat2"), "addmm _sparse_addmm"),
     (arithmetic.bias_product("batch1", "batch2"), "baddbmm addbmm"),
     (arithmetic.bias_product("mat", "vec"), "addmv"),
     (arithmetic.bias_product("vec1", "vec2"), "addr"),

@@ -48,6 +48,7 @@ def rendered(audit: "Audit") -> str:
                   folded(audit.unreached)),
         *_decay(audit),
         *_certificate(audit),
+        *_section("INPUTS", 0, [f"- {line}" for line in audit.conditions]),
         *_section("WHAT TO DO", 0, [f"- {line}" for line in audit.advice()]),
     ]  # fmt: skip
     return "\n".join(parts)
@@ -57,7 +58,8 @@ def sphere_lines(audit: "Audit") -> list[str]:
     """Return the weights on spheres of their own, with their granularity."""
     by_words: dict[str, list[str]] = {}
     for name, sphere in audit.own_spheres().items():
-        by_words.setdefault(sphere.granularity, []).append(name)
+        words = sphere.granularity + ("" if sphere.tangent else ", which gradients do not know")
+        by_words.setdefault(words, []).append(name)
     return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 

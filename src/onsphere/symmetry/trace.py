@@ -16,6 +16,7 @@ from onsphere.symmetry.execution import (
     bare_name,
     call,
     float_outputs,
+    gradients_as_used,
     inputs_of,
     plain_execution,
     weights,
@@ -177,20 +178,21 @@ def _run(
 ) -> _Run:
     ledger = Ledger(system)
     state = {n: b.clone() for n, b in model.named_buffers()}
-    held = {**parameters, **{n: state[n] for n in buffers}}
+    detached = {n: p.detach() for n, p in parameters.items()}
+    held = {**detached, **{n: state[n] for n in buffers}}
     _introduce(ledger, list(held), held, inert)
     without_memory = any(p.is_meta for p in parameters.values())
     copied = ledger.shadows.to_meta if without_memory else kept
     inputs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
     marked(inputs, ledger.mark)
-    tracer = Tracer(ledger, InputUse(inputs), parameters.values(), without_memory)
+    tracer = Tracer(ledger, InputUse(inputs), detached.values(), without_memory)
 
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
     try:
-        with plain_execution(), torch.no_grad(), tracer, Reads(tracer):
-            result = call(model, {**parameters, **state}, *inputs, enter, copied)
+        with plain_execution(), gradients_as_used(model), tracer, Reads(tracer):
+            result = call(model, {**detached, **state}, *inputs, enter, copied)
             outputs = float_outputs(result, output)
     finally:
         tracer.restore()
@@ -279,7 +281,7 @@ def _roles(name: str, runs: Sequence[_Run]) -> frozenset[str]:
     found: set[str] = set()
     for run in runs:
         heads = run.tracer.heads
-        inside = [path for path in heads if path and bare_name(name).startswith(f"{path}.")]
+        inside = [p for p in heads if not p or bare_name(name).startswith(f"{p}.")]
         found |= {f"heads={heads[max(inside, key=len)]}"} if inside else set()
         found |= run.tracer.roles.get(key_of(run.held[name]), set())
     return frozenset(found)

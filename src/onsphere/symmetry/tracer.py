@@ -83,7 +83,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.touched.update(id(t) for t in tensors)
         self.touched.update(map(key_of, tensors))
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self._note(func, tensors, results)
+        self._note(func, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
         rule = rule_of(name)
@@ -104,6 +104,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self.ledger.shadows.value(args[0])
             if value is not None:
                 return func(value, *args[1:], **kwargs)
+            if args[0].is_floating_point() and self.ledger.origin(args[0]) & Origin.WEIGHTS:
+                self.ledger.reads.setdefault(self.ledger.where, set())
+                return 1.0  # no claim changes it; that it stands for something else is said
             raise self.needs_values(func._schema.name)
         if func._schema.name == "aten::index":
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
@@ -116,15 +119,18 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ledger.shadows.follow(func, args, kwargs, result)
         return result
 
-    def _note(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    def _note(
+        self, func: Any, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
         """Remember what was done, to whom, with what random numbers."""
         name = func._schema.name
         self.operations = hash((self.operations, name))
         self.data_dependent |= name in _DATA_DEPENDENT
         short = name.removeprefix("aten::")
         if short in _ROLES:
+            role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
             for tensor in tensors[:2]:
-                self.roles[key_of(tensor)].add(_ROLES[short])
+                self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
         if torch.Tag.nondeterministic_seeded in func.tags and results:

@@ -296,7 +296,6 @@ def test_inside_a_fake_mode_as_well() -> None:
 DECIDED_BY_VALUES = (
     ("a question about weights", lambda m, x: (lambda y: y if y.sum() > 0 else -y)(m(x))),
     ("a selection by weights", lambda m, x: (lambda y: y[y[:, 0] > 0])(m(x))),
-    ("a number", lambda m, x: m(x) * float(m[0].weight.detach().norm())),
 )
 
 

@@ -474,3 +474,35 @@ def test_an_expert_is_out_of_reach_where_the_model_takes_no_other_inputs() -> No
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="made for one input"):
         audit(Fixed(False).eval(), torch.ones(1, 5))
+
+
+# --- modules that are no plain nn.Module ----------------------------------------------------------
+
+
+def _normed() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3)).eval()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_script_is_one_clear_line() -> None:
+    class Holds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.trace(_normed(), X)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    with pytest.raises(ModelError, match=r"the model is a ScriptModule.*give the nn\.Module"):
+        audit(torch.jit.trace(_normed(), X), X)
+    with pytest.raises(ModelError, match="'inner' of the model is a ScriptModule"):
+        audit(Holds(), X)
+
+
+def test_an_exported_program_is_audited_as_the_module_it_came_from() -> None:
+    exported = torch.export.export(_normed(), (X,)).module()
+    found, right = audit(exported, X), audit(_normed(), X)
+    assert found.scale_symmetries == right.scale_symmetries
+    assert found.inert == right.inert
+    assert {s.granularity for s in found.spheres} == {s.granularity for s in right.spheres}

@@ -30,6 +30,7 @@ from onsphere.symmetry.execution import (
     bare_name,
     call,
     float_outputs,
+    inputs_of,
     plain_execution,
 )
 from onsphere.symmetry.gathered import gathered
@@ -82,7 +83,7 @@ class _Move:
 def canonicalize(
     model: nn.Module,
     audit: Audit,
-    args: Sequence[Any] | None = None,
+    args: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
     radius: Radius = "initial",
@@ -106,7 +107,7 @@ def canonicalize(
         model: the audited model, in the mode it was audited in; compiled and data-parallel ones
             come back as such.
         audit: its audit.
-        args: inputs to verify on; those of the audit without.
+        args: inputs to verify on, as :func:`audit` takes them; those of the audit without.
         kwargs: keyword inputs to verify on.
         radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
             square root of the number of entries of a vector. A vector that is 0 stays 0.
@@ -140,7 +141,7 @@ def canonicalize(
         >>> bool(torch.isclose(balanced[0].weight.norm(), balanced[2].weight.norm()))
         True
     """
-    inputs = _inputs(audit, args, kwargs, output)
+    inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
         changed = _changed(source, audit, inputs, radius, factors, exact, tolerance)
     target = model if inplace else _copied(model)
@@ -186,14 +187,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _inputs(
+    model: nn.Module,
     audit: Audit,
-    args: Sequence[Any] | None,
+    args: Any,
     kwargs: Mapping[str, Any] | None,
     output: OutputPicker | None,
 ) -> Inputs:
     if args is not None or kwargs is not None:
-        given = (args,) if isinstance(args, Tensor) else tuple(args or ())
-        return Inputs(given, dict(kwargs or {}), output)
+        return Inputs(*inputs_of(model, () if args is None else args, kwargs), output)
     if audit.inputs is None:
         raise CannotCanonicalize(
             "there is nothing to verify the result on: this audit was read from a file; "

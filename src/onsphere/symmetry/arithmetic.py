@@ -12,9 +12,11 @@ from torch import Tensor
 from onsphere.symmetry.eps import LARGEST_EPS
 from onsphere.symmetry.operation import (
     Operation,
+    Origin,
     Rule,
     flat_tensors,
     is_free_number,
+    same_view,
 )
 from onsphere.symmetry.units import ANY, ZERO, Unit
 
@@ -26,11 +28,34 @@ def add(op: Operation) -> Unit:
         return op.with_eps(op.unit(self), "other")
     if op.small("self") and isinstance(other, Tensor):
         return op.with_eps(op.unit(other), "self")
+    if isinstance(self, Tensor) and isinstance(other, Tensor) and op["alpha"] == 1:
+        return _of_two(op, self, other)
     common = op.equal(self, other)
     if op.name in ("aten::sub", "aten::rsub") and not isinstance(other, Tensor):
         unit = op.unit(self)
         return Unit(unit.terms, unit.free, unit.binary and other == 1)
     return common
+
+
+def _of_two(op: Operation, self: Tensor, other: Tensor) -> Unit:
+    """Add or subtract two tensors. ``x + (y - x)`` is ``y``, and ``x - x`` is 0.
+
+    Straight-through estimators are written so, the difference detached.
+    """
+    ledger = op.ledger
+    if op.name.startswith("aten::add"):
+        for difference, added in ((self, other), (other, self)):
+            unit = ledger.read(difference)
+            if ledger.cancels(unit, added):
+                return Unit(unit.terms)
+    elif op.name.startswith("aten::sub") and self.shape == other.shape:
+        if same_view(self, other):
+            return ANY
+        above, below = op.unit(self), op.unit(other)
+        form = ledger.constraints.reduced((above - below).terms)
+        if form and not above.free and not below.free and other.is_floating_point():
+            return ledger.add_difference(above, other, form)
+    return op.equal(self, other)
 
 
 def hypot(op: Operation) -> Unit:
@@ -197,7 +222,12 @@ def compare(op: Operation) -> Unit:
     """Compare values of equal units: true or false. With 0 or infinity it makes a guard."""
     self, other = op["self"], op["other"]
     op.equal(self, other)
-    return Unit(guard=self is other or (not isinstance(other, Tensor) and is_free_number(other)))
+    if self is other:
+        return Unit(guard=True)
+    computed = isinstance(self, Tensor) and bool(op.ledger.origin(self) & Origin.WEIGHTS)
+    whole = not isinstance(self, Tensor) or not self.is_floating_point()
+    constant = not isinstance(other, Tensor) and is_free_number(other)
+    return Unit(guard=computed and constant and not whole)
 
 
 def both(op: Operation) -> Unit:

@@ -47,7 +47,7 @@ from onsphere.symmetry.probe import NoGradients, Point, Probe
 from onsphere.symmetry.reach import followed, unreached, without_effect
 from onsphere.symmetry.reproduction import difference
 from onsphere.symmetry.shift import Shift, ShiftSearch
-from onsphere.symmetry.trace import Trace, trace
+from onsphere.symmetry.trace import Call, Trace, trace
 from onsphere.symmetry.units import in_span, sparse_basis
 
 __all__ = ["Audit", "Inputs", "audit"]
@@ -140,31 +140,52 @@ def _investigated(
             [], [], limits=[*on_reads(probe.traced), on_another_model(differs)]
         )
     probe.traced, others = followed(probe, args, kwargs)
-    traced = probe.traced
     conditions = probe.others.words()
-    say("measuring gradients")
-    random = _random_points(probe, 2)
-    given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
-    shifts = ShiftSearch(
-        {n: probe.given().state[probe.own_name[n]].shape for n in traced.parameters}
-    )
+    points = _points(probe)
     try:
         probe.drop_opaque()
-        evidence = gather(probe, [*random, *given], COTANGENTS, shifts.see)
+        found = _with_gradients(probe, args, kwargs, others, points, say)
     except NoGradients as error:
-        return traced, replace(
-            _without_gradients(probe, str(error), [*random, *given], say), conditions=conditions
-        )
+        found = _without_gradients(probe, str(error), points, say)
+    conditions += on_unreached(unreached(probe.traced))
+    return probe.traced, replace(found, conditions=conditions)
+
+
+def _points(probe: Probe) -> list[Point]:
+    """Return random weights and inputs, and the given ones where numbers can be compared there."""
+    given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
+    return [*_random_points(probe, 2), *given]
+
+
+def _wide_points(probe: Probe) -> list[Point]:
+    """Return weights of other sizes, and a large batch of inputs that differ much."""
+    many = probe.redrawn(0.4, many=True)
+    return [*islice(far_points(probe), 2), *([many] if is_well_conditioned(probe, many) else [])]
+
+
+def _with_gradients(
+    probe: Probe,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    others: Sequence[Call],
+    points: Sequence[Point],
+    say: Callable[[str], None],
+) -> _Findings:
+    """Certify by gradients and finite rescales, and look for what only numbers can tell."""
+    say("measuring gradients")
+    names = probe.traced.parameters
+    shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
+    evidence = gather(probe, points, COTANGENTS, shifts.see)
     say("looking for weights without effect")
-    inert, silent = without_effect(probe, evidence, random, given, others)
+    inert, silent = without_effect(probe, evidence, points, others)
     if inert:
-        probe.traced = traced = trace(
+        probe.traced = trace(
             probe.model, args, kwargs, output=probe.output, inert=inert, others=others
         )
+    traced = probe.traced
     missed = unreached(traced)
     claims = [dict(v) for v in traced.basis if not _touches(v, missed)]
     say("certifying on numbers")
-    points = [*random, *given]
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
     more, complete = _further(probe, claims, certificates, evidence)
@@ -173,10 +194,10 @@ def _investigated(
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, points, evidence))
     say("looking for finer spheres and shifts")
-    random = [*random, *islice(far_points(probe), 2)]
+    random = [*points[:2], *_wide_points(probe)]
     alone = {next(iter(v)) for v in claims if len(v) == 1}
-    alive = [n for n in traced.parameters if n not in inert]
-    return traced, _Findings(
+    alive = [n for n in names if n not in inert]
+    return _Findings(
         claims,
         certificates,
         inert,
@@ -185,8 +206,7 @@ def _investigated(
         find_parts(probe, [n for n in alive if n not in alone], random, evidence),
         silent,
         on_reads(traced),
-        [*conditions, *on_unreached(missed)],
-        complete,
+        complete=complete,
     )
 
 
@@ -203,7 +223,7 @@ def _without_gradients(
     more, certified = _held(more, certify(probe, more, points, None))
     claims, certificates = [*claims, *more], [*certificates, *certified]
     say("looking for finer spheres")
-    far = [*points, *islice(far_points(probe), 2)]
+    far = [*points, *_wide_points(probe)]
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
         claims, certificates, inert, divisions,

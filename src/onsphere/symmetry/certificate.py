@@ -6,7 +6,7 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -161,21 +161,27 @@ def certify(
     return found
 
 
-def withstands(probe: Probe, claim: Exponents) -> bool:
+def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) -> bool:
     """Return whether a symmetry holds far from where it was seen.
 
     A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
     things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
     factors; a change beyond rounding at any of them refutes the claim. Rounding is allowed more
     than elsewhere: a bias that a norm takes away again may be a thousand times what it is added to.
+
+    Args:
+        probe: the model.
+        claim: exponents by name.
+        doubted: weights of which no gradient shows whether inputs reach them; a point counts only
+            where other values of them change the output.
     """
-    tested = 0
+    tested, largest = 0, max(abs(e) for e in claim.values())
     for turn, (size, noise) in enumerate(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0))):
-        point = probe.redrawn(noise, size, turn)
-        if not is_well_conditioned(probe, point):
+        point = probe.redrawn(noise, size, turn, many=turn % 3 == 2)
+        if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
         for powers in (-7, -1, 1, 7):
-            factors = {n: powers * float(e) for n, e in claim.items()}
+            factors = {n: powers * float(e / largest) for n, e in claim.items()}
             other = probe.rescaled(point, factors, base=2.0)
             if not is_well_conditioned(probe, other):
                 continue
@@ -202,6 +208,17 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
         return 0.0
     relative = (rows.values @ e) / rows.outputs.clamp_min(1e-300)
     return float(relative.square().mean().sqrt())
+
+
+def _reached(probe: Probe, point: Point, names: Collection[str]) -> bool:
+    """Return whether other values of each of these weights change the output."""
+    for name in names:
+        own = probe.own_name[name]
+        state = {**point.state, own: point.state[own].flip(0).roll(1, -1) * -1.7}
+        after = probe.outputs(replace(point, state=state))
+        if not relative_change(probe.baseline(point), after) > 10 * FINITE_TOLERANCE:
+            return False
+    return True
 
 
 def _finite_leak(probe: Probe, claim: Exponents) -> float:

@@ -8,8 +8,9 @@ takes them. Each tensor keeps its kind:
 - floating-point inputs are moved at random (masks that hold infinities stay);
 - whole numbers that look up rows of a table, or name a class, are drawn among these;
 - masks of 0 and 1 hide some entries, never a whole row;
-- other whole numbers (lengths) are drawn between the smallest and the largest one given, and
-  negative ones, which mark what is left out, stay.
+- lengths, the largest of which is the length of an axis, are drawn between 1 and that length;
+- other whole numbers are drawn between the smallest and the largest one given, and negative ones,
+  which mark what is left out, stay.
 
 What the model does not run on is not used.
 """
@@ -126,6 +127,7 @@ class OtherInputs:
     resized: tuple[tuple[int, int, int], ...] = ()
     _fixed: set[int] = field(default_factory=set)
     _shapes: list[list[Any]] = field(default_factory=list)
+    _many: list[Any] | None = None
 
     def __post_init__(self) -> None:
         self._given, self._structure = tree_flatten((tuple(self.args), dict(self.kwargs)))
@@ -146,13 +148,21 @@ class OtherInputs:
 
     def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch, where the model takes any other batch than the one given."""
+        if self._many is None:
+            self._many = self._large_batch()
+        return self._packed(self._redrawn(self._many, move))
+
+    def _large_batch(self) -> list[Any]:
         leaves = self._shapes[0]
         entries = sum(t.numel() for t in leaves if isinstance(t, Tensor))
         for axis, _, size in self.resized:
             if axis == 0:
-                count = max(2 * size, min(_MANY, _MOST_ENTRIES * size // max(entries, 1)))
-                leaves = [self._resized(t, 0, size, count) for t in leaves]
-        return self._packed(self._redrawn(leaves, move))
+                largest = min(_MANY, _MOST_ENTRIES * size // max(entries, 1))
+                for count in (largest, largest // 4, 2 * size):
+                    tried = [self._resized(t, 0, size, count) for t in leaves]
+                    if count > size and self._takes(self._redrawn(tried, _same)):
+                        return tried
+        return leaves
 
     @property
     def turns(self) -> int:
@@ -181,22 +191,35 @@ class OtherInputs:
         return said
 
     def _redrawn(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
+        grown = self._lengths(leaves)
         drawn = []
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
                 if _is_float(t):
                     t = move(t)
                 elif i not in self._fixed:
-                    t = self._whole(i, t)
+                    t = self._whole(i, t, grown)
             drawn.append(t)
         return drawn
 
-    def _whole(self, i: int, t: Tensor) -> Tensor:
+    def _lengths(self, leaves: Sequence[Any]) -> dict[int, int]:
+        """Return for every length of an axis behind the batch what it is in these inputs."""
+        pairs = [
+            pair
+            for a, b in zip(self._given, leaves, strict=True)
+            if isinstance(a, Tensor) and a.ndim > 1
+            for pair in zip(a.shape[1:], b.shape[1:], strict=True)
+        ]
+        return dict(pairs)
+
+    def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int]) -> Tensor:
         """Draw whole numbers, or a mask, in the place of ``t``."""
         low, high = (int(x) for x in t.aminmax()) if t.dtype != torch.bool else (0, 1)
         kept = t < 0 if t.dtype != torch.bool else torch.zeros_like(t)
         if i in self.rows:
             low, high = 0, self.rows[i] - 1
+        elif t.ndim == 1 and low >= 1 and high in lengths:
+            low, high = 1, lengths[high]
         elif low >= 0 and high <= 1:
             return self._mask(t)
         else:

@@ -9,7 +9,7 @@ from where it was seen.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 
 import torch
@@ -63,15 +63,17 @@ def completed(
             return list(claims), False
     measured = join(rows)
     known = {next(iter(v)) for v in claims if len(v) == 1}
-    # A weight that no input reached has a gradient of exactly 0, which says nothing.
+    # A gradient of exactly 0 may mean that no input reached a weight.
     bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
     silent = {n for n, bound in bounds if bound == 0} - known
-    candidates = [v for v in missed_symmetries(measured, claims) if not silent & v.keys()]
-    return extended(probe, claims, candidates), True
+    return extended(probe, claims, missed_symmetries(measured, claims), silent), True
 
 
 def extended(
-    probe: Probe, claims: Sequence[dict[str, Fraction]], candidates: Sequence[dict[str, Fraction]]
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    candidates: Sequence[dict[str, Fraction]],
+    silent: Collection[str] = (),
 ) -> list[dict[str, Fraction]]:
     """Add candidates that are news about the parameters and withstand refutation.
 
@@ -79,6 +81,7 @@ def extended(
         probe: the model.
         claims: symmetries that are known.
         candidates: what may be further ones.
+        silent: weights of which no gradient was seen.
     """
     index = {n: i for i, n in enumerate(probe.traced.parameters)}
     kept, seen = list(claims), Constraints(len(index))
@@ -86,7 +89,9 @@ def extended(
         seen.require_zero({index[n]: e for n, e in claim.items() if n in index})
     for candidate in candidates:
         form = {index[n]: e for n, e in candidate.items() if n in index}
-        if seen.reduced(form) and withstands(probe, candidate):
+        if seen.reduced(form) and withstands(
+            probe, candidate, [n for n in candidate if n in silent]
+        ):
             seen.require_zero(form)
             kept.append(candidate)
     return kept

@@ -51,6 +51,7 @@ class Ledger:
         self.met: Mapping[int | str, Key] = {}
         self._occurrences = Occurrences(self.constant)
         self._site_ids = itertools.count()  # never used twice: units remember the ids
+        self._differences: dict[int, tuple[Form, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
         self._origins: dict[int, Origin] = {}
         self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
@@ -71,6 +72,8 @@ class Ledger:
             self.write(tensor, unit)
             return
         unit = self.settle(unit)  # what is added to a part is no eps of the whole
+        if before.difference is not None:
+            before = self.settle(before)
         if before.free:
             self.write(tensor, unit)
         elif not unit.free:
@@ -109,7 +112,22 @@ class Ledger:
                 self.require_zero(site.form)
                 if site.key is not None:
                     self.numbers.add(site.key)
-        return Unit(unit.terms, unit.free, unit.binary) if unit.eps else unit
+        if unit.difference is not None:
+            self.require_zero(self._differences[unit.difference][0])
+        pending = unit.eps or unit.difference is not None
+        return Unit(unit.terms, unit.free, unit.binary) if pending else unit
+
+    def add_difference(self, unit: Unit, taken: Tensor, form: Form) -> Unit:
+        """Describe ``something - taken``, whose sides need equal units if it goes on like this."""
+        number = next(self._site_ids)
+        self._differences[number] = (dict(form), _identity(taken))
+        return Unit(unit.terms, difference=number)
+
+    def cancels(self, unit: Unit, added: Tensor) -> bool:
+        """Return whether adding a tensor gives a difference back what was taken away."""
+        if unit.difference is None:
+            return False
+        return self._differences[unit.difference][1] == _identity(added)
 
     def note_read(self, tensor: Tensor) -> None:
         """Note that Python reads the values of a tensor: they must not change their scale."""
@@ -180,7 +198,9 @@ class Operation:
             if not value.numel():
                 return ANY  # what has no entries fits any unit
             unit = self.ledger.read(value)
-            return unit if keep_eps else self.ledger.settle(unit)
+            if keep_eps and unit.difference is None:
+                return unit
+            return self.ledger.settle(unit)
         if isinstance(value, Unit):
             return value
         return ANY if is_free_number(value) else ZERO
@@ -305,6 +325,11 @@ def is_free_number(value: Any) -> bool:
     return value == 0 or math.isinf(value) or abs(value) >= HUGE or value in extremes
 
 
+def same_view(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same entries of the same memory."""
+    return _identity(a) == _identity(b)
+
+
 def constant_value(tensor: Tensor) -> float:
     """Return the number that a tensor with one entry holds."""
     return float(tensor.detach().reshape(()).item())
@@ -317,6 +342,12 @@ def key_of(tensor: Tensor) -> int:
 
 def _memory(tensor: Tensor) -> object:
     return tensor if tensor.layout is not torch.strided else tensor.untyped_storage()
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells one view of a memory, at one time, from another."""
+    place = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    return (key_of(tensor), place, tensor._version)
 
 
 def _covers_storage(tensor: Tensor) -> bool:

@@ -31,7 +31,7 @@ from onsphere.symmetry.gathered import unwrapped
 from onsphere.symmetry.inputs import OtherInputs
 from onsphere.symmetry.lifted import Composed, Lifted
 from onsphere.symmetry.substitution import kept
-from onsphere.symmetry.trace import Trace
+from onsphere.symmetry.trace import Call, Trace
 
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
@@ -121,7 +121,12 @@ class Probe:
         return self._given
 
     def redrawn(
-        self, noise: float = 0.5, size: float = 1.0, turn: int = 0, least: float = 0.0
+        self,
+        noise: float = 0.5,
+        size: float = 1.0,
+        turn: int = 0,
+        least: float = 0.0,
+        many: bool = False,
     ) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
 
@@ -130,6 +135,7 @@ class Probe:
             size: factor on matrices; less than 1 opens saturated softmaxes and gates.
             turn: inputs of other lengths and of the given ones take turns.
             least: weights whose entries are a hundred times smaller than this become as large.
+            many: a large batch of inputs that differ much.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
@@ -139,13 +145,21 @@ class Probe:
             n: self._shaken(t, noise) * _factor(t, size, least) if n in self._moving else t
             for n, t in self._given.state.items()
         }
-        args, kwargs = self.others.draw(turn, lambda t: self._shaken(t, noise))
+        if many:
+            return Point(state, *self.many_inputs())
+        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise)))
+
+    def on(self, call: Call) -> Point:
+        """Return the point of a call, at the model's own weights where it has no others."""
+        args, kwargs, state = tree_map(
+            _float64, (call.args, dict(call.kwargs), dict(call.state or self._given.state))
+        )
         return Point(state, args, kwargs)
 
-    def on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Point:
-        """Return the model's own weights with other inputs."""
-        inputs = tree_map(_float64, (tuple(args), dict(kwargs)))
-        return Point(self._given.state, *inputs)
+    def in_types(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights and buffers in the types in which the model holds them."""
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {n: t.to(own[n].dtype) for n, t in state.items()}
 
     def many_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch of inputs that differ much, to reach what few of them do."""

@@ -17,39 +17,49 @@ from onsphere.symmetry.evidence import Evidence
 from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.probe import Point, Probe
-from onsphere.symmetry.trace import Trace, trace
+from onsphere.symmetry.trace import Call, Trace, trace
 
 _MOST_INPUTS = 8
 """On how many other inputs the operations are followed at most."""
 
-CallInputs = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword inputs."""
-
 
 def followed(
     probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Trace, list[CallInputs]]:
+) -> tuple[Trace, list[Call]]:
     """Follow the operations on other inputs too, and return these.
 
-    Where values decide what runs, more inputs are drawn until every weight was met.
+    Where values decide what runs, more inputs and other weights are drawn until every weight was
+    met.
     """
-    others: list[CallInputs] = []
+    others: list[Call] = []
     traced = probe.traced
     for turn in range(_MOST_INPUTS):
-        if turn >= probe.others.turns and not (traced.data_dependent and traced.unread):
-            break
         if turn < probe.others.turns:
             point = probe.redrawn(turn=turn)
-            inputs = point.args, dict(point.kwargs)
+            drawn = _in_types(point.args, point.kwargs, args, kwargs)
+        elif traced.data_dependent and traced.unread:
+            drawn = _in_types(*probe.many_inputs(), args, kwargs)
+            # The model's own weights may send all inputs the same way.
+            state = probe.redrawn(1.0, (1.0, 2.5, 0.4)[turn % 3], least=0.1).state
+            drawn = replace(drawn, state=probe.in_types(state))
         else:
-            inputs = probe.many_inputs()
-        drawn = tree_map(_like, inputs, (args, dict(kwargs)))
+            break
         try:
             traced = trace(probe.model, args, kwargs, output=probe.output, others=[*others, drawn])
         except ModelError:
             continue
         others.append(drawn)
     return traced, others
+
+
+def _in_types(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    given: tuple[Any, ...],
+    named: Mapping[str, Any],
+) -> Call:
+    """Return inputs in the types of those given."""
+    return Call(*tree_map(_like, (args, dict(kwargs)), (given, dict(named))))
 
 
 def _like(drawn: Any, given: Any) -> Any:
@@ -64,15 +74,14 @@ def unreached(traced: Trace) -> set[str]:
 def without_effect(
     probe: Probe,
     evidence: Evidence,
-    random: Sequence[Point],
-    given: Sequence[Point],
-    others: Sequence[CallInputs],
+    points: Sequence[Point],
+    others: Sequence[Call],
 ) -> tuple[list[str], set[str]]:
     """Return weights without effect, and weights of which no input shows whether they have one."""
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [evidence.radial(i) for i in range(len(random))]
+    rows = [evidence.radial(i) for i in range(min(2, len(points)))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
-    found = are_inert(probe, [n for n in probe.names if n in silent], [*random, *given])
+    found = are_inert(probe, [n for n in probe.names if n in silent], points)
     state = probe.given().state
     doubted = [
         n for n in found
@@ -82,16 +91,12 @@ def without_effect(
     if not doubted:
         return found, set()
     # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
-    wide = [*(probe.on(*x) for x in others), replace(random[0], **_as_point(probe.many_inputs()))]
+    wide = [*(probe.on(x) for x in others), probe.redrawn(many=True)]
     reached = {n for point in wide for n in probe.reached(point, doubted)}
     touched = {n for point in wide for n in _with_gradients(probe, doubted, point)}
     effective = reached - set(are_inert(probe, sorted(reached), wide))
     unshown = touched - reached
     return [n for n in found if n not in unshown | effective], unshown
-
-
-def _as_point(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
-    return dict(zip(("args", "kwargs"), inputs, strict=True))
 
 
 def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str]:

@@ -29,6 +29,11 @@ def passes(op: Operation) -> Unit:
     return op.unit(next(iter(flat_tensors(op.first)), None), keep_eps=True)
 
 
+def same(op: Operation) -> Unit:
+    """Keep everything that is known: the result is the same tensor."""
+    return op.ledger.read(op["self"])
+
+
 def bends(op: Operation) -> Unit:
     """Keep the unit of the first argument; a constant added before is where the bend lies."""
     return op.unit(next(iter(flat_tensors(op.first)), None))
@@ -122,7 +127,7 @@ _TABLE: list[tuple[Rule, str]] = [
         view _unsafe_view reshape _reshape_alias permute transpose t expand squeeze
         unsqueeze slice select narrow split split_with_sizes unbind chunk unsafe_split
         unsafe_chunk split_copy split_with_sizes_copy unbind_copy view_copy expand_copy
-        permute_copy unsafe_split_with_sizes as_strided unfold diagonal alias detach
+        permute_copy unsafe_split_with_sizes as_strided unfold diagonal
         clone contiguous lift_fresh lift lift_fresh_copy numpy_T mT movedim flip roll
         rot90 repeat tile repeat_interleave tril triu diag diag_embed block_diag index
         gather index_select take take_along_dim masked_select flatten unflatten amax
@@ -138,6 +143,7 @@ _TABLE: list[tuple[Rule, str]] = [
         diagonal_copy slice_copy select_copy transpose_copy resize
         affine_grid_generator _to_sparse to_sparse _coalesced coalesce _values values
     """),
+    (same, "detach alias"),
     (bends, "relu leaky_relu rrelu_with_noise rrelu_with_noise_functional"),
     (reduces, """
         sum mean nansum cumsum trace nanmean dropout feature_dropout col2im avg_pool1d

@@ -106,7 +106,7 @@ def trace(
     *,
     output: OutputPicker | None = None,
     inert: Collection[str] = (),
-    others: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+    others: Sequence["Call"] = (),
 ) -> Trace:
     """Find all scale symmetries of a model at the level of whole tensors, exactly.
 
@@ -118,7 +118,7 @@ def trace(
         output: picks from the result the tensors that must not change; all float tensors without.
         inert: parameters known not to affect the output: they could as well be 0, which fits any
             unit, so they constrain nothing.
-        others: further inputs, positional and by keyword; what holds for all of them is found.
+        others: further inputs, maybe with other weights; what holds for all of them is found.
 
     Returns:
         The symmetries and what the analysis could not follow.
@@ -136,9 +136,24 @@ def trace(
     if not parameters:
         raise ModelError(f"{type(model).__name__} has no parameters")
     system = Constraints(len(parameters) + len(buffers))
-    inputs = [inputs_of(model, args, kwargs), *others]
-    runs = [_run(model, parameters, buffers, system, x, output, inert) for x in inputs]
+    calls = [Call(*inputs_of(model, args, kwargs)), *others]
+    runs = [_run(model, parameters, buffers, system, x, output, inert) for x in calls]
     return _concluded(system, parameters, buffers, runs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model is run on.
+
+    Args:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        state: weights and buffers by the model's own names; those of the model without.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    state: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,27 +187,29 @@ def _run(
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     system: Constraints,
-    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    of: Call,
     output: OutputPicker | None,
     inert: Collection[str],
 ) -> _Run:
     ledger = Ledger(system)
-    state = {n: b.clone() for n, b in model.named_buffers()}
-    detached = {n: p.detach() for n, p in parameters.items()}
+    given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = {n: given[n].clone() for n, _ in model.named_buffers()}
+    detached = {n: given[n].detach() for n in parameters}
     held = {**detached, **{n: state[n] for n in buffers}}
     _introduce(ledger, list(held), held, inert)
     without_memory = any(p.is_meta for p in parameters.values())
     copied = ledger.shadows.to_meta if without_memory else kept
-    inputs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
-    marked(inputs, ledger.mark)
-    tracer = Tracer(ledger, InputUse(inputs), detached.values(), without_memory)
+    inputs = (of.args, dict(of.kwargs))
+    args, kwargs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
+    marked((args, kwargs), ledger.mark)
+    tracer = Tracer(ledger, InputUse((args, kwargs)), detached.values(), without_memory)
 
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
     try:
         with plain_execution(), gradients_as_used(model), tracer, Reads(tracer):
-            result = call(model, {**detached, **state}, *inputs, enter, copied)
+            result = call(model, {**detached, **state}, args, kwargs, enter, copied)
             outputs = float_outputs(result, output)
     finally:
         tracer.restore()

@@ -80,9 +80,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        self.touched.update(id(t) for t in tensors)
-        self.touched.update(map(key_of, tensors))
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        if _uses(func, results):
+            self.touched.update(id(t) for t in tensors)
+            self.touched.update(map(key_of, tensors))
         self._note(func, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
@@ -212,6 +213,12 @@ class Reads(TorchFunctionMode):
                 raise self.tracer.needs_values(func.__name__)
             args = (known, *args[1:])
         return func(*args, **(kwargs or {}))
+
+
+def _uses(func: Any, results: Sequence[Tensor]) -> bool:
+    """Return whether an operation does anything with its inputs: more than a view, or nothing."""
+    views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
+    return not any(views) and (not results or any(t.numel() for t in results))
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:

@@ -31,6 +31,8 @@ class Unit:
         guard: the tensor says where something is 0 or not finite, which no rescale changes.
         eps: constants added to this tensor that count as an ``eps`` *if* the tensor goes on into
             a root or a denominator (ids of :class:`EpsSite`).
+        difference: the tensor is a difference whose two sides need equal units, *unless* what was
+            taken away is added again (an id).
 
     Example:
         >>> weight, gain = Unit.of(0), Unit.of(1)
@@ -45,6 +47,7 @@ class Unit:
     binary: bool = False
     guard: bool = False
     eps: frozenset[int] = frozenset()
+    difference: int | None = None
 
     @classmethod
     def of(cls, unknown: int) -> "Unit":

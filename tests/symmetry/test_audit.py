@@ -13,7 +13,7 @@ from onsphere.symmetry import Audit, ModelError, audit, trace
 from onsphere.symmetry.certificate import certify
 from onsphere.symmetry.evidence import gather
 from onsphere.symmetry.probe import Probe
-from symmetry.networks import change_under, count_wrong, numeric_dimension, random_network
+from symmetry.oracle import count_wrong
 
 
 def _normal(*shape: int) -> Tensor:
@@ -159,20 +159,7 @@ def test_networks_that_were_once_wrong(seed: int) -> None:
 def test_five_thousand_random_networks() -> None:
     reports: list[str] = []
     networks, false, missed = count_wrong(range(5000), lambda s, m: reports.append(f"{s}: {m}"))
-    print(f"{networks} networks, {false} with a false claim, {missed} where the rank differs")
+    print(f"{networks} networks, {false} with a false claim, {missed} with one missed")
     print("\n".join(reports))
     assert false == 0
     assert missed == 0, reports
-
-
-def test_the_check_sees_a_false_claim() -> None:
-    net, x = random_network(0)
-    claim = {"2.bias": 1}
-    assert claim not in audit(net, x).scale_symmetries
-    assert change_under(net, x, claim) > 1e-2
-
-
-def test_the_oracle_sees_a_missing_symmetry() -> None:
-    net, x = random_network(0)
-    found = audit(net, x)
-    assert numeric_dimension(net, x) != len(found.scale_symmetries[1:])

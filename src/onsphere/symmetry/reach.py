@@ -21,6 +21,8 @@ from onsphere.symmetry.trace import Call, Trace, trace
 
 _MOST_INPUTS = 8
 """On how many other inputs the operations are followed at most."""
+_WIDE_SIZES = (1.0, 2.5, 0.4, 1.0, 5.0, 1.0)
+"""Sizes of the weights at which a large batch shows what reaches which weight."""
 
 
 def followed(
@@ -91,9 +93,16 @@ def without_effect(
     if not doubted:
         return found, set()
     # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
-    wide = [*(probe.on(x) for x in others), probe.redrawn(many=True)]
+    wide = [probe.on(x) for x in others]
     reached = {n for point in wide for n in probe.reached(point, doubted)}
     touched = {n for point in wide for n in _with_gradients(probe, doubted, point)}
+    for size in _WIDE_SIZES:
+        if touched <= reached:
+            break
+        point = probe.redrawn(1.0, size, least=0.1, many=True)
+        wide.append(point)
+        reached |= probe.reached(point, doubted)
+        touched |= _with_gradients(probe, doubted, point)
     effective = reached - set(are_inert(probe, sorted(reached), wide))
     unshown = touched - reached
     return [n for n in found if n not in unshown | effective], unshown

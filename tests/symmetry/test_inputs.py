@@ -141,6 +141,23 @@ def test_nothing_is_claimed_of_a_model_that_is_another_one_in_float64() -> None:
     assert "nothing is claimed" in str(found)
 
 
+def test_nothing_is_claimed_of_a_model_that_refuses_float64() -> None:
+    class Refuses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype != torch.float32:
+                raise TypeError("float32 only")
+            return self.l(x)
+
+    found = audit(Refuses().eval(), torch.randn(3, 4))
+    assert found.scale_symmetries == []
+    assert [limit.kind for limit in found.limits] == ["float64"]
+    assert "float32 only" in found.limits[0].words
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_random_numbers_are_those_of_the_model(dtype: torch.dtype) -> None:
     class Draws(nn.Module):

@@ -160,7 +160,7 @@ def _points(probe: Probe) -> list[Point]:
 def _wide_points(probe: Probe) -> list[Point]:
     """Return weights of other sizes, and a large batch of inputs that differ much."""
     many = probe.redrawn(0.4, many=True)
-    return [*islice(far_points(probe), 2), *([many] if is_well_conditioned(probe, many) else [])]
+    return [*islice(far_points(probe), 3), *([many] if is_well_conditioned(probe, many) else [])]
 
 
 def _with_gradients(

@@ -104,7 +104,7 @@ def far_points(probe: Probe) -> Iterator[Point]:
 
     Weights that are tiny, such as a layer scale of 1e-6, are of ordinary size there.
     """
-    for turn, size in enumerate((0.4, 2.0, 5.0, 15.0)):
+    for turn, size in enumerate((0.4, 2.0, 0.1, 5.0, 15.0)):
         for noise in (1.0, 0.5, 0.3):
             point = probe.redrawn(noise, size, turn, least=0.1)
             if is_well_conditioned(probe, point):

@@ -22,6 +22,10 @@ from onsphere.symmetry.sifting import sift
 
 Exponents = Mapping[str, float]
 
+SPREAD = 6.0
+"""Slices are rescaled by factors up to e to half of this, either way: a function may be constant
+for a while (a sign, a choice) and change in the end."""
+
 
 def divisors(n: int) -> list[int]:
     """Return the divisors of ``n`` between 1 and ``n``, both left out."""
@@ -141,9 +145,10 @@ def _rescaled(probe: Probe, some: Sequence[tuple[Exponents, VectorAxes]], point:
     for sphere, division in some:
         count = division.count(state[probe.own_name[next(iter(sphere))]].shape)
         strengths = torch.rand(count, generator=probe.generator, dtype=torch.float64) - 0.5
+        largest = max(map(abs, sphere.values()))
         for name, exponent in sphere.items():
-            own = probe.own_name[name]
-            state[own] = scaled_slices(state[own], division, (exponent * strengths).exp())
+            own, powers = probe.own_name[name], SPREAD * exponent / largest * strengths
+            state[own] = scaled_slices(state[own], division, powers.exp())
     return replace(point, state=state)
 
 

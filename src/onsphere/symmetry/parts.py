@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, largest_change
 from onsphere.symmetry.evidence import Evidence, Row
-from onsphere.symmetry.granularity import divisors
+from onsphere.symmetry.granularity import SPREAD, divisors
 from onsphere.symmetry.inert import SILENT, along, are_inert_parts
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
@@ -181,6 +181,6 @@ def _rescaled(probe: Probe, some: Sequence[_Wanted], point: Point) -> Point:
         factors = torch.ones(state[own].shape[axis], dtype=torch.float64)
         for start, stop in intervals:
             draw = torch.rand((), generator=probe.generator, dtype=torch.float64) - 0.5
-            factors[start:stop] = draw.exp()
+            factors[start:stop] = (SPREAD * draw).exp()
         state[own] = state[own] * along(axis, factors.to(state[own]), state[own].ndim)
     return replace(point, state=state)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from onsphere.symmetry.certificate import relative_change
 from onsphere.symmetry.eps import short_name
 from onsphere.symmetry.execution import (
+    ModelError,
     bare_name,
     call,
     float_outputs,
@@ -49,7 +50,10 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     inputs = (args, kwargs)
     own = _outputs(probe, inputs)
-    ours = probe.real_baseline()
+    try:
+        ours = probe.real_baseline()
+    except ModelError as error:
+        return str(error)
     change = relative_change(own, ours)
     rounding = _rounding(probe)
     allowed = min(_SLACK * rounding, max(_MOST, 10 * rounding))

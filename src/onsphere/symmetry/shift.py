@@ -134,6 +134,7 @@ def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point)
         vectors = division.gather(p)
         shape = vectors.shape[:-1]
         amounts = torch.randn(shape, generator=probe.generator, dtype=torch.float64).to(p)
-        amounts = amounts * (p.abs().mean() + 1)
+        sizes = torch.rand(shape, generator=probe.generator, dtype=torch.float64).to(p)
+        amounts = amounts * (p.abs().mean() + 1) * 10 ** (2 * sizes - 1)
         state[own] = division.scatter(vectors + amounts[..., None], p.shape)
     return replace(point, state=state)

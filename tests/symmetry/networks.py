@@ -29,12 +29,14 @@ class Case:
         args: what the audit is given; often dummies, as people write them.
         rich: other inputs of the same kinds, drawn as data would be.
         rough: the network casts what depends on its weights to a shorter type.
+        short: the audit is given the network and its inputs in float32.
     """
 
     net: nn.Module
     args: tuple[Any, ...]
     rich: tuple[tuple[Any, ...], ...] = ()
     rough: bool = False
+    short: bool = False
 
     @property
     def inputs(self) -> tuple[tuple[Any, ...], ...]:

@@ -36,6 +36,27 @@ def test_other_whole_numbers_stay_between_those_given() -> None:
     assert 3 <= int(drawn.min()) < int(drawn.max()) <= 9
 
 
+def test_lengths_are_drawn_up_to_the_length_of_their_axis() -> None:
+    others = _others(torch.zeros(3, 1).long(), torch.tensor([1, 1, 1]), rows={0: 9})
+    drawn = [others.draw(t, lambda x: x)[0] for t in range(8)]
+    grown = torch.cat([lengths for ids, lengths in drawn if ids.shape[1] == 3])
+    assert set(grown.tolist()) == {1, 2, 3}
+    assert all(bool((n == 1).all()) for ids, n in drawn if ids.shape[1] == 1)
+
+
+def test_repeats_are_no_places_in_a_table() -> None:
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.l = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+            return self.l(x)[torch.repeat_interleave(torch.arange(len(counts)), counts)]
+
+    found = trace(Repeats(), (torch.randn(2, 4), torch.tensor([1, 2])))
+    assert found.rows == {}
+
+
 def test_what_marks_left_out_entries_stays() -> None:
     given = torch.tensor([[-100, 2, 4], [1, -100, 3]])
     same = [d for d in _draws(_others(given, rows={0: 5})) if d.shape == given.shape]

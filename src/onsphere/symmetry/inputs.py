@@ -55,6 +55,10 @@ _LOOKUPS = {
 """Operation -> what it looks up, the whole numbers that say where, and along which axis."""
 
 
+_CHANGED = {"repeat_interleave", "abs", "neg", "negative"}
+"""Operations that give other numbers than those they rearrange."""
+
+
 class InputUse:
     """Watches what the whole numbers among the inputs look up.
 
@@ -76,7 +80,7 @@ class InputUse:
         name = op.name.removeprefix("aten::").rstrip("_")
         first = op.first if isinstance(op.first, Tensor) else None
         leaf = None if first is None or first.numel() == 0 else self._leaf_of.get(key_of(first))
-        if leaf is not None and (rearranges or name in ("_to_copy", "clone")):
+        if leaf is not None and name not in _CHANGED and (rearranges or name == "_to_copy"):
             for result in tree_leaves(op.result):
                 if isinstance(result, Tensor):
                     self._leaf_of.setdefault(key_of(result), leaf)

@@ -1,0 +1,87 @@
+"""Models as tutorials and popular repositories write them: the audit says what is right of each."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from onsphere.symmetry import Audit, audit
+from symmetry.tutorials import (
+    channels,
+    decoders,
+    encoders,
+    experts,
+    generative,
+    graphs,
+    heads,
+    language,
+    metric,
+    quantized,
+    recheck,
+    sequence,
+    vision,
+)
+from symmetry.tutorials.case import Case
+
+TABLE: tuple[Case, ...] = (
+    *language.CASES,
+    *decoders.CASES,
+    *encoders.CASES,
+    *sequence.CASES,
+    *experts.CASES,
+    *vision.CASES,
+    *channels.CASES,
+    *graphs.CASES,
+    *metric.CASES,
+    *generative.CASES,
+    *quantized.CASES,
+    *heads.CASES,
+)
+EACH = pytest.mark.parametrize("case", TABLE, ids=[c.name for c in TABLE])
+
+
+def audited(case: Case) -> Audit:
+    args, kwargs = case.given()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old weight_norm
+        return audit(case.model(), args, kwargs)
+
+
+def span(case: Case, vectors: Iterable[Mapping[str, Any]], parameters: Iterable[str]) -> Any:
+    """The space of exponents, written in the one way that does not depend on a basis."""
+    return recheck.reduced(list(vectors), [n for n in parameters if n not in case.unreached])
+
+
+@EACH
+def test_the_audit_is_right(case: Case) -> None:
+    found = audited(case)
+    assert found.unknown_ops == []
+    assert sorted(found.inert) == sorted(case.inert)
+    names = list(found.parameters)
+    assert span(case, found.scale_symmetries, names) == span(case, case.basis, names)
+    own = found.own_spheres()
+    assert sorted(own) == sorted(case.spheres)
+    said = {n: own[n].granularity for n in case.granularity}
+    assert said == dict(case.granularity)
+    if case.limits:  # one token, or few: others were tried, and it is said
+        assert any("other lengths" in words for words in found.conditions)
+
+
+@pytest.mark.slow
+@EACH
+def test_the_table_is_right(case: Case) -> None:
+    bare = recheck.Bare(case)
+    for exponents in case.basis:
+        assert recheck.change_under(bare, exponents) < 1e-8, exponents
+    for name in case.inert:
+        assert recheck.change(bare, recheck.replaced(name), range(4)) < 1e-8, name
+    if case.jumps:
+        assert recheck.more_by_trying(bare, case.basis) == []
+    else:
+        assert len(recheck.free_directions(bare)) == len(case.basis)
+
+
+def test_the_table_is_large_and_names_are_unique() -> None:
+    assert len({c.name for c in TABLE}) == len(TABLE)
+    assert len(TABLE) >= 60

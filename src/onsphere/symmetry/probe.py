@@ -98,7 +98,7 @@ class Probe:
         parameters, buffers = weights(self.model)
         own = {**parameters, **buffers}
         self.own_name = {bare_name(n): n for n in own}
-        self.names = [n for n in self.own_name if n not in traced.written]
+        self.names = [n for n in self.own_name if n not in traced.written | traced.whole]
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
         self._baselines: WeakKeyDictionary[Point, list[Tensor]] = WeakKeyDictionary()
         self.floors: WeakKeyDictionary[Point, float] = WeakKeyDictionary()
@@ -155,6 +155,18 @@ class Probe:
             _float64, (call.args, dict(call.kwargs), dict(call.state or self._given.state))
         )
         return Point(state, args, kwargs)
+
+    def others_like(self, given: Call, turn: int = 0, *, many: bool = False) -> Call:
+        """Draw other inputs, in the types of those given.
+
+        Args:
+            given: the inputs as they were given.
+            turn: inputs of other lengths and of the given ones take turns.
+            many: a large batch.
+        """
+        point = self.redrawn(turn=turn, many=many)
+        pair = (given.args, dict(given.kwargs))
+        return Call(*tree_map(_in_type_of, (point.args, dict(point.kwargs)), pair))
 
     def in_types(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights and buffers in the types in which the model holds them."""
@@ -402,6 +414,10 @@ def _note_reached(
 ) -> None:
     if any(g is not None and bool(g.any()) for g in gradients):
         found |= names
+
+
+def _in_type_of(drawn: Any, given: Any) -> Any:
+    return drawn.to(given.dtype) if isinstance(given, Tensor) else drawn
 
 
 def _kept_in_float64(t: Tensor) -> Tensor:

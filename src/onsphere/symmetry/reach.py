@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map
-
 from onsphere.symmetry.evidence import Evidence
 from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.inert import are_inert, inert_candidates
@@ -34,13 +31,12 @@ def followed(
     met.
     """
     others: list[Call] = []
-    traced = probe.traced
+    given, traced = Call(args, kwargs), probe.traced
     for turn in range(_MOST_INPUTS):
         if turn < probe.others.turns:
-            point = probe.redrawn(turn=turn)
-            drawn = _in_types(point.args, point.kwargs, args, kwargs)
+            drawn = probe.others_like(given, turn)
         elif traced.data_dependent and traced.unread:
-            drawn = _in_types(*probe.many_inputs(), args, kwargs)
+            drawn = probe.others_like(given, many=True)
             # The model's own weights may send all inputs the same way.
             state = probe.redrawn(1.0, (1.0, 2.5, 0.4)[turn % 3], least=0.1).state
             drawn = replace(drawn, state=probe.in_types(state))
@@ -52,20 +48,6 @@ def followed(
             continue
         others.append(drawn)
     return traced, others
-
-
-def _in_types(
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    given: tuple[Any, ...],
-    named: Mapping[str, Any],
-) -> Call:
-    """Return inputs in the types of those given."""
-    return Call(*tree_map(_like, (args, dict(kwargs)), (given, dict(named))))
-
-
-def _like(drawn: Any, given: Any) -> Any:
-    return drawn.to(given.dtype) if isinstance(given, Tensor) else drawn
 
 
 def unreached(traced: Trace) -> set[str]:

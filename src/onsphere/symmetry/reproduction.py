@@ -29,6 +29,7 @@ from onsphere.symmetry.execution import (
 )
 from onsphere.symmetry.probe import Probe
 from onsphere.symmetry.substitution import kept
+from onsphere.symmetry.trace import Call
 
 _SLACK = 100.0
 """How many times the change that rounding the weights makes may stand between the two runs."""
@@ -43,34 +44,48 @@ _IN_FLOAT64 = 1e-6
 def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """Return in words where the run in float64 is not the model, or ``None`` where it is.
 
+    Where rounding decides what comes out (equal tokens, normalized over time), other inputs of the
+    same kinds are taken.
+
     Args:
         probe: the run in float64.
         args: the inputs as they were given.
         kwargs: keyword inputs as they were given.
     """
-    inputs = (args, kwargs)
-    own = _outputs(probe, inputs)
+    given = Call(args, kwargs)
     try:
-        ours = probe.real_baseline()
+        probe.real_baseline()
+        compared = next(
+            (c for c in _calls(probe, given) if _rounding(probe, c) <= _TOO_ROUGH), None
+        )
     except ModelError as error:
         return str(error)
-    change = relative_change(own, ours)
-    rounding = _rounding(probe)
-    allowed = min(_SLACK * rounding, max(_MOST, 10 * rounding))
-    too_rough = rounding > _TOO_ROUGH
-    if _same_in_float64(probe, inputs) if too_rough else change <= allowed:
+    if compared is None:
+        return None if _same_in_float64(probe, given) else "rounding decides what comes out"
+    rounding = _rounding(probe, compared)
+    ours = probe.outputs(probe.on(compared), real_eps=True)
+    change = relative_change(_outputs(probe, compared), ours)
+    if change <= min(_SLACK * rounding, max(_MOST, 10 * rounding)):
         return None
-    return _first_difference(probe, inputs, max(rounding, 1e-6)) or (
+    return _first_difference(probe, compared, max(rounding, 1e-6)) or (
         f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e}"
     )
 
 
-def _outputs(probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> list[Tensor]:
+def _calls(probe: Probe, given: Call) -> Iterator[Call]:
+    """Yield the given inputs, then others, in the types of those given."""
+    yield given
+    for turn in range(4):
+        yield probe.others_like(given, turn)
+
+
+def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
     """Run the model as it is, in its own types."""
     model = probe.model
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     copies = {n: kept(t) for n, t in state.items() if n not in dict(model.named_parameters())}
     copies |= {n: kept(state[n]) for n in probe.overwritten}
+    inputs = (call_on.args, dict(call_on.kwargs))
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)
     state = {n: t.detach() for n, t in state.items()}
     with plain_execution(), gradients_as_used(model):
@@ -82,19 +97,21 @@ def _wide(t: Tensor) -> Tensor:
     return t.to(torch.float64 if t.is_floating_point() else torch.complex128)
 
 
-def _rounding(probe: Probe) -> float:
+def _rounding(probe: Probe, call_on: Call) -> float:
     """Return how much outputs change when weights are rounded as the model rounds."""
     eps = max(probe.traced.coarsest, 1e-12)
-    moved = [probe.outputs(probe.nudged(probe.given(), eps), real_eps=True) for _ in range(2)]
-    return max(eps, *(relative_change(probe.real_baseline(), m) for m in moved))
+    point = probe.on(call_on)
+    before = probe.outputs(point, real_eps=True)
+    moved = [probe.outputs(probe.nudged(point, eps), real_eps=True) for _ in range(2)]
+    return max(eps, *(relative_change(before, m) for m in moved))
 
 
-def _same_in_float64(probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]) -> bool:
+def _same_in_float64(probe: Probe, call_on: Call) -> bool:
     """Return whether the model, made a float64 model, gives the same."""
-    before = torch.get_default_dtype()
+    usual = torch.get_default_dtype()
     try:
         model = deepcopy(probe.model).double()
-        args, kwargs = tree_map(_double, inputs)
+        args, kwargs = tree_map(_double, (call_on.args, dict(call_on.kwargs)))
         torch.set_default_dtype(torch.float64)
         model.requires_grad_(False)
         with plain_execution(), gradients_as_used(model):
@@ -103,7 +120,7 @@ def _same_in_float64(probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, A
     except Exception:
         return False  # not every model runs as a float64 model
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(usual)
     return relative_change(probe.real_baseline(), outputs) <= _IN_FLOAT64
 
 
@@ -139,14 +156,12 @@ def _fingerprint(t: Tensor) -> tuple[float, float]:
     return float(x.norm()), float(x @ waves)
 
 
-def _first_difference(
-    probe: Probe, inputs: tuple[tuple[Any, ...], Mapping[str, Any]], rounding: float
-) -> str | None:
+def _first_difference(probe: Probe, call_on: Call, rounding: float) -> str | None:
     """Return the first operation whose results differ by more than rounding."""
     with _recorded(probe) as own:
-        _outputs(probe, inputs)
+        _outputs(probe, call_on)
     with _recorded(probe) as ours:
-        probe.outputs(probe.given(), real_eps=True)
+        probe.outputs(probe.on(call_on), real_eps=True)
     keys = [s[0] for s in own.steps], [s[0] for s in ours.steps]
     for i, j, n in SequenceMatcher(None, *keys, autojunk=False).get_matching_blocks():
         for (key, where, a), (_, _, b) in zip(

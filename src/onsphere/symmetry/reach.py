@@ -16,8 +16,8 @@ from onsphere.symmetry.inert import are_inert, inert_candidates
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.trace import Call, Trace, trace
 
-_MOST_INPUTS = 8
-"""On how many other inputs the operations are followed at most."""
+_IDLE_DRAWS = 4
+"""After how many draws that reach nothing new no more are made."""
 _WIDE_SIZES = (1.0, 2.5, 0.4, 1.0, 5.0, 1.0)
 """Sizes of the weights at which a large batch shows what reaches which weight."""
 
@@ -28,26 +28,38 @@ def followed(
     """Follow the operations on other inputs too, and return these.
 
     Where values decide what runs, more inputs and other weights are drawn until every weight was
-    met.
+    met, or nothing new comes.
     """
-    others: list[Call] = []
-    given, traced = Call(args, kwargs), probe.traced
-    for turn in range(_MOST_INPUTS):
-        if turn < probe.others.turns:
-            drawn = probe.others_like(given, turn)
-        elif traced.data_dependent and traced.unread:
-            drawn = probe.others_like(given, many=True)
-            # The model's own weights may send all inputs the same way.
-            state = probe.redrawn(1.0, (1.0, 2.5, 0.4)[turn % 3], least=0.1).state
-            drawn = replace(drawn, state=probe.in_types(state))
-        else:
-            break
-        try:
-            traced = trace(probe.model, args, kwargs, output=probe.output, others=[*others, drawn])
-        except ModelError:
+    given = Call(args, kwargs)
+    others = [probe.others_like(given, turn) for turn in range(probe.others.turns)]
+    traced = _traced(probe, given, others)
+    if traced is None:
+        others = [call for call in others if _traced(probe, given, [call]) is not None]
+        traced = _traced(probe, given, others) or probe.traced
+    first = len(others)
+    unmet, idle = set(traced.unread), 0
+    while traced.data_dependent and unmet and idle < _IDLE_DRAWS:
+        # The model's own weights may send all inputs the same way.
+        state = probe.redrawn(1.0, (1.0, 2.5, 0.4)[idle % 3], least=0.1).state
+        call = replace(probe.others_like(given, many=True), state=probe.in_types(state))
+        found = _traced(probe, given, [call])
+        if found is None or unmet <= set(found.unread):
+            idle += 1
             continue
-        others.append(drawn)
+        unmet &= set(found.unread)
+        others.append(call)
+        idle = 0
+    if len(others) > first:
+        traced = _traced(probe, given, others) or traced
     return traced, others
+
+
+def _traced(probe: Probe, given: Call, others: Sequence[Call]) -> Trace | None:
+    """Follow the operations on several inputs, or return ``None`` if the model does not run."""
+    try:
+        return trace(probe.model, given.args, given.kwargs, output=probe.output, others=others)
+    except ModelError:
+        return None
 
 
 def unreached(traced: Trace) -> set[str]:

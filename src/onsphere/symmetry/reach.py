@@ -36,22 +36,30 @@ def followed(
     if traced is None:
         others = [call for call in others if _traced(probe, given, [call]) is not None]
         traced = _traced(probe, given, others) or probe.traced
-    first = len(others)
+    if not traced.data_dependent:
+        return traced, others
+    # What is reached alone demands nothing of what is reached with it: large batches show both.
+    drawn = [_wide(probe, given, size) for size in (1.0, 2.5, 1.0)]
+    wide = [call for call in drawn if _traced(probe, given, [call]) is not None]
+    traced = _traced(probe, given, [*others, *wide]) or traced
     unmet, idle = set(traced.unread), 0
-    while traced.data_dependent and unmet and idle < _IDLE_DRAWS:
-        # The model's own weights may send all inputs the same way.
-        state = probe.redrawn(1.0, (1.0, 2.5, 0.4)[idle % 3], least=0.1).state
-        call = replace(probe.others_like(given, many=True), state=probe.in_types(state))
+    while unmet and idle < _IDLE_DRAWS:
+        call = _wide(probe, given, (1.0, 2.5, 0.4)[idle % 3])
         found = _traced(probe, given, [call])
         if found is None or unmet <= set(found.unread):
             idle += 1
             continue
         unmet &= set(found.unread)
-        others.append(call)
+        wide.append(call)
         idle = 0
-    if len(others) > first:
-        traced = _traced(probe, given, others) or traced
-    return traced, others
+    others += wide
+    return _traced(probe, given, others) or traced, others
+
+
+def _wide(probe: Probe, given: Call, size: float) -> Call:
+    """Draw a large batch and other weights: the model's own may send all inputs the same way."""
+    state = probe.redrawn(1.0, size, least=0.1).state
+    return replace(probe.others_like(given, many=True), state=probe.in_types(state))
 
 
 def _traced(probe: Probe, given: Call, others: Sequence[Call]) -> Trace | None:

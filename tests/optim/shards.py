@@ -33,7 +33,7 @@ FAMILIES = {
     "one row, whole": ([(1, 9)], Sphere()),
     "heads": ([(8, 6)], Sphere(AXES(pieces=((0, 4),)))),
     "heads cut": ([(12, 5)], Sphere(AXES(pieces=((0, 3),)))),
-    "heads cut unevenly": ([(10, 5)], Sphere(AXES((1,), ((0, 5),)))),
+    "heads cut unevenly": ([(25, 5)], Sphere(AXES((1,), ((0, 5),)))),
     "columns": ([(7, 5)], Sphere(AXES((1,)))),
     "heads of columns": ([(5, 12)], Sphere(AXES((0,), ((1, 3),)))),
     "joint rows": ([(7, 5), (7,)], Sphere(AXES((0,)), joint=True)),

@@ -19,8 +19,9 @@ def oracle(name, p, grads, lr, travel, radius, count_steps=0):
     for k, g in enumerate(grads, 1):
         project = functools.partial(geometry.tangent, p)
         if name.startswith("AdamW"):
-            m = project(0.9 * m + 0.1 * g)
-            size = project(g).square().mean() if "vector" in name else g * g
+            m, size = 0.9 * m + 0.1 * g, g * g
+            if "vector" in name:
+                m, size = project(m), project(g).square().mean()
             v = 0.999 * v + 0.001 * size
             u = project((m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8))
         else:
@@ -28,8 +29,8 @@ def oracle(name, p, grads, lr, travel, radius, count_steps=0):
             dampening = settings.get("dampening", 0.0) if k > 1 else 0.0
             m = project(alpha * m + (1 - dampening) * g)
             u = project(g + alpha * m) if settings.get("nesterov") else m
-        q, m = _turn(p, u, m, lr, TRAVELS[travel])
-        p = q
+        q, carried = _turn(p, u, m, lr, TRAVELS[travel])
+        p, m = q, m if name == "AdamW" else carried
     return p
 
 

@@ -3,14 +3,18 @@ r"""AdamW on a product of spheres.
 One step for a vector at the point :math:`p`, with :math:`P` the projection to the tangent space
 there and bias corrections :math:`c_i = 1 - \beta_i^k`:
 
-.. math:: m \leftarrow P(\beta_1 m + (1-\beta_1) g),\qquad
+.. math:: m \leftarrow \beta_1 m + (1-\beta_1) g,\qquad
           v \leftarrow \beta_2 v + (1-\beta_2) g^2,\qquad
           u = P\,\frac{m / c_1}{\sqrt{v / c_2} + \epsilon},
 
-and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says; :math:`m` goes along to
-the new point. :math:`v` is AdamW's: the second moment of the gradient as it comes, per coordinate.
-With one second moment per vector, :math:`v \leftarrow \beta_2 v + (1-\beta_2)|Pg|^2/n`, the update
-does not depend on the coordinates: all of it is tangent before and after the division.
+and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says. Both moments are
+AdamW's own, of the gradient as it comes and per coordinate: only the update is projected. A
+momentum that is projected, or carried along, gets entries where the gradient has none; divided by
+the root of a second moment that has none either, they would move the vector by any amount.
+
+With one second moment per vector, :math:`v \leftarrow \beta_2 v + (1-\beta_2)|Pg|^2/n`, nothing is
+divided coordinate by coordinate. There the momentum is tangent,
+:math:`m \leftarrow P(\beta_1 m + (1-\beta_1) g)`, and goes along to the new point.
 
 Source: Kingma & Ba, *Adam*, 2015 (arXiv 1412.6980); Loshchilov & Hutter, *Decoupled weight decay
 regularization*, 2019 (arXiv 1711.05101); Cho & Lee, 2017 (arXiv 1709.09603), for the sphere.

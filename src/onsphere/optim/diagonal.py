@@ -1,11 +1,11 @@
 r"""Updates with a second moment per coordinate: AdamW.
 
-With :math:`h = \beta_1 m + \kappa g` and the weights
-:math:`w = 1/(c_1(\sqrt{v'/c_2} + \epsilon))`, the momentum is the tangent part
-:math:`h - \delta p`, :math:`\delta = \langle p, h\rangle/|p|^2`, and the update is the tangent
-part of :math:`u = (h - \delta p)\,w`. Since :math:`u` is linear in :math:`\delta`, ten inner
-products with :math:`h w` and :math:`p w` in place of :math:`u` can be summed *before*
-:math:`\delta` is known: one reduction is enough, also where a vector is spread over processes.
+Momentum and second moment are AdamW's own: of the gradient as it comes, in the space around the
+sphere. With :math:`h = \beta_1 m + \kappa g` and the weights
+:math:`w = 1/(c_1(\sqrt{v'/c_2} + \epsilon))`, AdamW's update is :math:`u = h w`, and the sphere
+takes its tangent part :math:`t = u - \rho p`, :math:`\rho = \langle p, u\rangle/|p|^2`. Neither
+moment is projected or moved along: a momentum that were projected would have entries where the
+second moment, of the gradient as it comes, has none, and their quotient could be of any size.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from onsphere.optim.motion import (
 
 @dataclass(frozen=True)
 class Diagonal:
-    r"""AdamW's update, :math:`P(h w)` with :math:`h` tangent.
+    r"""AdamW's update, :math:`P(h w)`.
 
     Attributes:
         beta1: :math:`\beta_1`.
@@ -42,7 +42,7 @@ class Diagonal:
         width: how many numbers :meth:`reduce` sums.
     """
 
-    width: ClassVar[int] = 12
+    width: ClassVar[int] = 5
     beta1: float
     kappa: float
     beta2: float
@@ -60,6 +60,7 @@ class Diagonal:
     def _weighted(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return point, new momentum, new second moment and update."""
         assert m is not None
         assert v is not None
         wide = working_dtype(p)
@@ -69,21 +70,16 @@ class Diagonal:
         # A moment of zero would divide by eps alone, and by nothing where eps is 0.
         root = moment.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
         w = 1 / (self.first / self.second**0.5 * root + self.first * self.eps)
-        return p.to(wide), h, moment, w
+        return p.to(wide), h, moment, h * w
 
     def reduce(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, inside: Axes
     ) -> Tensor:
-        """Return eleven numbers of each vector, one vector per row.
-
-        <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <g,g> <1,hw> <1,pw>.
-        """
-        p, h, _, w = self._weighted(p, g, m, v)
-        wide = g.to(w.dtype)
-        u, q = h * w, p * w
-        pairs = [(p, p), (p, h), (p, u), (p, q), (u, u), (u, q), (q, q), (h, u)]
-        sums = [inner(a, b, inside) for a, b in [*pairs, (wide, wide)]]
-        return torch.stack([*sums, total(u, inside), total(q, inside)], -1).double()
+        """Return <p,p> <p,u> <u,u> <g,g> <1,u> of each vector, one vector per row."""
+        p, _, _, u = self._weighted(p, g, m, v)
+        g = g.to(u.dtype)
+        sums = [inner(a, b, inside) for a, b in ((p, p), (p, u), (u, u), (g, g))]
+        return torch.stack([*sums, total(u, inside)], -1).double()
 
     def plan(
         self,
@@ -95,21 +91,19 @@ class Diagonal:
         floor: float,
         rounding: float,
     ) -> Plan:
-        """Return the six coefficients of each vector; ``radius`` is recorded."""
+        """Return three coefficients of each vector; ``radius`` is recorded.
+
+        With them the point goes to :math:`c_0 p + c_1 (u - c_2)`.
+        """
         sound = numbers.isfinite().all(-1) & (numbers[:, 0] > 0)
-        pp, ph, p_hw, p_pw, hw_hw, hw_pw, pw_pw, h_hw = numbers[:, :8].unbind(-1)
+        pp, pu, uu, _gg, ones = numbers.unbind(-1)
         at = record(radius, pp, travel.radius, sound)
-        drop = ph / pp
-        pu, uu = p_hw - drop * p_pw, hw_hw - 2 * drop * hw_pw + drop * drop * pw_pw
-        rho, mean = pu / pp, torch.zeros_like(pp)
-        if travel.centered:
-            mean = (numbers[:, 9] - drop * numbers[:, 10]) / count
+        rho = pu / pp
+        mean = ones / count if travel.centered else torch.zeros_like(pp)
         tangent = (uu - pu * rho - count * mean * mean).clamp_min(0)
-        along = h_hw - drop * (p_hw + pu)
-        moved = move(travel, pp, tangent, along, floor * uu, at)
-        a, b, d, e = settle(moved, count, pp, at, rounding)
-        coefficients = [drop, a - b * rho, b, d - drop - e * rho, e, mean]
-        return Plan(torch.stack(coefficients, -1), sound)
+        moved = move(travel, pp, tangent, torch.zeros_like(pp), floor * uu, at)
+        a, b, _, _ = settle(moved, count, pp, at, rounding)
+        return Plan(torch.stack([a - b * rho, b, mean], -1), sound)
 
     def apply(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, inside: Axes, plan: Plan
@@ -117,13 +111,8 @@ class Diagonal:
         """Write the new point and both moments where the vectors are sound."""
         assert m is not None
         assert v is not None
-        point, h, moment, w = self._weighted(p, g, m, v)
-        c = [spread(k, p, inside) for k in plan.coefficients.to(w.dtype).unbind(-1)]
+        point, h, moment, u = self._weighted(p, g, m, v)
+        c = [spread(k, p, inside) for k in plan.coefficients.to(u.dtype).unbind(-1)]
         sound = spread(plan.sound, p, inside)
-        u = (h - c[0] * point) * w - c[5]
-        for tensor, new in (
-            (v, moment),
-            (m, h + c[3] * point + c[4] * u),
-            (p, c[1] * point + c[2] * u),
-        ):
+        for tensor, new in ((v, moment), (m, h), (p, c[0] * point + c[1] * (u - c[2]))):
             tensor.copy_(torch.where(sound, new.to(tensor.dtype), tensor))

@@ -147,7 +147,8 @@ def _views(part: Part, sphere: Sphere, travel: Travel) -> _Views:
     slope, _ = sphere.axes.split(-part.slope if travel.ascend else part.slope)
     if travel.centered:
         center_(point, inside)
-        slope = center_(slope.clone(), inside)
+        if isinstance(part.update, Linear):  # what is kept of the gradient is tangent
+            slope = center_(slope.clone(), inside)
     momentum = None if part.momentum is None else sphere.axes.split(part.momentum)[0]
     moment = None if part.moment is None else sphere.axes.split(part.moment)[0]
     return point, slope, momentum, moment, inside

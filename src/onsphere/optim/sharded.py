@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from onsphere.geometry import Sphere
 from onsphere.optim import product, restoration
 from onsphere.optim.home import Home, Piece, add_up, home_of, local
+from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Plan, Travel, spread, total, working_dtype
 from onsphere.optim.product import Family, March, Part
 from onsphere.optim.restoration import Leash
@@ -112,7 +113,10 @@ class _Journey:
         for part, piece in zip(self.family.parts, self.pieces, strict=True):
             if piece is not None:
                 part.slope = part.slope.clone()
-                for x, means in zip((part.point, part.slope), mean[piece.owner].T, strict=True):
+                both = (part.point, part.slope)
+                # What AdamW keeps of the gradient is not tangent.
+                some = both if isinstance(part.update, Linear) else both[:1]
+                for x, means in zip(some, mean[piece.owner].T, strict=False):
                     view, inside = piece.sphere.axes.split(x)
                     view.sub_(spread(means.to(view.dtype), view, inside))
 

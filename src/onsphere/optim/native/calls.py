@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
@@ -82,17 +83,18 @@ def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor
     columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
     numbers = ops.reduce(*columns, layouts, _arguments(parts, travel), _settings(parts, travel))
     if isinstance(parts[0].update, Diagonal):
-        return numbers
+        return [pad(n[:, :4], (0, 1)) for n in numbers]  # the kernels know no centred spheres
     if travel.ascend:  # the plan expects the slope that it descends
         for n in numbers:
             n[:, 1].neg_()
             n[:, 4].neg_()
-    return [n[:, :6] for n in numbers]
+    return numbers
 
 
 def apply(parts: Sequence[Part], sphere: Sphere, travel: Travel, plan: Plan) -> None:
     """Follow a plan for all parts of one family."""
-    coefficients = plan.coefficients.clone()
+    width = ops.COEFFICIENTS - plan.coefficients.shape[1]
+    coefficients = pad(plan.coefficients, (0, width)).clone()
     if travel.ascend and not isinstance(parts[0].update, Diagonal):
         coefficients[:, 1].neg_()
         coefficients[:, 4].neg_()

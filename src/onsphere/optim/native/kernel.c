@@ -18,7 +18,7 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 2, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 9, COEFFICIENTS = 6 };
+enum { ABI = 3, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
@@ -206,15 +206,13 @@ static int plan_linear(const Settings *s, const Tensor *t, double n, const doubl
 }
 
 static int plan_diagonal(const Settings *s, double n, const double *x, Own *own, float *c) {
-    if (!sound(x, NUMBERS)) return 0;
-    const double pp = x[0], drop = x[1] / pp, radius = radius_of(s, own, pp);
-    const double pu = x[2] - drop * x[3], uu = x[4] - 2 * drop * x[5] + drop * drop * x[6];
+    if (!sound(x, 4)) return 0;
+    const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
     const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    const double ht = x[7] - drop * (x[2] + pu);
-    Move move = motion(s, s->rate, pp, tt, ht, s->floor * uu, radius);
+    Move move = motion(s, s->rate, pp, tt, 0, s->floor * uu, radius);
     settle(s, n, &move, sqrt(pp), radius);
-    c[0] = (float)drop, c[1] = (float)(move.a - move.b * rho), c[2] = (float)move.b;
-    c[3] = (float)(move.d - drop - move.e * rho), c[4] = (float)move.e, c[5] = 0;
+    c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
+    c[2] = c[3] = c[4] = c[5] = 0;
     return 1;
 }
 

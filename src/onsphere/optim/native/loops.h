@@ -68,28 +68,25 @@ INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
     return NAME(weight_of)(a[2] * moment + FLT_MIN + a[3] * square, a[4], a[5]);
 }
 
-/* With h = b1 m + k1 g:
- * <p,p> <p,h> <p,hw> <p,pw> <hw,hw> <hw,pw> <pw,pw> <h,hw> <g,g>.   w goes to `kept`. */
+/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g>.   u goes to `kept`. */
 INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
                              const float *a, float *kept, vec *x) {
     const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
     const vec h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, q = point * w;
-    if (kept) NAME(store)(kept, w);
-    x[0] = point * point, x[1] = point * h, x[2] = point * u, x[3] = point * q, x[4] = u * u;
-    x[5] = u * q, x[6] = q * q, x[7] = h * u, x[8] = square;
+    const vec u = h * NAME(weight)(square, NAME(load)(v), a);
+    if (kept) NAME(store)(kept, u);
+    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square;
 }
 
-/* With u = (h - c0 p) w:  p' = c1 p + c2 u;  m' = h + c3 p + c4 u;  v'. */
+/* p' = c0 p + c1 u;  m' = b1 m + k1 g;  v' = b2 v + k2 g^2. */
 INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const float *a,
                            const float *kept, const vec *c) {
     const vec point = NAME(load)(p), slope = NAME(load)(g), moment = NAME(load)(v);
     const vec square = slope * slope, h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec w = kept ? NAME(load)(kept) : NAME(weight)(square, moment, a);
-    const vec u = (h - c[0] * point) * w;
+    const vec u = kept ? NAME(load)(kept) : h * NAME(weight)(square, moment, a);
     NAME(store)(v, a[2] * moment + a[3] * square);
-    NAME(store)(p, c[1] * point + c[2] * u);
-    NAME(store)(m, h + c[3] * point + c[4] * u);
+    NAME(store)(p, c[0] * point + c[1] * u);
+    NAME(store)(m, h);
 }
 
 /* <p,p> <1,p> */
@@ -138,7 +135,7 @@ TARGET static void NAME(gram)(long n, const float *p, const float *g, const floa
 TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
                                  const float *v, const float *a, float *kept, double *sums,
                                  long ahead) {
-    SUM_UP(9, (FETCH(p), FETCH(g),
+    SUM_UP(4, (FETCH(p), FETCH(g),
                NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
 }
 
@@ -221,7 +218,7 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
     } else if (r->kind == LINEAR) {
         ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
     } else {
-        ADD_UP(9, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
+        ADD_UP(4, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
                                    r->kept ? r->kept + i : NULL, x))
     }
 }

@@ -19,7 +19,7 @@ from onsphere.optim.native.kernel import SETTINGS, TENSOR, library
 from onsphere.optim.native.launch import Arrays
 
 _DEVICES = ("cpu", "cuda")
-NUMBERS, COEFFICIENTS = 9, 6
+NUMBERS, COEFFICIENTS = 6, 6
 # Instruction sets above this number are not used; lowered in tests to check the others.
 most_instructions = 2
 

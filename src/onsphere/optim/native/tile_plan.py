@@ -94,16 +94,13 @@ def _plan_linear(s, a, n, x, radius, second, FLAGS: tl.constexpr):
 
 @triton.jit
 def _plan_diagonal(s, n, x, radius, second, FLAGS: tl.constexpr):
-    pp, ph, p_hw, p_pw, hw_hw, hw_pw, pw_pw, h_hw = x[:8]
-    total = pp + ph + p_hw + p_pw + hw_hw + hw_pw + pw_pw + h_hw + x[8]
-    fine = (total * 0 == 0) & (pp > 0)
+    pp, pu, uu, gg = x[0], x[1], x[2], x[3]
+    fine = ((pp + pu + uu + gg) * 0 == 0) & (pp > 0)
     radius = _radius_of(s, radius, pp, fine)
-    drop = ph / pp
-    pu, uu = p_hw - drop * p_pw, hw_hw - 2 * drop * hw_pw + drop * drop * pw_pw
     rho = pu / pp
-    tt, ht = tl.maximum(uu - pu * rho, 0.0), h_hw - drop * (p_hw + pu)
-    a, b, d, e = _move(s, n, pp, tt, ht, s[FLOOR] * uu, radius, FLAGS)
-    return (drop, a - b * rho, b, d - drop - e * rho, e, b * 0), fine, radius, second
+    tt, zero = tl.maximum(uu - pu * rho, 0.0), pp * 0
+    a, b, _, _ = _move(s, n, pp, tt, zero, s[FLOOR] * uu, radius, FLAGS)
+    return (a - b * rho, b, zero, zero, zero, zero), fine, radius, second
 
 
 @triton.jit

@@ -34,7 +34,7 @@ from onsphere.optim.native.tile_plan import (
     plan_of,
 )
 
-NUMBERS = tl.constexpr(9)
+NUMBERS = tl.constexpr(6)
 COEFFICIENTS = tl.constexpr(6)
 CHUNK = tl.constexpr(1 << 14)
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -96,10 +96,10 @@ def _write(table, number, at, inside, x, FLAGS: tl.constexpr):
 
 @triton.jit
 def _weighted(x, a):
-    r"""AdamW's momentum before it is tangent, moment, and weight ``1 / (s sqrt(v') + e)``."""
+    r"""AdamW's momentum ``h``, second moment ``v'`` and update ``h / (s sqrt(v') + e)``."""
     h = a[0] * x[2] + a[1] * x[1]
     moment = a[2] * x[3] + a[3] * (x[1] * x[1])
-    return h, moment, 1.0 / (a[4] * tl.sqrt(tl.maximum(moment, TINY)) + a[5])
+    return h, moment, h / (a[4] * tl.sqrt(tl.maximum(moment, TINY)) + a[5])
 
 
 @triton.jit
@@ -109,9 +109,8 @@ def _terms(x, a, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return p * p, p
     elif DIAGONAL & FLAGS:  # noqa: RET505 - what is left out is not compiled
-        h, _, w = _weighted(x, a)
-        u, q = h * w, p * w
-        return p * p, p * h, p * u, p * q, u * u, u * q, q * q, h * u, g * g
+        _, _, u = _weighted(x, a)
+        return p * p, p * u, u * u, g * g
     else:
         return p * p, p * g, p * m, g * g, g * m, m * m
 
@@ -123,9 +122,8 @@ def _moved(x, a, c, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return tl.where(c[0] == 0, 0.0, c[0] * p + c[1]), m, m
     elif DIAGONAL & FLAGS:  # noqa: RET505
-        h, moment, w = _weighted(x, a)
-        u = (h - c[0] * p) * w
-        return c[1] * p + c[2] * u, h + c[3] * p + c[4] * u, moment
+        h, moment, u = _weighted(x, a)
+        return c[0] * p + c[1] * u, h, moment
     else:
         return c[0] * p + c[1] * g + c[2] * m, c[3] * p + c[4] * g + c[5] * m, m
 
@@ -284,8 +282,7 @@ def _partials(partial, first, i, inside, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1)]
     elif DIAGONAL & FLAGS:  # noqa: RET505
-        each = (0, 1, 2, 3, 4, 5, 6, 7, 8)
-        return [tl.load(at + j, mask=inside, other=0.0) for j in each]
+        return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3)]
     else:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3, 4, 5)]
 

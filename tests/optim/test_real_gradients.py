@@ -1,0 +1,132 @@
+"""Gradients as training makes them: inputs that are always zero, tokens that do not occur."""
+
+import pytest
+import torch
+from torch import nn
+
+from onsphere import geometry
+from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim import SphereAdamW, native, on_sphere
+
+ROWS = Sphere(VectorAxes((0,)))
+PATHS = {"native": True, "torch": False}
+
+
+@pytest.fixture(params=PATHS, autouse=True)
+def path(request):
+    """Run every check on every path."""
+    if PATHS[request.param] and native.instruction_set() == "none":
+        pytest.skip("the native kernels were not built")
+    with native.switched(PATHS[request.param]):
+        yield request.param
+
+
+def turned(before, after):
+    """Radians by which each row turned."""
+    norms = before.double().norm(dim=1)
+    unit = after.double() * (norms / after.double().norm(dim=1))[:, None]
+    return geometry.distance(before.double(), unit) / norms
+
+
+def classifier(generator, dtype=torch.float32):
+    """Data of which 40 of 200 inputs are zero in every example, and a network with BatchNorm."""
+    x = torch.rand(256, 200, generator=generator)
+    x[:, ::5] = 0
+    y = (x @ torch.randn(200, 5, generator=generator)).argmax(1)
+    net = nn.Sequential(
+        nn.Linear(200, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 5)
+    )
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.ndim == 2:
+                p.copy_(torch.randn(p.shape, generator=generator) / p.shape[1] ** 0.5)
+        net[3].bias.zero_()
+    return net.to(dtype), x.to(dtype), y
+
+
+def groups_of(net):
+    return [{"params": [net[0].weight], "sphere": ROWS}, {"params": list(net[1:].parameters())}]
+
+
+def plain_adamw(net, **settings):
+    base = torch.optim.AdamW(net.parameters(), weight_decay=0.0, **settings)
+    return on_sphere(base, {net[0].weight: ROWS})
+
+
+def sphere_adamw(net, **settings):
+    return SphereAdamW(groups_of(net), weight_decay=0.0, **settings)
+
+
+def fit(build, steps, lr, generator, dtype=torch.float32):
+    """Train; return weights on the sphere after every step, and the losses."""
+    net, x, y = classifier(generator, dtype)
+    optimizer, weights, losses = build(net, lr=lr), [net[0].weight.detach().clone()], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        weights.append(net[0].weight.detach().clone())
+    return weights, losses
+
+
+def both(steps, lr, dtype=torch.float32):
+    """The same training by SphereAdamW and by AdamW that is scaled back."""
+    return [
+        fit(build, steps, lr, torch.Generator().manual_seed(0), dtype)
+        for build in (sphere_adamw, plain_adamw)
+    ]
+
+
+def test_an_input_that_is_always_zero_does_not_throw_the_vector():
+    ours, theirs = (weights for weights, _ in both(5, 1e-3))
+    for k in range(5):
+        mine, base = turned(ours[k], ours[k + 1]), turned(theirs[k], theirs[k + 1])
+        assert mine.max() < 0.1
+        torch.testing.assert_close(mine, base, rtol=0.05, atol=0)  # of second order
+
+
+def test_one_adam():
+    """AdamW scaled back has another rate, by the radial part of its update: of second order."""
+    gaps = []
+    for lr in (1e-3, 1e-4):
+        ours, theirs = (weights[-1] for weights, _ in both(3, lr, torch.float64))
+        gaps.append((ours - theirs).abs().max().item())
+    assert gaps[0] < 1e-4
+    assert 50 < gaps[0] / gaps[1] < 200
+
+
+def test_one_adam_exactly():
+    """With that rate the two take the same steps, and keep the same moments."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(1, 40, generator=generator, dtype=torch.float64)
+    a, b = (nn.Parameter(start.clone()) for _ in range(2))
+    ours = SphereAdamW([{"params": [a], "sphere": ROWS}], weight_decay=0.0)
+    theirs = on_sphere(torch.optim.AdamW([b], lr=0.01, weight_decay=0.0), {b: ROWS})
+    for grad in torch.randn(5, 1, 40, generator=generator, dtype=torch.float64):
+        grad[:, ::3] = 0
+        before = b.detach().clone()
+        a.grad, b.grad = grad, grad.clone()
+        theirs.step()
+        moments = theirs.state[b]
+        k = int(moments["step"])
+        root = (moments["exp_avg_sq"] / (1 - 0.999**k)).sqrt() + 1e-8
+        update = moments["exp_avg"] / (1 - 0.9**k) / root
+        radial = (update * before).sum() / before.square().sum()
+        ours.param_groups[0]["lr"] = 0.01 / (1 - 0.01 * float(radial))
+        ours.step()
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=0, atol=1e-13)
+    for key in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(ours.state[a][key], theirs.state[b][key], rtol=0, atol=1e-15)
+
+
+def test_trains_as_well_as_its_base():
+    """Best of three rates: within what the seeds make of it."""
+    best = [
+        min(
+            fit(build, 60, lr, torch.Generator().manual_seed(0))[1][-1] for lr in (1e-3, 3e-3, 1e-2)
+        )
+        for build in (sphere_adamw, plain_adamw)
+    ]
+    assert best[0] < 1.05 * best[1] + 1e-3

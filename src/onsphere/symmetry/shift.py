@@ -47,12 +47,18 @@ class ShiftSearch:
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
         self._open = {n: _candidates(s) for n, s in shapes.items()}
         self._worst: dict[tuple[str, VectorAxes], float] = {}
+        self._seen: dict[tuple[str, VectorAxes], Tensor] = {}
 
     def see(self, gradients: Gradients) -> None:
         """Drop the shifts that the gradients of one combination of outputs speak against."""
         for name, g in gradients.by_name.items():
             if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
                 self._open[name] = _surviving(name, self._open[name], g, self._worst)
+                for division in (d for family in self._open[name] for d in family if d.pieces):
+                    view, inside = division.split(g)
+                    reached = view.abs().sum(dim=inside) > 0
+                    before = self._seen.get((name, division))
+                    self._seen[name, division] = reached if before is None else before | reached
 
     def certified(self, probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[Shift]:
         """Return the shifts of the named weights that a finite random move confirms.
@@ -66,7 +72,7 @@ class ShiftSearch:
             At most one shift per weight and axis: the finest division that holds.
         """
         seen = {name for name, _ in self._worst}
-        wanted = [(n, d) for n in names if n in seen for d in _finest(self._open[n])]
+        wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
         changes = sift(
             wanted,
             partial(largest_change, probe, points, _moved),
@@ -77,6 +83,19 @@ class ShiftSearch:
             for (name, division), change in zip(wanted, changes, strict=True)
             if change <= FINITE_TOLERANCE
         ]
+
+    def _reached(self, name: str) -> list[list[VectorAxes]]:
+        """Leave out divisions into blocks of which some block never had a gradient."""
+        return [
+            kept
+            for family in self._open[name]
+            if (
+                kept := [
+                    d for d in family
+                    if not d.pieces or bool(self._seen.get((name, d), torch.zeros(1)).all())
+                ]
+            )
+        ]  # fmt: skip
 
 
 def _candidates(shape: Sequence[int]) -> list[list[VectorAxes]]:

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, weight_norm
 
 from symmetry.tutorials.case import Case, call, tokens, trade
+
+Wrap = Callable[[nn.Module], nn.Module]
 
 
 class MaskedMean(nn.Module):
@@ -193,7 +197,7 @@ class Mamba(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, dilation: int, wrap: object) -> None:
+    def __init__(self, inputs: int, outputs: int, dilation: int, wrap: Wrap) -> None:
         super().__init__()
         pad = 2 * dilation
         self.conv1 = wrap(nn.Conv1d(inputs, outputs, 3, padding=pad, dilation=dilation))
@@ -210,7 +214,7 @@ class TemporalBlock(nn.Module):
 class TCN(nn.Module):
     """Causal convolutions with normalized weights."""
 
-    def __init__(self, wrap: object) -> None:
+    def __init__(self, wrap: Wrap) -> None:
         super().__init__()
         self.network = nn.Sequential(TemporalBlock(3, 4, 1, wrap), TemporalBlock(4, 4, 2, wrap))
         self.linear = nn.Linear(4, 2)
@@ -219,7 +223,7 @@ class TCN(nn.Module):
         return self.linear(self.network(x)[:, :, -1])
 
 
-def _tcn(gain: str, direction: str) -> dict[str, object]:
+def _tcn(gain: str, direction: str) -> dict[str, Any]:
     def conv(i: int, j: int, part: str) -> str:
         return f"network.{i}.conv{j}.{part}"
 

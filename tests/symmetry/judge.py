@@ -298,6 +298,16 @@ class Judge:
         powers = (2, -2, 6, -6)
         return all(self.changed_by(scaling(symmetry, k), 1) <= self.tolerance for k in powers)
 
+    def shows(self, symmetry: Exponents) -> bool:
+        """Whether the outputs stay under very large factors, with nothing put down to rounding."""
+        r = random.Random(0)
+        return all(
+            change(p.outputs, evaluate(self.net, scaling(symmetry, k)(p.state, r), p.x))
+            <= self.tolerance
+            for p in self.places
+            for k in (12, -12)
+        )
+
     def _rounds(self, state: State, x: tuple[Any, ...], after: list[Tensor], moved: float) -> bool:
         """Whether rounding explains a change: at the new weights it does nearly as much."""
         return any(

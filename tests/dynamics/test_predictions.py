@@ -1,5 +1,8 @@
 """The fifteen predictions on small real networks (13 is among the random walks of test_laws)."""
 
+from dataclasses import replace
+from statistics import fmean
+
 import pytest
 import torch
 from benchmarks import predictions, training
@@ -53,8 +56,20 @@ def test_rotation_on_a_network():
 
 
 def test_rate_drop_on_a_network():
-    """Off by up to 7% where the gradients still shrink; the drift of the norm accounts for it."""
-    check(training.drops())
+    """Off by up to 7% where the gradients still shrink; the drift of the norm accounts for it.
+
+    Right after the drop there are 20 steps only, and how a run goes depends on how a processor
+    rounds: the mean of three runs is held to the tolerance.
+    """
+    runs = zip(*(training.drops(seed) for seed in range(3)), strict=True)
+    check(
+        replace(
+            some[0],
+            predicted=fmean(m.predicted for m in some),
+            measured=fmean(m.measured for m in some),
+        )
+        for some in runs
+    )
 
 
 def test_attacks_under_gauge_and_scale():

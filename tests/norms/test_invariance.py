@@ -55,10 +55,13 @@ def test_eps_leaks_where_there_is_one_and_only_there(key):
 
 
 def test_residuals_separate_exact_from_broken():
-    """Nothing lies between rounding and a real change: the threshold decides nothing."""
+    """Nothing lies between rounding and a real change: the threshold decides nothing.
+
+    How large a real change is depends on the random draws, which differ between processors.
+    """
     for row in TABLE.values():
         for what, residual in row.residuals.items():
-            assert residual < 1e-13 or residual > 1e-3, (row.key, what, residual)
+            assert residual < 1e-13 or residual > 1e-5, (row.key, what, residual)
 
 
 def test_a_false_invariance_is_seen(generator):

@@ -74,12 +74,17 @@ def test_the_table_is_right(case: Case) -> None:
     bare = recheck.Bare(case)
     for exponents in case.basis:
         assert recheck.change_under(bare, exponents) < 1e-8, exponents
-    for name in case.inert:
-        assert recheck.change(bare, recheck.replaced(name), range(4)) < 1e-8, name
     if case.jumps:
         assert recheck.more_by_trying(bare, case.basis) == []
     else:
         assert len(recheck.free_directions(bare)) == len(case.basis)
+    for name in bare.parameters:
+        replaced = recheck.change(bare, recheck.replaced(name), range(6))
+        assert (replaced < 1e-8) == (name in case.inert), name
+        alone = recheck.change_under(bare, {name: 1}) < 1e-8 and name not in case.inert
+        assert alone == (name in case.spheres), name
+    for name, words in case.granularity.items():
+        assert recheck.how_fine(bare, name) in words, name
 
 
 def test_the_table_is_large_and_names_are_unique() -> None:

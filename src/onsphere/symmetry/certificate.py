@@ -33,6 +33,8 @@ EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
 _LEAST_TESTS = 8
+_ROUNDINGS = 3e4
+"""How many times the rounding at a point a change under a large rescale may be."""
 
 Exponents = Mapping[str, Fraction]
 T = TypeVar("T")
@@ -187,7 +189,8 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
                 continue
             tested += 1
             change = relative_change(probe.baseline(point), probe.baseline(other))
-            if not change <= 10 * FINITE_TOLERANCE:
+            rounding = max(rounding_floor(probe, point), rounding_floor(probe, other))
+            if not change <= max(10 * FINITE_TOLERANCE, _ROUNDINGS * rounding):
                 return False
     return tested >= _LEAST_TESTS
 

@@ -168,6 +168,18 @@ def sliced(name: str, axis: int, pieces: int, seed: int = 5) -> Callable[[State]
     return move
 
 
+def how_fine(bare: Bare, name: str) -> str:
+    """Say in one word how a sphere divides: along one axis entry by entry, in pieces, or not."""
+    shape = bare.first[name].shape
+    for axis, length in enumerate(shape):
+        if length > 1 and change(bare, sliced(name, axis, length), range(4)) < 1e-8:
+            return "filter" if len(shape) > 2 else "row" if axis == 0 else "column"
+    for pieces in range(2, shape[0]):
+        if shape[0] % pieces == 0 and change(bare, sliced(name, 0, pieces), range(4)) < 1e-8:
+            return "head"
+    return "whole tensor"
+
+
 def free_directions(bare: Bare, draws: int = 8, combinations: int = 6) -> Tensor:
     """Return all symmetries as the numbers show them: orthonormal rows over the parameters."""
     unknowns = [*bare.parameters, *bare.buffers]

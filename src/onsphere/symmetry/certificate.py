@@ -33,7 +33,7 @@ EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
 _LEAST_TESTS = 8
-_ROUNDINGS = 3e4
+_ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
 
 Exponents = Mapping[str, Fraction]

@@ -190,7 +190,7 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
             tested += 1
             change = relative_change(probe.baseline(point), probe.baseline(other))
             rounding = max(rounding_floor(probe, point), rounding_floor(probe, other))
-            if not change <= max(10 * FINITE_TOLERANCE, _ROUNDINGS * rounding):
+            if not change <= max(100 * FINITE_TOLERANCE, _ROUNDINGS * rounding):
                 return False
     return tested >= _LEAST_TESTS
 

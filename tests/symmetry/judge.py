@@ -281,17 +281,19 @@ class Judge:
 
     def changed_by(self, move: Move, turns: int = 2, seed: int = 0) -> float:
         """Largest change of the outputs under a move, over what rounding explains."""
-        r, worst = random.Random(seed), 0.0
+        r, worst, told = random.Random(seed), 0.0, False
         for place in self.places:
             for _ in range(turns):
                 state = move(place.state, r)
                 after = evaluate(self.net, state, place.x)
-                moved = change(place.outputs, after)
+                if any(bool(t.isnan().any()) for t in after):
+                    continue  # too far: numbers have left their range
+                moved, told = change(place.outputs, after), True
                 if moved > self.tolerance and not self._rounds(state, place.x, after, moved):
                     worst = max(worst, moved)
             if worst > 1e3 * self.tolerance:
                 break
-        return worst
+        return worst if told else float("inf")
 
     def holds(self, symmetry: Exponents) -> bool:
         """Whether a scale symmetry leaves the outputs alone, by small and by large factors."""

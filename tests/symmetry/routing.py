@@ -156,7 +156,7 @@ class Quantized(Piece):
                 return torch.minimum(torch.maximum(y, -limit), limit)
             case "fake":
                 low, high = y.min().detach(), y.max().detach()
-                step = (high - low + EPS) / 15
+                step = (high - low) / 15
                 return ((y - low) / step).round() * step + low
             case "lsq":
                 return (y / self.g).round().clamp(-4, 3) * self.g

@@ -254,6 +254,28 @@ class TwoCalls(nn.Module):
         return torch.cat([first, self.model(ids[:, -1:], ids.shape[1] - 1)], dim=1)
 
 
+class SmallStart(nn.Module):
+    """Everything starts at 0.02, before norms of PyTorch's own with the eps they come with."""
+
+    def __init__(self, width: int = 8, words: int = 9) -> None:
+        super().__init__()
+        self.embed, self.norm1, self.norm2 = (
+            nn.Embedding(words, width),
+            nn.RMSNorm(width),
+            nn.RMSNorm(width),
+        )
+        self.feed_forward = GatedFeedForward(width, 6)
+        self.head = nn.Linear(width, words, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, mean=0.0, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.feed_forward(self.norm1(x))
+        return self.head(self.norm2(x))
+
+
 def _llama_symmetries(layers: int, prefix: str = "") -> tuple[dict[str, int], ...]:
     stream, found = [f"{prefix}tok_embeddings.weight"], []
     for i in range(layers):
@@ -311,5 +333,17 @@ CASES = (
         TwoCalls,
         lambda: call(tokens(2, 5, among=10)),
         symmetries=_llama_symmetries(1, "model."),
+    ),
+    Case(
+        "small start before nn.RMSNorm",
+        SmallStart,
+        lambda: call(tokens(2, 5, among=9)),
+        symmetries=(
+            trade("embed.weight feed_forward.w2.weight"),
+            trade("feed_forward.w3.weight", "feed_forward.w2.weight"),
+            trade("norm1.weight", "feed_forward.w1.weight feed_forward.w3.weight"),
+            trade("norm2.weight", "head.weight"),
+        ),
+        note="its eps is that of the dtype: 1e-7, and 2e-16 where one computes in float64",
     ),
 )

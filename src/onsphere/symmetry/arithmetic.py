@@ -5,6 +5,7 @@ table in :mod:`onsphere.symmetry.rules` says which operation follows which.
 """
 
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,13 @@ def clamp(op: Operation) -> Unit:
     low, high = op["min"], op["max"]
     if high is None and op.small("min"):
         return op.with_eps(op.unit(op["self"]), "min")
-    return op.equal(op["self"], low, high)
+    return op.equal(op["self"], *(_bound(op, x) for x in (low, high)))
+
+
+def _bound(op: Operation, number: Any) -> Any:
+    """Return what a bound means: the extremes of float16 are infinite in float16 alone."""
+    halves = isinstance(number, int | float) and abs(number) == torch.finfo(torch.float16).max
+    return ZERO if halves and op["self"].dtype != torch.float16 else number
 
 
 def maximum(op: Operation) -> Unit | tuple[Unit, ...]:
@@ -164,7 +171,9 @@ def cast(op: Operation) -> Unit:
 
 
 def copy(op: Operation) -> Unit:
-    """Copy: the unit of the source."""
+    """Copy: the unit of the source, which whole numbers do not keep."""
+    if not (op["self"].is_floating_point() or op["self"].is_complex()):
+        return op.dimensionless(op["src"])
     return op.unit(op["src"], keep_eps=True)
 
 
@@ -266,7 +275,7 @@ def leaky(op: Operation) -> Unit:
 
 def hardtanh(op: Operation) -> Unit:
     """Clamp between two numbers."""
-    return op.equal(op["self"], op["min_val"], op["max_val"])
+    return op.equal(op["self"], _bound(op, op["min_val"]), _bound(op, op["max_val"]))
 
 
 def threshold(op: Operation) -> Unit:
@@ -302,6 +311,25 @@ def index_add(op: Operation) -> Unit:
         if op.has(name):
             return op.equal(op["self"], op[name])
     return op.equal(op["self"])
+
+
+def bent_backward(op: Operation) -> Unit:
+    """Pass a gradient where a value lies on one side of a number; 0 fits any unit."""
+    op.equal(op["self"], op["threshold"])
+    return op.unit(op["grad_output"])
+
+
+def pinned_backward(op: Operation) -> Unit:
+    """Pass a gradient back through a function that knows a scale."""
+    names = ("self", "output", "self_or_result")
+    op.dimensionless(*(op[n] for n in names if isinstance(op[n], Tensor)))
+    return op.unit(op["grad_output"])
+
+
+def convolution_backward(op: Operation) -> tuple[Unit, ...]:
+    """Pass a gradient back to input, weight and bias."""
+    grad = op.unit(op["grad_output"])
+    return (grad + op.unit(op["weight"]), grad + op.unit(op["input"]), grad)
 
 
 def squared_difference(op: Operation) -> Unit:

@@ -147,7 +147,7 @@ def _investigated(
         found = _with_gradients(probe, args, kwargs, others, points, say)
     except NoGradients as error:
         found = _without_gradients(probe, str(error), points, say)
-    conditions += on_unreached(unreached(probe.traced))
+    conditions += on_unreached(unreached(probe.traced) | found.unreached)
     return probe.traced, replace(found, conditions=conditions)
 
 
@@ -177,19 +177,20 @@ def _with_gradients(
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
     evidence = gather(probe, points, COTANGENTS, shifts.see)
     say("looking for weights without effect")
-    inert, silent = without_effect(probe, evidence, points, others)
+    effects = without_effect(probe, evidence, points, others)
+    inert, silent = effects.inert, effects.unshown
     if inert:
         probe.traced = trace(
             probe.model, args, kwargs, output=probe.output, inert=inert, others=others
         )
     traced = probe.traced
-    missed = unreached(traced)
-    claims = [dict(v) for v in traced.basis if not _touches(v, missed)]
+    unsaid = unreached(traced) | silent | effects.through_eps
+    claims = [dict(v) for v in traced.basis if not _touches(v, unsaid)]
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
     more, complete = _further(probe, claims, certificates, evidence)
-    more = [v for v in more if not _touches(v, missed | silent)]
+    more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, points, evidence))
@@ -283,7 +284,7 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     """Draw random weights at which the model is well conditioned."""
     points: list[Point] = []
     spare: list[tuple[float, Point]] = []
-    start = time.monotonic()
+    start = time.thread_time()
     for noise, size in _draws(count, turn):
         point = probe.redrawn(noise, size, turn + len(points))
         floor = rounding_floor(probe, point)
@@ -291,11 +292,12 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
             points.append(point)
         else:
             spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]
-        if len(points) == count or time.monotonic() - start > _DRAW_SECONDS:
+        if len(points) == count or time.thread_time() - start > _DRAW_SECONDS:
             break
     points += [p for floor, p in spare if floor < 1][: count - len(points)]
     if points:
         return points
+    probe.baseline(probe.redrawn(0.1))  # where the model does not run, it says why
     raise ModelError(
         "no weights near the model's own give numbers that can be compared: the output is not "
         "finite, or a normalization divides by rounding errors"

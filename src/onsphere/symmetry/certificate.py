@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry.evidence import Evidence, RadialRows, radial_rows
+from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
 
@@ -32,9 +33,18 @@ WORST_AMPLIFICATION = 1e3
 EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
+NOISES = 30
+"""How many times the change that rounding makes at a point is still rounding."""
 _LEAST_TESTS = 8
 _ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
+_FACTORS = (-7.0, -1.3, 0.7, 7.0)
+"""Powers of two by which weights are rescaled far; two of them between, since a model may itself
+round a scale to a power of two."""
+_HUGE = 30.0
+"""And one that makes weights huge, of each sign of a trade: a clamp at 65504 acts only there."""
+_COARSE = 1e-3
+"""Largest change that counts as 0 there: what becomes tiny in turn is no longer far above eps."""
 
 Exponents = Mapping[str, Fraction]
 T = TypeVar("T")
@@ -76,29 +86,43 @@ class Certificate:
         return self.change <= self.allowed and (told or self.withstands)
 
 
-def rounding_floor(probe: Probe, point: Point) -> float:
+def rounding_floor(probe: Probe, point: Point, *, real_eps: bool = False) -> float:
     """Relative change of the output that rounding the weights alone makes at a point.
 
-    Infinite where nothing can be compared. With eps near 0, a normalization of something constant
-    divides by the rounding error of 0: such points are ill conditioned.
+    Infinite where nothing can be compared: where the model does not run, or gives no numbers. With
+    eps near 0, a normalization of something constant divides by the rounding error of 0: such
+    points are ill conditioned.
     """
-    if point not in probe.floors:
-        probe.floors[point] = _rounding_floor(probe, point)
-    return probe.floors[point]
+    floors = probe.floors[real_eps]
+    if point not in floors:
+        try:
+            floors[point] = _rounding_floor(probe, point, real_eps)
+        except ModelError:
+            floors[point] = float("inf")
+    return floors[point]
 
 
-def _rounding_floor(probe: Probe, point: Point) -> float:
-    before = probe.baseline(point)
+def _rounding_floor(probe: Probe, point: Point, real_eps: bool) -> float:
+    before = probe.baseline(point, real_eps=real_eps)
     if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
         return float("inf")
     nudge = 1e-12
-    change = relative_change(before, probe.outputs(probe.nudged(point, nudge)))
-    return max(change / nudge, 1.0) * EPSILON
+    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps)
+    return max(relative_change(before, after) / nudge, 1.0) * EPSILON
 
 
-def is_well_conditioned(probe: Probe, point: Point) -> bool:
+def rounding(probe: Probe, point: Point, outputs: Sequence[Tensor], real_eps: bool = False) -> float:
+    """Return how much the output changes when every weight is rounded differently."""
+    near = probe.nudged(point, 4 * EPSILON)
+    try:
+        return relative_change(outputs, probe.outputs(near, real_eps=real_eps))
+    except ModelError:
+        return float("inf")
+
+
+def is_well_conditioned(probe: Probe, point: Point, *, real_eps: bool = False) -> bool:
     """Return whether rounding stays rounding at a point."""
-    return rounding_floor(probe, point) < WORST_AMPLIFICATION * EPSILON
+    return rounding_floor(probe, point, real_eps=real_eps) < WORST_AMPLIFICATION * EPSILON
 
 
 def far_points(probe: Probe) -> Iterator[Point]:
@@ -178,19 +202,22 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
             where other values of them change the output.
     """
     tested, largest = 0, max(abs(e) for e in claim.values())
+    huge = [_HUGE * sign for sign in (-1, 1) if any(e * sign > 0 for e in claim.values())]
     for turn, (size, noise) in enumerate(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0))):
-        point = probe.redrawn(noise, size, turn, many=turn % 3 == 2)
+        least = 0.1 * (turn % 2)
+        point = probe.redrawn(noise, size, turn, least, many=turn % 3 == 2)
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
-        for powers in (-7, -1, 1, 7):
+        for powers in (*_FACTORS, *(huge if size >= 1 else ())):
             factors = {n: powers * float(e / largest) for n, e in claim.items()}
             other = probe.rescaled(point, factors, base=2.0)
             if not is_well_conditioned(probe, other):
                 continue
             tested += 1
             change = relative_change(probe.baseline(point), probe.baseline(other))
-            rounding = max(rounding_floor(probe, point), rounding_floor(probe, other))
-            if not change <= max(100 * FINITE_TOLERANCE, _ROUNDINGS * rounding):
+            floor = max(rounding_floor(probe, point), rounding_floor(probe, other))
+            allowed = _COARSE if powers in huge else 100 * FINITE_TOLERANCE
+            if not change <= max(allowed, _ROUNDINGS * floor):
                 return False
     return tested >= _LEAST_TESTS
 
@@ -234,14 +261,20 @@ def _finite_leak(probe: Probe, claim: Exponents) -> float:
 def _finite_change(
     probe: Probe, points: Sequence[Point], allowed: float, claims: Sequence[Exponents]
 ) -> float:
-    """Rescale by any factors; where the output changes, by powers of two, which do not round.
+    """Rescale by any factors; where rounding changes the output, by powers of two, which are exact.
 
     A point may be well conditioned and a rescale of it not.
     """
-    change = largest_change(probe, points, _rescaled, claims)
-    if change > allowed:
-        change = min(change, largest_change(probe, points, _doubled, claims))
-    return change
+    worst = 0.0
+    for point in points:
+        moved = _rescaled(probe, claims, point)
+        change = changed(probe, point, moved)
+        if allowed < change < float("inf"):
+            noise = rounding(probe, moved, probe.outputs(moved))
+            if change <= NOISES * noise:
+                change = changed(probe, point, _doubled(probe, claims, point))
+        worst = max(worst, change)
+    return worst
 
 
 def _rescaled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
@@ -282,14 +315,23 @@ def largest_change(
         edited: gives the point at which the output should be the same if all claims hold.
         claims: what is tested together.
     """
-    return max(
-        relative_change(probe.baseline(p), probe.outputs(edited(probe, claims, p))) for p in points
-    )
+    return max(changed(probe, p, edited(probe, claims, p)) for p in points)
+
+
+def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:
+    """Return the relative change of the output between two points; infinite if one has none."""
+    try:
+        outputs = probe.outputs(after, real_eps=real_eps)
+    except ModelError:
+        return float("inf")
+    return relative_change(probe.baseline(before, real_eps=real_eps), outputs)
 
 
 def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Largest change of any output tensor, relative to its largest entry."""
     worst = 0.0
+    if len(before) != len(after):
+        return float("inf")
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:
             return float("inf")

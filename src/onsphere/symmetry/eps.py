@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from onsphere.symmetry.units import Form
 
 LARGEST_EPS = 1e-2
 """A constant up to this size, added before a root or a division, counts as an eps."""
+
+PRECISIONS = frozenset(
+    torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)
+)
+"""What ``torch.finfo(x.dtype).eps`` is, which ``nn.RMSNorm`` adds where no eps is given."""
 
 _ARGUMENTS = frozenset({"self", "other", "min"})
 """Names of the arguments that may be an eps."""

@@ -134,7 +134,7 @@ def gather(
     Returns:
         One row per combination.
     """
-    start, rows = time.monotonic(), []
+    start, rows = time.thread_time(), []
     for number, point in enumerate(points):
         sizes: dict[str, dict[Axes, Tensor]] = {}
         for gradients in probe.gradients(point, cotangents):
@@ -149,7 +149,7 @@ def gather(
                 }
             see(gradients)
             rows.append(Row(number, gradients.output, weights))
-    seconds = (time.monotonic() - start) / max(len(rows), 1)
+    seconds = (time.thread_time() - start) / max(len(rows), 1)
     return Evidence(tuple(probe.names), rows, seconds)
 
 
@@ -161,7 +161,7 @@ def radial_rows(probe: Probe, point: Point, count: int, *, real_eps: bool = Fals
         for name in probe.names:
             g = gradients.by_name.get(name)
             p = point.state[probe.own_name[name]]
-            row.append(0.0 if g is None else float(torch.dot(p.reshape(-1), g.reshape(-1))))
+            row.append(0.0 if g is None else float(sliced_products(p, g)[()]))
             bound.append(0.0 if g is None else float(p.norm() * g.norm()))
         values.append(row)
         bounds.append(bound)
@@ -211,6 +211,9 @@ def sliced_products(a: Tensor, b: Tensor) -> dict[Axes, Tensor]:
         >>> sums[()], sums[(0,)], sums[(1,)]
         (tensor(10.), tensor([3., 7.]), tensor([4., 6.]))
     """
+    if a.is_complex():  # the gradient of a complex weight is that of its real and imaginary parts
+        real, imaginary = sliced_products(a.real, b.real), sliced_products(a.imag, b.imag)
+        return {axes: sums + imaginary[axes] for axes, sums in real.items()}
     if not a.ndim:
         return {(): a * b}
     shape = (len(a), torch.Size(a.shape[1:]).numel())

@@ -65,6 +65,29 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
     return found
 
 
+def numbers(result: Any, output: OutputPicker | None = None) -> list[Tensor]:
+    """Return the real numbers and arrays of a model's result that are no tensors."""
+    found = _numbers(result if output is None else output(result))
+    return [torch.as_tensor(x, dtype=torch.float64) for x in found]
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    if isinstance(value, float | np.floating):
+        yield float(value)
+    elif isinstance(value, np.ndarray):
+        if np.issubdtype(value.dtype, np.floating):
+            yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _numbers(v)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for v in value:
+            yield from _numbers(v)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for v in vars(value).values():
+            yield from _numbers(v)
+
+
 def inputs_of(
     model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -177,15 +200,15 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
     """Seed every source of random numbers that a model may draw from, and put them back."""
     ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may use it
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # as torch.manual_seed, in a tenth of its time
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(0)
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         try:
             yield
         finally:
@@ -194,12 +217,15 @@ def _seeded() -> Iterator[None]:
 
 
 @contextmanager
-def plain_execution() -> Iterator[None]:
+def plain_execution(seed: int = 0) -> Iterator[None]:
     """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
 
     Entered again inside itself it only seeds again.
+
+    Args:
+        seed: of all random numbers that the model draws, by PyTorch, Python or NumPy.
     """
-    with _seeded():
+    with _seeded(seed):
         if _PLAIN.get():
             yield
             return
@@ -218,9 +244,26 @@ def plain_execution() -> Iterator[None]:
             _PLAIN.reset(token)
 
 
-def gradients_as_used(model: nn.Module) -> torch.set_grad_enabled:
-    """Let autograd be on in training mode and off in evaluation mode: some models ask."""
-    return torch.set_grad_enabled(model.training)
+def drawn_by_python() -> object:
+    """Return what changes when a model draws random numbers by Python or NumPy."""
+    _, words, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), bytes(words), rest
+
+
+def gradients_as_used(model: nn.Module, differentiates: bool = False) -> torch.set_grad_enabled:
+    """Let autograd be on in training mode and off in evaluation mode: some models ask.
+
+    Args:
+        model: the module.
+        differentiates: whether it takes gradients itself while it runs.
+    """
+    return torch.set_grad_enabled(model.training or differentiates)
+
+
+def leaf_as(own: Tensor, t: Tensor) -> Tensor:
+    """Return a tensor in the place of a weight, which wants gradients where that one does."""
+    wants = own.requires_grad and (t.is_floating_point() or t.is_complex())
+    return t if t.requires_grad else t.detach().requires_grad_(wants)
 
 
 def call(

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry.certificate import (
-    EPSILON,
     FINITE_TOLERANCE,
+    NOISES,
     far_points,
     is_well_conditioned,
     relative_change,
+    rounding,
     rounding_floor,
 )
 from onsphere.symmetry.evidence import RadialRows
+from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
 
@@ -41,9 +43,6 @@ _CLEAR = 1e-12
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
-_NOISES = 30
-"""How many times the change that rounding makes after a move is still rounding."""
-
 
 def inert_candidates(rows: RadialRows) -> list[str]:
     """Return weights whose gradient is lost in rounding in every row: candidates to be tested."""
@@ -98,6 +97,24 @@ def are_inert_parts(
     return [allowed * e if e <= 1 else None for e in largest]
 
 
+def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -> list[bool]:
+    """Return which parts without effect at almost 0 eps have one at the real eps.
+
+    In ``w**2 / (w**2 + 1e-2)`` that number is no eps: it is all that ``w`` acts by.
+
+    Args:
+        probe: the model.
+        parts: what has no effect at almost 0 eps.
+        points: where to test, beside the model's own weights.
+    """
+    largest = [0.0] * len(parts)
+    for point in [*points[:1], probe.given()] if probe.traced.eps and parts else []:
+        if is_well_conditioned(probe, point, real_eps=True):
+            found = sift(parts, partial(_excess, probe, point, real_eps=True), 1.0)
+            largest = [max(pair) for pair in zip(largest, found, strict=True)]
+    return [excess > 1 for excess in largest]
+
+
 def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -> list[bool]:
     """Return which parts have gradients that are small, but not made of rounding.
 
@@ -142,27 +159,30 @@ def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Ten
     return found
 
 
-def _excess(probe: Probe, point: Point, parts: Sequence[Slab]) -> float:
+def _excess(
+    probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool = False
+) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
-    worst, floor, most = 0.0, rounding_floor(probe, point), 10 * FINITE_TOLERANCE
+    worst, most = 0.0, 10 * FINITE_TOLERANCE
+    floor = rounding_floor(probe, point, real_eps=real_eps)
     for size, slack in _MOVES:
         moved = _replaced(probe, point, parts, size)
-        after = probe.outputs(moved)
-        change = relative_change(probe.baseline(point), after)
+        try:
+            after = probe.outputs(moved, real_eps=real_eps)
+        except ModelError:
+            if size > _MOVES[0][0]:
+                break  # the model does not run so far away
+            return math.inf
+        change = relative_change(probe.baseline(point, real_eps=real_eps), after)
         allowed = slack * floor
         if change > allowed:
-            allowed = max(allowed, _NOISES * _rounding(probe, moved, after))
+            allowed = max(allowed, NOISES * rounding(probe, moved, after, real_eps))
         if size > _MOVES[0][0] and most < change <= allowed:
             break  # too far to tell: rounding alone does more than may be accepted
         worst = max(worst, change / min(most, allowed))
         if not worst <= 1:
             break
     return worst
-
-
-def _rounding(probe: Probe, point: Point, outputs: Sequence[Tensor]) -> float:
-    """Return how much the output changes when every weight is rounded differently."""
-    return relative_change(outputs, probe.outputs(probe.nudged(point, 4 * EPSILON)))
 
 
 def _replaced(probe: Probe, point: Point, parts: Sequence[Slab], size: float) -> Point:

@@ -5,9 +5,9 @@ attention an identity, a batch of one makes a mean over the batch vanish, a mask
 it masks. So certificates look at redrawn inputs, and at inputs of other lengths where the model
 takes them. Each tensor keeps its kind:
 
-- floating-point inputs are moved at random (masks that hold infinities stay);
+- floating-point inputs are moved at random; where they hold infinities they are masks;
 - whole numbers that look up rows of a table, or name a class, are drawn among these;
-- masks of 0 and 1 hide some entries, never a whole row;
+- masks of 0 and 1, or of 0 and minus infinity, hide some entries, never a whole row;
 - lengths, the largest of which is the length of an axis, are drawn between 1 and that length;
 - other whole numbers are drawn between the smallest and the largest one given, and negative ones,
   which mark what is left out, stay.
@@ -15,6 +15,7 @@ takes them. Each tensor keeps its kind:
 What the model does not run on is not used.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -192,6 +193,12 @@ class OtherInputs:
                 f"{len(self._fixed)} whole-number inputs or masks stayed as given: the model did "
                 "not run on others of their kind."
             )
+        flags = [x for x in self._given if isinstance(x, bool | int | float)]
+        if flags:
+            said.append(
+                f"Python numbers and flags among the inputs ({_listed(flags)}) stayed as given: "
+                "what other values would run was not looked at."
+            )
         return said
 
     def _redrawn(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
@@ -199,7 +206,7 @@ class OtherInputs:
         drawn = []
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
-                if _is_float(t):
+                if not _is_mask(t):
                     t = move(t)
                 elif i not in self._fixed:
                     t = self._whole(i, t, grown)
@@ -218,6 +225,9 @@ class OtherInputs:
 
     def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int]) -> Tensor:
         """Draw whole numbers, or a mask, in the place of ``t``."""
+        if _is_float(t):
+            hidden = self._mask(t != 0)
+            return torch.zeros_like(t).masked_fill(hidden, -math.inf)
         low, high = (int(x) for x in t.aminmax()) if t.dtype != torch.bool else (0, 1)
         kept = t < 0 if t.dtype != torch.bool else torch.zeros_like(t)
         if i in self.rows:
@@ -234,18 +244,20 @@ class OtherInputs:
         return torch.where(kept, t, fresh)
 
     def _mask(self, t: Tensor) -> Tensor:
-        """Turn some entries over; the first entry of each row stays as it is."""
+        """Turn some entries over; of each row one entry stays as it is, the first in a table."""
         if t.numel() < 2:
             return t
         turned = torch.rand(t.shape, generator=self.generator) < _HIDDEN
-        turned[..., 0] = False
+        first = int(torch.randint(t.numel(), (), generator=self.generator)) if t.ndim == 1 else 0
+        turned[..., first] = False
         return torch.where(turned.to(t.device), 1 - t.to(torch.int64), t.to(torch.int64)).to(t)
 
     def _find_fixed(self) -> None:
         """Leave alone what the model does not run on when it is redrawn."""
         whole = [
             i for i, t in enumerate(self._given)
-            if isinstance(t, Tensor) and not _is_float(t) and t.layout is torch.strided
+            if isinstance(t, Tensor) and t.layout is torch.strided
+            and _is_mask(t)
         ]  # fmt: skip
         self._fixed = {i for i in whole if i not in self.rows and _are_places(self._given[i])}
         free = [i for i in whole if i not in self._fixed]
@@ -288,7 +300,8 @@ class OtherInputs:
         if not isinstance(t, Tensor) or t.layout is not torch.strided:
             return t
         # A square mask over the length has it along several axes.
-        along = [a for a in range(axis, t.ndim) if t.shape[a] == size] if axis else [0]
+        first = axis - 1 if axis and t.ndim == 2 and _is_mask(t) else axis
+        along = [a for a in range(first, t.ndim) if t.shape[a] == size] if axis else [0]
         if axis >= t.ndim or t.shape[axis] != size:
             return t
         for a in along:
@@ -320,6 +333,22 @@ def _are_places(t: Tensor) -> bool:
     if t.ndim != 1 or t.numel() < 2 or t.dtype == torch.bool or t.is_meta:
         return False
     return bool((t[0] == 0) & (t.diff() >= 0).all() & (t[-1] > 0))
+
+
+def _listed(flags: Sequence[Any]) -> str:
+    return ", ".join(map(str, flags[:3])) + (", ..." if len(flags) > 3 else "")
+
+
+def _is_mask(t: Tensor) -> bool:
+    return not _is_float(t) or _is_infinite_mask(t)
+
+
+def _is_infinite_mask(t: Tensor) -> bool:
+    """Return whether a floating-point tensor holds 0 and minus infinity, and nothing else."""
+    if not t.is_floating_point() or t.is_meta or not t.numel():
+        return False
+    hidden = t == -math.inf
+    return bool(hidden.any()) and bool((hidden | (t == 0)).all())
 
 
 def _is_float(t: Tensor) -> bool:

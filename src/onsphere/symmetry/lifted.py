@@ -24,6 +24,7 @@ from onsphere.symmetry.eps import EpsSite, Occurrences, short_name
 TINY = 1e-30
 """What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
 
+_PRECISION = torch.finfo(torch.float64).eps
 _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 
@@ -37,6 +38,7 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sites: the eps that the exact analysis found.
         real_eps: leave them as they are.
         draws: the type in which the model draws random numbers, by place and operation.
+        precisions: the model's own ``torch.finfo(x.dtype).eps``, by place and operation.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sites: Sequence[EpsSite],
         real_eps: bool,
         draws: Mapping[tuple[str, str], torch.dtype] | None = None,
+        precisions: Mapping[tuple[str, str], float] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         moved = () if real_eps else sites
@@ -51,6 +54,7 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.places = {key[:2] for key in self.sites}
         self.fused = any(site.key is None for site in moved)
         self.draws = dict(draws or {})
+        self.precisions = dict(precisions or {})
         self.where = ""
         self.backward = False
         self._occurrences = Occurrences(float)
@@ -69,6 +73,9 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = short_name(func)
         if name in _PADDED:
             args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
+        if self.precisions and not self.backward:
+            own = self.precisions.get((self.where, name), _PRECISION)
+            args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
         args, kwargs = self._without_eps(func, name, args, kwargs)
         if name == "_grouped_mm":
             return _grouped_mm(*args, **kwargs)

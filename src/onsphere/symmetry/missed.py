@@ -48,7 +48,7 @@ def completed(
     count = len(probe.names) - len(claims) + _SPARE_ROWS
     if evidence.seconds * count > SEARCH_SECONDS:
         return list(claims), False
-    start, total = time.monotonic(), 0
+    start, total = time.thread_time(), 0
     rows: list[RadialRows] = []
     while total < count:
         point = draw(len(rows))
@@ -59,7 +59,7 @@ def completed(
             return list(claims), True
         rows.append(part)
         total += len(part.values)
-        if time.monotonic() - start > 2 * SEARCH_SECONDS:
+        if time.thread_time() - start > 2 * SEARCH_SECONDS:
             return list(claims), False
     measured = join(rows)
     known = {next(iter(v)) for v in claims if len(v) == 1}

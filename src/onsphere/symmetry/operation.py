@@ -46,6 +46,7 @@ class Ledger:
         self.estimates: set[int] = set()
         self.reads: dict[str, set[int]] = {}
         self.decided = False
+        self.taken = False
         self.shadows = Shadows()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
@@ -131,6 +132,7 @@ class Ledger:
 
     def note_read(self, tensor: Tensor) -> None:
         """Note that Python reads the values of a tensor: they must not change their scale."""
+        self.taken |= bool(self.origin(tensor) & Origin.WEIGHTS)
         terms = self.settle(self.read(tensor)).terms
         if self.constraints.reduced(terms):
             self.reads.setdefault(self.where, set()).update(terms)

@@ -18,7 +18,7 @@ from torch import Tensor
 from onsphere.symmetry.certificate import FINITE_TOLERANCE, RADIAL_TOLERANCE, largest_change
 from onsphere.symmetry.evidence import Evidence, Row
 from onsphere.symmetry.granularity import SPREAD, divisors
-from onsphere.symmetry.inert import SILENT, along, are_inert_parts
+from onsphere.symmetry.inert import SILENT, act_through_eps, along, are_inert_parts
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.sifting import sift
 
@@ -81,10 +81,9 @@ def find_parts(
         if change <= FINITE_TOLERANCE
     ]
     silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], points)
-    held += [
-        Part(*w, change) for w, change in zip(inert, silent, strict=True) if change is not None
-    ]
-    return held
+    quiet = [Part(*w, c) for w, c in zip(inert, silent, strict=True) if c is not None]
+    acting = act_through_eps(probe, [(p.name, p.axis, p.intervals) for p in quiet], points)
+    return [*held, *(p for p, acts in zip(quiet, acting, strict=True) if not acts)]
 
 
 _Wanted = tuple[str, int, tuple[Interval, ...], Kind]

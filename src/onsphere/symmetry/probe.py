@@ -24,13 +24,15 @@ from onsphere.symmetry.execution import (
     call,
     float_outputs,
     gradients_as_used,
+    leaf_as,
+    numbers,
     plain_execution,
     weights,
 )
 from onsphere.symmetry.gathered import unwrapped
 from onsphere.symmetry.inputs import OtherInputs
 from onsphere.symmetry.lifted import Composed, Lifted
-from onsphere.symmetry.substitution import kept
+from onsphere.symmetry.substitution import kept, unchanged
 from onsphere.symmetry.trace import Call, Trace
 
 _NOISE = 100_003
@@ -45,11 +47,13 @@ class Point:
         state: every parameter and buffer by the model's own name, in float64.
         args: positional inputs.
         kwargs: keyword inputs.
+        seed: of the random numbers that the model draws.
     """
 
     state: Mapping[str, Tensor]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,12 @@ class Probe:
         self.own_name = {bare_name(n): n for n in own}
         self.names = [n for n in self.own_name if n not in traced.written | traced.whole]
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        self._baselines: WeakKeyDictionary[Point, list[Tensor]] = WeakKeyDictionary()
-        self.floors: WeakKeyDictionary[Point, float] = WeakKeyDictionary()
-        self._real: list[Tensor] | None = None
+        outputs: tuple[WeakKeyDictionary[Point, list[Tensor]], ...]
+        outputs = WeakKeyDictionary(), WeakKeyDictionary()
+        self._baselines = outputs  # at almost 0 eps, and at the real one
+        floors: tuple[WeakKeyDictionary[Point, float], ...]
+        floors = WeakKeyDictionary(), WeakKeyDictionary()
+        self.floors = floors
         self.overwritten = {self.own_name[n] for n in traced.overwritten}
         self._given = Point(
             {n: _float64(t) for n, t in state.items()},
@@ -134,7 +141,7 @@ class Probe:
             noise: how far they move, relative to their size.
             size: factor on matrices; less than 1 opens saturated softmaxes and gates.
             turn: inputs of other lengths and of the given ones take turns.
-            least: weights whose entries are a hundred times smaller than this become as large.
+            least: weights become as large as this that are far smaller, or extremely large.
             many: a large batch of inputs that differ much.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
@@ -145,16 +152,17 @@ class Probe:
             n: self._shaken(t, noise) * _factor(t, size, least) if n in self._moving else t
             for n, t in self._given.state.items()
         }
+        seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
-            return Point(state, *self.many_inputs())
-        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise)))
+            return Point(state, *self.many_inputs(), seed)
+        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise)), seed)
 
     def on(self, call: Call) -> Point:
         """Return the point of a call, at the model's own weights where it has no others."""
         args, kwargs, state = tree_map(
             _float64, (call.args, dict(call.kwargs), dict(call.state or self._given.state))
         )
-        return Point(state, args, kwargs)
+        return Point(state, args, kwargs, call.seed)
 
     def others_like(self, given: Call, turn: int = 0, *, many: bool = False) -> Call:
         """Draw other inputs, in the types of those given.
@@ -166,7 +174,8 @@ class Probe:
         """
         point = self.redrawn(turn=turn, many=many)
         pair = (given.args, dict(given.kwargs))
-        return Call(*tree_map(_in_type_of, (point.args, dict(point.kwargs)), pair))
+        args, kwargs = tree_map(_in_type_of, (point.args, dict(point.kwargs)), pair)
+        return Call(args, kwargs, seed=point.seed)
 
     def in_types(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return weights and buffers in the types in which the model holds them."""
@@ -186,7 +195,7 @@ class Probe:
             n: t * (1 + amount * self._normal_like(t[:1])) if n in self._moving and t.ndim else t
             for n, t in point.state.items()
         }
-        return Point(state, point.args, point.kwargs)
+        return replace(point, state=state)
 
     def rescaled(self, point: Point, exponents: Mapping[str, float], base: float = math.e) -> Point:
         """Return the point with every named weight multiplied by ``base`` to its number.
@@ -258,14 +267,15 @@ class Probe:
 
     def outputs(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model."""
-        with gradients_as_used(self.model):
+        with gradients_as_used(self.model, self.traced.differentiates):
             return [t.detach().clone() for t in self._run(point, point.state, real_eps)]
 
-    def baseline(self, point: Point) -> list[Tensor]:
+    def baseline(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model at a point that is used again: the outputs are remembered."""
-        if point not in self._baselines:
-            self._baselines[point] = self.outputs(point)
-        return self._baselines[point]
+        known = self._baselines[real_eps]
+        if point not in known:
+            known[point] = self.outputs(point, real_eps=real_eps)
+        return known[point]
 
     def gradients(
         self,
@@ -314,14 +324,21 @@ class Probe:
         pairs = zip(outputs, own, strict=True)
         return all(bool(a.isfinite().all()) or not bool(b.isfinite().all()) for a, b in pairs)
 
+    def runs(self, point: Point) -> bool:
+        """Return whether the model runs at a point."""
+        try:
+            self.baseline(point)
+        except ModelError:
+            return False
+        return True
+
     def real_baseline(self) -> list[Tensor]:
         """Evaluate the model as it is, at the real eps, once."""
-        if self._real is None:
-            self._real = self.outputs(self._given, real_eps=True)
-        return self._real
+        return self.baseline(self._given, real_eps=True)
 
     def _mode(self, real_eps: bool) -> Lifted:
-        return Lifted(self.traced.eps, real_eps, self.traced.draws)
+        traced = self.traced
+        return Lifted(traced.eps, real_eps, traced.draws, traced.precisions)
 
     def _run(
         self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Any = None
@@ -336,10 +353,15 @@ class Probe:
             n: t.clone() if (n in buffers and not t.requires_grad) or n in self.overwritten else t
             for n, t in state.items()
         }
+        if self.traced.differentiates:
+            own = dict(self.model.named_parameters())
+            fresh |= {n: leaf_as(p, fresh[n]) for n, p in own.items()}
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
-        with plain_execution(), mode, Composed(real_eps):
+        outside = unchanged(self.traced.outside)
+        with plain_execution(point.seed), outside, mode, Composed(real_eps):
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
-            return float_outputs(result, self.output)
+            found = [_dense(t) for t in float_outputs(result, self.output)]
+            return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
 
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
@@ -385,11 +407,12 @@ def _float64(t: Any) -> Any:
 
 
 def _factor(t: Tensor, size: float, least: float) -> float:
-    """Return what to multiply a weight by: matrices by ``size``, tiny weights until they count."""
+    """Return what to multiply a weight by: matrices by ``size``, extreme weights until ordinary."""
     factor = size if t.ndim > 1 else 1.0
     if least and t.numel():
         largest = float(t.abs().max())
-        factor *= least / largest if 0 < largest < 1e-2 * least else 1.0
+        extreme = 0 < largest < 1e-2 * least or largest > 1e3 / least
+        factor *= least / largest if extreme else 1.0
     return factor
 
 

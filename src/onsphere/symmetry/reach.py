@@ -7,12 +7,12 @@ input reached is called neither inert nor anything else.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onsphere.symmetry.evidence import Evidence
 from onsphere.symmetry.execution import ModelError
-from onsphere.symmetry.inert import are_inert, inert_candidates
+from onsphere.symmetry.inert import act_through_eps, are_inert, inert_candidates
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.trace import Call, Trace, trace
 
@@ -75,17 +75,35 @@ def unreached(traced: Trace) -> set[str]:
     return set(traced.unread) if traced.data_dependent else set()
 
 
+@dataclass(frozen=True)
+class WithoutEffect:
+    """What the numbers say of weights without gradients.
+
+    Args:
+        inert: they have no effect.
+        unshown: no input shows whether they have one.
+        through_eps: they have one through an eps only, which is no eps then.
+    """
+
+    inert: list[str]
+    unshown: set[str] = field(default_factory=set)
+    through_eps: set[str] = field(default_factory=set)
+
+
 def without_effect(
     probe: Probe,
     evidence: Evidence,
     points: Sequence[Point],
     others: Sequence[Call],
-) -> tuple[list[str], set[str]]:
-    """Return weights without effect, and weights of which no input shows whether they have one."""
+) -> WithoutEffect:
+    """Find weights without effect, and weights of which no input shows whether they have one."""
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
     rows = [evidence.radial(i) for i in range(min(2, len(points)))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
     found = are_inert(probe, [n for n in probe.names if n in silent], points)
+    acting = act_through_eps(probe, [(n, -1, ()) for n in found], points)
+    through_eps = {n for n, acts in zip(found, acting, strict=True) if acts}
+    found = [n for n in found if n not in through_eps]
     state = probe.given().state
     doubted = [
         n for n in found
@@ -93,21 +111,24 @@ def without_effect(
         and state[probe.own_name[n]].numel()
     ]  # fmt: skip
     if not doubted:
-        return found, set()
+        return WithoutEffect(found, set(), through_eps)
     # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
-    wide = [probe.on(x) for x in others]
+    wide = [point for x in others if probe.runs(point := probe.on(x))]
     reached = {n for point in wide for n in probe.reached(point, doubted)}
     touched = {n for point in wide for n in _with_gradients(probe, doubted, point)}
     for size in _WIDE_SIZES:
         if touched <= reached:
             break
         point = probe.redrawn(1.0, size, least=0.1, many=True)
+        if not probe.runs(point):
+            continue
         wide.append(point)
         reached |= probe.reached(point, doubted)
         touched |= _with_gradients(probe, doubted, point)
     effective = reached - set(are_inert(probe, sorted(reached), wide))
     unshown = touched - reached
-    return [n for n in found if n not in unshown | effective], unshown
+    inert = [n for n in found if n not in unshown | effective]
+    return WithoutEffect(inert, unshown, through_eps)
 
 
 def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str]:

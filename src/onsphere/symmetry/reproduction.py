@@ -24,11 +24,13 @@ from onsphere.symmetry.execution import (
     call,
     float_outputs,
     gradients_as_used,
+    leaf_as,
     module_paths,
+    numbers,
     plain_execution,
 )
 from onsphere.symmetry.probe import Probe
-from onsphere.symmetry.substitution import kept
+from onsphere.symmetry.substitution import kept, unchanged
 from onsphere.symmetry.trace import Call
 
 _SLACK = 100.0
@@ -84,16 +86,24 @@ def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
     model = probe.model
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     copies = {n: kept(t) for n, t in state.items() if n not in dict(model.named_parameters())}
-    copies |= {n: kept(state[n]) for n in probe.overwritten}
+    copies |= {n: leaf_as(state[n], kept(state[n])) for n in probe.overwritten}
     inputs = (call_on.args, dict(call_on.kwargs))
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)
-    state = {n: t.detach() for n, t in state.items()}
-    with plain_execution(), gradients_as_used(model):
+    state = {n: leaf_as(t, t.detach()) for n, t in state.items()}
+    autograd = gradients_as_used(model, probe.traced.differentiates)
+    with plain_execution(call_on.seed), autograd, unchanged(probe.traced.outside):
         result = call(model, {**state, **copies}, args, kwargs)
-        return [_wide(t) for t in float_outputs(result, probe.output)]
+        return _compared(probe, result)
+
+
+def _compared(probe: Probe, result: Any) -> list[Tensor]:
+    """Return what a run gave, as the probe returns it."""
+    found = [_wide(t).detach() for t in float_outputs(result, probe.output)]
+    return [*found, *(numbers(result, probe.output) if probe.traced.taken else ())]
 
 
 def _wide(t: Tensor) -> Tensor:
+    t = t if t.layout is torch.strided else t.to_dense()
     return t.to(torch.float64 if t.is_floating_point() else torch.complex128)
 
 
@@ -113,10 +123,12 @@ def _same_in_float64(probe: Probe, call_on: Call) -> bool:
         model = deepcopy(probe.model).double()
         args, kwargs = tree_map(_double, (call_on.args, dict(call_on.kwargs)))
         torch.set_default_dtype(torch.float64)
-        model.requires_grad_(False)
-        with plain_execution(), gradients_as_used(model):
+        if not probe.traced.differentiates:
+            model.requires_grad_(False)
+        autograd = gradients_as_used(model, probe.traced.differentiates)
+        with plain_execution(call_on.seed), autograd:
             result = call(model, {}, args, kwargs)
-            outputs = [_wide(t) for t in float_outputs(result, probe.output)]
+            outputs = _compared(probe, result)
     except Exception:
         return False  # not every model runs as a float64 model
     finally:

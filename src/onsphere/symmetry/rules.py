@@ -141,6 +141,8 @@ _TABLE: list[tuple[Rule, str]] = [
         replication_pad3d fft_fftshift nan_to_num embedding max_pool2d max_pool1d
         max_pool3d _to_dense to_dense set_ _nested_view_from_buffer squeeze_copy
         diagonal_copy slice_copy select_copy transpose_copy resize
+        leaky_relu_backward embedding_dense_backward max_pool2d_with_indices_backward
+        slice_backward select_backward unfold_backward
         affine_grid_generator _to_sparse to_sparse _coalesced coalesce _values values
     """),
     (same, "detach alias"),
@@ -247,6 +249,13 @@ _TABLE: list[tuple[Rule, str]] = [
         scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter
         index_reduce put
     """),
+    (arithmetic.bent_backward, "threshold_backward"),
+    (arithmetic.pinned_backward, """
+        tanh_backward sigmoid_backward silu_backward gelu_backward elu_backward
+        softplus_backward _softmax_backward_data _log_softmax_backward_data mish_backward
+        hardswish_backward hardsigmoid_backward log_sigmoid_backward
+    """),
+    (arithmetic.convolution_backward, "convolution_backward"),
     (arithmetic.squared_difference, "mse_loss"),
     (arithmetic.nll_loss, "nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d"),
     (arithmetic.cross_entropy, "binary_cross_entropy binary_cross_entropy_with_logits"),

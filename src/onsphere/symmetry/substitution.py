@@ -1,11 +1,11 @@
 """Other tensors in the place of those that a model holds: its weights, and what it keeps beside.
 
 Models keep tensors as plain attributes too, in lists and dictionaries: caches that they write into,
-masks, states from one call to the next. All of them have substitutes while a model runs, so that
+masks, states from one call to the next; so do their classes. All of them have substitutes while a model runs, so that
 every run starts from the same state and leaves the model as it was.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,11 @@ def substituted(
     instead = _Substitutes({id(own[n]): (own[n], t) for n, t in state.items()}, held)
     modules = list(model.modules())
     saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
+    classes = [(c, dict(vars(c))) for c in _classes(modules)]
+    shared = [(c, n, v) for c, names in classes for n, v in names.items() if _is_state(n, v)]
     try:
+        for owner, name, value in shared:
+            setattr(owner, name, instead(value))
         for module, attributes, parameters, buffers in saved:
             module._parameters.update({n: instead(p) for n, p in parameters.items()})
             module._buffers.update({n: instead(b) for n, b in buffers.items()})
@@ -46,7 +50,25 @@ def substituted(
             for table, before in tables:
                 table.clear()
                 table.update(before)
+        for owner, name, value in shared:
+            setattr(owner, name, value)
+        for owner, names in classes:
+            for name in vars(owner).keys() - names.keys():
+                delattr(owner, name)
         instead.undo()
+
+
+def _classes(modules: Iterable[nn.Module]) -> list[type]:
+    """Return the classes of some modules that are not PyTorch's own."""
+    found = {c: None for m in modules for c in type(m).__mro__ if issubclass(c, nn.Module)}
+    return [c for c in found if c.__module__.partition(".")[0] != "torch"]
+
+
+def _is_state(name: str, value: Any) -> bool:
+    """Return whether an attribute of a class may be state: a tensor, a number, a container."""
+    if name.startswith("__"):
+        return False
+    return isinstance(value, Tensor) or type(value) in (bool, int, float, list, dict, tuple)
 
 
 _OF_MODULES = frozenset(vars(nn.Module()))
@@ -117,6 +139,17 @@ def _view_of(t: Tensor, own: Tensor, new: Tensor) -> Tensor:
     """Return the view of a substitute that ``t`` is of the weight itself."""
     offset = t.storage_offset() - own.storage_offset() + new.storage_offset()
     return new.as_strided(t.size(), t.stride(), offset)
+
+
+@contextmanager
+def unchanged(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors back what they held before."""
+    before = [(t, t.detach().clone()) for t in tensors]
+    try:
+        yield
+    finally:
+        for t, held in before:
+            t.detach().copy_(held)
 
 
 def kept(t: Tensor) -> Tensor:

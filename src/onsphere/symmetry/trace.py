@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere.symmetry.eps import EpsSite
 from onsphere.symmetry.execution import (
@@ -15,9 +15,11 @@ from onsphere.symmetry.execution import (
     OutputPicker,
     bare_name,
     call,
+    drawn_by_python,
     float_outputs,
     gradients_as_used,
     inputs_of,
+    leaf_as,
     plain_execution,
     weights,
 )
@@ -65,9 +67,13 @@ class Trace:
         whole: weights that the model turns into whole numbers.
         reads: path of a module -> weights whose scale Python reads there, which hides what happens
             to it.
+        taken: whether Python reads numbers that depend on weights.
         rows: number of an input -> how many rows the table has that it looks up.
         draws: where random numbers are drawn, by which operation -> their type.
+        precisions: where ``torch.finfo(x.dtype).eps`` goes into which operation -> what it is.
         coarsest: largest relative rounding error of the types that the model computes in.
+        differentiates: whether the model takes gradients itself while it runs.
+        outside: tensors outside the model that it writes into.
         operations: for each run, a number that tells which operations ran.
         written: buffers that the model writes while it runs.
         overwritten: parameters that it writes while it runs.
@@ -91,9 +97,13 @@ class Trace:
     decided: bool = False
     whole: frozenset[str] = frozenset()
     reads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    taken: bool = False
     rows: Mapping[int, int] = field(default_factory=dict)
     draws: Mapping[tuple[str, str], torch.dtype] = field(default_factory=dict)
+    precisions: Mapping[tuple[str, str], float] = field(default_factory=dict)
     coarsest: float = 0.0
+    differentiates: bool = False
+    outside: tuple[Tensor, ...] = ()
     operations: tuple[int, ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -137,7 +147,7 @@ def trace(
         raise ModelError(f"{type(model).__name__} has no parameters")
     system = Constraints(len(parameters) + len(buffers))
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
-    runs = [_run(model, parameters, buffers, system, x, output, inert) for x in calls]
+    runs = [_run_as_used(model, parameters, buffers, system, x, output, inert) for x in calls]
     return _concluded(system, parameters, buffers, runs)
 
 
@@ -149,11 +159,13 @@ class Call:
         args: positional inputs.
         kwargs: keyword inputs.
         state: weights and buffers by the model's own names; those of the model without.
+        seed: of the random numbers that the model draws.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     state: Mapping[str, Tensor] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,16 @@ class _Run:
         return {n for n, t in self.held.items() if key_of(t) in keys}
 
 
+def _run_as_used(model: nn.Module, *rest: Any) -> _Run:
+    """Run a model; one in evaluation mode that needs autograd for what it computes has it."""
+    try:
+        return _run(model, *rest, differentiates=False)
+    except ModelError as error:
+        if model.training or "does not require grad" not in str(error):
+            raise
+    return _run(model, *rest, differentiates=True)
+
+
 def _run(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -190,27 +212,34 @@ def _run(
     of: Call,
     output: OutputPicker | None,
     inert: Collection[str],
+    *,
+    differentiates: bool,
 ) -> _Run:
     ledger = Ledger(system)
     given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {n: given[n].clone() for n, _ in model.named_buffers()}
-    detached = {n: given[n].detach() for n in parameters}
-    held = {**detached, **{n: state[n] for n in buffers}}
+    leaves = {n: leaf_as(p, given[n].detach()) for n, p in parameters.items()}
+    held = {**leaves, **{n: state[n] for n in buffers}}
     _introduce(ledger, list(held), held, inert)
     without_memory = any(p.is_meta for p in parameters.values())
     copied = ledger.shadows.to_meta if without_memory else kept
     inputs = (of.args, dict(of.kwargs))
     args, kwargs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
     marked((args, kwargs), ledger.mark)
-    tracer = Tracer(ledger, InputUse((args, kwargs)), detached.values(), without_memory)
+    copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
+    use = InputUse((args, kwargs))
+    tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)
 
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
 
     try:
-        with plain_execution(), gradients_as_used(model), tracer, Reads(tracer):
-            result = call(model, {**detached, **state}, args, kwargs, enter, copied)
+        autograd = gradients_as_used(model, differentiates)
+        with plain_execution(of.seed), autograd, tracer, Reads(tracer):
+            before = drawn_by_python()
+            result = call(model, {**leaves, **state}, args, kwargs, enter, copied)
             outputs = float_outputs(result, output)
+            tracer.data_dependent |= drawn_by_python() != before  # what runs may depend on it
     finally:
         tracer.restore()
     for tensor in outputs:
@@ -274,8 +303,12 @@ def _concluded(
         overwritten=frozenset(bare_name(n) for n in written if n in parameters),
         whole=frozenset(bare_name(n) for n in whole),
         reads={where: frozenset(some) for where, some in reads.items()},
+        taken=any(run.ledger.taken for run in runs),
         rows=dict(first.tracer.use.rows),
         draws={k: v for run in runs for k, v in run.tracer.draws.items()},
+        precisions={k: v for run in runs for k, v in run.tracer.precisions.items()},
+        outside=tuple(t for run in runs[:1] for t in run.tracer.outside),
+        differentiates=any(run.tracer.differentiates for run in runs),
         coarsest=max(run.tracer.coarsest for run in runs),
         operations=tuple(run.tracer.operations for run in runs),
         roles={bare_name(n): _roles(n, runs) for n in parameters},

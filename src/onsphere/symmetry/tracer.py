@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from onsphere.symmetry.eps import short_name
+from onsphere.symmetry.eps import PRECISIONS, short_name
 from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.inputs import InputUse
 from onsphere.symmetry.operation import Ledger, Operation, Origin, key_of
@@ -39,7 +39,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ledger: where units and demands are written down.
         use: where the use of whole-number inputs is written down.
         own: the model's own parameters; what it writes into them is taken back by
-            :meth:`restore`.
+            :meth:`restore`, as what it writes into tensors that it does not hold is.
+        copies: further tensors that are there for this run only.
         without_memory: the weights are on the meta device, so everything moves there.
     """
 
@@ -48,6 +49,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ledger: Ledger,
         use: InputUse,
         own: Iterable[Tensor] = (),
+        copies: Iterable[Tensor] = (),
         without_memory: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,29 +60,36 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.heads: dict[str, int] = {}
         self.data_dependent = False
         self.draws: dict[tuple[str, str], torch.dtype] = {}
+        self.precisions: dict[tuple[str, str], float] = {}
         self.operations = 0  # a hash of the names of all operations, in their order
         self.whole: set[int] = set()
+        self.differentiates = False
         self.coarsest = 0.0
         self._own = {key_of(p): p for p in own}
+        self._made = {key_of(t) for t in copies}
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def restore(self) -> None:
-        """Give the parameters that the model has written into what they held before."""
-        for parameter, before in self._before:
-            parameter.detach().copy_(before)
+        """Give what the model has written into, and is not of this run alone, what it held."""
+        for tensor, before in self._before:
+            tensor.detach().copy_(before)
+
+    @property
+    def outside(self) -> list[Tensor]:
+        """Tensors outside the model that it has written into."""
+        return [t for t, _ in self._before if key_of(t) not in self._own]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         args, kwargs = self._moved((tuple(args), kwargs or {}))
         written = _written(func, args, kwargs)
-        for key in written & self._own.keys():
-            parameter = self._own.pop(key)
-            self._before.append((parameter, parameter.detach().clone()))
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self._save(written, tensors)
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self._made.update({key_of(t) for t in results} - {key_of(t) for t in tensors})
         if _uses(func, results):
             self.touched.update(id(t) for t in tensors)
             self.touched.update(map(key_of, tensors))
@@ -94,6 +103,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
         self.use.follow(operation, rule is passes)
         return result
+
+    def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
+        """Save what is about to be written into and outlives this run."""
+        for key in written - self._made:
+            here = self._own.get(key)
+            found = here if here is not None else next(t for t in tensors if key_of(t) == key)
+            self._made.add(key)
+            if found.numel():
+                self._before.append((found, found.detach().clone()))
 
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
@@ -125,6 +143,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         """Remember what was done, to whom, with what random numbers."""
         name = func._schema.name
+        self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
         self.operations = hash((self.operations, name))
         self.data_dependent |= name in _DATA_DEPENDENT
         short = name.removeprefix("aten::")
@@ -136,6 +155,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.heads[self.ledger.where] = tensors[0].shape[1]
         if torch.Tag.nondeterministic_seeded in func.tags and results:
             self.draws.setdefault((self.ledger.where, short_name(func)), results[0].dtype)
+        for value in args:
+            if type(value) is float and value in PRECISIONS:
+                self.precisions[self.ledger.where, short_name(func)] = value
         for t in results:
             if t.is_floating_point() and t.numel() > 1:
                 self.coarsest = max(self.coarsest, torch.finfo(t.dtype).eps)

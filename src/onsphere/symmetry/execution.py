@@ -199,6 +199,15 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, mine)
 
 
+def _follows_seed(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return NumPy's maker of generators, which without a seed takes one from the global state."""
+
+    def made(seed: Any = None) -> Any:
+        return make(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
+
+    return made
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed every source of random numbers that a model may draw from, and put them back."""
@@ -210,7 +219,8 @@ def _seeded(seed: int) -> Iterator[None]:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         try:
-            yield
+            with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
+                yield
         finally:
             random.setstate(ours)
             np.random.set_state(numpys)  # noqa: NPY002

@@ -161,7 +161,7 @@ def scaling_vectors(exponents: Exponents, axes: Any) -> Move:
 
     def move(state: State, r: random.Random) -> State:
         places = {n: vectors(state[n].shape, axes) for n in exponents}
-        count = max(int(p.max()) + 1 for p in places.values())
+        count = max(int(p.max()) + 1 if p.numel() else 0 for p in places.values())
         k = torch.tensor([2.0 * whole * r.randint(-2, 2) for _ in range(count)]).double()
         scaled = {n: state[n] * 2.0 ** (k[p] * float(exponents[n])) for n, p in places.items()}
         return {**state, **scaled}
@@ -269,8 +269,11 @@ class Judge:
         return found
 
     def place(self, state: State, x: tuple[Any, ...]) -> Place | None:
-        """Outputs at some weights and inputs, unless rounding does not stay rounding there."""
-        outputs = evaluate(self.net, state, x)
+        """Outputs at some weights and inputs, if the network runs, unless it is ill conditioned."""
+        try:
+            outputs = evaluate(self.net, state, x)
+        except (ValueError, RuntimeError):
+            return None
         if not all(bool((t == t).all()) for t in outputs):
             return None
         nudges = (nudged(state, 1e-12), nudged(state, 4e-16, 1), nudged(state, 4e-15, 2))

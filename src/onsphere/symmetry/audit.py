@@ -251,7 +251,11 @@ def _further(
     found, complete = completed(
         probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
     )
-    candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in read_weights(probe.traced))]
+    # A scale that is detached hides from gradients which of the weights behind it act alone.
+    detached = {n for v, c in zip(claims, certificates, strict=True) if not c.tangent for n in v}
+    alone = dict.fromkeys([*read_weights(probe.traced), *sorted(detached)])
+    alone = [n for n in alone if n in probe.traced.parameters]
+    candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
     return extended(probe, claims, candidates)[len(claims) :], complete
 
 

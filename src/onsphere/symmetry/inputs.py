@@ -36,7 +36,9 @@ _MANY = 64
 _MOST_ENTRIES = 2**16
 """How many numbers a large batch holds at most, if it is more than twice the one given."""
 _DRAWS = 3
-"""How often the model must run on redrawn whole numbers before they are used."""
+"""On how many redrawn whole numbers the model must run to be trusted to run on any."""
+_TRIES = 12
+"""How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -131,6 +133,7 @@ class OtherInputs:
     generator: torch.Generator
     resized: tuple[tuple[int, int, int], ...] = ()
     _fixed: set[int] = field(default_factory=set)
+    _picky: bool = False
     _shapes: list[list[Any]] = field(default_factory=list)
     _many: list[Any] | None = None
 
@@ -149,13 +152,13 @@ class OtherInputs:
             turn: shapes take turns: other ones first, where the model takes any.
             move: moves floating-point numbers at random.
         """
-        return self._packed(self._redrawn(self._shapes[turn % len(self._shapes)], move))
+        return self._packed(self._taken(self._shapes[turn % len(self._shapes)], move))
 
     def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch, where the model takes any other batch than the one given."""
         if self._many is None:
             self._many = self._large_batch()
-        return self._packed(self._redrawn(self._many, move))
+        return self._packed(self._taken(self._many, move))
 
     def _large_batch(self) -> list[Any]:
         leaves = self._shapes[0]
@@ -165,7 +168,7 @@ class OtherInputs:
                 largest = min(_MANY, _MOST_ENTRIES * size // max(entries, 1))
                 for count in (largest, largest // 4, 2 * size):
                     tried = [self._resized(t, 0, size, count) for t in leaves]
-                    if count > size and self._takes(self._redrawn(tried, _same)):
+                    if count > size and self._takes_some(tried):
                         return tried
         return leaves
 
@@ -213,6 +216,20 @@ class OtherInputs:
             drawn.append(t)
         return drawn
 
+    def _taken(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
+        """Draw inputs that the model takes."""
+        drawn = self._redrawn(leaves, move)
+        if not self._picky or self._takes(drawn):
+            return drawn
+        for _ in range(_TRIES):
+            drawn = self._redrawn(leaves, _same)
+            if self._takes(drawn):
+                pairs = zip(drawn, self._redrawn(leaves, move), strict=True)
+                return [
+                    moved if isinstance(t, Tensor) and not _is_mask(t) else t for t, moved in pairs
+                ]
+        return [move(t) if isinstance(t, Tensor) and not _is_mask(t) else t for t in leaves]
+
     def _lengths(self, leaves: Sequence[Any]) -> dict[int, int]:
         """Return for every length of an axis behind the batch what it is in these inputs."""
         pairs = [
@@ -253,7 +270,7 @@ class OtherInputs:
         return torch.where(turned.to(t.device), 1 - t.to(torch.int64), t.to(torch.int64)).to(t)
 
     def _find_fixed(self) -> None:
-        """Leave alone what the model does not run on when it is redrawn."""
+        """Leave alone what the model never runs on when it is redrawn."""
         whole = [
             i for i, t in enumerate(self._given)
             if isinstance(t, Tensor) and t.layout is torch.strided
@@ -263,15 +280,20 @@ class OtherInputs:
         free = [i for i in whole if i not in self._fixed]
         if not free or self._takes_redrawn():
             return
-        self._fixed = set(whole)
+        self._fixed, self._picky = set(whole), True
         for i in free:
             self._fixed.discard(i)
-            if not self._takes_redrawn():
+            if not self._takes_some(self._given):
                 self._fixed.add(i)
 
     def _takes_redrawn(self) -> bool:
-        """Return whether the model runs on a few draws."""
+        """Return whether the model runs on a few draws, all of them."""
         return all(self._takes(self._redrawn(self._given, _same)) for _ in range(_DRAWS))
+
+    def _takes_some(self, leaves: Sequence[Any]) -> bool:
+        """Return whether the model runs on inputs of these shapes, on some draw at least."""
+        tries = _TRIES if self._picky else 1
+        return any(self._takes(self._redrawn(leaves, _same)) for _ in range(tries))
 
     def _other_shapes(self) -> list[Any] | None:
         """Return the inputs with other lengths along every axis where the model takes them."""
@@ -282,7 +304,7 @@ class OtherInputs:
                 tried = [self._resized(t, axis, size, other) for t in leaves]
                 if all(a is b for a, b in zip(tried, leaves, strict=True)):
                     break  # an earlier axis of the same length took it along
-                if self._takes(self._redrawn(tried, _same)):
+                if self._takes_some(tried):
                     leaves = tried
                     found.append((axis, size, other))
                     break

@@ -26,6 +26,9 @@ TINY = 1e-30
 
 _PRECISION = torch.finfo(torch.float64).eps
 _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_WIDE = dict.fromkeys(_SMALL_FLOATS, torch.float64)
+_WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
+"""Short types, and what everything is computed in instead."""
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 
 
@@ -84,18 +87,18 @@ class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
         if isinstance(value, torch.dtype):
-            return torch.float64 if value in _SMALL_FLOATS else value
+            return _WIDE.get(value, value)
         if isinstance(value, list | tuple):
             return type(value)(map(self.lift, value))
-        if not isinstance(value, Tensor) or value.dtype not in _SMALL_FLOATS:
+        if not isinstance(value, Tensor) or value.dtype not in _WIDE:
             return value
         if value.layout is not torch.strided:
-            return value.to(torch.float64)
+            return wide(value)
         storage = value.untyped_storage()
         if storage._cdata not in self._twins:
             flat = torch.empty(0, dtype=value.dtype, device=value.device)
             count = storage.nbytes() // value.element_size()
-            whole = flat.set_(storage, 0, (count,), (1,)).to(torch.float64)
+            whole = wide(flat.set_(storage, 0, (count,), (1,)))
             self._twins[storage._cdata] = (storage, whole)
         whole = self._twins[storage._cdata][1]
         return whole.as_strided(value.size(), value.stride(), value.storage_offset())
@@ -125,8 +128,12 @@ def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
     if isinstance(value, list | tuple):
         return type(value)(map(_fresh, value))
-    small = isinstance(value, Tensor) and value.dtype in _SMALL_FLOATS
-    return value.to(torch.float64) if small else value
+    return wide(value) if isinstance(value, Tensor) else value
+
+
+def wide(t: Tensor) -> Tensor:
+    """Return a tensor of a short type in float64, or in complex numbers of it."""
+    return t.to(_WIDE.get(t.dtype, t.dtype))
 
 
 def _tiny(value: Any) -> Any:

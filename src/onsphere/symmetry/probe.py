@@ -31,7 +31,7 @@ from onsphere.symmetry.execution import (
 )
 from onsphere.symmetry.gathered import unwrapped
 from onsphere.symmetry.inputs import OtherInputs
-from onsphere.symmetry.lifted import Composed, Lifted
+from onsphere.symmetry.lifted import Composed, Lifted, wide
 from onsphere.symmetry.substitution import kept, unchanged
 from onsphere.symmetry.trace import Call, Trace
 
@@ -134,6 +134,7 @@ class Probe:
         turn: int = 0,
         least: float = 0.0,
         many: bool = False,
+        anew: bool = False,
     ) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
 
@@ -143,19 +144,26 @@ class Probe:
             turn: inputs of other lengths and of the given ones take turns.
             least: weights become as large as this that are far smaller, or extremely large.
             many: a large batch of inputs that differ much.
+            anew: matrices keep no more than their mean and spread, so that routers send their
+                inputs elsewhere.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
         turns into whole numbers stay.
         """
         state = {
-            n: self._shaken(t, noise) * _factor(t, size, least) if n in self._moving else t
+            n: self._moved(t, noise, anew) * _factor(t, size, least) if n in self._moving else t
             for n, t in self._given.state.items()
         }
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
         return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise)), seed)
+
+    def _moved(self, t: Tensor, noise: float, anew: bool) -> Tensor:
+        if anew and t.ndim > 1 and t.is_floating_point():
+            return self._redrawn_like(t)
+        return self._shaken(t, noise)
 
     def on(self, call: Call) -> Point:
         """Return the point of a call, at the model's own weights where it has no others."""
@@ -402,7 +410,7 @@ def _tiled(t: Tensor, factor: Tensor, term: Tensor) -> Tensor:
 def _float64(t: Any) -> Any:
     if isinstance(t, Tensor):
         t = t.detach()
-        return t.to(torch.float64) if t.is_floating_point() else t
+        return wide(t)
     return t
 
 

@@ -39,12 +39,12 @@ def followed(
     if not traced.data_dependent:
         return traced, others
     # What is reached alone demands nothing of what is reached with it: large batches show both.
-    drawn = [_wide(probe, given, size) for size in (1.0, 2.5, 1.0)]
+    drawn = [_wide(probe, given, size, size < 2) for size in (1.0, 2.5, 1.0)]
     wide = [call for call in drawn if _traced(probe, given, [call]) is not None]
     traced = _traced(probe, given, [*others, *wide]) or traced
     unmet, idle = set(traced.unread), 0
     while unmet and idle < _IDLE_DRAWS:
-        call = _wide(probe, given, (1.0, 2.5, 0.4)[idle % 3])
+        call = _wide(probe, given, (1.0, 2.5, 0.4)[idle % 3], idle % 2 == 0)
         found = _traced(probe, given, [call])
         if found is None or unmet <= set(found.unread):
             idle += 1
@@ -56,9 +56,9 @@ def followed(
     return _traced(probe, given, others) or traced, others
 
 
-def _wide(probe: Probe, given: Call, size: float) -> Call:
+def _wide(probe: Probe, given: Call, size: float, anew: bool) -> Call:
     """Draw a large batch and other weights: the model's own may send all inputs the same way."""
-    state = probe.redrawn(1.0, size, least=0.1).state
+    state = probe.redrawn(1.0, size, least=0.1, anew=anew).state
     return replace(probe.others_like(given, many=True), state=probe.in_types(state))
 
 
@@ -116,10 +116,10 @@ def without_effect(
     wide = [point for x in others if probe.runs(point := probe.on(x))]
     reached = {n for point in wide for n in probe.reached(point, doubted)}
     touched = {n for point in wide for n in _with_gradients(probe, doubted, point)}
-    for size in _WIDE_SIZES:
+    for turn, size in enumerate(_WIDE_SIZES):
         if touched <= reached:
             break
-        point = probe.redrawn(1.0, size, least=0.1, many=True)
+        point = probe.redrawn(1.0, size, least=0.1, many=True, anew=turn % 2 == 1)
         if not probe.runs(point):
             continue
         wide.append(point)

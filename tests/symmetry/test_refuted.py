@@ -1,0 +1,300 @@
+"""What seems to hold near the weights given, at one draw or one input, and does not: no claims."""
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onsphere.symmetry import audit
+
+
+class _Model(nn.Module):
+    """Two weights, a head, and a forward pass that is one function of the tables below."""
+
+    shared = torch.ones(6)
+
+    def __init__(self, function: Callable[["_Model", Tensor], Any], scale: float = 1.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(scale * torch.randn(6, 5))
+        self.v = nn.Parameter(torch.randn(6, 5))
+        self.h = nn.Linear(6, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def _audited(function: Callable[[_Model, Tensor], Any], *, training: bool = False, **kind: Any):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    model = _Model(function, **kind).train(training)
+    return audit(model, torch.randn(6, 5))
+
+
+def pow2_by_python(m: _Model, x: Tensor) -> Tensor:
+    size = 2.0 ** math.ceil(math.log2(m.w.abs().max().item()))
+    return m.h(x @ (m.w / size).T + x @ m.v.T)
+
+
+def pow2_by_frexp(m: _Model, x: Tensor) -> Tensor:
+    return m.h(x @ m.w.T / 2.0 ** math.frexp(m.w.norm().item())[1] + x @ m.v.T)
+
+
+def halved_until_small(m: _Model, x: Tensor) -> Tensor:
+    w, size, turns = m.w, float(m.w.norm()), 0
+    while size > 1 and turns < 200:
+        size, w, turns = size / 2, w / 2, turns + 1
+    while size < 0.5 and turns < 200:
+        size, w, turns = size * 2, w * 2, turns + 1
+    return m.h(x @ w.T + x @ m.v.T)
+
+
+def pow2_by_tensors(m: _Model, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        size = m.w.abs().max().log2().floor().exp2()
+    return m.h(x @ (m.w / size).T + x @ m.v.T)
+
+
+def clamped_at_the_largest_half(m: _Model, x: Tensor) -> Tensor:
+    return m.h(F.normalize((x @ m.w.T).clamp(max=65504.0), dim=1) + x @ m.v.T)
+
+
+def clamped_at_a_million(m: _Model, x: Tensor) -> Tensor:
+    return m.h(F.normalize((x @ m.w.T).clamp(-1e6, 1e6), dim=1) + x @ m.v.T)
+
+
+def saturated_by_a_constant(m: _Model, x: Tensor) -> Tensor:
+    return m.h(x @ m.v.T) * (m.w**2 / (m.w**2 + 1e-2)).sum()
+
+
+def vanishing_but_for_eps(m: _Model, x: Tensor) -> Tensor:
+    size = (x @ m.w.T).norm(dim=1, keepdim=True)
+    return m.h(x @ m.v.T) + (1 - size / (size + 1e-3)) * 1e3
+
+
+def bent(m: _Model, x: Tensor) -> Tensor:
+    return m.h(torch.tanh(x @ m.w.T) + x @ m.v.T)
+
+
+NOTHING_OF_W = (
+    pow2_by_python,
+    pow2_by_frexp,
+    halved_until_small,
+    pow2_by_tensors,
+    clamped_at_the_largest_half,
+    clamped_at_a_million,
+    saturated_by_a_constant,
+    vanishing_but_for_eps,
+)
+
+
+@pytest.mark.parametrize("function", NOTHING_OF_W, ids=lambda f: f.__name__)
+def test_nothing_is_claimed_of_a_weight_that_keeps_its_scale(
+    function: Callable[[_Model, Tensor], Tensor],
+) -> None:
+    found = _audited(function)
+    assert not any("w" in v for v in found.scale_symmetries), found.scale_symmetries
+    assert found.inert == []
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-14, 1e10, 1e20])
+def test_extreme_weights_are_tried_at_ordinary_sizes(scale: float) -> None:
+    found = _audited(bent, scale=scale)
+    assert not any("w" in v for v in found.scale_symmetries), found.scale_symmetries
+    assert found.inert == []
+
+
+def test_what_acts_through_an_eps_leaves_the_rest_as_it_is() -> None:
+    found = _audited(saturated_by_a_constant)
+    assert found.scale_symmetries in ([{"v": 1, "h.weight": -1}], [{"v": -1, "h.weight": 1}])
+
+
+# --- random branches ------------------------------------------------------------------------------
+
+
+def _by_python() -> bool:
+    return random.random() < 0.5
+
+
+def _by_numpy() -> bool:
+    return bool(np.random.rand() < 0.5)  # noqa: NPY002 - as people write it
+
+
+def _by_a_new_generator() -> bool:
+    return bool(np.random.default_rng().random() < 0.5)
+
+
+def _by_torch() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+DRAWS = (_by_python, _by_numpy, _by_a_new_generator, _by_torch)
+
+
+@pytest.mark.parametrize("drawn", DRAWS, ids=lambda f: f.__name__)
+def test_a_layer_that_is_left_out_at_random_is_not_inert(drawn: Callable[[], bool]) -> None:
+    def layer_drop(m: _Model, x: Tensor) -> Tensor:
+        y = x @ m.v.T
+        return m.h(y + torch.tanh(x @ m.w.T) if drawn() else y)
+
+    found = _audited(layer_drop, training=True)
+    assert found.inert == []
+    assert found.unreached == []
+    assert found.scale_symmetries == []
+
+
+def test_random_states_are_put_back() -> None:
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    expected = random.random(), np.random.rand()  # noqa: NPY002
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+    _audited(lambda m, x: m.h(x @ m.w.T * random.random() + x @ m.v.T * np.random.rand()))  # noqa: NPY002
+    assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
+
+
+# --- results that are no tensors ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        lambda y: y.norm().item(),
+        lambda y: y.softmax(-1).max().item(),
+        lambda y: y.tolist(),
+        lambda y: y.detach().numpy(),
+        lambda y: {"size": float(y.abs().sum())},
+    ],
+    ids=["item", "item of unit 0", "list", "array", "in a dictionary"],
+)
+def test_numbers_among_the_results_must_not_change_either(taken: Callable[[Tensor], Any]) -> None:
+    found = _audited(lambda m, x: (m.h(x @ m.v.T), taken(x @ m.w.T)))
+    assert found.inert == []
+    assert {n for v in found.scale_symmetries for n in v} == {"v", "h.weight"}
+
+
+# --- models that take only some values ------------------------------------------------------------
+
+
+def test_a_model_that_refuses_large_weights_is_audited_where_it_runs() -> None:
+    def guarded(m: _Model, x: Tensor) -> Tensor:
+        assert m.w.abs().max() < 1e4, "exploded"
+        return m.h(F.normalize(x @ m.w.T, dim=1) + x @ m.v.T)
+
+    found = _audited(guarded)
+    assert {"w": 1} in found.scale_symmetries
+
+
+def test_complex_weights_and_sparse_results() -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Parameter(torch.randn(5, 6, dtype=torch.cfloat))
+            self.h = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = (x.to(torch.cfloat) @ self.c).abs()
+            return self.h(y / y.mean(1, keepdim=True)).to_sparse()
+
+    torch.manual_seed(0)
+    found = audit(Waves(), torch.randn(6, 5))
+    assert found.scale_symmetries == [{"c": 1}]
+    assert found.inert == []
+
+
+# --- gradients taken inside -----------------------------------------------------------------------
+
+
+def _inner_step(m: _Model, x: Tensor) -> Tensor:
+    """One step of MAML, of the first order."""
+    (slope,) = torch.autograd.grad(torch.tanh(x @ m.w.T).pow(2).mean(), m.w)
+    return m.h(F.normalize(x @ slope.T, dim=1) + x @ m.v.T)
+
+
+def _penalty(m: _Model, x: Tensor) -> Tensor:
+    """A gradient with respect to the inputs."""
+    x = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(torch.relu(x @ m.w.T).sum(), x, create_graph=True)
+    return m.h(x @ m.v.T) / slope.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_taken_inside_are_followed(training: bool) -> None:
+    assert _audited(_inner_step, training=training).scale_symmetries == []
+    found = _audited(_penalty, training=training)
+    assert found.unknown_ops == []
+    assert sorted(n for v in found.scale_symmetries for n in v) == [
+        "h.bias", "h.weight", "h.weight", "v", "w"
+    ]  # fmt: skip
+    assert found.inert == []
+
+
+# --- what a model keeps outside its modules -------------------------------------------------------
+
+MOVING = torch.zeros(6)
+
+
+def test_tensors_outside_the_model_are_as_they_were() -> None:
+    def moves(m: _Model, x: Tensor) -> Tensor:
+        y = x @ m.w.T
+        MOVING.mul_(0.9).add_(y.detach().mean(0), alpha=0.1)
+        _Model.shared = 0.9 * _Model.shared + 0.1 * y.detach().abs().mean(0)
+        return m.h(y / MOVING.norm() + x @ m.v.T / _Model.shared.norm())
+
+    shared = _Model.shared
+    found = _audited(moves)
+    assert MOVING.tolist() == [0.0] * 6
+    assert _Model.shared is shared
+    assert shared.tolist() == [1.0] * 6
+    assert found.inert == []
+
+
+# --- floating-point masks and flags ---------------------------------------------------------------
+
+
+class _Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(6, 2, batch_first=True, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.inner(x, x, x, attn_mask=mask)[0]
+
+
+def test_a_mask_of_infinities_is_redrawn() -> None:
+    torch.manual_seed(0)
+    alone = torch.full((5, 5), -math.inf).fill_diagonal_(0.0)  # each sees itself: no scores count
+    found = audit(_Attends().eval(), (torch.randn(2, 5, 6), alone))
+    assert found.scale_symmetries == []  # queries, keys and values share one tensor
+    assert found.parts == [] or all(p.kind != "inert" for p in found.parts)
+
+
+def test_flags_are_named() -> None:
+    class Flagged(nn.Linear):
+        def forward(self, x: Tensor, double: bool = False) -> Tensor:
+            return super().forward(x) * (2 if double else 1)
+
+    found = audit(Flagged(3, 2), (torch.randn(4, 3), False))
+    assert any("False" in words and "stayed as given" in words for words in found.conditions)
+
+
+def test_a_condition_names_what_inputs_never_reach_by_values() -> None:
+    torch.manual_seed(0)
+
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + torch.relu(x.amax(1, keepdim=True) - 1e6) * self.b(x)
+
+    found = audit(Beside(), torch.randn(6, 5))
+    assert found.unreached == ["b.bias", "b.weight"]
+    assert not any(n.startswith("b.") for v in found.scale_symmetries for n in v)
+    assert any("No input that was tried reached b.bias" in words for words in found.conditions)

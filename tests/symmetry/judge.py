@@ -126,9 +126,16 @@ def change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 # --- moves --------------------------------------------------------------------------------------
 
 
+def _whole(exponents: Exponents) -> Fraction:
+    """What makes exponents whole, so that powers of two do not round; huge ones are made small."""
+    largest = max(abs(Fraction(e)) for e in exponents.values())
+    whole = lcm(*(Fraction(e).denominator for e in exponents.values()))
+    return Fraction(whole) if whole * largest <= 8 else 1 / largest
+
+
 def scaling(symmetry: Exponents, power: int | None = None) -> Move:
     """Multiply every weight by 2 to the power of its exponent times some whole number."""
-    whole = lcm(*(Fraction(e).denominator for e in symmetry.values()))
+    whole = _whole(symmetry)
 
     def move(state: State, r: random.Random) -> State:
         k = whole * (power or r.choice((-6, -4, -2, 2, 4, 6)))
@@ -157,12 +164,12 @@ def vectors(shape: Sequence[int], axes: Any) -> Tensor:
 
 def scaling_vectors(exponents: Exponents, axes: Any) -> Move:
     """Multiply every vector of some weights by a power of two of its own."""
-    whole = lcm(*(Fraction(e).denominator for e in exponents.values()))
+    whole = _whole(exponents)
 
     def move(state: State, r: random.Random) -> State:
         places = {n: vectors(state[n].shape, axes) for n in exponents}
         count = max(int(p.max()) + 1 if p.numel() else 0 for p in places.values())
-        k = torch.tensor([2.0 * whole * r.randint(-2, 2) for _ in range(count)]).double()
+        k = torch.tensor([2.0 * float(whole) * r.randint(-2, 2) for _ in range(count)]).double()
         scaled = {n: state[n] * 2.0 ** (k[p] * float(exponents[n])) for n, p in places.items()}
         return {**state, **scaled}
 

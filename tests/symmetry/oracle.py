@@ -88,9 +88,10 @@ def judged(case: Case, found: Any, judge: Judge | None = None) -> list[Verdict]:
         verdicts = [("note", words) for words in said]
         verdicts += [("false", words) for words in _at_home(case, found)]
     claims = [*found.scale_symmetries, *({n: 1} for n in found.inert)]
-    limits = [limit.kind for limit in getattr(found, "limits", [])]
+    listed = getattr(found, "limits", [])
     more, undecided = missed(case, claims, found.unreached, judge)
     for v in more:
+        limits = [x.kind for x in listed if x.kind != "buffers" or v.keys() & set(x.names)]
         kind, said = ("note", f"limit {limits}: ") if limits else ("missed", "")
         verdicts.append((kind, f"{said}{shown(v)} is a symmetry, and not claimed"))
     if undecided:

@@ -37,11 +37,12 @@ from onsphere.symmetry.granularity import described, finest_divisions
 from onsphere.symmetry.limits import (
     on_another_model,
     on_gradients,
+    on_moving,
     on_reads,
     on_unreached,
     read_weights,
 )
-from onsphere.symmetry.missed import completed, extended
+from onsphere.symmetry.missed import SEARCH_SECONDS, completed, extended
 from onsphere.symmetry.parts import Part, find_parts
 from onsphere.symmetry.probe import NoGradients, Point, Probe
 from onsphere.symmetry.reach import followed, unreached, without_effect
@@ -185,7 +186,8 @@ def _with_gradients(
         )
     traced = probe.traced
     unsaid = unreached(traced) | silent | effects.through_eps
-    claims = [dict(v) for v in traced.basis if not _touches(v, unsaid)]
+    claims = [dict(v) for v in traced.basis if not _touches(v, unsaid - silent)]
+    claims = [v for v in claims if not v.keys() <= silent]
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
@@ -206,7 +208,7 @@ def _with_gradients(
         shifts.certified(probe, alive, random),
         find_parts(probe, [n for n in alive if n not in alone], random, evidence),
         silent,
-        on_reads(traced),
+        [*on_reads(traced), *on_moving(traced)],
         complete=complete,
     )
 
@@ -228,7 +230,7 @@ def _without_gradients(
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
         claims, certificates, inert, divisions,
-        unreached=unreached(traced), limits=[*on_reads(traced), on_gradients(why)],
+        unreached=unreached(traced), limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
     )  # fmt: skip
 
 
@@ -251,9 +253,9 @@ def _further(
     found, complete = completed(
         probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
     )
-    # A scale that is detached hides from gradients which of the weights behind it act alone.
-    detached = {n for v, c in zip(claims, certificates, strict=True) if not c.tangent for n in v}
-    alone = dict.fromkeys([*read_weights(probe.traced), *sorted(detached)])
+    # A scale that is detached hides from gradients which weights act alone.
+    detached = len(tangent) < len(claims) and evidence.seconds * len(probe.names) < SEARCH_SECONDS
+    alone = probe.names if detached else read_weights(probe.traced)
     alone = [n for n in alone if n in probe.traced.parameters]
     candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
     return extended(probe, claims, candidates)[len(claims) :], complete

@@ -199,7 +199,7 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         probe: the model.
         claim: exponents by name.
         doubted: weights of which no gradient shows whether inputs reach them; a point counts only
-            where other values of them change the output.
+            where other values of them change the output, and of some weight of the claim too.
     """
     tested, largest = 0, max(abs(e) for e in claim.values())
     huge = [_HUGE * sign for sign in (-1, 1) if any(e * sign > 0 for e in claim.values())]
@@ -207,6 +207,8 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         least = 0.1 * (turn % 2)
         point = probe.redrawn(noise, size, turn, least, many=turn % 3 == 2)
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
+            continue
+        if doubted and not any(_reached(probe, point, [name]) for name in claim):
             continue
         for powers in (*_FACTORS, *(huge if size >= 1 else ())):
             factors = {n: powers * float(e / largest) for n, e in claim.items()}

@@ -93,7 +93,8 @@ class Limit:
 
     Args:
         kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
-            ``"float64"`` (the run in float64 is not the model).
+            ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
+            them while it runs).
         names: weights that it concerns; none where it concerns all.
         words: what it means, a sentence or two.
     """

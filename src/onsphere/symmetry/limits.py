@@ -22,6 +22,20 @@ def on_reads(traced: Trace, without_memory: bool = False) -> list[Limit]:
     ]  # fmt: skip
 
 
+def on_moving(traced: Trace) -> list[Limit]:
+    """Say which buffers a model writes while it runs."""
+    names = sorted(traced.moving)
+    if not names:
+        return []
+    return [
+        Limit(
+            "buffers", tuple(names),
+            f"The model writes {_listed(names)} while it runs: of symmetries that these move "
+            "along with, only those that units give are found.",
+        )
+    ]  # fmt: skip
+
+
 def on_another_model(differs: str) -> Limit:
     """Say that the run in float64 is not the model."""
     return Limit(

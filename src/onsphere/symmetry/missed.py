@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.certificate import Exponents, withstands
+from onsphere.symmetry.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.evidence import Evidence, RadialRows, join, radial_rows
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.units import Constraints, in_span, sparse_basis
@@ -26,6 +26,10 @@ SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 _SPARE_ROWS = 4
 _LEAST_POINTS = 3
+_ROUNDS = 3
+"""How often as many rows are measured again where they leave directions that are no symmetry."""
+_IDLE_POINTS = 12
+"""After how many points in a row that tell nothing the search is given up."""
 
 
 def completed(
@@ -48,25 +52,59 @@ def completed(
     count = len(probe.names) - len(claims) + _SPARE_ROWS
     if evidence.seconds * count > SEARCH_SECONDS:
         return list(claims), False
-    start, total = time.thread_time(), 0
+    start, rows, found = time.thread_time(), [], None
+    for _ in range(_ROUNDS):
+        more, enough = _measured(probe, claims, count, lambda n: draw(n + len(rows)), start)
+        if not more or not enough:
+            return list(claims), enough
+        rows += more
+        measured = join(rows)
+        found = missed_symmetries(measured, claims)
+        if found is not None:
+            break  # else too few directions were seen: what is left over is no symmetry
+    known = {next(iter(v)) for v in claims if len(v) == 1}
+    # A gradient of exactly 0 may mean that no input reached a weight.
+    bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
+    silent = {n for n, bound in bounds if bound == 0} - known
+    return extended(probe, claims, found or [], silent), True
+
+
+def _measured(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    count: int,
+    draw: Callable[[int], Point],
+    start: float,
+) -> tuple[list[RadialRows], bool]:
+    """Measure so many rows that tell something; return them, and whether there was time."""
     rows: list[RadialRows] = []
+    total = idle = 0
     while total < count:
         point = draw(len(rows))
         size = sum(t.numel() for t in probe.baseline(point))
         share = math.ceil(count / _LEAST_POINTS)
         part = radial_rows(probe, point, min(max(size, 1), count - total, share))
         if not len(part.values):
-            return list(claims), True
-        rows.append(part)
-        total += len(part.values)
+            return [], True
+        rows.append(_telling(part, claims))
+        seen = len(rows[-1].values)
+        total += seen
+        idle = 0 if seen else idle + 1
+        if idle == _IDLE_POINTS:
+            return [], True
         if time.thread_time() - start > 2 * SEARCH_SECONDS:
-            return list(claims), False
-    measured = join(rows)
-    known = {next(iter(v)) for v in claims if len(v) == 1}
-    # A gradient of exactly 0 may mean that no input reached a weight.
-    bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
-    silent = {n for n, bound in bounds if bound == 0} - known
-    return extended(probe, claims, missed_symmetries(measured, claims), silent), True
+            return [], False
+    return rows, True
+
+
+def _telling(rows: RadialRows, known: Sequence[Exponents]) -> RadialRows:
+    """Leave out rows of zeros, and rows lost in rounding: they deny symmetries that hold."""
+    good = (rows.bounds > 0).any(1)
+    for claim in known:
+        e = torch.tensor([float(claim.get(n, 0)) for n in rows.names], dtype=torch.float64)
+        allowed = 10 * RADIAL_TOLERANCE * (rows.bounds @ e.abs()) + 1e-9 * rows.bounds.sum(1)
+        good &= (rows.values @ e).abs() <= allowed
+    return RadialRows(rows.names, rows.values[good], rows.bounds[good], rows.outputs[good])
 
 
 def extended(
@@ -89,15 +127,24 @@ def extended(
         seen.require_zero({index[n]: e for n, e in claim.items() if n in index})
     for candidate in candidates:
         form = {index[n]: e for n, e in candidate.items() if n in index}
-        if seen.reduced(form) and withstands(
-            probe, candidate, [n for n in candidate if n in silent]
-        ):
+        if seen.reduced(form) and withstands(probe, candidate, _doubted(candidate, claims, silent)):
             seen.require_zero(form)
             kept.append(candidate)
     return kept
 
 
-def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict[str, Fraction]]:
+def _doubted(candidate: Exponents, claims: Sequence[Exponents], silent: Collection[str]) -> set[str]:
+    """Return the silent weights that a candidate scales, or that a claim scales along with it.
+
+    That an expert which no input reached needs not be scaled with the others shows nothing.
+    """
+    along = {n for claim in claims if not candidate.keys().isdisjoint(claim) for n in claim}
+    return (along | candidate.keys()) & set(silent)
+
+
+def missed_symmetries(
+    rows: RadialRows, known: Sequence[Exponents]
+) -> list[dict[str, Fraction]] | None:
     """Return rational null vectors of the radial derivatives beyond the known symmetries.
 
     Args:
@@ -106,8 +153,8 @@ def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict
 
     Returns:
         A sparse basis of known and new ones together when the numbers show a clear gap and the
-        null space is rational with small entries; nothing otherwise. The new ones are candidates:
-        they still need certificates.
+        null space is rational with small entries; ``None`` where it is not, and nothing where
+        there are no new ones. The new ones are candidates: they still need certificates.
     """
     null = _numeric_null_space(rows)
     if null is None or null.shape[1] <= len(known):
@@ -121,11 +168,11 @@ def missed_symmetries(rows: RadialRows, known: Sequence[Exponents]) -> list[dict
             if abs(x) > 1e-6
         }
         if any(abs(float(f) - row[i].item()) > 1e-6 or abs(f) > 24 for i, f in entries.items()):
-            return []
+            return None
         vectors.append(entries)
     mapped = [{position[n]: e for n, e in k.items() if n in position} for k in known]
     if not all(in_span(v, vectors) for v in mapped):
-        return []
+        return None
     return [{rows.names[i]: e for i, e in v.items()} for v in sparse_basis(vectors)]
 
 

@@ -6,8 +6,10 @@ runs, and what seems to have no effect is looked at on a large batch of differen
 input reached is called neither inert nor anything else.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 from onsphere.symmetry.evidence import Evidence
@@ -18,6 +20,12 @@ from onsphere.symmetry.trace import Call, Trace, trace
 
 _IDLE_DRAWS = 4
 """After how many draws that reach nothing new no more are made."""
+_PAIR_DRAWS = 16
+"""How many draws are made at most so that what is reached apart is reached together."""
+_PAIR_SECONDS = 3.0
+"""And how long they may take."""
+_MOST_APART = 64
+"""Of how many weights pairs are looked at."""
 _WIDE_SIZES = (1.0, 2.5, 0.4, 1.0, 5.0, 1.0)
 """Sizes of the weights at which a large batch shows what reaches which weight."""
 
@@ -52,8 +60,36 @@ def followed(
         unmet &= set(found.unread)
         wide.append(call)
         idle = 0
-    others += wide
+    traced = _traced(probe, given, [*others, *wide]) or traced
+    others += [*wide, *_together(probe, given, traced)]
     return _traced(probe, given, others) or traced, others
+
+
+def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:
+    """Draw inputs that reach together what others have reached apart, such as two experts.
+
+    What is reached apart demands nothing of each other, though it may be added up elsewhere.
+    """
+    apart, start = _apart(traced.met), time.thread_time()
+    found: list[Call] = []
+    for turn in range(_PAIR_DRAWS):
+        if not apart or time.thread_time() - start > _PAIR_SECONDS:
+            break
+        call = _wide(probe, given, (1.0, 2.5, 0.4)[turn % 3], turn % 2 == 0)
+        seen = _traced(probe, given, [call])
+        left = apart if seen is None else {p for p in apart if not p <= seen.met[-1]}
+        if left < apart:
+            apart = left
+            found.append(call)
+    return found
+
+
+def _apart(met: Sequence[Set[str]]) -> set[frozenset[str]]:
+    """Return the pairs of weights that some runs reached, and none together."""
+    everywhere = frozenset.intersection(*map(frozenset, met))
+    some = sorted(frozenset().union(*met) - everywhere)[:_MOST_APART]
+    pairs = map(frozenset, combinations(some, 2))
+    return {p for p in pairs if not any(p <= m for m in met)}
 
 
 def _wide(probe: Probe, given: Call, size: float, anew: bool) -> Call:

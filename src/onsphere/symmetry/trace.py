@@ -75,8 +75,10 @@ class Trace:
         differentiates: whether the model takes gradients itself while it runs.
         outside: tensors outside the model that it writes into.
         operations: for each run, a number that tells which operations ran.
+        met: for each run, the parameters that operations touched.
         written: buffers that the model writes while it runs.
         overwritten: parameters that it writes while it runs.
+        moving: buffers that it writes and that act on the output, too.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
             entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
             with so many heads).
@@ -94,6 +96,7 @@ class Trace:
     data_dependent: bool
     written: frozenset[str]
     overwritten: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
     decided: bool = False
     whole: frozenset[str] = frozenset()
     reads: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -105,6 +108,7 @@ class Trace:
     differentiates: bool = False
     outside: tuple[Tensor, ...] = ()
     operations: tuple[int, ...] = ()
+    met: tuple[frozenset[str], ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
@@ -285,6 +289,8 @@ def _concluded(
     for run in runs:
         for where, unknowns in run.ledger.reads.items():
             reads.setdefault(where, set()).update(names[k] for k in unknowns)
+    estimates = {n for run in runs for n in run.names(run.ledger.estimates)}
+    moving = {n for run in runs for n in run.names(run.tracer.written)} - estimates
     written = {n for run in runs for n in run.names(run.tracer.written | run.ledger.estimates)}
     whole = {n for run in runs for n in run.names(run.tracer.whole)}
     return Trace(
@@ -301,6 +307,7 @@ def _concluded(
         decided=any(run.ledger.decided for run in runs),
         written=frozenset(bare_name(n) for n in written if n in buffers),
         overwritten=frozenset(bare_name(n) for n in written if n in parameters),
+        moving=frozenset(bare_name(n) for n in moving if n in buffers),
         whole=frozenset(bare_name(n) for n in whole),
         reads={where: frozenset(some) for where, some in reads.items()},
         taken=any(run.ledger.taken for run in runs),
@@ -310,6 +317,7 @@ def _concluded(
         outside=tuple(t for run in runs[:1] for t in run.tracer.outside),
         differentiates=any(run.tracer.differentiates for run in runs),
         coarsest=max(run.tracer.coarsest for run in runs),
+        met=tuple(frozenset(bare_name(n) for n in parameters if run.used(n)) for run in runs),
         operations=tuple(run.tracer.operations for run in runs),
         roles={bare_name(n): _roles(n, runs) for n in parameters},
     )

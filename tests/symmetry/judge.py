@@ -301,9 +301,7 @@ class Judge:
                 if any(bool(t.isnan().any()) for t in after):
                     continue  # too far: numbers have left their range
                 moved, told = change(place.outputs, after), True
-                if moved > self.tolerance and not self._rounds(
-                    state, place.x, after, moved, loose
-                ):
+                if moved > self.tolerance and not self._rounds(state, place.x, after, moved, loose):
                     worst = max(worst, moved)
             if worst > 1e3 * self.tolerance:
                 break

@@ -229,8 +229,8 @@ def _without_gradients(
     far = [*points, *_wide_points(probe)]
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
-        claims, certificates, inert, divisions,
-        unreached=unreached(traced), limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
+        claims, certificates, inert, divisions, unreached=unreached(traced),
+        limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
     )  # fmt: skip
 
 

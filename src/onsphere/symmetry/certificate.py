@@ -111,7 +111,9 @@ def _rounding_floor(probe: Probe, point: Point, real_eps: bool) -> float:
     return max(relative_change(before, after) / nudge, 1.0) * EPSILON
 
 
-def rounding(probe: Probe, point: Point, outputs: Sequence[Tensor], real_eps: bool = False) -> float:
+def rounding(
+    probe: Probe, point: Point, outputs: Sequence[Tensor], real_eps: bool = False
+) -> float:
     """Return how much the output changes when every weight is rounded differently."""
     near = probe.nudged(point, 4 * EPSILON)
     try:

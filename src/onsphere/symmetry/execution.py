@@ -256,8 +256,8 @@ def plain_execution(seed: int = 0) -> Iterator[None]:
 
 def drawn_by_python() -> object:
     """Return what changes when a model draws random numbers by Python or NumPy."""
-    _, words, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), bytes(words), rest
+    numpys: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), numpys[1].tobytes(), numpys[2:]
 
 
 def gradients_as_used(model: nn.Module, differentiates: bool = False) -> torch.set_grad_enabled:

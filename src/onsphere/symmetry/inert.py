@@ -44,6 +44,7 @@ _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
 
+
 def inert_candidates(rows: RadialRows) -> list[str]:
     """Return weights whose gradient is lost in rounding in every row: candidates to be tested."""
     largest = rows.bounds.amax(1, keepdim=True).clamp_min(1e-300)
@@ -159,9 +160,7 @@ def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Ten
     return found
 
 
-def _excess(
-    probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool = False
-) -> float:
+def _excess(probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool = False) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
     worst, most = 0.0, 10 * FINITE_TOLERANCE
     floor = rounding_floor(probe, point, real_eps=real_eps)

@@ -52,9 +52,10 @@ def completed(
     count = len(probe.names) - len(claims) + _SPARE_ROWS
     if evidence.seconds * count > SEARCH_SECONDS:
         return list(claims), False
-    start, rows, found = time.thread_time(), [], None
+    start, found = time.thread_time(), None
+    rows: list[RadialRows] = []
     for _ in range(_ROUNDS):
-        more, enough = _measured(probe, claims, count, lambda n: draw(n + len(rows)), start)
+        more, enough = _measured(probe, claims, count, draw, len(rows), start)
         if not more or not enough:
             return list(claims), enough
         rows += more
@@ -74,13 +75,18 @@ def _measured(
     claims: Sequence[dict[str, Fraction]],
     count: int,
     draw: Callable[[int], Point],
+    first: int,
     start: float,
 ) -> tuple[list[RadialRows], bool]:
-    """Measure so many rows that tell something; return them, and whether there was time."""
+    """Measure so many rows that tell something, from the first point on, while there is time.
+
+    Returns:
+        The rows, and whether there was time; no rows where none tells anything.
+    """
     rows: list[RadialRows] = []
     total = idle = 0
     while total < count:
-        point = draw(len(rows))
+        point = draw(first + len(rows))
         size = sum(t.numel() for t in probe.baseline(point))
         share = math.ceil(count / _LEAST_POINTS)
         part = radial_rows(probe, point, min(max(size, 1), count - total, share))
@@ -133,7 +139,9 @@ def extended(
     return kept
 
 
-def _doubted(candidate: Exponents, claims: Sequence[Exponents], silent: Collection[str]) -> set[str]:
+def _doubted(
+    candidate: Exponents, claims: Sequence[Exponents], silent: Collection[str]
+) -> set[str]:
     """Return the silent weights that a candidate scales, or that a claim scales along with it.
 
     That an expert which no input reached needs not be scaled with the others shows nothing.

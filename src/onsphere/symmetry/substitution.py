@@ -1,8 +1,8 @@
 """Other tensors in the place of those that a model holds: its weights, and what it keeps beside.
 
 Models keep tensors as plain attributes too, in lists and dictionaries: caches that they write into,
-masks, states from one call to the next; so do their classes. All of them have substitutes while a model runs, so that
-every run starts from the same state and leaves the model as it was.
+masks, states from one call to the next; so do their classes. All of them have substitutes while a
+model runs, so that every run starts from the same state and leaves the model as it was.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -298,7 +298,7 @@ class Judge:
             for _ in range(turns):
                 state = move(place.state, r)
                 after = evaluate(self.net, state, place.x)
-                if any(bool(t.isnan().any()) for t in after):
+                if any(bool((t.isnan() | (t.abs() > 1e30)).any()) for t in after):
                     continue  # too far: numbers have left their range
                 moved, told = change(place.outputs, after), True
                 if moved > self.tolerance and not self._rounds(state, place.x, after, moved, loose):

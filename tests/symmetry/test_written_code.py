@@ -467,13 +467,13 @@ def test_models_as_people_write_them(
 def test_an_expert_is_out_of_reach_where_the_model_takes_no_other_inputs() -> None:
     class Fixed(Experts):
         def forward(self, x: Tensor) -> Tensor:
-            if not torch.equal(x.float(), torch.ones(1, 5)):
+            if not torch.equal(x.float(), torch.full((1, 5), 2.0)):
                 raise ValueError("made for one input")
             return super().forward(x)
 
     torch.manual_seed(0)
     with pytest.raises(ModelError, match="made for one input"):
-        audit(Fixed(False).eval(), torch.ones(1, 5))
+        audit(Fixed(False).eval(), torch.full((1, 5), 2.0))
 
 
 # --- modules that are no plain nn.Module ----------------------------------------------------------

@@ -19,6 +19,7 @@ from onsphere.symmetry.certificate import (
     Exponents,
     certify,
     far_points,
+    is_alive,
     is_well_conditioned,
     rounding_floor,
 )
@@ -159,9 +160,10 @@ def _points(probe: Probe) -> list[Point]:
 
 
 def _wide_points(probe: Probe) -> list[Point]:
-    """Return weights of other sizes, and a large batch of inputs that differ much."""
-    many = probe.redrawn(0.4, many=True)
-    return [*islice(far_points(probe), 3), *([many] if is_well_conditioned(probe, many) else [])]
+    """Return weights of other sizes, and large batches of inputs that differ much."""
+    many = [probe.redrawn(n, size, many=True) for n, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))]
+    large = [point for point in many if is_well_conditioned(probe, point)]
+    return [*islice(far_points(probe), 3), *large]
 
 
 def _with_gradients(
@@ -191,7 +193,7 @@ def _with_gradients(
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
-    more, complete = _further(probe, claims, certificates, evidence)
+    more, complete = _further(probe, claims, certificates, evidence, unsaid)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
@@ -247,11 +249,12 @@ def _further(
     claims: Sequence[dict[str, Fraction]],
     certificates: Sequence[Certificate],
     evidence: Evidence,
+    unsaid: set[str],
 ) -> tuple[list[dict[str, Fraction]], bool]:
     """Return symmetries that units cannot see, and whether the numbers were searched for them."""
     tangent = [v for v, c in zip(claims, certificates, strict=True) if c.tangent]
     found, complete = completed(
-        probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0]
+        probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0], unsaid
     )
     # A scale that is detached hides from gradients which weights act alone.
     detached = len(tangent) < len(claims) and evidence.seconds * len(probe.names) < SEARCH_SECONDS
@@ -287,14 +290,14 @@ def _check_numbers(model: nn.Module) -> None:
 
 
 def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
-    """Draw random weights at which the model is well conditioned."""
+    """Draw random weights at which the model is well conditioned, and its output not constant."""
     points: list[Point] = []
     spare: list[tuple[float, Point]] = []
     start = time.thread_time()
     for noise, size in _draws(count, turn):
         point = probe.redrawn(noise, size, turn + len(points))
         floor = rounding_floor(probe, point)
-        if floor < WORST_AMPLIFICATION * EPSILON:
+        if floor < WORST_AMPLIFICATION * EPSILON and is_alive(probe, point):
             points.append(point)
         else:
             spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]

@@ -127,6 +127,15 @@ def is_well_conditioned(probe: Probe, point: Point, *, real_eps: bool = False) -
     return rounding_floor(probe, point, real_eps=real_eps) < WORST_AMPLIFICATION * EPSILON
 
 
+def is_alive(probe: Probe, point: Point) -> bool:
+    """Return whether the output changes at all when all weights do.
+
+    Where every token has the same nearest code, or no input passes a gate, nothing changes the
+    output, and every claim seems to hold.
+    """
+    return changed(probe, point, probe.nudged(point, 0.3)) > 10 * FINITE_TOLERANCE
+
+
 def far_points(probe: Probe) -> Iterator[Point]:
     """Draw weights of many sizes: what is lost in rounding at one of them shows at another.
 
@@ -211,6 +220,8 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
         if doubted and not any(_reached(probe, point, [name]) for name in claim):
+            continue
+        if not is_alive(probe, point):
             continue
         for powers in (*_FACTORS, *(huge if size >= 1 else ())):
             factors = {n: powers * float(e / largest) for n, e in claim.items()}

@@ -209,12 +209,16 @@ class OtherInputs:
         drawn = []
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
-                if not _is_mask(t):
+                if not _is_mask(t) and not (_is_binary(t) and self._tosses()):
                     t = move(t)
                 elif i not in self._fixed:
                     t = self._whole(i, t, grown)
             drawn.append(t)
         return drawn
+
+    def _tosses(self) -> bool:
+        """Toss a coin: numbers of 0 and 1 may be a mask or data."""
+        return bool(torch.rand((), generator=self.generator) < 0.5)
 
     def _taken(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
         """Draw inputs that the model takes."""
@@ -243,6 +247,8 @@ class OtherInputs:
     def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int]) -> Tensor:
         """Draw whole numbers, or a mask, in the place of ``t``."""
         if _is_float(t):
+            if _is_binary(t):
+                return self._mask(t)
             hidden = self._mask(t != 0)
             return torch.zeros_like(t).masked_fill(hidden, -math.inf)
         low, high = (int(x) for x in t.aminmax()) if t.dtype != torch.bool else (0, 1)
@@ -371,6 +377,13 @@ def _is_infinite_mask(t: Tensor) -> bool:
         return False
     hidden = t == -math.inf
     return bool(hidden.any()) and bool((hidden | (t == 0)).all())
+
+
+def _is_binary(t: Tensor) -> bool:
+    """Return whether a floating-point tensor holds 0 and 1, and nothing else."""
+    if not t.is_floating_point() or t.is_meta or not t.numel():
+        return False
+    return bool(((t == 0) | (t == 1)).all())
 
 
 def _is_float(t: Tensor) -> bool:

@@ -37,6 +37,7 @@ def completed(
     claims: Sequence[dict[str, Fraction]],
     evidence: Evidence,
     draw: Callable[[int], Point],
+    unreached: Collection[str] = (),
 ) -> tuple[list[dict[str, Fraction]], bool]:
     """Add the symmetries that only the numbers show, while looking for them is cheap.
 
@@ -45,6 +46,7 @@ def completed(
         claims: the symmetries that the units gave.
         evidence: what was gathered, for the time that one row takes.
         draw: makes the n-th random point.
+        unreached: weights that no input reaches, which is said of the audit as a whole.
 
     Returns:
         A basis of known and new symmetries of the parameters, and whether the search was made.
@@ -66,7 +68,7 @@ def completed(
     known = {next(iter(v)) for v in claims if len(v) == 1}
     # A gradient of exactly 0 may mean that no input reached a weight.
     bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
-    silent = {n for n, bound in bounds if bound == 0} - known
+    silent = {n for n, bound in bounds if bound == 0} - known - set(unreached)
     return extended(probe, claims, found or [], silent), True
 
 

@@ -9,6 +9,7 @@ input reached is called neither inert nor anything else.
 import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
@@ -17,6 +18,7 @@ from onsphere.symmetry.execution import ModelError
 from onsphere.symmetry.inert import act_through_eps, are_inert, inert_candidates
 from onsphere.symmetry.probe import Point, Probe
 from onsphere.symmetry.trace import Call, Trace, trace
+from onsphere.symmetry.units import in_span
 
 _IDLE_DRAWS = 4
 """After how many draws that reach nothing new no more are made."""
@@ -162,9 +164,20 @@ def without_effect(
         reached |= probe.reached(point, doubted)
         touched |= _with_gradients(probe, doubted, point)
     effective = reached - set(are_inert(probe, sorted(reached), wide))
-    unshown = touched - reached
+    unshown = (touched - reached) | (set(doubted) - touched - _free(probe.traced))
     inert = [n for n in found if n not in unshown | effective]
     return WithoutEffect(inert, unshown, through_eps)
+
+
+def _free(traced: Trace) -> set[str]:
+    """Return the weights that units leave free.
+
+    Others without any gradient, which meet numbers in comparisons, may act where these turn over:
+    that it was not seen shows nothing.
+    """
+    index = {n: i for i, n in enumerate({n for v in traced.basis for n in v})}
+    basis = [{index[n]: e for n, e in v.items()} for v in traced.basis]
+    return {n for n, i in index.items() if in_span({i: Fraction(1)}, basis)}
 
 
 def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str]:

@@ -213,6 +213,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Reads(TorchFunctionMode):
     """Notes where Python takes the values out of a tensor, which no operation tells.
 
+    Distances are computed one by one: PyTorch's way for many of them, one product of matrices that
+    hold points beside their squares, has no units.
+
     Args:
         tracer: the one that follows the operations.
     """
@@ -234,7 +237,10 @@ class Reads(TorchFunctionMode):
             if known is None:
                 raise self.tracer.needs_values(func.__name__)
             args = (known, *args[1:])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is torch.cdist and len(args) < 4:
+            kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
+        return func(*args, **kwargs)
 
 
 def _uses(func: Any, results: Sequence[Tensor]) -> bool:

@@ -6,7 +6,7 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import Travel, inner, move
+from onsphere.optim.motion import Travel, Update, inner, limits_of, move
 
 ROWS = (1,)
 
@@ -17,11 +17,16 @@ def point_and_tangents(generator, radius=2.0):
     return p, geometry.tangent(p, v), geometry.tangent(p, m)
 
 
+LIMITS = limits_of(torch.float64)
+
+
 def moved(p, t, m, travel):
     """Apply the coefficients of a move to a point and a vector that travels along."""
     zero = torch.zeros(len(p), dtype=p.dtype)
-    numbers = inner(p, p, ROWS), inner(t, t, ROWS), inner(m, t, ROWS), zero
-    a, b, d, e = (x[:, None] for x in move(travel, *numbers, p.norm(dim=1)))
+    tt = inner(t, t, ROWS)
+    update = Update(tt, inner(m, t, ROWS), tt, tt, zero + 1, zero)
+    numbers = inner(p, p, ROWS), p.norm(dim=1), update, LIMITS
+    a, b, d, e = (x[:, None] for x in move(travel, *numbers))
     return a * p + b * t, m + d * p + e * t
 
 
@@ -63,7 +68,8 @@ def test_a_rotation_without_a_direction_goes_nowhere(step):
     one = torch.ones(2, dtype=torch.float64)
     tangents = torch.tensor([0.0, 1e-20], dtype=torch.float64)
     travel = Travel(lr=0.3, lr_is="rotation", step=step)
-    a, b, d, e = move(travel, one, tangents, 0 * one, 1e-14 * one, one)
+    update = Update(tangents, 0 * one, one, one, one, 0 * one)
+    a, b, d, e = move(travel, one, one, update, LIMITS)
     assert torch.equal(a, one)
     assert not b.any()
     assert not d.any()

@@ -129,9 +129,11 @@ class SphereOptimizer(Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How often a vector was left where it was: it was zero, or its gradient not finite.
+        """How often a vector was left where it was, though it has a gradient.
 
-        A gradient so large that its square overflows counts as not finite. The count per
+        It was zero, its gradient not finite, or the update's direction unknown: lost in rounding
+        beside its radial part, or to underflow. A gradient so large that its square overflows
+        counts as not finite, one so small that its square underflows as none. The count per
         parameter is ``optimizer.state[param]["skipped"]``; reading either waits for the device.
         """
         return sum(int(state["skipped"]) for state in self.state.values() if "skipped" in state)
@@ -331,8 +333,8 @@ class SphereOptimizer(Optimizer):
             self._told_of_skips = True
             warnings.warn(
                 f"{type(self).__name__} left {left} vectors where they were: they are zero and "
-                "have no direction, or their gradient is not finite. The running count is "
-                "optimizer.skipped; this is said once",
+                "have no direction, or their gradient is not finite, too small, or all along the "
+                "radius. The running count is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=5,
             )

@@ -16,7 +16,7 @@ from onsphere.geometry import Sphere
 from onsphere.optim import native
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, Travel, center_, closeness, rounding_floor
+from onsphere.optim.motion import Plan, Travel, center_, limits_of
 
 
 @dataclass
@@ -94,7 +94,7 @@ def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
     plan = plan_for(family, _entries(family, sphere), travel, numbers)
     for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True):
         part.update.apply(p, g, m, v, inside, plan)
-    return (~plan.sound).sum()
+    return plan.skipped
 
 
 def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
@@ -102,7 +102,7 @@ def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
     assert isinstance(numbers, Tensor)
     plan = plan_for(family, _entries(family, sphere), travel, numbers)
     native.apply(family.parts, sphere, travel, plan)
-    return (~plan.sound).sum()
+    return plan.skipped
 
 
 def reduce(part: Part, sphere: Sphere, travel: Travel) -> Tensor:
@@ -129,9 +129,8 @@ def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> P
     """
     first = family.parts[0]
     moment = None if family.moment is None else family.moment.view(-1)
-    dtype = first.point.dtype
-    rounding = rounding_floor(dtype), closeness(dtype)
-    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, *rounding)
+    limits = limits_of(first.point.dtype)
+    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, limits)
 
 
 def _entries(family: Family, sphere: Sphere) -> int:

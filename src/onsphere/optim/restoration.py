@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onsphere.geometry import Sphere
 from onsphere.optim import native
-from onsphere.optim.motion import closeness, inner, spread, total, working_dtype
+from onsphere.optim.motion import inner, limits_of, spread, total, working_dtype
 
 
 class Leash(NamedTuple):
@@ -119,7 +119,7 @@ def scaling_for(
         goal = torch.where(size > radius, radius + growth * (size - radius), size)
         follows = torch.where(known & usable, goal.to(held.radius.dtype), held.radius.view(-1))
         held.radius.view(-1).copy_(follows)
-    close = closeness(held.params[0].dtype)
+    close = limits_of(held.params[0].dtype).close
     factor = torch.where((goal / size - 1).abs() <= close, 1, goal / size)
     factor = torch.where(known, torch.where(usable, factor, 1), 0)
     shift = torch.where(usable & known, -factor * mean, 0)

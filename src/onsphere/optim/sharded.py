@@ -126,9 +126,9 @@ class _Journey:
         path = replace(self.travel, centered=False)
         for part, piece in zip(self.family.parts, self.pieces, strict=True):
             if piece is not None:
-                mine = Plan(plan.coefficients[piece.owner], plan.sound[piece.owner])
+                mine = Plan(*(x[piece.owner] for x in plan))
                 product.follow(part, piece.sphere, path, mine)
-        return (~plan.sound).sum()
+        return plan.skipped
 
 
 def _travel_together(journeys: Sequence[_Journey]) -> list[Tensor]:

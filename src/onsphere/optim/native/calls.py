@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.motion import Plan, Travel, closeness, rounding_floor
+from onsphere.optim.motion import Plan, Travel, limits_of
 from onsphere.optim.native import launch, ops
 from onsphere.optim.native.kernel import allowed, library
 from onsphere.optim.native.layout import layout_of
@@ -83,7 +83,7 @@ def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor
     columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
     numbers = ops.reduce(*columns, layouts, _arguments(parts, travel), _settings(parts, travel))
     if isinstance(parts[0].update, Diagonal):
-        return [pad(n[:, :4], (0, 1)) for n in numbers]  # the kernels know no centred spheres
+        return [pad(n[:, :5], (0, 1)) for n in numbers]  # the kernels know no centred spheres
     if travel.ascend:  # the plan expects the slope that it descends
         for n in numbers:
             n[:, 1].neg_()
@@ -114,7 +114,7 @@ def restore(
 ) -> list[int] | Tensor:
     """Scale vectors to their radii, or no further than the brake lets them grow; count as step."""
     dtype = points[0].dtype
-    settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
+    settings = [0, 0, growth, limits_of(dtype).close, 0, _RESTORE, _DTYPES[dtype]]
     settings += [0, 0, int(brake), int(sphere.centered), 0]
     layouts = _layouts(points, sphere)
     arguments = [0.0] * (8 * len(points))
@@ -172,9 +172,9 @@ def _arguments(parts: Sequence[Part], travel: Travel) -> list[float]:
 def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
     dtype = parts[0].point.dtype
     kind = _DIAGONAL if isinstance(parts[0].update, Diagonal) else _LINEAR
-    rounding = closeness(dtype)
+    limits = limits_of(dtype)
     return [
-        *(travel.lr, travel.radius or 0.0, 0.0, rounding, rounding_floor(dtype)),
+        *(travel.lr, travel.radius or 0.0, 0.0, limits.close, limits.floor),
         *(kind, _DTYPES[dtype], travel.lr_is == "rotation", travel.step == "exponential"),
         *(0, 0, travel.ascend),
     ]

@@ -380,6 +380,34 @@ def resuming(folder):
             assert apart(p, q) < 1e-6, (name, size, "one process")
 
 
+def full_state_dicts(folder):
+    """A state gathered to one process, and given back from there."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_optimizer_state_dict,
+    )
+
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, build in OPTIMIZERS.items():  # not yet on_sphere
+        saved, other = (Pair(build, line, [Shard(0)], families(RESUMED)) for _ in range(2))
+        for step in (1, 2):
+            saved.step(step)
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(Bag(saved.shards), saved.optimizers[1], options=whole)
+        assert bool(state) == (dist.get_rank() == 0), name
+        with torch.no_grad():
+            for p, q in zip(saved.shards, other.shards, strict=True):
+                q.copy_(p)
+        given = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_optimizer_state_dict(Bag(other.shards), other.optimizers[1], state, options=given)
+        other.oracle = saved.oracle
+        saved.step(3)
+        for q, g in zip(other.shards, tensors(other.shapes, 3), strict=True):
+            q.grad = placed(g, line, [Shard(0)]) + 0.3 * q.detach()
+        other.optimizers[1].step()
+        assert other.error() < 1e-6, (name, other.error())
+
+
 def steps_that_differ_are_seen(folder):
     """The comparison of this file is one that fails."""
     line = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -398,5 +426,6 @@ CHECKS = {
     "gradients elsewhere": gradients_elsewhere,
     "training": training,
     "resuming": resuming,
+    "full state dicts": full_state_dicts,
     "steps that differ are seen": steps_that_differ_are_seen,
 }

@@ -182,7 +182,7 @@ def parametrize(
     else:
         projection = WeightSphere(row, dim, (row.eps or 0.0) if eps is None else eps)
     torch_parametrize.register_parametrization(module, name, projection)
-    module.register_load_state_dict_pre_hook(_OlderNames(name, row))
+    module.register_load_state_dict_pre_hook(_OlderNames(name, row))  # type: ignore[no-untyped-call]
     return module
 
 

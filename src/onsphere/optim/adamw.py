@@ -33,6 +33,7 @@ from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.saved import mend
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -153,6 +154,8 @@ class SphereAdamW(SphereOptimizer):
                 state["exp_avg"] = torch.zeros_like(param)
             if coordinate and "exp_avg_sq" not in state:
                 state["exp_avg_sq"] = torch.zeros_like(param)
+            if state["exp_avg"].dtype != param.dtype:  # after model.to(dtype)
+                mend(state, param)
         return [self.state[param]["step"] for param in params]
 
     def _updates(

@@ -6,6 +6,7 @@ update itself.
 
 import warnings
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,19 +14,20 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from onsphere.geometry import Sphere, VectorAxes
+from onsphere.geometry import Sphere
 from onsphere.optim import home, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, Travel
+from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
+from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector
 
 Group = dict[str, Any]
 Nonfinite = Literal["skip", "raise"]
 
 # Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
 # state tensor to the parameter's dtype, which in bfloat16 would move every radius.
-_EXACT = ("radius", "skipped", "vector_moment")
+_PER_VECTOR = ("radius", "vector_moment")
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
 
@@ -175,7 +177,7 @@ class SphereOptimizer(Optimizer):
         packed = super().state_dict()
         if self._sharded:
             packed = {**packed, "state": self._state_of_all(packed)}
-        groups = [{**g, "sphere": _encode(g["sphere"])} for g in packed["param_groups"]]
+        groups = [{**g, "sphere": encode(g["sphere"])} for g in packed["param_groups"]]
         return {**packed, "param_groups": groups}
 
     def _state_of_all(self, packed: Group) -> Group:
@@ -199,26 +201,49 @@ class SphereOptimizer(Optimizer):
         """Load what :meth:`state_dict` gave; a base optimizer's state dict is accepted as well.
 
         Options that the saved groups do not have (``sphere``, for a run that was not on one) keep
-        the value they have here.
+        the value they have here; a saved sphere that differs from the one here is used, with a
+        warning. What is saved for each vector and moment is converted to this run's precision.
+
+        Raises:
+            ValueError: what is saved for a parameter has another size than its vectors here.
         """
-        saved = state_dict["param_groups"]
+        packed: dict[str, Any] = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            packed = hook(self, packed) or packed
+        saved = packed["param_groups"]
         if len(saved) == len(self.param_groups):  # otherwise the base class says what is wrong
             saved = [
-                {
-                    **{key: value for key, value in mine.items() if key not in _OF_THE_PARAMS},
-                    **theirs,
-                    "sphere": _decode(theirs.get("sphere", mine["sphere"])),
-                }
-                for mine, theirs in zip(self.param_groups, saved, strict=True)
+                merged(mine, theirs, number)
+                for number, (mine, theirs) in enumerate(zip(self.param_groups, saved, strict=True))
             ]
-        super().load_state_dict({**state_dict, "param_groups": saved})
-        numbers = (number for group in saved for number in group["params"])
-        params = (param for group in self.param_groups for param in group["params"])
-        for number, param in zip(numbers, params, strict=True):
-            for key in _EXACT:
-                if key in state_dict["state"].get(number, {}):
-                    exact = state_dict["state"][number][key]
-                    self.state[param][key] = exact.detach().to(param.device, copy=True)
+        hooks = self._optimizer_load_state_dict_pre_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()  # they have run
+        before = self.state, self.param_groups
+        try:
+            super().load_state_dict({**packed, "param_groups": saved})
+            self._take_over(packed["state"], [n for group in saved for n in group["params"]])
+        except ValueError:
+            self.__dict__["state"], self.__dict__["param_groups"] = before
+            raise
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = hooks
+
+    def _take_over(self, saved: Mapping[Any, Any], numbers: Sequence[Any]) -> None:
+        """Bring what was loaded to the shapes and precisions of this run."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        number_of = dict(zip(params, numbers, strict=True))
+        for group in self.param_groups:
+            for members in _sets(group) if group["sphere"] is not None else ():
+                for key in _PER_VECTOR:
+                    entries = saved.get(number_of[members[0]], {})
+                    if key in entries:
+                        wanted = home.numbers(members, group["sphere"])
+                        given = per_vector(key, entries[key], wanted, group["sphere"])
+                        self.state[members[0]][key] = given
+        for param in params:
+            entries = self.state.get(param)
+            if entries:
+                mend(entries, param)
         if self._sharded:
             for members, sphere, count in self._counts():
                 if not home.counts_for_all(members, sphere):
@@ -291,6 +316,8 @@ class SphereOptimizer(Optimizer):
         state = self.state[members[0]]
         if key not in state:
             state[key] = home.numbers(members, sphere)
+        elif state[key].dtype != working_dtype(members[0]):  # after model.to(dtype)
+            state[key] = state[key].to(working_dtype(members[0]))
         return state[key]
 
     def _count(self, params: list[Tensor], counts: list[Tensor | int]) -> None:
@@ -360,9 +387,6 @@ def _travel(group: Group) -> Travel:
     )
 
 
-_OF_THE_PARAMS = ("params", "param_names")
-
-
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     """Whether torch's fused CPU step takes these parameters with their gradients and state.
 
@@ -415,37 +439,3 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
             "the parameters of a joint sphere must have the same number of vectors, got "
             f"{sorted(counts)}; give each joint sphere a param group of its own"
         )
-
-
-def numbers_of(groups: list[Group], packed: Mapping[str, Any]) -> dict[Tensor, int]:
-    """Map parameters to their numbers in a state dict."""
-    return {
-        param: number
-        for group, saved in zip(groups, packed["param_groups"], strict=False)
-        for param, number in zip(group["params"], saved["params"], strict=False)
-    }
-
-
-def _encode(sphere: Sphere | None) -> dict[str, Any] | None:
-    if sphere is None:
-        return None
-    return {
-        "index": list(sphere.axes.index),
-        "pieces": [list(piece) for piece in sphere.axes.pieces],
-        "radius": sphere.radius,
-        "joint": sphere.joint,
-        "centered": sphere.centered,
-    }
-
-
-def _decode(data: Mapping[str, Any] | Sphere | None) -> Sphere | None:
-    if data is None or isinstance(data, Sphere):
-        return data
-    pieces: Iterable[Iterable[int]] = data["pieces"]
-    cut = tuple((axis, count) for axis, count in pieces)
-    return Sphere(
-        VectorAxes(tuple(data["index"]), cut),
-        data["radius"],
-        data.get("joint", False),
-        data.get("centered", False),
-    )

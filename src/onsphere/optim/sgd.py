@@ -24,6 +24,7 @@ from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.saved import mend
 
 
 def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
@@ -136,6 +137,8 @@ class SphereSGD(SphereOptimizer):
         if group["momentum"] and state.get("momentum_buffer") is None:
             first = True
             state["momentum_buffer"] = torch.zeros_like(param)
+        elif group["momentum"] and state["momentum_buffer"].dtype != param.dtype:
+            mend(state, param)  # after model.to(dtype)
         update = sgd_update(
             momentum=group["momentum"],
             dampening=group["dampening"],

@@ -13,9 +13,10 @@ from onsphere.geometry import Sphere
 from onsphere.optim import home, native, sharded
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
-from onsphere.optim.optimizer import Group, check_sphere, numbers_of, refuse_sparse
+from onsphere.optim.optimizer import Group, check_sphere, refuse_sparse
 from onsphere.optim.product import Family, Part, advance_all
 from onsphere.optim.restoration import Leash, leash, record, restore
+from onsphere.optim.saved import numbers_of
 
 Mode = Literal["hard", "brake", "rotate"]
 Nonfinite = Literal["skip", "raise", "ignore"]
@@ -239,9 +240,9 @@ class OnSphere(Optimizer):
         numbers = numbers_of(self.param_groups, packed)
         for held in self.leashes:
             entries = state.get(numbers.get(held.params[0], -1), {})
-            radius, skipped = entries.pop("radius", None), entries.pop("skipped", None)
-            if radius is None:
-                continue
+            if not {"radius", "skipped"} <= entries.keys():
+                continue  # an entry of the base optimizer's own may have one of these names
+            radius, skipped = entries.pop("radius"), entries.pop("skipped")
             if radius.shape != held.radius.shape:
                 raise ValueError(
                     f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "

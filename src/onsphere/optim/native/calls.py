@@ -65,9 +65,23 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int
     points, slopes, momenta, moments = _columns(parts)
     arguments, settings = _arguments(parts, travel), _settings(parts, travel)
     layouts = _layouts(points, sphere)
+    _check_numbers([*radii, *seconds], layouts)
     return _listed(
         _step()(points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings)
     )
+
+
+def _check_numbers(numbers: Sequence[Tensor], layouts: Sequence[int]) -> None:
+    """Raise unless there is one float32 per vector: the kernels read memory and ask nothing."""
+    vectors = [layouts[i] * layouts[i + 2] for i in range(0, len(layouts), 4)]
+    for number, x in enumerate(numbers):
+        wanted = vectors[number % len(vectors)]
+        if x.dtype != torch.float32 or x.numel() != wanted or not x.is_contiguous():
+            raise RuntimeError(
+                f"what vectors own must be {wanted} contiguous numbers in float32, got "
+                f"{x.numel()} in {x.dtype}; do not change an optimizer's state or its spheres by "
+                "hand: load_state_dict converts a state, add_param_group takes other spheres"
+            )
 
 
 def _listed(counts: Tensor) -> list[int] | Tensor:
@@ -117,6 +131,7 @@ def restore(
     settings = [0, 0, growth, limits_of(dtype).close, 0, _RESTORE, _DTYPES[dtype]]
     settings += [0, 0, int(brake), int(sphere.centered), 0]
     layouts = _layouts(points, sphere)
+    _check_numbers(radii, layouts)
     arguments = [0.0] * (8 * len(points))
     return _listed(_step()(points, [], [], [], radii, [], layouts, arguments, settings))
 

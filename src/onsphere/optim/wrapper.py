@@ -236,7 +236,11 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
-        state = {number: dict(entries) for number, entries in packed["state"].items()}
+        # PyTorch takes step counts over without a copy: two runs would count on one tensor.
+        state = {
+            number: {key: _own_scalar(value) for key, value in entries.items()}
+            for number, entries in packed["state"].items()
+        }
         numbers = numbers_of(self.param_groups, packed)
         for held in self.leashes:
             entries = state.get(numbers.get(held.params[0], -1), {})
@@ -381,6 +385,10 @@ class OnSphere(Optimizer):
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _own_scalar(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and not value.ndim else value
 
 
 def families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:

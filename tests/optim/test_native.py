@@ -12,9 +12,12 @@ from onsphere.optim.native.layout import layout_of
 from onsphere.optim.restoration import leash, record, restore
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
-pytestmark = pytest.mark.skipif(
-    native.instruction_set() == "none", reason="the native kernels were not built"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        native.instruction_set() == "none", reason="the native kernels were not built"
+    ),
+    pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning"),
+]
 SETS = range(["plain", "AVX2", "AVX-512"].index(native.instruction_set()) + 1)
 
 

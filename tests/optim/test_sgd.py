@@ -165,6 +165,7 @@ EDGES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 @pytest.mark.parametrize(("tensor", "sphere"), EDGES.values(), ids=EDGES)
 @pytest.mark.parametrize("step", STEPS)
 def test_tensors_with_nowhere_to_go(tensor, sphere, step):

@@ -10,6 +10,8 @@ from onsphere import geometry
 from onsphere.geometry import VectorAxes
 from optim.table import LAYOUTS, OPTIMIZERS, TRAVELS, make, place
 
+pytestmark = pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
+
 
 def oracle(name, p, grads, lr, travel, radius, count_steps=0):
     """Follow one vector with the functions of the geometry; a formula per line, no coefficients."""

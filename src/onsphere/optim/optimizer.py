@@ -49,6 +49,8 @@ class SphereOptimizer(Optimizer):
     _told_of_skips = False
     _told_of_decay = False
     _steps_unlooked = 0
+    # What is to be said of spheres that let nothing move, at the next step.
+    _immovable = ""
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
@@ -113,6 +115,7 @@ class SphereOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._immovable = say_once(self._immovable, stacklevel=4)
         self._check_gradients()
         marches, counted = [], []
         for group in self.param_groups:
@@ -159,6 +162,9 @@ class SphereOptimizer(Optimizer):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
         self._sharded = self._sharded or home.any_in(group["params"])
+        if group["sphere"] is not None:
+            for members in _sets(group):
+                self._immovable = self._immovable or immovable(members, group["sphere"])
         # add_param_group also runs inside __init__, before a subclass could set the flag.
         decay = group.get("weight_decay", 0)
         asked = asked or decay != self._usual_decay
@@ -360,8 +366,9 @@ class SphereOptimizer(Optimizer):
             self._told_of_skips = True
             warnings.warn(
                 f"{type(self).__name__} left {left} vectors where they were: they are zero and "
-                "have no direction, or their gradient is not finite, too small, or all along the "
-                "radius. The running count is optimizer.skipped; this is said once",
+                "have no direction (give them a start that is not 0, or leave them off spheres), "
+                "or their gradient is not finite, too small, or all along the radius. The running "
+                "count is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=5,
             )
@@ -413,6 +420,26 @@ def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
                 f"{grad.layout}; make the layer dense (sparse=False) or leave it out of the "
                 "groups with a sphere"
             )
+
+
+def immovable(params: Sequence[Tensor], sphere: Sphere) -> str:
+    """Return what is to be said of parameters whose vectors can never move; mostly nothing."""
+    vectors = sphere.axes.count(params[0].shape)
+    if not vectors or sum(param.numel() for param in params) != vectors:
+        return ""
+    return (
+        f"a parameter of shape {tuple(params[0].shape)} is on a sphere whose vectors have one "
+        "entry each: they have no direction to turn to and never move. Leave it out of the "
+        "groups with a sphere, make one vector of it (Sphere()), or put it on a joint sphere with "
+        "its weight"
+    )
+
+
+def say_once(words: str, stacklevel: int) -> str:
+    """Warn where there is something to say; return what is left to be said."""
+    if words:
+        warnings.warn(words, UserWarning, stacklevel=stacklevel + 1)
+    return ""
 
 
 def check_sphere(params: Sequence[Tensor], sphere: object) -> None:

@@ -1,19 +1,21 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import home, native, sharded
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
-from onsphere.optim.optimizer import Group, check_sphere, refuse_sparse
+from onsphere.optim.optimizer import Group, check_sphere, immovable, refuse_sparse, say_once
 from onsphere.optim.product import Family, Part, advance_all
 from onsphere.optim.restoration import Leash, leash, record, restore
 from onsphere.optim.saved import numbers_of
@@ -114,6 +116,7 @@ class OnSphere(Optimizer):
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
         self.told_of_skips = self.told_of_decay = False
+        self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
         for params, sphere in families(spheres):
@@ -160,6 +163,7 @@ class OnSphere(Optimizer):
             RuntimeError: a parameter on a sphere has a sparse gradient.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
+        self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded.record if self.sharded else record)(self.leashes)
         before = [p.clone() for p in self._moving()] if self.mode == "rotate" else []
@@ -175,7 +179,8 @@ class OnSphere(Optimizer):
         try:
             if closure is None:
                 self._hide(hidden)
-            loss = self.base.step() if closure is None else self.base.step(guarded)
+            with _no_global_hooks():  # they run around this step
+                loss = self.base.step() if closure is None else self.base.step(guarded)
         finally:
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
@@ -265,7 +270,8 @@ class OnSphere(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite")
-        return {key: self.__dict__[key] for key in (*keys, "told_of_skips", "told_of_decay")}
+        told = ("told_of_skips", "told_of_decay", "immovable")
+        return {key: self.__dict__[key] for key in (*keys, *told)}
 
     def __repr__(self) -> str:
         return f"on_sphere(mode={self.mode!r}, {self.base!r})"
@@ -288,6 +294,7 @@ class OnSphere(Optimizer):
         if any(p.numel() for p in params):
             self.leashes.append(leash(params, sphere, home.numbers(params, sphere)))
             self.sharded = self.sharded or home.any_in(params)
+            self.immovable = self.immovable or immovable(params, sphere)
         self.pending = True
         self._warn_of_decay(params)
 
@@ -380,11 +387,33 @@ class OnSphere(Optimizer):
             self.told_of_skips = True
             warnings.warn(
                 f"on_sphere left {int(left)} vectors where they were: they are zero and have no "
-                "direction, or their gradient is not finite. The running count is "
-                "optimizer.skipped; this is said once",
+                "direction (give them a start that is not 0, or leave them off spheres), or their "
+                "gradient is not finite. The running count is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=4,
             )
+
+
+@contextlib.contextmanager
+def _no_global_hooks() -> Iterator[None]:
+    """Keep the hooks that run around every optimizer's step from running around an inner one."""
+    hooks: list[dict[int, Any]] = [
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    ]
+    if not any(hooks):
+        yield
+        return
+    before = [dict(held) for held in hooks]
+    for held in hooks:
+        held.clear()
+    try:
+        yield
+    finally:
+        for held, old in zip(hooks, before, strict=True):
+            new = dict(held)  # registered by a closure
+            held.clear()
+            held.update(old | new)
 
 
 def _own_scalar(value: Any) -> Any:

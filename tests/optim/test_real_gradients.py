@@ -152,6 +152,7 @@ MODES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:weights in torch.bfloat16 that turn:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", RESTING)

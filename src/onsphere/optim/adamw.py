@@ -32,7 +32,7 @@ from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable, state_dtype
 from onsphere.optim.saved import mend
 
 SecondMoment = Literal["coordinate", "vector"]
@@ -85,6 +85,10 @@ class SphereAdamW(SphereOptimizer):
             ``-lr * update``; or ``"rotation"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` or ``"exponential"``.
         maximize: ascend instead of descending.
+        master_weights: move a copy in float32 of weights on spheres in half precision (moments in
+            float32, too), and round it to the weights after each step. Without it turns below the
+            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
 
@@ -118,6 +122,7 @@ class SphereAdamW(SphereOptimizer):
         lr_is: LrIs = "rate",
         step: Step = "retraction",
         maximize: bool = False,
+        master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
     ) -> None:
         defaults: Group = {
@@ -129,6 +134,7 @@ class SphereAdamW(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
+            "master_weights": master_weights,
             "nonfinite": nonfinite,
         }
         super().__init__(params, defaults)
@@ -145,24 +151,24 @@ class SphereAdamW(SphereOptimizer):
                 f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
             )
 
-    def _moments(self, params: list[Tensor], *, coordinate: bool) -> list[Tensor]:
-        """Make missing state, count the step, and return the counters."""
+    def _moments(self, params: list[Tensor], group: Group, *, coordinate: bool) -> list[Tensor]:
+        """Make missing state, and return the counters of steps."""
         for param in params:
-            state = self.state[param]
+            state, dtype = self.state[param], state_dtype(param, group)
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
             if coordinate and "exp_avg_sq" not in state:
-                state["exp_avg_sq"] = torch.zeros_like(param)
-            if state["exp_avg"].dtype != param.dtype:  # after model.to(dtype)
-                mend(state, param)
+                state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
+            if state["exp_avg"].dtype != dtype:  # after model.to(dtype)
+                mend(state, param, dtype)
         return [self.state[param]["step"] for param in params]
 
     def _updates(
         self, params: list[Tensor], group: Group
     ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
         kind: SecondMoment = group["second_moment"]
-        counters = self._moments(params, coordinate=kind == "coordinate")
+        counters = self._moments(params, group, coordinate=kind == "coordinate")
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
@@ -185,7 +191,7 @@ class SphereAdamW(SphereOptimizer):
             raise RuntimeError(
                 "AdamW does not take sparse gradients; make the layer dense (sparse=False)"
             )
-        counters = self._moments(params, coordinate=True)
+        counters = self._moments(params, group, coordinate=True)
         beta1, beta2 = group["betas"]
         first, second = ([self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq"))
         if self._sharded:

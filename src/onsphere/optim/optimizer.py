@@ -20,7 +20,15 @@ from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector
+from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector, take_uncast
+from onsphere.optim.validation import (
+    check_sphere,
+    immovable,
+    lost_in,
+    refuse_sparse,
+    say_once,
+    warn_of_rounding,
+)
 
 Group = dict[str, Any]
 Nonfinite = Literal["skip", "raise"]
@@ -39,7 +47,9 @@ class SphereOptimizer(Optimizer):
 
     - ``radius``: one number per vector, in at least float32, recorded when the vector is first
       seen with a direction, so that a resumed run keeps the radius it started with;
-    - ``skipped``: how often one of its vectors was left where it was.
+    - ``skipped``: how often one of its vectors was left where it was;
+    - ``master``: with ``master_weights`` the weight itself in float32, where it is in half
+      precision. Its moments are in float32 then as well.
 
     The parameters of a joint sphere keep both with the first of them. ``state_dict()`` writes
     spheres as plain data, so a file loads with ``weights_only=True``.
@@ -51,6 +61,7 @@ class SphereOptimizer(Optimizer):
     _steps_unlooked = 0
     # What is to be said of spheres that let nothing move, at the next step.
     _immovable = ""
+    _told_of_rounding = False
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
@@ -126,9 +137,11 @@ class SphereOptimizer(Optimizer):
                 sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
                 marches.append((self._families(sets, group), group["sphere"], _travel(group)))
                 counted.append([members[0] for members in sets])
+                self._warn_of_rounding(sets, group)
         go = sharded.advance if self._sharded else advance_all
         for firsts, counts in zip(counted, go(marches), strict=True):
             self._count(firsts, counts)
+        self._round()
         self._look()
         return loss
 
@@ -246,10 +259,14 @@ class SphereOptimizer(Optimizer):
                         wanted = home.numbers(members, group["sphere"])
                         given = per_vector(key, entries[key], wanted, group["sphere"])
                         self.state[members[0]][key] = given
-        for param in params:
-            entries = self.state.get(param)
-            if entries:
-                mend(entries, param)
+        for group in self.param_groups:
+            for param in group["params"]:
+                entries = self.state.get(param)
+                if entries:
+                    dtype = state_dtype(param, group)
+                    if dtype != param.dtype:  # which PyTorch has cast it to
+                        take_uncast(entries, saved.get(number_of[param], {}), dtype)
+                    mend(entries, param, dtype)
         if self._sharded:
             for members, sphere, count in self._counts():
                 if not home.counts_for_all(members, sphere):
@@ -303,7 +320,7 @@ class SphereOptimizer(Optimizer):
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
         return [
             Family(
-                [Part(p, self._slope(p), *updates[p]) for p in members],
+                [Part(self._point(p, group), self._slope(p, group), *updates[p]) for p in members],
                 self._number(members, "radius", sphere),
                 self._number(members, "vector_moment", sphere)
                 if self._has_vector_moment(group)
@@ -312,10 +329,45 @@ class SphereOptimizer(Optimizer):
             for members in sets
         ]
 
-    def _slope(self, param: Tensor) -> Tensor:
+    def _point(self, param: Tensor, group: Group) -> Tensor:
+        """Return what a step moves: the parameter, or its copy in float32."""
+        if not group["master_weights"]:
+            return param
+        state, dtype = self.state[param], state_dtype(param, group)
+        if dtype == param.dtype:
+            state.pop("master", None)  # after model.float()
+            return param
+        if "master" not in state:
+            state["master"] = param.detach().to(dtype)
+        master: Tensor = state["master"]
+        return master
+
+    def _round(self) -> None:
+        """Write the copies in float32 to the parameters that they belong to."""
+        pairs = [
+            (p, self.state[p]["master"])
+            for group in self.param_groups
+            if group["master_weights"] and group["sphere"] is not None
+            for p in group["params"]
+            if "master" in self.state[p]
+        ]
+        for param, master in pairs:
+            param.copy_(master)
+
+    def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
+        if self._told_of_rounding or group["lr_is"] != "rotation" or group["master_weights"]:
+            return
+        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
+        if lost is not None:
+            self._told_of_rounding = True
+            warn_of_rounding(lost, group["lr"], "master_weights=True", stacklevel=5)
+
+    def _slope(self, param: Tensor, group: Group) -> Tensor:
+        dtype = state_dtype(param, group)
         if param.grad is None:
-            return torch.zeros_like(param)
-        return param.grad if not self._sharded else self._gradients([param])[0]
+            return torch.zeros_like(param, dtype=dtype)
+        grad = param.grad if not self._sharded else self._gradients([param])[0]
+        return grad if grad.dtype == dtype else grad.to(dtype)
 
     def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
@@ -394,6 +446,13 @@ def _travel(group: Group) -> Travel:
     )
 
 
+def state_dtype(param: Tensor, group: Group) -> torch.dtype:
+    """Return the precision of a parameter's moments: its own, or that of its copy in float32."""
+    if group["master_weights"] and group["sphere"] is not None:
+        return working_dtype(param)
+    return param.dtype
+
+
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     """Whether torch's fused CPU step takes these parameters with their gradients and state.
 
@@ -409,60 +468,3 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
             if x.layout is not torch.strided or x.stride() != p.stride():
                 return False
     return True
-
-
-def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
-    """Raise for a gradient that is not dense."""
-    for grad in grads:
-        if grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{name} needs a dense gradient for weights on a sphere, got layout "
-                f"{grad.layout}; make the layer dense (sparse=False) or leave it out of the "
-                "groups with a sphere"
-            )
-
-
-def immovable(params: Sequence[Tensor], sphere: Sphere) -> str:
-    """Return what is to be said of parameters whose vectors can never move; mostly nothing."""
-    vectors = sphere.axes.count(params[0].shape)
-    if not vectors or sum(param.numel() for param in params) != vectors:
-        return ""
-    return (
-        f"a parameter of shape {tuple(params[0].shape)} is on a sphere whose vectors have one "
-        "entry each: they have no direction to turn to and never move. Leave it out of the "
-        "groups with a sphere, make one vector of it (Sphere()), or put it on a joint sphere with "
-        "its weight"
-    )
-
-
-def say_once(words: str, stacklevel: int) -> str:
-    """Warn where there is something to say; return what is left to be said."""
-    if words:
-        warnings.warn(words, UserWarning, stacklevel=stacklevel + 1)
-    return ""
-
-
-def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
-    """Raise unless these parameters can live on that sphere."""
-    if not isinstance(sphere, Sphere):
-        raise TypeError(
-            f"a group's `sphere` is an onsphere.geometry.Sphere or None, got {sphere!r}"
-        )
-    counts = set()
-    for position, param in enumerate(params):
-        if not param.is_floating_point():
-            raise ValueError(
-                f"parameter {position} of the group has dtype {param.dtype}; weights on a sphere "
-                "are real floating point (for complex ones use torch.view_as_real)"
-            )
-        try:
-            counts.add(sphere.axes.count(param.shape))
-        except ValueError as error:
-            raise ValueError(f"parameter {position} of the group: {error}") from None
-    if home.any_in(params):
-        home.check(params, sphere)
-    if sphere.joint and len(counts) > 1:
-        raise ValueError(
-            "the parameters of a joint sphere must have the same number of vectors, got "
-            f"{sorted(counts)}; give each joint sphere a param group of its own"
-        )

@@ -89,13 +89,21 @@ def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tenso
     return saved.detach().to(device=wanted.device, dtype=wanted.dtype, copy=True)
 
 
-def mend(entries: Group, param: Tensor) -> None:
-    """Bring moments to the parameter's precision, and counters to the kind that is counted in.
+def take_uncast(entries: Group, saved: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Take moments and the copy of a weight over in another precision than the parameter's."""
+    for key in (*_PER_ENTRY, "master"):
+        held, given = entries.get(key), saved.get(key)
+        if isinstance(held, Tensor) and isinstance(given, Tensor):
+            entries[key] = given.detach().to(device=held.device, dtype=dtype, copy=True)
+
+
+def mend(entries: Group, param: Tensor, dtype: torch.dtype) -> None:
+    """Bring moments to a precision, and counters to the kind that is counted in.
 
     Raises:
         ValueError: a moment has another shape than its parameter.
     """
-    for key in _PER_ENTRY:
+    for key in (*_PER_ENTRY, "master"):
         moment = entries.get(key)
         if not isinstance(moment, Tensor):
             continue
@@ -104,8 +112,8 @@ def mend(entries: Group, param: Tensor) -> None:
                 f"the saved {key} has shape {tuple(moment.shape)}, and its parameter "
                 f"{tuple(param.shape)}; load the state of the same parameters, in the same order"
             )
-        if moment.dtype != param.dtype:
-            entries[key] = moment.to(param.dtype)
+        if moment.dtype != dtype:
+            entries[key] = moment.to(dtype)
     if "step" in entries:
         steps = entries["step"]
         entries["step"] = torch.as_tensor(steps, dtype=torch.float32).to("cpu", copy=True)

@@ -23,7 +23,7 @@ from torch.optim.sgd import sgd as plain_sgd
 from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable, state_dtype
 from onsphere.optim.saved import mend
 
 
@@ -71,6 +71,10 @@ class SphereSGD(SphereOptimizer):
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
+        master_weights: move a copy in float32 of weights on spheres in half precision (moments in
+            float32, too), and round it to the weights after each step. Without it turns below the
+            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
 
@@ -102,6 +106,7 @@ class SphereSGD(SphereOptimizer):
         lr_is: LrIs = "rate",
         step: Step = "retraction",
         maximize: bool = False,
+        master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
     ) -> None:
         defaults: Group = {
@@ -113,6 +118,7 @@ class SphereSGD(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
+            "master_weights": master_weights,
             "nonfinite": nonfinite,
         }
         super().__init__(params, defaults)
@@ -133,12 +139,12 @@ class SphereSGD(SphereOptimizer):
         return [self._update(param, group) for param in params]
 
     def _update(self, param: Tensor, group: Group) -> tuple[Tensor | None, None, Linear]:
-        state, first = self.state[param], False
+        state, first, dtype = self.state[param], False, state_dtype(param, group)
         if group["momentum"] and state.get("momentum_buffer") is None:
             first = True
-            state["momentum_buffer"] = torch.zeros_like(param)
-        elif group["momentum"] and state["momentum_buffer"].dtype != param.dtype:
-            mend(state, param)  # after model.to(dtype)
+            state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+        elif group["momentum"] and state["momentum_buffer"].dtype != dtype:
+            mend(state, param, dtype)  # after model.to(dtype)
         update = sgd_update(
             momentum=group["momentum"],
             dampening=group["dampening"],
@@ -155,6 +161,10 @@ class SphereSGD(SphereOptimizer):
             moved = [local(p) for p in params]
             buffers = [b if b is None else local(b) for b in buffers]
         made = [buffer for buffer in buffers if buffer is not None]
+        # Torch's fused step does not move half precision on the CPU (seen in torch 2.13).
+        fused = all(p.dtype.itemsize >= 4 for p in moved) and fusable(
+            moved, grads, *([made] if len(made) == len(params) else [])
+        )
         plain_sgd(
             moved,
             grads,
@@ -166,7 +176,7 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=fusable(moved, grads, *([made] if len(made) == len(params) else [])) or None,
+            fused=fused or None,
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

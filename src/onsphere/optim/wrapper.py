@@ -13,16 +13,30 @@ from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import home, native, sharded
+from onsphere.optim.displacement import Buffers, Displacements, steps_from_anywhere
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
-from onsphere.optim.optimizer import Group, check_sphere, immovable, refuse_sparse, say_once
+from onsphere.optim.optimizer import Group
 from onsphere.optim.product import Family, Part, advance_all
 from onsphere.optim.restoration import Leash, leash, record, restore
 from onsphere.optim.saved import numbers_of
+from onsphere.optim.validation import (
+    check_sphere,
+    immovable,
+    lost_in,
+    refuse_sparse,
+    say_once,
+    warn_of_rounding,
+)
 
 Mode = Literal["hard", "brake", "rotate"]
 Nonfinite = Literal["skip", "raise", "ignore"]
+Closure = Callable[[], float]
 Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterable[Group]
+
+
+# Leashes by number, with the gradients that are to be put back.
+_Hidden = dict[int, tuple[Leash, list[Tensor | None]]]
 
 
 def on_sphere(
@@ -40,8 +54,10 @@ def on_sphere(
       (:mod:`~onsphere.optim.restoration`). One number per vector is remembered.
     - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
-      into the direction of the update; the size of the update does not matter. Takes a copy of
-      the weights on spheres during a step.
+      into the direction of the update; neither its size nor weight decay matters. Keeps memory
+      for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
+      update is known to its own rounding (:mod:`~onsphere.optim.displacement`); of another, whose
+      update does not depend on the weights either, set ``steps_from_anywhere = True``.
 
     The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
     one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
@@ -115,12 +131,16 @@ class OnSphere(Optimizer):
         self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
-        self.told_of_skips = self.told_of_decay = False
+        self.told_of_skips = self.told_of_decay = self.told_of_rounding = False
         self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
         for params, sphere in families(spheres):
             self._put(params, sphere)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.buffers = Buffers()  # of mode "rotate"; not worth a place in a file
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -148,7 +168,7 @@ class OnSphere(Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None
+        self, closure: Closure | None = None
     ) -> float | None:
         """Take a step of the base optimizer and bring the weights to their spheres.
 
@@ -166,28 +186,25 @@ class OnSphere(Optimizer):
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded.record if self.sharded else record)(self.leashes)
-        before = [p.clone() for p in self._moving()] if self.mode == "rotate" else []
-        hidden: dict[int, tuple[Leash, list[Tensor | None]]] = {}
-
-        def guarded() -> float:
-            assert closure is not None
-            with torch.enable_grad():
-                loss = closure()
-            self._hide(hidden)
-            return loss
-
+        hidden: _Hidden = {}
+        added: dict[Tensor, Tensor] = {}
         try:
             if closure is None:
                 self._hide(hidden)
             with _no_global_hooks():  # they run around this step
-                loss = self.base.step() if closure is None else self.base.step(guarded)
+                if self.mode == "rotate":
+                    loss, added = self._step_for_updates(closure, hidden)
+                elif closure is None:
+                    loss = self.base.step()
+                else:
+                    loss = self.base.step(self._guarded(closure, hidden))
         finally:
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
         left: int | Tensor = 0
         if self.mode == "rotate":
-            left = self._rotate(before)
+            left = self._rotate(added)
         else:
             back = sharded.restore if self.sharded else restore
             left = back(self.leashes, brake=self.mode == "brake", growth=self.growth)
@@ -270,7 +287,7 @@ class OnSphere(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite")
-        told = ("told_of_skips", "told_of_decay", "immovable")
+        told = ("told_of_skips", "told_of_decay", "told_of_rounding", "immovable")
         return {key: self.__dict__[key] for key in (*keys, *told)}
 
     def __repr__(self) -> str:
@@ -301,7 +318,7 @@ class OnSphere(Optimizer):
     def _moving(self) -> list[Tensor]:
         return [p for held in self.leashes for p in held.params]
 
-    def _hide(self, hidden: dict[int, tuple[Leash, list[Tensor | None]]]) -> None:
+    def _hide(self, hidden: _Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
         grads = [p.grad for p in self._moving() if p.grad is not None]
         refuse_sparse(grads, "on_sphere")
@@ -335,23 +352,63 @@ class OnSphere(Optimizer):
             if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
         ]
 
-    def _rotate(self, before: list[Tensor]) -> int | Tensor:
+    def _guarded(
+        self, closure: Closure, hidden: _Hidden, displaced: Displacements | None = None
+    ) -> Closure:
+        """Return a closure that sees the weights, and hides gradients that are not finite."""
+
+        def guarded() -> float:
+            if displaced is not None:
+                displaced.visit()
+            with torch.enable_grad():
+                loss = closure()
+            self._hide(hidden)
+            if displaced is not None:
+                displaced.leave()
+            return loss
+
+        return guarded
+
+    def _step_for_updates(
+        self, closure: Closure | None, hidden: _Hidden
+    ) -> tuple[float | None, dict[Tensor, Tensor]]:
+        """Step with the base, the weights kept; return the loss and what it adds to each."""
+        moving = [p for p in self._moving() if p.grad is not None or closure is not None]
+        if not steps_from_anywhere(self.base):
+            before = [p.detach().clone() for p in moving]
+            loss = (
+                self.base.step()
+                if closure is None
+                else self.base.step(self._guarded(closure, hidden))
+            )
+            added = {p: p.detach() - x for p, x in zip(moving, before, strict=True)}
+            for p, x in zip(moving, before, strict=True):
+                p.copy_(x)
+            return loss, added
+        displaced = Displacements(moving, self.buffers)
+        try:
+            if closure is None:
+                loss = self.base.step()
+            else:
+                loss = self.base.step(self._guarded(closure, hidden, displaced))
+        finally:
+            added = displaced.arrive()
+        return loss, added
+
+    def _rotate(self, added: dict[Tensor, Tensor]) -> int | Tensor:
+        """Turn the vectors of parameters that something was added to."""
         rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        update = Linear(alpha=0.0, kappa=1.0, along_gradient=1.0, along_momentum=0.0)
-        start = dict(zip(self._moving(), before, strict=True))
         alike: dict[tuple[Sphere, float], list[Leash]] = {}
         for held in self.leashes:
-            rate = float(rates[held.params[0]])
-            alike.setdefault((held.sphere, rate), []).append(held)
+            if any(param in added for param in held.params):
+                rate = float(rates[held.params[0]])
+                self._warn_of_rounding(held.params[0].dtype, rate)
+                alike.setdefault((held.sphere, rate), []).append(held)
         marches, moved = [], []
         for (sphere, rate), many in alike.items():
             families = []
             for held in many:
-                parts = []
-                for param in held.params:
-                    slope = start[param] - param
-                    param.copy_(start[param])
-                    parts.append(Part(param, slope, None, None, update))
+                parts = [_turning(p, added.get(p), sphere) for p in held.params]
                 families.append(Family(parts, held.radius))
             travel = Travel(rate, "rotation", "retraction", sphere.radius, sphere.centered)
             marches.append((families, sphere, travel))
@@ -361,7 +418,15 @@ class OnSphere(Optimizer):
         for held, count in zip(moved, itertools.chain(*counts), strict=True):
             held.skipped.add_(count)
             left = left + count
+            if not isinstance(count, int) or count or held.sphere.centered:
+                self.buffers.forget(held.params)
         return left
+
+    def _warn_of_rounding(self, dtype: torch.dtype, rate: float) -> None:
+        if not self.told_of_rounding and lost_in(dtype, rate):
+            self.told_of_rounding = True
+            mended = "SphereAdamW or SphereSGD with master_weights=True"
+            warn_of_rounding(dtype, rate, mended, stacklevel=6)
 
     def _warn_of_decay(self, params: tuple[Tensor, ...]) -> None:
         if self.told_of_decay or self.mode == "brake":
@@ -392,6 +457,16 @@ class OnSphere(Optimizer):
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:
+    """Turn a parameter towards what was added to it; that is zero afterwards, where it could."""
+    if added is None:
+        added = torch.zeros_like(param)
+    if sphere.centered:  # which takes the mean off gradients only
+        return Part(param, -added, None, None, Linear(0.0, 1.0, 1.0, 0.0))
+    # As momentum that nothing remains of; the gradient has no weight but must be there.
+    return Part(param, added, added, None, Linear(0.0, 0.0, 0.0, -1.0))
 
 
 @contextlib.contextmanager

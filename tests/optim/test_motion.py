@@ -6,9 +6,10 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import Travel, Update, inner, limits_of, move
+from onsphere.optim.motion import Travel, Update, inner, limits_of, move, reference_length
 
 ROWS = (1,)
+HEADS = Sphere(VectorAxes(pieces=((0, 9),)))
 
 
 def point_and_tangents(generator, radius=2.0):
@@ -61,6 +62,24 @@ def test_retraction_and_exponential_differ_in_third_order(generator):
         for s in (1e-2, 1e-3)
     ]
     assert 900 < gaps[0] / gaps[1] < 1100
+
+
+def test_the_reference_is_the_length_at_which_torch_starts():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(400, 900)
+    weight, bias = (p.detach() for p in (layer.weight, layer.bias))
+    for params, sphere, lengths in (
+        ([weight], Sphere(), weight.norm()),
+        ([weight], Sphere(VectorAxes((0,))), weight.norm(dim=1)),
+        ([weight], Sphere(VectorAxes((1,))), weight.norm(dim=0)),
+        ([weight], HEADS, weight.unflatten(0, (9, -1)).norm(dim=(1, 2))),
+        ([weight, bias], Sphere(joint=True), torch.cat([weight.flatten(), bias]).norm()),
+    ):
+        expected = reference_length(tuple(tuple(p.shape) for p in params), sphere)
+        assert lengths.mean().item() == pytest.approx(expected, rel=0.01)
+    assert reference_length(((7,),), Sphere()) == pytest.approx((7 / 3) ** 0.5)
+    assert reference_length(((),), Sphere()) == pytest.approx((1 / 3) ** 0.5)
+    assert reference_length(((0, 3),), Sphere()) == 1
 
 
 @pytest.mark.parametrize("step", ["retraction", "exponential"])

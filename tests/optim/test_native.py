@@ -39,6 +39,8 @@ def run(on, name, start, grads, sphere, memory, **settings):
 def compare(name, layout, dtype, generator, **settings):
     shape, memory, sphere = LAYOUTS[layout]
     start = torch.randn(shape, generator=generator).to(dtype)
+    if settings.get("travel", "").startswith("relative"):  # as far as with a rate
+        start = start / (3 * start.numel() / sphere.axes.count(shape))
     grads = torch.randn(3, *shape, generator=generator).to(dtype)
     fast, slow = (
         run(on, name, start, grads, sphere, memory, lr=0.05, **settings) for on in (True, False)

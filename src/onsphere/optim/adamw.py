@@ -81,8 +81,12 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning where it was asked for.
         second_moment: of spheres, one per ``"coordinate"`` or one per ``"vector"``.
-        lr_is: ``"rate"``, as in ``torch.optim.AdamW``: the step in space begins as
-            ``-lr * update``; or ``"rotation"``: every vector turns by ``lr`` radians.
+        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.AdamW`` turns one of
+            the length ρ at which ``torch.nn`` starts it
+            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
+            the lengths at the start (but for ``eps``): the step in space begins as
+            ``-lr * (r / ρ) * update``. ``"rate"``: it begins as ``-lr * update``, as in
+            ``torch.optim.AdamW``. ``"rotation"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` or ``"exponential"``.
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
@@ -119,7 +123,7 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: float = 1e-2,
         *,
         second_moment: SecondMoment = "coordinate",
-        lr_is: LrIs = "rate",
+        lr_is: LrIs = "relative",
         step: Step = "retraction",
         maximize: bool = False,
         master_weights: bool = False,

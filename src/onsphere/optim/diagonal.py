@@ -59,7 +59,7 @@ class Diagonal:
         """The numbers that the native kernel takes."""
         root = self.first / self.second**0.5
         moments = (self.beta1, self.kappa, self.beta2, 1 - self.beta2)
-        return (*moments, root, self.first * self.eps, 0.0, 0.0)
+        return (*moments, root, self.first * self.eps, 0.0)
 
     def _weighted(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None
@@ -107,7 +107,7 @@ class Diagonal:
         mean = ones / count if travel.centered else torch.zeros_like(pp)
         tangent = (uu - pu * rho - count * mean * mean).clamp_min(0)
         share, zero = share_of_news(news, uu, self.beta1), torch.zeros_like(pp)
-        update = Update(tangent, zero, uu, gg, share, zero + least)
+        update = Update(tangent, zero, uu, gg, share, zero + least, normed=True)
         moved = move(travel, pp, at, update, limits)
         a, b, _, _ = settle(moved, count, pp, at, limits.close)
         refused = refusals(moved, update, travel, limits) & sound & (count > 1)

@@ -6,7 +6,7 @@ With :math:`P` the projection to the tangent space at :math:`p`, the momentum be
 write it: :math:`p' = c_0 p + c_1 g + c_2 m` and :math:`m' = c_3 p + c_4 g + c_5 m`.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 import torch
@@ -71,9 +71,10 @@ class Linear:
     @property
     def arguments(self) -> tuple[float, ...]:
         """The numbers that the native kernel takes."""
-        rest = (0.0, 1.0, 1.0, 0.0)
+        rest = (0.0, 1.0, 0.0)
         if self.moment is not None:
-            rest = (self.moment.beta, self.moment.first, self.moment.second, self.moment.eps)
+            beta, first, second, eps = astuple(self.moment)
+            rest = (beta, first / second**0.5, first * eps)
         return (self.alpha, self.kappa, self.along_gradient, self.along_momentum, *rest)
 
     def reduce(
@@ -116,7 +117,8 @@ class Linear:
         along = x * self.kappa * gg + (x * self.alpha + y * self.kappa) * gm + y * self.alpha * mm
         momentum = self.kappa**2 * gg + 2 * self.kappa * self.alpha * gm + self.alpha**2 * mm
         share = share_of_news(self.kappa**2 * gg, momentum, self.alpha)
-        update = Update(tangent, along, whole, raw_gg, share, least * (x * x + y * y))
+        normed = self.moment is not None
+        update = Update(tangent, along, whole, raw_gg, share, least * (x * x + y * y), normed)
         moved = move(travel, pp, at, update, limits)
         a, b, d, e = settle(moved, count, pp, at, limits.close)
         of_g, of_m = self.kappa + e * x, self.alpha + e * y

@@ -20,8 +20,13 @@ With :math:`t` the tangent part of the update at the point :math:`p`, on the sph
 where ``lr_is="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
 :math:`\theta = \eta |t| / r` for the exponential map (in space, both steps begin as
 :math:`-\eta t`), and ``lr_is="rotation"`` means :math:`\theta = \eta` whatever the size of the
-update. The retraction projects :math:`m` to the tangent space at the new point; the exponential
-map transports it in parallel along the geodesic.
+update. A rate depends on the length: where the function does not, a gradient is as large as
+:math:`1/r`, so that SGD turns by :math:`\eta/r^2` and AdamW, whose update has one size, by
+:math:`\eta/r` times what has nothing to do with the length. ``lr_is="relative"`` puts a reference
+length :math:`\rho` in its place: the optimizer does to a vector of any length what the rate does to
+one of length :math:`\rho`, which is to step by :math:`-\eta (r/\rho)\,t`, and by
+:math:`-\eta (r/\rho)^2\,t` for SGD. The retraction projects :math:`m` to the tangent space at the
+new point; the exponential map transports it in parallel along the geodesic.
 
 What cannot be known of a turn is not made up. Three kinds of vectors are at rest:
 
@@ -43,6 +48,8 @@ exponential map; Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix M
 section 4.1, for retractions.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,7 +59,7 @@ from torch import Tensor
 from onsphere.geometry import Sphere
 
 Step = Literal["retraction", "exponential"]
-LrIs = Literal["rate", "rotation"]
+LrIs = Literal["relative", "rate", "rotation"]
 Axes = tuple[int, ...]
 
 
@@ -62,11 +69,13 @@ class Travel:
 
     Attributes:
         lr: the learning rate.
-        lr_is: ``"rate"`` as in the base optimizer, ``"rotation"`` for radians per step.
+        lr_is: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
+            ``"rotation"`` for radians per step.
         step: along the ``"retraction"`` or the ``"exponential"`` map.
         radius: the radius that vectors not seen before get; ``None`` for the one they have.
         centered: whether vectors have a mean of zero.
         ascend: maximize instead of minimizing.
+        reference: the reference length of a relative rate (:func:`reference_length`).
     """
 
     lr: float
@@ -75,6 +84,7 @@ class Travel:
     radius: float | None = None
     centered: bool = False
     ascend: bool = False
+    reference: float = 1.0
 
 
 class Move(NamedTuple):
@@ -166,6 +176,7 @@ class Update(NamedTuple):
         gradient: :math:`|g|^2`; a gradient whose square underflows is none.
         share: of news in the momentum (:func:`share_of_news`).
         least: below this ``whole`` has lost digits to underflow.
+        normed: whether its size does not depend on that of the gradients.
     """
 
     tangent: Tensor
@@ -174,6 +185,7 @@ class Update(NamedTuple):
     gradient: Tensor
     share: Tensor
     least: Tensor
+    normed: bool = False
 
 
 def move(travel: Travel, square: Tensor, radius: Tensor, update: Update, limits: Limits) -> Move:
@@ -197,16 +209,20 @@ def move(travel: Travel, square: Tensor, radius: Tensor, update: Update, limits:
         >>> move(Travel(lr=1.0), one, one, update, limits)[:2]     # from p to (p - t)/sqrt(2)
         (tensor([0.7071]), tensor([-0.7071]))
     """
-    tangent, along, whole, _, share, least = update
+    tangent, along, whole, _, share, least, normed = update
     length, size = square.sqrt(), tangent.sqrt()
     rotation = travel.lr_is == "rotation"
-    angle = travel.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size / radius)
+    per_size = 1 / radius
+    if travel.lr_is == "relative":
+        rho = travel.reference
+        per_size = torch.full_like(radius, 1 / rho) if normed else radius / rho**2
+    angle = travel.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size * per_size)
     needed = limits.steep * angle * angle / (1 + angle * angle)
     seen = whole > least
     if rotation:
         needed = needed.clamp_min(limits.floor)
     else:
-        seen = seen | (travel.lr * least.sqrt() / radius < _SMALL_TURN)
+        seen = seen | (travel.lr * least.sqrt() * per_size < _SMALL_TURN)
     moving = (angle > 0) & seen & (tangent > needed * whole)
     angle = torch.where(moving, angle, 0)
     over = torch.where(moving, angle / size, 0)
@@ -254,6 +270,34 @@ def record(radius: Tensor, square: Tensor, given: float | None, sound: Tensor) -
     wanted = square.sqrt() if given is None else torch.full_like(square, given)
     radius.copy_(torch.where(fresh, wanted.to(radius.dtype), radius))
     return radius.to(square.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def reference_length(shapes: tuple[tuple[int, ...], ...], sphere: Sphere) -> float:
+    r"""Return :math:`\sqrt{n/3m}`, the length at which the layers of ``torch.nn`` start.
+
+    They draw their entries uniformly from :math:`\pm1/\sqrt m`, with :math:`m` the inputs of one
+    output. For a row or a filter that is 0.58, for a whole tensor the root of their number more, so
+    that tensors turn by the same angle in whichever vectors they are cut.
+
+    Args:
+        shapes: of the tensors that share their vectors.
+        sphere: which entries form a vector; :math:`n` is their number.
+
+    Returns:
+        A length; :math:`m` is the number of entries behind one index of a tensor's first axis. A
+        tensor of one axis has that of the widest beside it, as a bias has, and 1 where it is alone.
+
+    Example:
+        >>> from onsphere.geometry import Sphere, VectorAxes
+        >>> rows, whole = Sphere(VectorAxes((0,))), Sphere()
+        >>> [round(reference_length(((9, 4, 3, 3),), sphere), 3) for sphere in (rows, whole)]
+        [0.577, 1.732]
+    """
+    inputs = [math.prod(shape[1:]) if len(shape) > 1 else 0 for shape in shapes]
+    widest = max(*inputs, 1)
+    square = sum(math.prod(s) / (3 * (m or widest)) for s, m in zip(shapes, inputs, strict=True))
+    return math.sqrt(square / max(1, sphere.axes.count(shapes[0]))) or 1.0
 
 
 def inner(a: Tensor, b: Tensor, inside: Axes) -> Tensor:

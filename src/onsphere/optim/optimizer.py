@@ -18,8 +18,9 @@ from onsphere.geometry import Sphere
 from onsphere.optim import home, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, Travel, working_dtype
+from onsphere.optim.motion import LrIs, Step, Travel, reference_length, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
+from onsphere.optim.restoration import put_on
 from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector, take_uncast
 from onsphere.optim.validation import (
     check_sphere,
@@ -87,9 +88,8 @@ class SphereOptimizer(Optimizer):
             ("nonfinite", get_args(Nonfinite)),
         ):
             if settings[name] not in allowed:
-                raise ValueError(
-                    f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
-                )
+                words = " or ".join(f'"{value}"' for value in allowed)
+                raise ValueError(f"{name} must be {words}, got {settings[name]!r}")
 
     @abstractmethod
     def _updates(
@@ -318,15 +318,21 @@ class SphereOptimizer(Optimizer):
         sphere: Sphere = group["sphere"]
         moving = [p for members in sets for p in members]
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
+        places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
+        if sphere.radius is not None and not self._sharded:
+            for number, members in enumerate(sets):
+                if "radius" not in self.state[members[0]]:
+                    places[number] = put_on(sphere, places[number])
         return [
             Family(
-                [Part(self._point(p, group), self._slope(p, group), *updates[p]) for p in members],
+                [Part(x, g, *updates[p]) for p, (x, g) in zip(members, at, strict=True)],
                 self._number(members, "radius", sphere),
                 self._number(members, "vector_moment", sphere)
                 if self._has_vector_moment(group)
                 else None,
+                _reference(members, group),
             )
-            for members in sets
+            for members, at in zip(sets, places, strict=True)
         ]
 
     def _point(self, param: Tensor, group: Group) -> Tensor:
@@ -432,6 +438,12 @@ def _sets(group: Group) -> list[list[Tensor]]:
     if not group["sphere"].joint:
         return [[p] for p in params]
     return [params] if params else []
+
+
+def _reference(members: list[Tensor], group: Group) -> float:
+    if group["lr_is"] != "relative":
+        return 1.0
+    return reference_length(tuple(tuple(p.shape) for p in members), group["sphere"])
 
 
 def _travel(group: Group) -> Travel:

@@ -7,7 +7,7 @@ the parts; processes that share a vector add theirs at the same place
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,11 +46,13 @@ class Family:
         parts: one tensor, or several that share their spheres.
         radius: one number per vector, 0 for those not seen yet; recorded in place.
         moment: second moment per vector, where the update has one.
+        reference: the reference length of a relative rate.
     """
 
     parts: list[Part]
     radius: Tensor
     moment: Tensor | None = None
+    reference: float = 1.0
 
 
 March = tuple[Sequence[Family], Sphere, Travel]
@@ -130,6 +132,7 @@ def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> P
     first = family.parts[0]
     moment = None if family.moment is None else family.moment.view(-1)
     limits = limits_of(first.point.dtype)
+    travel = replace(travel, reference=family.reference)
     return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, limits)
 
 

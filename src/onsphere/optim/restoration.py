@@ -136,6 +136,36 @@ def rescale(param: Tensor, sphere: Sphere, scaling: Tensor) -> None:
     view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
 
 
+def put_on(sphere: Sphere, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Scale vectors to a given radius, and their gradients to what they are there.
+
+    Where the function does not depend on the length, a gradient is as large as one over it.
+
+    Args:
+        sphere: with a radius.
+        pairs: weights, changed in place, and gradients, which are not.
+
+    Returns:
+        The same weights, with other gradients.
+    """
+    params = [param for param, _ in pairs]
+    zeros = torch.zeros(sphere.axes.count(params[0].shape), device=params[0].device)
+    held = leash(params, sphere, zeros.to(working_dtype(params[0])))
+    numbers = _sums(held)
+    note(held, numbers)
+    scaling, _ = scaling_for(held, numbers, brake=False, growth=0.0)
+    stay = torch.tensor([1.0, 0.0], dtype=scaling.dtype, device=zeros.device)
+    scaling = torch.where((held.radius == 0)[:, None], stay, scaling)
+    found = []
+    for param, grad in pairs:
+        rescale(param, sphere, scaling)
+        scaled = grad.clone()
+        view, inside = sphere.axes.split(scaled)
+        view.div_(spread(scaling[:, 0], view, inside))
+        found.append((param, scaled))
+    return found
+
+
 def _sums(held: Leash) -> Tensor:
     return torch.stack([sums(param, held.sphere) for param in held.params]).sum(0)
 

@@ -66,8 +66,12 @@ class SphereSGD(SphereOptimizer):
         nesterov: Nesterov momentum; needs momentum and no dampening.
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning.
-        lr_is: ``"rate"``, as in ``torch.optim.SGD``: the step in space begins as ``-lr * update``;
-            or ``"rotation"``: every vector turns by ``lr`` radians.
+        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.SGD`` turns one of
+            the length ρ at which ``torch.nn`` starts it
+            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
+            the lengths at the start: the step in space begins as ``-lr * (r / ρ)**2 * update``.
+            ``"rate"``: it begins as ``-lr * update``, as in ``torch.optim.SGD``. ``"rotation"``:
+            every vector turns by ``lr`` radians.
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
@@ -87,7 +91,7 @@ class SphereSGD(SphereOptimizer):
         >>> from onsphere.geometry import Sphere, VectorAxes
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
         >>> rows = Sphere(VectorAxes(index=(0,)))
-        >>> optimizer = SphereSGD([{"params": [weight], "sphere": rows}], lr=0.1, momentum=0.9)
+        >>> optimizer = SphereSGD([{"params": [weight], "sphere": rows}], lr=0.01, momentum=0.9)
         >>> weight.sum().backward()
         >>> optimizer.step()
         >>> weight.detach().norm(dim=1).round(decimals=5)    # the lengths they started with
@@ -103,7 +107,7 @@ class SphereSGD(SphereOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         *,
-        lr_is: LrIs = "rate",
+        lr_is: LrIs = "relative",
         step: Step = "retraction",
         maximize: bool = False,
         master_weights: bool = False,

@@ -69,7 +69,7 @@ def _local_family(family: Family) -> Family:
         for part in family.parts
     ]
     moment = None if family.moment is None else local(family.moment)
-    return Family(parts, local(family.radius), moment)
+    return Family(parts, local(family.radius), moment, family.reference)
 
 
 @dataclass

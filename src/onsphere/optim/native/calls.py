@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onsphere.optim.product import Family, Part
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_LR_IS = {"rate": 0, "rotation": 1, "relative": 2}
 _LINEAR, _DIAGONAL, _RESTORE = range(3)
 
 
@@ -63,7 +64,8 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int
     seconds = [family.moment for family in families if family.moment is not None]
     radii = [family.radius for family in families]
     points, slopes, momenta, moments = _columns(parts)
-    arguments, settings = _arguments(parts, travel), _settings(parts, travel)
+    references = [family.reference for family in families]
+    arguments, settings = _arguments(parts, travel, references), _settings(parts, travel)
     layouts = _layouts(points, sphere)
     _check_numbers([*radii, *seconds], layouts)
     return _listed(
@@ -174,13 +176,16 @@ def _layouts(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
     return found
 
 
-def _arguments(parts: Sequence[Part], travel: Travel) -> list[float]:
+def _arguments(
+    parts: Sequence[Part], travel: Travel, references: Sequence[float] = ()
+) -> list[float]:
+    """Return eight numbers per part: seven of its update, and the reference of its length."""
     numbers: list[float] = []
-    for part in parts:
+    for part, reference in zip(parts, references or [1.0] * len(parts), strict=True):
         mine = list(part.update.arguments)
         if travel.ascend and isinstance(part.update, Diagonal):
             mine[1] = -mine[1]
-        numbers += mine
+        numbers += *mine, reference
     return numbers
 
 
@@ -190,6 +195,6 @@ def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
     limits = limits_of(dtype)
     return [
         *(travel.lr, travel.radius or 0.0, 0.0, limits.close, limits.floor),
-        *(kind, _DTYPES[dtype], travel.lr_is == "rotation", travel.step == "exponential"),
+        *(kind, _DTYPES[dtype], _LR_IS[travel.lr_is], travel.step == "exponential"),
         *(0, 0, travel.ascend),
     ]

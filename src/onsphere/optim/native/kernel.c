@@ -18,10 +18,11 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 3, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
+enum { ABI = 4, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
+enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
 enum { NARROW = 64, STREAMS = 8 };
 
@@ -98,7 +99,7 @@ typedef struct {
 /* Mirrored by `_Settings` in __init__.py. */
 typedef struct {
     double rate, radius, growth, tolerance, floor;
-    int64_t kind, dtype, rotation, exponential, brake, centered, ascend, sets, threads;
+    int64_t kind, dtype, lr_is, exponential, brake, centered, ascend, sets, threads;
 } Settings;
 
 static const Loops *loops_for(int64_t sets) {
@@ -123,19 +124,22 @@ typedef struct {
 /* What motion.Limits says of float32: below LEAST squares have lost digits. */
 static const double STEEP = 0.3, LEAST = FLT_MIN / FLT_EPSILON, ENOUGH = 0.1, SMALL_TURN = 1e-4;
 
-/* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news. */
+/* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news, and
+ * `relative` what a relative rate is divided by. */
 static Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
-                   double share, double least) {
+                   double share, double least, double relative) {
     const double length = sqrt(pp), size = sqrt(tt), rate = s->rate;
+    const int rotation = s->lr_is == ROTATION;
     Move move = {radius / length, 0, 0, 0};
-    const double angle = rate * (s->rotation ? fmin(share / ENOUGH, 1) : size / radius);
+    const double per_size = 1 / (s->lr_is == RELATIVE ? relative : radius);
+    const double angle = rate * (rotation ? fmin(share / ENOUGH, 1) : size * per_size);
     double needed = STEEP * angle * angle / (1 + angle * angle);
-    if (s->rotation) needed = fmax(needed, s->floor);
-    const int seen = whole > least || (!s->rotation && rate * sqrt(least) / radius < SMALL_TURN);
+    if (rotation) needed = fmax(needed, s->floor);
+    const int seen = whole > least || (!rotation && rate * sqrt(least) * per_size < SMALL_TURN);
     if (!(angle > 0) || !seen || !(tt > needed * whole)) return move;
     const double over = angle / size;
     double cosine, sine; /* sine is sin(angle) / size */
-    if (s->rotation || s->exponential) {
+    if (rotation || s->exponential) {
         cosine = cos(angle), sine = sin(angle) / angle * over;
     } else {
         cosine = 1 / sqrt(1 + angle * angle), sine = cosine * over;
@@ -167,7 +171,7 @@ enum { STAYS, MOVES, REFUSED };
 
 static int verdict(const Settings *s, double n, double gg, double tt, double whole, double least,
                    Move move) {
-    const int asked = tt > s->floor * whole || (s->rotation && whole <= least);
+    const int asked = tt > s->floor * whole || (s->lr_is == ROTATION && whole <= least);
     return asked && gg > 0 && move.b == 0 && n > 1 && s->rate > 0 ? REFUSED : MOVES;
 }
 
@@ -209,7 +213,7 @@ static int plan_linear(const Settings *s, const Tensor *t, double n, const doubl
     if (t->second) {
         own->second = (float)(t->a[4] * own->second + (1 - t->a[4]) * gg / n);
         const double moment = fmax(own->second, FLT_MIN);
-        const double scale = 1 / (t->a[5] * (sqrt(moment / t->a[6]) + t->a[7]));
+        const double scale = 1 / (t->a[5] * sqrt(moment) + t->a[6]);
         u *= scale, w *= scale;
     }
     const double tt = fmax(u * u * gg + 2 * u * w * gm + w * w * mm, 0);
@@ -218,7 +222,9 @@ static int plan_linear(const Settings *s, const Tensor *t, double n, const doubl
     const double momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm;
     const double share = share_of_news(kappa * kappa * gg, momentum, alpha);
     const double floor = least * (u * u + w * w);
-    Move move = motion(s, pp, tt, ht, raw, radius, share, floor);
+    const double reference = t->a[7];
+    const double relative = t->second ? reference : reference * reference / radius;
+    Move move = motion(s, pp, tt, ht, raw, radius, share, floor, relative);
     settle(s, n, &move, sqrt(pp), radius);
     const double kg = kappa + move.e * u, km = alpha + move.e * w;
     const double all[6] = {move.a - move.b * (u * gamma + w * mu), sign * move.b * u, move.b * w,
@@ -234,7 +240,7 @@ static int plan_diagonal(const Settings *s, const Tensor *t, double n, const dou
     const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
     const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
     const double share = share_of_news(x[4], uu, t->a[0]);
-    Move move = motion(s, pp, tt, 0, uu, radius, share, least);
+    Move move = motion(s, pp, tt, 0, uu, radius, share, least, t->a[7]);
     settle(s, n, &move, sqrt(pp), radius);
     c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
     c[2] = c[3] = c[4] = c[5] = 0;

@@ -19,7 +19,7 @@ EXPONENTIAL, ASCEND, BRAKE, CENTERED = (tl.constexpr(1 << i) for i in range(5, 9
 STEEP, LEAST = tl.constexpr(0.3), tl.constexpr(1.1754943508222875e-38 / 2**-23)
 ENOUGH, SMALL_TURN = tl.constexpr(0.1), tl.constexpr(1e-4)
 TINY = tl.constexpr(1.1754943508222875e-38)
-BFLOAT16, ALIGNED = (tl.constexpr(1 << i) for i in range(9, 11))
+BFLOAT16, ALIGNED, RELATIVE = (tl.constexpr(1 << i) for i in range(9, 12))
 
 
 @triton.jit
@@ -42,17 +42,18 @@ def _share_of_news(fresh, momentum, decay):
 
 
 @triton.jit
-def _move(s, n, pp, tt, ht, whole, radius, share, least, FLAGS: tl.constexpr):
-    """``motion.move`` and ``motion.settle``."""
+def _move(s, n, pp, tt, ht, whole, radius, share, least, relative, FLAGS: tl.constexpr):
+    """``motion.move`` and ``motion.settle``; a relative rate is divided by ``relative``."""
     length, size = tl.sqrt(pp), tl.sqrt(tt)
     if ROTATION & FLAGS:
         angle = s[RATE] * tl.minimum(share / ENOUGH, 1.0)
         needed = tl.maximum(angle * angle / (1.0 + angle * angle) * STEEP, s[FLOOR])
         seen = whole > least
     else:
-        angle = s[RATE] * size / radius
+        per_size = 1.0 / (relative if RELATIVE & FLAGS else radius)
+        angle = s[RATE] * size * per_size
         needed = angle * angle / (1.0 + angle * angle) * STEEP
-        seen = (whole > least) | (s[RATE] * tl.sqrt(least) / radius < SMALL_TURN)
+        seen = (whole > least) | (s[RATE] * tl.sqrt(least) * per_size < SMALL_TURN)
     moving = (angle > 0) & seen & (tt > needed * whole)
     angle = tl.where(moving, angle, 0.0)
     over = tl.where(moving, angle / size, 0.0)
@@ -105,15 +106,18 @@ def _plan_linear(s, a, n, x, radius, second, FLAGS: tl.constexpr):
     if PER_VECTOR & FLAGS:
         ahead = (a[4] * second + (1.0 - a[4]) * gg / n).to(tl.float32).to(tl.float64)
         second = tl.where(fine, ahead, second)
-        scale = a[5] * (tl.sqrt(tl.maximum(second, TINY) / a[6]) + a[7])
+        scale = a[5] * tl.sqrt(tl.maximum(second, TINY)) + a[6]
         u, w = u / scale, w / scale
+        relative = a[7]
+    else:
+        relative = a[7] * a[7] / radius
     tt = tl.maximum(u * u * gg + 2 * u * w * gm + w * w * mm, 0.0)
     raw = u * u * raw_gg + 2 * u * w * raw_gm + w * w * raw_mm
     ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm
     momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm
     share = _share_of_news(kappa * kappa * gg, momentum, alpha)
     least = least * (u * u + w * w)
-    to_p, b, d, e = _move(s, n, pp, tt, ht, raw, radius, share, least, FLAGS)
+    to_p, b, d, e = _move(s, n, pp, tt, ht, raw, radius, share, least, relative, FLAGS)
     of_g, of_m = kappa + e * u, alpha + e * w
     radial, carried = to_p - b * (u * gamma + w * mu), d - of_g * gamma - of_m * mu
     refused = _refused(s, n, raw_gg, tt, raw, least, b, FLAGS)
@@ -129,7 +133,7 @@ def _plan_diagonal(s, a, n, x, radius, second, FLAGS: tl.constexpr):
     rho = pu / pp
     tt, zero = tl.maximum(uu - pu * rho, 0.0), pp * 0
     share = _share_of_news(x[4], uu, a[0])
-    to_p, b, _, _ = _move(s, n, pp, tt, zero, uu, radius, share, least, FLAGS)
+    to_p, b, _, _ = _move(s, n, pp, tt, zero, uu, radius, share, least, a[7], FLAGS)
     refused = _refused(s, n, gg, tt, uu, least, b, FLAGS)
     return (to_p - b * rho, b, zero, zero, zero, zero), fine, refused, radius, second
 

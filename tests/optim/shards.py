@@ -38,6 +38,7 @@ FAMILIES = {
     "heads of columns": ([(5, 12)], Sphere(AXES((0,), ((1, 3),)))),
     "joint rows": ([(7, 5), (7,)], Sphere(AXES((0,)), joint=True)),
     "joint whole": ([(7, 5), (3,)], Sphere(joint=True)),
+    "a given radius, cut": ([(7, 5)], Sphere(AXES((1,)), radius=2.0)),
     "centred rows": ([(7, 5)], Sphere(AXES((0,)), centered=True)),
     "centred whole": ([(7, 5)], Sphere(centered=True)),
     "every entry": ([(4, 3)], Sphere(AXES((0, 1)))),

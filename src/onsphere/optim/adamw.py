@@ -188,6 +188,20 @@ class SphereAdamW(SphereOptimizer):
             found.append((state["exp_avg"], moment, made[steps]))
         return found
 
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
+        counters = [self.state[param]["step"] for param in params]
+        steps = [counter.item() for counter in counters]
+        if steps.count(steps[0]) != len(steps):
+            return None
+        torch._foreach_add_(counters, 1.0)
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        return adamw_update(
+            betas=(beta1, beta2),
+            eps=group["eps"],
+            steps=steps[0] + 1,
+            second_moment=group["second_moment"],
+        )
+
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:
             return

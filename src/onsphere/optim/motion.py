@@ -128,6 +128,7 @@ class Limits(NamedTuple):
     close: float
 
 
+@functools.cache
 def limits_of(dtype: torch.dtype) -> Limits:
     """Return the limits for parameters of a dtype; steps are computed in at least float32.
 

@@ -4,6 +4,7 @@ A subclass says which update it makes and how it treats ordinary parameters. Not
 update itself.
 """
 
+import operator
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
-from onsphere.optim import home, sharded
+from onsphere.optim import home, native, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step, Travel, reference_length, working_dtype
@@ -127,23 +128,67 @@ class SphereOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._immovable = say_once(self._immovable, stacklevel=4)
-        self._check_gradients()
-        marches, counted = [], []
-        for group in self.param_groups:
+        again = [self._again(group) for group in self.param_groups]
+        self._check_gradients([ready is not None for ready in again])
+        marches, counted, ways = [], [], []
+        for group, ready in zip(self.param_groups, again, strict=True):
             if group["sphere"] is None:
                 moving = [p for p in group["params"] if p.grad is not None]
                 self._step_in_space(moving, self._gradients(moving), group)
-            else:
+            elif ready is None or not self._repeat(ready, group):
                 sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
                 marches.append((self._families(sets, group), group["sphere"], _travel(group)))
                 counted.append([members[0] for members in sets])
+                ways.append(group)
                 self._warn_of_rounding(sets, group)
-        go = sharded.advance if self._sharded else advance_all
-        for firsts, counts in zip(counted, go(marches), strict=True):
-            self._count(firsts, counts)
-        self._round()
+        if marches:
+            go = sharded.advance if self._sharded else advance_all
+            for firsts, counts in zip(counted, go(marches), strict=True):
+                self._count(firsts, counts)
+            for group, (families, _, _) in zip(ways, marches, strict=True):
+                self._remember(group, families)
+            self._round()
         self._look()
         return loss
+
+    def _again(self, group: Group) -> "_Ready | None":
+        """Return how the last step of a group was made, if this one can be made alike."""
+        ready = self._ready.get(id(group))
+        return ready if ready is not None and ready.fits(group, self.state) else None
+
+    def _repeat(self, ready: "_Ready", group: Group) -> bool:
+        """Make the step of a group as the last one; return whether there is one for all of it."""
+        update = self._update_again(ready.params, group)
+        if update is None:
+            return False
+        counts = ready.call.step(update, _travel(group))
+        if any(counts):
+            self._count(ready.params, list(counts))
+        if group["lr_is"] == "rotation" and not self._told_of_rounding:
+            self._warn_of_rounding([ready.params], group)
+        return True
+
+    def _remember(self, group: Group, families: list[Family]) -> None:
+        """Keep what the next step of a group can be made of."""
+        self._ready.pop(id(group), None)
+        if self._sharded or group["master_weights"] or len(families) != len(group["params"]):
+            return
+        if native.Repeated.possible(families, group["sphere"]):
+            call = native.Repeated(families, group["sphere"])
+            self._ready[id(group)] = _Ready(call, group, self.state)
+
+    @abstractmethod
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
+        """Return the one update of parameters that have moved before, and count the step.
+
+        ``None``, with nothing counted, where they have several.
+        """
+
+    @property
+    def _ready(self) -> "dict[int, _Ready]":
+        """By param group; not a part of what is saved or copied."""
+        found: dict[int, _Ready] = self.__dict__.setdefault("_ready_groups", {})
+        return found
 
     @property
     def skipped(self) -> int:
@@ -279,15 +324,18 @@ class SphereOptimizer(Optimizer):
                 group.setdefault(key, value)
         self._sharded = any(home.any_in(group["params"]) for group in self.param_groups)
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, dense: Sequence[bool]) -> None:
         strict: dict[int, list[Tensor]] = {}
         for number, group in enumerate(self.param_groups):
+            if group["nonfinite"] == "skip" and (dense[number] or group["sphere"] is None):
+                continue
             params = [p for p in group["params"] if p.grad is not None]
             if group["sphere"] is not None:
                 refuse_sparse([p.grad for p in params if p.grad is not None], type(self).__name__)
             if group["nonfinite"] == "raise" and params:
                 strict[number] = params
-        for number, bad in zip(strict, self._unfinite(list(strict.values())), strict=True):
+        unfinite = self._unfinite(list(strict.values())) if strict else []
+        for number, bad in zip(strict, unfinite, strict=True):
             if bad:
                 raise FloatingPointError(
                     f"{bad} gradients of param group {number} are "
@@ -319,10 +367,11 @@ class SphereOptimizer(Optimizer):
         moving = [p for members in sets for p in members]
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
         places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
-        if sphere.radius is not None and not self._sharded:
+        if sphere.radius is not None:
+            onto = sharded.put_on if self._sharded else put_on
             for number, members in enumerate(sets):
                 if "radius" not in self.state[members[0]]:
-                    places[number] = put_on(sphere, places[number])
+                    places[number] = onto(sphere, places[number])
         return [
             Family(
                 [Part(x, g, *updates[p]) for p, (x, g) in zip(members, at, strict=True)],
@@ -432,6 +481,36 @@ class SphereOptimizer(Optimizer):
             )
 
 
+# What a group must have had in the last step for this one to be made alike.
+_SETTINGS = ("sphere", "lr_is", "second_moment", "master_weights")
+_TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", *_PER_VECTOR)
+
+
+class _Ready:
+    """A call of the native kernels that was made for a group, and what it was made of."""
+
+    def __init__(self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
+        self.call, self.params = call, list(group["params"])
+        self._group = group
+        self._settings = [group.get(name) for name in _SETTINGS]
+        self._states = [state[param] for param in self.params]
+        held = [(own, key, own[key]) for own in self._states for key in _TENSORS if key in own]
+        self._owners, self._keys, self._held = zip(*held, strict=True)
+
+    def fits(self, group: Group, state: Mapping[Tensor, Group]) -> bool:
+        """Whether group, state and tensors are what they were."""
+        params = group["params"]
+        return (
+            group is self._group
+            and len(params) == len(self.params)
+            and all(map(operator.is_, params, self.params))
+            and all(map(operator.is_, map(group.get, _SETTINGS), self._settings))
+            and all(map(operator.is_, map(state.get, params), self._states))
+            and all(map(operator.is_, map(dict.get, self._owners, self._keys), self._held))
+            and self.call.again()
+        )
+
+
 def _sets(group: Group) -> list[list[Tensor]]:
     """Cut a group's parameters into sets that share their vectors."""
     params = [p for p in group["params"] if p.numel()]
@@ -474,9 +553,13 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     for p, *others in zip(params, *columns, strict=True):
         if not (p.is_cpu and p.is_floating_point()):
             return False
-        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride():
+        if any(x.layout is not torch.strided for x in others):
             return False
-        for x in others:
-            if x.layout is not torch.strided or x.stride() != p.stride():
-                return False
+        if p.is_contiguous():
+            if all(x.is_contiguous() for x in others):
+                continue
+        elif torch.empty_like(p, device="meta").stride() != p.stride():
+            return False
+        if any(x.stride() != p.stride() for x in others):
+            return False
     return True

@@ -98,6 +98,22 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
     return left
 
 
+def repeated(leashes: Sequence[Leash]) -> list[tuple[native.RepeatedRestore, list[Leash]]]:
+    """Return calls that restore leashes on the CPU again and again; none where one is another's."""
+    alike: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
+    for held in leashes:
+        first = held.params[0]
+        if held.sphere.joint or first.device.type != "cpu" or not native.usable():
+            return []
+        if not native.known(first, held.sphere, first.dtype):
+            return []
+        alike.setdefault((held.sphere, first.dtype), []).append(held)
+    return [
+        (native.RepeatedRestore([h.params[0] for h in many], [h.radius for h in many], s), many)
+        for (s, _), many in alike.items()
+    ]
+
+
 def count_in(held: Leash, count: int | Tensor) -> int | Tensor:
     """Count vectors that were left where they were, and return how many."""
     held.skipped.add_(count)
@@ -136,7 +152,10 @@ def rescale(param: Tensor, sphere: Sphere, scaling: Tensor) -> None:
     view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
 
 
-def put_on(sphere: Sphere, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+def put_on(sphere: Sphere, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """Scale vectors to a given radius, and their gradients to what they are there.
 
     Where the function does not depend on the length, a gradient is as large as one over it.
@@ -151,19 +170,25 @@ def put_on(sphere: Sphere, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple
     params = [param for param, _ in pairs]
     zeros = torch.zeros(sphere.axes.count(params[0].shape), device=params[0].device)
     held = leash(params, sphere, zeros.to(working_dtype(params[0])))
-    numbers = _sums(held)
+    scaling = onto_radius(held, _sums(held))
+    return [(param, scaled(param, grad, sphere, scaling)) for param, grad in pairs]
+
+
+def onto_radius(held: Leash, numbers: Tensor) -> Tensor:
+    """Return factor and shift that bring vectors not seen before to the radius given for them."""
     note(held, numbers)
     scaling, _ = scaling_for(held, numbers, brake=False, growth=0.0)
-    stay = torch.tensor([1.0, 0.0], dtype=scaling.dtype, device=zeros.device)
-    scaling = torch.where((held.radius == 0)[:, None], stay, scaling)
-    found = []
-    for param, grad in pairs:
-        rescale(param, sphere, scaling)
-        scaled = grad.clone()
-        view, inside = sphere.axes.split(scaled)
-        view.div_(spread(scaling[:, 0], view, inside))
-        found.append((param, scaled))
-    return found
+    stay = torch.tensor([1.0, 0.0], dtype=scaling.dtype, device=scaling.device)
+    return torch.where((held.radius.view(-1) == 0)[:, None], stay, scaling)
+
+
+def scaled(param: Tensor, grad: Tensor, sphere: Sphere, scaling: Tensor) -> Tensor:
+    """Rescale a weight in place, and return its gradient as it is there."""
+    rescale(param, sphere, scaling)
+    there = grad.clone()
+    view, inside = sphere.axes.split(there)
+    view.div_(spread(scaling[:, 0], view, inside))
+    return there
 
 
 def _sums(held: Leash) -> Tensor:

@@ -157,6 +157,16 @@ class SphereSGD(SphereOptimizer):
         )
         return (state["momentum_buffer"] if group["momentum"] else None), None, update
 
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | None:
+        if (group["momentum"] != 0) != ("momentum_buffer" in self.state[params[0]]):
+            return None
+        return sgd_update(
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            first=False,
+        )
+
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]

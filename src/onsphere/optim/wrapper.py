@@ -18,7 +18,7 @@ from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
 from onsphere.optim.optimizer import Group
 from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.restoration import Leash, leash, record, restore
+from onsphere.optim.restoration import Leash, leash, record, repeated, restore
 from onsphere.optim.saved import numbers_of
 from onsphere.optim.validation import (
     check_sphere,
@@ -140,7 +140,10 @@ class OnSphere(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.buffers = Buffers()  # of mode "rotate"; not worth a place in a file
+        # Of mode "rotate", and calls that can be made again: not worth a place in a file.
+        self.buffers = Buffers()
+        self.finite: Callable[[list[Tensor]], bool | None] | None = None
+        self.restoring: list[tuple[native.RepeatedRestore, list[Leash]]] = []
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -202,12 +205,7 @@ class OnSphere(Optimizer):
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
-        left: int | Tensor = 0
-        if self.mode == "rotate":
-            left = self._rotate(added)
-        else:
-            back = sharded.restore if self.sharded else restore
-            left = back(self.leashes, brake=self.mode == "brake", growth=self.growth)
+        left = self._rotate(added) if self.mode == "rotate" else self._restore()
         for held, _ in hidden.values():
             vectors = home.local(held.radius).numel()
             held.skipped.add_(vectors)
@@ -341,7 +339,10 @@ class OnSphere(Optimizer):
         if self.sharded:
             flags = home.unfinite([held.params for held in self.leashes])
             return [number for number, flag in enumerate(flags) if flag]
-        if native.finite(grads):
+        fine = None if self.finite is None else self.finite(grads)
+        if fine is None:
+            fine, self.finite = native.finite(grads), native.finite_of(grads)
+        if fine:
             return []
         norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
         if bool(norms.isfinite().all()):
@@ -351,6 +352,25 @@ class OnSphere(Optimizer):
             for number, held in enumerate(self.leashes)
             if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
         ]
+
+    def _restore(self) -> int | Tensor:
+        """Bring the weights back to their spheres; return how many vectors could not be."""
+        brake, growth = self.mode == "brake", self.growth
+        if self.sharded:
+            return sharded.restore(self.leashes, brake=brake, growth=growth)
+        calls = self.restoring
+        if sum(len(held) for _, held in calls) != len(self.leashes) or not all(
+            call.again() for call, _ in calls
+        ):
+            self.restoring = repeated(self.leashes)
+            return restore(self.leashes, brake=brake, growth=growth)
+        left = 0
+        for call, many in calls:
+            for held, count in zip(many, call.restore(brake=brake, growth=growth), strict=True):
+                if count:
+                    held.skipped.add_(count)
+                    left += count
+        return left
 
     def _guarded(
         self, closure: Closure, hidden: _Hidden, displaced: Displacements | None = None

@@ -125,31 +125,37 @@ typedef struct {
 static const double STEEP = 0.3, LEAST = FLT_MIN / FLT_EPSILON, ENOUGH = 0.1, SMALL_TURN = 1e-4;
 
 /* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news, and
- * `relative` what a relative rate is divided by. */
+ * `relative` what a relative rate is multiplied by. Short vectors spend most of their time here, so
+ * that roots and quotients are few. */
 static Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
                    double share, double least, double relative) {
-    const double length = sqrt(pp), size = sqrt(tt), rate = s->rate;
+    const double rate = s->rate, onto = radius / sqrt(pp);
     const int rotation = s->lr_is == ROTATION;
-    Move move = {radius / length, 0, 0, 0};
-    const double per_size = 1 / (s->lr_is == RELATIVE ? relative : radius);
-    const double angle = rate * (rotation ? fmin(share / ENOUGH, 1) : size * per_size);
-    double needed = STEEP * angle * angle / (1 + angle * angle);
-    if (rotation) needed = fmax(needed, s->floor);
-    const int seen = whole > least || (!rotation && rate * sqrt(least) * per_size < SMALL_TURN);
-    if (!(angle > 0) || !seen || !(tt > needed * whole)) return move;
-    const double over = angle / size;
+    Move move = {onto, 0, 0, 0};
+    double over, square; /* angle / size and its square times |t|^2 */
+    if (rotation) {
+        over = rate * fmin(share / ENOUGH, 1) / sqrt(tt);
+    } else {
+        over = rate * (s->lr_is == RELATIVE ? relative : 1 / radius);
+        if (!(whole > least) && !(over * sqrt(least) < SMALL_TURN)) return move;
+    }
+    square = over * over * tt;
+    if (!(square > 0) || !(tt * (1 + square) > STEEP * square * whole)) return move;
+    if (rotation && !(whole > least && tt > s->floor * whole)) return move;
     double cosine, sine; /* sine is sin(angle) / size */
     if (rotation || s->exponential) {
+        const double angle = over * sqrt(tt);
         cosine = cos(angle), sine = sin(angle) / angle * over;
+        if (s->exponential) {
+            const double half = sin(angle / 2) / angle * over;
+            move.d = ht * sine * onto / radius, move.e = -2 * half * half * ht;
+        }
     } else {
-        cosine = 1 / sqrt(1 + angle * angle), sine = cosine * over;
+        cosine = 1 / sqrt(1 + square), sine = cosine * over;
     }
-    move.a = cosine * radius / length, move.b = -sine * radius;
-    if (s->exponential) {
-        const double half = sin(angle / 2) / angle * over;
-        move.d = ht * sine / length, move.e = -2 * half * half * ht;
-    } else {
-        const double along = -move.b * ht / (radius * radius);
+    move.a = cosine * onto, move.b = -sine * radius;
+    if (!s->exponential) {
+        const double along = sine * ht / radius;
         move.d = along * move.a, move.e = along * move.b;
     }
     return move;
@@ -161,8 +167,9 @@ static int sound(const double *x, int count, double least) {
     return sum == 0 && x[0] > least;
 }
 
-static double share_of_news(double fresh, double momentum, double decay) {
-    return momentum > 0 ? sqrt(fresh / momentum) / fmax(1 - decay, 1e-6) : 1;
+/* Which only a rotation asks for. */
+static double share_of_news(const Settings *s, double fresh, double momentum, double decay) {
+    return s->lr_is == ROTATION && momentum > 0 ? sqrt(fresh / momentum) / fmax(1 - decay, 1e-6) : 1;
 }
 
 /* What a plan returns: a vector that cannot follow it, one that does, and one that follows it but
@@ -206,7 +213,7 @@ static int plan_linear(const Settings *s, const Tensor *t, double n, const doubl
     if (!sound(x, 6, least)) return STAYS;
     const double sign = s->ascend ? -1 : 1, alpha = t->a[0], kappa = t->a[1];
     const double pp = x[0], pg = sign * x[1], pm = x[2];
-    const double gamma = pg / pp, mu = pm / pp;
+    const double over = 1 / pp, gamma = pg * over, mu = pm * over;
     const double gg = fmax(x[3] - pg * gamma, 0), gm = sign * x[4] - pg * mu;
     const double mm = fmax(x[5] - pm * mu, 0), radius = radius_of(s, own, pp);
     double u = t->a[2], w = t->a[3]; /* the update is u g + w m, both tangent */
@@ -220,10 +227,10 @@ static int plan_linear(const Settings *s, const Tensor *t, double n, const doubl
     const double raw = u * u * x[3] + 2 * u * w * sign * x[4] + w * w * x[5];
     const double ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm;
     const double momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm;
-    const double share = share_of_news(kappa * kappa * gg, momentum, alpha);
+    const double share = share_of_news(s, kappa * kappa * gg, momentum, alpha);
     const double floor = least * (u * u + w * w);
     const double reference = t->a[7];
-    const double relative = t->second ? reference : reference * reference / radius;
+    const double relative = t->second ? 1 / reference : radius / (reference * reference);
     Move move = motion(s, pp, tt, ht, raw, radius, share, floor, relative);
     settle(s, n, &move, sqrt(pp), radius);
     const double kg = kappa + move.e * u, km = alpha + move.e * w;
@@ -239,8 +246,8 @@ static int plan_diagonal(const Settings *s, const Tensor *t, double n, const dou
     if (!sound(x, 5, least)) return STAYS;
     const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
     const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    const double share = share_of_news(x[4], uu, t->a[0]);
-    Move move = motion(s, pp, tt, 0, uu, radius, share, least, t->a[7]);
+    const double share = share_of_news(s, x[4], uu, t->a[0]);
+    Move move = motion(s, pp, tt, 0, uu, radius, share, least, 1 / t->a[7]);
     settle(s, n, &move, sqrt(pp), radius);
     c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
     c[2] = c[3] = c[4] = c[5] = 0;

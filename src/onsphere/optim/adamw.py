@@ -32,8 +32,16 @@ from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable, state_dtype
+from onsphere.optim.optimizer import (
+    Group,
+    Nonfinite,
+    SphereOptimizer,
+    fusable,
+    fused_as,
+    state_dtype,
+)
 from onsphere.optim.saved import mend
+from onsphere.optim.validation import check_options
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -95,6 +103,12 @@ class SphereAdamW(SphereOptimizer):
             state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
+        foreach: how ordinary parameters move, as in ``torch.optim``; spheres have kernels of their
+            own.
+        fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
+            it does not, ``True`` is not followed.
+        capturable: not taken: a step is planned in Python.
+        differentiable: not taken: a step has no derivative.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -128,7 +142,18 @@ class SphereAdamW(SphereOptimizer):
         maximize: bool = False,
         master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        check_options(
+            type(self).__name__,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
         defaults: Group = {
             "lr": lr,
             "betas": betas,
@@ -140,6 +165,8 @@ class SphereAdamW(SphereOptimizer):
             "maximize": maximize,
             "master_weights": master_weights,
             "nonfinite": nonfinite,
+            "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -221,7 +248,8 @@ class SphereAdamW(SphereOptimizer):
             second,
             [],
             counters,
-            fused=fusable(params, grads, first, second) or None,
+            foreach=group["foreach"],
+            fused=fused_as(group, fusable(params, grads, first, second)),
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

@@ -544,6 +544,13 @@ def state_dtype(param: Tensor, group: Group) -> torch.dtype:
     return param.dtype
 
 
+def fused_as(group: Group, possible: bool) -> bool | None:
+    """Whether ordinary parameters move by PyTorch's fused step; ``None`` leaves it to PyTorch."""
+    if group["fused"] is False or group["foreach"]:
+        return False
+    return True if possible else None
+
+
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     """Whether torch's fused CPU step takes these parameters with their gradients and state.
 

@@ -23,8 +23,16 @@ from torch.optim.sgd import sgd as plain_sgd
 from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable, state_dtype
+from onsphere.optim.optimizer import (
+    Group,
+    Nonfinite,
+    SphereOptimizer,
+    fusable,
+    fused_as,
+    state_dtype,
+)
 from onsphere.optim.saved import mend
+from onsphere.optim.validation import check_options
 
 
 def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
@@ -81,6 +89,12 @@ class SphereSGD(SphereOptimizer):
             state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
+        foreach: how ordinary parameters move, as in ``torch.optim``; spheres have kernels of their
+            own.
+        fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
+            it does not, ``True`` is not followed.
+        capturable: not taken: a step is planned in Python.
+        differentiable: not taken: a step has no derivative.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -112,7 +126,18 @@ class SphereSGD(SphereOptimizer):
         maximize: bool = False,
         master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        check_options(
+            type(self).__name__,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
         defaults: Group = {
             "lr": lr,
             "momentum": momentum,
@@ -124,6 +149,8 @@ class SphereSGD(SphereOptimizer):
             "maximize": maximize,
             "master_weights": master_weights,
             "nonfinite": nonfinite,
+            "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -190,7 +217,8 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=fused or None,
+            foreach=group["foreach"],
+            fused=fused_as(group, fused),
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

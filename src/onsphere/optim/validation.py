@@ -23,6 +23,12 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
                 f"parameter {position} of the group has dtype {param.dtype}; weights on a sphere "
                 "are real floating point (for complex ones use torch.view_as_real)"
             )
+        if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"parameter {position} of the group is flattened by FullyShardedDataParallel "
+                "(FSDP1): which of its entries form a vector is lost. Use fully_shard (FSDP2), "
+                "which keeps the shapes, or leave it off spheres"
+            )
         try:
             counts.add(sphere.axes.count(param.shape))
         except ValueError as error:
@@ -33,6 +39,24 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
         raise ValueError(
             "the parameters of a joint sphere must have the same number of vectors, got "
             f"{sorted(counts)}; give each joint sphere a param group of its own"
+        )
+
+
+def check_options(
+    name: str, *, foreach: bool | None, fused: bool | None, capturable: bool, differentiable: bool
+) -> None:
+    """Raise for options of PyTorch's optimizers that a sphere optimizer cannot follow."""
+    if foreach and fused:
+        raise ValueError("foreach and fused cannot both be True, as in torch.optim")
+    if capturable:
+        raise ValueError(
+            f"{name} does not take capturable=True: it counts steps and plans them in Python, so "
+            "that a CUDA graph cannot replay one. Capture forward and backward, and step outside"
+        )
+    if differentiable:
+        raise ValueError(
+            f"{name} does not take differentiable=True: its kernels write weights in place, "
+            "without a derivative"
         )
 
 

@@ -35,6 +35,8 @@ Closure = Callable[[], float]
 Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterable[Group]
 
 
+# Where radii lie in the state dict of a base whose own is not like PyTorch's.
+_BESIDE = "on_sphere"
 # Leashes by number, with the gradients that are to be put back.
 _Hidden = dict[int, tuple[Leash, list[Tensor | None]]]
 
@@ -132,6 +134,8 @@ class OnSphere(Optimizer):
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
         self.told_of_skips = self.told_of_decay = self.told_of_rounding = False
+        # What a base with `train` and `eval` wants back after weights were evaluated on spheres.
+        self.between: list[tuple[Tensor, Tensor]] = []
         self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
@@ -213,6 +217,32 @@ class OnSphere(Optimizer):
         self._warn_of_skips(left)
         return loss
 
+    def __getattr__(self, name: str) -> Any:
+        """Reach what the base optimizer has besides: its methods and settings."""
+        base = self.__dict__.get("base")
+        if base is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        found = getattr(base, name)
+        return {"eval": self._to_eval, "train": self._to_train}.get(name, found)
+
+    @torch.no_grad()
+    def _to_eval(self) -> None:
+        """Let the base put in the weights to evaluate, and bring them to their spheres as well."""
+        if self.between:
+            return
+        self.base.eval()  # type: ignore[attr-defined]
+        self.between = [(param, param.detach().clone()) for param in self._moving()]
+        back = sharded.restore if self.sharded else restore
+        back(self.leashes)
+
+    @torch.no_grad()
+    def _to_train(self) -> None:
+        """Give the base back what it has put in, and let it go on."""
+        for param, raw in self.between:
+            param.copy_(raw)
+        self.between = []
+        self.base.train()  # type: ignore[attr-defined]
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients."""
         self.base.zero_grad(set_to_none)
@@ -235,17 +265,22 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         packed = self.base.state_dict()
-        numbers = numbers_of(self.param_groups, packed)
-        state = dict(packed["state"])
         skips = [held.skipped for held in self.leashes]
         if self.sharded:
             counts = [(held.params, held.sphere, held.skipped) for held in self.leashes]
             skips = home.added_counts(counts)
-        for held, skipped in zip(self.leashes, skips, strict=True):
-            number = numbers[held.params[0]]
-            own = {"radius": held.radius, "skipped": skipped}
-            state[number] = {**state.get(number, {}), **own}
-        packed = {**packed, "state": state}
+        own = [
+            {"radius": held.radius, "skipped": skipped}
+            for held, skipped in zip(self.leashes, skips, strict=True)
+        ]
+        if not _is_of_pytorch(packed):
+            packed = {**packed, _BESIDE: own}
+        else:
+            numbers, state = numbers_of(self.param_groups, packed), dict(packed["state"])
+            for held, entries in zip(self.leashes, own, strict=True):
+                number = numbers[held.params[0]]
+                state[number] = {**state.get(number, {}), **entries}
+            packed = {**packed, "state": state}
         for after in self._optimizer_state_dict_post_hooks.values():
             packed = after(self, packed) or packed
         return packed
@@ -256,6 +291,12 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
+        if _BESIDE in packed:
+            for held, entries in zip(self.leashes, packed.pop(_BESIDE), strict=True):
+                self._load_own(held, entries["radius"], entries["skipped"])
+        if not _is_of_pytorch(packed):
+            self._load_base(packed)
+            return
         # PyTorch takes step counts over without a copy: two runs would count on one tensor.
         state = {
             number: {key: _own_scalar(value) for key, value in entries.items()}
@@ -266,25 +307,30 @@ class OnSphere(Optimizer):
             entries = state.get(numbers.get(held.params[0], -1), {})
             if not {"radius", "skipped"} <= entries.keys():
                 continue  # an entry of the base optimizer's own may have one of these names
-            radius, skipped = entries.pop("radius"), entries.pop("skipped")
-            if radius.shape != held.radius.shape:
-                raise ValueError(
-                    f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
-                    f"want {tuple(held.radius.shape)}; resume with the same spheres"
-                )
-            held.radius.copy_(radius)
-            held.skipped.copy_(skipped)
-            if self.sharded and not home.counts_for_all(held.params, held.sphere):
-                held.skipped.zero_()
+            self._load_own(held, entries.pop("radius"), entries.pop("skipped"))
         # What held nothing but radii was never seen by the base optimizer.
         packed["state"] = {number: entries for number, entries in state.items() if entries}
+        self._load_base(packed)
+
+    def _load_own(self, held: Leash, radius: Tensor, skipped: Tensor) -> None:
+        if radius.shape != held.radius.shape:
+            raise ValueError(
+                f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
+                f"want {tuple(held.radius.shape)}; resume with the same spheres"
+            )
+        held.radius.copy_(radius)
+        held.skipped.copy_(skipped)
+        if self.sharded and not home.counts_for_all(held.params, held.sphere):
+            held.skipped.zero_()
+
+    def _load_base(self, packed: dict[str, Any]) -> None:
         self.base.load_state_dict(packed)
         self.pending = True
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite")
+        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite", "between")
         told = ("told_of_skips", "told_of_decay", "told_of_rounding", "immovable")
         return {key: self.__dict__[key] for key in (*keys, *told)}
 
@@ -421,7 +467,7 @@ class OnSphere(Optimizer):
         alike: dict[tuple[Sphere, float], list[Leash]] = {}
         for held in self.leashes:
             if any(param in added for param in held.params):
-                rate = float(rates[held.params[0]])
+                rate = _rate(rates[held.params[0]])
                 self._warn_of_rounding(held.params[0].dtype, rate)
                 alike.setdefault((held.sphere, rate), []).append(held)
         marches, moved = [], []
@@ -487,6 +533,21 @@ def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:
         return Part(param, -added, None, None, Linear(0.0, 1.0, 1.0, 0.0))
     # As momentum that nothing remains of; the gradient has no weight but must be there.
     return Part(param, added, added, None, Linear(0.0, 0.0, 0.0, -1.0))
+
+
+def _is_of_pytorch(packed: Mapping[str, Any]) -> bool:
+    """Whether a state dict is one of PyTorch's, with a state by number that radii can be put in."""
+    groups = packed.get("param_groups", ())
+    return isinstance(packed.get("state"), Mapping) and all("params" in g for g in groups)
+
+
+def _rate(lr: Any) -> float:
+    if lr is None:
+        raise ValueError(
+            'mode="rotate" turns vectors by the lr of their param group, and this one has lr=None; '
+            'give it a number of radians, or use mode="hard"'
+        )
+    return float(lr)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.pairing import Pairing, pair
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
+from onsphere.optim.wrapper import Mode
 
 Shapes = list[tuple[int, ...]]
 _Make = Callable[[list[nn.Parameter], Sphere], torch.optim.Optimizer]
@@ -55,7 +56,11 @@ def measure(device: str = "cpu") -> Iterator[Pairing]:
         ("SphereAdamW, ResNet-50, filters", resnet, _ROWS, sphere_adamw, "AdamW(fused)", adamw),
         ("SphereSGD, GPT-2, rows", gpt2, _ROWS, sphere_sgd, "SGD(fused)", sgd),
         ("SphereSGD, ResNet-50, filters", resnet, _ROWS, sphere_sgd, "SGD(fused)", sgd),
-        ("on_sphere(AdamW(fused)), GPT-2, rows", gpt2, _ROWS, _wrapped, "AdamW(fused)", adamw),
+        ("on_sphere(AdamW(fused)), GPT-2, rows", gpt2, _ROWS, _wrapped(), "AdamW(fused)", adamw),
+        (
+            *("on_sphere(AdamW(fused)), rotate, GPT-2, rows", gpt2, _ROWS, _wrapped("rotate")),
+            *("AdamW(fused)", adamw),
+        ),
     ]
     for name, shapes, sphere, ours, peer, theirs in cases:
         yield _compare(name, shapes, sphere, ours, peer, theirs, device)
@@ -107,9 +112,12 @@ def _base(kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> _Make:
     return lambda params, _: kind(params, **settings)
 
 
-def _wrapped(params: list[nn.Parameter], sphere: Sphere) -> torch.optim.Optimizer:
-    base = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.0, fused=True)
-    return on_sphere(base, {p: sphere for p in params if p.ndim > 1})
+def _wrapped(mode: Mode = "hard") -> _Make:
+    def make(params: list[nn.Parameter], sphere: Sphere) -> torch.optim.Optimizer:
+        base = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.0, fused=True)
+        return on_sphere(base, {p: sphere for p in params if p.ndim > 1}, mode)
+
+    return make
 
 
 def _peers() -> dict[str, _Make]:

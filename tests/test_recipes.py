@@ -262,6 +262,56 @@ def test_schedules_go_to_their_groups(generator):
     assert rates == pytest.approx([1e-2] * len(rates))
 
 
+# method, options, rate and decay: settles in some 1,000 steps
+SLOW = {
+    "SGD": ("sgd", {"momentum": 0.9}, (0.01, 2.5e-3), torch.optim.SGD),
+    "AdamW": ("adamw", {"betas": (0.9, 0.99)}, (0.01, 0.05), torch.optim.AdamW),
+    "Lion": ("lion", {"betas": (0.9, 0.95)}, (0.01, 0.05), Decoupled),
+}
+
+
+@pytest.mark.parametrize("lives", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("begin", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("case", SLOW)
+def test_a_run_that_does_not_settle(case, begin, lives, generator):
+    """The tuned run turns as far as the recipe says, from any norm and for any length."""
+    method, options, (lr, decay), kind = SLOW[case]
+    given = {"start_norm": begin} if method == "sgd" else {}
+    settled = sphere_recipe(method, lr=lr, weight_decay=decay, **options)
+    steps = round(lives * settled.relaxation * math.log(2))
+    recipe = sphere_recipe(method, lr=lr, weight_decay=decay, **options, steps=steps, **given)
+    weight = nn.Parameter(torch.randn(24, 96, generator=generator))
+    unit = 1.0 if method == "sgd" else 96**0.5
+    osp.optim.project_(
+        weight.detach(), replace(ROWS, radius=begin * unit * settled.equilibrium.norm)
+    )
+    groups = [{"params": [weight], "sphere": ROWS}]
+    expected = recipe.groups(groups)[0]["lr"]
+    (schedule,) = recipe.schedules(groups, lambda step: 1.0)
+    optimizer = kind([weight], lr=lr, weight_decay=decay, **options)
+    measured = angles(walk(optimizer, [weight], ROWS, steps + 1, generator))[20:]
+    followed = torch.tensor([expected * schedule(k + 20) for k in range(len(measured))])
+    # The momentum fills first; what was left out of the mean is a part of the shortest runs.
+    assert (measured / followed).mean().item() == pytest.approx(1, abs=0.06)
+    path = [expected * schedule(k) for k in range(steps)]
+    assert sum(path) / steps == pytest.approx(expected, rel=0.01)
+
+
+def test_a_run_too_short_to_settle_is_said():
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2, 3))], "sphere": ROWS}]
+    short = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300)
+    with pytest.warns(UserWarning, match="does not settle"):
+        assert short.groups(groups)[0]["lr"] == short.equilibrium.rotation
+    long = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=30_000)
+    assert long.groups(groups)[0]["lr"] == long.rotation
+    known = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300, start_norm=3.0)
+    assert known.groups(groups)[0]["lr"] == known.rotation < 0.2 * short.rotation
+    with pytest.raises(RecipeError, match="give its steps"):
+        sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, start_norm=3.0)
+    with pytest.raises(RecipeError, match="steps is positive"):
+        sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, steps=0)
+
+
 def test_groups_are_copies_and_ordinary_ones_stay():
     weight, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
     given = [

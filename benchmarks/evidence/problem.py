@@ -130,7 +130,7 @@ def _adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
 
 
 def _sphere_adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
-    return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99))
+    return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99), lr_is="rate")
 
 
 def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
@@ -138,7 +138,7 @@ def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
 
 
 def _sphere_sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
-    return SphereSGD(groups, lr=lr, momentum=0.9)
+    return SphereSGD(groups, lr=lr, momentum=0.9, lr_is="rate")
 
 
 KINDS = {

@@ -15,6 +15,14 @@ equilibrium at :math:`f = 1`, and :math:`\rho` the rate there,
 A schedule that is slow beside :math:`1/\rho f` steps has :math:`x = f`, so that the rotation
 follows :math:`\sqrt f`; a fast one leaves :math:`x` behind, and the rotation follows :math:`f`.
 
+A run that is short beside :math:`1/\rho` never gets to the balance. Of :math:`T` steps at
+:math:`f = 1` that start at :math:`x_0` the mean rotation is
+
+.. math:: \bar\theta = \theta_\infty\left(1 + \frac{2}{\rho T}
+          \ln\frac{1+\sqrt{x_T}}{1+\sqrt{x_0}}\right), \qquad x_T = 1 + (x_0-1)\,e^{-\rho T},
+
+which a recipe that knows :math:`T` and the norm at the start turns by.
+
 Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe sets; Wan et al., 2020
 (arXiv 2006.08419), for the drop of the rate; the recursion is derived here from both.
 """
@@ -24,6 +32,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from onsphere.dynamics import Equilibrium
 from onsphere.hyperparameters import METHODS, RecipeError, settings_of
@@ -43,16 +53,63 @@ class SphereRecipe:
         equilibrium: where it settles; the norm is in no useful unit.
         keywords: arguments of the tuned optimizer, for those of PyTorch and the sphere optimizers
             alike. Ordinary parameters go on with them.
+        steps: how long the run lasts; ``None`` for one that settles.
+        start_norm: the norm at its start in units of the equilibrium's; ``None`` where it is not
+            known.
     """
 
     method: str
     equilibrium: Equilibrium
     keywords: dict[str, Any] = field(hash=False)
+    steps: int | None = None
+    start_norm: float | None = None
 
     @property
     def rotation(self) -> float:
-        """Radians per step in equilibrium."""
-        return self.equilibrium.rotation
+        """Radians per step: in equilibrium, or on average over a run that is known not to last."""
+        return self.rotation_from(self.start_norm)
+
+    def rotation_from(self, start_norm: float | None) -> float:
+        """Return the mean rotation per step of a run that starts at some norm.
+
+        Args:
+            start_norm: in units of the equilibrium's; ``None`` where it is not known.
+
+        Returns:
+            Radians per step; those of the equilibrium without a norm or :attr:`steps`.
+
+        Example:
+            >>> recipe = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, steps=1000)
+            >>> [round(recipe.rotation_from(norm) / recipe.rotation, 2) for norm in (0.5, 1, 5)]
+            [1.78, 1.0, 0.21]
+        """
+        if start_norm is None or self.steps is None:
+            return self.equilibrium.rotation
+        time = self.equilibrium.rate * self.steps
+        begin = start_norm**self.equilibrium.power
+        end = 1 + (begin - 1) * math.exp(-time)
+        gained = math.log((1 + math.sqrt(end)) / (1 + math.sqrt(begin)))
+        return self.equilibrium.rotation * (1 + 2 * gained / time)
+
+    def start_of(self, group: Mapping[str, Any]) -> float | None:
+        """Return the norm at the start of a group's weights, in units of the equilibrium's.
+
+        Args:
+            group: a param group with a sphere.
+
+        Returns:
+            :attr:`start_norm` where it was given; else what the weights say, for AdamW and Lion,
+            whose updates have a known size in every coordinate; else ``None``.
+        """
+        if self.start_norm is not None or self.steps is None or self.method not in _BY_ENTRY:
+            return self.start_norm
+        given = group["params"]
+        params = [given] if isinstance(given, Tensor) else [_tensor(param) for param in given]
+        entries = sum(param.numel() for param in params)
+        if not entries:
+            return None
+        square = sum(float(param.detach().double().square().sum()) for param in params) / entries
+        return math.sqrt(square) / self.equilibrium.norm if square > 0 else None
 
     @property
     def relaxation(self) -> float:
@@ -73,9 +130,10 @@ class SphereRecipe:
             groups: as ``audit.param_groups(model)`` gives them; those with a ``sphere`` shall turn.
 
         Returns:
-            The same groups; those on spheres turn by :attr:`rotation` per step, without decay. Use
-            them with :attr:`keywords`: with another momentum the same rotation per step is another
-            path.
+            The same groups; those on spheres turn by :attr:`rotation` per step, without decay (by
+            that of their own start where the recipe knows how long the run lasts:
+            :meth:`start_of`). Use them with :attr:`keywords`: with another momentum the same
+            rotation per step is another path.
 
         Raises:
             TypeError: something else than groups is given.
@@ -93,8 +151,26 @@ class SphereRecipe:
             >>> round(recipe.rotation, 4), round(-torch.atan2(weight[1], weight[0]).item(), 4)
             (0.1, 0.1)
         """
-        turning = {"lr": self.rotation, "lr_is": "rotation", "weight_decay": 0.0}
-        return [{**g, **turning} if _on_sphere(g) else g for g in _checked(groups)]
+        turning = {"lr_is": "rotation", "weight_decay": 0.0}
+        copied = _checked(groups)
+        self._warn_of_a_short_run(copied)
+        return [
+            {**g, **turning, "lr": self.rotation_from(self.start_of(g))} if _on_sphere(g) else g
+            for g in copied
+        ]
+
+    def _warn_of_a_short_run(self, groups: Iterable[Group]) -> None:
+        time = math.inf if self.steps is None else self.steps * self.equilibrium.rate
+        unknown = any(_on_sphere(group) and self.start_of(group) is None for group in groups)
+        if time < _SETTLED and unknown:
+            warnings.warn(
+                f"in {self.steps:,} steps {self.method} does not settle (that takes some "
+                f"{_SETTLED * self.relaxation:,.0f}), so its weights do not turn by the angle of "
+                "the equilibrium. Give sphere_recipe(start_norm=...), the norm at the start in "
+                "units of the equilibrium's, which osp.plan and osp.Monitor tell",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def plain_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[Group]:
         """Return param groups for an optimizer that ``on_sphere(..., mode="rotate")`` shall wrap.
@@ -189,14 +265,15 @@ class SphereRecipe:
         return rotation
 
     def schedules(
-        self, groups: Iterable[Mapping[str, Any]], factor: Schedule, *, follow: bool = False
+        self, groups: Iterable[Mapping[str, Any]], factor: Schedule, *, follow: bool | None = None
     ) -> list[Schedule]:
         """Return one schedule per param group, as ``LambdaLR`` takes them.
 
         Args:
             groups: those that the optimizer was made of, with ``sphere`` where there is one.
             factor: the tuned run's schedule. Ordinary groups keep it.
-            follow: on spheres :meth:`followed` instead of :meth:`schedule`.
+            follow: on spheres :meth:`followed` instead of :meth:`schedule`. By default where the
+                recipe knows how long the run lasts and the norm at its start.
 
         Returns:
             A list for ``torch.optim.lr_scheduler.LambdaLR(optimizer, ...)``.
@@ -211,8 +288,21 @@ class SphereRecipe:
             >>> [schedule(0) for schedule in recipe.schedules(groups, lambda step: 0.25)]
             [0.5, 0.25]
         """
-        turned = self.followed(factor) if follow else self.schedule(factor)
-        return [turned if _on_sphere(group) else factor for group in _checked(groups)]
+        return [
+            self._schedule_of(group, factor, follow) if _on_sphere(group) else factor
+            for group in _checked(groups)
+        ]
+
+    def _schedule_of(self, group: Group, factor: Schedule, follow: bool | None) -> Schedule:
+        """Return a schedule in units of the rotation that the group begins with."""
+        start = self.start_of(group)
+        if follow is None:
+            follow = start is not None
+        if not follow:
+            return self.schedule(factor)
+        unit = self.equilibrium.rotation / self.rotation_from(start)
+        path = self.followed(factor, 1.0 if start is None else start)
+        return lambda step: unit * path(step)
 
 
 def sphere_recipe(
@@ -226,6 +316,8 @@ def sphere_recipe(
     nesterov: bool | None = None,
     decoupled: bool | None = None,
     shape: tuple[int, int] | None = None,
+    steps: int | None = None,
+    start_norm: float | None = None,
 ) -> SphereRecipe:
     r"""Say what a tuned recipe does to weights on spheres, ready for the sphere optimizers.
 
@@ -248,6 +340,11 @@ def sphere_recipe(
         decoupled: of SGD (no): the decay shrinks the weight directly.
         shape: of Muon: rows and columns of the weights; square ones turn 16% faster than thin ones (so
             each shape has a recipe of its own). Without it, that of long thin matrices.
+        steps: how long the run lasts. A run of few relaxation times does not get to the
+            equilibrium; with its length the recipe turns by what the tuned run would on average,
+            and its schedules follow that run.
+        start_norm: the norm at the start in units of the equilibrium's (``osp.plan`` and
+            ``osp.Monitor`` tell). AdamW and Lion do without: for them the weights say it.
 
     Returns:
         The recipe.
@@ -266,6 +363,11 @@ def sphere_recipe(
     """  # noqa: E501
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
+    for name, value in (("steps", steps), ("start_norm", start_norm)):
+        if value is not None and not 0 < value < math.inf:
+            raise RecipeError(f"{name} is positive and finite, got {value}")
+    if start_norm is not None and steps is None:
+        raise RecipeError("start_norm says what a run does before it settles; give its steps, too")
     given = {
         "betas": betas,
         "momentum": momentum,
@@ -291,8 +393,13 @@ def sphere_recipe(
     if keywords.pop("decoupled", False):
         # Coupled decay comes out of the momentum buffer larger by 1 / (1 - momentum).
         keywords["weight_decay"] *= 1 - keywords["momentum"]
-    return SphereRecipe(method, equilibrium, keywords)
+    return SphereRecipe(method, equilibrium, keywords, steps, start_norm)
 
+
+# Their updates have a known size in every coordinate, so the equilibrium's norm is one per entry.
+_BY_ENTRY = ("adamw", "lion")
+# So many relaxation times, and what is left of the way to the equilibrium is 5%.
+_SETTLED = 3
 
 _WITHOUT_A_RECIPE = {
     "adam": "Adam with its decay in the gradient (L2) turns each weight by an angle that depends "
@@ -318,6 +425,11 @@ def _checked(groups: Iterable[Mapping[str, Any]]) -> list[Group]:
             stacklevel=3,
         )
     return copied
+
+
+def _tensor(param: Any) -> Tensor:
+    """Return a parameter that may come with its name."""
+    return param[1] if isinstance(param, tuple) else param
 
 
 def _on_sphere(group: Mapping[str, Any]) -> bool:

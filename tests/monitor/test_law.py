@@ -72,7 +72,8 @@ def groups(params, **settings):
 
 SPHERES = {
     "rotation": lambda p: SphereSGD(groups(p, lr_is="rotation"), lr=0.03),
-    "sphere": lambda p: SphereAdamW(groups(p), lr=0.01),
+    "relative": lambda p: SphereAdamW(groups(p), lr=0.01),
+    "sphere": lambda p: SphereAdamW(groups(p), lr=0.01, lr_is="rate"),
     "rotation, wrapped": lambda p: on_sphere(SGD(p, lr=0.03), groups(p), mode="rotate"),
     "sphere, wrapped": lambda p: on_sphere(ADAM(p, lr=0.01), groups(p)),
 }
@@ -91,6 +92,8 @@ def test_spheres_have_a_fixed_norm(name, generator):
     else:
         assert np.isnan(wanted).all()
     assert run.flags == []
+    if name == "relative":  # to the length, so that this is the rate on the unit sphere
+        assert run.series("w", "effective_lr") == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(

@@ -135,3 +135,24 @@ def test_negative_axes_count_from_the_end():
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("key", "old"),
+    [("wn", torch.nn.utils.weight_norm), ("sn", torch.nn.utils.spectral_norm)],
+)
+def test_loads_what_pytorchs_older_hooks_saved(key, old, inside, generator):
+    def layer():
+        made = torch.nn.Linear(5, 7)
+        return torch.nn.Sequential(made) if inside else made
+
+    before, after = layer(), layer()
+    old(before[0] if inside else before)
+    parametrize(after[0] if inside else after, key)
+    saved = before.state_dict()
+    assert str(after.load_state_dict(saved)) == "<All keys matched successfully>"
+    assert any(name.endswith("weight_v") for name in saved)  # the caller's dict is not touched
+    x = torch.randn(3, 5, generator=generator)
+    torch.testing.assert_close(after.eval()(x), before.eval()(x), rtol=1e-5, atol=1e-6)

@@ -38,6 +38,7 @@ FAMILIES = {
     "heads of columns": ([(5, 12)], Sphere(AXES((0,), ((1, 3),)))),
     "joint rows": ([(7, 5), (7,)], Sphere(AXES((0,)), joint=True)),
     "joint whole": ([(7, 5), (3,)], Sphere(joint=True)),
+    "a given radius, cut": ([(7, 5)], Sphere(AXES((1,)), radius=2.0)),
     "centred rows": ([(7, 5)], Sphere(AXES((0,)), centered=True)),
     "centred whole": ([(7, 5)], Sphere(centered=True)),
     "every entry": ([(4, 3)], Sphere(AXES((0, 1)))),
@@ -46,10 +47,13 @@ FAMILIES = {
 ADAMW = partial(torch.optim.AdamW, weight_decay=0.0)
 # name -> optimizer for groups with spheres
 OPTIMIZERS = {
-    "SGD": partial(SphereSGD, lr=0.05, momentum=0.9),
+    "SGD": partial(SphereSGD, lr=0.05, momentum=0.9, lr_is="rate"),
     "SGD, Nesterov, exponential": partial(
-        SphereSGD, lr=0.05, momentum=0.9, nesterov=True, step="exponential", maximize=True
+        partial(SphereSGD, lr=0.05, lr_is="rate", momentum=0.9, nesterov=True),
+        step="exponential",
+        maximize=True,
     ),
+    "SGD, relative": partial(SphereSGD, lr=1e-3, momentum=0.9),
     "AdamW": partial(SphereAdamW, lr=0.02, weight_decay=0.0),
     "AdamW, rotation": partial(SphereAdamW, lr=0.01, lr_is="rotation", weight_decay=0.0),
     "AdamW, per vector": partial(SphereAdamW, lr=0.02, second_moment="vector", weight_decay=0.0),
@@ -380,6 +384,36 @@ def resuming(folder):
             assert apart(p, q) < 1e-6, (name, size, "one process")
 
 
+def full_state_dicts(folder):
+    """A state gathered to one process, and given back from there."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_optimizer_state_dict,
+    )
+
+    line = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name, build in BUILDERS.items():
+        # Where some parameters have a state and others none, torch wants strict=False.
+        chosen = families(RESUMED if name != "rotate SGD" else RESUMED[:4])
+        saved, other = (Pair(build, line, [Shard(0)], chosen) for _ in range(2))
+        for step in (1, 2):
+            saved.step(step)
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_optimizer_state_dict(Bag(saved.shards), saved.optimizers[1], options=whole)
+        assert bool(state) == (dist.get_rank() == 0), name
+        with torch.no_grad():
+            for p, q in zip(saved.shards, other.shards, strict=True):
+                q.copy_(p)
+        given = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_optimizer_state_dict(Bag(other.shards), other.optimizers[1], state, options=given)
+        other.oracle = saved.oracle
+        saved.step(3)
+        for q, g in zip(other.shards, tensors(other.shapes, 3), strict=True):
+            q.grad = placed(g, line, [Shard(0)]) + 0.3 * q.detach()
+        other.optimizers[1].step()
+        assert other.error() < 1e-6, (name, other.error())
+
+
 def steps_that_differ_are_seen(folder):
     """The comparison of this file is one that fails."""
     line = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -398,5 +432,6 @@ CHECKS = {
     "gradients elsewhere": gradients_elsewhere,
     "training": training,
     "resuming": resuming,
+    "full state dicts": full_state_dicts,
     "steps that differ are seen": steps_that_differ_are_seen,
 }

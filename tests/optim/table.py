@@ -18,8 +18,10 @@ OPTIMIZERS = {
 }
 # name -> how a step is made
 TRAVELS = {
-    "retraction": {},
-    "exponential": {"step": "exponential"},
+    "retraction": {"lr_is": "rate"},
+    "exponential": {"lr_is": "rate", "step": "exponential"},
+    "relative": {},
+    "relative, exponential": {"step": "exponential"},
     "rotation": {"lr_is": "rotation"},
     "rotation, exponential": {"lr_is": "rotation", "step": "exponential"},
 }

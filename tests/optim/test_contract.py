@@ -8,6 +8,10 @@ import warnings
 
 import pytest
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
@@ -164,11 +168,13 @@ def test_rate_zero_changes_nothing(name, dtype, generator):
 
 
 @on_spheres
-def test_vectors_of_one_entry_stay(name, generator):
+def test_vectors_of_one_entry_stay_and_that_is_said_once(name, generator):
     sphere = Sphere(VectorAxes((0, 1)))
     member, weight, optimizer = start(name, generator, sphere=sphere, lr=1e-3)
     before = weight.detach().clone()
-    feed(member, weight, optimizer, *torch.randn(3, 4, 6, generator=generator))
+    with pytest.warns(UserWarning, match="have one entry each") as told:
+        feed(member, weight, optimizer, *torch.randn(3, 4, 6, generator=generator))
+    assert len(told) == 1
     torch.testing.assert_close(weight.detach(), before, rtol=4e-7, atol=0)
 
 
@@ -183,7 +189,8 @@ def test_memory_layouts_do_not_matter(name, generator):
             places.append(lambda x: torch.stack([x, x], -1)[..., 0])
     if MEMBERS[name].closure:
         pytest.skip("LBFGS makes no sense of gradients without a loss")
-    begin, grads = torch.randn(shape, generator=generator), torch.randn(3, *shape)
+    begin = torch.randn(shape, generator=generator)
+    grads = 0.1 * torch.randn(3, *shape, generator=generator)  # no turns that amplify rounding
     ends = []
     for place in places:
         weight = torch.nn.Parameter(place(begin))
@@ -194,6 +201,36 @@ def test_memory_layouts_do_not_matter(name, generator):
         torch.testing.assert_close(end, ends[0], rtol=2e-5, atol=2e-6)
 
 
+@members
+def test_global_hooks_run_once(name, generator):
+    calls = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *given: calls.append(("before", given[0]))),
+        register_optimizer_step_post_hook(lambda *given: calls.append(("after", given[0]))),
+    ]
+    try:
+        member, weight, optimizer = start(name, generator)
+        feed(member, weight, optimizer, *torch.randn(2, 4, 6, generator=generator))
+        assert calls == [("before", optimizer), ("after", optimizer)] * 2
+    finally:
+        for handle in handles:
+            handle.remove()
+    feed(member, weight, optimizer, torch.randn(4, 6, generator=generator))
+    assert len(calls) == 4
+
+
+@on_spheres
+def test_weights_that_start_at_zero_are_said_with_what_to_do(name, generator):
+    sphere = Sphere(VectorAxes((0,)), radius=1.0)
+    member, weight, optimizer = start(name, generator, sphere=sphere)
+    weight.data.zero_()
+    with pytest.warns(UserWarning, match="give them a start that is not 0"):
+        feed(member, weight, optimizer, torch.randn(4, 6, generator=generator))
+    assert not weight.any()
+    assert optimizer.skipped == 4
+
+
+@pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 @on_spheres
 @pytest.mark.parametrize("shape", [(), (0, 3), (3, 0)], ids=str)
 def test_tensors_with_nowhere_to_go(name, shape, generator):
@@ -237,7 +274,8 @@ def test_sparse_and_complex_are_refused(name, generator):
 def test_maximize(name, generator):
     if not MEMBERS[name].maximizes:
         pytest.skip("the base optimizer has no maximize")
-    begin, grads = torch.randn(4, 6, generator=generator), torch.randn(3, 4, 6)
+    begin = torch.randn(4, 6, generator=generator)
+    grads = 0.1 * torch.randn(3, 4, 6, generator=generator)  # no turns that amplify rounding
     ends = []
     for sign in (1, -1):
         weight = torch.nn.Parameter(begin.clone())
@@ -251,7 +289,8 @@ def test_maximize(name, generator):
 def test_the_rate_may_be_a_tensor(name, generator):
     if not MEMBERS[name].tensor_lr:
         pytest.skip("the base optimizer takes no tensor")
-    begin, grads = torch.randn(4, 6, generator=generator), torch.randn(3, 4, 6)
+    begin = torch.randn(4, 6, generator=generator)
+    grads = 0.1 * torch.randn(3, 4, 6, generator=generator)  # no turns that amplify rounding
     ends = []
     for kind in (float, torch.tensor):
         weight = torch.nn.Parameter(begin.clone())

@@ -6,9 +6,10 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import Travel, inner, move
+from onsphere.optim.motion import Travel, Update, inner, limits_of, move, reference_length
 
 ROWS = (1,)
+HEADS = Sphere(VectorAxes(pieces=((0, 9),)))
 
 
 def point_and_tangents(generator, radius=2.0):
@@ -17,11 +18,16 @@ def point_and_tangents(generator, radius=2.0):
     return p, geometry.tangent(p, v), geometry.tangent(p, m)
 
 
+LIMITS = limits_of(torch.float64)
+
+
 def moved(p, t, m, travel):
     """Apply the coefficients of a move to a point and a vector that travels along."""
     zero = torch.zeros(len(p), dtype=p.dtype)
-    numbers = inner(p, p, ROWS), inner(t, t, ROWS), inner(m, t, ROWS), zero
-    a, b, d, e = (x[:, None] for x in move(travel, *numbers, p.norm(dim=1)))
+    tt = inner(t, t, ROWS)
+    update = Update(tt, inner(m, t, ROWS), tt, tt, zero + 1, zero)
+    numbers = inner(p, p, ROWS), p.norm(dim=1), update, LIMITS
+    a, b, d, e = (x[:, None] for x in move(travel, *numbers))
     return a * p + b * t, m + d * p + e * t
 
 
@@ -58,12 +64,31 @@ def test_retraction_and_exponential_differ_in_third_order(generator):
     assert 900 < gaps[0] / gaps[1] < 1100
 
 
+def test_the_reference_is_the_length_at_which_torch_starts():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(400, 900)
+    weight, bias = (p.detach() for p in (layer.weight, layer.bias))
+    for params, sphere, lengths in (
+        ([weight], Sphere(), weight.norm()),
+        ([weight], Sphere(VectorAxes((0,))), weight.norm(dim=1)),
+        ([weight], Sphere(VectorAxes((1,))), weight.norm(dim=0)),
+        ([weight], HEADS, weight.unflatten(0, (9, -1)).norm(dim=(1, 2))),
+        ([weight, bias], Sphere(joint=True), torch.cat([weight.flatten(), bias]).norm()),
+    ):
+        expected = reference_length(tuple(tuple(p.shape) for p in params), sphere)
+        assert lengths.mean().item() == pytest.approx(expected, rel=0.01)
+    assert reference_length(((7,),), Sphere()) == pytest.approx((7 / 3) ** 0.5)
+    assert reference_length(((),), Sphere()) == pytest.approx((1 / 3) ** 0.5)
+    assert reference_length(((0, 3),), Sphere()) == 1
+
+
 @pytest.mark.parametrize("step", ["retraction", "exponential"])
 def test_a_rotation_without_a_direction_goes_nowhere(step):
     one = torch.ones(2, dtype=torch.float64)
     tangents = torch.tensor([0.0, 1e-20], dtype=torch.float64)
     travel = Travel(lr=0.3, lr_is="rotation", step=step)
-    a, b, d, e = move(travel, one, tangents, 0 * one, 1e-14 * one, one)
+    update = Update(tangents, 0 * one, one, one, one, 0 * one)
+    a, b, d, e = move(travel, one, one, update, LIMITS)
     assert torch.equal(a, one)
     assert not b.any()
     assert not d.any()

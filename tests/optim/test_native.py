@@ -12,9 +12,12 @@ from onsphere.optim.native.layout import layout_of
 from onsphere.optim.restoration import leash, record, restore
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
-pytestmark = pytest.mark.skipif(
-    native.instruction_set() == "none", reason="the native kernels were not built"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        native.instruction_set() == "none", reason="the native kernels were not built"
+    ),
+    pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning"),
+]
 SETS = range(["plain", "AVX2", "AVX-512"].index(native.instruction_set()) + 1)
 
 
@@ -36,6 +39,8 @@ def run(on, name, start, grads, sphere, memory, **settings):
 def compare(name, layout, dtype, generator, **settings):
     shape, memory, sphere = LAYOUTS[layout]
     start = torch.randn(shape, generator=generator).to(dtype)
+    if settings.get("travel", "").startswith("relative"):  # as far as with a rate
+        start = start / (3 * start.numel() / sphere.axes.count(shape))
     grads = torch.randn(3, *shape, generator=generator).to(dtype)
     fast, slow = (
         run(on, name, start, grads, sphere, memory, lr=0.05, **settings) for on in (True, False)

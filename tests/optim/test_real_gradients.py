@@ -1,12 +1,14 @@
 """Gradients as training makes them: inputs that are always zero, tokens that do not occur."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import SphereAdamW, native, on_sphere
+from onsphere.optim import SphereAdamW, SphereSGD, native, on_sphere
 
 ROWS = Sphere(VectorAxes((0,)))
 PATHS = {"native": True, "torch": False}
@@ -54,7 +56,7 @@ def plain_adamw(net, **settings):
 
 
 def sphere_adamw(net, **settings):
-    return SphereAdamW(groups_of(net), weight_decay=0.0, **settings)
+    return SphereAdamW(groups_of(net), weight_decay=0.0, lr_is="rate", **settings)
 
 
 def fit(build, steps, lr, generator, dtype=torch.float32):
@@ -102,7 +104,7 @@ def test_one_adam_exactly():
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, 40, generator=generator, dtype=torch.float64)
     a, b = (nn.Parameter(start.clone()) for _ in range(2))
-    ours = SphereAdamW([{"params": [a], "sphere": ROWS}], weight_decay=0.0)
+    ours = SphereAdamW([{"params": [a], "sphere": ROWS}], weight_decay=0.0, lr_is="rate")
     theirs = on_sphere(torch.optim.AdamW([b], lr=0.01, weight_decay=0.0), {b: ROWS})
     for grad in torch.randn(5, 1, 40, generator=generator, dtype=torch.float64):
         grad[:, ::3] = 0
@@ -130,3 +132,117 @@ def test_trains_as_well_as_its_base():
         for build in (sphere_adamw, plain_adamw)
     ]
     assert best[0] < 1.05 * best[1] + 1e-3
+
+
+# name -> settings, with and without rotation
+RESTING = {
+    "SGD": (SphereSGD, {"momentum": 0.9}),
+    "SGD Nesterov": (SphereSGD, {"momentum": 0.9, "nesterov": True}),
+    "AdamW": (SphereAdamW, {"betas": (0.9, 0.95), "weight_decay": 0.0}),
+    "AdamW, no eps": (SphereAdamW, {"betas": (0.9, 0.95), "eps": 0.0, "weight_decay": 0.0}),
+    "AdamW, moment per vector": (
+        SphereAdamW,
+        {"betas": (0.9, 0.95), "second_moment": "vector", "eps": 0.0, "weight_decay": 0.0},
+    ),
+}
+MODES = {
+    "rate": {"lr_is": "rate"},
+    "relative": {},
+    "rotation": {"lr_is": "rotation"},
+    "rotation, exponential": {"lr_is": "rotation", "step": "exponential"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:weights in torch.bfloat16 that turn:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", RESTING)
+def test_rows_at_rest(name, mode, dtype, generator):
+    """Rows with one gradient and then none: they turn less and less, and stay finite for ever."""
+    kind, settings = RESTING[name]
+    size = 0.1 if mode == "relative" else 1.0  # about as long as torch.nn makes them
+    start = (size * torch.randn(4, 32, generator=generator)).to(dtype)
+    w = nn.Parameter(start.clone())
+    lr = 1e-3
+    optimizer = kind([{"params": [w], "sphere": ROWS}], lr=lr, **settings, **MODES[mode])
+    grads = (size * torch.randn(1200, 32, generator=generator)).to(dtype)
+    w.grad = (size * torch.randn(4, 32, generator=generator)).to(dtype)
+    optimizer.step()
+    seen = []
+    for grad in grads:
+        w.grad = torch.zeros_like(w)
+        w.grad[0] = grad
+        before = w.detach().clone()
+        optimizer.step()
+        seen.append(turned(before, w.detach()))
+    angles = torch.stack(seen)
+    assert w.isfinite().all()
+    assert optimizer.skipped == 0
+    rounding = max(1e-6, 4 * torch.finfo(dtype).eps)
+    assert (w.double().norm(dim=1) / start.double().norm(dim=1) - 1).abs().max() < rounding
+    if dtype is not torch.bfloat16:
+        assert angles[-1, 1:].max() < 1e-7
+        assert angles[-1, 0] > 1e-4
+        # No further than steady momentum could have carried it.
+        assert angles[:, 1:].sum(0).max() < (10 if "rotation" in mode else 100) * lr
+
+
+@pytest.mark.parametrize("size", [1e-17, 1e-20, 1e-24, 1e-30, 1e-42])
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_too_small_for_a_direction(size, mode, generator):
+    w = nn.Parameter(torch.randn(5, 37, generator=generator))
+    length = w.detach().norm(dim=1)
+    optimizer = SphereSGD([{"params": [w], "sphere": ROWS}], lr=1e-3, momentum=0.9, **MODES[mode])
+    for _ in range(6):
+        w.grad = torch.randn(5, 37, generator=generator) * size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    assert (w.detach().norm(dim=1) / length - 1).abs().max() < 1e-6
+    # A gradient whose square underflows is none.
+    assert optimizer.skipped == (30 if "rotation" in mode and size > 1e-22 else 0)
+
+
+def test_a_gradient_that_is_almost_radial_turns_no_vector_off_its_sphere(generator):
+    start = torch.randn(40, 64, generator=generator)
+    for share, refused in ((0.3, 0), (1e-2, 40), (3e-3, 40), (1e-5, 0)):
+        w = nn.Parameter(start.clone())
+        optimizer = SphereSGD([{"params": [w], "sphere": ROWS}], lr=0.3, lr_is="rotation")
+        w.grad = start + share * torch.randn(40, 64, generator=generator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+        assert (w.detach().norm(dim=1) / start.norm(dim=1) - 1).abs().max() < 1e-6
+        assert optimizer.skipped == refused  # the last is radial to rounding, and asks for nothing
+
+
+EXTREMES = 20_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", RESTING)
+def test_extremes_of_scale(name, mode, dtype, generator):
+    """Weights from 1e-15 to 1e15, gradients from 0 to 1e30, of other sizes in every step."""
+    kind, settings = RESTING[name]
+
+    def scales(low, high):
+        draw = torch.rand(EXTREMES, 1, generator=generator, dtype=torch.float64)
+        return 10 ** (low + (high - low) * draw)
+
+    start = torch.randn(EXTREMES, 8, generator=generator) * scales(-15, 15)
+    start = start.to(dtype)
+    w = nn.Parameter(start.clone())
+    optimizer = kind([{"params": [w], "sphere": ROWS}], lr=0.02, **settings, **MODES[mode])
+    for _ in range(4):
+        grad = torch.randn(EXTREMES, 8, generator=generator) * scales(-45, 30)
+        grad[torch.rand(EXTREMES, generator=generator) < 0.1] = 0
+        grad[:, 0] *= (torch.rand(EXTREMES, generator=generator) < 0.5).float()
+        w.grad = grad.to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    assert w.isfinite().all()
+    assert all(x.isfinite().all() for x in optimizer.state[w].values())
+    drift = w.detach().double().norm(dim=1) / start.double().norm(dim=1) - 1
+    assert drift.abs().max() < (1e-6 if dtype != torch.bfloat16 else 2**-7)

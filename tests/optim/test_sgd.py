@@ -29,6 +29,7 @@ def draw(*shape, generator, dtype=torch.float64):
 
 def on_sphere(tensor, sphere=ROWS, **settings):
     weight = torch.nn.Parameter(tensor.clone())
+    settings = {"lr_is": "rate", **settings}
     return weight, SphereSGD([{"params": [weight], "sphere": sphere}], **settings)
 
 
@@ -165,6 +166,7 @@ EDGES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 @pytest.mark.parametrize(("tensor", "sphere"), EDGES.values(), ids=EDGES)
 @pytest.mark.parametrize("step", STEPS)
 def test_tensors_with_nowhere_to_go(tensor, sphere, step):
@@ -213,7 +215,8 @@ def through_a_file(optimizer, weight):
     file.seek(0)
     copied = torch.nn.Parameter(weight.detach().clone())
     fresh = SphereSGD([{"params": [copied], "sphere": None}], lr=99.0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    with pytest.warns(UserWarning, match="the saved one is used"):
+        fresh.load_state_dict(torch.load(file, weights_only=True))
     return copied, fresh
 
 
@@ -290,8 +293,9 @@ def test_weight_decay_on_a_sphere_warns_once_and_does_nothing(generator):
     start, grad = draw(2, 3, generator=generator), draw(2, 3, generator=generator)
     weights = [torch.nn.Parameter(start.clone()) for _ in range(3)]
     groups = [{"params": [w], "sphere": ROWS} for w in weights[:2]]
+    every = [*groups, {"params": weights[2:]}]
     with pytest.warns(UserWarning, match="does nothing to weights on a sphere") as told:
-        decayed = SphereSGD([*groups, {"params": weights[2:]}], lr=0.1, weight_decay=0.5)
+        decayed = SphereSGD(every, lr=0.1, weight_decay=0.5, lr_is="rate")
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

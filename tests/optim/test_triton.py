@@ -24,6 +24,7 @@ from onsphere.optim.restoration import leash, record, restore
 from optim.contract import MEMBERS, feed, loss_of, target, train
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
+pytestmark = pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 MISSING = importlib.util.find_spec("triton") is None
 # name -> settings of launch.py that send vectors of any length this way
 WAYS = {

@@ -185,7 +185,7 @@ def _collapse(seen: History, limits: Thresholds) -> Iterator[str]:
 def _drift(seen: History, limits: Thresholds) -> Iterator[str]:
     if not _lasting(seen, limits):
         return
-    if seen.about.get("law") in ("sphere", "rotation"):
+    if seen.about.get("law") in ("sphere", "relative", "rotation"):
         start, now = (seen.value(s, "norm") for s in (seen.first, seen.now))
         if start > 0 and abs(now / start - 1) > limits.radius:
             yield (

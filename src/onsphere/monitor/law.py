@@ -60,7 +60,8 @@ class Law:
     """How an optimizer moves weights on spheres.
 
     Args:
-        name: ``"sphere"`` (fixed norm), ``"rotation"`` (fixed norm and angle), or a method's.
+        name: ``"sphere"`` (fixed norm), ``"relative"`` (and a rate that does not depend on it),
+            ``"rotation"`` (fixed norm and angle), or a method's.
         degree: the effective rate is the learning rate over this power of the norm.
         settle: rate, decay, settings and vector -> equilibrium; ``None`` on spheres.
         bend: the power of the norm in the rate at which it relaxes.
@@ -105,7 +106,7 @@ def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
         kind = type(optimizer.base).__name__
     elif isinstance(optimizer, SphereOptimizer):
         if group["sphere"] is not None:
-            return _ROTATION if group["lr_is"] == "rotation" else _SPHERE
+            return _BY_LR_IS[group["lr_is"]]
         kind = kind.removeprefix("Sphere")
     if group.get("amsgrad") or (kind == "SGDW" and group.get("dampening")):
         return None
@@ -134,7 +135,7 @@ def eps_of(optimizer: Optimizer, group: Settings) -> float:
 
 def degree_of(optimizer: Optimizer, law: Law | None) -> int:
     """Return the power of the norm in the effective rate; 2, as for SGD, where nothing is known."""
-    known = _LAWS.get(_kind(optimizer), law)
+    known = law if law is _RELATIVE else _LAWS.get(_kind(optimizer), law)
     return 2 if known is None else known.degree
 
 
@@ -322,6 +323,8 @@ _NEEDED = {
 _ADAMW = Law("adamw", 1, functools.partial(_decoupled, "adamw"))
 _ADAM_L2 = Law("adam-l2", 1, _adam_l2, bend=1)
 _SPHERE, _ROTATION = Law("sphere", 2), Law("rotation", 2)
+_RELATIVE = Law("relative", 0)
+_BY_LR_IS = {"rate": _SPHERE, "rotation": _ROTATION, "relative": _RELATIVE}
 _LAWS = {
     "SGD": Law("sgd", 2, _sgd),
     "SGDW": Law("sgdw", 2, _sgdw),

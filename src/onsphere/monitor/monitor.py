@@ -58,7 +58,8 @@ class Monitor:
     - ``norm``: :math:`|w|` before the step; ``gradient``: :math:`|g|`, as the step found it (of
       a step with a closure, as it left it);
     - ``effective_lr``: :math:`\eta/|w|^2` for SGD and where no law is known, :math:`\eta/|w|` for
-      Adam, AdamW, Lion and Muon, whose steps do not scale with the gradient;
+      Adam, AdamW, Lion and Muon, whose steps do not scale with the gradient, :math:`\eta` itself
+      where it is relative to the length (the default of the sphere optimizers);
     - ``rotation``: the angle between :math:`w` and :math:`w + d` in radians;
     - ``radial``: :math:`\langle w, d\rangle/|w||d|`, the share of the update that changes the norm;
     - ``unit_gradient_square``: :math:`|w|^2|g|^2`, what the laws call :math:`L`.

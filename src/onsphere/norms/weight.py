@@ -2,7 +2,8 @@
 
 State dicts are those of ``torch.nn.utils.parametrizations`` where PyTorch has the method:
 ``original0`` (lengths) and ``original1`` (directions) for weight normalization, ``original`` with
-buffers ``_u`` and ``_v`` for spectral normalization.
+buffers ``_u`` and ``_v`` for spectral normalization. The older names of PyTorch's hooks load too:
+``weight_g`` and ``weight_v``; ``weight_orig``, ``weight_u`` and ``weight_v``.
 """
 
 import torch
@@ -181,4 +182,29 @@ def parametrize(
     else:
         projection = WeightSphere(row, dim, (row.eps or 0.0) if eps is None else eps)
     torch_parametrize.register_parametrization(module, name, projection)
+    module.register_load_state_dict_pre_hook(_OlderNames(name, row))  # type: ignore[no-untyped-call]
     return module
+
+
+class _OlderNames:
+    """A hook that renames what ``torch.nn.utils.weight_norm`` and ``spectral_norm`` have saved."""
+
+    def __init__(self, name: str, row: Method) -> None:
+        stem = f"parametrizations.{name}"
+        if row.sphere == "spectral":
+            self.names = {
+                f"{name}_orig": f"{stem}.original",
+                f"{name}_u": f"{stem}.0._u",
+                f"{name}_v": f"{stem}.0._v",
+            }
+        elif row.affine == "length":
+            self.names = {f"{name}_g": f"{stem}.original0", f"{name}_v": f"{stem}.original1"}
+        else:
+            self.names = {}
+
+    def __call__(
+        self, _: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object
+    ) -> None:
+        if all(prefix + old in state_dict for old in self.names):
+            for old, new in self.names.items():
+                state_dict[prefix + new] = state_dict.pop(prefix + old)

@@ -32,7 +32,16 @@ from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.optimizer import (
+    Group,
+    Nonfinite,
+    SphereOptimizer,
+    fusable,
+    fused_as,
+    state_dtype,
+)
+from onsphere.optim.saved import mend
+from onsphere.optim.validation import check_options
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -80,12 +89,26 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning where it was asked for.
         second_moment: of spheres, one per ``"coordinate"`` or one per ``"vector"``.
-        lr_is: ``"rate"``, as in ``torch.optim.AdamW``: the step in space begins as
-            ``-lr * update``; or ``"rotation"``: every vector turns by ``lr`` radians.
+        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.AdamW`` turns one of
+            the length ρ at which ``torch.nn`` starts it
+            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
+            the lengths at the start (but for ``eps``): the step in space begins as
+            ``-lr * (r / ρ) * update``. ``"rate"``: it begins as ``-lr * update``, as in
+            ``torch.optim.AdamW``. ``"rotation"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` or ``"exponential"``.
         maximize: ascend instead of descending.
+        master_weights: move a copy in float32 of weights on spheres in half precision (moments in
+            float32, too), and round it to the weights after each step. Without it turns below the
+            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
+        foreach: how ordinary parameters move, as in ``torch.optim``; spheres have kernels of their
+            own.
+        fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
+            it does not, ``True`` is not followed.
+        capturable: not taken: a step is planned in Python.
+        differentiable: not taken: a step has no derivative.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -114,11 +137,23 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: float = 1e-2,
         *,
         second_moment: SecondMoment = "coordinate",
-        lr_is: LrIs = "rate",
+        lr_is: LrIs = "relative",
         step: Step = "retraction",
         maximize: bool = False,
+        master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        check_options(
+            type(self).__name__,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
         defaults: Group = {
             "lr": lr,
             "betas": betas,
@@ -128,7 +163,10 @@ class SphereAdamW(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
+            "master_weights": master_weights,
             "nonfinite": nonfinite,
+            "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -144,22 +182,24 @@ class SphereAdamW(SphereOptimizer):
                 f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
             )
 
-    def _moments(self, params: list[Tensor], *, coordinate: bool) -> list[Tensor]:
-        """Make missing state, count the step, and return the counters."""
+    def _moments(self, params: list[Tensor], group: Group, *, coordinate: bool) -> list[Tensor]:
+        """Make missing state, and return the counters of steps."""
         for param in params:
-            state = self.state[param]
+            state, dtype = self.state[param], state_dtype(param, group)
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
             if coordinate and "exp_avg_sq" not in state:
-                state["exp_avg_sq"] = torch.zeros_like(param)
+                state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
+            if state["exp_avg"].dtype != dtype:  # after model.to(dtype)
+                mend(state, param, dtype)
         return [self.state[param]["step"] for param in params]
 
     def _updates(
         self, params: list[Tensor], group: Group
     ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
         kind: SecondMoment = group["second_moment"]
-        counters = self._moments(params, coordinate=kind == "coordinate")
+        counters = self._moments(params, group, coordinate=kind == "coordinate")
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
@@ -175,6 +215,20 @@ class SphereAdamW(SphereOptimizer):
             found.append((state["exp_avg"], moment, made[steps]))
         return found
 
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
+        counters = [self.state[param]["step"] for param in params]
+        steps = [counter.item() for counter in counters]
+        if steps.count(steps[0]) != len(steps):
+            return None
+        torch._foreach_add_(counters, 1.0)
+        beta1, beta2 = (float(beta) for beta in group["betas"])
+        return adamw_update(
+            betas=(beta1, beta2),
+            eps=group["eps"],
+            steps=steps[0] + 1,
+            second_moment=group["second_moment"],
+        )
+
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:
             return
@@ -182,7 +236,7 @@ class SphereAdamW(SphereOptimizer):
             raise RuntimeError(
                 "AdamW does not take sparse gradients; make the layer dense (sparse=False)"
             )
-        counters = self._moments(params, coordinate=True)
+        counters = self._moments(params, group, coordinate=True)
         beta1, beta2 = group["betas"]
         first, second = ([self.state[p][k] for p in params] for k in ("exp_avg", "exp_avg_sq"))
         if self._sharded:
@@ -194,7 +248,8 @@ class SphereAdamW(SphereOptimizer):
             second,
             [],
             counters,
-            fused=fusable(params, grads, first, second) or None,
+            foreach=group["foreach"],
+            fused=fused_as(group, fusable(params, grads, first, second)),
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

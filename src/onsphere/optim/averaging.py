@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel
 from onsphere.geometry import Sphere
 from onsphere.optim import home
 from onsphere.optim.motion import center_, spread, total, working_dtype
-from onsphere.optim.optimizer import check_sphere
 from onsphere.optim.restoration import Leash, record
+from onsphere.optim.validation import check_sphere
 from onsphere.optim.wrapper import Spheres, families
 
 AverageOne = Callable[[Tensor, Tensor, Tensor | int], Tensor]

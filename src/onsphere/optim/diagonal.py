@@ -16,12 +16,16 @@ from torch import Tensor
 
 from onsphere.optim.motion import (
     Axes,
+    Limits,
     Plan,
     Travel,
+    Update,
     inner,
     move,
     record,
+    refusals,
     settle,
+    share_of_news,
     spread,
     total,
     working_dtype,
@@ -42,7 +46,7 @@ class Diagonal:
         width: how many numbers :meth:`reduce` sums.
     """
 
-    width: ClassVar[int] = 5
+    width: ClassVar[int] = 6
     beta1: float
     kappa: float
     beta2: float
@@ -55,12 +59,12 @@ class Diagonal:
         """The numbers that the native kernel takes."""
         root = self.first / self.second**0.5
         moments = (self.beta1, self.kappa, self.beta2, 1 - self.beta2)
-        return (*moments, root, self.first * self.eps, 0.0, 0.0)
+        return (*moments, root, self.first * self.eps, 0.0)
 
     def _weighted(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return point, new momentum, new second moment and update."""
+        """Return point, new momentum, new second moment and the weights."""
         assert m is not None
         assert v is not None
         wide = working_dtype(p)
@@ -70,15 +74,16 @@ class Diagonal:
         # A moment of zero would divide by eps alone, and by nothing where eps is 0.
         root = moment.clamp_min(torch.finfo(torch.float32).tiny).sqrt()
         w = 1 / (self.first / self.second**0.5 * root + self.first * self.eps)
-        return p.to(wide), h, moment, h * w
+        return p.to(wide), h, moment, w
 
     def reduce(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, inside: Axes
     ) -> Tensor:
-        """Return <p,p> <p,u> <u,u> <g,g> <1,u> of each vector, one vector per row."""
-        p, _, _, u = self._weighted(p, g, m, v)
-        g = g.to(u.dtype)
-        sums = [inner(a, b, inside) for a, b in ((p, p), (p, u), (u, u), (g, g))]
+        """Return <p,p> <p,u> <u,u> <g,g> |kappa g w|^2 <1,u> of each vector, one per row."""
+        p, h, _, w = self._weighted(p, g, m, v)
+        g, u = g.to(w.dtype), h * w
+        news = self.kappa * g * w
+        sums = [inner(a, b, inside) for a, b in ((p, p), (p, u), (u, u), (g, g), (news, news))]
         return torch.stack([*sums, total(u, inside)], -1).double()
 
     def plan(
@@ -88,22 +93,25 @@ class Diagonal:
         _: Tensor | None,
         count: int,
         travel: Travel,
-        floor: float,
-        rounding: float,
+        limits: Limits,
     ) -> Plan:
         """Return three coefficients of each vector; ``radius`` is recorded.
 
         With them the point goes to :math:`c_0 p + c_1 (u - c_2)`.
         """
-        sound = numbers.isfinite().all(-1) & (numbers[:, 0] > 0)
-        pp, pu, uu, _gg, ones = numbers.unbind(-1)
+        least = count * limits.least
+        sound = numbers.isfinite().all(-1) & (numbers[:, 0] > least)
+        pp, pu, uu, gg, news, ones = numbers.unbind(-1)
         at = record(radius, pp, travel.radius, sound)
         rho = pu / pp
         mean = ones / count if travel.centered else torch.zeros_like(pp)
         tangent = (uu - pu * rho - count * mean * mean).clamp_min(0)
-        moved = move(travel, pp, tangent, torch.zeros_like(pp), floor * uu, at)
-        a, b, _, _ = settle(moved, count, pp, at, rounding)
-        return Plan(torch.stack([a - b * rho, b, mean], -1), sound)
+        share, zero = share_of_news(news, uu, self.beta1), torch.zeros_like(pp)
+        update = Update(tangent, zero, uu, gg, share, zero + least, normed=True)
+        moved = move(travel, pp, at, update, limits)
+        a, b, _, _ = settle(moved, count, pp, at, limits.close)
+        refused = refusals(moved, update, travel, limits) & sound & (count > 1)
+        return Plan(torch.stack([a - b * rho, b, mean], -1), sound, refused)
 
     def apply(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, inside: Axes, plan: Plan
@@ -111,8 +119,8 @@ class Diagonal:
         """Write the new point and both moments where the vectors are sound."""
         assert m is not None
         assert v is not None
-        point, h, moment, u = self._weighted(p, g, m, v)
-        c = [spread(k, p, inside) for k in plan.coefficients.to(u.dtype).unbind(-1)]
+        point, h, moment, w = self._weighted(p, g, m, v)
+        c, u = [spread(k, p, inside) for k in plan.coefficients.to(w.dtype).unbind(-1)], h * w
         sound = spread(plan.sound, p, inside)
         for tensor, new in ((v, moment), (m, h), (p, c[0] * point + c[1] * (u - c[2]))):
             tensor.copy_(torch.where(sound, new.to(tensor.dtype), tensor))

@@ -6,7 +6,7 @@ With :math:`P` the projection to the tangent space at :math:`p`, the momentum be
 write it: :math:`p' = c_0 p + c_1 g + c_2 m` and :math:`m' = c_3 p + c_4 g + c_5 m`.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import ClassVar
 
 import torch
@@ -14,12 +14,16 @@ from torch import Tensor
 
 from onsphere.optim.motion import (
     Axes,
+    Limits,
     Plan,
     Travel,
+    Update,
     inner,
     move,
     record,
+    refusals,
     settle,
+    share_of_news,
     spread,
     working_dtype,
 )
@@ -67,9 +71,10 @@ class Linear:
     @property
     def arguments(self) -> tuple[float, ...]:
         """The numbers that the native kernel takes."""
-        rest = (0.0, 1.0, 1.0, 0.0)
+        rest = (0.0, 1.0, 0.0)
         if self.moment is not None:
-            rest = (self.moment.beta, self.moment.first, self.moment.second, self.moment.eps)
+            beta, first, second, eps = astuple(self.moment)
+            rest = (beta, first / second**0.5, first * eps)
         return (self.alpha, self.kappa, self.along_gradient, self.along_momentum, *rest)
 
     def reduce(
@@ -93,11 +98,11 @@ class Linear:
         second: Tensor | None,
         count: int,
         travel: Travel,
-        floor: float,
-        rounding: float,
+        limits: Limits,
     ) -> Plan:
         """Return the six coefficients of each vector; ``radius`` and ``second`` are updated."""
-        sound = numbers.isfinite().all(-1) & (numbers[:, 0] > 0)
+        least = count * limits.least
+        sound = numbers.isfinite().all(-1) & (numbers[:, 0] > least)
         pp, pg, pm, raw_gg, raw_gm, raw_mm = numbers.unbind(-1)
         at = record(radius, pp, travel.radius, sound)
         gamma, mu = pg / pp, pm / pp
@@ -110,14 +115,19 @@ class Linear:
         tangent = (x * x * gg + 2 * x * y * gm + y * y * mm).clamp_min(0)
         whole = x * x * raw_gg + 2 * x * y * raw_gm + y * y * raw_mm
         along = x * self.kappa * gg + (x * self.alpha + y * self.kappa) * gm + y * self.alpha * mm
-        moved = move(travel, pp, tangent, along, floor * whole, at)
-        a, b, d, e = settle(moved, count, pp, at, rounding)
+        momentum = self.kappa**2 * gg + 2 * self.kappa * self.alpha * gm + self.alpha**2 * mm
+        share = share_of_news(self.kappa**2 * gg, momentum, self.alpha)
+        normed = self.moment is not None
+        update = Update(tangent, along, whole, raw_gg, share, least * (x * x + y * y), normed)
+        moved = move(travel, pp, at, update, limits)
+        a, b, d, e = settle(moved, count, pp, at, limits.close)
         of_g, of_m = self.kappa + e * x, self.alpha + e * y
         coefficients = [
             *(a - b * (x * gamma + y * mu), b * x, b * y),
             *(d - of_g * gamma - of_m * mu, of_g, of_m),
         ]
-        return Plan(torch.stack(coefficients, -1), sound)
+        refused = refusals(moved, update, travel, limits) & sound & (count > 1)
+        return Plan(torch.stack(coefficients, -1), sound, refused)
 
     def apply(
         self, p: Tensor, g: Tensor, m: Tensor | None, _: Tensor | None, inside: Axes, plan: Plan
@@ -140,4 +150,6 @@ def _root_of(moment: VectorMoment, second: Tensor, fresh: Tensor, sound: Tensor)
     """Update the second moment of sound vectors and return what divides the update."""
     ahead = moment.beta * second.double() + (1 - moment.beta) * fresh
     second.copy_(torch.where(sound, ahead.to(second.dtype), second))
-    return moment.first * ((second.double() / moment.second).sqrt() + moment.eps)
+    # A moment of zero would divide by eps alone, and by nothing where eps is 0.
+    held = second.double().clamp_min(torch.finfo(torch.float32).tiny)
+    return moment.first * ((held / moment.second).sqrt() + moment.eps)

@@ -20,14 +20,36 @@ With :math:`t` the tangent part of the update at the point :math:`p`, on the sph
 where ``lr_is="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
 :math:`\theta = \eta |t| / r` for the exponential map (in space, both steps begin as
 :math:`-\eta t`), and ``lr_is="rotation"`` means :math:`\theta = \eta` whatever the size of the
-update. The retraction projects :math:`m` to the tangent space at the new point; the exponential
-map transports it in parallel along the geodesic.
+update. A rate depends on the length: where the function does not, a gradient is as large as
+:math:`1/r`, so that SGD turns by :math:`\eta/r^2` and AdamW, whose update has one size, by
+:math:`\eta/r` times what has nothing to do with the length. ``lr_is="relative"`` puts a reference
+length :math:`\rho` in its place: the optimizer does to a vector of any length what the rate does to
+one of length :math:`\rho`, which is to step by :math:`-\eta (r/\rho)\,t`, and by
+:math:`-\eta (r/\rho)^2\,t` for SGD. The retraction projects :math:`m` to the tangent space at the
+new point; the exponential map transports it in parallel along the geodesic.
+
+What cannot be known of a turn is not made up. Three kinds of vectors are at rest:
+
+- *zero*: a vector whose mean square is below ``Limits.least``, where squares lose their digits, has
+  no direction; it and its momentum stay as they are.
+- *unseen*: an update whose mean square is below it, or that is radial to rounding, has none either.
+  For a large turn more of the update has to be tangent than for a small one, so that the length of
+  the tangent part, and with it the radius, is right to rounding. The point stays.
+- *without news*: under ``lr_is="rotation"`` the size of an update does not matter, so momentum that
+  dies away would turn its vector by the full rate for as long as it can be represented. A vector
+  whose gradient is a small share of what steady gradients are of their momentum turns in proportion
+  to that share; one whose gradient is zero does not turn.
+
+The first two are counted where a gradient asked for a turn (``Plan.refused``); an update that is
+radial to rounding asks for none: at a minimum every gradient is radial.
 
 Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603), for the
 exponential map; Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008,
 section 4.1, for retractions.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -37,7 +59,7 @@ from torch import Tensor
 from onsphere.geometry import Sphere
 
 Step = Literal["retraction", "exponential"]
-LrIs = Literal["rate", "rotation"]
+LrIs = Literal["relative", "rate", "rotation"]
 Axes = tuple[int, ...]
 
 
@@ -47,11 +69,13 @@ class Travel:
 
     Attributes:
         lr: the learning rate.
-        lr_is: ``"rate"`` as in the base optimizer, ``"rotation"`` for radians per step.
+        lr_is: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
+            ``"rotation"`` for radians per step.
         step: along the ``"retraction"`` or the ``"exponential"`` map.
         radius: the radius that vectors not seen before get; ``None`` for the one they have.
         centered: whether vectors have a mean of zero.
         ascend: maximize instead of minimizing.
+        reference: the reference length of a relative rate (:func:`reference_length`).
     """
 
     lr: float
@@ -60,6 +84,7 @@ class Travel:
     radius: float | None = None
     centered: bool = False
     ascend: bool = False
+    reference: float = 1.0
 
 
 class Move(NamedTuple):
@@ -72,44 +97,137 @@ class Move(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Coefficients per vector, and which vectors can follow them."""
+    """Coefficients per vector, which vectors can follow them, and which of these do not turn.
+
+    A vector that is *refused* was given a gradient, and its update has no direction.
+    """
 
     coefficients: Tensor
     sound: Tensor
+    refused: Tensor
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many vectors were left where they were."""
+        return (~self.sound | self.refused).sum()
 
 
-def move(
-    travel: Travel, square: Tensor, tangent: Tensor, along: Tensor, floor: Tensor, radius: Tensor
-) -> Move:
+class Limits(NamedTuple):
+    """What rounding leaves of the numbers of a vector, in one precision.
+
+    Attributes:
+        floor: a smaller share of an update's square cannot be told from rounding.
+        steep: times the squared sine of a turn, the share of an update that must be tangent.
+        least: squares below it have lost digits to underflow.
+        close: how far off its sphere, relatively, rounding alone may put a vector.
+    """
+
+    floor: float
+    steep: float
+    least: float
+    close: float
+
+
+@functools.cache
+def limits_of(dtype: torch.dtype) -> Limits:
+    """Return the limits for parameters of a dtype; steps are computed in at least float32.
+
+    Example:
+        >>> limits_of(torch.bfloat16).floor
+        1e-06
+    """
+    wide = torch.finfo(torch.promote_types(dtype, torch.float32))
+    close = max(torch.finfo(dtype).eps / 2, 2 * wide.eps)
+    floor, steep = (1e-6, 0.3) if wide.bits == 32 else (1e-14, 1e-4)
+    return Limits(floor, steep, wide.tiny / wide.eps, close)
+
+
+def share_of_news(fresh: Tensor, momentum: Tensor, decay: float) -> Tensor:
+    r"""Return how much of a momentum is fresh gradient, beside what steady gradients make it.
+
+    Args:
+        fresh: :math:`|\kappa g|^2`, what the gradient adds to the momentum.
+        momentum: :math:`|h|^2`, the momentum with it.
+        decay: of which share remains from step to step.
+
+    Returns:
+        :math:`|\kappa g| / ((1 - \alpha) |h|)`: 1 for a gradient that is always the same.
+
+    Example:
+        >>> share_of_news(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 4.0]), 0.5)
+        tensor([1., 0.])
+    """
+    share = (fresh / momentum).sqrt() / max(1 - decay, 1e-6)
+    return torch.where(momentum > 0, share, 1)
+
+
+# A gradient of a tenth of its steady share of the momentum still turns its vector by the full rate.
+_ENOUGH = 0.1
+# An update that turns its vector by less than that, whatever underflow hides, changes no radius.
+_SMALL_TURN = 1e-4
+
+
+class Update(NamedTuple):
+    r"""What a plan knows of the update of each vector, one number per vector.
+
+    Attributes:
+        tangent: :math:`|t|^2`.
+        along: :math:`\langle m, t\rangle`.
+        whole: :math:`|u|^2`, of the update before its projection.
+        gradient: :math:`|g|^2`; a gradient whose square underflows is none.
+        share: of news in the momentum (:func:`share_of_news`).
+        least: below this ``whole`` has lost digits to underflow.
+        normed: whether its size does not depend on that of the gradients.
+    """
+
+    tangent: Tensor
+    along: Tensor
+    whole: Tensor
+    gradient: Tensor
+    share: Tensor
+    least: Tensor
+    normed: bool = False
+
+
+def move(travel: Travel, square: Tensor, radius: Tensor, update: Update, limits: Limits) -> Move:
     r"""Return the coefficients of a move, in the terms of this module's first lines.
 
     Args:
         travel: how far, and along which curve.
         square: :math:`|p|^2`, one number per vector; all others have its shape.
-        tangent: :math:`|t|^2`.
-        along: :math:`\langle m, t\rangle`.
-        floor: below this :math:`|t|^2` is rounding, and no direction to rotate into.
         radius: :math:`r`.
+        update: what moves the vectors.
+        limits: what rounding leaves of these numbers.
 
     Returns:
-        ``a, b, d, e``.
+        ``a, b, d, e``; ``b`` is 0 where a vector does not turn.
 
     Example:
         >>> import torch
         >>> one, zero = torch.ones(1), torch.zeros(1)
-        >>> move(Travel(lr=1.0), one, one, zero, zero, one)[:2]     # from p to (p - t)/sqrt(2)
+        >>> update = Update(one, zero, one, one, one, zero)
+        >>> limits = limits_of(torch.float32)
+        >>> move(Travel(lr=1.0), one, one, update, limits)[:2]     # from p to (p - t)/sqrt(2)
         (tensor([0.7071]), tensor([-0.7071]))
     """
+    tangent, along, whole, _, share, least, normed = update
     length, size = square.sqrt(), tangent.sqrt()
-    if travel.lr_is == "rotation":
-        moving = (tangent > floor) & (travel.lr != 0)
-        over = torch.where(moving, travel.lr / size, 0)
-        angle = torch.where(moving, travel.lr, torch.zeros_like(size))
+    rotation = travel.lr_is == "rotation"
+    per_size = 1 / radius
+    if travel.lr_is == "relative":
+        rho = travel.reference
+        per_size = torch.full_like(radius, 1 / rho) if normed else radius / rho**2
+    angle = travel.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size * per_size)
+    needed = limits.steep * angle * angle / (1 + angle * angle)
+    seen = whole > least
+    if rotation:
+        needed = needed.clamp_min(limits.floor)
     else:
-        over = travel.lr / radius
-        angle = over * size
-        moving = angle > 0
-    if travel.lr_is == "rotation" or travel.step == "exponential":
+        seen = seen | (travel.lr * least.sqrt() * per_size < _SMALL_TURN)
+    moving = (angle > 0) & seen & (tangent > needed * whole)
+    angle = torch.where(moving, angle, 0)
+    over = torch.where(moving, angle / size, 0)
+    if rotation or travel.step == "exponential":
         cosine, sine = angle.cos(), torch.sinc(angle / torch.pi) * over
     else:
         cosine = (1 + angle * angle).rsqrt()
@@ -122,6 +240,17 @@ def move(
         onto = -b * along / (radius * radius)
         d, e = onto * a, onto * b
     return Move(a, b, torch.where(moving, d, 0), torch.where(moving, e, 0))
+
+
+def refusals(moved: Move, update: Update, travel: Travel, limits: Limits) -> Tensor:
+    """Return which vectors were to turn and do not, for want of a direction known well enough.
+
+    An update without a tangent part asks for no turn: at a minimum every gradient is radial.
+    """
+    asked = update.tangent > limits.floor * update.whole
+    if travel.lr_is == "rotation":
+        asked = asked | (update.whole <= update.least)
+    return asked & (update.gradient > 0) & (moved.b == 0) & (travel.lr > 0)
 
 
 def settle(moved: Move, count: int, square: Tensor, radius: Tensor, rounding: float) -> Move:
@@ -142,6 +271,34 @@ def record(radius: Tensor, square: Tensor, given: float | None, sound: Tensor) -
     wanted = square.sqrt() if given is None else torch.full_like(square, given)
     radius.copy_(torch.where(fresh, wanted.to(radius.dtype), radius))
     return radius.to(square.dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def reference_length(shapes: tuple[tuple[int, ...], ...], sphere: Sphere) -> float:
+    r"""Return :math:`\sqrt{n/3m}`, the length at which the layers of ``torch.nn`` start.
+
+    They draw their entries uniformly from :math:`\pm1/\sqrt m`, with :math:`m` the inputs of one
+    output. For a row or a filter that is 0.58, for a whole tensor the root of their number more, so
+    that tensors turn by the same angle in whichever vectors they are cut.
+
+    Args:
+        shapes: of the tensors that share their vectors.
+        sphere: which entries form a vector; :math:`n` is their number.
+
+    Returns:
+        A length; :math:`m` is the number of entries behind one index of a tensor's first axis. A
+        tensor of one axis has that of the widest beside it, as a bias has, and 1 where it is alone.
+
+    Example:
+        >>> from onsphere.geometry import Sphere, VectorAxes
+        >>> rows, whole = Sphere(VectorAxes((0,))), Sphere()
+        >>> [round(reference_length(((9, 4, 3, 3),), sphere), 3) for sphere in (rows, whole)]
+        [0.577, 1.732]
+    """
+    inputs = [math.prod(shape[1:]) if len(shape) > 1 else 0 for shape in shapes]
+    widest = max(*inputs, 1)
+    square = sum(math.prod(s) / (3 * (m or widest)) for s, m in zip(shapes, inputs, strict=True))
+    return math.sqrt(square / max(1, sphere.axes.count(shapes[0]))) or 1.0
 
 
 def inner(a: Tensor, b: Tensor, inside: Axes) -> Tensor:
@@ -178,17 +335,6 @@ def spread(numbers: Tensor, view: Tensor, inside: Axes) -> Tensor:
 def working_dtype(x: Tensor) -> torch.dtype:
     """Return the precision in which a step is computed: at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def closeness(dtype: torch.dtype) -> float:
-    """How far off its sphere, relatively, rounding alone may put a vector."""
-    wide = torch.promote_types(dtype, torch.float32)
-    return max(torch.finfo(dtype).eps / 2, 2 * torch.finfo(wide).eps)
-
-
-def rounding_floor(dtype: torch.dtype) -> float:
-    """Share of an update's square below which its tangent part cannot be told from rounding."""
-    return 1e-6 if torch.promote_types(dtype, torch.float32) == torch.float32 else 1e-14
 
 
 @torch.no_grad()

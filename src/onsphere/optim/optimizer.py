@@ -4,8 +4,10 @@ A subclass says which update it makes and how it treats ordinary parameters. Not
 update itself.
 """
 
+import operator
 import warnings
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,19 +15,29 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import home, sharded
+from onsphere.geometry import Sphere
+from onsphere.optim import home, native, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, Travel
+from onsphere.optim.motion import LrIs, Step, Travel, reference_length, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
+from onsphere.optim.restoration import put_on
+from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector, take_uncast
+from onsphere.optim.validation import (
+    check_sphere,
+    immovable,
+    lost_in,
+    refuse_sparse,
+    say_once,
+    warn_of_rounding,
+)
 
 Group = dict[str, Any]
 Nonfinite = Literal["skip", "raise"]
 
 # Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
 # state tensor to the parameter's dtype, which in bfloat16 would move every radius.
-_EXACT = ("radius", "skipped", "vector_moment")
+_PER_VECTOR = ("radius", "vector_moment")
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
 
@@ -37,7 +49,9 @@ class SphereOptimizer(Optimizer):
 
     - ``radius``: one number per vector, in at least float32, recorded when the vector is first
       seen with a direction, so that a resumed run keeps the radius it started with;
-    - ``skipped``: how often one of its vectors was left where it was.
+    - ``skipped``: how often one of its vectors was left where it was;
+    - ``master``: with ``master_weights`` the weight itself in float32, where it is in half
+      precision. Its moments are in float32 then as well.
 
     The parameters of a joint sphere keep both with the first of them. ``state_dict()`` writes
     spheres as plain data, so a file loads with ``weights_only=True``.
@@ -47,6 +61,9 @@ class SphereOptimizer(Optimizer):
     _told_of_skips = False
     _told_of_decay = False
     _steps_unlooked = 0
+    # What is to be said of spheres that let nothing move, at the next step.
+    _immovable = ""
+    _told_of_rounding = False
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
@@ -72,9 +89,8 @@ class SphereOptimizer(Optimizer):
             ("nonfinite", get_args(Nonfinite)),
         ):
             if settings[name] not in allowed:
-                raise ValueError(
-                    f'{name} must be "{allowed[0]}" or "{allowed[1]}", got {settings[name]!r}'
-                )
+                words = " or ".join(f'"{value}"' for value in allowed)
+                raise ValueError(f"{name} must be {words}, got {settings[name]!r}")
 
     @abstractmethod
     def _updates(
@@ -111,27 +127,76 @@ class SphereOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
-        marches, counted = [], []
-        for group in self.param_groups:
+        self._immovable = say_once(self._immovable, stacklevel=4)
+        again = [self._again(group) for group in self.param_groups]
+        self._check_gradients([ready is not None for ready in again])
+        marches, counted, ways = [], [], []
+        for group, ready in zip(self.param_groups, again, strict=True):
             if group["sphere"] is None:
                 moving = [p for p in group["params"] if p.grad is not None]
                 self._step_in_space(moving, self._gradients(moving), group)
-            else:
+            elif ready is None or not self._repeat(ready, group):
                 sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
                 marches.append((self._families(sets, group), group["sphere"], _travel(group)))
                 counted.append([members[0] for members in sets])
-        go = sharded.advance if self._sharded else advance_all
-        for firsts, counts in zip(counted, go(marches), strict=True):
-            self._count(firsts, counts)
+                ways.append(group)
+                self._warn_of_rounding(sets, group)
+        if marches:
+            go = sharded.advance if self._sharded else advance_all
+            for firsts, counts in zip(counted, go(marches), strict=True):
+                self._count(firsts, counts)
+            for group, (families, _, _) in zip(ways, marches, strict=True):
+                self._remember(group, families)
+            self._round()
         self._look()
         return loss
 
+    def _again(self, group: Group) -> "_Ready | None":
+        """Return how the last step of a group was made, if this one can be made alike."""
+        ready = self._ready.get(id(group))
+        return ready if ready is not None and ready.fits(group, self.state) else None
+
+    def _repeat(self, ready: "_Ready", group: Group) -> bool:
+        """Make the step of a group as the last one; return whether there is one for all of it."""
+        update = self._update_again(ready.params, group)
+        if update is None:
+            return False
+        counts = ready.call.step(update, _travel(group))
+        if any(counts):
+            self._count(ready.params, list(counts))
+        if group["lr_is"] == "rotation" and not self._told_of_rounding:
+            self._warn_of_rounding([ready.params], group)
+        return True
+
+    def _remember(self, group: Group, families: list[Family]) -> None:
+        """Keep what the next step of a group can be made of."""
+        self._ready.pop(id(group), None)
+        if self._sharded or group["master_weights"] or len(families) != len(group["params"]):
+            return
+        if native.Repeated.possible(families, group["sphere"]):
+            call = native.Repeated(families, group["sphere"])
+            self._ready[id(group)] = _Ready(call, group, self.state)
+
+    @abstractmethod
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
+        """Return the one update of parameters that have moved before, and count the step.
+
+        ``None``, with nothing counted, where they have several.
+        """
+
+    @property
+    def _ready(self) -> "dict[int, _Ready]":
+        """By param group; not a part of what is saved or copied."""
+        found: dict[int, _Ready] = self.__dict__.setdefault("_ready_groups", {})
+        return found
+
     @property
     def skipped(self) -> int:
-        """How often a vector was left where it was: it was zero, or its gradient not finite.
+        """How often a vector was left where it was, though it has a gradient.
 
-        A gradient so large that its square overflows counts as not finite. The count per
+        It was zero, its gradient not finite, or the update's direction unknown: lost in rounding
+        beside its radial part, or to underflow. A gradient so large that its square overflows
+        counts as not finite, one so small that its square underflows as none. The count per
         parameter is ``optimizer.state[param]["skipped"]``; reading either waits for the device.
         """
         return sum(int(state["skipped"]) for state in self.state.values() if "skipped" in state)
@@ -155,6 +220,9 @@ class SphereOptimizer(Optimizer):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
         self._sharded = self._sharded or home.any_in(group["params"])
+        if group["sphere"] is not None:
+            for members in _sets(group):
+                self._immovable = self._immovable or immovable(members, group["sphere"])
         # add_param_group also runs inside __init__, before a subclass could set the flag.
         decay = group.get("weight_decay", 0)
         asked = asked or decay != self._usual_decay
@@ -173,7 +241,7 @@ class SphereOptimizer(Optimizer):
         packed = super().state_dict()
         if self._sharded:
             packed = {**packed, "state": self._state_of_all(packed)}
-        groups = [{**g, "sphere": _encode(g["sphere"])} for g in packed["param_groups"]]
+        groups = [{**g, "sphere": encode(g["sphere"])} for g in packed["param_groups"]]
         return {**packed, "param_groups": groups}
 
     def _state_of_all(self, packed: Group) -> Group:
@@ -197,26 +265,53 @@ class SphereOptimizer(Optimizer):
         """Load what :meth:`state_dict` gave; a base optimizer's state dict is accepted as well.
 
         Options that the saved groups do not have (``sphere``, for a run that was not on one) keep
-        the value they have here.
+        the value they have here; a saved sphere that differs from the one here is used, with a
+        warning. What is saved for each vector and moment is converted to this run's precision.
+
+        Raises:
+            ValueError: what is saved for a parameter has another size than its vectors here.
         """
-        saved = state_dict["param_groups"]
+        packed: dict[str, Any] = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            packed = hook(self, packed) or packed
+        saved = packed["param_groups"]
         if len(saved) == len(self.param_groups):  # otherwise the base class says what is wrong
             saved = [
-                {
-                    **{key: value for key, value in mine.items() if key not in _OF_THE_PARAMS},
-                    **theirs,
-                    "sphere": _decode(theirs.get("sphere", mine["sphere"])),
-                }
-                for mine, theirs in zip(self.param_groups, saved, strict=True)
+                merged(mine, theirs, number)
+                for number, (mine, theirs) in enumerate(zip(self.param_groups, saved, strict=True))
             ]
-        super().load_state_dict({**state_dict, "param_groups": saved})
-        numbers = (number for group in saved for number in group["params"])
-        params = (param for group in self.param_groups for param in group["params"])
-        for number, param in zip(numbers, params, strict=True):
-            for key in _EXACT:
-                if key in state_dict["state"].get(number, {}):
-                    exact = state_dict["state"][number][key]
-                    self.state[param][key] = exact.detach().to(param.device, copy=True)
+        hooks = self._optimizer_load_state_dict_pre_hooks
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()  # they have run
+        before = self.state, self.param_groups
+        try:
+            super().load_state_dict({**packed, "param_groups": saved})
+            self._take_over(packed["state"], [n for group in saved for n in group["params"]])
+        except ValueError:
+            self.__dict__["state"], self.__dict__["param_groups"] = before
+            raise
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = hooks
+
+    def _take_over(self, saved: Mapping[Any, Any], numbers: Sequence[Any]) -> None:
+        """Bring what was loaded to the shapes and precisions of this run."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        number_of = dict(zip(params, numbers, strict=True))
+        for group in self.param_groups:
+            for members in _sets(group) if group["sphere"] is not None else ():
+                for key in _PER_VECTOR:
+                    entries = saved.get(number_of[members[0]], {})
+                    if key in entries:
+                        wanted = home.numbers(members, group["sphere"])
+                        given = per_vector(key, entries[key], wanted, group["sphere"])
+                        self.state[members[0]][key] = given
+        for group in self.param_groups:
+            for param in group["params"]:
+                entries = self.state.get(param)
+                if entries:
+                    dtype = state_dtype(param, group)
+                    if dtype != param.dtype:  # which PyTorch has cast it to
+                        take_uncast(entries, saved.get(number_of[param], {}), dtype)
+                    mend(entries, param, dtype)
         if self._sharded:
             for members, sphere, count in self._counts():
                 if not home.counts_for_all(members, sphere):
@@ -229,15 +324,18 @@ class SphereOptimizer(Optimizer):
                 group.setdefault(key, value)
         self._sharded = any(home.any_in(group["params"]) for group in self.param_groups)
 
-    def _check_gradients(self) -> None:
+    def _check_gradients(self, dense: Sequence[bool]) -> None:
         strict: dict[int, list[Tensor]] = {}
         for number, group in enumerate(self.param_groups):
+            if group["nonfinite"] == "skip" and (dense[number] or group["sphere"] is None):
+                continue
             params = [p for p in group["params"] if p.grad is not None]
             if group["sphere"] is not None:
                 refuse_sparse([p.grad for p in params if p.grad is not None], type(self).__name__)
             if group["nonfinite"] == "raise" and params:
                 strict[number] = params
-        for number, bad in zip(strict, self._unfinite(list(strict.values())), strict=True):
+        unfinite = self._unfinite(list(strict.values())) if strict else []
+        for number, bad in zip(strict, unfinite, strict=True):
             if bad:
                 raise FloatingPointError(
                     f"{bad} gradients of param group {number} are "
@@ -268,27 +366,71 @@ class SphereOptimizer(Optimizer):
         sphere: Sphere = group["sphere"]
         moving = [p for members in sets for p in members]
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
+        places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
+        if sphere.radius is not None:
+            onto = sharded.put_on if self._sharded else put_on
+            for number, members in enumerate(sets):
+                if "radius" not in self.state[members[0]]:
+                    places[number] = onto(sphere, places[number])
         return [
             Family(
-                [Part(p, self._slope(p), *updates[p]) for p in members],
+                [Part(x, g, *updates[p]) for p, (x, g) in zip(members, at, strict=True)],
                 self._number(members, "radius", sphere),
                 self._number(members, "vector_moment", sphere)
                 if self._has_vector_moment(group)
                 else None,
+                _reference(members, group),
             )
-            for members in sets
+            for members, at in zip(sets, places, strict=True)
         ]
 
-    def _slope(self, param: Tensor) -> Tensor:
+    def _point(self, param: Tensor, group: Group) -> Tensor:
+        """Return what a step moves: the parameter, or its copy in float32."""
+        if not group["master_weights"]:
+            return param
+        state, dtype = self.state[param], state_dtype(param, group)
+        if dtype == param.dtype:
+            state.pop("master", None)  # after model.float()
+            return param
+        if "master" not in state:
+            state["master"] = param.detach().to(dtype)
+        master: Tensor = state["master"]
+        return master
+
+    def _round(self) -> None:
+        """Write the copies in float32 to the parameters that they belong to."""
+        pairs = [
+            (p, self.state[p]["master"])
+            for group in self.param_groups
+            if group["master_weights"] and group["sphere"] is not None
+            for p in group["params"]
+            if "master" in self.state[p]
+        ]
+        for param, master in pairs:
+            param.copy_(master)
+
+    def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
+        if self._told_of_rounding or group["lr_is"] != "rotation" or group["master_weights"]:
+            return
+        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
+        if lost is not None:
+            self._told_of_rounding = True
+            warn_of_rounding(lost, group["lr"], "master_weights=True", stacklevel=5)
+
+    def _slope(self, param: Tensor, group: Group) -> Tensor:
+        dtype = state_dtype(param, group)
         if param.grad is None:
-            return torch.zeros_like(param)
-        return param.grad if not self._sharded else self._gradients([param])[0]
+            return torch.zeros_like(param, dtype=dtype)
+        grad = param.grad if not self._sharded else self._gradients([param])[0]
+        return grad if grad.dtype == dtype else grad.to(dtype)
 
     def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
         state = self.state[members[0]]
         if key not in state:
             state[key] = home.numbers(members, sphere)
+        elif state[key].dtype != working_dtype(members[0]):  # after model.to(dtype)
+            state[key] = state[key].to(working_dtype(members[0]))
         return state[key]
 
     def _count(self, params: list[Tensor], counts: list[Tensor | int]) -> None:
@@ -331,11 +473,42 @@ class SphereOptimizer(Optimizer):
             self._told_of_skips = True
             warnings.warn(
                 f"{type(self).__name__} left {left} vectors where they were: they are zero and "
-                "have no direction, or their gradient is not finite. The running count is "
-                "optimizer.skipped; this is said once",
+                "have no direction (give them a start that is not 0, or leave them off spheres), "
+                "or their gradient is not finite, too small, or all along the radius. The running "
+                "count is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=5,
             )
+
+
+# What a group must have had in the last step for this one to be made alike.
+_SETTINGS = ("sphere", "lr_is", "second_moment", "master_weights")
+_TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", *_PER_VECTOR)
+
+
+class _Ready:
+    """A call of the native kernels that was made for a group, and what it was made of."""
+
+    def __init__(self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
+        self.call, self.params = call, list(group["params"])
+        self._group = group
+        self._settings = [group.get(name) for name in _SETTINGS]
+        self._states = [state[param] for param in self.params]
+        held = [(own, key, own[key]) for own in self._states for key in _TENSORS if key in own]
+        self._owners, self._keys, self._held = zip(*held, strict=True)
+
+    def fits(self, group: Group, state: Mapping[Tensor, Group]) -> bool:
+        """Whether group, state and tensors are what they were."""
+        params = group["params"]
+        return (
+            group is self._group
+            and len(params) == len(self.params)
+            and all(map(operator.is_, params, self.params))
+            and all(map(operator.is_, map(group.get, _SETTINGS), self._settings))
+            and all(map(operator.is_, map(state.get, params), self._states))
+            and all(map(operator.is_, map(dict.get, self._owners, self._keys), self._held))
+            and self.call.again()
+        )
 
 
 def _sets(group: Group) -> list[list[Tensor]]:
@@ -344,6 +517,12 @@ def _sets(group: Group) -> list[list[Tensor]]:
     if not group["sphere"].joint:
         return [[p] for p in params]
     return [params] if params else []
+
+
+def _reference(members: list[Tensor], group: Group) -> float:
+    if group["lr_is"] != "relative":
+        return 1.0
+    return reference_length(tuple(tuple(p.shape) for p in members), group["sphere"])
 
 
 def _travel(group: Group) -> Travel:
@@ -358,7 +537,18 @@ def _travel(group: Group) -> Travel:
     )
 
 
-_OF_THE_PARAMS = ("params", "param_names")
+def state_dtype(param: Tensor, group: Group) -> torch.dtype:
+    """Return the precision of a parameter's moments: its own, or that of its copy in float32."""
+    if group["master_weights"] and group["sphere"] is not None:
+        return working_dtype(param)
+    return param.dtype
+
+
+def fused_as(group: Group, possible: bool) -> bool | None:
+    """Whether ordinary parameters move by PyTorch's fused step; ``None`` leaves it to PyTorch."""
+    if group["fused"] is False or group["foreach"]:
+        return False
+    return True if possible else None
 
 
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
@@ -370,80 +560,13 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     for p, *others in zip(params, *columns, strict=True):
         if not (p.is_cpu and p.is_floating_point()):
             return False
-        if not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride():
+        if any(x.layout is not torch.strided for x in others):
             return False
-        for x in others:
-            if x.layout is not torch.strided or x.stride() != p.stride():
-                return False
+        if p.is_contiguous():
+            if all(x.is_contiguous() for x in others):
+                continue
+        elif torch.empty_like(p, device="meta").stride() != p.stride():
+            return False
+        if any(x.stride() != p.stride() for x in others):
+            return False
     return True
-
-
-def refuse_sparse(grads: Iterable[Tensor], name: str) -> None:
-    """Raise for a gradient that is not dense."""
-    for grad in grads:
-        if grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{name} needs a dense gradient for weights on a sphere, got layout "
-                f"{grad.layout}; make the layer dense (sparse=False) or leave it out of the "
-                "groups with a sphere"
-            )
-
-
-def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
-    """Raise unless these parameters can live on that sphere."""
-    if not isinstance(sphere, Sphere):
-        raise TypeError(
-            f"a group's `sphere` is an onsphere.geometry.Sphere or None, got {sphere!r}"
-        )
-    counts = set()
-    for position, param in enumerate(params):
-        if not param.is_floating_point():
-            raise ValueError(
-                f"parameter {position} of the group has dtype {param.dtype}; weights on a sphere "
-                "are real floating point (for complex ones use torch.view_as_real)"
-            )
-        try:
-            counts.add(sphere.axes.count(param.shape))
-        except ValueError as error:
-            raise ValueError(f"parameter {position} of the group: {error}") from None
-    if home.any_in(params):
-        home.check(params, sphere)
-    if sphere.joint and len(counts) > 1:
-        raise ValueError(
-            "the parameters of a joint sphere must have the same number of vectors, got "
-            f"{sorted(counts)}; give each joint sphere a param group of its own"
-        )
-
-
-def numbers_of(groups: list[Group], packed: Mapping[str, Any]) -> dict[Tensor, int]:
-    """Map parameters to their numbers in a state dict."""
-    return {
-        param: number
-        for group, saved in zip(groups, packed["param_groups"], strict=False)
-        for param, number in zip(group["params"], saved["params"], strict=False)
-    }
-
-
-def _encode(sphere: Sphere | None) -> dict[str, Any] | None:
-    if sphere is None:
-        return None
-    return {
-        "index": list(sphere.axes.index),
-        "pieces": [list(piece) for piece in sphere.axes.pieces],
-        "radius": sphere.radius,
-        "joint": sphere.joint,
-        "centered": sphere.centered,
-    }
-
-
-def _decode(data: Mapping[str, Any] | Sphere | None) -> Sphere | None:
-    if data is None or isinstance(data, Sphere):
-        return data
-    pieces: Iterable[Iterable[int]] = data["pieces"]
-    cut = tuple((axis, count) for axis, count in pieces)
-    return Sphere(
-        VectorAxes(tuple(data["index"]), cut),
-        data["radius"],
-        data.get("joint", False),
-        data.get("centered", False),
-    )

@@ -7,7 +7,7 @@ the parts; processes that share a vector add theirs at the same place
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from onsphere.geometry import Sphere
 from onsphere.optim import native
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, Travel, center_, closeness, rounding_floor
+from onsphere.optim.motion import Plan, Travel, center_, limits_of
 
 
 @dataclass
@@ -46,11 +46,13 @@ class Family:
         parts: one tensor, or several that share their spheres.
         radius: one number per vector, 0 for those not seen yet; recorded in place.
         moment: second moment per vector, where the update has one.
+        reference: the reference length of a relative rate.
     """
 
     parts: list[Part]
     radius: Tensor
     moment: Tensor | None = None
+    reference: float = 1.0
 
 
 March = tuple[Sequence[Family], Sphere, Travel]
@@ -94,7 +96,7 @@ def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
     plan = plan_for(family, _entries(family, sphere), travel, numbers)
     for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True):
         part.update.apply(p, g, m, v, inside, plan)
-    return (~plan.sound).sum()
+    return plan.skipped
 
 
 def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
@@ -102,7 +104,7 @@ def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
     assert isinstance(numbers, Tensor)
     plan = plan_for(family, _entries(family, sphere), travel, numbers)
     native.apply(family.parts, sphere, travel, plan)
-    return (~plan.sound).sum()
+    return plan.skipped
 
 
 def reduce(part: Part, sphere: Sphere, travel: Travel) -> Tensor:
@@ -129,9 +131,9 @@ def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> P
     """
     first = family.parts[0]
     moment = None if family.moment is None else family.moment.view(-1)
-    dtype = first.point.dtype
-    rounding = rounding_floor(dtype), closeness(dtype)
-    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, *rounding)
+    limits = limits_of(first.point.dtype)
+    travel = replace(travel, reference=family.reference)
+    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, limits)
 
 
 def _entries(family: Family, sphere: Sphere) -> int:

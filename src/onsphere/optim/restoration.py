@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onsphere.geometry import Sphere
 from onsphere.optim import native
-from onsphere.optim.motion import closeness, inner, spread, total, working_dtype
+from onsphere.optim.motion import inner, limits_of, spread, total, working_dtype
 
 
 class Leash(NamedTuple):
@@ -98,6 +98,22 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
     return left
 
 
+def repeated(leashes: Sequence[Leash]) -> list[tuple[native.RepeatedRestore, list[Leash]]]:
+    """Return calls that restore leashes on the CPU again and again; none where one is another's."""
+    alike: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
+    for held in leashes:
+        first = held.params[0]
+        if held.sphere.joint or first.device.type != "cpu" or not native.usable():
+            return []
+        if not native.known(first, held.sphere, first.dtype):
+            return []
+        alike.setdefault((held.sphere, first.dtype), []).append(held)
+    return [
+        (native.RepeatedRestore([h.params[0] for h in many], [h.radius for h in many], s), many)
+        for (s, _), many in alike.items()
+    ]
+
+
 def count_in(held: Leash, count: int | Tensor) -> int | Tensor:
     """Count vectors that were left where they were, and return how many."""
     held.skipped.add_(count)
@@ -119,7 +135,7 @@ def scaling_for(
         goal = torch.where(size > radius, radius + growth * (size - radius), size)
         follows = torch.where(known & usable, goal.to(held.radius.dtype), held.radius.view(-1))
         held.radius.view(-1).copy_(follows)
-    close = closeness(held.params[0].dtype)
+    close = limits_of(held.params[0].dtype).close
     factor = torch.where((goal / size - 1).abs() <= close, 1, goal / size)
     factor = torch.where(known, torch.where(usable, factor, 1), 0)
     shift = torch.where(usable & known, -factor * mean, 0)
@@ -134,6 +150,45 @@ def rescale(param: Tensor, sphere: Sphere, scaling: Tensor) -> None:
     back = view.to(wide) * scale + move
     # Zero times what is not finite would be NaN where a zero was.
     view.copy_(torch.where(scale == 0, 0, torch.where((scale == 1) & (move == 0), view, back)))
+
+
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+def put_on(sphere: Sphere, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+    """Scale vectors to a given radius, and their gradients to what they are there.
+
+    Where the function does not depend on the length, a gradient is as large as one over it.
+
+    Args:
+        sphere: with a radius.
+        pairs: weights, changed in place, and gradients, which are not.
+
+    Returns:
+        The same weights, with other gradients.
+    """
+    params = [param for param, _ in pairs]
+    zeros = torch.zeros(sphere.axes.count(params[0].shape), device=params[0].device)
+    held = leash(params, sphere, zeros.to(working_dtype(params[0])))
+    scaling = onto_radius(held, _sums(held))
+    return [(param, scaled(param, grad, sphere, scaling)) for param, grad in pairs]
+
+
+def onto_radius(held: Leash, numbers: Tensor) -> Tensor:
+    """Return factor and shift that bring vectors not seen before to the radius given for them."""
+    note(held, numbers)
+    scaling, _ = scaling_for(held, numbers, brake=False, growth=0.0)
+    stay = torch.tensor([1.0, 0.0], dtype=scaling.dtype, device=scaling.device)
+    return torch.where((held.radius.view(-1) == 0)[:, None], stay, scaling)
+
+
+def scaled(param: Tensor, grad: Tensor, sphere: Sphere, scaling: Tensor) -> Tensor:
+    """Rescale a weight in place, and return its gradient as it is there."""
+    rescale(param, sphere, scaling)
+    there = grad.clone()
+    view, inside = sphere.axes.split(there)
+    view.div_(spread(scaling[:, 0], view, inside))
+    return there
 
 
 def _sums(held: Leash) -> Tensor:

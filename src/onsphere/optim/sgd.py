@@ -23,7 +23,16 @@ from torch.optim.sgd import sgd as plain_sgd
 from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import Group, Nonfinite, SphereOptimizer, fusable
+from onsphere.optim.optimizer import (
+    Group,
+    Nonfinite,
+    SphereOptimizer,
+    fusable,
+    fused_as,
+    state_dtype,
+)
+from onsphere.optim.saved import mend
+from onsphere.optim.validation import check_options
 
 
 def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
@@ -65,13 +74,27 @@ class SphereSGD(SphereOptimizer):
         nesterov: Nesterov momentum; needs momentum and no dampening.
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning.
-        lr_is: ``"rate"``, as in ``torch.optim.SGD``: the step in space begins as ``-lr * update``;
-            or ``"rotation"``: every vector turns by ``lr`` radians.
+        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.SGD`` turns one of
+            the length ρ at which ``torch.nn`` starts it
+            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
+            the lengths at the start: the step in space begins as ``-lr * (r / ρ)**2 * update``.
+            ``"rate"``: it begins as ``-lr * update``, as in ``torch.optim.SGD``. ``"rotation"``:
+            every vector turns by ``lr`` radians.
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
+        master_weights: move a copy in float32 of weights on spheres in half precision (moments in
+            float32, too), and round it to the weights after each step. Without it turns below the
+            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
+        foreach: how ordinary parameters move, as in ``torch.optim``; spheres have kernels of their
+            own.
+        fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
+            it does not, ``True`` is not followed.
+        capturable: not taken: a step is planned in Python.
+        differentiable: not taken: a step has no derivative.
 
     Raises:
         ValueError: a value out of its range, or a parameter that does not fit its sphere.
@@ -82,7 +105,7 @@ class SphereSGD(SphereOptimizer):
         >>> from onsphere.geometry import Sphere, VectorAxes
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
         >>> rows = Sphere(VectorAxes(index=(0,)))
-        >>> optimizer = SphereSGD([{"params": [weight], "sphere": rows}], lr=0.1, momentum=0.9)
+        >>> optimizer = SphereSGD([{"params": [weight], "sphere": rows}], lr=0.01, momentum=0.9)
         >>> weight.sum().backward()
         >>> optimizer.step()
         >>> weight.detach().norm(dim=1).round(decimals=5)    # the lengths they started with
@@ -98,11 +121,23 @@ class SphereSGD(SphereOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         *,
-        lr_is: LrIs = "rate",
+        lr_is: LrIs = "relative",
         step: Step = "retraction",
         maximize: bool = False,
+        master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
     ) -> None:
+        check_options(
+            type(self).__name__,
+            foreach=foreach,
+            fused=fused,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
         defaults: Group = {
             "lr": lr,
             "momentum": momentum,
@@ -112,7 +147,10 @@ class SphereSGD(SphereOptimizer):
             "lr_is": lr_is,
             "step": step,
             "maximize": maximize,
+            "master_weights": master_weights,
             "nonfinite": nonfinite,
+            "foreach": foreach,
+            "fused": fused,
         }
         super().__init__(params, defaults)
 
@@ -132,10 +170,12 @@ class SphereSGD(SphereOptimizer):
         return [self._update(param, group) for param in params]
 
     def _update(self, param: Tensor, group: Group) -> tuple[Tensor | None, None, Linear]:
-        state, first = self.state[param], False
+        state, first, dtype = self.state[param], False, state_dtype(param, group)
         if group["momentum"] and state.get("momentum_buffer") is None:
             first = True
-            state["momentum_buffer"] = torch.zeros_like(param)
+            state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+        elif group["momentum"] and state["momentum_buffer"].dtype != dtype:
+            mend(state, param, dtype)  # after model.to(dtype)
         update = sgd_update(
             momentum=group["momentum"],
             dampening=group["dampening"],
@@ -143,6 +183,16 @@ class SphereSGD(SphereOptimizer):
             first=first,
         )
         return (state["momentum_buffer"] if group["momentum"] else None), None, update
+
+    def _update_again(self, params: list[Tensor], group: Group) -> Linear | None:
+        if (group["momentum"] != 0) != ("momentum_buffer" in self.state[params[0]]):
+            return None
+        return sgd_update(
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            first=False,
+        )
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
@@ -152,6 +202,10 @@ class SphereSGD(SphereOptimizer):
             moved = [local(p) for p in params]
             buffers = [b if b is None else local(b) for b in buffers]
         made = [buffer for buffer in buffers if buffer is not None]
+        # Torch's fused step does not move half precision on the CPU (seen in torch 2.13).
+        fused = all(p.dtype.itemsize >= 4 for p in moved) and fusable(
+            moved, grads, *([made] if len(made) == len(params) else [])
+        )
         plain_sgd(
             moved,
             grads,
@@ -163,7 +217,8 @@ class SphereSGD(SphereOptimizer):
             dampening=group["dampening"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
-            fused=fusable(moved, grads, *([made] if len(made) == len(params) else [])) or None,
+            foreach=group["foreach"],
+            fused=fused_as(group, fused),
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

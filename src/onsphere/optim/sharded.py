@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
 from onsphere.optim import product, restoration
-from onsphere.optim.home import Home, Piece, add_up, home_of, local
+from onsphere.optim.home import Home, Piece, add_up, home_of, local, numbers
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Plan, Travel, spread, total, working_dtype
 from onsphere.optim.product import Family, March, Part
@@ -69,7 +69,7 @@ def _local_family(family: Family) -> Family:
         for part in family.parts
     ]
     moment = None if family.moment is None else local(family.moment)
-    return Family(parts, local(family.radius), moment)
+    return Family(parts, local(family.radius), moment, family.reference)
 
 
 @dataclass
@@ -126,9 +126,9 @@ class _Journey:
         path = replace(self.travel, centered=False)
         for part, piece in zip(self.family.parts, self.pieces, strict=True):
             if piece is not None:
-                mine = Plan(plan.coefficients[piece.owner], plan.sound[piece.owner])
+                mine = Plan(*(x[piece.owner] for x in plan))
                 product.follow(part, piece.sphere, path, mine)
-        return (~plan.sound).sum()
+        return plan.skipped
 
 
 def _travel_together(journeys: Sequence[_Journey]) -> list[Tensor]:
@@ -184,6 +184,29 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
                 restoration.rescale(local(param), piece.sphere, scaling[piece.owner])
         left = left + restoration.count_in(held, unusable)
     return left
+
+
+def put_on(sphere: Sphere, pairs: restoration.Pairs) -> list[tuple[Tensor, Tensor]]:
+    """Do what :func:`~onsphere.optim.restoration.put_on` does, for weights anywhere."""
+    params = [param for param, _ in pairs]
+    home = home_of(params, sphere)
+    pieces = home.pieces(sphere, params[0].device)
+    if not home.spread:
+        if pieces[0] is None:
+            return list(pairs)
+        here = [(local(param), local(grad)) for param, grad in pairs]
+        moved = restoration.put_on(pieces[0].sphere, here)
+        return [(param, grad) for param, (_, grad) in zip(params, moved, strict=True)]
+    held = restoration.leash(params, sphere, numbers(params, sphere))
+    (sums,) = add_up([(home, home.spread, _sums(held, home))])
+    scaling, found = restoration.onto_radius(held, sums), []
+    for (param, grad), piece in zip(pairs, pieces, strict=True):
+        there = local(grad)
+        if piece is not None:
+            mine = scaling[piece.owner]
+            there = restoration.scaled(local(param), there, piece.sphere, mine)
+        found.append((param, there))
+    return found
 
 
 def _local_leash(held: Leash, home: Home) -> Leash | None:

@@ -1,25 +1,44 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
+import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import home, native, sharded
+from onsphere.optim.displacement import Buffers, Displacements, steps_from_anywhere
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import Travel
-from onsphere.optim.optimizer import Group, check_sphere, numbers_of, refuse_sparse
+from onsphere.optim.optimizer import Group
 from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.restoration import Leash, leash, record, restore
+from onsphere.optim.restoration import Leash, leash, record, repeated, restore
+from onsphere.optim.saved import numbers_of
+from onsphere.optim.validation import (
+    check_sphere,
+    immovable,
+    lost_in,
+    refuse_sparse,
+    say_once,
+    warn_of_rounding,
+)
 
 Mode = Literal["hard", "brake", "rotate"]
 Nonfinite = Literal["skip", "raise", "ignore"]
+Closure = Callable[[], float]
 Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterable[Group]
+
+
+# Where radii lie in the state dict of a base whose own is not like PyTorch's.
+_BESIDE = "on_sphere"
+# Leashes by number, with the gradients that are to be put back.
+_Hidden = dict[int, tuple[Leash, list[Tensor | None]]]
 
 
 def on_sphere(
@@ -37,8 +56,10 @@ def on_sphere(
       (:mod:`~onsphere.optim.restoration`). One number per vector is remembered.
     - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
-      into the direction of the update; the size of the update does not matter. Takes a copy of
-      the weights on spheres during a step.
+      into the direction of the update; neither its size nor weight decay matters. Keeps memory
+      for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
+      update is known to its own rounding (:mod:`~onsphere.optim.displacement`); of another, whose
+      update does not depend on the weights either, set ``steps_from_anywhere = True``.
 
     The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
     one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
@@ -112,11 +133,21 @@ class OnSphere(Optimizer):
         self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
-        self.told_of_skips = self.told_of_decay = False
+        self.told_of_skips = self.told_of_decay = self.told_of_rounding = False
+        # What a base with `train` and `eval` wants back after weights were evaluated on spheres.
+        self.between: list[tuple[Tensor, Tensor]] = []
+        self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
         for params, sphere in families(spheres):
             self._put(params, sphere)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Of mode "rotate", and calls that can be made again: not worth a place in a file.
+        self.buffers = Buffers()
+        self.finite: Callable[[list[Tensor]], bool | None] | None = None
+        self.restoring: list[tuple[native.RepeatedRestore, list[Leash]]] = []
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -144,7 +175,7 @@ class OnSphere(Optimizer):
 
     @torch.no_grad()
     def step(  # type: ignore[override]
-        self, closure: Callable[[], float] | None = None
+        self, closure: Closure | None = None
     ) -> float | None:
         """Take a step of the base optimizer and bring the weights to their spheres.
 
@@ -159,38 +190,58 @@ class OnSphere(Optimizer):
             RuntimeError: a parameter on a sphere has a sparse gradient.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
+        self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded.record if self.sharded else record)(self.leashes)
-        before = [p.clone() for p in self._moving()] if self.mode == "rotate" else []
-        hidden: dict[int, tuple[Leash, list[Tensor | None]]] = {}
-
-        def guarded() -> float:
-            assert closure is not None
-            with torch.enable_grad():
-                loss = closure()
-            self._hide(hidden)
-            return loss
-
+        hidden: _Hidden = {}
+        added: dict[Tensor, Tensor] = {}
         try:
             if closure is None:
                 self._hide(hidden)
-            loss = self.base.step() if closure is None else self.base.step(guarded)
+            with _no_global_hooks():  # they run around this step
+                if self.mode == "rotate":
+                    loss, added = self._step_for_updates(closure, hidden)
+                elif closure is None:
+                    loss = self.base.step()
+                else:
+                    loss = self.base.step(self._guarded(closure, hidden))
         finally:
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
-        left: int | Tensor = 0
-        if self.mode == "rotate":
-            left = self._rotate(before)
-        else:
-            back = sharded.restore if self.sharded else restore
-            left = back(self.leashes, brake=self.mode == "brake", growth=self.growth)
+        left = self._rotate(added) if self.mode == "rotate" else self._restore()
         for held, _ in hidden.values():
             vectors = home.local(held.radius).numel()
             held.skipped.add_(vectors)
             left = left + vectors
         self._warn_of_skips(left)
         return loss
+
+    def __getattr__(self, name: str) -> Any:
+        """Reach what the base optimizer has besides: its methods and settings."""
+        base = self.__dict__.get("base")
+        if base is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        found = getattr(base, name)
+        return {"eval": self._to_eval, "train": self._to_train}.get(name, found)
+
+    @torch.no_grad()
+    def _to_eval(self) -> None:
+        """Let the base put in the weights to evaluate, and bring them to their spheres as well."""
+        if self.between:
+            return
+        self.base.eval()  # type: ignore[attr-defined]
+        self.between = [(param, param.detach().clone()) for param in self._moving()]
+        back = sharded.restore if self.sharded else restore
+        back(self.leashes)
+
+    @torch.no_grad()
+    def _to_train(self) -> None:
+        """Give the base back what it has put in, and let it go on."""
+        for param, raw in self.between:
+            param.copy_(raw)
+        self.between = []
+        self.base.train()  # type: ignore[attr-defined]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset all gradients."""
@@ -214,17 +265,22 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         packed = self.base.state_dict()
-        numbers = numbers_of(self.param_groups, packed)
-        state = dict(packed["state"])
         skips = [held.skipped for held in self.leashes]
         if self.sharded:
             counts = [(held.params, held.sphere, held.skipped) for held in self.leashes]
             skips = home.added_counts(counts)
-        for held, skipped in zip(self.leashes, skips, strict=True):
-            number = numbers[held.params[0]]
-            own = {"radius": held.radius, "skipped": skipped}
-            state[number] = {**state.get(number, {}), **own}
-        packed = {**packed, "state": state}
+        own = [
+            {"radius": held.radius, "skipped": skipped}
+            for held, skipped in zip(self.leashes, skips, strict=True)
+        ]
+        if not _is_of_pytorch(packed):
+            packed = {**packed, _BESIDE: own}
+        else:
+            numbers, state = numbers_of(self.param_groups, packed), dict(packed["state"])
+            for held, entries in zip(self.leashes, own, strict=True):
+                number = numbers[held.params[0]]
+                state[number] = {**state.get(number, {}), **entries}
+            packed = {**packed, "state": state}
         for after in self._optimizer_state_dict_post_hooks.values():
             packed = after(self, packed) or packed
         return packed
@@ -235,32 +291,48 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
-        state = {number: dict(entries) for number, entries in packed["state"].items()}
+        if _BESIDE in packed:
+            for held, entries in zip(self.leashes, packed.pop(_BESIDE), strict=True):
+                self._load_own(held, entries["radius"], entries["skipped"])
+        if not _is_of_pytorch(packed):
+            self._load_base(packed)
+            return
+        # PyTorch takes step counts over without a copy: two runs would count on one tensor.
+        state = {
+            number: {key: _own_scalar(value) for key, value in entries.items()}
+            for number, entries in packed["state"].items()
+        }
         numbers = numbers_of(self.param_groups, packed)
         for held in self.leashes:
             entries = state.get(numbers.get(held.params[0], -1), {})
-            radius, skipped = entries.pop("radius", None), entries.pop("skipped", None)
-            if radius is None:
-                continue
-            if radius.shape != held.radius.shape:
-                raise ValueError(
-                    f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
-                    f"want {tuple(held.radius.shape)}; resume with the same spheres"
-                )
-            held.radius.copy_(radius)
-            held.skipped.copy_(skipped)
-            if self.sharded and not home.counts_for_all(held.params, held.sphere):
-                held.skipped.zero_()
+            if not {"radius", "skipped"} <= entries.keys():
+                continue  # an entry of the base optimizer's own may have one of these names
+            self._load_own(held, entries.pop("radius"), entries.pop("skipped"))
         # What held nothing but radii was never seen by the base optimizer.
         packed["state"] = {number: entries for number, entries in state.items() if entries}
+        self._load_base(packed)
+
+    def _load_own(self, held: Leash, radius: Tensor, skipped: Tensor) -> None:
+        if radius.shape != held.radius.shape:
+            raise ValueError(
+                f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
+                f"want {tuple(held.radius.shape)}; resume with the same spheres"
+            )
+        held.radius.copy_(radius)
+        held.skipped.copy_(skipped)
+        if self.sharded and not home.counts_for_all(held.params, held.sphere):
+            held.skipped.zero_()
+
+    def _load_base(self, packed: dict[str, Any]) -> None:
         self.base.load_state_dict(packed)
         self.pending = True
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite")
-        return {key: self.__dict__[key] for key in (*keys, "told_of_skips", "told_of_decay")}
+        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite", "between")
+        told = ("told_of_skips", "told_of_decay", "told_of_rounding", "immovable")
+        return {key: self.__dict__[key] for key in (*keys, *told)}
 
     def __repr__(self) -> str:
         return f"on_sphere(mode={self.mode!r}, {self.base!r})"
@@ -283,13 +355,14 @@ class OnSphere(Optimizer):
         if any(p.numel() for p in params):
             self.leashes.append(leash(params, sphere, home.numbers(params, sphere)))
             self.sharded = self.sharded or home.any_in(params)
+            self.immovable = self.immovable or immovable(params, sphere)
         self.pending = True
         self._warn_of_decay(params)
 
     def _moving(self) -> list[Tensor]:
         return [p for held in self.leashes for p in held.params]
 
-    def _hide(self, hidden: dict[int, tuple[Leash, list[Tensor | None]]]) -> None:
+    def _hide(self, hidden: _Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
         grads = [p.grad for p in self._moving() if p.grad is not None]
         refuse_sparse(grads, "on_sphere")
@@ -312,7 +385,10 @@ class OnSphere(Optimizer):
         if self.sharded:
             flags = home.unfinite([held.params for held in self.leashes])
             return [number for number, flag in enumerate(flags) if flag]
-        if native.finite(grads):
+        fine = None if self.finite is None else self.finite(grads)
+        if fine is None:
+            fine, self.finite = native.finite(grads), native.finite_of(grads)
+        if fine:
             return []
         norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
         if bool(norms.isfinite().all()):
@@ -323,23 +399,82 @@ class OnSphere(Optimizer):
             if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
         ]
 
-    def _rotate(self, before: list[Tensor]) -> int | Tensor:
+    def _restore(self) -> int | Tensor:
+        """Bring the weights back to their spheres; return how many vectors could not be."""
+        brake, growth = self.mode == "brake", self.growth
+        if self.sharded:
+            return sharded.restore(self.leashes, brake=brake, growth=growth)
+        calls = self.restoring
+        if sum(len(held) for _, held in calls) != len(self.leashes) or not all(
+            call.again() for call, _ in calls
+        ):
+            self.restoring = repeated(self.leashes)
+            return restore(self.leashes, brake=brake, growth=growth)
+        left = 0
+        for call, many in calls:
+            for held, count in zip(many, call.restore(brake=brake, growth=growth), strict=True):
+                if count:
+                    held.skipped.add_(count)
+                    left += count
+        return left
+
+    def _guarded(
+        self, closure: Closure, hidden: _Hidden, displaced: Displacements | None = None
+    ) -> Closure:
+        """Return a closure that sees the weights, and hides gradients that are not finite."""
+
+        def guarded() -> float:
+            if displaced is not None:
+                displaced.visit()
+            with torch.enable_grad():
+                loss = closure()
+            self._hide(hidden)
+            if displaced is not None:
+                displaced.leave()
+            return loss
+
+        return guarded
+
+    def _step_for_updates(
+        self, closure: Closure | None, hidden: _Hidden
+    ) -> tuple[float | None, dict[Tensor, Tensor]]:
+        """Step with the base, the weights kept; return the loss and what it adds to each."""
+        moving = [p for p in self._moving() if p.grad is not None or closure is not None]
+        if not steps_from_anywhere(self.base):
+            before = [p.detach().clone() for p in moving]
+            loss = (
+                self.base.step()
+                if closure is None
+                else self.base.step(self._guarded(closure, hidden))
+            )
+            added = {p: p.detach() - x for p, x in zip(moving, before, strict=True)}
+            for p, x in zip(moving, before, strict=True):
+                p.copy_(x)
+            return loss, added
+        displaced = Displacements(moving, self.buffers)
+        try:
+            if closure is None:
+                loss = self.base.step()
+            else:
+                loss = self.base.step(self._guarded(closure, hidden, displaced))
+        finally:
+            added = displaced.arrive()
+        return loss, added
+
+    def _rotate(self, added: dict[Tensor, Tensor]) -> int | Tensor:
+        """Turn the vectors of parameters that something was added to."""
         rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        update = Linear(alpha=0.0, kappa=1.0, along_gradient=1.0, along_momentum=0.0)
-        start = dict(zip(self._moving(), before, strict=True))
         alike: dict[tuple[Sphere, float], list[Leash]] = {}
         for held in self.leashes:
-            rate = float(rates[held.params[0]])
-            alike.setdefault((held.sphere, rate), []).append(held)
+            if any(param in added for param in held.params):
+                rate = _rate(rates[held.params[0]])
+                self._warn_of_rounding(held.params[0].dtype, rate)
+                alike.setdefault((held.sphere, rate), []).append(held)
         marches, moved = [], []
         for (sphere, rate), many in alike.items():
             families = []
             for held in many:
-                parts = []
-                for param in held.params:
-                    slope = start[param] - param
-                    param.copy_(start[param])
-                    parts.append(Part(param, slope, None, None, update))
+                parts = [_turning(p, added.get(p), sphere) for p in held.params]
                 families.append(Family(parts, held.radius))
             travel = Travel(rate, "rotation", "retraction", sphere.radius, sphere.centered)
             marches.append((families, sphere, travel))
@@ -349,7 +484,15 @@ class OnSphere(Optimizer):
         for held, count in zip(moved, itertools.chain(*counts), strict=True):
             held.skipped.add_(count)
             left = left + count
+            if not isinstance(count, int) or count or held.sphere.centered:
+                self.buffers.forget(held.params)
         return left
+
+    def _warn_of_rounding(self, dtype: torch.dtype, rate: float) -> None:
+        if not self.told_of_rounding and lost_in(dtype, rate):
+            self.told_of_rounding = True
+            mended = "SphereAdamW or SphereSGD with master_weights=True"
+            warn_of_rounding(dtype, rate, mended, stacklevel=6)
 
     def _warn_of_decay(self, params: tuple[Tensor, ...]) -> None:
         if self.told_of_decay or self.mode == "brake":
@@ -375,11 +518,62 @@ class OnSphere(Optimizer):
             self.told_of_skips = True
             warnings.warn(
                 f"on_sphere left {int(left)} vectors where they were: they are zero and have no "
-                "direction, or their gradient is not finite. The running count is "
-                "optimizer.skipped; this is said once",
+                "direction (give them a start that is not 0, or leave them off spheres), or their "
+                "gradient is not finite. The running count is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:
+    """Turn a parameter towards what was added to it; that is zero afterwards, where it could."""
+    if added is None:
+        added = torch.zeros_like(param)
+    if sphere.centered:  # which takes the mean off gradients only
+        return Part(param, -added, None, None, Linear(0.0, 1.0, 1.0, 0.0))
+    # As momentum that nothing remains of; the gradient has no weight but must be there.
+    return Part(param, added, added, None, Linear(0.0, 0.0, 0.0, -1.0))
+
+
+def _is_of_pytorch(packed: Mapping[str, Any]) -> bool:
+    """Whether a state dict is one of PyTorch's, with a state by number that radii can be put in."""
+    groups = packed.get("param_groups", ())
+    return isinstance(packed.get("state"), Mapping) and all("params" in g for g in groups)
+
+
+def _rate(lr: Any) -> float:
+    if lr is None:
+        raise ValueError(
+            'mode="rotate" turns vectors by the lr of their param group, and this one has lr=None; '
+            'give it a number of radians, or use mode="hard"'
+        )
+    return float(lr)
+
+
+@contextlib.contextmanager
+def _no_global_hooks() -> Iterator[None]:
+    """Keep the hooks that run around every optimizer's step from running around an inner one."""
+    hooks: list[dict[int, Any]] = [
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    ]
+    if not any(hooks):
+        yield
+        return
+    before = [dict(held) for held in hooks]
+    for held in hooks:
+        held.clear()
+    try:
+        yield
+    finally:
+        for held, old in zip(hooks, before, strict=True):
+            new = dict(held)  # registered by a closure
+            held.clear()
+            held.update(old | new)
+
+
+def _own_scalar(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and not value.ndim else value
 
 
 def families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:

@@ -147,7 +147,8 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
         {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0, "part": "hidden"}
         for parameter, axes in hidden.values()
     ]
-    return SphereSGD([head, rest, *spheres], lr=settings.lr, momentum=settings.momentum)
+    groups = [head, rest, *spheres]
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_is="rate")
 
 
 def grown(factor: float, progress: float) -> float:

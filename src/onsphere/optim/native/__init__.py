@@ -7,10 +7,14 @@ runs in pure PyTorch, with the same numbers to rounding.
 
 from onsphere.optim.native.calls import apply, finite, known, reduce, restore, step, takes
 from onsphere.optim.native.kernel import instruction_set, path, switched
+from onsphere.optim.native.repeat import Repeated, RepeatedRestore, finite_of, usable
 
 __all__ = [
+    "Repeated",
+    "RepeatedRestore",
     "apply",
     "finite",
+    "finite_of",
     "instruction_set",
     "known",
     "path",
@@ -19,4 +23,5 @@ __all__ = [
     "step",
     "switched",
     "takes",
+    "usable",
 ]

@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.motion import Plan, Travel, closeness, rounding_floor
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import Plan, Travel, limits_of
 from onsphere.optim.native import launch, ops
 from onsphere.optim.native.kernel import allowed, library
 from onsphere.optim.native.layout import layout_of
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from onsphere.optim.product import Family, Part
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_LR_IS = {"rate": 0, "rotation": 1, "relative": 2}
 _LINEAR, _DIAGONAL, _RESTORE = range(3)
 
 
@@ -63,11 +65,29 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int
     seconds = [family.moment for family in families if family.moment is not None]
     radii = [family.radius for family in families]
     points, slopes, momenta, moments = _columns(parts)
-    arguments, settings = _arguments(parts, travel), _settings(parts, travel)
-    layouts = _layouts(points, sphere)
+    references = [family.reference for family in families]
+    arguments, settings = (
+        _arguments(parts, travel, references),
+        _settings(parts, travel),
+    )
+    layouts = layouts_of(points, sphere)
+    _check_numbers([*radii, *seconds], layouts)
     return _listed(
         _step()(points, slopes, momenta, moments, radii, seconds, layouts, arguments, settings)
     )
+
+
+def _check_numbers(numbers: Sequence[Tensor], layouts: Sequence[int]) -> None:
+    """Raise unless there is one float32 per vector: the kernels read memory and ask nothing."""
+    vectors = [layouts[i] * layouts[i + 2] for i in range(0, len(layouts), 4)]
+    for number, x in enumerate(numbers):
+        wanted = vectors[number % len(vectors)]
+        if x.dtype != torch.float32 or x.numel() != wanted or not x.is_contiguous():
+            raise RuntimeError(
+                f"what vectors own must be {wanted} contiguous numbers in float32, got "
+                f"{x.numel()} in {x.dtype}; do not change an optimizer's state or its spheres by "
+                "hand: load_state_dict converts a state, add_param_group takes other spheres"
+            )
 
 
 def _listed(counts: Tensor) -> list[int] | Tensor:
@@ -80,10 +100,15 @@ def _step() -> Callable[..., Tensor]:
 
 def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor]:
     """Return the sums over each vector of every part."""
-    columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
-    numbers = ops.reduce(*columns, layouts, _arguments(parts, travel), _settings(parts, travel))
+    columns, layouts = _columns(parts), layouts_of([p.point for p in parts], sphere)
+    numbers = ops.reduce(
+        *columns,
+        layouts,
+        _arguments(parts, travel),
+        _settings(parts, travel),
+    )
     if isinstance(parts[0].update, Diagonal):
-        return [pad(n[:, :4], (0, 1)) for n in numbers]  # the kernels know no centred spheres
+        return [pad(n[:, :5], (0, 1)) for n in numbers]  # the kernels know no centred spheres
     if travel.ascend:  # the plan expects the slope that it descends
         for n in numbers:
             n[:, 1].neg_()
@@ -99,8 +124,11 @@ def apply(parts: Sequence[Part], sphere: Sphere, travel: Travel, plan: Plan) -> 
         coefficients[:, 1].neg_()
         coefficients[:, 4].neg_()
     coefficients[:, 0] = torch.where(plan.sound, coefficients[:, 0], torch.nan)
-    columns, layouts = _columns(parts), _layouts([p.point for p in parts], sphere)
-    arguments, settings = _arguments(parts, travel), _settings(parts, travel)
+    columns, layouts = _columns(parts), layouts_of([p.point for p in parts], sphere)
+    arguments, settings = (
+        _arguments(parts, travel),
+        _settings(parts, travel),
+    )
     ops.apply(*columns, [coefficients] * len(parts), layouts, arguments, settings)
 
 
@@ -113,12 +141,19 @@ def restore(
     growth: float,
 ) -> list[int] | Tensor:
     """Scale vectors to their radii, or no further than the brake lets them grow; count as step."""
-    dtype = points[0].dtype
-    settings = [0, 0, growth, closeness(dtype), 0, _RESTORE, _DTYPES[dtype]]
-    settings += [0, 0, int(brake), int(sphere.centered), 0]
-    layouts = _layouts(points, sphere)
+    settings = restore_settings(points[0].dtype, sphere, brake=brake, growth=growth)
+    layouts = layouts_of(points, sphere)
+    _check_numbers(radii, layouts)
     arguments = [0.0] * (8 * len(points))
     return _listed(_step()(points, [], [], [], radii, [], layouts, arguments, settings))
+
+
+def restore_settings(
+    dtype: torch.dtype, sphere: Sphere, *, brake: bool, growth: float
+) -> list[float]:
+    """Return the numbers that all tensors of a restoration share."""
+    settings = [0, 0, growth, limits_of(dtype).close, 0, _RESTORE, _DTYPES[dtype]]
+    return [*settings, 0, 0, int(brake), int(sphere.centered), 0]
 
 
 def finite(tensors: Sequence[Tensor]) -> bool | None:
@@ -128,8 +163,8 @@ def finite(tensors: Sequence[Tensor]) -> bool | None:
         return None  # torch has one launch for that, and the answer waits for the device anyway
     if not all(known(tensor, whole, dtype) for tensor in tensors):
         return None
-    settings = [0, 0, 0, 0, 0, _RESTORE, _DTYPES[dtype], 0, 0, 0, 0, 0]
-    layouts, arguments = _layouts(tensors, whole), [0.0] * (8 * len(tensors))
+    settings = restore_settings(dtype, whole, brake=False, growth=0.0)
+    layouts, arguments = layouts_of(tensors, whole), [0.0] * (8 * len(tensors))
     numbers = ops.reduce(tensors, [], [], [], layouts, arguments, settings)
     return bool(torch.cat(numbers)[:, 0].isfinite().all())
 
@@ -150,7 +185,8 @@ def _like(x: Tensor, point: Tensor) -> bool:
     return x.stride() == point.stride()
 
 
-def _layouts(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
+def layouts_of(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
+    """Return four integers per tensor: where its vectors lie in memory."""
     found: list[int] = []
     for point in points:
         layout = layout_of(tuple(point.shape), point.stride(), sphere.axes)
@@ -159,22 +195,34 @@ def _layouts(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
     return found
 
 
-def _arguments(parts: Sequence[Part], travel: Travel) -> list[float]:
+def _arguments(
+    parts: Sequence[Part], travel: Travel, references: Sequence[float] = ()
+) -> list[float]:
+    """Return eight numbers per part: seven of its update, and the reference of its length."""
     numbers: list[float] = []
-    for part in parts:
-        mine = list(part.update.arguments)
-        if travel.ascend and isinstance(part.update, Diagonal):
-            mine[1] = -mine[1]
-        numbers += mine
+    for part, reference in zip(parts, references or [1.0] * len(parts), strict=True):
+        numbers += *arguments_of(part.update, travel), reference
     return numbers
 
 
+def arguments_of(update: Linear | Diagonal, travel: Travel) -> tuple[float, ...]:
+    """Return the seven numbers of an update."""
+    mine = update.arguments
+    if travel.ascend and isinstance(update, Diagonal):
+        return (mine[0], -mine[1], *mine[2:])
+    return mine
+
+
 def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
-    dtype = parts[0].point.dtype
-    kind = _DIAGONAL if isinstance(parts[0].update, Diagonal) else _LINEAR
-    rounding = closeness(dtype)
+    return settings_of(parts[0].update, parts[0].point.dtype, travel)
+
+
+def settings_of(update: Linear | Diagonal, dtype: torch.dtype, travel: Travel) -> list[float]:
+    """Return the numbers that all tensors of a call share."""
+    kind = _DIAGONAL if isinstance(update, Diagonal) else _LINEAR
+    limits = limits_of(dtype)
     return [
-        *(travel.lr, travel.radius or 0.0, 0.0, rounding, rounding_floor(dtype)),
-        *(kind, _DTYPES[dtype], travel.lr_is == "rotation", travel.step == "exponential"),
+        *(travel.lr, travel.radius or 0.0, 0.0, limits.close, limits.floor),
+        *(kind, _DTYPES[dtype], _LR_IS[travel.lr_is], travel.step == "exponential"),
         *(0, 0, travel.ascend),
     ]

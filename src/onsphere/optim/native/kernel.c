@@ -18,10 +18,11 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 3, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
+enum { ABI = 4, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
+enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
 enum { NARROW = 64, STREAMS = 8 };
 
@@ -98,7 +99,7 @@ typedef struct {
 /* Mirrored by `_Settings` in __init__.py. */
 typedef struct {
     double rate, radius, growth, tolerance, floor;
-    int64_t kind, dtype, rotation, exponential, brake, centered, ascend, sets, threads;
+    int64_t kind, dtype, lr_is, exponential, brake, centered, ascend, sets, threads;
 } Settings;
 
 static const Loops *loops_for(int64_t sets) {
@@ -120,38 +121,65 @@ typedef struct {
     double a, b, d, e; /* p' = a p + b t and m' = m + d p + e t, for a tangent t */
 } Move;
 
-static Move motion(const Settings *s, double rate, double pp, double tt, double ht, double floor,
-                   double radius) {
-    const double length = sqrt(pp), size = sqrt(tt);
-    Move move = {radius / length, 0, 0, 0};
-    double angle = rate * size / radius, over = rate / radius; /* over = angle / size */
-    if (s->rotation) {
-        if (!(tt > floor) || rate == 0) return move;
-        angle = rate, over = rate / size;
-    } else if (!(angle > 0)) {
-        return move;
+/* What motion.Limits says of float32: below LEAST squares have lost digits. */
+static const double STEEP = 0.3, LEAST = FLT_MIN / FLT_EPSILON, ENOUGH = 0.1, SMALL_TURN = 1e-4;
+
+/* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news, and
+ * `relative` what a relative rate is multiplied by. Short vectors spend most of their time here, so
+ * that roots and quotients are few. */
+static Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
+                   double share, double least, double relative) {
+    const double rate = s->rate, onto = radius / sqrt(pp);
+    const int rotation = s->lr_is == ROTATION;
+    Move move = {onto, 0, 0, 0};
+    double over, square; /* angle / size and its square times |t|^2 */
+    if (rotation) {
+        over = rate * fmin(share / ENOUGH, 1) / sqrt(tt);
+    } else {
+        over = rate * (s->lr_is == RELATIVE ? relative : 1 / radius);
+        if (!(whole > least) && !(over * sqrt(least) < SMALL_TURN)) return move;
     }
+    square = over * over * tt;
+    if (!(square > 0) || !(tt * (1 + square) > STEEP * square * whole)) return move;
+    if (rotation && !(whole > least && tt > s->floor * whole)) return move;
     double cosine, sine; /* sine is sin(angle) / size */
-    if (s->rotation || s->exponential) {
+    if (rotation || s->exponential) {
+        const double angle = over * sqrt(tt);
         cosine = cos(angle), sine = sin(angle) / angle * over;
+        if (s->exponential) {
+            const double half = sin(angle / 2) / angle * over;
+            move.d = ht * sine * onto / radius, move.e = -2 * half * half * ht;
+        }
     } else {
-        cosine = 1 / sqrt(1 + angle * angle), sine = cosine * over;
+        cosine = 1 / sqrt(1 + square), sine = cosine * over;
     }
-    move.a = cosine * radius / length, move.b = -sine * radius;
-    if (s->exponential) {
-        const double half = sin(angle / 2) / angle * over;
-        move.d = ht * sine / length, move.e = -2 * half * half * ht;
-    } else {
-        const double along = -move.b * ht / (radius * radius);
+    move.a = cosine * onto, move.b = -sine * radius;
+    if (!s->exponential) {
+        const double along = sine * ht / radius;
         move.d = along * move.a, move.e = along * move.b;
     }
     return move;
 }
 
-static int sound(const double *x, int count) {
+static int sound(const double *x, int count, double least) {
     double sum = 0;
     for (int i = 0; i < count; i++) sum += x[i] * 0;
-    return sum == 0 && x[0] > 0;
+    return sum == 0 && x[0] > least;
+}
+
+/* Which only a rotation asks for. */
+static double share_of_news(const Settings *s, double fresh, double momentum, double decay) {
+    return s->lr_is == ROTATION && momentum > 0 ? sqrt(fresh / momentum) / fmax(1 - decay, 1e-6) : 1;
+}
+
+/* What a plan returns: a vector that cannot follow it, one that does, and one that follows it but
+ * does not turn though a gradient asked for that. */
+enum { STAYS, MOVES, REFUSED };
+
+static int verdict(const Settings *s, double n, double gg, double tt, double whole, double least,
+                   Move move) {
+    const int asked = tt > s->floor * whole || (s->lr_is == ROTATION && whole <= least);
+    return asked && gg > 0 && move.b == 0 && n > 1 && s->rate > 0 ? REFUSED : MOVES;
 }
 
 /* What one vector owns beside its entries. */
@@ -181,39 +209,49 @@ static void settle(const Settings *s, double n, Move *move, double length, doubl
 
 static int plan_linear(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
                        float *c) {
-    if (!sound(x, 6)) return 0;
+    const double least = n * LEAST;
+    if (!sound(x, 6, least)) return STAYS;
     const double sign = s->ascend ? -1 : 1, alpha = t->a[0], kappa = t->a[1];
     const double pp = x[0], pg = sign * x[1], pm = x[2];
-    const double gamma = pg / pp, mu = pm / pp;
+    const double over = 1 / pp, gamma = pg * over, mu = pm * over;
     const double gg = fmax(x[3] - pg * gamma, 0), gm = sign * x[4] - pg * mu;
     const double mm = fmax(x[5] - pm * mu, 0), radius = radius_of(s, own, pp);
     double u = t->a[2], w = t->a[3]; /* the update is u g + w m, both tangent */
     if (t->second) {
         own->second = (float)(t->a[4] * own->second + (1 - t->a[4]) * gg / n);
-        const double scale = 1 / (t->a[5] * (sqrt(own->second / t->a[6]) + t->a[7]));
+        const double moment = fmax(own->second, FLT_MIN);
+        const double scale = 1 / (t->a[5] * sqrt(moment) + t->a[6]);
         u *= scale, w *= scale;
     }
     const double tt = fmax(u * u * gg + 2 * u * w * gm + w * w * mm, 0);
     const double raw = u * u * x[3] + 2 * u * w * sign * x[4] + w * w * x[5];
     const double ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm;
-    Move move = motion(s, s->rate, pp, tt, ht, s->floor * raw, radius);
+    const double momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm;
+    const double share = share_of_news(s, kappa * kappa * gg, momentum, alpha);
+    const double floor = least * (u * u + w * w);
+    const double reference = t->a[7];
+    const double relative = t->second ? 1 / reference : radius / (reference * reference);
+    Move move = motion(s, pp, tt, ht, raw, radius, share, floor, relative);
     settle(s, n, &move, sqrt(pp), radius);
     const double kg = kappa + move.e * u, km = alpha + move.e * w;
     const double all[6] = {move.a - move.b * (u * gamma + w * mu), sign * move.b * u, move.b * w,
                            move.d - kg * gamma - km * mu,          sign * kg,         km};
     for (int i = 0; i < 6; i++) c[i] = (float)all[i];
-    return 1;
+    return verdict(s, n, x[3], tt, raw, floor, move);
 }
 
-static int plan_diagonal(const Settings *s, double n, const double *x, Own *own, float *c) {
-    if (!sound(x, 4)) return 0;
+static int plan_diagonal(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
+                         float *c) {
+    const double least = n * LEAST;
+    if (!sound(x, 5, least)) return STAYS;
     const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
     const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    Move move = motion(s, s->rate, pp, tt, 0, s->floor * uu, radius);
+    const double share = share_of_news(s, x[4], uu, t->a[0]);
+    Move move = motion(s, pp, tt, 0, uu, radius, share, least, 1 / t->a[7]);
     settle(s, n, &move, sqrt(pp), radius);
     c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
     c[2] = c[3] = c[4] = c[5] = 0;
-    return 1;
+    return verdict(s, n, x[3], tt, uu, least, move);
 }
 
 static int plan_restore(const Settings *s, double n, const double *x, Own *own, float *c) {
@@ -240,7 +278,7 @@ static int plan_restore(const Settings *s, double n, const double *x, Own *own, 
 static int plan(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
                 float *c) {
     if (s->kind == RESTORE) return plan_restore(s, n, x, own, c);
-    return s->kind == LINEAR ? plan_linear(s, t, n, x, own, c) : plan_diagonal(s, n, x, own, c);
+    return s->kind == LINEAR ? plan_linear(s, t, n, x, own, c) : plan_diagonal(s, t, n, x, own, c);
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -393,7 +431,7 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
         apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c);
-    return !fine;
+    return fine != MOVES;
 }
 
 /* ---- neighbours: vectors whose entries alternate in memory, row by row ---- */
@@ -484,7 +522,7 @@ static int64_t turn_rows(const Worker *w, const Tensor *t, int64_t batch, int64_
             continue;
         }
         const int fine = planned(w, t, number + k, n, mine, own_c, phase);
-        skipped += !fine, kept += !written(w, fine, own_c);
+        skipped += fine != MOVES, kept += !written(w, fine, own_c);
         for (int64_t i = k * t->inner; i < (k + 1) * t->inner; i++) {
             still[i] = !written(w, fine, own_c);
             for (int j = 0; j < COEFFICIENTS; j++) c[j * BLOCK + i] = own_c[j];
@@ -554,7 +592,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
         if (phase == REDUCE) memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
         if (phase == STEP) {
             keep(t, k, mine);
-            t->skipped += !fine;
+            t->skipped += fine != MOVES;
         }
     }
     if (phase == REDUCE || !written(w, fine, c)) return;

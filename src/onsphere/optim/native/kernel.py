@@ -11,7 +11,7 @@ from pathlib import Path
 # Mirrors `Tensor` and `Settings` in kernel.c.
 TENSOR = struct.Struct("7Q4q8dq")
 SETTINGS = struct.Struct("5d9q")
-_ABI = 3_000_000 + TENSOR.size * 1000 + SETTINGS.size
+_ABI = 4_000_000 + TENSOR.size * 1000 + SETTINGS.size
 _SETS = ("plain", "AVX2", "AVX-512")
 
 # Not a name that Python takes for an extension module.

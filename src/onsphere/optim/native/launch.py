@@ -242,14 +242,15 @@ def _runs(
 
 
 def _flags(arrays: Arrays, settings: Sequence[float]) -> int:
-    kind, dtype, rotation, exponential, brake, centered, ascend = (int(x) for x in settings[5:])
+    kind, dtype, lr_is, exponential, brake, centered, ascend = (int(x) for x in settings[5:])
     return _sum_of(
         {
             "DIAGONAL": kind == 1,
             "RESTORE": kind == 2,
             "MOVING": bool(arrays.momenta),
             "PER_VECTOR": bool(arrays.seconds),
-            "ROTATION": rotation,
+            "ROTATION": lr_is == 1,
+            "RELATIVE": lr_is == 2,
             "EXPONENTIAL": exponential,
             "ASCEND": ascend and kind == 0,
             "BRAKE": brake,

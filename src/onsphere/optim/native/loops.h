@@ -68,14 +68,15 @@ INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
     return NAME(weight_of)(a[2] * moment + FLT_MIN + a[3] * square, a[4], a[5]);
 }
 
-/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g>.   u goes to `kept`. */
+/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g> |k1 g w|^2.   u goes to `kept`. */
 INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
                              const float *a, float *kept, vec *x) {
     const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
     const vec h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec u = h * NAME(weight)(square, NAME(load)(v), a);
+    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, news = a[1] * slope * w;
     if (kept) NAME(store)(kept, u);
     x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square;
+    x[4] = news * news;
 }
 
 /* p' = c0 p + c1 u;  m' = b1 m + k1 g;  v' = b2 v + k2 g^2. */
@@ -135,7 +136,7 @@ TARGET static void NAME(gram)(long n, const float *p, const float *g, const floa
 TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
                                  const float *v, const float *a, float *kept, double *sums,
                                  long ahead) {
-    SUM_UP(4, (FETCH(p), FETCH(g),
+    SUM_UP(5, (FETCH(p), FETCH(g),
                NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
 }
 
@@ -218,7 +219,7 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
     } else if (r->kind == LINEAR) {
         ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
     } else {
-        ADD_UP(4, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
+        ADD_UP(5, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
                                    r->kept ? r->kept + i : NULL, x))
     }
 }

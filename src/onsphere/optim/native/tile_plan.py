@@ -15,7 +15,11 @@ RATE, GIVEN, GROWTH, TOLERANCE, FLOOR = (tl.constexpr(i) for i in range(5))
 # Flags; an update that is neither diagonal nor a restoration is linear.
 DIAGONAL, RESTORE, MOVING, PER_VECTOR, ROTATION = (tl.constexpr(1 << i) for i in range(5))
 EXPONENTIAL, ASCEND, BRAKE, CENTERED = (tl.constexpr(1 << i) for i in range(5, 9))
-BFLOAT16, ALIGNED = (tl.constexpr(1 << i) for i in range(9, 11))
+# What motion.Limits says of float32: below LEAST squares have lost digits.
+STEEP, LEAST = tl.constexpr(0.3), tl.constexpr(1.1754943508222875e-38 / 2**-23)
+ENOUGH, SMALL_TURN = tl.constexpr(0.1), tl.constexpr(1e-4)
+TINY = tl.constexpr(1.1754943508222875e-38)
+BFLOAT16, ALIGNED, RELATIVE = (tl.constexpr(1 << i) for i in range(9, 12))
 
 
 @triton.jit
@@ -31,17 +35,28 @@ def _own(table, number, column: tl.constexpr):
 
 
 @triton.jit
-def _move(s, n, pp, tt, ht, floor, radius, FLAGS: tl.constexpr):
-    """``motion.move`` and ``motion.settle``."""
+def _share_of_news(fresh, momentum, decay):
+    """``motion.share_of_news``."""
+    share = tl.sqrt(fresh / momentum) / tl.maximum(1.0 - decay, 1e-6)
+    return tl.where(momentum > 0, share, 1.0)
+
+
+@triton.jit
+def _move(s, n, pp, tt, ht, whole, radius, share, least, relative, FLAGS: tl.constexpr):
+    """``motion.move`` and ``motion.settle``; a relative rate is divided by ``relative``."""
     length, size = tl.sqrt(pp), tl.sqrt(tt)
     if ROTATION & FLAGS:
-        moving = (tt > floor) & (s[RATE] != 0)
-        over = tl.where(moving, s[RATE] / size, 0.0)
-        angle = tl.where(moving, s[RATE], 0.0)
+        angle = s[RATE] * tl.minimum(share / ENOUGH, 1.0)
+        needed = tl.maximum(angle * angle / (1.0 + angle * angle) * STEEP, s[FLOOR])
+        seen = whole > least
     else:
-        over = s[RATE] / radius
-        angle = over * size
-        moving = angle > 0
+        per_size = 1.0 / (relative if RELATIVE & FLAGS else radius)
+        angle = s[RATE] * size * per_size
+        needed = angle * angle / (1.0 + angle * angle) * STEEP
+        seen = (whole > least) | (s[RATE] * tl.sqrt(least) * per_size < SMALL_TURN)
+    moving = (angle > 0) & seen & (tt > needed * whole)
+    angle = tl.where(moving, angle, 0.0)
+    over = tl.where(moving, angle / size, 0.0)
     if (ROTATION | EXPONENTIAL) & FLAGS:
         cosine = tl.cos(angle)
         sine = tl.where(moving, tl.sin(angle) / angle, 1.0) * over
@@ -69,10 +84,20 @@ def _radius_of(s, radius, pp, fine):
 
 
 @triton.jit
+def _refused(s, n, gg, tt, whole, least, b, FLAGS: tl.constexpr):
+    """``motion.refusals``."""
+    asked = tt > s[FLOOR] * whole
+    if ROTATION & FLAGS:
+        asked = asked | (whole <= least)
+    return asked & (gg > 0) & (b == 0) & (n > 1) & (s[RATE] > 0)
+
+
+@triton.jit
 def _plan_linear(s, a, n, x, radius, second, FLAGS: tl.constexpr):
     sign = -1.0 if ASCEND & FLAGS else 1.0
     pp, pg, pm, raw_gg, raw_gm, raw_mm = x[0], sign * x[1], x[2], x[3], sign * x[4], x[5]
-    fine = ((pp + pg + pm + raw_gg + raw_gm + raw_mm) * 0 == 0) & (pp > 0)
+    least = n * LEAST
+    fine = ((pp + pg + pm + raw_gg + raw_gm + raw_mm) * 0 == 0) & (pp > least)
     radius = _radius_of(s, radius, pp, fine)
     gamma, mu = pg / pp, pm / pp
     gg, gm = tl.maximum(raw_gg - pg * gamma, 0.0), raw_gm - pg * mu
@@ -81,26 +106,36 @@ def _plan_linear(s, a, n, x, radius, second, FLAGS: tl.constexpr):
     if PER_VECTOR & FLAGS:
         ahead = (a[4] * second + (1.0 - a[4]) * gg / n).to(tl.float32).to(tl.float64)
         second = tl.where(fine, ahead, second)
-        scale = a[5] * (tl.sqrt(second / a[6]) + a[7])
+        scale = a[5] * tl.sqrt(tl.maximum(second, TINY)) + a[6]
         u, w = u / scale, w / scale
+        relative = a[7]
+    else:
+        relative = a[7] * a[7] / radius
     tt = tl.maximum(u * u * gg + 2 * u * w * gm + w * w * mm, 0.0)
     raw = u * u * raw_gg + 2 * u * w * raw_gm + w * w * raw_mm
     ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm
-    to_p, b, d, e = _move(s, n, pp, tt, ht, s[FLOOR] * raw, radius, FLAGS)
+    momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm
+    share = _share_of_news(kappa * kappa * gg, momentum, alpha)
+    least = least * (u * u + w * w)
+    to_p, b, d, e = _move(s, n, pp, tt, ht, raw, radius, share, least, relative, FLAGS)
     of_g, of_m = kappa + e * u, alpha + e * w
     radial, carried = to_p - b * (u * gamma + w * mu), d - of_g * gamma - of_m * mu
-    return (radial, sign * b * u, b * w, carried, sign * of_g, of_m), fine, radius, second
+    refused = _refused(s, n, raw_gg, tt, raw, least, b, FLAGS)
+    return (radial, sign * b * u, b * w, carried, sign * of_g, of_m), fine, refused, radius, second
 
 
 @triton.jit
-def _plan_diagonal(s, n, x, radius, second, FLAGS: tl.constexpr):
+def _plan_diagonal(s, a, n, x, radius, second, FLAGS: tl.constexpr):
     pp, pu, uu, gg = x[0], x[1], x[2], x[3]
-    fine = ((pp + pu + uu + gg) * 0 == 0) & (pp > 0)
+    least = n * LEAST
+    fine = ((pp + pu + uu + gg + x[4]) * 0 == 0) & (pp > least)
     radius = _radius_of(s, radius, pp, fine)
     rho = pu / pp
     tt, zero = tl.maximum(uu - pu * rho, 0.0), pp * 0
-    a, b, _, _ = _move(s, n, pp, tt, zero, s[FLOOR] * uu, radius, FLAGS)
-    return (a - b * rho, b, zero, zero, zero, zero), fine, radius, second
+    share = _share_of_news(x[4], uu, a[0])
+    to_p, b, _, _ = _move(s, n, pp, tt, zero, uu, radius, share, least, a[7], FLAGS)
+    refused = _refused(s, n, gg, tt, uu, least, b, FLAGS)
+    return (to_p - b * rho, b, zero, zero, zero, zero), fine, refused, radius, second
 
 
 @triton.jit
@@ -137,17 +172,18 @@ def plan_of(table, factors, counts, number, k, x, FLAGS: tl.constexpr):
         second = tl.load(seconds, mask=real, other=0.0).to(tl.float64)
     if RESTORE & FLAGS:
         c, fine, radius, second = _plan_restore(s, n, x, radius, second, FLAGS)
+        refused = fine & ~fine
         first = c[0]
     elif DIAGONAL & FLAGS:
-        c, fine, radius, second = _plan_diagonal(s, n, x, radius, second, FLAGS)
+        c, fine, refused, radius, second = _plan_diagonal(s, a, n, x, radius, second, FLAGS)
         first = tl.where(fine, c[0], float("nan"))
     else:
-        c, fine, radius, second = _plan_linear(s, a, n, x, radius, second, FLAGS)
+        c, fine, refused, radius, second = _plan_linear(s, a, n, x, radius, second, FLAGS)
         first = tl.where(fine, c[0], float("nan"))
     tl.debug_barrier()  # every warp has read what one of them now writes
     tl.store(radii, radius.to(tl.float32), mask=real)
     if PER_VECTOR & FLAGS:
         tl.store(seconds, second.to(tl.float32), mask=real)
-    left = tl.sum((real & ~fine).to(tl.int64), 0)
+    left = tl.sum((real & (~fine | refused)).to(tl.int64), 0)
     tl.atomic_add(counts + tl.load(table + number * COLUMNS + INDEX), left, mask=left > 0)
     return first, c[1], c[2], c[3], c[4], c[5]

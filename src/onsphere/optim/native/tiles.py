@@ -28,6 +28,7 @@ from onsphere.optim.native.tile_plan import (
     SLOPE,
     SQUARE,
     TASK,
+    TINY,
     VECTOR,
     VECTORS,
     factors_of,
@@ -37,7 +38,6 @@ from onsphere.optim.native.tile_plan import (
 NUMBERS = tl.constexpr(6)
 COEFFICIENTS = tl.constexpr(6)
 CHUNK = tl.constexpr(1 << 14)
-TINY = tl.constexpr(1.1754943508222875e-38)
 NEVER = tl.constexpr(1 << 62)
 
 
@@ -96,10 +96,10 @@ def _write(table, number, at, inside, x, FLAGS: tl.constexpr):
 
 @triton.jit
 def _weighted(x, a):
-    r"""AdamW's momentum ``h``, second moment ``v'`` and update ``h / (s sqrt(v') + e)``."""
+    r"""AdamW's momentum ``h``, second moment ``v'`` and weight ``1 / (s sqrt(v') + e)``."""
     h = a[0] * x[2] + a[1] * x[1]
     moment = a[2] * x[3] + a[3] * (x[1] * x[1])
-    return h, moment, h / (a[4] * tl.sqrt(tl.maximum(moment, TINY)) + a[5])
+    return h, moment, 1.0 / (a[4] * tl.sqrt(tl.maximum(moment, TINY)) + a[5])
 
 
 @triton.jit
@@ -109,8 +109,9 @@ def _terms(x, a, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return p * p, p
     elif DIAGONAL & FLAGS:  # noqa: RET505 - what is left out is not compiled
-        _, _, u = _weighted(x, a)
-        return p * p, p * u, u * u, g * g
+        h, _, w = _weighted(x, a)
+        u, news = h * w, a[1] * g * w
+        return p * p, p * u, u * u, g * g, news * news
     else:
         return p * p, p * g, p * m, g * g, g * m, m * m
 
@@ -122,8 +123,8 @@ def _moved(x, a, c, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return tl.where(c[0] == 0, 0.0, c[0] * p + c[1]), m, m
     elif DIAGONAL & FLAGS:  # noqa: RET505
-        h, moment, u = _weighted(x, a)
-        return c[0] * p + c[1] * u, h, moment
+        h, moment, w = _weighted(x, a)
+        return c[0] * p + c[1] * (h * w), h, moment
     else:
         return c[0] * p + c[1] * g + c[2] * m, c[3] * p + c[4] * g + c[5] * m, m
 
@@ -282,7 +283,7 @@ def _partials(partial, first, i, inside, FLAGS: tl.constexpr):
     if RESTORE & FLAGS:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1)]
     elif DIAGONAL & FLAGS:  # noqa: RET505
-        return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3)]
+        return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3, 4)]
     else:
         return [tl.load(at + j, mask=inside, other=0.0) for j in (0, 1, 2, 3, 4, 5)]
 

@@ -1,0 +1,217 @@
+"""The same call again: on small models most of a step would be spent on describing it.
+
+A call of the C library is a table of addresses and numbers. From step to step gradients lie
+elsewhere, and some numbers change; all else is what it was, which is checked and not made anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from onsphere.geometry import Sphere
+from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.linear import Linear
+from onsphere.optim.motion import Travel
+from onsphere.optim.native import launch, ops
+from onsphere.optim.native.calls import (
+    arguments_of,
+    known,
+    layouts_of,
+    restore_settings,
+    settings_of,
+    takes,
+)
+from onsphere.optim.native.kernel import SETTINGS, TENSOR, allowed, library
+
+if TYPE_CHECKING:
+    from onsphere.optim.product import Family
+
+# A row of the table, in words: seven addresses, four numbers of the layout, eight of the update,
+# and how many vectors stayed where they were.
+_WORDS = TENSOR.size // 8
+_POINT, _SLOPE, _MOMENTUM, _SQUARE, _RADIUS, _SECOND, _NUMBERS = range(7)
+_LAYOUT, _ARGUMENTS, _SKIPPED = 7, 11, 19
+
+
+class _Table:
+    """What a call of the C library reads: one row per tensor, all of one dtype.
+
+    Args:
+        points: the tensors that the layout is of.
+        sphere: what they live on.
+    """
+
+    def __init__(self, points: Sequence[Tensor], sphere: Sphere) -> None:
+        self._dtype = points[0].dtype
+        self._shapes = [(p.shape, p.stride()) for p in points]
+        self._count = len(points)
+        self._bytes = bytearray(TENSOR.size * len(points))
+        self._words = memoryview(self._bytes).cast("q")
+        self._doubles = memoryview(self._bytes).cast("d")
+        self._where = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
+        layouts = layouts_of(points, sphere)
+        for i in range(len(points)):
+            at = i * _WORDS + _LAYOUT
+            self._words[at : at + 4] = array("q", layouts[4 * i : 4 * i + 4])
+
+    def _point_to(self, column: int, tensors: Sequence[Tensor | None]) -> None:
+        for at, tensor in zip(range(column, len(self._words), _WORDS), tensors, strict=True):
+            self._words[at] = 0 if tensor is None else tensor.data_ptr()
+
+    def _alike(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors have dtype, shape and strides of the first ones."""
+        dtype = self._dtype
+        for x, (shape, stride) in zip(tensors, self._shapes, strict=True):
+            if x.dtype is not dtype or x.layout is not torch.strided:
+                return False
+            if x.shape != shape or x.stride() != stride:
+                return False
+        return True
+
+    def _call(self, entry: str, settings: Sequence[float]) -> None:
+        kernels = library()
+        assert kernels is not None
+        numbers, flags = settings[:5], [int(x) for x in settings[5:]]
+        packed = SETTINGS.pack(*numbers, *flags, ops.most_instructions, torch.get_num_threads())
+        if getattr(kernels, entry)(ctypes.addressof(self._where), self._count, packed):
+            raise MemoryError("the native kernels could not allocate their scratch memory")
+
+    def _counts(self) -> list[int]:
+        return self._words[_SKIPPED::_WORDS].tolist()
+
+
+def usable() -> bool:
+    """Whether the C library is called at all."""
+    return allowed() and not launch.interpreted and not torch.compiler.is_compiling()
+
+
+class Repeated(_Table):
+    """A step of families of one part each, that can be taken again.
+
+    Args:
+        families: as :func:`~onsphere.optim.native.calls.step` takes them.
+        sphere: what they live on.
+    """
+
+    def __init__(self, families: Sequence[Family], sphere: Sphere) -> None:
+        parts = [family.parts[0] for family in families]
+        self.points = [part.point for part in parts]
+        super().__init__(self.points, sphere)
+        columns: dict[int, list[Tensor | None]] = {
+            _POINT: [*self.points],
+            _MOMENTUM: [part.momentum for part in parts],
+            _SQUARE: [part.moment for part in parts],
+            _RADIUS: [family.radius for family in families],
+            _SECOND: [family.moment for family in families],
+        }
+        for column, tensors in columns.items():
+            self._point_to(column, tensors)
+        for at, family in zip(range(_ARGUMENTS + 7, 1 << 62, _WORDS), families, strict=False):
+            self._doubles[at] = family.reference
+        self._all = [x for tensors in columns.values() for x in tensors if x is not None]
+        self._addresses = [x.data_ptr() for x in self._all]
+        self._given: tuple[float, ...] = ()
+
+    @staticmethod
+    def possible(families: Sequence[Family], sphere: Sphere) -> bool:
+        """Whether the C library takes these families as they are."""
+        return (
+            bool(families)
+            and usable()
+            and not sphere.joint
+            and all(len(family.parts) == 1 for family in families)
+            and len({family.parts[0].point.dtype for family in families}) == 1
+            and all(family.parts[0].point.device.type == "cpu" for family in families)
+            and all(takes(family.parts, sphere) for family in families)
+        )
+
+    def again(self) -> bool:
+        """Whether all tensors lie where they did, and gradients as their weights; note these."""
+        if not usable():
+            return False
+        grads = [point.grad for point in self.points]
+        found = [grad for grad in grads if grad is not None]
+        if len(found) < len(grads) or not (self._alike(self.points) and self._alike(found)):
+            return False
+        self._point_to(_SLOPE, grads)
+        return [x.data_ptr() for x in self._all] == self._addresses
+
+    def step(self, update: Linear | Diagonal, travel: Travel) -> list[int]:
+        """Take the step; return how many vectors of each tensor stayed where they were."""
+        arguments = arguments_of(update, travel)
+        if arguments != self._given:
+            self._given, row = arguments, array("d", arguments)
+            for at in range(_ARGUMENTS, len(self._doubles), _WORDS):
+                self._doubles[at : at + len(row)] = row
+        self._call("onsphere_step", settings_of(update, self._dtype, travel))
+        increment_version(self.points)
+        return self._counts()
+
+
+class RepeatedRestore(_Table):
+    """What :func:`~onsphere.optim.native.calls.restore` does, again and again.
+
+    Args:
+        points: tensors that the kernels know.
+        radii: of their vectors.
+        sphere: what they live on.
+    """
+
+    def __init__(self, points: Sequence[Tensor], radii: Sequence[Tensor], sphere: Sphere) -> None:
+        super().__init__(points, sphere)
+        self.points, self._all, self._sphere = points, [*points, *radii], sphere
+        self._addresses = [x.data_ptr() for x in self._all]
+        self._point_to(_POINT, points)
+        self._point_to(_RADIUS, radii)
+
+    def again(self) -> bool:
+        """Whether all tensors lie where they did."""
+        addresses = [x.data_ptr() for x in self._all]
+        return usable() and addresses == self._addresses and self._alike(self.points)
+
+    def restore(self, *, brake: bool, growth: float) -> list[int]:
+        """Scale the vectors; return how many of each tensor could not be."""
+        settings = restore_settings(self._dtype, self._sphere, brake=brake, growth=growth)
+        self._call("onsphere_step", settings)
+        increment_version(self.points)
+        return self._counts()
+
+
+class RepeatedFinite(_Table):
+    """Whether all squares of tensors like the first ones are finite.
+
+    Args:
+        tensors: dense ones that the kernels know.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__(tensors, Sphere())
+        self._sums = array("d", [0.0] * (ops.NUMBERS * len(tensors)))
+        first, size = self._sums.buffer_info()[0], 8 * ops.NUMBERS
+        for i in range(len(tensors)):
+            self._words[i * _WORDS + _NUMBERS] = first + i * size
+
+    def __call__(self, tensors: Sequence[Tensor]) -> bool | None:
+        """Return the answer; ``None`` for tensors that are not like the first ones."""
+        if not usable() or len(tensors) != self._count or not self._alike(tensors):
+            return None
+        self._point_to(_POINT, tensors)
+        settings = restore_settings(self._dtype, Sphere(), brake=False, growth=0.0)
+        self._call("onsphere_reduce", settings)
+        return math.isfinite(sum(self._sums[:: ops.NUMBERS]))
+
+
+def finite_of(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool | None] | None:
+    """Return :class:`RepeatedFinite` for tensors of this kind, where the C library takes them."""
+    whole, dtype = Sphere(), tensors[0].dtype
+    if not usable() or any(x.device.type != "cpu" for x in tensors):
+        return None
+    return RepeatedFinite(tensors) if all(known(x, whole, dtype) for x in tensors) else None

@@ -1,0 +1,122 @@
+"""What a sphere optimizer's state looks like in a file, and how it comes back.
+
+A file may hold the state of another precision, of a plain optimizer, or of other spheres. What
+belongs to a vector must have one number per vector, or the kernels would read what is not there.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import Sphere, VectorAxes
+
+Group = dict[str, Any]
+_OF_THE_PARAMS = ("params", "param_names")
+# Moments that have an entry for each of the parameter's.
+_PER_ENTRY = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+
+
+def encode(sphere: Sphere | None) -> Group | None:
+    """Write a sphere as plain data, so that a file loads with ``weights_only=True``.
+
+    Example:
+        >>> decode(encode(Sphere(VectorAxes((0,)), radius=2.0)))
+        Sphere(axes=VectorAxes(index=(0,), pieces=()), radius=2.0, joint=False, centered=False)
+    """
+    if sphere is None:
+        return None
+    return {
+        "index": list(sphere.axes.index),
+        "pieces": [list(piece) for piece in sphere.axes.pieces],
+        "radius": sphere.radius,
+        "joint": sphere.joint,
+        "centered": sphere.centered,
+    }
+
+
+def decode(data: Mapping[str, Any] | Sphere | None) -> Sphere | None:
+    """Read a sphere; flattened checkpoints drop lists that are empty."""
+    if data is None or isinstance(data, Sphere):
+        return data
+    pieces: Iterable[Iterable[int]] = data.get("pieces", ())
+    cut = tuple((axis, count) for axis, count in pieces)
+    return Sphere(
+        VectorAxes(tuple(data.get("index", ())), cut),
+        data.get("radius"),
+        data.get("joint", False),
+        data.get("centered", False),
+    )
+
+
+def numbers_of(groups: list[Group], packed: Mapping[str, Any]) -> dict[Tensor, int]:
+    """Map parameters to their numbers in a state dict."""
+    return {
+        param: number
+        for group, saved in zip(groups, packed["param_groups"], strict=False)
+        for param, number in zip(group["params"], saved["params"], strict=False)
+    }
+
+
+def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
+    """Return a saved group with the options it lacks, and its sphere read."""
+    kept = {key: value for key, value in mine.items() if key not in _OF_THE_PARAMS}
+    sphere = decode(theirs["sphere"]) if "sphere" in theirs else mine["sphere"]
+    if sphere != mine["sphere"]:
+        warnings.warn(
+            f"the state of param group {number} was saved on {sphere}, and the code here says "
+            f"{mine['sphere']}; the saved one is used. Make the optimizer with the saved sphere, "
+            "or remove 'sphere' from the saved param groups to keep the one here",
+            UserWarning,
+            stacklevel=3,
+        )
+    return {**kept, **theirs, "sphere": sphere}
+
+
+def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tensor:
+    """Return saved numbers, one per vector, in the precision and place that is wanted.
+
+    Raises:
+        ValueError: there are more or fewer than vectors.
+    """
+    if saved.shape != wanted.shape:
+        raise ValueError(
+            f"the saved {key} has shape {tuple(saved.shape)}, and the vectors of {sphere} want "
+            f"{tuple(wanted.shape)}; resume with the sphere the state was saved with"
+        )
+    return saved.detach().to(device=wanted.device, dtype=wanted.dtype, copy=True)
+
+
+def take_uncast(entries: Group, saved: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """Take moments and the copy of a weight over in another precision than the parameter's."""
+    for key in (*_PER_ENTRY, "master"):
+        held, given = entries.get(key), saved.get(key)
+        if isinstance(held, Tensor) and isinstance(given, Tensor):
+            entries[key] = given.detach().to(device=held.device, dtype=dtype, copy=True)
+
+
+def mend(entries: Group, param: Tensor, dtype: torch.dtype) -> None:
+    """Bring moments to a precision, and counters to the kind that is counted in.
+
+    Raises:
+        ValueError: a moment has another shape than its parameter.
+    """
+    for key in (*_PER_ENTRY, "master"):
+        moment = entries.get(key)
+        if not isinstance(moment, Tensor):
+            continue
+        if moment.shape != param.shape:
+            raise ValueError(
+                f"the saved {key} has shape {tuple(moment.shape)}, and its parameter "
+                f"{tuple(param.shape)}; load the state of the same parameters, in the same order"
+            )
+        if moment.dtype != dtype:
+            entries[key] = moment.to(dtype)
+    if "step" in entries:
+        steps = entries["step"]
+        entries["step"] = torch.as_tensor(steps, dtype=torch.float32).to("cpu", copy=True)
+    if "skipped" in entries:
+        count = torch.as_tensor(entries["skipped"])
+        entries["skipped"] = count.detach().to(param.device, torch.int64, copy=True)

@@ -294,8 +294,8 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     points: list[Point] = []
     spare: list[tuple[float, Point]] = []
     start = time.thread_time()
-    for noise, size in _draws(count, turn):
-        point = probe.redrawn(noise, size, turn + len(points))
+    for attempt, (noise, size) in enumerate(_draws(count, turn)):
+        point = probe.redrawn(noise, size, turn + attempt)  # shapes take turns
         floor = rounding_floor(probe, point)
         if floor < WORST_AMPLIFICATION * EPSILON and is_alive(probe, point):
             points.append(point)
@@ -303,7 +303,7 @@ def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
             spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]
         if len(points) == count or time.thread_time() - start > _DRAW_SECONDS:
             break
-    points += [p for floor, p in spare if floor < 1][: count - len(points)]
+    points = points or [p for floor, p in spare if floor < 1][:count]
     if points:
         return points
     probe.baseline(probe.redrawn(0.1))  # where the model does not run, it says why

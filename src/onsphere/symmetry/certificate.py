@@ -285,8 +285,8 @@ def _finite_change(
         moved = _rescaled(probe, claims, point)
         change = changed(probe, point, moved)
         if allowed < change < float("inf"):
-            noise = rounding(probe, moved, probe.outputs(moved))
-            if change <= NOISES * noise:
+            rough = not is_well_conditioned(probe, point)
+            if rough or change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
                 change = changed(probe, point, _doubled(probe, claims, point))
         worst = max(worst, change)
     return worst

@@ -47,6 +47,8 @@ class Ledger:
         self.reads: dict[str, set[int]] = {}
         self.decided = False
         self.taken = False
+        self.jumping: set[int] = set()
+        self.decisive: set[int] = set()
         self.shadows = Shadows()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
@@ -55,6 +57,7 @@ class Ledger:
         self._differences: dict[int, tuple[Form, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
         self._origins: dict[int, Origin] = {}
+        self._sources: dict[int, frozenset[int]] = {}
         self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
 
     def read(self, tensor: Tensor) -> Unit:
@@ -89,6 +92,16 @@ class Ledger:
         """Add to what the values of a tensor were made from."""
         if origin:
             self._origins[key_of(tensor)] = self.origin(tensor) | origin
+            self._alive[key_of(tensor)] = _memory(tensor)
+
+    def sources(self, tensor: Tensor) -> frozenset[int]:
+        """Return the numbers of the weights that the values of a tensor were made from."""
+        return self._sources.get(key_of(tensor), frozenset())
+
+    def derive(self, tensor: Tensor, sources: frozenset[int]) -> None:
+        """Add to the weights that the values of a tensor were made from."""
+        if sources:
+            self._sources[key_of(tensor)] = self.sources(tensor) | sources
             self._alive[key_of(tensor)] = _memory(tensor)
 
     def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -164,7 +164,8 @@ def without_effect(
         reached |= probe.reached(point, doubted)
         touched |= _with_gradients(probe, doubted, point)
     effective = reached - set(are_inert(probe, sorted(reached), wide))
-    unshown = (touched - reached) | (set(doubted) - touched - _free(probe.traced))
+    stepwise = (set(doubted) & probe.traced.jumping) - touched - _free(probe.traced)
+    unshown = (touched - reached) | stepwise
     inert = [n for n in found if n not in unshown | effective]
     return WithoutEffect(inert, unshown, through_eps)
 

@@ -75,6 +75,8 @@ class Trace:
         differentiates: whether the model takes gradients itself while it runs.
         outside: tensors outside the model that it writes into.
         operations: for each run, a number that tells which operations ran.
+        jumping: parameters that a comparison, a choice or a rounding looks at, on the way to the
+            output or to what Python reads.
         met: for each run, the parameters that operations touched.
         written: buffers that the model writes while it runs.
         overwritten: parameters that it writes while it runs.
@@ -108,6 +110,7 @@ class Trace:
     differentiates: bool = False
     outside: tuple[Tensor, ...] = ()
     operations: tuple[int, ...] = ()
+    jumping: frozenset[str] = frozenset()
     met: tuple[frozenset[str], ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
@@ -181,12 +184,14 @@ class _Run:
         tracer: what it did.
         held: the weights that it used, by the model's own names.
         touched: ids and storages of the tensors that it read or returned.
+        acting: numbers of the weights that the outputs were made from, or what Python has read.
     """
 
     ledger: Ledger
     tracer: Tracer
     held: Mapping[str, Tensor]
     touched: set[int]
+    acting: frozenset[int]
 
     def used(self, name: str) -> bool:
         """Return whether an operation touched a weight."""
@@ -250,7 +255,8 @@ def _run(
         unit = ledger.settle(ledger.read(tensor))
         ledger.require_zero(unit.terms)
     touched = tracer.touched | {id(t) for t in outputs} | set(map(key_of, outputs))
-    return _Run(ledger, tracer, held, touched)
+    acting = frozenset(ledger.decisive).union(*map(ledger.sources, outputs))
+    return _Run(ledger, tracer, held, touched, acting)
 
 
 def _introduce(
@@ -259,6 +265,7 @@ def _introduce(
     """Give every weight its own unknown; weights that share memory share one unit."""
     for unknown, name in enumerate(names):
         ledger.mark(held[name], Origin.WEIGHTS)
+        ledger.derive(held[name], frozenset({unknown}))
         seen = ledger.read(held[name])
         if bare_name(name) in inert:
             ledger.write(held[name], ANY)
@@ -317,6 +324,7 @@ def _concluded(
         outside=tuple(t for run in runs[:1] for t in run.tracer.outside),
         differentiates=any(run.tracer.differentiates for run in runs),
         coarsest=max(run.tracer.coarsest for run in runs),
+        jumping=frozenset(names[k] for run in runs for k in run.ledger.jumping & run.acting),
         met=tuple(frozenset(bare_name(n) for n in parameters if run.used(n)) for run in runs),
         operations=tuple(run.tracer.operations for run in runs),
         roles={bare_name(n): _roles(n, runs) for n in parameters},

@@ -29,6 +29,8 @@ _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
+_STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
+"""Operations that give numbers, but change by steps, as those do that give whole numbers."""
 _FULL = {"aten::full", "aten::full_like", "aten::new_full"}
 
 
@@ -171,8 +173,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             origin |= self.ledger.origin(tensor)
         if torch.Tag.nondeterministic_seeded in func.tags:
             origin |= Origin.DATA
+        sources = frozenset().union(*map(self.ledger.sources, tensors))
         for tensor in results:
             self.ledger.mark(tensor, origin)
+            self.ledger.derive(tensor, sources)
+        if short_name(func) in _STEPS or any(not t.is_floating_point() for t in results):
+            self.ledger.jumping |= sources
+        if func._schema.name in _DATA_DEPENDENT:
+            self.ledger.jumping |= sources
+            self.ledger.decisive |= sources
 
     def needs_values(self, operation: str) -> ModelError:
         """Return the error of an operation that reads values which are not to be had."""
@@ -233,6 +242,7 @@ class Reads(TorchFunctionMode):
             if args[0].is_floating_point():
                 self.tracer.ledger.note_read(args[0])
             self.tracer.data_dependent = True
+            self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
             known = self.tracer.ledger.shadows.value(args[0])
             if known is None:
                 raise self.tracer.needs_values(func.__name__)

@@ -124,7 +124,7 @@ def test_no_jobs_are_refused(tmp_path, jobs):
 
 
 def start(folder, script=("-m", "studies.tiny"), jobs="2"):
-    """Start the study in a process group of its own, as a terminal does."""
+    """Start the study in a process group of its own, heeding Ctrl-C, as a terminal does."""
     return subprocess.Popen(
         [sys.executable, *script, *tiny.WORDS, "--jobs", jobs, "--out", str(folder)],
         env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
@@ -132,6 +132,9 @@ def start(folder, script=("-m", "studies.tiny"), jobs="2"):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # background jobs ignore it
     )
 
 

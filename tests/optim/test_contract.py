@@ -14,24 +14,14 @@ from torch.optim.optimizer import (
 )
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import native
 from optim.contract import MEMBERS, SCHEDULERS, feed, loss_of, target, train
 
 ROWS = Sphere(VectorAxes((0,)))
 HARD = [name for name, member in MEMBERS.items() if member.mode != "brake"]
-PATHS = {"native": True, "torch": False}
+pytestmark = pytest.mark.usefixtures("path")
 
 members = pytest.mark.parametrize("name", MEMBERS)
 on_spheres = pytest.mark.parametrize("name", HARD)
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request):
-    """Run every check on every path."""
-    if PATHS[request.param] and native.instruction_set() == "none":
-        pytest.skip("the native kernels were not built")
-    with native.switched(PATHS[request.param]):
-        yield request.param
 
 
 def start(name, generator, shape=(4, 6), sphere=ROWS, dtype=torch.float32, **settings):

@@ -8,19 +8,10 @@ from torch import nn
 
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import SphereAdamW, SphereSGD, native, on_sphere
+from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 
 ROWS = Sphere(VectorAxes((0,)))
-PATHS = {"native": True, "torch": False}
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request):
-    """Run every check on every path."""
-    if PATHS[request.param] and native.instruction_set() == "none":
-        pytest.skip("the native kernels were not built")
-    with native.switched(PATHS[request.param]):
-        yield request.param
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def turned(before, after):

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import SphereAdamW, SphereSGD, native
+from onsphere.optim import SphereAdamW, SphereSGD
 from optim.contract import MEMBERS, target, train
 from optim.table import OPTIMIZERS, ROWS, make
 
 SCALES = [2.0**k for k in range(-6, 7)]
-PATHS = {"native": True, "torch": False}
+pytestmark = pytest.mark.usefixtures("path")
 # What moves in space by the base's own rate, and is brought back.
 IN_SPACE = {name for name, member in MEMBERS.items() if member.mode in ("hard", "brake")}
 SPHERES = {
@@ -20,15 +20,6 @@ SPHERES = {
     "heads": Sphere(VectorAxes(pieces=((0, 2),))),
     "given radius": Sphere(VectorAxes((0,)), radius=3.0),
 }
-
-
-@pytest.fixture(params=PATHS, autouse=True)
-def path(request):
-    """Run every check on every path."""
-    if PATHS[request.param] and native.instruction_set() == "none":
-        pytest.skip("the native kernels were not built")
-    with native.switched(PATHS[request.param]):
-        yield request.param
 
 
 def directions(build, scale, dtype=torch.float32):

@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
@@ -56,7 +56,8 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
         ModelError: there is none.
     """
     picked = result if output is None else output(result)
-    found = [t for t in _leaves(picked) if t.is_floating_point() or t.is_complex()]
+    tensors = (t for t in _leaves(picked) if isinstance(t, Tensor))
+    found = [t for t in tensors if t.is_floating_point() or t.is_complex()]
     if not found:
         raise ModelError(
             f"the model returned {type(picked).__name__} with no floating-point tensor in it; "
@@ -67,25 +68,14 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
 
 def numbers(result: Any, output: OutputPicker | None = None) -> list[Tensor]:
     """Return the real numbers and arrays of a model's result that are no tensors."""
-    found = _numbers(result if output is None else output(result))
-    return [torch.as_tensor(x, dtype=torch.float64) for x in found]
+    found = _leaves(result if output is None else output(result))
+    return [torch.as_tensor(x, dtype=torch.float64) for x in found if _is_number(x)]
 
 
-def _numbers(value: Any) -> Iterator[Any]:
-    if isinstance(value, float | np.floating):
-        yield float(value)
-    elif isinstance(value, np.ndarray):
-        if np.issubdtype(value.dtype, np.floating):
-            yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from _numbers(v)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for v in value:
-            yield from _numbers(v)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for v in vars(value).values():
-            yield from _numbers(v)
+def _is_number(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return np.issubdtype(value.dtype, np.floating)
+    return isinstance(value, float | np.floating)
 
 
 def inputs_of(
@@ -126,18 +116,20 @@ def refuse_scripts(model: nn.Module) -> None:
             )
 
 
-def _leaves(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for v in value.values():
-            yield from _leaves(v)
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what a result holds, its containers opened."""
+    inside: Iterable[Any]
+    if isinstance(value, Mapping):
+        inside = value.values()
     elif isinstance(value, list | tuple | set | frozenset):
-        for v in value:
-            yield from _leaves(v)
+        inside = value
     elif is_dataclass(value) and not isinstance(value, type):
-        for v in vars(value).values():
-            yield from _leaves(v)
+        inside = vars(value).values()
+    else:
+        yield value
+        return
+    for v in inside:
+        yield from _leaves(v)
 
 
 @contextmanager

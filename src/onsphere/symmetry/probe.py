@@ -104,12 +104,15 @@ class Probe:
         self.own_name = {bare_name(n): n for n in own}
         self.names = [n for n in self.own_name if n not in traced.written | traced.whole]
         state = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        outputs: tuple[WeakKeyDictionary[Point, list[Tensor]], ...]
-        outputs = WeakKeyDictionary(), WeakKeyDictionary()
-        self._baselines = outputs  # at almost 0 eps, and at the real one
-        floors: tuple[WeakKeyDictionary[Point, float], ...]
-        floors = WeakKeyDictionary(), WeakKeyDictionary()
-        self.floors = floors
+        # Both by whether eps is the real one.
+        self._baselines: tuple[WeakKeyDictionary[Point, list[Tensor]], ...] = (
+            WeakKeyDictionary(),
+            WeakKeyDictionary(),
+        )
+        self.floors: tuple[WeakKeyDictionary[Point, float], ...] = (
+            WeakKeyDictionary(),
+            WeakKeyDictionary(),
+        )
         self.overwritten = {self.own_name[n] for n in traced.overwritten}
         self._given = Point(
             {n: _float64(t) for n, t in state.items()},
@@ -368,8 +371,12 @@ class Probe:
         outside = unchanged(self.traced.outside)
         with plain_execution(point.seed), outside, mode, Composed(real_eps):
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
-            found = [_dense(t) for t in float_outputs(result, self.output)]
-            return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
+            return self.outputs_in(result)
+
+    def outputs_in(self, result: Any) -> list[Tensor]:
+        """Return what must not change of a result: tensors, and numbers made from weights."""
+        found = [_dense(t) for t in float_outputs(result, self.output)]
+        return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
 
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)

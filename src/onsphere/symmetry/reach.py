@@ -62,9 +62,13 @@ def followed(
         unmet &= set(found.unread)
         wide.append(call)
         idle = 0
-    traced = _traced(probe, given, [*others, *wide]) or traced
-    others += [*wide, *_together(probe, given, traced)]
-    return _traced(probe, given, others) or traced, others
+    others += wide
+    traced = _traced(probe, given, others) or traced
+    together = _together(probe, given, traced)
+    if together:
+        others += together
+        traced = _traced(probe, given, others) or traced
+    return traced, others
 
 
 def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:

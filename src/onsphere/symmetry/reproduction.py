@@ -22,13 +22,12 @@ from onsphere.symmetry.execution import (
     ModelError,
     bare_name,
     call,
-    float_outputs,
     gradients_as_used,
     leaf_as,
     module_paths,
-    numbers,
     plain_execution,
 )
+from onsphere.symmetry.lifted import wide
 from onsphere.symmetry.probe import Probe
 from onsphere.symmetry.substitution import kept, unchanged
 from onsphere.symmetry.trace import Call
@@ -97,14 +96,8 @@ def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
 
 
 def _compared(probe: Probe, result: Any) -> list[Tensor]:
-    """Return what a run gave, as the probe returns it."""
-    found = [_wide(t).detach() for t in float_outputs(result, probe.output)]
-    return [*found, *(numbers(result, probe.output) if probe.traced.taken else ())]
-
-
-def _wide(t: Tensor) -> Tensor:
-    t = t if t.layout is torch.strided else t.to_dense()
-    return t.to(torch.float64 if t.is_floating_point() else torch.complex128)
+    """Return what a run gave, in float64."""
+    return [wide(t).detach() for t in probe.outputs_in(result)]
 
 
 def _rounding(probe: Probe, call_on: Call) -> float:

@@ -57,10 +57,10 @@ def place(x: torch.Tensor, memory: str | None) -> torch.Tensor:
     return x.clone()
 
 
-def make(name, groups, travel="retraction", **settings):
+def make(name, groups, options="retraction", **settings):
     """Build an optimizer of the table."""
     kind, own = OPTIMIZERS[name]
-    return kind(groups, **{**own, **TRAVELS[travel], **settings})
+    return kind(groups, **{**own, **TRAVELS[options], **settings})
 
 
 def feed(weights, optimizer, *grads):

@@ -6,7 +6,7 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import Travel, Update, inner, limits_of, move, reference_length
+from onsphere.optim.motion import StepOptions, Update, inner, limits_of, reference_length
 
 ROWS = (1,)
 HEADS = Sphere(VectorAxes(pieces=((0, 9),)))
@@ -21,13 +21,13 @@ def point_and_tangents(generator, radius=2.0):
 LIMITS = limits_of(torch.float64)
 
 
-def moved(p, t, m, travel):
+def moved(p, t, m, options):
     """Apply the coefficients of a move to a point and a vector that travels along."""
     zero = torch.zeros(len(p), dtype=p.dtype)
     tt = inner(t, t, ROWS)
     update = Update(tt, inner(m, t, ROWS), tt, tt, zero + 1, zero)
     numbers = inner(p, p, ROWS), p.norm(dim=1), update, LIMITS
-    a, b, d, e = (x[:, None] for x in move(travel, *numbers))
+    a, b, d, e = (x[:, None] for x in step_coefficients(options, *numbers))
     return a * p + b * t, m + d * p + e * t
 
 
@@ -35,7 +35,7 @@ def moved(p, t, m, travel):
 def test_exponential_is_the_geodesic_and_parallel_transport(size, generator):
     p, v, m = point_and_tangents(generator)
     v = v * (size * 2.0 / v.norm(dim=1, keepdim=True))
-    q, carried = moved(p, v, m, Travel(lr=1.0, step="exponential"))
+    q, carried = moved(p, v, m, StepOptions(lr=1.0, step="exponential"))
     torch.testing.assert_close(q, geometry.exp(p, -v), rtol=0, atol=1e-13)
     # Transport in two halves: geometry's goes along the shortest arc, and size 3.5 passes pi.
     half = geometry.exp(p, -v / 2)
@@ -45,7 +45,7 @@ def test_exponential_is_the_geodesic_and_parallel_transport(size, generator):
 
 def test_retraction_is_the_geometrys(generator):
     p, v, m = point_and_tangents(generator)
-    q, carried = moved(p, v, m, Travel(lr=1.0))
+    q, carried = moved(p, v, m, StepOptions(lr=1.0))
     torch.testing.assert_close(q, geometry.retract(p, -v), rtol=0, atol=1e-14)
     torch.testing.assert_close(carried, geometry.tangent(q, m), rtol=0, atol=1e-13)
 
@@ -54,8 +54,8 @@ def test_retraction_and_exponential_differ_in_third_order(generator):
     p, v, m = point_and_tangents(generator, radius=1.0)
     gaps = [
         (
-            moved(p, s * v, m, Travel(1.0))[0]
-            - moved(p, s * v, m, Travel(1.0, step="exponential"))[0]
+            moved(p, s * v, m, StepOptions(1.0))[0]
+            - moved(p, s * v, m, StepOptions(1.0, step="exponential"))[0]
         )
         .norm(dim=1)
         .max()
@@ -86,9 +86,9 @@ def test_the_reference_is_the_length_at_which_torch_starts():
 def test_a_rotation_without_a_direction_goes_nowhere(step):
     one = torch.ones(2, dtype=torch.float64)
     tangents = torch.tensor([0.0, 1e-20], dtype=torch.float64)
-    travel = Travel(lr=0.3, lr_is="rotation", step=step)
+    options = StepOptions(lr=0.3, lr_is="rotation", step=step)
     update = Update(tangents, 0 * one, one, one, one, 0 * one)
-    a, b, d, e = move(travel, one, one, update, LIMITS)
+    a, b, d, e = step_coefficients(options, one, one, update, LIMITS)
     assert torch.equal(a, one)
     assert not b.any()
     assert not d.any()

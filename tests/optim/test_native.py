@@ -6,10 +6,10 @@ from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
-from onsphere.optim.home import numbers
 from onsphere.optim.native import ops
 from onsphere.optim.native.layout import layout_of
-from onsphere.optim.restoration import leash, record, restore
+from onsphere.optim.placement import numbers
+from onsphere.optim.restoration import constrain, record, restore
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
 pytestmark = [
@@ -39,7 +39,7 @@ def run(on, name, start, grads, sphere, memory, **settings):
 def compare(name, layout, dtype, generator, **settings):
     shape, memory, sphere = LAYOUTS[layout]
     start = torch.randn(shape, generator=generator).to(dtype)
-    if settings.get("travel", "").startswith("relative"):  # as far as with a rate
+    if settings.get("options", "").startswith("relative"):  # as far as with a rate
         start = start / (3 * start.numel() / sphere.axes.count(shape))
     grads = torch.randn(3, *shape, generator=generator).to(dtype)
     fast, slow = (
@@ -63,12 +63,12 @@ def test_every_layout(name, layout, dtype, generator):
     compare(name, layout, dtype, generator)
 
 
-@pytest.mark.parametrize("travel", TRAVELS)
+@pytest.mark.parametrize("options", TRAVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("ascend", [False, True])
 @pytest.mark.parametrize("layout", ["rows", "heads of columns", "large"])
-def test_every_way_to_step(name, travel, ascend, layout, generator):
-    compare(name, layout, torch.float32, generator, travel=travel, maximize=ascend)
+def test_every_way_to_step(name, options, ascend, layout, generator):
+    compare(name, layout, torch.float32, generator, options=options, maximize=ascend)
 
 
 @pytest.mark.parametrize("number", SETS)
@@ -173,7 +173,7 @@ def test_restoring(layout, dtype, settings, generator):
     ends = []
     for on in (True, False):
         with native.switched(on):
-            held = leash([begin.clone()], sphere, numbers([begin], sphere))
+            held = constrain([begin.clone()], sphere, numbers([begin], sphere))
             record([held])
             held.params[0].copy_(moved)
             restore([held], **settings)

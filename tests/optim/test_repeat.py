@@ -118,7 +118,7 @@ OWN_STATE = ("layout", "precision", "fewer parameters")
 @pytest.mark.filterwarnings("ignore:.* left .* vectors:UserWarning")
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_has_changed_is_seen(twins, change):
-    if change in OWN_STATE and "leashes" in vars(twins.optimizers[0]):
+    if change in OWN_STATE and "constrained" in vars(twins.optimizers[0]):
         pytest.skip("the base's own state does not fit then")
     done = []
 

@@ -18,9 +18,9 @@ from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import native
-from onsphere.optim.home import numbers
 from onsphere.optim.native import launch, ops
-from onsphere.optim.restoration import leash, record, restore
+from onsphere.optim.placement import numbers
+from onsphere.optim.restoration import constrain, record, restore
 from optim.contract import MEMBERS, feed, loss_of, target, train
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
@@ -156,11 +156,11 @@ def test_bfloat16(name, way, device, generator, monkeypatch):
     compare(name, (5, 3, 24), ROWS, device, generator, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("travel", TRAVELS)
+@pytest.mark.parametrize("options", TRAVELS)
 @pytest.mark.parametrize("ascend", [False, True])
 @pytest.mark.parametrize("name", ["SGD Nesterov", "AdamW", "AdamW, moment per vector"])
-def test_every_way_to_step(name, travel, ascend, device, generator):
-    compare(name, (4, 37), ROWS, device, generator, travel=travel, maximize=ascend)
+def test_every_way_to_step(name, options, ascend, device, generator):
+    compare(name, (4, 37), ROWS, device, generator, options=options, maximize=ascend)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -257,7 +257,7 @@ def test_restoring(way, dtype, centered, settings, device, generator, monkeypatc
     ends = []
     for on in (True, False):
         with native.switched(on):
-            held = leash([begin.clone()], sphere, numbers([begin], sphere))
+            held = constrain([begin.clone()], sphere, numbers([begin], sphere))
             record([held])
             held.params[0].copy_(moved)
             left = restore([held], **settings)

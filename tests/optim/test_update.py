@@ -13,7 +13,7 @@ from optim.table import LAYOUTS, OPTIMIZERS, TRAVELS, make, place
 pytestmark = pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 
 
-def oracle(name, p, grads, lr, travel, radius, count_steps=0):
+def oracle(name, p, grads, lr, options, radius, count_steps=0):
     """Follow one vector with the functions of the geometry; a formula per line, no coefficients."""
     settings = OPTIMIZERS[name][1]
     m, v = torch.zeros_like(p), torch.zeros_like(p)
@@ -31,16 +31,16 @@ def oracle(name, p, grads, lr, travel, radius, count_steps=0):
             dampening = settings.get("dampening", 0.0) if k > 1 else 0.0
             m = project(alpha * m + (1 - dampening) * g)
             u = project(g + alpha * m) if settings.get("nesterov") else m
-        q, carried = _turn(p, u, m, lr, TRAVELS[travel], normed=name.startswith("AdamW"))
+        q, carried = _turn(p, u, m, lr, TRAVELS[options], normed=name.startswith("AdamW"))
         p, m = q, m if name == "AdamW" else carried
     return p
 
 
-def _turn(p, u, m, lr, travel, normed):
+def _turn(p, u, m, lr, options, normed):
     radius = p.norm()
-    rotation, exponential = travel.get("lr_is") == "rotation", "step" in travel
+    rotation, exponential = options.get("lr_is") == "rotation", "step" in options
     step = -lr * u
-    if "lr_is" not in travel:  # rows and centred rows: the length at which torch.nn starts them
+    if "lr_is" not in options:  # rows and centred rows: the length at which torch.nn starts them
         step = step * (radius * 3**0.5) ** (1 if normed else 2)
     if rotation:
         step = -lr * radius * u / u.norm()
@@ -53,32 +53,32 @@ def _turn(p, u, m, lr, travel, normed):
     return q, geometry.transport(p, q, m)
 
 
-@pytest.mark.parametrize("travel", TRAVELS)
+@pytest.mark.parametrize("options", TRAVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_steps_are_the_geometrys(name, travel, generator):
+def test_steps_are_the_geometrys(name, options, generator):
     start = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     grads = torch.randn(4, 5, 9, generator=generator, dtype=torch.float64)
     w = torch.nn.Parameter(start.clone())
-    optimizer = make(name, [{"params": [w], "sphere": LAYOUTS["rows"][2]}], travel, lr=0.07)
+    optimizer = make(name, [{"params": [w], "sphere": LAYOUTS["rows"][2]}], options, lr=0.07)
     for grad in grads:
         w.grad = grad.clone()
         optimizer.step()
     for row in range(5):
-        expected = oracle(name, start[row], grads[:, row], 0.07, travel, start[row].norm().item())
+        expected = oracle(name, start[row], grads[:, row], 0.07, options, start[row].norm().item())
         torch.testing.assert_close(w[row].detach(), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("travel", [name for name in TRAVELS if "relative" not in name])
+@pytest.mark.parametrize("options", [name for name in TRAVELS if "relative" not in name])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_joint_sphere_is_one_vector(name, travel, generator):
+def test_a_joint_sphere_is_one_vector(name, options, generator):
     start = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     grads = torch.randn(4, 4, 6, generator=generator, dtype=torch.float64)
     together = torch.nn.Parameter(start.clone())
     rows = LAYOUTS["rows"][2]
-    one = make(name, [{"params": [together], "sphere": rows}], travel, lr=0.07)
+    one = make(name, [{"params": [together], "sphere": rows}], options, lr=0.07)
     weight, bias = (torch.nn.Parameter(x.clone()) for x in (start[:, :5], start[:, 5]))
     joint = geometry.Sphere(VectorAxes((0,)), joint=True)
-    two = make(name, [{"params": [weight, bias], "sphere": joint}], travel, lr=0.07)
+    two = make(name, [{"params": [weight, bias], "sphere": joint}], options, lr=0.07)
     for grad in grads:
         together.grad, weight.grad, bias.grad = grad, grad[:, :5].clone(), grad[:, 5].clone()
         one.step()
@@ -87,9 +87,9 @@ def test_a_joint_sphere_is_one_vector(name, travel, generator):
     assert "radius" not in two.state[bias]
 
 
-@pytest.mark.parametrize("travel", TRAVELS)
+@pytest.mark.parametrize("options", TRAVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_centred_vectors_move_in_the_hyperplane(name, travel, generator):
+def test_centred_vectors_move_in_the_hyperplane(name, options, generator):
     """A basis of the vectors without mean turns a centred sphere into an ordinary one."""
     n = 7
     basis = torch.linalg.qr(
@@ -98,8 +98,8 @@ def test_centred_vectors_move_in_the_hyperplane(name, travel, generator):
     start = torch.randn(3, n, generator=generator, dtype=torch.float64)
     grads = torch.randn(4, 3, n, generator=generator, dtype=torch.float64)
     w, low = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start @ basis)
-    first = make(name, [{"params": [w], "sphere": LAYOUTS["centred"][2]}], travel, lr=0.07)
-    second = make(name, [{"params": [low], "sphere": LAYOUTS["rows"][2]}], travel, lr=0.07)
+    first = make(name, [{"params": [w], "sphere": LAYOUTS["centred"][2]}], options, lr=0.07)
+    second = make(name, [{"params": [low], "sphere": LAYOUTS["rows"][2]}], options, lr=0.07)
     for grad in grads:
         w.grad, low.grad = grad.clone(), grad @ basis
         first.step()

@@ -99,7 +99,7 @@ def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
     """
     kind = type(optimizer).__name__
     if isinstance(optimizer, OnSphere):
-        if any(layer.params[0] is p for leash in optimizer.leashes for p in leash.params):
+        if any(layer.params[0] is p for held in optimizer.constrained for p in held.params):
             if optimizer.mode == "brake":
                 return None
             return _ROTATION if optimizer.mode == "rotate" else _SPHERE

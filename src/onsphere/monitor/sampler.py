@@ -10,7 +10,7 @@ from torch import Tensor
 from onsphere.monitor.statistics import WIDTH, Bucket, Limits
 from onsphere.monitor.sums import Before, copies_of, sums_of
 from onsphere.monitor.watched import Layer
-from onsphere.optim import home
+from onsphere.optim import placement
 
 Rate = float | Tensor
 
@@ -115,7 +115,7 @@ def _sent(
     # A rate on the CPU is changed in place by schedulers; elsewhere the copy home is one.
     parcel = Parcel(
         [(members, _homewards(x)) for members, x in tables],
-        {n: _homewards(home.local(r).detach().clone()) for n, r in rates.items()},
+        {n: _homewards(placement.local(r).detach().clone()) for n, r in rates.items()},
         skipped,
     )
     for device in away:

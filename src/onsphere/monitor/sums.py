@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 from onsphere.monitor.watched import Layer
-from onsphere.optim import home
+from onsphere.optim import placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +47,8 @@ def copies_of(layers: Sequence[Layer], *, early: bool = True) -> list[Before]:
     """
     return [
         Before(
-            [home.local(p).clone() for p in layer.params],
-            _slope(layer, [home.local(p) for p in layer.params])
+            [placement.local(p).clone() for p in layer.params],
+            _slope(layer, [placement.local(p) for p in layer.params])
             if early and all(p.grad is not None for p in layer.params)
             else None,
         )
@@ -70,11 +70,13 @@ def sums_of(layers: Sequence[Layer], before: Sequence[Before]) -> list[Tensor]:
     for number, (layer, held) in enumerate(zip(layers, before, strict=True)):
         slope = _slope(layer, held.weights) if held.slope is None else held.slope
         found.append(torch.cat([_moved(layer, held.weights), slope]))
-        if home.any_in(layer.params):
-            where = home.home_of(layer.params, layer.sphere)
+        if placement.any_in(layer.params):
+            where = placement.placement_of(layer.params, layer.sphere)
             jobs.append((number, (where, where.cut, found[-1])))
     if jobs:
-        for (number, _), whole in zip(jobs, home.add_up([job for _, job in jobs]), strict=True):
+        for (number, _), whole in zip(
+            jobs, placement.add_up([job for _, job in jobs]), strict=True
+        ):
             found[number] = whole
     return found
 
@@ -127,28 +129,28 @@ def gradient_sums(weight: Tensor, grad: Tensor | None, axes: VectorAxes) -> Tens
 
 def _moved(layer: Layer, held: Sequence[Tensor]) -> Tensor:
     """Return what this process adds to the sums of the update; uses up the copies."""
-    now = [home.local(p) for p in layer.params]
+    now = [placement.local(p) for p in layer.params]
     return _added(layer, 3, lambda part, axes: update_sums(held[part], now[part], axes))
 
 
 def _slope(layer: Layer, held: Sequence[Tensor]) -> Tensor:
     """Return what this process adds to the sums of the gradient."""
-    grads = [home.local_gradient(p) for p in layer.params]
+    grads = [placement.local_gradient(p) for p in layer.params]
     return _added(layer, 2, lambda part, axes: gradient_sums(held[part], grads[part], axes))
 
 
 def _added(layer: Layer, rows: int, measure: Callable[[int, VectorAxes], Tensor]) -> Tensor:
     """Add what is measured of the parts of a layer, as far as this process holds them."""
-    if not home.any_in(layer.params):
+    if not placement.any_in(layer.params):
         parts = [measure(part, layer.sphere.axes) for part in range(len(layer.params))]
         return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
-    first = home.local(layer.params[0])
+    first = placement.local(layer.params[0])
     dtype = torch.promote_types(first.dtype, torch.float32)
     whole = torch.zeros(rows, layer.vectors, dtype=dtype, device=first.device)
-    pieces = home.home_of(layer.params, layer.sphere).pieces(layer.sphere, first.device)
-    for part, piece in enumerate(pieces):
-        if piece is not None and piece.speaks:
-            whole.index_add_(1, piece.owner, measure(part, piece.sphere.axes))
+    shards = placement.placement_of(layer.params, layer.sphere).shards(layer.sphere, first.device)
+    for part, shard in enumerate(shards):
+        if shard is not None and shard.is_primary:
+            whole.index_add_(1, shard.owner, measure(part, shard.sphere.axes))
     return whole
 
 

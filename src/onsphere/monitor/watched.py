@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from onsphere.errors import OnsphereError, nearest
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import home
+from onsphere.optim import placement
 from onsphere.optim.wrapper import OnSphere, families
 from onsphere.symmetry.execution import bare_name
 from onsphere.symmetry.gathered import unwrapped
@@ -94,9 +94,9 @@ def _given(
 ) -> Iterable[tuple[tuple[Tensor, ...], Sphere | VectorAxes]]:
     """Read every way to say which weights are on which spheres."""
     if spheres is None:
-        held = getattr(optimizer, "leashes", None)
+        held = getattr(optimizer, "constrained", None)
         if held is not None:
-            return [(tuple(leash.params), leash.sphere) for leash in held]
+            return [(tuple(one.params), one.sphere) for one in held]
         if not any(group.get("sphere") is not None for group in optimizer.param_groups):
             raise WatchError(
                 f"{type(optimizer).__name__} does not say which weights are on spheres; give an "
@@ -129,8 +129,8 @@ def _check(name: str, params: tuple[Tensor, ...], sphere: object) -> None:
         raise WatchError(f"{name} is given {sphere!r}; write a Sphere or VectorAxes")
     try:
         counts = {sphere.axes.count(p.shape) for p in params}
-        if home.any_in(params):
-            home.check(params, sphere)
+        if placement.any_in(params):
+            placement.check(params, sphere)
     except ValueError as error:
         raise WatchError(f"{name}: {error}") from error
     if len(counts) > 1:

@@ -29,7 +29,6 @@ from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
 from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.home import local
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import (
@@ -40,6 +39,7 @@ from onsphere.optim.optimizer import (
     fused_as,
     state_dtype,
 )
+from onsphere.optim.placement import local
 from onsphere.optim.saved import mend
 from onsphere.optim.validation import check_options
 

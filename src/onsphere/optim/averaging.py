@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from onsphere.geometry import Sphere
-from onsphere.optim import home
+from onsphere.optim import placement
 from onsphere.optim.motion import center_, spread, total, working_dtype
-from onsphere.optim.restoration import Leash, record
+from onsphere.optim.restoration import ConstrainedParameters, record
 from onsphere.optim.validation import check_sphere
 from onsphere.optim.wrapper import Spheres, families
 
@@ -144,7 +144,9 @@ class SphereAveragedModel(AveragedModel):
             check_sphere(params, sphere)
             family = tuple(_number(param, numbers, taken) for param in params)
             self._families.append((family, sphere))
-            self.register_buffer(f"radius_{family[0]}", home.numbers(params, sphere).to(device))
+            self.register_buffer(
+                f"radius_{family[0]}", placement.numbers(params, sphere).to(device)
+            )
             for number in family:
                 mean = torch.zeros_like(own[number], dtype=working_dtype(own[number]))
                 self.register_buffer(f"mean_{number}", mean.detach().to(device))
@@ -186,7 +188,7 @@ class SphereAveragedModel(AveragedModel):
             members = tuple(found[number] for number in family)
             radius = self._radius(family)
             skipped = radius.new_zeros((), dtype=torch.int64)
-            record([Leash(members, sphere, radius, skipped)])
+            record([ConstrainedParameters(members, sphere, radius, skipped)])
             nearest, _, sound = project_mean(self._means(family), sphere, radius)
             for number, point in zip(family, nearest, strict=True):
                 view, inside = sphere.axes.split(point)

@@ -18,15 +18,15 @@ from onsphere.optim.motion import (
     Axes,
     Limits,
     Plan,
-    Travel,
+    StepOptions,
     Update,
     inner,
-    move,
+    leave_resting,
     record,
     refusals,
-    settle,
     share_of_news,
     spread,
+    step_coefficients,
     total,
     working_dtype,
 )
@@ -92,7 +92,7 @@ class Diagonal:
         radius: Tensor,
         _: Tensor | None,
         count: int,
-        travel: Travel,
+        options: StepOptions,
         limits: Limits,
     ) -> Plan:
         """Return three coefficients of each vector; ``radius`` is recorded.
@@ -102,15 +102,15 @@ class Diagonal:
         least = count * limits.least
         sound = numbers.isfinite().all(-1) & (numbers[:, 0] > least)
         pp, pu, uu, gg, news, ones = numbers.unbind(-1)
-        at = record(radius, pp, travel.radius, sound)
+        at = record(radius, pp, options.radius, sound)
         rho = pu / pp
-        mean = ones / count if travel.centered else torch.zeros_like(pp)
+        mean = ones / count if options.centered else torch.zeros_like(pp)
         tangent = (uu - pu * rho - count * mean * mean).clamp_min(0)
         share, zero = share_of_news(news, uu, self.beta1), torch.zeros_like(pp)
         update = Update(tangent, zero, uu, gg, share, zero + least, normed=True)
-        moved = move(travel, pp, at, update, limits)
-        a, b, _, _ = settle(moved, count, pp, at, limits.close)
-        refused = refusals(moved, update, travel, limits) & sound & (count > 1)
+        moved = step_coefficients(options, pp, at, update, limits)
+        a, b, _, _ = leave_resting(moved, count, pp, at, limits.close)
+        refused = refusals(moved, update, options, limits) & sound & (count > 1)
         return Plan(torch.stack([a - b * rho, b, mean], -1), sound, refused)
 
     def apply(

@@ -16,15 +16,15 @@ from onsphere.optim.motion import (
     Axes,
     Limits,
     Plan,
-    Travel,
+    StepOptions,
     Update,
     inner,
-    move,
+    leave_resting,
     record,
     refusals,
-    settle,
     share_of_news,
     spread,
+    step_coefficients,
     working_dtype,
 )
 
@@ -97,14 +97,14 @@ class Linear:
         radius: Tensor,
         second: Tensor | None,
         count: int,
-        travel: Travel,
+        options: StepOptions,
         limits: Limits,
     ) -> Plan:
         """Return the six coefficients of each vector; ``radius`` and ``second`` are updated."""
         least = count * limits.least
         sound = numbers.isfinite().all(-1) & (numbers[:, 0] > least)
         pp, pg, pm, raw_gg, raw_gm, raw_mm = numbers.unbind(-1)
-        at = record(radius, pp, travel.radius, sound)
+        at = record(radius, pp, options.radius, sound)
         gamma, mu = pg / pp, pm / pp
         gg, gm = (raw_gg - pg * gamma).clamp_min(0), raw_gm - pg * mu
         mm = (raw_mm - pm * mu).clamp_min(0)
@@ -119,14 +119,14 @@ class Linear:
         share = share_of_news(self.kappa**2 * gg, momentum, self.alpha)
         normed = self.moment is not None
         update = Update(tangent, along, whole, raw_gg, share, least * (x * x + y * y), normed)
-        moved = move(travel, pp, at, update, limits)
-        a, b, d, e = settle(moved, count, pp, at, limits.close)
+        moved = step_coefficients(options, pp, at, update, limits)
+        a, b, d, e = leave_resting(moved, count, pp, at, limits.close)
         of_g, of_m = self.kappa + e * x, self.alpha + e * y
         coefficients = [
             *(a - b * (x * gamma + y * mu), b * x, b * y),
             *(d - of_g * gamma - of_m * mu, of_g, of_m),
         ]
-        refused = refusals(moved, update, travel, limits) & sound & (count > 1)
+        refused = refusals(moved, update, options, limits) & sound & (count > 1)
         return Plan(torch.stack(coefficients, -1), sound, refused)
 
     def apply(

@@ -64,7 +64,7 @@ Axes = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Travel:
+class StepOptions:
     """What one step does to every vector of a group.
 
     Attributes:
@@ -87,7 +87,7 @@ class Travel:
     reference: float = 1.0
 
 
-class Move(NamedTuple):
+class StepCoefficients(NamedTuple):
     """The coefficients ``a, b, d, e`` of a move, one of each per vector."""
 
     a: Tensor
@@ -189,11 +189,13 @@ class Update(NamedTuple):
     normed: bool = False
 
 
-def move(travel: Travel, square: Tensor, radius: Tensor, update: Update, limits: Limits) -> Move:
+def step_coefficients(
+    options: StepOptions, square: Tensor, radius: Tensor, update: Update, limits: Limits
+) -> StepCoefficients:
     r"""Return the coefficients of a move, in the terms of this module's first lines.
 
     Args:
-        travel: how far, and along which curve.
+        options: how far, and along which curve.
         square: :math:`|p|^2`, one number per vector; all others have its shape.
         radius: :math:`r`.
         update: what moves the vectors.
@@ -207,53 +209,57 @@ def move(travel: Travel, square: Tensor, radius: Tensor, update: Update, limits:
         >>> one, zero = torch.ones(1), torch.zeros(1)
         >>> update = Update(one, zero, one, one, one, zero)
         >>> limits = limits_of(torch.float32)
-        >>> move(Travel(lr=1.0), one, one, update, limits)[:2]     # from p to (p - t)/sqrt(2)
+        >>> step_coefficients(StepOptions(1.0), one, one, update, limits)[:2]  # to (p-t)/sqrt(2)
         (tensor([0.7071]), tensor([-0.7071]))
     """
     tangent, along, whole, _, share, least, normed = update
     length, size = square.sqrt(), tangent.sqrt()
-    rotation = travel.lr_is == "rotation"
+    rotation = options.lr_is == "rotation"
     per_size = 1 / radius
-    if travel.lr_is == "relative":
-        rho = travel.reference
+    if options.lr_is == "relative":
+        rho = options.reference
         per_size = torch.full_like(radius, 1 / rho) if normed else radius / rho**2
-    angle = travel.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size * per_size)
+    angle = options.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size * per_size)
     needed = limits.steep * angle * angle / (1 + angle * angle)
     seen = whole > least
     if rotation:
         needed = needed.clamp_min(limits.floor)
     else:
-        seen = seen | (travel.lr * least.sqrt() * per_size < _SMALL_TURN)
+        seen = seen | (options.lr * least.sqrt() * per_size < _SMALL_TURN)
     moving = (angle > 0) & seen & (tangent > needed * whole)
     angle = torch.where(moving, angle, 0)
     over = torch.where(moving, angle / size, 0)
-    if rotation or travel.step == "exponential":
+    if rotation or options.step == "exponential":
         cosine, sine = angle.cos(), torch.sinc(angle / torch.pi) * over
     else:
         cosine = (1 + angle * angle).rsqrt()
         sine = cosine * over
     a, b = cosine * radius / length, torch.where(moving, -sine * radius, 0)
-    if travel.step == "exponential":
+    if options.step == "exponential":
         half = torch.sinc(angle / (2 * torch.pi)) / 2 * over
         d, e = along * sine / length, -2 * half * half * along
     else:
         onto = -b * along / (radius * radius)
         d, e = onto * a, onto * b
-    return Move(a, b, torch.where(moving, d, 0), torch.where(moving, e, 0))
+    return StepCoefficients(a, b, torch.where(moving, d, 0), torch.where(moving, e, 0))
 
 
-def refusals(moved: Move, update: Update, travel: Travel, limits: Limits) -> Tensor:
+def refusals(
+    moved: StepCoefficients, update: Update, options: StepOptions, limits: Limits
+) -> Tensor:
     """Return which vectors were to turn and do not, for want of a direction known well enough.
 
     An update without a tangent part asks for no turn: at a minimum every gradient is radial.
     """
     asked = update.tangent > limits.floor * update.whole
-    if travel.lr_is == "rotation":
+    if options.lr_is == "rotation":
         asked = asked | (update.whole <= update.least)
-    return asked & (update.gradient > 0) & (moved.b == 0) & (travel.lr > 0)
+    return asked & (update.gradient > 0) & (moved.b == 0) & (options.lr > 0)
 
 
-def settle(moved: Move, count: int, square: Tensor, radius: Tensor, rounding: float) -> Move:
+def leave_resting(
+    moved: StepCoefficients, count: int, square: Tensor, radius: Tensor, rounding: float
+) -> StepCoefficients:
     """Leave vectors alone that do not turn and are on their sphere to rounding.
 
     A vector of one entry has no tangent: it is set to its radius and never turns.
@@ -262,7 +268,7 @@ def settle(moved: Move, count: int, square: Tensor, radius: Tensor, rounding: fl
     if count == 1:
         a, (b, d, e) = radius / square.sqrt(), (torch.zeros_like(b) for _ in range(3))
     still = (b == 0) & ((a - 1).abs() <= rounding)
-    return Move(torch.where(still, 1, a), b, d, e)
+    return StepCoefficients(torch.where(still, 1, a), b, d, e)
 
 
 def record(radius: Tensor, square: Tensor, given: float | None, sound: Tensor) -> Tensor:

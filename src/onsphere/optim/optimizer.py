@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
-from onsphere.optim import home, native, sharded
+from onsphere.optim import native, placement, sharded
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, Travel, reference_length, working_dtype
+from onsphere.optim.motion import LrIs, Step, StepOptions, reference_length, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
 from onsphere.optim.restoration import put_on
 from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector, take_uncast
@@ -64,7 +64,7 @@ class SphereOptimizer(Optimizer):
     # What is to be said of spheres that let nothing move, at the next step.
     _immovable = ""
     _told_of_rounding = False
-    # Whether a parameter is spread over processes (:mod:`~onsphere.optim.home`).
+    # Whether a parameter is spread over processes (:mod:`~onsphere.optim.placement`).
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
 
@@ -130,22 +130,22 @@ class SphereOptimizer(Optimizer):
         self._immovable = say_once(self._immovable, stacklevel=4)
         again = [self._again(group) for group in self.param_groups]
         self._check_gradients([ready is not None for ready in again])
-        marches, counted, ways = [], [], []
+        batches, counted, ways = [], [], []
         for group, ready in zip(self.param_groups, again, strict=True):
             if group["sphere"] is None:
                 moving = [p for p in group["params"] if p.grad is not None]
                 self._step_in_space(moving, self._gradients(moving), group)
             elif ready is None or not self._repeat(ready, group):
                 sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
-                marches.append((self._families(sets, group), group["sphere"], _travel(group)))
+                batches.append((self._families(sets, group), group["sphere"], _options_of(group)))
                 counted.append([members[0] for members in sets])
                 ways.append(group)
                 self._warn_of_rounding(sets, group)
-        if marches:
+        if batches:
             go = sharded.advance if self._sharded else advance_all
-            for firsts, counts in zip(counted, go(marches), strict=True):
+            for firsts, counts in zip(counted, go(batches), strict=True):
                 self._count(firsts, counts)
-            for group, (families, _, _) in zip(ways, marches, strict=True):
+            for group, (families, _, _) in zip(ways, batches, strict=True):
                 self._remember(group, families)
             self._round()
         self._look()
@@ -161,7 +161,7 @@ class SphereOptimizer(Optimizer):
         update = self._update_again(ready.params, group)
         if update is None:
             return False
-        counts = ready.call.step(update, _travel(group))
+        counts = ready.call.step(update, _options_of(group))
         if any(counts):
             self._count(ready.params, list(counts))
         if group["lr_is"] == "rotation" and not self._told_of_rounding:
@@ -219,7 +219,7 @@ class SphereOptimizer(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
-        self._sharded = self._sharded or home.any_in(group["params"])
+        self._sharded = self._sharded or placement.any_in(group["params"])
         if group["sphere"] is not None:
             for members in _sets(group):
                 self._immovable = self._immovable or immovable(members, group["sphere"])
@@ -248,7 +248,7 @@ class SphereOptimizer(Optimizer):
         """Return a packed state whose counts are those of all processes."""
         state, number_of = dict(packed["state"]), numbers_of(self.param_groups, packed)
         counts = list(self._counts())
-        added = home.added_counts(counts)
+        added = placement.added_counts(counts)
         for (members, _, _), count in zip(counts, added, strict=True):
             number = number_of[members[0]]
             state[number] = {**state[number], "skipped": count}
@@ -301,7 +301,7 @@ class SphereOptimizer(Optimizer):
                 for key in _PER_VECTOR:
                     entries = saved.get(number_of[members[0]], {})
                     if key in entries:
-                        wanted = home.numbers(members, group["sphere"])
+                        wanted = placement.numbers(members, group["sphere"])
                         given = per_vector(key, entries[key], wanted, group["sphere"])
                         self.state[members[0]][key] = given
         for group in self.param_groups:
@@ -314,7 +314,7 @@ class SphereOptimizer(Optimizer):
                     mend(entries, param, dtype)
         if self._sharded:
             for members, sphere, count in self._counts():
-                if not home.counts_for_all(members, sphere):
+                if not placement.counts_for_all(members, sphere):
                     count.zero_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -322,7 +322,7 @@ class SphereOptimizer(Optimizer):
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
-        self._sharded = any(home.any_in(group["params"]) for group in self.param_groups)
+        self._sharded = any(placement.any_in(group["params"]) for group in self.param_groups)
 
     def _check_gradients(self, dense: Sequence[bool]) -> None:
         strict: dict[int, list[Tensor]] = {}
@@ -346,7 +346,7 @@ class SphereOptimizer(Optimizer):
     def _unfinite(self, groups: Sequence[list[Tensor]]) -> list[int]:
         """Count the dense gradients that are not finite, of all groups in one look."""
         if self._sharded:
-            found = iter(home.unfinite([[p] for params in groups for p in params]))
+            found = iter(placement.unfinite([[p] for params in groups for p in params]))
             return [sum(next(found) for _ in params) for params in groups]
         counts = []
         for params in groups:
@@ -360,7 +360,7 @@ class SphereOptimizer(Optimizer):
         """Return the gradients of parameters that have one, those of shards as their shards."""
         if not self._sharded:
             return [p.grad for p in params if p.grad is not None]
-        return [g for p in params if (g := home.local_gradient(p)) is not None]
+        return [g for p in params if (g := placement.local_gradient(p)) is not None]
 
     def _families(self, sets: list[list[Tensor]], group: Group) -> list[Family]:
         sphere: Sphere = group["sphere"]
@@ -428,7 +428,7 @@ class SphereOptimizer(Optimizer):
         """Return one number per vector from the state, zeros at first."""
         state = self.state[members[0]]
         if key not in state:
-            state[key] = home.numbers(members, sphere)
+            state[key] = placement.numbers(members, sphere)
         elif state[key].dtype != working_dtype(members[0]):  # after model.to(dtype)
             state[key] = state[key].to(working_dtype(members[0]))
         return state[key]
@@ -525,9 +525,9 @@ def _reference(members: list[Tensor], group: Group) -> float:
     return reference_length(tuple(tuple(p.shape) for p in members), group["sphere"])
 
 
-def _travel(group: Group) -> Travel:
+def _options_of(group: Group) -> StepOptions:
     sphere: Sphere = group["sphere"]
-    return Travel(
+    return StepOptions(
         float(group["lr"]),
         group["lr_is"],
         group["step"],

@@ -16,7 +16,7 @@ from onsphere.geometry import Sphere
 from onsphere.optim import native
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, Travel, center_, limits_of
+from onsphere.optim.motion import Plan, StepOptions, center_, limits_of
 
 
 @dataclass
@@ -55,15 +55,15 @@ class Family:
     reference: float = 1.0
 
 
-March = tuple[Sequence[Family], Sphere, Travel]
+StepBatch = tuple[Sequence[Family], Sphere, StepOptions]
 
 
-def advance_all(marches: Sequence[March]) -> list[list[Tensor | int]]:
+def advance_all(batches: Sequence[StepBatch]) -> list[list[Tensor | int]]:
     """Do :func:`advance` for several sets of families, each on its sphere."""
-    return [advance(*march) for march in marches]
+    return [advance(*batch) for batch in batches]
 
 
-def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[Tensor | int]:
+def advance(families: Sequence[Family], sphere: Sphere, options: StepOptions) -> list[Tensor | int]:
     """Move all vectors by one step; return how many vectors of each family were not sound.
 
     A vector is not sound when it is zero or anything about it is not finite. It and its momentum
@@ -74,57 +74,57 @@ def advance(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[
     for number, family in enumerate(families):
         part = family.parts[0]
         if not native.takes(family.parts, sphere):
-            skipped[number] = _advance_in_torch(family, sphere, travel)
+            skipped[number] = _advance_in_torch(family, sphere, options)
         elif sphere.joint:
-            skipped[number] = _advance_jointly(family, sphere, travel)
+            skipped[number] = _advance_jointly(family, sphere, options)
         else:
             fast.setdefault((part.point.dtype, part.point.device), []).append(number)
     for numbers in fast.values():
-        counts = native.step([families[n] for n in numbers], sphere, travel)
+        counts = native.step([families[n] for n in numbers], sphere, options)
         for number, count in zip(numbers, counts, strict=True):
             skipped[number] = count
     return skipped
 
 
-def _advance_in_torch(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
-    views = [_views(part, sphere, travel) for part in family.parts]
+def _advance_in_torch(family: Family, sphere: Sphere, options: StepOptions) -> Tensor:
+    views = [_views(part, sphere, options) for part in family.parts]
     numbers = sum(
         part.update.reduce(p, g, m, v, inside)
         for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True)
     )
     assert isinstance(numbers, Tensor)
-    plan = plan_for(family, _entries(family, sphere), travel, numbers)
+    plan = plan_for(family, _entries(family, sphere), options, numbers)
     for part, (p, g, m, v, inside) in zip(family.parts, views, strict=True):
         part.update.apply(p, g, m, v, inside, plan)
     return plan.skipped
 
 
-def _advance_jointly(family: Family, sphere: Sphere, travel: Travel) -> Tensor:
-    numbers = sum(native.reduce(family.parts, sphere, travel))
+def _advance_jointly(family: Family, sphere: Sphere, options: StepOptions) -> Tensor:
+    numbers = sum(native.reduce(family.parts, sphere, options))
     assert isinstance(numbers, Tensor)
-    plan = plan_for(family, _entries(family, sphere), travel, numbers)
-    native.apply(family.parts, sphere, travel, plan)
+    plan = plan_for(family, _entries(family, sphere), options, numbers)
+    native.apply(family.parts, sphere, options, plan)
     return plan.skipped
 
 
-def reduce(part: Part, sphere: Sphere, travel: Travel) -> Tensor:
+def reduce(part: Part, sphere: Sphere, options: StepOptions) -> Tensor:
     """Return the sums over each vector of one part, one vector per row."""
     if native.takes([part], sphere):
-        return native.reduce([part], sphere, travel)[0]
-    p, g, m, v, inside = _views(part, sphere, travel)
+        return native.reduce([part], sphere, options)[0]
+    p, g, m, v, inside = _views(part, sphere, options)
     return part.update.reduce(p, g, m, v, inside)
 
 
-def follow(part: Part, sphere: Sphere, travel: Travel, plan: Plan) -> None:
+def follow(part: Part, sphere: Sphere, options: StepOptions, plan: Plan) -> None:
     """Move the vectors of one part as planned."""
     if native.takes([part], sphere):
-        native.apply([part], sphere, travel, plan)
+        native.apply([part], sphere, options, plan)
     else:
-        p, g, m, v, inside = _views(part, sphere, travel)
+        p, g, m, v, inside = _views(part, sphere, options)
         part.update.apply(p, g, m, v, inside, plan)
 
 
-def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> Plan:
+def plan_for(family: Family, entries: int, options: StepOptions, numbers: Tensor) -> Plan:
     """Plan for a family whose vectors have so many entries, all parts together.
 
     All of them have the update of the first.
@@ -132,8 +132,8 @@ def plan_for(family: Family, entries: int, travel: Travel, numbers: Tensor) -> P
     first = family.parts[0]
     moment = None if family.moment is None else family.moment.view(-1)
     limits = limits_of(first.point.dtype)
-    travel = replace(travel, reference=family.reference)
-    return first.update.plan(numbers, family.radius.view(-1), moment, entries, travel, limits)
+    options = replace(options, reference=family.reference)
+    return first.update.plan(numbers, family.radius.view(-1), moment, entries, options, limits)
 
 
 def _entries(family: Family, sphere: Sphere) -> int:
@@ -144,10 +144,10 @@ def _entries(family: Family, sphere: Sphere) -> int:
 _Views = tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...]]
 
 
-def _views(part: Part, sphere: Sphere, travel: Travel) -> _Views:
+def _views(part: Part, sphere: Sphere, options: StepOptions) -> _Views:
     point, inside = sphere.axes.split(part.point)
-    slope, _ = sphere.axes.split(-part.slope if travel.ascend else part.slope)
-    if travel.centered:
+    slope, _ = sphere.axes.split(-part.slope if options.ascend else part.slope)
+    if options.centered:
         center_(point, inside)
         if isinstance(part.update, Linear):  # what is kept of the gradient is tangent
             slope = center_(slope.clone(), inside)

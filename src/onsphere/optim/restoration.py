@@ -20,7 +20,7 @@ from onsphere.optim import native
 from onsphere.optim.motion import inner, limits_of, spread, total, working_dtype
 
 
-class Leash(NamedTuple):
+class ConstrainedParameters(NamedTuple):
     """The parameters of one family, and what each of their vectors owns.
 
     Attributes:
@@ -41,19 +41,19 @@ class Leash(NamedTuple):
         return self.radius.numel()
 
 
-def leash(params: Sequence[Tensor], sphere: Sphere, radius: Tensor) -> Leash:
-    """Make a leash, given the numbers in which radii will be recorded."""
+def constrain(params: Sequence[Tensor], sphere: Sphere, radius: Tensor) -> ConstrainedParameters:
+    """Join parameters and their sphere with the numbers in which radii will be recorded."""
     skipped = torch.zeros((), dtype=torch.int64, device=params[0].device)
-    return Leash(tuple(params), sphere, radius, skipped)
+    return ConstrainedParameters(tuple(params), sphere, radius, skipped)
 
 
-def record(leashes: Sequence[Leash]) -> bool:
+def record(constrained: Sequence[ConstrainedParameters]) -> bool:
     """Record radii of vectors that have a direction now; return whether any has none."""
-    return sum(note(held, _sums(held)) for held in leashes) > 0
+    return sum(note(held, _sums(held)) for held in constrained) > 0
 
 
-def note(held: Leash, numbers: Tensor) -> bool:
-    """Do what :func:`record` does for one leash, from the sums over each vector."""
+def note(held: ConstrainedParameters, numbers: Tensor) -> bool:
+    """Do what :func:`record` does for one family, from the sums over each vector."""
     square, ones = numbers.unbind(-1)
     count = _count(held)
     norms = (square - (ones * ones / count if held.sphere.centered else 0)).clamp_min(0).sqrt()
@@ -66,17 +66,19 @@ def note(held: Leash, numbers: Tensor) -> bool:
     return bool((held.radius == 0).any())
 
 
-def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.0) -> int | Tensor:
+def restore(
+    constrained: Sequence[ConstrainedParameters], *, brake: bool = False, growth: float = 0.0
+) -> int | Tensor:
     """Restore all vectors in place; return how many could not be.
 
     Args:
-        leashes: vectors with recorded radii. One without goes back to zero, where it was.
+        constrained: vectors with recorded radii. One without goes back to zero, where it was.
         brake: brake growth instead of fixing the length; ``radius`` follows.
         growth: the share of its growth that a vector keeps under the brake.
     """
-    fast: dict[tuple[Sphere, torch.dtype, torch.device], list[Leash]] = {}
+    fast: dict[tuple[Sphere, torch.dtype, torch.device], list[ConstrainedParameters]] = {}
     left: int | Tensor = 0
-    for held in leashes:
+    for held in constrained:
         first = held.params[0]
         if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
             fast.setdefault((held.sphere, first.dtype, first.device), []).append(held)
@@ -98,10 +100,12 @@ def restore(leashes: Sequence[Leash], *, brake: bool = False, growth: float = 0.
     return left
 
 
-def repeated(leashes: Sequence[Leash]) -> list[tuple[native.RepeatedRestore, list[Leash]]]:
-    """Return calls that restore leashes on the CPU again and again; none where one is another's."""
-    alike: dict[tuple[Sphere, torch.dtype], list[Leash]] = {}
-    for held in leashes:
+def repeated(
+    constrained: Sequence[ConstrainedParameters],
+) -> list[tuple[native.RepeatedRestore, list[ConstrainedParameters]]]:
+    """Return calls that restore all on the CPU again and again; none where they cannot."""
+    alike: dict[tuple[Sphere, torch.dtype], list[ConstrainedParameters]] = {}
+    for held in constrained:
         first = held.params[0]
         if held.sphere.joint or first.device.type != "cpu" or not native.usable():
             return []
@@ -114,14 +118,14 @@ def repeated(leashes: Sequence[Leash]) -> list[tuple[native.RepeatedRestore, lis
     ]
 
 
-def count_in(held: Leash, count: int | Tensor) -> int | Tensor:
+def count_in(held: ConstrainedParameters, count: int | Tensor) -> int | Tensor:
     """Count vectors that were left where they were, and return how many."""
     held.skipped.add_(count)
     return count
 
 
 def scaling_for(
-    held: Leash, numbers: Tensor, *, brake: bool, growth: float
+    held: ConstrainedParameters, numbers: Tensor, *, brake: bool, growth: float
 ) -> tuple[Tensor, Tensor]:
     """Return factor and shift of each vector, from its sums, and how many cannot be restored."""
     square, ones = numbers.unbind(-1)
@@ -169,12 +173,12 @@ def put_on(sphere: Sphere, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """
     params = [param for param, _ in pairs]
     zeros = torch.zeros(sphere.axes.count(params[0].shape), device=params[0].device)
-    held = leash(params, sphere, zeros.to(working_dtype(params[0])))
+    held = constrain(params, sphere, zeros.to(working_dtype(params[0])))
     scaling = onto_radius(held, _sums(held))
     return [(param, scaled(param, grad, sphere, scaling)) for param, grad in pairs]
 
 
-def onto_radius(held: Leash, numbers: Tensor) -> Tensor:
+def onto_radius(held: ConstrainedParameters, numbers: Tensor) -> Tensor:
     """Return factor and shift that bring vectors not seen before to the radius given for them."""
     note(held, numbers)
     scaling, _ = scaling_for(held, numbers, brake=False, growth=0.0)
@@ -191,7 +195,7 @@ def scaled(param: Tensor, grad: Tensor, sphere: Sphere, scaling: Tensor) -> Tens
     return there
 
 
-def _sums(held: Leash) -> Tensor:
+def _sums(held: ConstrainedParameters) -> Tensor:
     return torch.stack([sums(param, held.sphere) for param in held.params]).sum(0)
 
 
@@ -202,5 +206,5 @@ def sums(param: Tensor, sphere: Sphere) -> Tensor:
     return torch.stack([inner(wide, wide, inside), total(wide, inside)], -1).double()
 
 
-def _count(held: Leash) -> int:
+def _count(held: ConstrainedParameters) -> int:
     return max(1, sum(param.numel() for param in held.params) // max(1, held.vectors))

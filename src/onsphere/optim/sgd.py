@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
-from onsphere.optim.home import beside, local
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import (
@@ -31,6 +30,7 @@ from onsphere.optim.optimizer import (
     fused_as,
     state_dtype,
 )
+from onsphere.optim.placement import beside, local
 from onsphere.optim.saved import mend
 from onsphere.optim.validation import check_options
 

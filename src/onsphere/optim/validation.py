@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import home
+from onsphere.optim import placement
 
 
 def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
@@ -33,8 +33,8 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
             counts.add(sphere.axes.count(param.shape))
         except ValueError as error:
             raise ValueError(f"parameter {position} of the group: {error}") from None
-    if home.any_in(params):
-        home.check(params, sphere)
+    if placement.any_in(params):
+        placement.check(params, sphere)
     if sphere.joint and len(counts) > 1:
         raise ValueError(
             "the parameters of a joint sphere must have the same number of vectors, got "

@@ -12,13 +12,13 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim import home, native, sharded
+from onsphere.optim import native, placement, sharded
 from onsphere.optim.displacement import Buffers, Displacements, steps_from_anywhere
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Travel
+from onsphere.optim.motion import StepOptions
 from onsphere.optim.optimizer import Group
 from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.restoration import Leash, leash, record, repeated, restore
+from onsphere.optim.restoration import ConstrainedParameters, constrain, record, repeated, restore
 from onsphere.optim.saved import numbers_of
 from onsphere.optim.validation import (
     check_sphere,
@@ -37,8 +37,8 @@ Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterab
 
 # Where radii lie in the state dict of a base whose own is not like PyTorch's.
 _BESIDE = "on_sphere"
-# Leashes by number, with the gradients that are to be put back.
-_Hidden = dict[int, tuple[Leash, list[Tensor | None]]]
+# What is constrained, by number, with the gradients that are to be put back.
+_Hidden = dict[int, tuple[ConstrainedParameters, list[Tensor | None]]]
 
 
 def on_sphere(
@@ -107,7 +107,7 @@ class OnSphere(Optimizer):
     """
 
     base: Optimizer
-    leashes: list[Leash]
+    constrained: list[ConstrainedParameters]
     mode: Mode
     nonfinite: Nonfinite
 
@@ -129,7 +129,7 @@ class OnSphere(Optimizer):
         if not 0 <= growth <= 1:
             raise ValueError(f"growth is a share from 0 to 1, got {growth}")
         self.base = optimizer
-        self.leashes = []
+        self.constrained = []
         self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
@@ -147,7 +147,7 @@ class OnSphere(Optimizer):
         # Of mode "rotate", and calls that can be made again: not worth a place in a file.
         self.buffers = Buffers()
         self.finite: Callable[[list[Tensor]], bool | None] | None = None
-        self.restoring: list[tuple[native.RepeatedRestore, list[Leash]]] = []
+        self.restoring: list[tuple[native.RepeatedRestore, list[ConstrainedParameters]]] = []
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -167,11 +167,11 @@ class OnSphere(Optimizer):
     @property
     def skipped(self) -> int:
         """How often a vector was left where it was: without direction, or not finite."""
-        return sum(int(held.skipped) for held in self.leashes)
+        return sum(int(held.skipped) for held in self.constrained)
 
     def radius_of(self, param: Tensor) -> Tensor:
         """Return the radii of a parameter's vectors (of a joint sphere: with its first one)."""
-        return next(held.radius for held in self.leashes if held.params[0] is param)
+        return next(held.radius for held in self.constrained if held.params[0] is param)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -192,7 +192,7 @@ class OnSphere(Optimizer):
         """
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
-            self.pending = (sharded.record if self.sharded else record)(self.leashes)
+            self.pending = (sharded.record if self.sharded else record)(self.constrained)
         hidden: _Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
@@ -211,7 +211,7 @@ class OnSphere(Optimizer):
                     param.grad = grad
         left = self._rotate(added) if self.mode == "rotate" else self._restore()
         for held, _ in hidden.values():
-            vectors = home.local(held.radius).numel()
+            vectors = placement.local(held.radius).numel()
             held.skipped.add_(vectors)
             left = left + vectors
         self._warn_of_skips(left)
@@ -233,7 +233,7 @@ class OnSphere(Optimizer):
         self.base.eval()  # type: ignore[attr-defined]
         self.between = [(param, param.detach().clone()) for param in self._moving()]
         back = sharded.restore if self.sharded else restore
-        back(self.leashes)
+        back(self.constrained)
 
     @torch.no_grad()
     def _to_train(self) -> None:
@@ -265,19 +265,19 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         packed = self.base.state_dict()
-        skips = [held.skipped for held in self.leashes]
+        skips = [held.skipped for held in self.constrained]
         if self.sharded:
-            counts = [(held.params, held.sphere, held.skipped) for held in self.leashes]
-            skips = home.added_counts(counts)
+            counts = [(held.params, held.sphere, held.skipped) for held in self.constrained]
+            skips = placement.added_counts(counts)
         own = [
             {"radius": held.radius, "skipped": skipped}
-            for held, skipped in zip(self.leashes, skips, strict=True)
+            for held, skipped in zip(self.constrained, skips, strict=True)
         ]
         if not _is_of_pytorch(packed):
             packed = {**packed, _BESIDE: own}
         else:
             numbers, state = numbers_of(self.param_groups, packed), dict(packed["state"])
-            for held, entries in zip(self.leashes, own, strict=True):
+            for held, entries in zip(self.constrained, own, strict=True):
                 number = numbers[held.params[0]]
                 state[number] = {**state.get(number, {}), **entries}
             packed = {**packed, "state": state}
@@ -292,7 +292,7 @@ class OnSphere(Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
         if _BESIDE in packed:
-            for held, entries in zip(self.leashes, packed.pop(_BESIDE), strict=True):
+            for held, entries in zip(self.constrained, packed.pop(_BESIDE), strict=True):
                 self._load_own(held, entries["radius"], entries["skipped"])
         if not _is_of_pytorch(packed):
             self._load_base(packed)
@@ -303,7 +303,7 @@ class OnSphere(Optimizer):
             for number, entries in packed["state"].items()
         }
         numbers = numbers_of(self.param_groups, packed)
-        for held in self.leashes:
+        for held in self.constrained:
             entries = state.get(numbers.get(held.params[0], -1), {})
             if not {"radius", "skipped"} <= entries.keys():
                 continue  # an entry of the base optimizer's own may have one of these names
@@ -312,7 +312,7 @@ class OnSphere(Optimizer):
         packed["state"] = {number: entries for number, entries in state.items() if entries}
         self._load_base(packed)
 
-    def _load_own(self, held: Leash, radius: Tensor, skipped: Tensor) -> None:
+    def _load_own(self, held: ConstrainedParameters, radius: Tensor, skipped: Tensor) -> None:
         if radius.shape != held.radius.shape:
             raise ValueError(
                 f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
@@ -320,7 +320,7 @@ class OnSphere(Optimizer):
             )
         held.radius.copy_(radius)
         held.skipped.copy_(skipped)
-        if self.sharded and not home.counts_for_all(held.params, held.sphere):
+        if self.sharded and not placement.counts_for_all(held.params, held.sphere):
             held.skipped.zero_()
 
     def _load_base(self, packed: dict[str, Any]) -> None:
@@ -330,7 +330,16 @@ class OnSphere(Optimizer):
             after(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        keys = ("base", "leashes", "pending", "sharded", "mode", "growth", "nonfinite", "between")
+        keys = (
+            "base",
+            "constrained",
+            "pending",
+            "sharded",
+            "mode",
+            "growth",
+            "nonfinite",
+            "between",
+        )
         told = ("told_of_skips", "told_of_decay", "told_of_rounding", "immovable")
         return {key: self.__dict__[key] for key in (*keys, *told)}
 
@@ -339,7 +348,7 @@ class OnSphere(Optimizer):
 
     def _put(self, params: tuple[Tensor, ...], sphere: Sphere) -> None:
         mine = {p for group in self.param_groups for p in group["params"]}
-        taken = {p for held in self.leashes for p in held.params}
+        taken = {p for held in self.constrained for p in held.params}
         check_sphere(params, sphere)
         for param in params:
             if param not in mine:
@@ -353,14 +362,14 @@ class OnSphere(Optimizer):
                     "a parameter has one"
                 )
         if any(p.numel() for p in params):
-            self.leashes.append(leash(params, sphere, home.numbers(params, sphere)))
-            self.sharded = self.sharded or home.any_in(params)
+            self.constrained.append(constrain(params, sphere, placement.numbers(params, sphere)))
+            self.sharded = self.sharded or placement.any_in(params)
             self.immovable = self.immovable or immovable(params, sphere)
         self.pending = True
         self._warn_of_decay(params)
 
     def _moving(self) -> list[Tensor]:
-        return [p for held in self.leashes for p in held.params]
+        return [p for held in self.constrained for p in held.params]
 
     def _hide(self, hidden: _Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
@@ -375,15 +384,15 @@ class OnSphere(Optimizer):
                 'nonfinite="raise"; no parameter was moved. Clear them, or use nonfinite="skip"'
             )
         for number in bad:
-            held = self.leashes[number]
+            held = self.constrained[number]
             hidden.setdefault(number, (held, [p.grad for p in held.params]))
             for param in held.params:
                 param.grad = None
 
     def _unfinite(self, grads: list[Tensor]) -> list[int]:
-        """Return the numbers of the leashes whose gradients are not finite."""
+        """Return the numbers of the constrained whose gradients are not finite."""
         if self.sharded:
-            flags = home.unfinite([held.params for held in self.leashes])
+            flags = placement.unfinite([held.params for held in self.constrained])
             return [number for number, flag in enumerate(flags) if flag]
         fine = None if self.finite is None else self.finite(grads)
         if fine is None:
@@ -395,7 +404,7 @@ class OnSphere(Optimizer):
             return []
         return [
             number
-            for number, held in enumerate(self.leashes)
+            for number, held in enumerate(self.constrained)
             if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
         ]
 
@@ -403,13 +412,13 @@ class OnSphere(Optimizer):
         """Bring the weights back to their spheres; return how many vectors could not be."""
         brake, growth = self.mode == "brake", self.growth
         if self.sharded:
-            return sharded.restore(self.leashes, brake=brake, growth=growth)
+            return sharded.restore(self.constrained, brake=brake, growth=growth)
         calls = self.restoring
-        if sum(len(held) for _, held in calls) != len(self.leashes) or not all(
+        if sum(len(held) for _, held in calls) != len(self.constrained) or not all(
             call.again() for call, _ in calls
         ):
-            self.restoring = repeated(self.leashes)
-            return restore(self.leashes, brake=brake, growth=growth)
+            self.restoring = repeated(self.constrained)
+            return restore(self.constrained, brake=brake, growth=growth)
         left = 0
         for call, many in calls:
             for held, count in zip(many, call.restore(brake=brake, growth=growth), strict=True):
@@ -464,23 +473,23 @@ class OnSphere(Optimizer):
     def _rotate(self, added: dict[Tensor, Tensor]) -> int | Tensor:
         """Turn the vectors of parameters that something was added to."""
         rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        alike: dict[tuple[Sphere, float], list[Leash]] = {}
-        for held in self.leashes:
+        alike: dict[tuple[Sphere, float], list[ConstrainedParameters]] = {}
+        for held in self.constrained:
             if any(param in added for param in held.params):
                 rate = _rate(rates[held.params[0]])
                 self._warn_of_rounding(held.params[0].dtype, rate)
                 alike.setdefault((held.sphere, rate), []).append(held)
-        marches, moved = [], []
+        batches, moved = [], []
         for (sphere, rate), many in alike.items():
             families = []
             for held in many:
                 parts = [_turning(p, added.get(p), sphere) for p in held.params]
                 families.append(Family(parts, held.radius))
-            travel = Travel(rate, "rotation", "retraction", sphere.radius, sphere.centered)
-            marches.append((families, sphere, travel))
+            options = StepOptions(rate, "rotation", "retraction", sphere.radius, sphere.centered)
+            batches.append((families, sphere, options))
             moved += many
         left: int | Tensor = 0
-        counts = (sharded.advance if self.sharded else advance_all)(marches)
+        counts = (sharded.advance if self.sharded else advance_all)(batches)
         for held, count in zip(moved, itertools.chain(*counts), strict=True):
             held.skipped.add_(count)
             left = left + count

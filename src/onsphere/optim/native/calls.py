@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, Travel, limits_of
+from onsphere.optim.motion import Plan, StepOptions, limits_of
 from onsphere.optim.native import launch, ops
 from onsphere.optim.native.kernel import allowed, library
 from onsphere.optim.native.layout import layout_of
@@ -56,7 +56,7 @@ def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
     return launch.takes(layout) or (device.type == "cpu" and not launch.interpreted)
 
 
-def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int] | Tensor:
+def step(families: Sequence[Family], sphere: Sphere, options: StepOptions) -> list[int] | Tensor:
     """Move families of one part each; return how many vectors of each stayed where they were.
 
     These counts are numbers on the CPU, and a tensor that nobody waits for on other devices.
@@ -67,8 +67,8 @@ def step(families: Sequence[Family], sphere: Sphere, travel: Travel) -> list[int
     points, slopes, momenta, moments = _columns(parts)
     references = [family.reference for family in families]
     arguments, settings = (
-        _arguments(parts, travel, references),
-        _settings(parts, travel),
+        _arguments(parts, options, references),
+        _settings(parts, options),
     )
     layouts = layouts_of(points, sphere)
     _check_numbers([*radii, *seconds], layouts)
@@ -98,36 +98,36 @@ def _step() -> Callable[..., Tensor]:
     return ops.step if torch.compiler.is_compiling() else ops.step_eagerly
 
 
-def reduce(parts: Sequence[Part], sphere: Sphere, travel: Travel) -> list[Tensor]:
+def reduce(parts: Sequence[Part], sphere: Sphere, options: StepOptions) -> list[Tensor]:
     """Return the sums over each vector of every part."""
     columns, layouts = _columns(parts), layouts_of([p.point for p in parts], sphere)
     numbers = ops.reduce(
         *columns,
         layouts,
-        _arguments(parts, travel),
-        _settings(parts, travel),
+        _arguments(parts, options),
+        _settings(parts, options),
     )
     if isinstance(parts[0].update, Diagonal):
         return [pad(n[:, :5], (0, 1)) for n in numbers]  # the kernels know no centred spheres
-    if travel.ascend:  # the plan expects the slope that it descends
+    if options.ascend:  # the plan expects the slope that it descends
         for n in numbers:
             n[:, 1].neg_()
             n[:, 4].neg_()
     return numbers
 
 
-def apply(parts: Sequence[Part], sphere: Sphere, travel: Travel, plan: Plan) -> None:
+def apply(parts: Sequence[Part], sphere: Sphere, options: StepOptions, plan: Plan) -> None:
     """Follow a plan for all parts of one family."""
     width = ops.COEFFICIENTS - plan.coefficients.shape[1]
     coefficients = pad(plan.coefficients, (0, width)).clone()
-    if travel.ascend and not isinstance(parts[0].update, Diagonal):
+    if options.ascend and not isinstance(parts[0].update, Diagonal):
         coefficients[:, 1].neg_()
         coefficients[:, 4].neg_()
     coefficients[:, 0] = torch.where(plan.sound, coefficients[:, 0], torch.nan)
     columns, layouts = _columns(parts), layouts_of([p.point for p in parts], sphere)
     arguments, settings = (
-        _arguments(parts, travel),
-        _settings(parts, travel),
+        _arguments(parts, options),
+        _settings(parts, options),
     )
     ops.apply(*columns, [coefficients] * len(parts), layouts, arguments, settings)
 
@@ -196,33 +196,33 @@ def layouts_of(points: Sequence[Tensor], sphere: Sphere) -> list[int]:
 
 
 def _arguments(
-    parts: Sequence[Part], travel: Travel, references: Sequence[float] = ()
+    parts: Sequence[Part], options: StepOptions, references: Sequence[float] = ()
 ) -> list[float]:
     """Return eight numbers per part: seven of its update, and the reference of its length."""
     numbers: list[float] = []
     for part, reference in zip(parts, references or [1.0] * len(parts), strict=True):
-        numbers += *arguments_of(part.update, travel), reference
+        numbers += *arguments_of(part.update, options), reference
     return numbers
 
 
-def arguments_of(update: Linear | Diagonal, travel: Travel) -> tuple[float, ...]:
+def arguments_of(update: Linear | Diagonal, options: StepOptions) -> tuple[float, ...]:
     """Return the seven numbers of an update."""
     mine = update.arguments
-    if travel.ascend and isinstance(update, Diagonal):
+    if options.ascend and isinstance(update, Diagonal):
         return (mine[0], -mine[1], *mine[2:])
     return mine
 
 
-def _settings(parts: Sequence[Part], travel: Travel) -> list[float]:
-    return settings_of(parts[0].update, parts[0].point.dtype, travel)
+def _settings(parts: Sequence[Part], options: StepOptions) -> list[float]:
+    return settings_of(parts[0].update, parts[0].point.dtype, options)
 
 
-def settings_of(update: Linear | Diagonal, dtype: torch.dtype, travel: Travel) -> list[float]:
+def settings_of(update: Linear | Diagonal, dtype: torch.dtype, options: StepOptions) -> list[float]:
     """Return the numbers that all tensors of a call share."""
     kind = _DIAGONAL if isinstance(update, Diagonal) else _LINEAR
     limits = limits_of(dtype)
     return [
-        *(travel.lr, travel.radius or 0.0, 0.0, limits.close, limits.floor),
-        *(kind, _DTYPES[dtype], _LR_IS[travel.lr_is], travel.step == "exponential"),
-        *(0, 0, travel.ascend),
+        *(options.lr, options.radius or 0.0, 0.0, limits.close, limits.floor),
+        *(kind, _DTYPES[dtype], _LR_IS[options.lr_is], options.step == "exponential"),
+        *(0, 0, options.ascend),
     ]

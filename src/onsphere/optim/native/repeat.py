@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 from onsphere.geometry import Sphere
 from onsphere.optim.diagonal import Diagonal
 from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Travel
+from onsphere.optim.motion import StepOptions
 from onsphere.optim.native import launch, ops
 from onsphere.optim.native.calls import (
     arguments_of,
@@ -144,14 +144,14 @@ class Repeated(_Table):
         self._point_to(_SLOPE, grads)
         return [x.data_ptr() for x in self._all] == self._addresses
 
-    def step(self, update: Linear | Diagonal, travel: Travel) -> list[int]:
+    def step(self, update: Linear | Diagonal, options: StepOptions) -> list[int]:
         """Take the step; return how many vectors of each tensor stayed where they were."""
-        arguments = arguments_of(update, travel)
+        arguments = arguments_of(update, options)
         if arguments != self._given:
             self._given, row = arguments, array("d", arguments)
             for at in range(_ARGUMENTS, len(self._doubles), _WORDS):
                 self._doubles[at : at + len(row)] = row
-        self._call("onsphere_step", settings_of(update, self._dtype, travel))
+        self._call("onsphere_step", settings_of(update, self._dtype, options))
         increment_version(self.points)
         return self._counts()
 

@@ -43,7 +43,7 @@ def _share_of_news(fresh, momentum, decay):
 
 @triton.jit
 def _move(s, n, pp, tt, ht, whole, radius, share, least, relative, FLAGS: tl.constexpr):
-    """``motion.move`` and ``motion.settle``; a relative rate is divided by ``relative``."""
+    """``step_coefficients`` and ``leave_resting`` of ``motion``; ``relative`` divides a rate."""
     length, size = tl.sqrt(pp), tl.sqrt(tt)
     if ROTATION & FLAGS:
         angle = s[RATE] * tl.minimum(share / ENOUGH, 1.0)

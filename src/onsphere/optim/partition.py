@@ -1,9 +1,9 @@
 r"""Which part of a tensor a process holds, and which vectors that part cuts.
 
-A tensor that is sharded over a mesh of processes is a *box* in each: along every axis, a run of
+A tensor that is sharded over a mesh of processes is a *block* in each: along every axis, a run of
 entries. Along every axis, too, a vector holds runs of entries of one length, its *unit*: one entry
 of an axis that enumerates vectors, a piece of an axis that is cut into pieces, all of any other.
-A box cuts a vector unless it begins and ends at multiples of the unit.
+A block cuts a vector unless it begins and ends at multiples of the unit.
 
 Everything here is arithmetic on sizes, so that every process comes to the same answer without
 asking the others.
@@ -21,7 +21,7 @@ from torch import Tensor
 from onsphere.geometry import VectorAxes
 
 
-class Place(NamedTuple):
+class TensorPlacement(NamedTuple):
     """How a tensor lies on a mesh of processes.
 
     Attributes:
@@ -37,7 +37,7 @@ class Place(NamedTuple):
     order: tuple[int, ...] = ()
 
 
-class Box(NamedTuple):
+class Block(NamedTuple):
     """Where a run of entries starts along every axis, and how many there are."""
 
     start: tuple[int, ...]
@@ -45,10 +45,10 @@ class Box(NamedTuple):
 
 
 class Slices(NamedTuple):
-    """The parts of vectors in a box.
+    """The parts of vectors in a block.
 
     Attributes:
-        axes: which entries of the box form one part; not more parts than needed.
+        axes: which entries of the block form one part; not more parts than needed.
         owner: the number of the vector, in the whole tensor, that each part belongs to.
     """
 
@@ -56,14 +56,14 @@ class Slices(NamedTuple):
     owner: Tensor
 
 
-def box_at(place: Place, coordinate: Sequence[int]) -> Box:
+def block_at(place: TensorPlacement, coordinate: Sequence[int]) -> Block:
     """Return what the process at a coordinate of the mesh holds.
 
     An axis is cut as ``torch.chunk`` does it: equal parts, the last ones smaller or empty.
 
     Example:
-        >>> box_at(Place((5, 3), mesh=(2,), cuts=(0,), order=(0,)), (1,))
-        Box(start=(3, 0), size=(2, 3))
+        >>> block_at(TensorPlacement((5, 3), mesh=(2,), cuts=(0,), order=(0,)), (1,))
+        Block(start=(3, 0), size=(2, 3))
     """
     start, size = [0] * len(place.shape), list(place.shape)
     for dim in place.order:
@@ -74,20 +74,20 @@ def box_at(place: Place, coordinate: Sequence[int]) -> Box:
         begin = min(size[axis], part * coordinate[dim])
         start[axis] += begin
         size[axis] = min(size[axis] - begin, part)
-    return Box(tuple(start), tuple(size))
+    return Block(tuple(start), tuple(size))
 
 
-def slices_of(box: Box, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
-    """Return the parts of vectors in a box that is not empty.
+def slices_of(block: Block, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
+    """Return the parts of vectors in a block that is not empty.
 
     Example:
-        >>> rows_2_to_4 = Box((2, 0), (3, 7))        # of (6, 7), where 3 rows make a vector
+        >>> rows_2_to_4 = Block((2, 0), (3, 7))        # of (6, 7), where 3 rows make a vector
         >>> slices_of(rows_2_to_4, (6, 7), VectorAxes(pieces=((0, 2),)))
         Slices(axes=VectorAxes(index=(0,), pieces=()), owner=tensor([0, 1, 1]))
     """
     index, pieces = [], []
     owner = torch.zeros(1, dtype=torch.int64)
-    for axis, (unit, start, size) in enumerate(zip(units(shape, axes), *box, strict=True)):
+    for axis, (unit, start, size) in enumerate(zip(units(shape, axes), *block, strict=True)):
         within_one = start // unit == (start + size - 1) // unit
         length = size if within_one else math.gcd(unit, start, size)
         along = torch.arange(start, start + size, length) // unit
@@ -99,10 +99,10 @@ def slices_of(box: Box, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
     return Slices(VectorAxes(tuple(index), tuple(pieces)), owner)
 
 
-def axes_in(box: Box, shape: tuple[int, ...], axes: VectorAxes) -> VectorAxes:
-    """Return the axes of whole vectors as they are in a box, where some pieces may be missing."""
+def axes_in(block: Block, shape: tuple[int, ...], axes: VectorAxes) -> VectorAxes:
+    """Return the axes of whole vectors as they are in a block, where some pieces may be missing."""
     unit = units(shape, axes)
-    pieces = tuple((axis, box.size[axis] // unit[axis]) for axis, _ in axes.pieces)
+    pieces = tuple((axis, block.size[axis] // unit[axis]) for axis, _ in axes.pieces)
     return VectorAxes(axes.index, pieces)
 
 
@@ -116,7 +116,7 @@ def units(shape: tuple[int, ...], axes: VectorAxes) -> tuple[int, ...]:
     return tuple(max(1, unit) for unit in found)
 
 
-def numbers_place(place: Place, axes: VectorAxes) -> Place:
+def numbers_place(place: TensorPlacement, axes: VectorAxes) -> TensorPlacement:
     """Return the place of a tensor with one number per vector, beside the vectors themselves.
 
     Its shape is that of the split view, with size 1 along the axes inside a vector.
@@ -128,16 +128,16 @@ def numbers_place(place: Place, axes: VectorAxes) -> Place:
         moved[axis] = len(shape)
         shape += [place.shape[axis] // unit] + [1] * (axis in pieces)
     cuts = tuple(None if cut is None else moved[cut] for cut in place.cuts)
-    return Place(tuple(shape), place.mesh, cuts, place.order)
+    return TensorPlacement(tuple(shape), place.mesh, cuts, place.order)
 
 
-def cut_dims(place: Place) -> tuple[int, ...]:
+def cut_dims(place: TensorPlacement) -> tuple[int, ...]:
     """Return the dimensions of the mesh that cut the tensor."""
     return tuple(d for d, axis in enumerate(place.cuts) if axis is not None and place.mesh[d] > 1)
 
 
 @functools.lru_cache(maxsize=4096)
-def spread_over(places: tuple[Place, ...], axes: VectorAxes) -> tuple[int, ...]:
+def spread_over(places: tuple[TensorPlacement, ...], axes: VectorAxes) -> tuple[int, ...]:
     """Return the dimensions of the mesh over which the vectors of a family are spread.
 
     Args:
@@ -149,7 +149,7 @@ def spread_over(places: tuple[Place, ...], axes: VectorAxes) -> tuple[int, ...]:
         :func:`numbers_place` says.
 
     Example:
-        >>> rows = Place((6, 4), mesh=(2,), cuts=(0,), order=(0,))
+        >>> rows = TensorPlacement((6, 4), mesh=(2,), cuts=(0,), order=(0,))
         >>> spread_over((rows,), VectorAxes((0,))), spread_over((rows,), VectorAxes())
         ((), (0,))
     """
@@ -163,15 +163,15 @@ def spread_over(places: tuple[Place, ...], axes: VectorAxes) -> tuple[int, ...]:
 
 
 def _vectors_at(
-    place: Place, axes: VectorAxes, coordinate: Sequence[int]
+    place: TensorPlacement, axes: VectorAxes, coordinate: Sequence[int]
 ) -> tuple[tuple[int, int], ...] | None:
     """Return which vectors a process holds, axis by axis, or ``None`` when it cuts one."""
-    box, numbers = box_at(place, coordinate), numbers_place(place, axes)
-    beside = box_at(numbers, coordinate)
-    if 0 in box.size or 0 in beside.size:
-        return () if 0 in box.size and 0 in beside.size else None
+    block, numbers = block_at(place, coordinate), numbers_place(place, axes)
+    beside = block_at(numbers, coordinate)
+    if 0 in block.size or 0 in beside.size:
+        return () if 0 in block.size and 0 in beside.size else None
     held = []
-    for total, unit, start, size in zip(place.shape, units(place.shape, axes), *box, strict=True):
+    for total, unit, start, size in zip(place.shape, units(place.shape, axes), *block, strict=True):
         if start % unit or size % unit:
             return None
         if total > unit:  # an axis along which there is one vector says nothing

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import box, native
-from onsphere.optim.box import Place
+from onsphere.optim import native, partition
 from onsphere.optim.motion import working_dtype
+from onsphere.optim.partition import TensorPlacement
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class Home(NamedTuple):
+class Placement(NamedTuple):
     """Where the tensors of a family lie.
 
     Attributes:
@@ -38,36 +38,36 @@ class Home(NamedTuple):
 
     mesh: "DeviceMesh | None"
     here: tuple[int, ...]
-    places: tuple[Place, ...]
+    places: tuple[TensorPlacement, ...]
     spread: tuple[int, ...]
 
     @property
     def cut(self) -> tuple[int, ...]:
         """The dimensions of the mesh along which processes hold different entries."""
-        return tuple(sorted({dim for place in self.places for dim in box.cut_dims(place)}))
+        return tuple(sorted({dim for place in self.places for dim in partition.cut_dims(place)}))
 
     @property
     def counts_over(self) -> tuple[int, ...]:
         """The dimensions of the mesh along which processes hold different vectors."""
         return () if self.spread else self.cut
 
-    def pieces(self, sphere: Sphere, device: torch.device) -> "tuple[Piece | None, ...]":
+    def shards(self, sphere: Sphere, device: torch.device) -> "tuple[LocalShard | None, ...]":
         """Describe what this process holds of each tensor; ``None`` for nothing."""
-        return _pieces(self.places, self.here, self.spread, sphere, device)
+        return _shards(self.places, self.here, self.spread, sphere, device)
 
 
-class Piece(NamedTuple):
+class LocalShard(NamedTuple):
     """What this process holds of one tensor of a family.
 
     Attributes:
         sphere: as it is for the entries here: each of its vectors is whole, or part of one.
         owner: the number in the whole tensor of the vector that each belongs to.
-        speaks: whether this process adds their sums; of several copies, one does.
+        is_primary: whether this process adds their sums; of several copies, one does.
     """
 
     sphere: Sphere
     owner: Tensor
-    speaks: bool
+    is_primary: bool
 
 
 def any_in(params: Iterable[Tensor]) -> bool:
@@ -84,10 +84,10 @@ def check(params: Sequence[Tensor], sphere: Sphere) -> None:
             sphere lie on different meshes.
     """
     for number, param in enumerate(params):
-        for placement in getattr(param, "placements", ()):
-            if not (placement.is_replicate() or isinstance(getattr(placement, "dim", None), int)):
+        for how in getattr(param, "placements", ()):
+            if not (how.is_replicate() or isinstance(getattr(how, "dim", None), int)):
                 raise ValueError(
-                    f"parameter {number} of the group is placed as {placement}; weights on a "
+                    f"parameter {number} of the group is placed as {how}; weights on a "
                     "sphere are sharded or replicated: call "
                     "param.redistribute(placements=[Replicate()]) first"
                 )
@@ -101,8 +101,11 @@ def check(params: Sequence[Tensor], sphere: Sphere) -> None:
 
 @torch.no_grad()
 def _check_size(param: Tensor) -> None:
-    home = home_of((param,), Sphere())
-    wanted, held = box.box_at(home.places[0], home.here).size, tuple(local(param).shape)
+    placement = placement_of((param,), Sphere())
+    wanted, held = (
+        partition.block_at(placement.places[0], placement.here).size,
+        tuple(local(param).shape),
+    )
     if wanted != held:
         raise ValueError(
             f"a parameter of shape {tuple(param.shape)} has {held} entries in this process where "
@@ -111,29 +114,29 @@ def _check_size(param: Tensor) -> None:
         )
 
 
-def home_of(params: Sequence[Tensor], sphere: Sphere) -> Home:
+def placement_of(params: Sequence[Tensor], sphere: Sphere) -> Placement:
     """Return where the tensors of a family lie."""
     mesh: DeviceMesh | None = getattr(params[0], "device_mesh", None)
     places = tuple(_place(param) for param in params)
     if mesh is None:
-        return Home(None, (), places, ())
+        return Placement(None, (), places, ())
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise RuntimeError("this process is not part of the mesh that its parameters lie on")
-    return Home(mesh, tuple(coordinate), places, box.spread_over(places, sphere.axes))
+    return Placement(mesh, tuple(coordinate), places, partition.spread_over(places, sphere.axes))
 
 
-def _place(param: Tensor) -> Place:
+def _place(param: Tensor) -> TensorPlacement:
     placements = getattr(param, "placements", ())
     if not placements:
-        return Place(tuple(param.shape))
+        return TensorPlacement(tuple(param.shape))
     cuts = tuple(None if p.is_replicate() else p.dim % param.ndim for p in placements)
     # What fully_shard cuts was cut by tensor parallelism before, though its dimension of the
     # mesh comes first: such a placement has a split factor.
     late = [dim for dim, p in enumerate(placements) if getattr(p, "split_factor", 1) > 1]
     order = (*(dim for dim in range(len(cuts)) if dim not in late), *late)
     mesh: DeviceMesh = param.device_mesh  # type: ignore[attr-defined]
-    return Place(tuple(param.shape), tuple(mesh.shape), cuts, order)
+    return TensorPlacement(tuple(param.shape), tuple(mesh.shape), cuts, order)
 
 
 def local(x: Tensor) -> Tensor:
@@ -182,11 +185,11 @@ def _from_local(held: Tensor, like: Any, shape: Sequence[int], cuts: Any = None)
 def numbers(params: Sequence[Tensor], sphere: Sphere) -> Tensor:
     """Return a zero for each vector of a family, where the vectors lie."""
     first: Any = params[0]
-    home, dtype = home_of(params, sphere), working_dtype(first)
-    place = box.numbers_place(home.places[0], sphere.axes)
-    if home.mesh is None or home.spread:
+    placement, dtype = placement_of(params, sphere), working_dtype(first)
+    place = partition.numbers_place(placement.places[0], sphere.axes)
+    if placement.mesh is None or placement.spread:
         return torch.zeros(place.shape, dtype=dtype, device=first.device)
-    size = box.box_at(place, home.here).size
+    size = partition.block_at(place, placement.here).size
     held = torch.zeros(size, dtype=dtype, device=first.device)
     placements = [
         p if cut is None else _moved(p, cut)
@@ -195,37 +198,37 @@ def numbers(params: Sequence[Tensor], sphere: Sphere) -> Tensor:
     return _from_local(held, first, place.shape, placements)
 
 
-def _moved(placement: Any, axis: int) -> Any:
+def _moved(how: Any, axis: int) -> Any:
     """Return the same placement along another axis."""
-    if hasattr(placement, "split_factor"):
-        return type(placement)(axis, split_factor=placement.split_factor)
-    return type(placement)(axis)
+    if hasattr(how, "split_factor"):
+        return type(how)(axis, split_factor=how.split_factor)
+    return type(how)(axis)
 
 
 @functools.lru_cache(maxsize=4096)
-def _pieces(
-    places: tuple[Place, ...],
+def _shards(
+    places: tuple[TensorPlacement, ...],
     here: tuple[int, ...],
     spread_over: tuple[int, ...],
     sphere: Sphere,
     device: torch.device,
-) -> tuple[Piece | None, ...]:
-    found: list[Piece | None] = []
+) -> tuple[LocalShard | None, ...]:
+    found: list[LocalShard | None] = []
     for place in places:
-        mine = box.box_at(place, here)
+        mine = partition.block_at(place, here)
         if 0 in mine.size:
             found.append(None)
             continue
-        axes, owner = box.slices_of(mine, place.shape, sphere.axes)
+        axes, owner = partition.slices_of(mine, place.shape, sphere.axes)
         if not spread_over:
-            axes = box.axes_in(mine, place.shape, sphere.axes)
-        cuts = box.cut_dims(place)
-        speaks = all(here[dim] == 0 or dim in cuts for dim in spread_over)
-        found.append(Piece(replace(sphere, axes=axes), owner.to(device), speaks))
+            axes = partition.axes_in(mine, place.shape, sphere.axes)
+        cuts = partition.cut_dims(place)
+        is_primary = all(here[dim] == 0 or dim in cuts for dim in spread_over)
+        found.append(LocalShard(replace(sphere, axes=axes), owner.to(device), is_primary))
     return tuple(found)
 
 
-def add_up(jobs: Sequence[tuple[Home, tuple[int, ...], Tensor]]) -> list[Tensor]:
+def add_up(jobs: Sequence[tuple[Placement, tuple[int, ...], Tensor]]) -> list[Tensor]:
     """Add tensors over dimensions of their mesh: one all-reduce for all that share these.
 
     Args:
@@ -234,8 +237,8 @@ def add_up(jobs: Sequence[tuple[Home, tuple[int, ...], Tensor]]) -> list[Tensor]
     import torch.distributed as dist
 
     packs: dict[Any, list[int]] = {}
-    for number, (home, over, part) in enumerate(jobs):
-        packs.setdefault((home.mesh, over, part.device, part.dtype), []).append(number)
+    for number, (placement, over, part) in enumerate(jobs):
+        packs.setdefault((placement.mesh, over, part.device, part.dtype), []).append(number)
     results = [part for _, _, part in jobs]
     for (mesh, over, *_), members in packs.items():
         if mesh is None or not over:
@@ -244,8 +247,8 @@ def add_up(jobs: Sequence[tuple[Home, tuple[int, ...], Tensor]]) -> list[Tensor]
         for dim in over:
             dist.all_reduce(pack, group=mesh.get_group(dim))
         sizes = [results[number].numel() for number in members]
-        for number, piece in zip(members, torch.split(pack, sizes), strict=True):
-            results[number] = piece.view_as(results[number])
+        for number, shard in zip(members, torch.split(pack, sizes), strict=True):
+            results[number] = shard.view_as(results[number])
     return results
 
 
@@ -259,26 +262,26 @@ def unfinite(families: Sequence[Sequence[Tensor]]) -> list[bool]:
         norms = [] if fine else [grad.float().norm() for grad in mine if grad is not None]
         bad = bool(norms) and not bool(torch.stack(norms).isfinite().all())
         flags.append(torch.tensor([bad], dtype=torch.int64))
-    homes = [home_of(params, Sphere()) for params in families]
+    placements = [placement_of(params, Sphere()) for params in families]
     places = [params[0].device for params in families]
     jobs = [
-        (home, home.cut, flag.to(device))
-        for home, flag, device in zip(homes, flags, places, strict=True)
+        (placement, placement.cut, flag.to(device))
+        for placement, flag, device in zip(placements, flags, places, strict=True)
     ]
     return [bool(flag) for flag in add_up(jobs)]
 
 
 def added_counts(counts: Sequence[tuple[Sequence[Tensor], Sphere, Tensor]]) -> list[Tensor]:
     """Add what processes have counted of the vectors they hold, for families on their spheres."""
-    homes = [home_of(params, sphere) for params, sphere, _ in counts]
+    placements = [placement_of(params, sphere) for params, sphere, _ in counts]
     jobs = [
-        (home, home.counts_over, count.reshape(1))
-        for home, (_, _, count) in zip(homes, counts, strict=True)
+        (placement, placement.counts_over, count.reshape(1))
+        for placement, (_, _, count) in zip(placements, counts, strict=True)
     ]
     return [count.reshape(()) for count in add_up(jobs)]
 
 
 def counts_for_all(params: Sequence[Tensor], sphere: Sphere) -> bool:
     """Whether this process is the one to keep a count that was added over all of them."""
-    home = home_of(params, sphere)
-    return all(home.here[dim] == 0 for dim in home.counts_over)
+    placement = placement_of(params, sphere)
+    return all(placement.here[dim] == 0 for dim in placement.counts_over)

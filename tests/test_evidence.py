@@ -44,24 +44,29 @@ def _run(kind, space, seed=0, **changes):
 def test_spaces_start_alike_see_the_same_data_and_end_apart(kind, inputs):
     results = {space: train(vars(_run(kind, space)), inputs).result for space in SPACES}
     assert len({tuple(r["curve"][0]) for r in results.values()}) == 1
-    assert len({r["loss"] for r in results.values()}) == 3
+    assert len({r["loss"] for r in results.values()}) == len(SPACES)
     assert results["plain"]["on_spheres"] == 0
-    assert results["rate"]["on_spheres"] > results["rate"]["parameters"] / 3
+    for space in tuning.OURS:
+        assert results[space]["on_spheres"] > results[space]["parameters"] / 3
 
 
-@pytest.mark.parametrize("space", ["rate", "rotation"])
+@pytest.mark.parametrize("space", tuning.OURS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_on_spheres_keep_their_lengths_and_turn_as_told(kind, space, inputs):
     run = _run(kind, space)
     problem = KINDS[kind].make(run.width, run.batch, run.seed, inputs)
     optimizer, count = optimizer_for(run, problem)
-    groups = [g for g in optimizer.param_groups if g["sphere"] is not None]
-    assert count == sum(p.numel() for g in groups for p in g["params"]) > 0
-    before = [p.detach().clone() for g in groups for p in g["params"]]
+    if space == "wrapped":
+        held = [p for one in optimizer.constrained for p in one.params]
+    else:
+        groups = [g for g in optimizer.param_groups if g["sphere"] is not None]
+        held = [p for g in groups for p in g["params"]]
+    assert count == sum(p.numel() for p in held) > 0
+    before = [p.detach().clone() for p in held]
     x, y = next(problem.batches)
     torch.nn.functional.cross_entropy(problem.model(x).flatten(0, -2), y.flatten()).backward()
     optimizer.step()
-    after = [p.detach() for g in groups for p in g["params"]]
+    after = [p.detach() for p in held]
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(new.norm(), old.norm())
         if space == "rotation":
@@ -128,7 +133,7 @@ def _trial(space, seed, loss, lr=1.0, decay=0.0):
     return Trial(run, record | {"on_spheres": 3, "parameters": 4})
 
 
-def _found(losses=(2.0, 1.401, 1.4), outside=2.0, slower=1.1):
+def _found(losses=(2.0, 1.401, 1.402, 1.4), outside=2.0, slower=1.1):
     """Three rates per space, best in the middle; fresh seeds differ a little."""
     grid, fresh = {}, {}
     for space, loss in zip(SPACES, losses, strict=True):
@@ -139,6 +144,30 @@ def _found(losses=(2.0, 1.401, 1.4), outside=2.0, slower=1.1):
     ratio = {"ours_ms": 5.0, "ratio": slower, "low": 1.0, "high": 1.2}
     names = [f"{s}, {w} step" for s in SPACES[1:] for w in ("training", "optimizer")]
     return Found("gpt", grid, chosen, fresh, dict.fromkeys(names, ratio))
+
+
+class _Measured:
+    """A bench whose losses are known: lowest at a rate of 0.3 and a decay of 0.1."""
+
+    def __init__(self):
+        self.made = 0
+
+    def each(self, lists):
+        self.made += 1
+        return [[Trial(r, {"loss": self._loss(r)}) for r in runs] for runs in lists]
+
+    def _loss(self, run):
+        return abs(math.log(run.swept / 0.3)) + abs(run.weight_decay - 0.1)
+
+
+@pytest.mark.parametrize("rates", [(0.01, 0.02), (1.0, 2.0), (0.02, 1.0)])
+def test_a_grid_is_widened_until_its_best_lies_inside(rates):
+    starts = [_run("conv", "plain", lr=r, weight_decay=d) for r in rates for d in (0.0, 0.03)]
+    (trials,) = tuning.search(_Measured(), starts)
+    best, swept = tuning.best(trials).run, sorted({trial.swept for trial in trials})
+    assert swept[0] < best.lr < swept[-1] or rates == (0.02, 1.0)
+    assert 0.0 < best.weight_decay < max(trial.run.weight_decay for trial in trials)
+    assert len(trials) == len(swept) * len({trial.run.weight_decay for trial in trials})
 
 
 def test_steps_to_a_loss_are_interpolated():
@@ -157,8 +186,8 @@ def test_diverged_rates_are_not_usable():
     ("found", "verdict"),
     [
         (_found(), Verdict.HOLDS),
-        (_found(losses=(2.0, 1.4, 2.5)), Verdict.CONDITIONAL),
-        (_found(losses=(1.5, 2.0, 2.5), outside=3.0), Verdict.FAILS),
+        (_found(losses=(2.0, 1.4, 1.4, 2.5)), Verdict.CONDITIONAL),
+        (_found(losses=(1.5, 2.0, 2.0, 2.5), outside=3.0), Verdict.FAILS),
     ],
 )
 def test_the_verdict_follows_the_records(found, verdict):
@@ -168,7 +197,7 @@ def test_the_verdict_follows_the_records(found, verdict):
 
 
 def test_what_does_not_help_is_said_first():
-    findings = summary.section(_found(losses=(1.5, 2.0, 1.4)), "").findings
+    findings = summary.section(_found(losses=(1.5, 2.0, 2.0, 1.4)), "").findings
     assert "higher than" in findings[0]
     assert "1.10 of the base's time" in " ".join(findings[:4])
 
@@ -176,15 +205,19 @@ def test_what_does_not_help_is_said_first():
 @pytest.mark.slow
 def test_a_small_run_goes_through_and_is_used_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "FRESH_SEEDS", (1, 2))
-    row = replace(KINDS["conv"], rates=(0.05, 0.1), decays=(0.0,), rotations=(0.05,))
+    row = replace(
+        KINDS["conv"], images="digits", rates=(0.05, 0.1), decays=(0.0,), rotations=(0.05,)
+    )
     monkeypatch.setitem(KINDS, "conv", row)
+    monkeypatch.setattr(tuning, "_FINEST", 1.0)  # nothing is widened
     reports = []
     text_cell = Cell(Task("text", 1, _characters), {})
-    bench = Bench(Store(tmp_path), Source("digits"), text_cell, 1, reports.append, 3, 4)
+    bench = Bench(Store(tmp_path), {"digits": Source("digits")}, text_cell, 1, reports.append, 3, 4)
     found = tuning.tune(bench, "conv")
     assert {space: len(trials) for space, trials in found.grid.items()} == {
         "plain": 2,
         "rate": 2,
+        "wrapped": 2,
         "rotation": 1,
     }
     assert [trial.run.seed for trial in found.fresh["rate"]] == [1, 2]

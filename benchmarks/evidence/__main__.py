@@ -22,7 +22,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="published data files")
     parser.add_argument("--out", type=Path, default=Path("results/evidence"))
     parser.add_argument("--jobs", type=int, default=2, help="worker processes, a thread each")
-    parser.add_argument("--only", choices=list(KINDS), help="one of the two tasks")
+    parser.add_argument("--only", choices=list(KINDS), help="one of the tasks")
     parser.add_argument("--steps", type=int, help="of every run (a try-out)")
     parser.add_argument("--width", type=int, help="of every network (a try-out)")
     options = parser.parse_args(words)

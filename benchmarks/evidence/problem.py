@@ -1,4 +1,4 @@
-"""The two tasks: a network, its data in three parts, and the optimizer it is usually trained with.
+"""The tasks: a network, its data in three parts, and the optimizer it is usually trained with.
 
 Rates are tuned on validation data only; test data are looked at once per run, at its end.
 """
@@ -58,6 +58,7 @@ class Kind:
 
     Args:
         name: of the task, for tables and figures.
+        images: the data set that workers load; a task on text has no use for it.
         base_name: of the base optimizer.
         make: builds the problem from width, batch, seed and the inputs of a cell.
         base: the base optimizer, from param groups and a rate.
@@ -65,13 +66,15 @@ class Kind:
         width: of the network.
         batch: examples per step.
         steps: of every run.
-        rates: of the base optimizer, and of ours where the rate means the same.
+        rates: of the base optimizer, and of ours.
         decays: of the base optimizer.
-        rotations: of ours, radians per step.
+        rotations: of ours, radians per step. All three are where the search begins
+            (:func:`~benchmarks.evidence.tuning.search`).
         cost: rough seconds per step on one core.
     """
 
     name: str
+    images: str
     base_name: str
     make: Callable[[int, int, int, Inputs], Problem]
     base: Callable[..., torch.optim.Optimizer]
@@ -107,7 +110,10 @@ def _passages(text: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Ten
 
 def _conv(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
     images: Images = inputs.images
-    model = SmallConvNet("bn", images, width=width, seed=seed)
+    return _of_images(SmallConvNet("bn", images, width=width, seed=seed), images, batch, seed)
+
+
+def _of_images(model: nn.Module, images: Images, batch: int, seed: int) -> Problem:
     kept = len(images.train_y) - min(_HELD_OUT, len(images.train_y) // 6)
     return Problem(
         model,
@@ -115,6 +121,35 @@ def _conv(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
         (images.train_x[kept:], images.train_y[kept:]),
         (images.test_x, images.test_y),
     )
+
+
+class MLP(nn.Sequential):
+    """Three linear layers, BatchNorm and ReLU behind the first two.
+
+    A pixel that is 0 in every image gives its column of the first layer no gradient, ever.
+    """
+
+    def __init__(self, pixels: int, labels: int, *, width: int, seed: int) -> None:
+        super().__init__(
+            nn.Flatten(),
+            *(nn.Linear(pixels, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
+            *(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
+            nn.Linear(width, labels),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                bound = layer.in_features**-0.5
+                nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+def _mlp(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
+    images: Images = inputs.images
+    labels = int(images.train_y.max()) + 1
+    model = MLP(images.train_x[0].numel(), labels, width=width, seed=seed)
+    return _of_images(model, images, batch, seed)
 
 
 def _shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -130,7 +165,7 @@ def _adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
 
 
 def _sphere_adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
-    return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99), lr_is="rate")
+    return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99))
 
 
 def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
@@ -138,12 +173,13 @@ def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
 
 
 def _sphere_sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
-    return SphereSGD(groups, lr=lr, momentum=0.9, lr_is="rate")
+    return SphereSGD(groups, lr=lr, momentum=0.9)
 
 
 KINDS = {
     "conv": Kind(
         name="conv net on Fashion-MNIST",
+        images="fashion-mnist",
         base_name="SGD",
         make=_conv,
         base=_sgd,
@@ -151,13 +187,14 @@ KINDS = {
         width=16,
         batch=64,
         steps=400,
-        rates=(5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5),
-        decays=(0.0, 5e-3),
+        rates=(1e-2, 2e-2, 5e-2, 0.1, 0.2),
+        decays=(0.0, 2e-3, 5e-3, 1e-2),
         rotations=(0.01, 0.02, 0.05, 0.1, 0.2),
         cost=0.02,
     ),
     "gpt": Kind(
         name="GPT on tiny Shakespeare",
+        images="digits",
         base_name="AdamW",
         make=_gpt,
         base=_adamw,
@@ -166,9 +203,24 @@ KINDS = {
         batch=16,
         steps=300,
         rates=(2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
-        decays=(0.0, 0.5),
-        rotations=(0.02, 0.05, 0.1, 0.2, 0.5),
+        decays=(0.0, 0.2, 0.5, 1.0),
+        rotations=(0.01, 0.02, 0.05, 0.1, 0.2),
         cost=0.045,
+    ),
+    "mlp": Kind(
+        name="MLP on MNIST",
+        images="mnist",
+        base_name="AdamW",
+        make=_mlp,
+        base=_adamw,
+        sphere=_sphere_adamw,
+        width=64,
+        batch=128,
+        steps=400,
+        rates=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+        decays=(0.0, 0.05, 0.2, 0.5),
+        rotations=(0.005, 0.01, 0.02, 0.05, 0.1),
+        cost=0.004,
     ),
 }
 """Every task by the key that the command line has for it."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,9 +11,10 @@ from torch import nn
 
 import onsphere as osp
 from benchmarks.evidence.problem import KINDS, Problem
+from onsphere.optim import on_sphere
 from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
 
-Space = Literal["plain", "rate", "rotation"]
+Space = Literal["plain", "rate", "wrapped", "rotation"]
 
 WARMUP = 0.05
 """Share of the steps over which the rate rises, in a line; then it falls as a cosine, to 0."""
@@ -28,8 +29,9 @@ class Run:
     Args:
         kind: a key of :data:`~benchmarks.evidence.problem.KINDS`.
         space: ``"plain"``: the base optimizer; ``"rate"``: ours, with one rate for all weights,
-            meant as in the base optimizer; ``"rotation"``: ours, weights on spheres turn by
-            ``rotation`` a step, all others have the rate ``lr``.
+            as it is by default; ``"wrapped"``: the base optimizer in ``on_sphere``;
+            ``"rotation"``: ours, weights on spheres turn by ``rotation`` a step, all others have
+            the rate ``lr``.
         lr: peak rate.
         weight_decay: of matrices that are not on spheres (in ``"plain"``, of all).
         rotation: peak rotation in radians per step.
@@ -48,6 +50,16 @@ class Run:
     steps: int
     width: int
     batch: int
+
+    @property
+    def swept(self) -> float:
+        """The number that its space tunes: a rate, or a rotation."""
+        return self.lr if self.rotation is None else self.rotation
+
+    def at(self, swept: float, weight_decay: float) -> "Run":
+        """Return the same run with another rate (or rotation) and decay."""
+        new = {"lr" if self.rotation is None else "rotation": swept}
+        return replace(self, **new, weight_decay=weight_decay)  # type: ignore[arg-type]
 
     def cell(self, *needs: Cell) -> Cell:
         """Return the cell of this run; a GPT needs the cell of the text."""
@@ -112,11 +124,13 @@ def optimizer_for(run: Run, problem: Problem) -> tuple[torch.optim.Optimizer, in
     kind = KINDS[run.kind]
     groups = _audit(run, problem).param_groups(problem.model, weight_decay=run.weight_decay)
     count = sum(p.numel() for g in groups if g["sphere"] is not None for p in g["params"])
+    plain = [{key: value for key, value in g.items() if key != "sphere"} for g in groups]
+    if run.space == "wrapped":
+        return on_sphere(kind.base(plain, run.lr), groups), count
     if run.space == "plain":
-        for group in groups:  # the usual split: matrices decay, gains and biases do not
+        for group in plain:  # the usual split: matrices decay, gains and biases do not
             group["weight_decay"] = run.weight_decay if group["params"][0].ndim > 1 else 0.0
-            del group["sphere"]
-        return kind.base(groups, run.lr), 0
+        return kind.base(plain, run.lr), 0
     if run.space == "rotation":
         for group in groups:
             if group["sphere"] is not None:
@@ -132,4 +146,4 @@ def _audit(run: Run, problem: Problem) -> osp.Audit:
 
 
 _AUDITS: dict[tuple[str, int], osp.Audit] = {}
-TRAIN = Task("evidence", 1, train)
+TRAIN = Task("evidence", 2, train)

@@ -1,12 +1,13 @@
 """Tuning: a grid with one seed, then fresh seeds at what was best.
 
-Three spaces per task. The base optimizer has a grid of rate by decay, so twice as many runs
+Four spaces per task. The base optimizer has a grid of rate by decay, so several times as many runs
 as each of ours; ours have a grid of rates and no decay. In ``"rotation"`` the weights that are not
 on spheres keep the base optimizer's tuned rate and decay: one moves a tuned recipe and looks for
-one number.
+one number. Every grid is widened until its best lies inside.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,12 @@ from onsphere.studies.data import Source
 from onsphere.studies.runner import Progress, run
 from onsphere.studies.store import Store
 
-SPACES: tuple[Space, ...] = ("plain", "rate", "rotation")
+SPACES: tuple[Space, ...] = ("plain", "rate", "wrapped", "rotation")
+OURS = SPACES[1:]
 GRID_SEED = 0
 FRESH_SEEDS = (1, 2, 3)
+# No grid is widened beyond these rates.
+_FINEST, _COARSEST = 1e-5, 10.0
 
 Record = dict[str, Any]
 Report = Callable[[Progress], None]
@@ -44,7 +48,7 @@ class Trial:
     @property
     def swept(self) -> float:
         """The number that its space tunes: a rate, or a rotation."""
-        return self.run.lr if self.run.rotation is None else self.run.rotation
+        return self.run.swept
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Bench:
 
     Args:
         store: of the records.
-        source: of the images.
+        sources: of the images, by data set.
         text: the cell of the text.
         jobs: worker processes.
         report: called after every run.
@@ -80,7 +84,7 @@ class Bench:
     """
 
     store: Store
-    source: Source
+    sources: Mapping[str, Source]
     text: Cell
     jobs: int
     report: Report
@@ -94,8 +98,10 @@ class Bench:
     def each(self, lists: Iterable[list[Run]]) -> list[list[Trial]]:
         """Return a trial for every run of every list; those without a record are made first."""
         cells = [[(one, self.cell(one)) for one in runs] for runs in lists]
-        missing = [cell for row in cells for _, cell in row]
-        run(missing, self.store, self.source, jobs=self.jobs, report=self.report)
+        for kind in {one.kind for row in cells for one, _ in row}:
+            mine = [cell for row in cells for one, cell in row if one.kind == kind]
+            source = self.sources[KINDS[kind].images]
+            run(mine, self.store, source, jobs=self.jobs, report=self.report)
         return [[Trial(one, self.store.read(cell) or {}) for one, cell in row] for row in cells]
 
     def timing(self, chosen: dict[Space, Trial]) -> Record:
@@ -103,7 +109,8 @@ class Bench:
         sample = self.cell(chosen["plain"].run)
         config = {space: dict(self.cell(chosen[space].run).config) for space in SPACES}
         cell = Cell(TIMING, config, sample.needs)
-        run([cell], self.store, self.source, jobs=1, report=self.report)
+        source = self.sources[KINDS[chosen["plain"].run.kind].images]
+        run([cell], self.store, source, jobs=1, report=self.report)
         return self.store.read(cell) or {}
 
 
@@ -113,11 +120,12 @@ def bench(data: Path, out: Path, jobs: int, report: Report, **sizes: int | None)
     Raises:
         OnsphereError: a file is missing or not the published one.
     """
-    source = Source("fashion-mnist", data)
     text.read(data)  # a missing file is told before anything is made
-    source.load()
+    sources = {name: Source(name, data) for name in {row.images for row in KINDS.values()}}
+    for source in sources.values():
+        source.load()
     characters = Cell(Task("text", 1, partial(text.encode, data)), {"sha256": text.SHA256})
-    return Bench(Store(out), source, characters, jobs, report, **sizes)
+    return Bench(Store(out), sources, characters, jobs, report, **sizes)
 
 
 def grid(bench: Bench, kind: str, space: Space, tuned: Run | None = None) -> list[Run]:
@@ -138,7 +146,7 @@ def grid(bench: Bench, kind: str, space: Space, tuned: Run | None = None) -> lis
         return [
             replace(common, lr=lr, weight_decay=decay) for decay in row.decays for lr in row.rates
         ]
-    if space == "rate":
+    if space != "rotation":
         return [replace(common, lr=lr) for lr in row.rates]
     assert tuned is not None
     return [replace(tuned, space=space, rotation=angle) for angle in row.rotations]
@@ -149,11 +157,47 @@ def best(trials: Sequence[Trial]) -> Trial:
     return min(trials, key=lambda trial: trial.loss)
 
 
+def search(bench: Bench, *grids: Sequence[Run]) -> list[list[Trial]]:
+    """Run grids, and widen each until its best lies inside."""
+    runs = [list(one) for one in grids]
+    while True:
+        found = bench.each(runs)
+        more = [_beyond(best(trials).run, mine) for trials, mine in zip(found, runs, strict=True)]
+        if not any(more):
+            return found
+        runs = [mine + new for mine, new in zip(runs, more, strict=True)]
+
+
+def _beyond(found: Run, runs: Sequence[Run]) -> list[Run]:
+    """Return the runs that put the best of a grid inside it, as far as it lies at an edge."""
+    rates, decays = sorted({r.swept for r in runs}), sorted({r.weight_decay for r in runs})
+    if len(decays) > 1 and found.weight_decay == decays[-1]:
+        return [found.at(rate, 2 * decays[-1]) for rate in rates]
+    if found.swept in (rates[0], rates[-1]) and _FINEST < found.swept < _COARSEST:
+        rate = next_rate(found.swept, up=found.swept == rates[-1])
+        return [found.at(rate, decay) for decay in decays]
+    return []
+
+
+def next_rate(rate: float, *, up: bool) -> float:
+    """Return the neighbour of a rate in the series 1, 2, 5.
+
+    Example:
+        >>> next_rate(0.05, up=True), next_rate(0.01, up=False)
+        (0.1, 0.005)
+    """
+    exponent = math.floor(math.log10(rate) + 1e-9)
+    series = [float(f"{m}e{e}") for e in range(exponent - 1, exponent + 2) for m in (1, 2, 5)]
+    place = min(range(len(series)), key=lambda i: abs(math.log(series[i] / rate)))
+    return series[place + (1 if up else -1)]
+
+
 def tune(bench: Bench, kind: str) -> Found:
     """Run everything for one task that has no record yet, and return what is known."""
-    runs = {space: grid(bench, kind, space) for space in SPACES[:2]}
-    found = dict(zip(runs, bench.each(runs.values()), strict=True))
-    (found["rotation"],) = bench.each([grid(bench, kind, "rotation", best(found["plain"]).run)])
+    runs = {space: grid(bench, kind, space) for space in SPACES if space != "rotation"}
+    found = dict(zip(runs, search(bench, *runs.values()), strict=True))
+    tuned = best(found["plain"]).run
+    (found["rotation"],) = search(bench, grid(bench, kind, "rotation", tuned))
     chosen = {space: best(trials) for space, trials in found.items()}
     repeats = [[replace(one.run, seed=seed) for seed in FRESH_SEEDS] for one in chosen.values()]
     fresh = dict(zip(chosen, bench.each(repeats), strict=True))

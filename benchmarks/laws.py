@@ -12,9 +12,9 @@ from torch.optim import SGD, Adam, AdamW, Muon
 
 from onsphere import dynamics as dyn
 from onsphere.dynamics import SGDW, Equilibrium, Lion, random_walk
-from onsphere.dynamics.memory import Memory, arcsine
-from onsphere.dynamics.walk import MakeOptimizer
-from onsphere.studies.statistics import log_slope
+from onsphere.dynamics.autocorrelation import Memory, arcsine
+from onsphere.dynamics.simulate import MakeOptimizer
+from onsphere.studies.setup.statistics import log_slope
 
 LEVEL = 4.0
 """Squared gradient norm at the unit-norm point, in every walk."""

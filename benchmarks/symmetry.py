@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.families import FAMILIES, Family
+from onsphere._torch.execution import OutputPicker, float_outputs
+from onsphere.models.checkpoint import load, read
 from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
-from onsphere.symmetry.canonical import Factors
-from onsphere.symmetry.certificate import is_well_conditioned, relative_change
-from onsphere.symmetry.checkpoint import load, read
-from onsphere.symmetry.evidence import RadialRows, join, radial_rows
-from onsphere.symmetry.execution import OutputPicker, float_outputs
-from onsphere.symmetry.probe import Point, Probe
-from onsphere.symmetry.trace import trace
+from onsphere.symmetry.exact.trace import trace
+from onsphere.symmetry.numeric.certificate import is_well_conditioned, relative_change
+from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.numeric.radial_derivatives import RadialRows, join, radial_rows
+from onsphere.symmetry.rewrite.canonicalize import Factors
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 RANDOM = {

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere.robustness import pgd
-from onsphere.studies.data import Images, Source
-from onsphere.studies.network import SmallConvNet
+from onsphere.studies.setup.data import Images, Source
+from onsphere.studies.setup.network import SmallConvNet
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ _hook = install_import_hook(
         "onsphere.norms",
         "onsphere.robustness",
         "onsphere.dynamics",
-        "onsphere.plans",
+        "onsphere.planning",
     ],
     "beartype.beartype",
 )

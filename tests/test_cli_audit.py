@@ -337,7 +337,7 @@ def test_a_page_that_cannot_be_written(command, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("onsphere.report.page.write", full)
+    monkeypatch.setattr("onsphere.report.html.write", full)
     code, out, error = command(*audit_of("net", "--html", "a.html"))
     assert (code, out) == (2, "")
     assert "onsphere: cannot write the page 'a.html': No space left on device\n" in error

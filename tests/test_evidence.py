@@ -13,9 +13,9 @@ from benchmarks.evidence.tuning import SPACES, Bench, Found, Trial
 
 import onsphere as osp
 from onsphere.report import Verdict
-from onsphere.studies.cell import Cell, Inputs, Outcome, Task
-from onsphere.studies.data import Source
-from onsphere.studies.store import Store
+from onsphere.studies.engine.job import Cell, Inputs, Outcome, Task
+from onsphere.studies.engine.store import Store
+from onsphere.studies.setup.data import Source
 
 _LINES = "".join(f"Enter {n} messengers. " for n in range(400))
 

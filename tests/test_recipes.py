@@ -12,7 +12,7 @@ import onsphere as osp
 from onsphere.dynamics import NormRecorder
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
-from onsphere.recipes import METHODS, RecipeError, SphereRecipe, sphere_recipe
+from onsphere.planning.recipe import METHODS, RecipeError, SphereRecipe, sphere_recipe
 
 ROWS, WHOLE = Sphere(VectorAxes((0,))), Sphere()
 

@@ -12,8 +12,8 @@ from benchmarks.evidence.summary import document
 from benchmarks.evidence.tuning import bench, tune
 from onsphere.errors import OnsphereError
 from onsphere.report import summary, table
+from onsphere.studies.engine.runner import Progress
 from onsphere.studies.publish import publish
-from onsphere.studies.runner import Progress
 
 
 def main(words: list[str] | None = None) -> int:

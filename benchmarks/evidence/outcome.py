@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from benchmarks.evidence.run import Space
 from benchmarks.evidence.tuning import SPACES, Found, Trial
-from onsphere.studies.statistics import Estimate, estimate
+from onsphere.studies.setup.statistics import Estimate, estimate
 
 WITHIN = 0.02  # a rate is usable when its loss is at most this share above the best
 

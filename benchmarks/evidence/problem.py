@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from benchmarks.evidence.gpt import GPT
 from benchmarks.evidence.text import split, windows
 from onsphere.optim import SphereAdamW, SphereSGD
-from onsphere.studies.cell import Inputs
-from onsphere.studies.data import Images
-from onsphere.studies.network import SmallConvNet
+from onsphere.studies.engine.job import Inputs
+from onsphere.studies.setup.data import Images
+from onsphere.studies.setup.network import SmallConvNet
 
 CONTEXT = 64
 _VALIDATED = 128  # windows of text (8,192 characters)

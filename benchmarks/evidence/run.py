@@ -12,7 +12,7 @@ from torch import nn
 import onsphere as osp
 from benchmarks.evidence.problem import KINDS, Problem
 from onsphere.optim import on_sphere
-from onsphere.studies.cell import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 
 Space = Literal["plain", "rate", "wrapped", "rotation"]
 

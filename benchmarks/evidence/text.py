@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onsphere.errors import OnsphereError
-from onsphere.studies.cell import Config, Inputs, Outcome
+from onsphere.studies.engine.job import Config, Inputs, Outcome
 
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 """Of ``input.txt``, as it is published with char-rnn and nanoGPT."""

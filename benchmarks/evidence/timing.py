@@ -5,7 +5,7 @@ from collections.abc import Callable
 from benchmarks.evidence.problem import KINDS
 from benchmarks.evidence.run import Run, optimizer_for, training_step
 from benchmarks.pairing import pair
-from onsphere.studies.cell import Config, Inputs, Outcome, Task
+from onsphere.studies.engine.job import Config, Inputs, Outcome, Task
 
 _PAIRS = 31
 

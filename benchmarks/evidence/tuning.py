@@ -17,10 +17,10 @@ from benchmarks.evidence import text
 from benchmarks.evidence.problem import KINDS
 from benchmarks.evidence.run import Run, Space
 from benchmarks.evidence.timing import TIMING
-from onsphere.studies.cell import Cell, Task
-from onsphere.studies.data import Source
-from onsphere.studies.runner import Progress, run
-from onsphere.studies.store import Store
+from onsphere.studies.engine.job import Cell, Task
+from onsphere.studies.engine.runner import Progress, run
+from onsphere.studies.engine.store import Store
+from onsphere.studies.setup.data import Source
 
 SPACES: tuple[Space, ...] = ("plain", "rate", "wrapped", "rotation")
 OURS = SPACES[1:]

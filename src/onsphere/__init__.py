@@ -11,17 +11,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from onsphere import dynamics, geometry, norms, optim, plans, robustness
-from onsphere.plans import Plan, plan
-from onsphere.recipes import SphereRecipe, sphere_recipe
+from onsphere import dynamics, geometry, norms, optim, planning, robustness
+from onsphere.planning import Plan, plan
+from onsphere.planning.recipe import SphereRecipe, sphere_recipe
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
     from onsphere import monitor, symmetry
     from onsphere.monitor import Monitor
     from onsphere.symmetry.audit import audit
-    from onsphere.symmetry.audited import Audit
-    from onsphere.symmetry.canonical import canonicalize
+    from onsphere.symmetry.report import Audit
+    from onsphere.symmetry.rewrite.canonicalize import canonicalize
 
 __all__ = [
     "Audit",
@@ -37,7 +37,7 @@ __all__ = [
     "norms",
     "optim",
     "plan",
-    "plans",
+    "planning",
     "robustness",
     "sphere_recipe",
     "symmetry",

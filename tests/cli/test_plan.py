@@ -7,7 +7,7 @@ import shlex
 import pytest
 from torch.optim import SGD
 
-from onsphere.plans import Schedule
+from onsphere.planning import Schedule
 from plans.watched import watched, write
 
 ADAMW = ["plan", "adamw", "--lr", "1e-3", "--weight-decay", "0.1", "--steps", "20000"]

@@ -3,13 +3,13 @@
 import pytest
 from rich.console import Console
 
-from onsphere.cli import screen
+from onsphere.cli import _progress
 
 
-@pytest.mark.parametrize("shown", [screen.stages, screen.bar])
+@pytest.mark.parametrize("shown", [_progress.stages, _progress.bar])
 def test_names_of_files_are_not_markup(shown, monkeypatch, capsys):
     terminal = lambda **_: Console(stderr=True, force_terminal=True, width=100)  # noqa: E731
-    monkeypatch.setattr(screen, "Console", terminal)
+    monkeypatch.setattr(_progress, "Console", terminal)
     with shown(False) as show:
         show("reading [/red]a[bold].npz")
     assert "[/red]a[bold].npz" in capsys.readouterr().err

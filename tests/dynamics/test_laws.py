@@ -5,7 +5,7 @@ import torch
 from benchmarks import laws
 
 from onsphere import dynamics as dyn
-from onsphere.dynamics.memory import Memory, arcsine, polar
+from onsphere.dynamics.autocorrelation import Memory, arcsine, polar
 
 
 def check(measured):

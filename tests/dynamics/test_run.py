@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from onsphere.dynamics.run import (
+from onsphere.monitor.run import (
     COUNTS,
     PREDICTIONS,
     QUANTITIES,

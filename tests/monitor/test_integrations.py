@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from monitor.networks import ROWS, Weights
-from onsphere.dynamics import Run
 from onsphere.integrations import huggingface, lightning
+from onsphere.monitor import Run
 
 
 def weights():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from monitor.networks import tangent_noise, watched
-from onsphere.dynamics import Run, RunError
+from onsphere.monitor import Run, RunError
 
 NOISE = "cannot be written"
 

@@ -10,8 +10,8 @@ from monitor.networks import ROWS, Weights, tangent_noise, watched
 from onsphere.dynamics import SGDW, Lion, half_life, sgd_equilibrium
 from onsphere.geometry import Sphere
 from onsphere.monitor import Monitor
-from onsphere.monitor.law import Vector, equilibrium, law_of
-from onsphere.monitor.watched import Layer
+from onsphere.monitor.forecast import Vector, equilibrium, law_of
+from onsphere.monitor.layers import Layer
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 
 SGD, ADAMW, ADAM = torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam

@@ -6,11 +6,11 @@ import torch
 
 from monitor.networks import ROWS, Weights, steps
 from onsphere.dynamics import NormRecorder
-from onsphere.dynamics.run import QUANTITIES
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.monitor import Monitor
-from onsphere.monitor.statistics import Bucket, Limits, leaking, statistics
-from onsphere.monitor.sums import gradient_sums, update_sums
+from onsphere.monitor.layer_statistics import Bucket, Limits, leaking, statistics
+from onsphere.monitor.run import QUANTITIES
+from onsphere.monitor.step_sums import gradient_sums, update_sums
 
 LAYOUTS = [VectorAxes(), ROWS, VectorAxes((1,)), VectorAxes(pieces=((0, 2),))]
 

@@ -10,9 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import onsphere as osp
 from monitor.networks import ROWS, Weights, steps, tangent_noise, watched
-from onsphere.dynamics import Run, RunError
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.monitor import Monitor, WatchError
+from onsphere.monitor import Monitor, Run, RunError, WatchError
 from onsphere.optim import SphereAdamW, on_sphere
 
 SGD = torch.optim.SGD

@@ -8,10 +8,9 @@ import torch
 from rich.console import Console
 
 from monitor.networks import ROWS, Weights, steps, tangent_noise, watched
-from onsphere.dynamics import Run
-from onsphere.monitor import Monitor
-from onsphere.monitor.page import document, to_html
-from onsphere.monitor.screen import screen
+from onsphere.monitor import Monitor, Run
+from onsphere.monitor.html import document, to_html
+from onsphere.monitor.terminal import screen
 
 
 def sgd(p):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from torch.optim import SGD, AdamW
 
-from onsphere.dynamics.run import Flag, RunError
-from onsphere.plans import PlanError, Schedule, words
-from onsphere.plans.comparison import compare
-from onsphere.plans.page import comparison_document, comparison_table
+from onsphere.monitor.run import Flag, RunError
+from onsphere.planning import PlanError, Schedule, text
+from onsphere.planning.compare import compare
+from onsphere.planning.html import comparison_document, comparison_table
 from plans.watched import watched
 
 SETTINGS = {
@@ -62,7 +62,7 @@ def test_gradients_that_grow_are_followed():
 
 def test_it_is_said(run):
     layers = compare(run)
-    said = words.comparison_findings(layers)
+    said = text.comparison_findings(layers)
     assert said[0].startswith("1 of 1 layers turn within 15%")
     assert any("no law is known" in line and line.endswith("other.") for line in said)
     table = comparison_table(layers)
@@ -71,9 +71,9 @@ def test_it_is_said(run):
     assert [len(figure.panels) for figure in shown.sections[0].figures] == [1, 1]
     assert all(panel.series[1].dashed for f in shown.sections[0].figures for panel in f.panels)
     far = [replace(layers[0], rotation=2 * layers[0].rotation), *layers[1:]]
-    assert "more than what is expected." in words.comparison_findings(far)[1]
+    assert "more than what is expected." in text.comparison_findings(far)[1]
     flagged = [replace(far[0], flags=("eps",))]
-    assert "expected (flagged by the monitor: eps)." in words.comparison_findings(flagged)[1]
+    assert "expected (flagged by the monitor: eps)." in text.comparison_findings(flagged)[1]
 
 
 def test_flags_go_along(run):
@@ -103,7 +103,7 @@ def test_laws_by_the_monitors_names():
     assert set(held.expected_norm.tolist()) == {float(held.norm[0])}
     assert np.isnan(held.expected_rotation).all()
     assert np.isfinite(held.late[2])
-    assert words.comparison_findings([held]) == []
+    assert text.comparison_findings([held]) == []
     (turned,) = compare(as_law(run, "rotation"))
     assert set(turned.expected_rotation.tolist()) == {settings["lr"]}
     (none,) = compare(as_law(run, "rmsprop"))

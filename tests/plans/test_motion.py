@@ -8,9 +8,9 @@ from torch.optim import SGD, Adam, AdamW, Muon
 
 from onsphere import dynamics as dyn
 from onsphere.dynamics import SGDW, Lion, random_walk
-from onsphere.dynamics.memory import Memory, arcsine
-from onsphere.plans import PlanError, Schedule, follow, plan
-from onsphere.plans import motion as motions
+from onsphere.dynamics.autocorrelation import Memory, arcsine
+from onsphere.planning import PlanError, Schedule, follow, plan
+from onsphere.planning import trajectory as motions
 
 LEVEL, WIDTH = 4.0, 64
 

@@ -8,10 +8,10 @@ import torch
 import onsphere as osp
 from onsphere import cli
 from onsphere import dynamics as dyn
-from onsphere.hyperparameters import RecipeError
-from onsphere.plans import PlanError, Schedule, plan, words
-from onsphere.plans.code import command_of, recipe_code
-from onsphere.plans.page import document
+from onsphere.dynamics.optimizers import RecipeError
+from onsphere.planning import PlanError, Schedule, plan, text
+from onsphere.planning.codegen import command_of, recipe_code
+from onsphere.planning.html import document
 
 ADAMW = {"lr": 1e-3, "weight_decay": 0.1}
 SGD = {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}
@@ -44,9 +44,9 @@ def test_what_is_said_of_the_unknown_gradients_is_so(method):
     assert known.settled.norm == pytest.approx(without.settled.norm * 5.0**depends.norm)
     assert known.settled.rotation == pytest.approx(without.settled.rotation * 5.0**depends.rotation)
     assert known.half_life == pytest.approx(without.half_life * 5.0**depends.half_life)
-    said = " ".join(words.notes(without))
+    said = " ".join(text.notes(without))
     assert "--gradient-square" in said
-    assert "--gradient-square" not in " ".join(words.notes(known))
+    assert "--gradient-square" not in " ".join(text.notes(known))
     values = without.to_dict()["equilibrium"]
     assert values["norm"] is None
     times = values["times_powers_of_gradient_square"]["norm"]
@@ -60,14 +60,14 @@ def test_whether_the_run_is_long_enough(power, verdict):
     lasting = round(lives * plan("adamw", Schedule(1), **ADAMW).half_life)
     planned = plan("adamw", Schedule(lasting), **ADAMW)
     assert float(planned.path.left[-1]) == pytest.approx(2**-lives, rel=1e-3)
-    assert words.lifetimes(planned) == f"{lives:.1f} half-lives"
-    assert words.findings(planned)[0].startswith(verdict)
+    assert text.lifetimes(planned) == f"{lives:.1f} half-lives"
+    assert text.findings(planned)[0].startswith(verdict)
 
 
 def test_the_step_from_which_on_it_is_settled():
     planned = plan("sgd", Schedule(20_000), **SGD)
     at = planned.half_life * math.log2(20)
-    said = words.findings(planned)[0]
+    said = text.findings(planned)[0]
     step = int(said.partition("From step ")[2].partition(" on")[0].replace(",", ""))
     assert step == pytest.approx(at, abs=12)
 
@@ -76,14 +76,14 @@ def test_a_start_is_told_in_units_of_the_equilibrium():
     settled = plan("sgd", Schedule(1), **SGD, unit_gradient_square=2.0).settled
     planned = plan("sgd", Schedule(99), **SGD, unit_gradient_square=2.0,
                    initial_norm=2 * settled.norm)  # fmt: skip
-    assert "It starts at 2 times the norm" in " ".join(words.findings(planned))
-    assert "0.25 times as fast" in " ".join(words.findings(planned))
+    assert "It starts at 2 times the norm" in " ".join(text.findings(planned))
+    assert "0.25 times as fast" in " ".join(text.findings(planned))
     assert planned.around == ()
 
 
 def test_drops_are_told_one_by_one():
     planned = plan("sgd", Schedule(40_000, "step", drops=(10_000, 38_000)), **SGD)
-    first, second = (said for said in words.findings(planned) if said.startswith("At step"))
+    first, second = (said for said in text.findings(planned) if said.startswith("At step"))
     assert "from 0.00725 to 0.000725 at once" in first
     assert "is back to 0.00229" in first
     assert "not back" in second
@@ -92,26 +92,26 @@ def test_drops_are_told_one_by_one():
 
 def test_a_schedule_that_the_norm_follows():
     slow = plan("sgd", Schedule(1_000_000, "linear", final=0.5), **SGD)
-    assert "The norm follows the rate" in " ".join(words.findings(slow))
+    assert "The norm follows the rate" in " ".join(text.findings(slow))
     fast = plan("sgd", Schedule(1000, "linear"), **SGD)
-    assert "falls faster than the norm" in " ".join(words.findings(fast))
+    assert "falls faster than the norm" in " ".join(text.findings(fast))
 
 
 def test_without_decay():
     free = plan("sgd", Schedule(1000), lr=0.1, weight_decay=0.0)
     assert free.settled is free.recipe is free.half_life is None
-    assert "t^(1/4)" in words.findings(free)[0]
+    assert "t^(1/4)" in text.findings(free)[0]
     assert recipe_code(free) == []
     given = plan("adam", Schedule(10_000), lr=0.1, weight_decay=0.0, initial_norm=2.0)
-    assert "t^(1/2)" in words.findings(given)[0]
+    assert "t^(1/2)" in text.findings(given)[0]
     end = float(given.path.norm[-1])
-    assert f"from 2 to {end:.3g}" in words.findings(given)[1]
+    assert f"from 2 to {end:.3g}" in text.findings(given)[1]
 
 
 def test_a_memory_longer_than_the_half_life_is_minded():
     quick = plan("adamw", Schedule(1000), lr=0.1, weight_decay=0.1)
-    assert "remembers some 1,000 gradients" in " ".join(words.notes(quick))
-    assert "remembers" not in " ".join(words.notes(plan("adamw", Schedule(1000), **ADAMW)))
+    assert "remembers some 1,000 gradients" in " ".join(text.notes(quick))
+    assert "remembers" not in " ".join(text.notes(plan("adamw", Schedule(1000), **ADAMW)))
 
 
 PLANS = {

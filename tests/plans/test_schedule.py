@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from onsphere.plans import PlanError, Schedule
+from onsphere.planning import PlanError, Schedule
 
 TIMES = torch.arange(100).double()
 

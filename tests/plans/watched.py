@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from onsphere.dynamics import random_walk
-from onsphere.dynamics.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Run, Sample
+from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Run, Sample
 
 LEVEL, WIDTH, EVERY = 4.0, 64, 5
 

@@ -3,17 +3,8 @@
 import math
 from functools import cache
 
-from onsphere.report import (
-    Document,
-    Figure,
-    Panel,
-    Reference,
-    Section,
-    Series,
-    Table,
-    Verdict,
-)
-from onsphere.report.page import render
+from onsphere.report import Document, Figure, Panel, Reference, Section, Series, Table, Verdict
+from onsphere.report.html import render
 
 NAN, INF = math.nan, math.inf
 NASTY = "<script>alert(1)</script>\"'&amp; ]]> {{ 7*7 }} $\\frac{$ ‖w‖² 日本 \x00\x1b\ud800"

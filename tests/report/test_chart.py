@@ -3,7 +3,7 @@ import math
 import pytest
 
 from onsphere.report import Panel, Series
-from onsphere.report.chart import chart
+from onsphere.report.terminal_chart import chart
 
 
 def dots(lines: list[str]) -> set[tuple[int, int]]:

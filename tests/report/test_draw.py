@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from onsphere.report import Document, Figure, Panel, Reference, Series
-from onsphere.report.draw import DPI, draw, panels_to_svg, save, save_all, to_svg
+from onsphere.report.figures import DPI, draw, panels_to_svg, save, save_all, to_svg
 from onsphere.report.palette import METHODS, VARIANTS
 from report.examples import ACCURACY, GROWTH, INF, ODD_PANELS, ORDINARY, growth_panel, section
 
@@ -155,7 +155,7 @@ def test_global_settings_are_left_alone():
 
 
 def test_pyplot_is_not_needed():
-    code = "import sys, onsphere.report.page; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, onsphere.report.html; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

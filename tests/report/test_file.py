@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from onsphere.report.file import write_whole
+from onsphere._utils.files import write_whole
 
 
 def test_writes_and_replaces(tmp_path):

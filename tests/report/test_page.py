@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from onsphere.report import Document, Table
-from onsphere.report.page import raised, render, write
+from onsphere.report.html import raised, render, write
 from report.examples import ACCURACY, DOCUMENTS, EMPTY, ORDINARY, SHORT_GROWTH, page_of, section
 
 VOID = {"meta", "link", "path", "rect", "use", "image", "br"}

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from onsphere.robustness import amplification, local_slope, top_singular
-from onsphere.robustness.effective import effective_layers
-from onsphere.robustness.gains import gains, passed
-from onsphere.robustness.passage import CannotFollow
-from onsphere.robustness.spectrum import is_affine
+from onsphere.robustness.amplification.effective_layers import effective_layers
+from onsphere.robustness.amplification.gains import gains, passed
+from onsphere.robustness.amplification.layer_trace import CannotFollow
+from onsphere.robustness.amplification.singular_values import is_affine
 
 SHARED = ("relative", "effective", "alignment", "singular")  # what no gauge moves
 SCALES = ("absolute", "incremental", "weight_norm")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onsphere.robustness import apgd, apgd_targeted, correct, margin, pgd
-from onsphere.robustness.apgd import checkpoints
+from onsphere.robustness.attacks.auto_pgd import checkpoints
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
 ATTACKS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onsphere.robustness import Threat, apgd_targeted, correct, fab
-from onsphere.robustness.fab import onto_plane
+from onsphere.robustness.attacks.fab import onto_plane
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onsphere.robustness import cross_entropy, dlr, margin, targeted_dlr, tempered_cross_entropy
-from onsphere.robustness.losses import gain, spread
+from onsphere.robustness.attacks.losses import gain, spread
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onsphere.robustness import apgd, correct, margin, square
-from onsphere.robustness.square import _pyramid, _two_halves, share_of_image
+from onsphere.robustness.attacks.square import _pyramid, _two_halves, share_of_image
 from robustness.problems import DUAL, Quantized, conv_net, distances, inside, linear
 
 seeded = lambda seed=0: torch.Generator().manual_seed(seed)  # noqa: E731

@@ -5,7 +5,11 @@ import torch
 
 from onsphere.norms import ActivationNorm
 from onsphere.robustness import EvaluationError, Stage, Threat
-from onsphere.robustness.trust import CHECKS, refuse_batch_statistics, trust_checks
+from onsphere.robustness.evaluation.masking_checks import (
+    CHECKS,
+    refuse_batch_statistics,
+    trust_checks,
+)
 from robustness.problems import DUAL, Quantized, conv_net
 
 

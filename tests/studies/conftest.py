@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from onsphere.studies import claim
-from onsphere.studies.data import Source
+from onsphere.studies.claims import base
+from onsphere.studies.setup.data import Source
 from studies import tiny
 
 
@@ -16,7 +16,7 @@ def digits():
 
 @pytest.fixture
 def tiny_scale(monkeypatch):
-    monkeypatch.setitem(claim.SCALES, "quick", tiny.TINY)
+    monkeypatch.setitem(base.SCALES, "quick", tiny.TINY)
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def undisturbed(tmp_path_factory):
     """Records of the tiny study, run in one go by one worker. Not to be written to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(claim.SCALES, "quick", tiny.TINY)
+        patch.setitem(base.SCALES, "quick", tiny.TINY)
         tiny.run(folder)
     return folder
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from onsphere.studies.claim import Plan, Results
+from onsphere.studies.claims.base import Plan, Results
 from onsphere.studies.study import CLAIMS
 
 PLAN = Plan("digits", (0, 1, 2), "quick")

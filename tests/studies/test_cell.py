@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from onsphere.studies.cell import Cell, Outcome, Task, closure, digest
+from onsphere.studies.engine.job import Cell, Outcome, Task, closure, digest
 
 TASK = Task("square", 1, lambda config, inputs: Outcome({"y": config["x"] ** 2}))
 BASE = Cell(TASK, {"x": 2, "seed": 0})

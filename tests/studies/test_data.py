@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from onsphere.errors import OnsphereError
-from onsphere.studies import data
-from onsphere.studies.data import Source
+from onsphere.studies.setup import data
+from onsphere.studies.setup.data import Source
 
 NAMES = [file.name for file in data._FILES["mnist"]]
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from onsphere.studies import causes, gain, growth, invariance, robustness, sphere
-from onsphere.studies.cell import Inputs
-from onsphere.studies.training import Training, train
+from onsphere.studies.claims import causes, gain, growth, invariance, robustness, sphere
+from onsphere.studies.engine.job import Inputs
+from onsphere.studies.setup.training import Training, train
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_controls_that_keep_the_function_keep_robustness(trained):
 
 
 def test_stale_statistics_are_measured_anew(trained, digits):
-    from onsphere.studies.training import restore
+    from onsphere.studies.setup.training import restore
 
     config, inputs = trained("bn")
     settings = Training(**config["training"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onsphere.studies.network import LABELS, STUDIED, SmallConvNet
+from onsphere.studies.setup.network import LABELS, STUDIED, SmallConvNet
 
 
 @pytest.fixture(params=[m for m in STUDIED if m != "none"])

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from onsphere.errors import OnsphereError
-from onsphere.studies import runner
-from onsphere.studies.cell import Cell, Outcome, Task
-from onsphere.studies.data import Source
-from onsphere.studies.store import Store
+from onsphere.studies.engine import runner
+from onsphere.studies.engine.job import Cell, Outcome, Task
+from onsphere.studies.engine.store import Store
+from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS
 from studies import tiny
 

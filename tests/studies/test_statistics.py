@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats
 
-from onsphere.studies.statistics import estimate, log_slope, rank_correlation
+from onsphere.studies.setup.statistics import estimate, log_slope, rank_correlation
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, 0.1, 0.4], [5.0, -3.0, 8.0, 1.5, 2.5]])

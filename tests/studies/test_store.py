@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from onsphere.errors import OnsphereError
-from onsphere.studies import store as store_file
-from onsphere.studies.cell import Cell, Outcome, Task
-from onsphere.studies.store import Store
+from onsphere.studies.engine import store as store_file
+from onsphere.studies.engine.job import Cell, Outcome, Task
+from onsphere.studies.engine.store import Store
 
 TASK = Task("square", 1, lambda config, inputs: Outcome({}))
 CELL, OTHER = Cell(TASK, {"x": 2}), Cell(TASK, {"x": 3})

@@ -2,8 +2,8 @@ import pytest
 
 from onsphere.errors import OnsphereError
 from onsphere.studies import study as study_file
-from onsphere.studies.claim import SCALES, Plan
-from onsphere.studies.data import Source
+from onsphere.studies.claims.base import SCALES, Plan
+from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS, claims, study
 from studies import tiny
 from studies.fabricated import records
@@ -62,7 +62,7 @@ def test_every_method_is_in_every_claim_at_every_size(size):
 
 
 def test_verdicts_that_rest_on_training_have_three_seeds_and_rates_four_decades():
-    from onsphere.studies.stability import rates
+    from onsphere.studies.claims.stability import rates
 
     assert SCALES["default"].seeds >= 3
     for size in SCALES:

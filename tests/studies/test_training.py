@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from onsphere.errors import OnsphereError
-from onsphere.studies.cell import Inputs
-from onsphere.studies.network import STUDIED, SmallConvNet
-from onsphere.studies.training import (
+from onsphere.studies.engine.job import Inputs
+from onsphere.studies.setup.network import STUDIED, SmallConvNet
+from onsphere.studies.setup.training import (
     Training,
     batches,
     enlarge,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import Audit, ModelError, audit, trace
-from onsphere.symmetry.certificate import certify
-from onsphere.symmetry.evidence import gather
-from onsphere.symmetry.probe import Probe
+from onsphere.symmetry.numeric.certificate import certify
+from onsphere.symmetry.numeric.probe import Probe
+from onsphere.symmetry.numeric.radial_derivatives import gather
 from symmetry.oracle import count_wrong
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, Sphere, UnknownOp, audit
-from onsphere.symmetry.advice import DECAY
-from onsphere.symmetry.parts import Part
-from onsphere.symmetry.shift import Shift
+from onsphere.symmetry.rendering.advice import DECAY
+from onsphere.symmetry.search.partial import Part
+from onsphere.symmetry.search.shift import Shift
 from report.browser import CHROMIUM, console_of, look
 
 ONE = Fraction(1)

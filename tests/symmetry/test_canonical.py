@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
-from onsphere.symmetry.canonical import TOLERANCES
+from onsphere.symmetry.rewrite.canonicalize import TOLERANCES
 from symmetry.networks import random_network
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from onsphere.symmetry.decay import shrinkable
+from onsphere.symmetry.weight_decay import shrinkable
 
 
 def by_linear_programs(a: np.ndarray) -> set[int]:

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from onsphere.symmetry.fold import boxes, folded, folded_symmetries, ranges
+from onsphere.symmetry.rendering.name_ranges import boxes, folded, folded_symmetries, ranges
 
 ONE = Fraction(1)
 

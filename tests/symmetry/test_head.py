@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onsphere.symmetry.audited import Inputs
-from onsphere.symmetry.head import embeddings_and_heads
+from onsphere.symmetry.embeddings import embeddings_and_heads
+from onsphere.symmetry.report import Inputs
 
 
 class Residual(nn.Module):

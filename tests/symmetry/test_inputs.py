@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.symmetry import audit, trace
-from onsphere.symmetry.inputs import OtherInputs
-from onsphere.symmetry.lifted import Lifted
-from onsphere.symmetry.probe import Probe
-from onsphere.symmetry.reproduction import difference
-from onsphere.symmetry.rules import rule_of
+from onsphere.symmetry.exact.input_sampling import OtherInputs
+from onsphere.symmetry.exact.rules import rule_of
+from onsphere.symmetry.numeric.float64_mode import Lifted
+from onsphere.symmetry.numeric.probe import Probe
+from onsphere.symmetry.numeric.reproduction import difference
 
 
 def _others(*args: Any, rows: Mapping[int, int] | None = None, runs: Any = None) -> OtherInputs:
@@ -138,8 +138,8 @@ def test_a_run_that_loses_what_is_written_is_seen_and_named(
         return torch.float64 if value is torch.float32 else value
 
     monkeypatch.setattr(Lifted, "lift", copied)
-    monkeypatch.setattr("onsphere.symmetry.lifted._fresh", lambda value: value)
-    monkeypatch.setattr("onsphere.symmetry.reproduction._same_in_float64", lambda *_: False)
+    monkeypatch.setattr("onsphere.symmetry.numeric.float64_mode._fresh", lambda value: value)
+    monkeypatch.setattr("onsphere.symmetry.numeric.reproduction._same_in_float64", lambda *_: False)
     said = difference(_probe(model, x), (x,), {})
     assert said is not None
     assert "aten::" in said

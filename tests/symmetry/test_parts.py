@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsphere.symmetry import audit
-from onsphere.symmetry.parts import null_intervals
+from onsphere.symmetry.search.partial import null_intervals
 
 WIDTH, HEADS = 12, 2
 

@@ -11,8 +11,8 @@ from torch import nn
 from onsphere.geometry import VectorAxes
 from onsphere.optim import SphereSGD
 from onsphere.symmetry import audit
-from onsphere.symmetry.claims import Kind
-from onsphere.symmetry.rotation import next_angles
+from onsphere.symmetry.angular_updates import next_angles
+from onsphere.symmetry.result import Kind
 
 
 def network() -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsphere.symmetry import Operation, Unit, register_rule, trace
-from onsphere.symmetry.rules import RULES
+from onsphere.symmetry.exact.rules import RULES
 
 
 @dataclass(frozen=True)

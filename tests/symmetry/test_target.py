@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from onsphere.errors import OnsphereError
+from onsphere.models.checkpoint import CheckpointError, load, read
+from onsphere.models.target import TargetError, parse_shape
+from onsphere.models.target import load as load_target
 from onsphere.symmetry import CannotCanonicalize, ModelError
-from onsphere.symmetry.checkpoint import CheckpointError, load, read
-from onsphere.symmetry.target import TargetError, parse_shape
-from onsphere.symmetry.target import load as load_target
 
 FACTORY = """
 from dataclasses import dataclass

@@ -6,7 +6,14 @@ from fractions import Fraction
 import pytest
 import torch
 
-from onsphere.symmetry.units import Constraints, Form, in_span, null_space, row_space, sparse_basis
+from onsphere.symmetry.exact.linear_forms import (
+    Constraints,
+    Form,
+    in_span,
+    null_space,
+    row_space,
+    sparse_basis,
+)
 
 
 def _random_forms(seed: int, rows: int, count: int) -> list[Form]:

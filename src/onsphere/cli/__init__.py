@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from onsphere.cli import attack, audit, canonicalize, norms, plan, study
-from onsphere.cli.parser import Parser
+from onsphere.cli._parser import Parser
 from onsphere.errors import OnsphereError
 from onsphere.version import __version__
 

@@ -9,15 +9,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from onsphere.cli.examples import Examples, is_file, labelled
-from onsphere.cli.file import check_writable, writing
-from onsphere.cli.screen import bar
+from onsphere.cli._data import Examples, is_file, labelled
+from onsphere.cli._files import check_writable, writing
+from onsphere.cli._progress import bar
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from onsphere.cli.parser import Commands
+    from onsphere.cli._parser import Commands
     from onsphere.robustness import Amplification, Evaluation
 
 _EXAMPLES = """examples:
@@ -186,8 +186,8 @@ def _check_options(options: argparse.Namespace) -> None:
 def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
     import torch
 
+    from onsphere.models.target import load
     from onsphere.robustness.classifier import Classifier
-    from onsphere.symmetry.target import load
 
     count = options.images or _IMAGES[options.attacks]
     x, y = examples.x[:count], examples.y[:count]
@@ -225,7 +225,7 @@ def _first_result(model: "nn.Module", name: str, x: "Tensor") -> Any:
     """Run a user's model on two examples; what it raises is one line."""
     import torch
 
-    from onsphere.symmetry.checkpoint import line_of
+    from onsphere.models.checkpoint import line_of
 
     try:
         with torch.no_grad():
@@ -240,7 +240,7 @@ def _first_result(model: "nn.Module", name: str, x: "Tensor") -> Any:
 def _check_logits(logits: Any, name: str, y: "Tensor") -> None:
     import torch
 
-    from onsphere.robustness.attacks import check_logits
+    from onsphere.robustness.attacks.pgd import check_logits
 
     if not isinstance(logits, torch.Tensor) or not logits.is_floating_point():
         raise OnsphereError(
@@ -308,8 +308,8 @@ def _write_page(
     amplification: "Amplification | None",
     notes: list[str],
 ) -> None:
-    from onsphere.report import page
-    from onsphere.robustness.attack_page import document
+    from onsphere.report import html
+    from onsphere.robustness.evaluation.html import document
     from onsphere.version import __version__
 
     quick = "A quick run: gradient attacks only; leave out --quick for the full set."
@@ -326,7 +326,7 @@ def _write_page(
         },
         warnings=[*([quick] if options.attacks == "quick" else []), *notes],
     )
-    page.write(said, options.html)
+    html.write(said, options.html)
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onsphere.cli.file import check_writable, writing
-from onsphere.cli.screen import stages
+from onsphere.cli._files import check_writable, writing
+from onsphere.cli._progress import stages
 
 if TYPE_CHECKING:
-    from onsphere.cli.parser import Commands
+    from onsphere.cli._parser import Commands
 
 _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32 --train
@@ -70,8 +70,8 @@ def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from onsphere.models.target import load, parse_shape
     from onsphere.symmetry import audit
-    from onsphere.symmetry.target import load, parse_shape
 
     shape = None if options.input is None else parse_shape(options.input)
     if options.html is not None:

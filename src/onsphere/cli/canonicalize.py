@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
-from onsphere.cli.screen import stages
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from onsphere.cli.parser import Commands
+    from onsphere.cli._parser import Commands
 
 _EXAMPLES = """examples:
   onsphere canonicalize net.safetensors balanced.safetensors --model net.py:Net --input 8x3x32x32
@@ -53,8 +53,9 @@ def add(commands: "Commands") -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from onsphere.symmetry import audit, canonicalize, checkpoint
-    from onsphere.symmetry.target import load, parse_shape
+    from onsphere.models import checkpoint
+    from onsphere.models.target import load, parse_shape
+    from onsphere.symmetry import audit, canonicalize
 
     shape = None if options.input is None else parse_shape(options.input)
     _check_files(options.source, options.result, options.force)

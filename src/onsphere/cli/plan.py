@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onsphere.cli.file import check_writable, writing
+from onsphere.cli._files import check_writable, writing
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
-    from onsphere.cli.parser import Commands
-    from onsphere.plans import Plan
-    from onsphere.plans.comparison import LayerComparison
+    from onsphere.cli._parser import Commands
+    from onsphere.planning import Plan
+    from onsphere.planning.compare import LayerComparison
     from onsphere.report import Document
 
 _EXAMPLES = """examples:
@@ -137,15 +137,15 @@ def _run(options: argparse.Namespace) -> None:
         _compare(options)
         return
     planned = _planned(options)
-    from onsphere.plans.code import recipe_code
-    from onsphere.plans.page import document
+    from onsphere.planning.codegen import recipe_code
+    from onsphere.planning.html import document
 
     if options.html is not None:
         _write(document(planned), options.html)
     if options.json:
-        from onsphere.plans import words
+        from onsphere.planning import text
 
-        more = {"findings": words.findings(planned), "notes": words.notes(planned),
+        more = {"findings": text.findings(planned), "notes": text.notes(planned),
                 "code": recipe_code(planned)}  # fmt: skip
         print(json.dumps({**planned.to_dict(), **more}, indent=1, allow_nan=False))
         return
@@ -155,7 +155,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _planned(options: argparse.Namespace) -> "Plan":
-    from onsphere.plans import Schedule, plan
+    from onsphere.planning import Schedule, plan
 
     for name in ("optimizer", "lr", "weight_decay", "steps"):
         if getattr(options, name) is None:
@@ -209,19 +209,19 @@ def _shape(text: str | None) -> tuple[int, ...]:
 
 def _lines(planned: "Plan") -> Iterator[str]:
     """Say a plan to a terminal."""
-    from onsphere.plans import words
-    from onsphere.plans.code import recipe_code
-    from onsphere.plans.page import rotation_panel
-    from onsphere.report.chart import chart
+    from onsphere.planning import text
+    from onsphere.planning.codegen import recipe_code
+    from onsphere.planning.html import rotation_panel
+    from onsphere.report.terminal_chart import chart
 
     width = min(shutil.get_terminal_size().columns, 100)
-    yield from textwrap.wrap(words.heading(planned), width)
+    yield from textwrap.wrap(text.heading(planned), width)
     if planned.settled is not None:
         yield from ("", "EQUILIBRIUM at the full rate")
-        yield from _columns(words.quantities(planned))
+        yield from _columns(text.quantities(planned))
     if planned.path is not None:
         yield from ("", "THE RUN")
-        yield from _items(words.findings(planned), width)
+        yield from _items(text.findings(planned), width)
         dotted = "; dotted: what each rate would settle at" if planned.settled else ""
         yield from ("", f"ROTATION per step, in radians{dotted}")
         yield from (
@@ -231,7 +231,7 @@ def _lines(planned: "Plan") -> Iterator[str]:
     if code:
         yield from ("", "ON THE SPHERE: the same turning without decay, for an audit of the model")
         yield from ("  " + line for line in code)
-    notes = words.notes(planned)
+    notes = text.notes(planned)
     if notes:
         yield from ("", "MIND")
         yield from _items(notes, width)
@@ -259,10 +259,10 @@ def _compare(options: argparse.Namespace) -> None:
     if given:
         said = "an OPTIMIZER" if given[0] == "optimizer" else "--" + given[0].replace("_", "-")
         raise OnsphereError(f"--from takes all settings from the run, so {said} cannot be given")
-    from onsphere.dynamics.run import Run
-    from onsphere.plans import words
-    from onsphere.plans.comparison import compare
-    from onsphere.plans.page import comparison_document, comparison_table
+    from onsphere.monitor.run import Run
+    from onsphere.planning import text
+    from onsphere.planning.compare import compare
+    from onsphere.planning.html import comparison_document, comparison_table
 
     layers = compare(Run.read(options.watched))
     if options.html is not None:
@@ -277,13 +277,13 @@ def _compare(options: argparse.Namespace) -> None:
     console = Console()
     console.print(table(comparison_table(layers)))
     width = min(console.width, 100)
-    print("\n".join(_items(words.comparison_findings(layers), width)))
+    print("\n".join(_items(text.comparison_findings(layers), width)))
     if options.html is not None:
         print(f"\nPage: {options.html}")
 
 
 def _comparison_dict(layers: Sequence["LayerComparison"]) -> dict[str, Any]:
-    from onsphere.plans import words
+    from onsphere.planning import text
 
     names = ("norm", "expected_norm", "rotation", "expected_rotation")
     return {
@@ -299,7 +299,7 @@ def _comparison_dict(layers: Sequence["LayerComparison"]) -> dict[str, Any]:
             }
             for layer in layers
         },
-        "findings": words.comparison_findings(layers),
+        "findings": text.comparison_findings(layers),
     }
 
 
@@ -309,7 +309,7 @@ def _finite(value: float) -> float | None:
 
 
 def _write(document: "Document", path: Path) -> None:
-    from onsphere.report import page
+    from onsphere.report import html
 
     with writing(path):
-        page.write(document, path)
+        html.write(document, path)

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
-    from onsphere.cli.parser import Commands
+    from onsphere.cli._parser import Commands
     from onsphere.report import Document
-    from onsphere.studies.runner import Progress as Done
+    from onsphere.studies.engine.runner import Progress as Done
 
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
@@ -100,9 +100,9 @@ def add(commands: "Commands") -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from onsphere.studies.claim import SCALES, Plan
-    from onsphere.studies.data import Source
+    from onsphere.studies.claims.base import SCALES, Plan
     from onsphere.studies.publish import publish
+    from onsphere.studies.setup.data import Source
     from onsphere.studies.study import study
 
     count = SCALES[options.size].seeds if options.seeds is None else options.seeds

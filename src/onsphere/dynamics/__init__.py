@@ -1,5 +1,6 @@
 """How weight norms grow, where they settle, and a recorder of what they do in a real run."""
 
+from onsphere.dynamics.autocorrelation import Memory
 from onsphere.dynamics.equilibrium import (
     Equilibrium,
     adam_l2_equilibrium,
@@ -18,26 +19,20 @@ from onsphere.dynamics.growth import (
     sgd_growth,
     sgd_step,
 )
-from onsphere.dynamics.memory import Memory
-from onsphere.dynamics.rates import RisingRates, effective_lr, rising_rates
+from onsphere.dynamics.learning_rates import RisingRates, effective_lr, rising_rates
 from onsphere.dynamics.recorder import NormRecorder
+from onsphere.dynamics.relaxation import half_life, relaxation, rotation_at
 from onsphere.dynamics.residual import eps_residual
-from onsphere.dynamics.run import Flag, Run, RunError, Sample
-from onsphere.dynamics.transient import half_life, relaxation, rotation_at
-from onsphere.dynamics.walk import SGDW, Lion, random_walk
+from onsphere.dynamics.simulate import SGDW, Lion, random_walk
 
 __all__ = [
     "SGDW",
     "Equilibrium",
-    "Flag",
     "Lion",
     "Memory",
     "MomentumState",
     "NormRecorder",
     "RisingRates",
-    "Run",
-    "RunError",
-    "Sample",
     "adam_l2_equilibrium",
     "adamw_equilibrium",
     "adaptive_growth",

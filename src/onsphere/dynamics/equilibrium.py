@@ -28,7 +28,7 @@ Source: van Laarhoven, 2017 (arXiv 1706.05350); Wan et al., 2020 (arXiv 2006.084
 import math
 from typing import NamedTuple
 
-from onsphere.dynamics.memory import Memory, Response, arcsine, linear, polar
+from onsphere.dynamics.autocorrelation import Memory, Response, arcsine, linear, polar
 
 
 class Equilibrium(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onsphere.dynamics.memory import Memory, Response, linear
+from onsphere.dynamics.autocorrelation import Memory, Response, linear
 
 Scalars = float | Tensor
 

@@ -1,7 +1,6 @@
 """The lemma: centring, spheres, tangents, Jacobians. Pure functions of tensors."""
 
-from onsphere.geometry.axes import Sphere, VectorAxes
-from onsphere.geometry.lemma import (
+from onsphere.geometry.projection import (
     Spectrum,
     SphereMap,
     center,
@@ -22,6 +21,7 @@ from onsphere.geometry.sphere import (
     to_sphere,
     transport,
 )
+from onsphere.geometry.vectors import Sphere, VectorAxes
 
 __all__ = [
     "Spectrum",

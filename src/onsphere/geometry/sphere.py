@@ -2,7 +2,7 @@ r"""The sphere as a manifold: tangents, geodesics, transport, distance.
 
 Every function acts on vectors along the last axis, batched over all the others. A point carries
 its radius with it: ``p`` lies on the sphere of radius ``|p|``, so no radius is passed and none can
-disagree. Other layouts are converted with :class:`~onsphere.geometry.axes.VectorAxes`.
+disagree. Other layouts are converted with :class:`~onsphere.geometry.vectors.VectorAxes`.
 
 Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603);
 do Carmo, *Riemannian Geometry*, ch. 3.

@@ -1,8 +1,19 @@
 """Watch a training: norms and rotations of weights on spheres, beside what the laws expect."""
 
 from onsphere.monitor.flags import Thresholds
+from onsphere.monitor.html import to_html
+from onsphere.monitor.layers import WatchError
 from onsphere.monitor.monitor import Monitor, ScalarWriter
-from onsphere.monitor.page import to_html
-from onsphere.monitor.watched import WatchError
+from onsphere.monitor.run import Flag, Run, RunError, Sample
 
-__all__ = ["Monitor", "ScalarWriter", "Thresholds", "WatchError", "to_html"]
+__all__ = [
+    "Flag",
+    "Monitor",
+    "Run",
+    "RunError",
+    "Sample",
+    "ScalarWriter",
+    "Thresholds",
+    "WatchError",
+    "to_html",
+]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onsphere.dynamics.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Sample
+from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Sample
 
 _MEAN, _MEDIAN = STATISTICS.index("mean"), STATISTICS.index("q50")
 

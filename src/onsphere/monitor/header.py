@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from onsphere.monitor.law import Vector
-from onsphere.monitor.watched import Layer
+from onsphere.monitor.forecast import Vector
+from onsphere.monitor.layers import Layer
 from onsphere.optim.wrapper import OnSphere
 
 

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import IO
 
-from onsphere.dynamics.run import KIND, Flag, Run, RunError, Sample, flag_line, same_layers
+from onsphere.monitor.run import KIND, Flag, Run, RunError, Sample, flag_line, same_layers
 
 _OPENING = json.dumps({"kind": KIND}, separators=(",", ":"))[:-1].encode()
 

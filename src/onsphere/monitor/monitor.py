@@ -13,22 +13,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from onsphere.dynamics.run import (
-    COUNTS,
-    PREDICTIONS,
-    QUANTITIES,
-    STATISTICS,
-    Flag,
-    Run,
-    Sample,
-)
 from onsphere.monitor.flags import History, Thresholds, flags_of
+from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.header import about, settings_of, vector_of
 from onsphere.monitor.journal import Journal
-from onsphere.monitor.law import Forecast, degree_of, eps_of, law_of
+from onsphere.monitor.layer_statistics import Limits
+from onsphere.monitor.layers import WatchError, layers_of, stepping
+from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
-from onsphere.monitor.statistics import Limits
-from onsphere.monitor.watched import WatchError, layers_of, stepping
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
@@ -65,8 +57,9 @@ class Monitor:
     - ``unit_gradient_square``: :math:`|w|^2|g|^2`, what the laws call :math:`L`.
 
     Mean and quantiles over the vectors of a layer are kept, beside the norm and rotation that the
-    law of this optimizer expects from its present settings (:mod:`onsphere.monitor.law`); where
-    there is no law, there is no prediction. :attr:`flags` says in plain words what went wrong.
+    law of this optimizer expects from its present settings
+    (:mod:`onsphere.monitor.forecast`); where there is no law, there is no prediction. :attr:`flags`
+    says in plain words what went wrong.
 
     The hot path waits for no device: numbers come home on their own and are read when they are
     there. Steps between samples cost nothing but a count; a sampled one needs memory for one copy
@@ -83,7 +76,7 @@ class Monitor:
         every: sample each ``every``-th step, the first one included.
         start: number of the first step: that of the checkpoint when a run is resumed; by default 0.
         path: a JSON-lines file to append to. If it holds samples, ``start`` must be given, and
-            those from it on no longer count; :meth:`onsphere.dynamics.Run.read` reads it.
+            those from it on no longer count; :meth:`onsphere.monitor.Run.read` reads it.
         writer: has ``add_scalar(tag, value, step)``, as TensorBoard's ``SummaryWriter``.
         thresholds: when to flag.
 
@@ -166,7 +159,7 @@ class Monitor:
         self.close()
 
     def __str__(self) -> str:
-        from onsphere.monitor.screen import text
+        from onsphere.monitor.terminal import text
 
         return text(self.run)
 
@@ -189,7 +182,7 @@ class Monitor:
     @property
     def rows(self) -> list[dict[str, float | int | str]]:
         """One row per sample and layer: means, quantiles, counts and predictions, all flat."""
-        from onsphere.monitor.frame import rows
+        from onsphere.monitor.dataframe import rows
 
         return rows(self.run)
 
@@ -199,7 +192,7 @@ class Monitor:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        from onsphere.monitor.frame import frame
+        from onsphere.monitor.dataframe import frame
 
         return frame(self.run)
 
@@ -228,7 +221,7 @@ class Monitor:
         Raises:
             ModuleNotFoundError: the extra ``onsphere[study]`` is not installed.
         """
-        from onsphere.monitor.page import to_html
+        from onsphere.monitor.html import to_html
 
         return to_html(self.run, path)
 
@@ -238,7 +231,7 @@ class Monitor:
         Args:
             options: for :class:`rich.live.Live`.
         """
-        from onsphere.monitor.screen import live
+        from onsphere.monitor.terminal import live
 
         return live(self, **options)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from onsphere.monitor.statistics import WIDTH, Bucket, Limits
-from onsphere.monitor.sums import Before, copies_of, sums_of
-from onsphere.monitor.watched import Layer
+from onsphere.monitor.layer_statistics import WIDTH, Bucket, Limits
+from onsphere.monitor.layers import Layer
+from onsphere.monitor.step_sums import Before, copies_of, sums_of
 from onsphere.optim import placement
 
 Rate = float | Tensor

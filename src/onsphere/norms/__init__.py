@@ -2,7 +2,7 @@
 
 from onsphere.norms.activation import ActivationNorm
 from onsphere.norms.invariance import InvarianceRow, invariance_table
-from onsphere.norms.method import METHODS, Method, method
+from onsphere.norms.methods import METHODS, Method, method
 from onsphere.norms.weight import SpectralSphere, WeightSphere, parametrize
 
 __all__ = [

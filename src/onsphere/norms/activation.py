@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere.geometry import normalize
-from onsphere.norms.method import Method, method
+from onsphere.norms.methods import Method, method
 
 
 class ActivationNorm(nn.Module):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.norms.activation import ActivationNorm
-from onsphere.norms.method import METHODS, Method
+from onsphere.norms.methods import METHODS, Method
 from onsphere.norms.weight import parametrize
 
 BATCH, IN, OUT, SPACE, GROUPS = 6, 5, 12, 7, 3

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from onsphere.geometry import VectorAxes, center, length, normalize
-from onsphere.norms.method import Method, method
+from onsphere.norms.methods import Method, method
 
 _WARM_UP = 15  # power iterations before the first step, as in PyTorch
 

@@ -1,7 +1,7 @@
 """What a report says, before it is drawn: frozen descriptions of verdicts, charts and tables.
 
-Studies and audits make these from their records; :mod:`onsphere.report.draw` turns charts into
-pictures and :mod:`onsphere.report.page` turns a document into one page. Nothing here knows how
+Studies and audits make these from their records; :mod:`onsphere.report.figures` turns charts into
+pictures and :mod:`onsphere.report.html` turns a document into one page. Nothing here knows how
 anything looks.
 """
 

@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onsphere._utils.optional import missing_extra
 from onsphere.report.document import Panel, Reference, Scale, Series
-from onsphere.report.extra import missing_extra
-from onsphere.report.legend import (
-    EDGES,
-    PREDICTION_DASHES,
-    REFERENCE_COLOR,
-    off_scale,
-)
+from onsphere.report.legend import EDGES, PREDICTION_DASHES, REFERENCE_COLOR, off_scale
 from onsphere.report.palette import Palette, key_of
 from onsphere.report.text import clean
 

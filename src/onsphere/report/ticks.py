@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from onsphere._utils.optional import missing_extra
 from onsphere.report.document import Scale
-from onsphere.report.extra import missing_extra
 from onsphere.report.number import number, power
 
 try:

@@ -1,20 +1,12 @@
 """Attacks on classifiers, robust accuracy that masking cannot fool, and what layers amplify."""
 
-from onsphere.robustness.amplification import amplification
-from onsphere.robustness.amplified import Amplification, LayerGain, Quantiles
-from onsphere.robustness.apgd import apgd, apgd_targeted
-from onsphere.robustness.attacks import fgsm, pgd
-from onsphere.robustness.correctness import accuracy, correct, robust_accuracy, withstands
-from onsphere.robustness.evaluate import evaluate
-from onsphere.robustness.evaluation import (
-    Check,
-    Evaluation,
-    EvaluationError,
-    Proportion,
-    Stage,
-)
-from onsphere.robustness.fab import fab
-from onsphere.robustness.losses import (
+from onsphere.robustness.amplification.margin import Slopes, local_slope
+from onsphere.robustness.amplification.measure import amplification
+from onsphere.robustness.amplification.result import Amplification, LayerGain, Quantiles
+from onsphere.robustness.amplification.singular_values import top_singular
+from onsphere.robustness.attacks.auto_pgd import apgd, apgd_targeted
+from onsphere.robustness.attacks.fab import fab
+from onsphere.robustness.attacks.losses import (
     LOSSES,
     cross_entropy,
     dlr,
@@ -22,11 +14,19 @@ from onsphere.robustness.losses import (
     targeted_dlr,
     tempered_cross_entropy,
 )
-from onsphere.robustness.slope import Slopes, local_slope
-from onsphere.robustness.spectrum import top_singular
-from onsphere.robustness.square import square
-from onsphere.robustness.suite import ATTACKS, SUITES, Budget
-from onsphere.robustness.threat import Threat
+from onsphere.robustness.attacks.pgd import fgsm, pgd
+from onsphere.robustness.attacks.square import square
+from onsphere.robustness.attacks.threat_model import Threat
+from onsphere.robustness.evaluation.accuracy import accuracy, correct, robust_accuracy, withstands
+from onsphere.robustness.evaluation.evaluate import evaluate
+from onsphere.robustness.evaluation.result import (
+    Check,
+    Evaluation,
+    EvaluationError,
+    Proportion,
+    Stage,
+)
+from onsphere.robustness.evaluation.suite import ATTACKS, SUITES, Budget
 
 __all__ = [
     "ATTACKS",

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from onsphere.errors import OnsphereError
-from onsphere.report import Document, Figure, draw, page
+from onsphere.report import Document, Figure, figures, html
 from onsphere.report.palette import Palette, palette_of
-from onsphere.studies.workers import Workers
+from onsphere.studies.engine.process_pool import Workers
 
 
 def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
@@ -25,7 +25,7 @@ def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
     """
     figures = [figure for section in document.sections for figure in section.figures]
     try:
-        written = page.write(document, folder / "report.html")
+        written = html.write(document, folder / "report.html")
         with Workers(jobs) as pool:
             save = partial(_save, folder=folder / "figures", palette=palette_of(figures))
             list(pool.map(save, figures))
@@ -38,4 +38,4 @@ def publish(document: Document, folder: Path, *, jobs: int = 1) -> Path:
 
 
 def _save(figure: Figure, folder: Path, palette: Palette) -> None:
-    draw.save(figure, folder, palette)
+    figures.save(figure, folder, palette)

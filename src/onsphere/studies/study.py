@@ -7,11 +7,19 @@ import torch
 
 from onsphere.errors import OnsphereError, nearest
 from onsphere.report.document import Document
-from onsphere.studies import causes, gain, growth, invariance, robustness, sphere, stability
-from onsphere.studies.claim import Claim, Plan
-from onsphere.studies.data import Source
-from onsphere.studies.runner import Progress, check_jobs, run
-from onsphere.studies.store import Store
+from onsphere.studies.claims import (
+    causes,
+    gain,
+    growth,
+    invariance,
+    robustness,
+    sphere,
+    stability,
+)
+from onsphere.studies.claims.base import Claim, Plan
+from onsphere.studies.engine.runner import Progress, check_jobs, run
+from onsphere.studies.engine.store import Store
+from onsphere.studies.setup.data import Source
 from onsphere.version import __version__
 
 CLAIMS: dict[str, Claim] = {

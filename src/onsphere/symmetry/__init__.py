@@ -1,17 +1,17 @@
 """Which weights live on which spheres: units (exact), certificates (numeric), audit."""
 
-from onsphere.symmetry.archive import ArchiveError
+from onsphere._torch.execution import ModelError
 from onsphere.symmetry.audit import audit
-from onsphere.symmetry.audited import Audit
-from onsphere.symmetry.canonical import CannotCanonicalize, canonicalize
-from onsphere.symmetry.claims import Kind, Leak, Limit, Rescaling, Sphere, Spread, WeightReport
-from onsphere.symmetry.execution import ModelError
-from onsphere.symmetry.gauge import CannotRescale, rescaled
-from onsphere.symmetry.operation import Operation
-from onsphere.symmetry.rules import register_rule
-from onsphere.symmetry.shift import Shift
-from onsphere.symmetry.trace import Trace, UnknownOp, trace
-from onsphere.symmetry.units import Unit
+from onsphere.symmetry.exact.linear_forms import Unit
+from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.rules import register_rule
+from onsphere.symmetry.exact.trace import Trace, UnknownOp, trace
+from onsphere.symmetry.rendering.serialize import ArchiveError
+from onsphere.symmetry.report import Audit
+from onsphere.symmetry.result import Kind, Leak, Limit, Rescaling, Sphere, Spread, WeightReport
+from onsphere.symmetry.rewrite.canonicalize import CannotCanonicalize, canonicalize
+from onsphere.symmetry.rewrite.rescale import CannotRescale, rescaled
+from onsphere.symmetry.search.shift import Shift
 
 __all__ = [
     "ArchiveError",

@@ -10,9 +10,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from onsphere._torch.execution import (
+    ModelError,
+    OutputPicker,
+    bare_name,
+    inputs_of,
+    plain_execution,
+    weights,
+)
+from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.audited import Audit, Inputs
-from onsphere.symmetry.certificate import (
+from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
+from onsphere.symmetry.exact.trace import Call, Trace, trace
+from onsphere.symmetry.limits import (
+    on_another_model,
+    on_gradients,
+    on_moving,
+    on_reads,
+    on_unreached,
+    read_weights,
+)
+from onsphere.symmetry.numeric.certificate import (
     EPSILON,
     WORST_AMPLIFICATION,
     Certificate,
@@ -23,34 +41,16 @@ from onsphere.symmetry.certificate import (
     is_well_conditioned,
     rounding_floor,
 )
-from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
-from onsphere.symmetry.evidence import Evidence, gather
-from onsphere.symmetry.execution import (
-    ModelError,
-    OutputPicker,
-    bare_name,
-    inputs_of,
-    plain_execution,
-    weights,
-)
-from onsphere.symmetry.gathered import on_gathered
-from onsphere.symmetry.granularity import described, finest_divisions
-from onsphere.symmetry.limits import (
-    on_another_model,
-    on_gradients,
-    on_moving,
-    on_reads,
-    on_unreached,
-    read_weights,
-)
-from onsphere.symmetry.missed import SEARCH_SECONDS, completed, extended
-from onsphere.symmetry.parts import Part, find_parts
-from onsphere.symmetry.probe import NoGradients, Point, Probe
-from onsphere.symmetry.reach import followed, unreached, without_effect
-from onsphere.symmetry.reproduction import difference
-from onsphere.symmetry.shift import Shift, ShiftSearch
-from onsphere.symmetry.trace import Call, Trace, trace
-from onsphere.symmetry.units import in_span, sparse_basis
+from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
+from onsphere.symmetry.numeric.radial_derivatives import Evidence, gather
+from onsphere.symmetry.numeric.reproduction import difference
+from onsphere.symmetry.report import Audit, Inputs
+from onsphere.symmetry.result import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.search.granularity import described, finest_divisions
+from onsphere.symmetry.search.null_space import SEARCH_SECONDS, completed, extended
+from onsphere.symmetry.search.partial import Part, find_parts
+from onsphere.symmetry.search.reach import followed, unreached, without_effect
+from onsphere.symmetry.search.shift import Shift, ShiftSearch
 
 __all__ = ["Audit", "Inputs", "audit"]
 

@@ -1,0 +1,1 @@
+"""PyTorch's insides: runs with other tensors, wrapped models laid open, layers as they run."""

@@ -1,0 +1,308 @@
+"""Run a model as it is written, with other tensors in the place of its own, and say where."""
+
+import inspect
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules import module as module_hooks
+
+from onsphere._torch.substitution import kept, substituted
+from onsphere.errors import OnsphereError
+
+OutputPicker = Callable[[Any], Any]
+"""Picks from a model's result the tensors that must not change."""
+
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
+
+class ModelError(OnsphereError, ValueError):
+    """A model cannot be audited as given: it raises, has no weights, or no output to follow."""
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a weight without the marks that wrappers leave in it."""
+    for mark in _WRAPPERS:
+        name = name.replace(mark, "")
+    return name
+
+
+def weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return parameters and persistent float buffers by the model's own names, tied ones once."""
+    parameters: dict[str, Tensor] = {
+        n: p for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()
+    }
+    persistent = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    }
+    buffers = {n: b for n, b in model.named_buffers() if n in persistent and b.is_floating_point()}
+    return parameters, buffers
+
+
+def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tensor]:
+    """Return the real or complex tensors of a model's result, as picked by the user.
+
+    Raises:
+        ModelError: there is none.
+    """
+    picked = result if output is None else output(result)
+    tensors = (t for t in _leaves(picked) if isinstance(t, Tensor))
+    found = [t for t in tensors if t.is_floating_point() or t.is_complex()]
+    if not found:
+        raise ModelError(
+            f"the model returned {type(picked).__name__} with no floating-point tensor in it; "
+            "give `output`, a function that picks the tensors to keep fixed"
+        )
+    return found
+
+
+def numbers(result: Any, output: OutputPicker | None = None) -> list[Tensor]:
+    """Return the real numbers and arrays of a model's result that are no tensors."""
+    found = _leaves(result if output is None else output(result))
+    return [torch.as_tensor(x, dtype=torch.float64) for x in found if _is_number(x)]
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return np.issubdtype(value.dtype, np.floating)
+    return isinstance(value, float | np.floating)
+
+
+def inputs_of(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword inputs as ``forward`` takes them.
+
+    A dictionary (a batch of a data loader) given as ``args`` goes in by keyword where ``forward``
+    takes all of its keys by name, and as the one positional input elsewhere.
+    """
+    named = dict(kwargs or {})
+    if isinstance(args, Tensor):
+        return (args,), named
+    if isinstance(args, Mapping):
+        batch = dict(args)
+        return ((), {**batch, **named}) if _takes(model, batch) else ((args,), named)
+    return tuple(args), named
+
+
+def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
+    """Return whether ``forward`` takes each of these names, or any name at all."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    some = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return set(names) <= some or any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Raise where a model, or a part of it, is TorchScript, whose weights cannot be replaced."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module {path!r} of the model" if path else "the model"
+            raise ModelError(
+                f"{what} is a ScriptModule (torch.jit), which does not let its weights be "
+                "replaced; give the nn.Module that it was made from"
+            )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what a result holds, its containers opened."""
+    inside: Iterable[Any]
+    if isinstance(value, Mapping):
+        inside = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        inside = value
+    elif is_dataclass(value) and not isinstance(value, type):
+        inside = vars(value).values()
+    else:
+        yield value
+        return
+    for v in inside:
+        yield from _leaves(v)
+
+
+@contextmanager
+def module_paths(model: nn.Module, enter: Callable[[str], None]) -> Iterator[None]:
+    """Tell ``enter`` the path of the module that runs, at every change."""
+    paths = {id(m): name for name, m in model.named_modules()}
+    stack = [""]
+
+    def before(module: nn.Module, _: Any) -> None:
+        stack.append(paths.get(id(module), stack[-1]))
+        enter(stack[-1])
+
+    def after(_: nn.Module, __: Any, ___: Any) -> None:
+        if len(stack) > 1:
+            stack.pop()
+        enter(stack[-1])
+
+    first = module_hooks.register_module_forward_pre_hook(before)
+    last = module_hooks.register_module_forward_hook(after)
+    try:
+        yield
+    finally:
+        first.remove()
+        last.remove()
+
+
+_PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def _nothing_recomputed() -> Iterator[None]:
+    """Run checkpointed parts of a model once: later its weights would be its own again."""
+    from torch.utils import checkpoint
+
+    def at_once(function: Callable[..., Any], _: bool, *args: Any) -> Any:
+        return function(*args)
+
+    def nothing_saved(*_: Any, **__: Any) -> Iterator[None]:
+        yield
+
+    reentrant: Any = checkpoint.CheckpointFunction
+    with (
+        _replaced(reentrant, "apply", at_once),
+        _replaced(checkpoint, "_checkpoint_without_reentrant_generator", nothing_saved),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    mine = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if mine is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, mine)
+
+
+def _follows_seed(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return NumPy's maker of generators, which without a seed takes one from the global state."""
+
+    def made(seed: Any = None) -> Any:
+        return make(np.random.randint(2**31) if seed is None else seed)  # noqa: NPY002
+
+    return made
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed every source of random numbers that a model may draw from, and put them back."""
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may use it
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
+                yield
+        finally:
+            random.setstate(ours)
+            np.random.set_state(numpys)  # noqa: NPY002
+
+
+@contextmanager
+def plain_execution(seed: int = 0) -> Iterator[None]:
+    """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
+
+    Entered again inside itself it only seeds again.
+
+    Args:
+        seed: of all random numbers that the model draws, by PyTorch, Python or NumPy.
+    """
+    with _seeded(seed):
+        if _PLAIN.get():
+            yield
+            return
+        fastpath = torch.backends.mha.get_fastpath_enabled()
+        token = _PLAIN.set(True)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with (
+                torch.compiler.set_stance("force_eager"),
+                sdpa_kernel(SDPBackend.MATH),
+                _nothing_recomputed(),
+            ):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            _PLAIN.reset(token)
+
+
+def drawn_by_python() -> object:
+    """Return what changes when a model draws random numbers by Python or NumPy."""
+    numpys: Any = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), numpys[1].tobytes(), numpys[2:]
+
+
+def gradients_as_used(model: nn.Module, differentiates: bool = False) -> torch.set_grad_enabled:
+    """Let autograd be on in training mode and off in evaluation mode: some models ask.
+
+    Args:
+        model: the module.
+        differentiates: whether it takes gradients itself while it runs.
+    """
+    return torch.set_grad_enabled(model.training or differentiates)
+
+
+def leaf_as(own: Tensor, t: Tensor) -> Tensor:
+    """Return a tensor in the place of a weight, which wants gradients where that one does."""
+    wants = own.requires_grad and (t.is_floating_point() or t.is_complex())
+    return t if t.requires_grad else t.detach().requires_grad_(wants)
+
+
+def call(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    enter: Callable[[str], None] | None = None,
+    held: Callable[[Tensor], Tensor] = kept,
+) -> Any:
+    """Run a model with other tensors in the place of its own; the model stays as it was.
+
+    Args:
+        model: the module.
+        state: tensors by the model's own names.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        enter: told the path of the module that runs, at every change.
+        held: makes the tensor that stands for one that the model keeps as a plain attribute.
+
+    Raises:
+        ModelError: the model raised; the message says what and in which module.
+    """
+    where = [""]
+
+    def entered(path: str) -> None:
+        where[0] = path
+        if enter is not None:
+            enter(path)
+
+    with module_paths(model, entered):
+        try:
+            with substituted(model, state, held):
+                return model(*args, **kwargs)
+        except ModelError:
+            raise
+        except Exception as error:
+            place = f" in module {where[0]!r}" if where[0] else ""
+            first = (str(error) or repr(error)).splitlines()[0]
+            raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

@@ -1,0 +1,1 @@
+"""Models as a user names them: factories, checkpoints, models of the transformers library."""

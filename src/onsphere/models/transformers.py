@@ -1,0 +1,173 @@
+"""Models of the transformers library, from a config file or a model directory on disk.
+
+The model is built from its config; its inputs are made up from it. Only safetensors weights are
+read, and nothing is downloaded: code that a directory brings along is not run.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onsphere.models.checkpoint import line_of
+from onsphere.models.target import Size, Target, TargetError, random_floats
+
+TOKENS = 16
+"""Length of the token sequences made from a config."""
+VOCABULARY = 256
+"""Largest vocabulary of a shrunk model; special tokens beyond it become its last one."""
+CERTIFIABLE = 200_000_000
+"""Weights up to which a model directory is audited with its own weights."""
+
+_DEPTHS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
+    "encoder_layers", "decoder_layers",
+)  # fmt: skip
+
+
+def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target:
+    """Build a model from its config file, or from a directory that holds one.
+
+    Args:
+        path: the file or directory.
+        size: see :func:`onsphere.models.target.load`.
+        shape: shape of its main input.
+
+    Returns:
+        The model and its inputs.
+
+    Raises:
+        TargetError: the config or transformers is missing, or it cannot build the model.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise TargetError(f"there is no {file}")
+    transformers = _transformers()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config, data = _config(transformers, file)
+    architecture = _architecture(transformers, path, data)
+    stored = path.is_dir() and bool(list(path.glob("*.safetensors")))
+    note = (
+        "two layers of it with at most 256 tokens, and random weights" if size == "shrink" else ""
+    )
+    if size == "shrink":
+        _shrink(config)
+    for key in ("_attn_implementation", "_experts_implementation"):
+        setattr(config, key, "eager")
+    try:
+        with torch.device("meta"):
+            model = architecture._from_config(config)
+        small = sum(p.numel() for p in model.parameters()) <= CERTIFIABLE
+        if size == "auto" and stored and small:
+            model = _with_weights(architecture, path, config)
+        elif size in ("shrink", "real"):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = architecture._from_config(config)
+        else:
+            note = "built at its full size without memory"
+    except TargetError:
+        raise
+    except Exception as error:  # a config can break a model in any way
+        raise TargetError(f"{path}: the model cannot be built: {line_of(error)}") from error
+    return Target(model, (), _inputs(model, config, shape), _logits, note)
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise TargetError("a model config needs transformers: pip install transformers") from error
+
+
+def _config(transformers: Any, file: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        kind = data["model_type"]
+        rest = {k: v for k, v in data.items() if k != "model_type"}
+        return transformers.AutoConfig.for_model(kind, **rest), data
+    except KeyError as error:
+        raise TargetError(f"{file} is no model config: it names no model_type") from error
+    except Exception as error:  # transformers checks values in its own ways
+        raise TargetError(f"{file} is no model config: {line_of(error)}") from error
+
+
+def _architecture(transformers: Any, path: Path, data: Mapping[str, Any]) -> Any:
+    named = (data.get("architectures") or [None])[0]
+    if named is None:
+        kind = transformers.AutoConfig.for_model(data["model_type"])
+        return transformers.AutoModel._model_mapping[type(kind)]
+    found = getattr(transformers, str(named), None)
+    if found is None:
+        raise TargetError(f"{path}: transformers knows no architecture {named!r}")
+    return found
+
+
+def _with_weights(architecture: Any, path: Path, config: Any) -> nn.Module:
+    model, info = architecture.from_pretrained(
+        path, config=config, local_files_only=True, use_safetensors=True,
+        dtype=torch.float32, output_loading_info=True,
+    )  # fmt: skip
+    wrong = [*info["missing_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise TargetError(
+            f"the weights in {path} do not match its config: {len(wrong)} tensors missing or of "
+            f"another shape ({str(sorted(map(str, wrong))[0])!r})"
+        )
+    return model
+
+
+def _shrink(config: Any) -> None:
+    """Leave two layers, and few tokens."""
+    for key in _DEPTHS:
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, min(2, getattr(config, key)))
+    if isinstance(getattr(config, "layer_types", None), list):
+        config.layer_types = config.layer_types[:2]
+    if isinstance(getattr(config, "vocab_size", None), int):
+        config.vocab_size = min(config.vocab_size, VOCABULARY)
+        for key, token in list(vars(config).items()):
+            if key.endswith("token_id") and type(token) is int:
+                setattr(config, key, min(token, config.vocab_size - 1))
+
+
+def _inputs(model: nn.Module, config: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    name = getattr(model, "main_input_name", "input_ids")
+    if name == "input_ids":
+        kwargs = {name: _tokens(config, shape or (2, TOKENS))}
+    elif name == "pixel_values":
+        size = getattr(config, "image_size", None) or 224
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = getattr(config, "num_channels", 3)
+        kwargs = {name: random_floats(shape or (2, channels, height, width))}
+    elif name == "input_values":
+        kwargs = {name: random_floats(shape or (2, 8000))}
+    else:
+        raise TargetError(
+            f"no inputs are known for {type(model).__name__}, which takes {name!r}: give a factory "
+            "that returns (model, inputs)"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        kwargs["decoder_input_ids"] = _tokens(config, (2, TOKENS // 2))
+    if hasattr(config, "use_cache"):
+        config.use_cache = False
+    return kwargs
+
+
+def _tokens(config: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    vocabulary = int(getattr(text, "vocab_size", None) or 100)
+    return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(0))
+
+
+def _logits(result: Any) -> Any:
+    if isinstance(result, Mapping):
+        for key in ("logits", "last_hidden_state"):
+            if key in result:
+                return result[key]
+    return result

@@ -1,0 +1,443 @@
+r"""Move a tuned recipe to the sphere: the rotation per step that it settles at, and its schedule.
+
+A weight on which the function depends only by direction turns, under an optimizer with weight
+decay, by an angle per step that the recipe alone decides once the norm has settled
+(:mod:`onsphere.dynamics.equilibrium`). A sphere optimizer that turns it by that angle follows the
+same path with no weight decay, and without the wait for the norm.
+
+With a schedule :math:`f_t` on the learning rate the balance moves. With :math:`x_t` the power of
+the norm that relaxes (:math:`|w|^4` for SGD, :math:`|w|^2` for the others) in units of its
+equilibrium at :math:`f = 1`, and :math:`\rho` the rate there,
+
+.. math:: x_{t+1} = f_t + (x_t - f_t)\,e^{-\rho f_t}, \qquad
+          \theta_t = \theta_\infty f_t / \sqrt{x_t}.
+
+A schedule that is slow beside :math:`1/\rho f` steps has :math:`x = f`, so that the rotation
+follows :math:`\sqrt f`; a fast one leaves :math:`x` behind, and the rotation follows :math:`f`.
+
+A run that is short beside :math:`1/\rho` never gets to the balance. Of :math:`T` steps at
+:math:`f = 1` that start at :math:`x_0` the mean rotation is
+
+.. math:: \bar\theta = \theta_\infty\left(1 + \frac{2}{\rho T}
+          \ln\frac{1+\sqrt{x_T}}{1+\sqrt{x_0}}\right), \qquad x_T = 1 + (x_0-1)\,e^{-\rho T},
+
+which a recipe that knows :math:`T` and the norm at the start turns by.
+
+Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe sets; Wan et al., 2020
+(arXiv 2006.08419), for the drop of the rate; the recursion is derived here from both.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from onsphere.dynamics import Equilibrium
+from onsphere.dynamics.optimizers import METHODS, RecipeError, settings_of
+
+__all__ = ["METHODS", "RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
+
+Schedule = Callable[[int], float]
+Group = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SphereRecipe:
+    r"""A tuned recipe, and what it does to a weight on a sphere; made by :func:`sphere_recipe`.
+
+    Args:
+        method: the optimizer's name.
+        equilibrium: where it settles; the norm is in no useful unit.
+        keywords: arguments of the tuned optimizer, for those of PyTorch and the sphere optimizers
+            alike. Ordinary parameters go on with them.
+        steps: how long the run lasts; ``None`` for one that settles.
+        start_norm: the norm at its start in units of the equilibrium's; ``None`` where it is not
+            known.
+    """
+
+    method: str
+    equilibrium: Equilibrium
+    keywords: dict[str, Any] = field(hash=False)
+    steps: int | None = None
+    start_norm: float | None = None
+
+    @property
+    def rotation(self) -> float:
+        """Radians per step: in equilibrium, or on average over a run that is known not to last."""
+        return self.rotation_from(self.start_norm)
+
+    def rotation_from(self, start_norm: float | None) -> float:
+        """Return the mean rotation per step of a run that starts at some norm.
+
+        Args:
+            start_norm: in units of the equilibrium's; ``None`` where it is not known.
+
+        Returns:
+            Radians per step; those of the equilibrium without a norm or :attr:`steps`.
+
+        Example:
+            >>> recipe = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, steps=1000)
+            >>> [round(recipe.rotation_from(norm) / recipe.rotation, 2) for norm in (0.5, 1, 5)]
+            [1.78, 1.0, 0.21]
+        """
+        if start_norm is None or self.steps is None:
+            return self.equilibrium.rotation
+        time = self.equilibrium.rate * self.steps
+        begin = start_norm**self.equilibrium.power
+        end = 1 + (begin - 1) * math.exp(-time)
+        gained = math.log((1 + math.sqrt(end)) / (1 + math.sqrt(begin)))
+        return self.equilibrium.rotation * (1 + 2 * gained / time)
+
+    def start_of(self, group: Mapping[str, Any]) -> float | None:
+        """Return the norm at the start of a group's weights, in units of the equilibrium's.
+
+        Args:
+            group: a param group with a sphere.
+
+        Returns:
+            :attr:`start_norm` where it was given; else what the weights say, for AdamW and Lion,
+            whose updates have a known size in every coordinate; else ``None``.
+        """
+        if self.start_norm is not None or self.steps is None or self.method not in _BY_ENTRY:
+            return self.start_norm
+        given = group["params"]
+        params = [given] if isinstance(given, Tensor) else [_tensor(param) for param in given]
+        entries = sum(param.numel() for param in params)
+        if not entries:
+            return None
+        square = sum(float(param.detach().double().square().sum()) for param in params) / entries
+        return math.sqrt(square) / self.equilibrium.norm if square > 0 else None
+
+    @property
+    def relaxation(self) -> float:
+        r"""Steps after which a small distance from equilibrium is smaller by the factor e."""
+        return 1 / self.equilibrium.rate
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value}" for name, value in self.keywords.items())
+        return (
+            f"{self.method}({given}): turns by {self.rotation:.3g} radians per step, "
+            f"settles in some {self.relaxation:,.0f} steps"
+        )
+
+    def groups(self, groups: Iterable[Mapping[str, Any]]) -> list[Group]:
+        """Return param groups for ``SphereSGD`` and ``SphereAdamW``.
+
+        Args:
+            groups: as ``audit.param_groups(model)`` gives them; those with a ``sphere`` shall turn.
+
+        Returns:
+            The same groups; those on spheres turn by :attr:`rotation` per step, without decay (by
+            that of their own start where the recipe knows how long the run lasts:
+            :meth:`start_of`). Use them with :attr:`keywords`: with another momentum the same
+            rotation per step is another path.
+
+        Raises:
+            TypeError: something else than groups is given.
+
+        Example:
+            >>> import torch
+            >>> import onsphere as osp
+            >>> from onsphere.geometry import Sphere
+            >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+            >>> recipe = sphere_recipe("sgd", lr=0.1, weight_decay=0.05, momentum=0.0)
+            >>> groups = recipe.groups([{"params": [weight], "sphere": Sphere()}])
+            >>> optimizer = osp.optim.SphereSGD(groups, **recipe.keywords)
+            >>> weight.grad = torch.tensor([0.0, 7.0])
+            >>> optimizer.step()
+            >>> round(recipe.rotation, 4), round(-torch.atan2(weight[1], weight[0]).item(), 4)
+            (0.1, 0.1)
+        """
+        turning = {"lr_is": "rotation", "weight_decay": 0.0}
+        copied = _checked(groups)
+        self._warn_of_a_short_run(copied)
+        return [
+            {**g, **turning, "lr": self.rotation_from(self.start_of(g))} if _on_sphere(g) else g
+            for g in copied
+        ]
+
+    def _warn_of_a_short_run(self, groups: Iterable[Group]) -> None:
+        time = math.inf if self.steps is None else self.steps * self.equilibrium.rate
+        unknown = any(_on_sphere(group) and self.start_of(group) is None for group in groups)
+        if time < _SETTLED and unknown:
+            warnings.warn(
+                f"in {self.steps:,} steps {self.method} does not settle (that takes some "
+                f"{_SETTLED * self.relaxation:,.0f}), so its weights do not turn by the angle of "
+                "the equilibrium. Give sphere_recipe(start_norm=...), the norm at the start in "
+                "units of the equilibrium's, which osp.plan and osp.Monitor tell",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def plain_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[Group]:
+        """Return param groups for an optimizer that ``on_sphere(..., mode="rotate")`` shall wrap.
+
+        Args:
+            groups: as for :meth:`groups`; give the same ones to ``on_sphere``.
+
+        Returns:
+            The same groups, without the entries that only sphere optimizers know.
+
+        Raises:
+            TypeError: something else than groups is given.
+
+        Example:
+            >>> import torch
+            >>> import onsphere as osp
+            >>> from onsphere.geometry import Sphere
+            >>> weight = torch.nn.Parameter(torch.eye(4, 2))
+            >>> groups = [{"params": [weight], "sphere": Sphere()}]
+            >>> recipe = sphere_recipe("muon", lr=0.02, weight_decay=0.1)
+            >>> base = torch.optim.Muon(recipe.plain_groups(groups), **recipe.keywords)
+            >>> optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
+            >>> optimizer.param_groups[0]["lr"] == recipe.rotation
+            True
+        """
+        unknown = ("sphere", "lr_is")
+        return [
+            {key: value for key, value in group.items() if key not in unknown}
+            for group in self.groups(groups)
+        ]
+
+    def schedule(self, factor: Schedule) -> Schedule:
+        r"""Turn a schedule of the tuned learning rate into that of the rotation.
+
+        Args:
+            factor: step -> :math:`f_t`, what the tuned rate is multiplied by, as ``LambdaLR``
+                takes it.
+
+        Returns:
+            Step -> :math:`\sqrt{f_t}`: the equilibrium's rotation under that rate. For what the
+            tuned run does while its norm lags behind, see :meth:`followed`.
+
+        Raises:
+            RecipeError: (when it is called) a factor that is negative or not finite.
+
+        Example:
+            >>> halved = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1).schedule(lambda t: 0.25)
+            >>> halved(0)
+            0.5
+        """
+
+        def rotation(step: int) -> float:
+            return math.sqrt(_factor_at(factor, step))
+
+        return rotation
+
+    def followed(self, factor: Schedule, start_norm: float = 1.0) -> Schedule:
+        r"""Turn a schedule of the tuned rate into the rotation of a tuned run, norm and all.
+
+        By the recursion of this module: a rate that falls quickly takes the rotation along, and it
+        comes back to :math:`\sqrt f` as the norm follows.
+
+        Args:
+            factor: step -> :math:`f_t`, as for :meth:`schedule`.
+            start_norm: the norm at step 0 in units of the equilibrium at :math:`f = 1`.
+
+        Returns:
+            Step -> :math:`\theta_t/\theta_\infty`. A step costs as many calls of ``factor`` as
+            there are steps since the last one that was asked for.
+
+        Raises:
+            RecipeError: ``start_norm`` is not positive; when it is called, a factor that is
+                negative or not finite.
+
+        Example:
+            >>> recipe = sphere_recipe("adamw", lr=0.1, weight_decay=0.1)
+            >>> dropped = recipe.followed(lambda step: 0.01)
+            >>> [round(dropped(step), 3) for step in (0, 10, 100_000)]
+            [0.01, 0.01, 0.1]
+        """
+        if not 0 < start_norm < math.inf:
+            raise RecipeError(f"start_norm is positive and finite, got {start_norm}")
+        powers = [start_norm**self.equilibrium.power]
+
+        def rotation(step: int) -> float:
+            while len(powers) <= step:
+                now = _factor_at(factor, len(powers) - 1)
+                left = math.exp(-self.equilibrium.rate * now)
+                powers.append(now + (powers[-1] - now) * left)
+            return _factor_at(factor, step) / math.sqrt(powers[step])
+
+        return rotation
+
+    def schedules(
+        self, groups: Iterable[Mapping[str, Any]], factor: Schedule, *, follow: bool | None = None
+    ) -> list[Schedule]:
+        """Return one schedule per param group, as ``LambdaLR`` takes them.
+
+        Args:
+            groups: those that the optimizer was made of, with ``sphere`` where there is one.
+            factor: the tuned run's schedule. Ordinary groups keep it.
+            follow: on spheres :meth:`followed` instead of :meth:`schedule`. By default where the
+                recipe knows how long the run lasts and the norm at its start.
+
+        Returns:
+            A list for ``torch.optim.lr_scheduler.LambdaLR(optimizer, ...)``.
+
+        Raises:
+            TypeError: something else than groups is given.
+
+        Example:
+            >>> from onsphere.geometry import Sphere
+            >>> groups = [{"params": [], "sphere": Sphere()}, {"params": []}]
+            >>> recipe = sphere_recipe("lion", lr=1e-4, weight_decay=1.0)
+            >>> [schedule(0) for schedule in recipe.schedules(groups, lambda step: 0.25)]
+            [0.5, 0.25]
+        """
+        return [
+            self._schedule_of(group, factor, follow) if _on_sphere(group) else factor
+            for group in _checked(groups)
+        ]
+
+    def _schedule_of(self, group: Group, factor: Schedule, follow: bool | None) -> Schedule:
+        """Return a schedule in units of the rotation that the group begins with."""
+        start = self.start_of(group)
+        if follow is None:
+            follow = start is not None
+        if not follow:
+            return self.schedule(factor)
+        unit = self.equilibrium.rotation / self.rotation_from(start)
+        path = self.followed(factor, 1.0 if start is None else start)
+        return lambda step: unit * path(step)
+
+
+def sphere_recipe(
+    method: str,
+    lr: float,
+    weight_decay: float,
+    *,
+    betas: tuple[float, float] | None = None,
+    momentum: float | None = None,
+    dampening: float | None = None,
+    nesterov: bool | None = None,
+    decoupled: bool | None = None,
+    shape: tuple[int, int] | None = None,
+    steps: int | None = None,
+    start_norm: float | None = None,
+) -> SphereRecipe:
+    r"""Say what a tuned recipe does to weights on spheres, ready for the sphere optimizers.
+
+    .. math:: \theta \approx \sqrt{2\eta\lambda\,\frac{1-\beta}{1+\beta}}\ \text{(AdamW)}, \qquad
+              \theta \approx \sqrt{\frac{2\eta\lambda}{1+\alpha}}\ \text{(SGD as PyTorch has it)},
+
+    with :math:`1+\alpha` replaced by :math:`(1+\alpha)/(1+2\alpha-2\alpha^3)` for Nesterov's
+    momentum; Lion and Muon as :mod:`onsphere.dynamics.equilibrium` has them. The laws take
+    gradients for noise: networks turned 3% (SGD), 6 to 9% (AdamW) and 13 to 24% (Lion) less.
+
+    Args:
+        method: ``"adamw"``, ``"sgd"``, ``"lion"`` or ``"muon"``.
+        lr: the tuned learning rate :math:`\eta`, at the top of its schedule.
+        weight_decay: the tuned decay :math:`\lambda`: for SGD coupled, as in ``torch.optim.SGD``,
+            else decoupled.
+        betas: of AdamW (0.9, 0.999) and Lion (0.9, 0.99).
+        momentum: :math:`\alpha`, of SGD (0) and Muon (0.95).
+        dampening: of SGD (0).
+        nesterov: of SGD (no) and Muon (yes).
+        decoupled: of SGD (no): the decay shrinks the weight directly.
+        shape: of Muon: rows and columns of the weights; square ones turn 16% faster than thin ones (so
+            each shape has a recipe of its own). Without it, that of long thin matrices.
+        steps: how long the run lasts. A run of few relaxation times does not get to the
+            equilibrium; with its length the recipe turns by what the tuned run would on average,
+            and its schedules follow that run.
+        start_norm: the norm at the start in units of the equilibrium's (``osp.plan`` and
+            ``osp.Monitor`` tell). AdamW and Lion do without: for them the weights say it.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RecipeError: an unknown method, an option that it does not have or out of its range, no
+            weight decay.
+
+    Example:
+        >>> recipe = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+        >>> print(recipe)
+        adamw(lr=0.001, weight_decay=0.1, betas=(0.9, 0.95)): turns by 0.00324 radians per step, settles in some 5,000 steps
+
+    Source: Kosson et al., 2023 (arXiv 2305.17212), and the derivations of
+    :mod:`onsphere.dynamics.equilibrium`.
+    """  # noqa: E501
+    if method in _WITHOUT_A_RECIPE:
+        raise RecipeError(_WITHOUT_A_RECIPE[method])
+    for name, value in (("steps", steps), ("start_norm", start_norm)):
+        if value is not None and not 0 < value < math.inf:
+            raise RecipeError(f"{name} is positive and finite, got {value}")
+    if start_norm is not None and steps is None:
+        raise RecipeError("start_norm says what a run does before it settles; give its steps, too")
+    given = {
+        "betas": betas,
+        "momentum": momentum,
+        "dampening": dampening,
+        "nesterov": nesterov,
+        "decoupled": decoupled,
+        "shape": shape,
+    }
+    settings = settings_of(method, lr, weight_decay, given)
+    if lr == 0 or weight_decay == 0:
+        raise RecipeError(
+            f"lr={lr:g} with weight_decay={weight_decay:g} has no equilibrium: without decay the "
+            "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
+            'yourself: lr_is="rotation"'
+        )
+    law, _ = METHODS[method]
+    try:
+        equilibrium = law(float(lr), float(weight_decay), **settings)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
+    keywords = {"lr": float(lr), "weight_decay": float(weight_decay), **settings}
+    keywords.pop("shape", None)
+    if keywords.pop("decoupled", False):
+        # Coupled decay comes out of the momentum buffer larger by 1 / (1 - momentum).
+        keywords["weight_decay"] *= 1 - keywords["momentum"]
+    return SphereRecipe(method, equilibrium, keywords, steps, start_norm)
+
+
+# Their updates have a known size in every coordinate, so the equilibrium's norm is one per entry.
+_BY_ENTRY = ("adamw", "lion")
+# So many relaxation times, and what is left of the way to the equilibrium is 5%.
+_SETTLED = 3
+
+_WITHOUT_A_RECIPE = {
+    "adam": "Adam with its decay in the gradient (L2) turns each weight by an angle that depends "
+    "on the size of its gradient, so no one rotation matches it; tune AdamW and move that, or see "
+    "onsphere.dynamics.adam_l2_equilibrium"
+}
+
+
+def _checked(groups: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Copy param groups; say so where none of them is on a sphere."""
+    copied = []
+    for group in groups:
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                "a recipe takes param groups, as audit.param_groups(model) gives them, got a "
+                f"{type(group).__name__}; write [{{'params': [...], 'sphere': ...}}]"
+            )
+        copied.append(dict(group))
+    if not any(_on_sphere(group) for group in copied):
+        warnings.warn(
+            "none of these param groups has a sphere, so the recipe changes nothing",
+            UserWarning,
+            stacklevel=3,
+        )
+    return copied
+
+
+def _tensor(param: Any) -> Tensor:
+    """Return a parameter that may come with its name."""
+    return param[1] if isinstance(param, tuple) else param
+
+
+def _on_sphere(group: Mapping[str, Any]) -> bool:
+    return group.get("sphere") is not None
+
+
+def _factor_at(factor: Schedule, step: int) -> float:
+    value = float(factor(step))
+    if not 0 <= value < math.inf:
+        raise RecipeError(f"a schedule's factor is at least 0 and finite, got {value} at {step}")
+    return value

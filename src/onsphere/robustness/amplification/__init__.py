@@ -1,0 +1,1 @@
+"""How much each layer amplifies a perturbation of the input."""

@@ -1,0 +1,1 @@
+"""Attacks on classifiers: what they may do, what they maximize, how they search."""

@@ -1,0 +1,1 @@
+"""Robust accuracy by several attacks, and checks that gradients were not masked."""

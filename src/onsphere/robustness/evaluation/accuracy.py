@@ -1,0 +1,133 @@
+"""Which examples a model gets right, as they are and in the worst case over several attacks."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from onsphere.robustness.attacks.pgd import Model, check_logits
+
+Attack = Callable[[Model, Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def correct(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bool[Tensor, "batch"]:
+    """Return, per example, whether the largest logit is the label's.
+
+    Args:
+        model: a classifier, run in the mode it is in.
+        x: inputs, shape ``(batch, ...)``.
+        y: labels, shape ``(batch,)``.
+        batch: how many examples go through the model at once.
+
+    Returns:
+        One truth value per example. Logits that are not numbers are never right.
+
+    Raises:
+        ValueError: logits of a wrong shape, labels out of range, ``batch`` below 1, or a number of
+            labels other than that of examples.
+
+    Example:
+        >>> import torch
+        >>> correct(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 0]))
+        tensor([ True,  True, False])
+    """
+    if batch < 1:
+        raise ValueError(f"batch is at least 1, got {batch}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(
+            f"one label per example: got {tuple(x.shape)} inputs, {tuple(y.shape)} labels"
+        )
+    right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for first in range(0, len(x), batch):
+        part = slice(first, first + batch)
+        logits = model(x[part])
+        check_logits(logits, y[part])
+        right[part] = (logits.argmax(1) == y[part]) & ~logits.isnan().any(1)
+    return right
+
+
+def accuracy(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> float:
+    """Return the share of examples that the model gets right (see :func:`correct`).
+
+    Raises:
+        ValueError: as :func:`correct`, or there are no examples.
+
+    Example:
+        >>> import torch
+        >>> accuracy(torch.nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
+        0.75
+    """
+    return _share(correct(model, x, y, batch=batch))
+
+
+def withstands(
+    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
+) -> Bool[Tensor, "batch"]:
+    """Return, per example, whether the model is right on it and after every attack.
+
+    The worst case is taken per example, and an example that one attack has broken is not shown to
+    the next: put the cheap attacks first. Whether an attack succeeded is judged here, by another
+    run of the model on what the attack returned.
+
+    Args:
+        model: a classifier, run in the mode it is in.
+        x: inputs, shape ``(batch, ...)``.
+        y: labels, shape ``(batch,)``.
+        attacks: functions ``(model, x, y) -> x'``, such as ``partial(pgd, eps=0.1)``.
+        batch: how many examples are attacked at once.
+
+    Returns:
+        One truth value per example.
+
+    Raises:
+        ValueError: as :func:`correct`, or an attack returns another shape than it was given.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from onsphere.robustness import fgsm, pgd
+        >>> attacks = [partial(fgsm, eps=0.25), partial(pgd, eps=0.25, norm="l2")]
+        >>> x = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])
+        >>> withstands(torch.nn.Identity(), x, torch.tensor([0, 0, 0]), attacks)
+        tensor([False,  True, False])
+    """
+    standing = correct(model, x, y, batch=batch)
+    for attack in attacks:
+        todo = standing.nonzero().squeeze(1)
+        for first in range(0, len(todo), batch):
+            rows = todo[first : first + batch]
+            attacked = attack(model, x[rows], y[rows])
+            if attacked.shape != x[rows].shape:
+                raise ValueError(
+                    f"an attack returns inputs like those it was given: got shape "
+                    f"{tuple(attacked.shape)} for {tuple(x[rows].shape)}"
+                )
+            standing[rows] = correct(model, attacked, y[rows], batch=batch)
+    return standing
+
+
+def robust_accuracy(
+    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
+) -> float:
+    """Return the share of examples that withstand every attack (see :func:`withstands`).
+
+    Raises:
+        ValueError: as :func:`withstands`, or there are no examples.
+
+    Example:
+        >>> import torch
+        >>> from functools import partial
+        >>> from onsphere.robustness import pgd
+        >>> x = torch.tensor([[0.6, 0.4], [0.9, 0.1]])
+        >>> robust_accuracy(torch.nn.Identity(), x, torch.tensor([0, 0]), [partial(pgd, eps=0.25)])
+        0.5
+    """
+    return _share(withstands(model, x, y, attacks, batch=batch))
+
+
+def _share(flags: Tensor) -> float:
+    if not len(flags):
+        raise ValueError("there are no examples, so there is no share of them")
+    return float(flags.double().mean())

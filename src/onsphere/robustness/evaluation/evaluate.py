@@ -1,0 +1,239 @@
+"""Robust accuracy that masking cannot fool."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from onsphere.robustness.attacks.pgd import Model, check_logits
+from onsphere.robustness.attacks.threat_model import Norm, Threat
+from onsphere.robustness.evaluation.accuracy import correct
+from onsphere.robustness.evaluation.masking_checks import refuse_batch_statistics, trust_checks
+from onsphere.robustness.evaluation.result import (
+    ROBUST,
+    WRONG,
+    Check,
+    Evaluation,
+    EvaluationError,
+    Stage,
+)
+from onsphere.robustness.evaluation.suite import ATTACKS, WITHOUT_GRADIENTS, Budget, chosen
+
+Batches = Sequence[Tensor] | Iterable[Sequence[Tensor]]
+
+_PROBED = 2  # examples that the model is tried on before the attacks
+_ROUNDING = 1e-6  # of the width of the box: how far outside the ball rounding may put a point
+
+
+def evaluate(
+    model: Model,
+    batches: Batches,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    attacks: str | Sequence[str] = "standard",
+    seed: int = 0,
+    budget: Budget | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    trust: bool = True,
+) -> Evaluation:
+    """Measure the accuracy of a classifier in the worst case of several attacks.
+
+    The attacks run from cheap to expensive, each on the examples that are still right; an example
+    counts as robust when none breaks it. Whether one did is judged by another run of the model on
+    what the attack returned, and by its distance. No attack depends on the scale of the logits.
+    Inputs in half precision are attacked in float32, which holds a small ball, and rounded where
+    the model is called.
+
+    Robust accuracy is an upper bound, and a network may look robust because it hides its
+    gradients. So the number comes with checks on a random part of the examples (see
+    :func:`~onsphere.robustness.evaluation.masking_checks.trust_checks`); print the result to
+    read them.
+
+    Args:
+        model: a classifier in eval mode: a callable from inputs to logits ``(batch, classes)``.
+            Where it is a module, batches are moved to the device of its parameters.
+        batches: pairs ``(x, y)`` of inputs inside the bounds and integer labels: a
+            ``DataLoader``, a list, or one pair of tensors.
+        eps: radius of the ball, in the units of the input.
+        norm: ``"linf"`` or ``"l2"``.
+        bounds: least and greatest value of an entry.
+        attacks: ``"standard"`` (the members of standard AutoAttack: APGD on cross-entropy,
+            targeted APGD, targeted FAB, Square), ``"quick"`` (the first two), or names of attacks.
+        seed: of everything random. Equal calls on the CPU give equal results.
+        budget: what the attacks may spend; ``Budget()`` if not given.
+        progress: called with the attack's name, examples done, and examples in all.
+        trust: run the checks.
+
+    Returns:
+        Accuracies with intervals, the fate of every example, and the checks.
+
+    Raises:
+        EvaluationError: ``eps`` not positive, inputs outside the bounds, labels out of range,
+            something that is no logits, logits that carry no gradient to an attack that needs one,
+            an unknown attack, no examples, or a module whose outputs depend on the batch. What
+            the model itself raises is not caught.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.tensor([[0.6, 0.4, 0.0], [0.9, 0.1, 0.0]]), torch.tensor([0, 0])
+        >>> found = evaluate(torch.nn.Identity(), (x, y), eps=0.25, attacks="quick")
+        >>> found.clean_accuracy.value, found.robust_accuracy.value, found.fates
+        (1.0, 0.5, ('apgd-ce', 'robust'))
+
+    Source: Croce & Hein, 2020 (arXiv 2003.01690); Carlini et al., 2019 (arXiv 1902.06705), on
+    what to check.
+    """
+    names, budget = chosen(attacks), budget or Budget()
+    with _refusing():
+        threat = Threat(eps, norm, bounds)
+    x, y = _gathered(batches, model)
+    with _refusing():
+        threat.check(x, y)
+    y = y.long()
+    refuse_batch_statistics(model, x)
+    model, x = _in_full_precision(model, x)
+    _check_model(model, x, y, names)
+    standing = correct(model, x, y, batch=budget.batch)
+    fates = [ROBUST if right else WRONG for right in standing.tolist()]
+    right = standing.nonzero().squeeze(1)
+    stages = []
+    for name in names:
+        start, todo = time.perf_counter(), standing.nonzero().squeeze(1)
+        broken = _run(name, model, x, y, todo, threat, budget, seed, progress)
+        for row in todo[broken].tolist():
+            fates[row] = name
+        standing[todo[broken]] = False
+        stages.append(
+            Stage(name, len(todo), int(broken.sum()), round(time.perf_counter() - start, 3))
+        )
+    checks: tuple[Check, ...] = ()
+    if trust:
+        checks = trust_checks(model, x, y, right, threat, stages, seed=seed, batch=budget.batch)
+    settings = {
+        "eps": float(eps), "norm": norm, "bounds": (float(bounds[0]), float(bounds[1])),
+        "attacks": list(names), "seed": seed, **asdict(budget),
+    }  # fmt: skip
+    return Evaluation(tuple(fates), tuple(stages), checks, settings)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what our own checks raise into the error of an evaluation."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(str(error)) from error
+
+
+def _in_full_precision(model: Model, x: Tensor) -> tuple[Model, Tensor]:
+    """Return inputs in at least float32, and a model that takes these.
+
+    In half precision a point inside a small ball rounds to one outside.
+    """
+    dtype = x.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    return (model, x) if wide == dtype else (lambda z: model(z.to(dtype)), x.to(wide))
+
+
+def _check_model(model: Model, x: Tensor, y: Tensor, names: Sequence[str]) -> None:
+    """Refuse, before the first attack, a model that one of the attacks cannot work on."""
+    with torch.enable_grad():
+        point = x[:_PROBED].detach().clone().requires_grad_()
+        logits = model(point)
+    with _refusing():
+        check_logits(logits, y[:_PROBED])
+        check_logits(logits[:1].expand(len(y), -1), y)  # every label has a column
+    if "apgd-dlr" in names and logits.shape[1] < 3:
+        raise EvaluationError(
+            f"apgd-dlr needs at least 3 classes, and the model has {logits.shape[1]}: choose "
+            'other attacks, e.g. attacks="standard"'
+        )
+    if WITHOUT_GRADIENTS.issuperset(names):
+        return
+    gradient = None
+    if logits.requires_grad:
+        (gradient,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    if gradient is None:
+        raise EvaluationError(
+            "the model's output carries no gradient to its input, which attacks follow: take "
+            'torch.no_grad, detach, argmax and the like out of it, or use attacks="square"'
+        )
+
+
+def _run(
+    name: str,
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    todo: Tensor,
+    threat: Threat,
+    budget: Budget,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Tensor:
+    """Attack some of the examples: which of them are wrong afterwards, inside the ball."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    broken = torch.zeros(len(todo), dtype=torch.bool, device=x.device)
+    slack = _ROUNDING * (threat.bounds[1] - threat.bounds[0])
+    together = budget.together(name)
+    for first in range(0, len(todo), together):
+        rows = todo[first : first + together]
+        attacked = ATTACKS[name](model, x[rows], y[rows], threat, budget, generator)
+        near = threat.distance(attacked, x[rows]) <= threat.eps + slack
+        broken[first : first + len(rows)] = near & ~correct(model, attacked, y[rows])
+        if progress is not None:
+            progress(name, first + len(rows), len(todo))
+    return broken
+
+
+def _gathered(batches: Batches, model: Model) -> tuple[Tensor, Tensor]:
+    """Return all inputs and labels, on the model's device."""
+    pairs: Iterable[Sequence[Tensor]]
+    if isinstance(batches, tuple | list) and len(batches) == 2 and _is_pair(batches):
+        pairs = [batches]  # type: ignore[list-item]
+    else:
+        pairs = batches  # type: ignore[assignment]
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    for pair in pairs:
+        if not _is_pair(pair):
+            raise EvaluationError(
+                f"each batch is a pair (x, y) of tensors, got {_described(pair)}; choose the "
+                "inputs and labels of yours, e.g. ((b['image'], b['label']) for b in loader)"
+            )
+        if len(pair[0]) != len(pair[1]):
+            raise EvaluationError(
+                f"one label per example: batch {len(xs)} has {len(pair[0])} inputs and "
+                f"{len(pair[1])} labels"
+            )
+        xs.append(pair[0].detach())
+        ys.append(pair[1])
+    if not sum(len(x) for x in xs):
+        raise EvaluationError("there are no examples to evaluate on: batches is empty")
+    shapes = sorted({tuple(x.shape[1:]) for x in xs})
+    if len(shapes) > 1:
+        raise EvaluationError(f"examples of all batches have one shape, got {shapes[:3]}")
+    device = xs[0].device
+    if isinstance(model, nn.Module):
+        device = next((p.device for p in model.parameters()), device)
+    return torch.cat(xs).to(device), torch.cat(ys).to(device)
+
+
+def _is_pair(pair: object) -> bool:
+    return (
+        isinstance(pair, tuple | list)
+        and len(pair) == 2
+        and all(isinstance(part, Tensor) for part in pair)
+        and all(part.ndim > 0 for part in pair)
+    )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {', '.join(type(v).__name__ for v in value[:4])}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,313 @@
+"""Checks that tell robustness from masked gradients, each one number with its meaning.
+
+They run on a random part of the examples that the model gets right, with few steps: they ask
+whether attacks behave as attacks must, not how robust the model is.
+
+Source: the list of Carlini et al., 2019 (arXiv 1902.06705), sections 4 and 5; Athalye et al., 2018
+(arXiv 1802.00420), section 3.1.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from onsphere.norms import ActivationNorm
+from onsphere.robustness.attacks.auto_pgd import apgd
+from onsphere.robustness.attacks.losses import cross_entropy
+from onsphere.robustness.attacks.pgd import Model, fgsm
+from onsphere.robustness.attacks.square import square
+from onsphere.robustness.attacks.threat_model import Threat
+from onsphere.robustness.evaluation.accuracy import correct
+from onsphere.robustness.evaluation.result import Check, EvaluationError, Finding, Stage
+
+_EXAMPLES = 50
+_STEPS, _QUERIES = 20, 300
+_ALONE = 4  # examples that are also given to the model one by one
+_CHANCE = 0.02  # differences of accuracy up to this share of the examples are chance
+_REPEAT, _BATCH = 1e-5, 1e-3  # relative differences of logits that rounding may make
+_HIDDEN = 0.05  # more lost gradients than this are suspicious
+_SCALES = (1e-2, 1e3)
+
+
+def trust_checks(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    right: Tensor,
+    threat: Threat,
+    stages: Sequence[Stage],
+    *,
+    seed: int = 0,
+    batch: int = 128,
+) -> tuple[Check, ...]:
+    """Run all checks.
+
+    Args:
+        model: a classifier.
+        x: inputs.
+        y: labels.
+        right: indices of the examples that the model gets right.
+        threat: the radius, norm and bounds of the evaluation.
+        stages: what its attacks found.
+        seed: of the choice of examples and of the attacks.
+        batch: how many examples go through the model at once.
+
+    Returns:
+        One check per line of :data:`CHECKS`; all "not run" where the model is right nowhere. One
+        that raises is suspicious, and its meaning says what was raised.
+
+    Example:
+        >>> import torch
+        >>> x, y = 0.2 + 0.6 * torch.eye(3), torch.arange(3)
+        >>> checks = trust_checks(torch.nn.Identity(), x, y, y, Threat(0.1), ())
+        >>> {check.finding for check in checks}
+        {'passed'}
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    order = torch.randperm(len(right), generator=generator, device=x.device)
+    rows = right[order[:_EXAMPLES]].sort().values
+    if not len(rows):
+        return tuple(Check(name, "not run", None, text) for name, (_, text) in CHECKS.items())
+    sample = _Sample(model, x[rows], y[rows], threat, tuple(stages), seed, batch)
+    return tuple(_checked(name, sample) for name in CHECKS)
+
+
+def refuse_batch_statistics(model: Model, x: Tensor) -> None:
+    """Refuse a module in which examples depend on their batch, in the mode it is in.
+
+    The module is not run in training mode: what runs is a copy, so no statistics are updated.
+
+    Raises:
+        EvaluationError: it normalizes by the statistics of the batch: in training mode, or in any
+            for want of running ones.
+    """
+    if not isinstance(model, nn.Module):
+        return
+    norms = {n: m for n, m in model.named_modules() if _over_batches(m)}
+    lasting = [n for n, m in norms.items() if getattr(m, "running_mean", None) is None]
+    if lasting:
+        raise EvaluationError(
+            f"{lasting[0]!r} keeps no running statistics and uses those of each batch in every "
+            "mode, so an example's logits depend on the others and no attack on it is defined: "
+            "train with track_running_stats=True"
+        )
+    names = [n for n, m in norms.items() if m.training]
+    if not names and model.training and len(x) > 1:
+        probe = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]):
+            if _repeated(probe, x[:_ALONE]) <= _REPEAT and _one_by_one(probe, x[:_ALONE]) > _BATCH:
+                names = [type(model).__name__]
+    if names:
+        raise EvaluationError(
+            f"the model is in training mode and {names[0]!r} uses the statistics of each batch, so "
+            "an example's logits depend on the others and no attack on it is defined: call "
+            "model.eval() first"
+        )
+
+
+def _over_batches(module: nn.Module) -> bool:
+    """Whether a module normalizes by statistics over a batch, where it keeps no running ones."""
+    if isinstance(module, ActivationNorm):
+        return module.method.statistics == "batch"
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The examples of the checks, and the attacks that several of them share."""
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    stages: tuple[Stage, ...]
+    seed: int
+    batch: int
+
+    def accuracy(self, attacked: Tensor) -> float:
+        """Return the share that is right after an attack."""
+        return float(correct(self.model, attacked, self.y, batch=self.batch).double().mean())
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return inputs and labels, as many at once as may go through the model."""
+        return zip(torch.split(self.x, self.batch), torch.split(self.y, self.batch), strict=True)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Return the logits of all examples."""
+        return torch.cat([self.model(x) for x, _ in self.parts()])
+
+    def climb(self, *, eps: float | None = None, loss: str = "tempered_cross_entropy") -> Tensor:
+        """Run a short Auto-PGD."""
+        threat, generator = self.threat, self.seeded()
+        run = partial(
+            apgd, self.model, eps=threat.eps if eps is None else eps, norm=threat.norm,
+            bounds=threat.bounds, loss=loss, steps=_STEPS, generator=generator,
+        )  # fmt: skip
+        return torch.cat([run(x, y) for x, y in self.parts()])
+
+    def take(self, rows: Tensor) -> "_Sample":
+        """Return some of the examples."""
+        return replace(self, x=self.x[rows], y=self.y[rows])
+
+    def scaled(self, factor: float) -> "_Sample":
+        """Return the same with the logits multiplied."""
+        return replace(self, model=lambda x: factor * self.model(x))
+
+    def seeded(self) -> torch.Generator:
+        """Return a fresh generator."""
+        return torch.Generator(self.x.device).manual_seed(self.seed)
+
+    @cached_property
+    def robust(self) -> float:
+        """Accuracy under the short Auto-PGD."""
+        return self.accuracy(self.climb())
+
+
+def _monotone(sample: _Sample) -> float:
+    eps = sample.threat.eps
+    half, double = (sample.accuracy(sample.climb(eps=k * eps)) for k in (0.5, 2.0))
+    return max(sample.robust - half, double - sample.robust)
+
+
+def _reaches_zero(sample: _Sample) -> float:
+    low, high = sample.threat.bounds
+    width = high - low
+    whole = width if sample.threat.norm == "linf" else width * sample.x[0].numel() ** 0.5
+    return sample.accuracy(sample.climb(eps=whole))
+
+
+def _many_steps(sample: _Sample) -> float:
+    threat = sample.threat
+    run = partial(fgsm, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds)
+    attacked = torch.cat([run(x, y) for x, y in sample.parts()])
+    return sample.robust - sample.accuracy(attacked)
+
+
+def _gradient_free(sample: _Sample) -> float:
+    """Share of what gradients left standing that Square breaks."""
+    by_gradient = [s for s in sample.stages if s.attack != "square"]
+    by_search = [s for s in sample.stages if s.attack == "square"]
+    if by_gradient and by_search:
+        return by_search[0].broken / max(1, by_gradient[0].attacked)
+    attacked = sample.climb()
+    left = correct(sample.model, attacked, sample.y, batch=sample.batch)
+    if not left.any():
+        return 0.0
+    standing, threat, generator = sample.take(left), sample.threat, sample.seeded()
+    run = partial(
+        square, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
+        queries=_QUERIES, generator=generator,
+    )  # fmt: skip
+    found = torch.cat([run(x, y) for x, y in standing.parts()])
+    broken = ~correct(sample.model, found, standing.y, batch=sample.batch)
+    return float(broken.sum()) / len(sample.x)
+
+
+def _lost_gradients(sample: _Sample) -> float:
+    lost = []
+    for x, y in sample.parts():
+        with torch.enable_grad():
+            point = x.detach().clone().requires_grad_()
+            loss = cross_entropy(sample.model(point), y).sum()
+        gradient = torch.autograd.grad(loss, point)[0].flatten(1)
+        lost.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))
+    return float(torch.cat(lost).double().mean())
+
+
+def _scale(sample: _Sample) -> float:
+    return max(abs(s.accuracy(s.climb()) - sample.robust) for s in map(sample.scaled, _SCALES))
+
+
+def _blind(sample: _Sample) -> float:
+    return sample.accuracy(sample.climb(loss="cross_entropy")) - sample.robust
+
+
+def _repeats(sample: _Sample) -> float:
+    return _difference(sample.logits(), sample.logits())
+
+
+def _alone(sample: _Sample) -> float:
+    together = max(2, min(_ALONE, sample.batch))
+    return _one_by_one(sample.model, sample.x[:together])
+
+
+@torch.no_grad()
+def _repeated(model: Model, x: Tensor) -> float:
+    """Return the largest difference of two passes, relative to the logits' spread."""
+    return _difference(model(x), model(x))
+
+
+@torch.no_grad()
+def _one_by_one(model: Model, x: Tensor) -> float:
+    """Return the largest difference between logits in a batch and alone."""
+    together = model(x)
+    return _difference(together, torch.cat([model(x[i : i + 1]) for i in range(len(x))]))
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    size = float((a - a.mean(1, keepdim=True)).abs().max())
+    difference = float((a - b).abs().max())
+    return difference / size if size > 0 else difference
+
+
+_Measure = Callable[[_Sample], float]
+
+CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
+    "deterministic": (
+        (_repeats, _REPEAT),
+        "difference of two passes, relative to the logits; attacks on a random model need its mean",
+    ),
+    "one by one as in a batch": (
+        (_alone, _BATCH),
+        "difference of logits alone and in a batch, relative; if large, examples are not judged "
+        "by themselves",
+    ),
+    "monotone in eps": (
+        (_monotone, _CHANCE),
+        "largest rise of accuracy as eps doubles; above 0 the attack fails somewhere",
+    ),
+    "reaches zero": (
+        (_reaches_zero, _HIDDEN),
+        "accuracy when the whole box is allowed; any image can be reached, so above 0 the attack "
+        "fails",
+    ),
+    "many steps beat one": (
+        (_many_steps, _CHANCE),
+        "accuracy under 20 steps minus that under one; above 0 the steps lose their way",
+    ),
+    "gradient-free is not stronger": (
+        (_gradient_free, _CHANCE),
+        "share of examples that Square breaks and gradients do not; if large, gradients mislead: "
+        "run it with give_up=False (--full), and take the number for an upper bound",
+    ),
+    "gradients are there": (
+        (_lost_gradients, _HIDDEN),
+        "share of examples at which the gradient of cross-entropy is exactly zero, or no number",
+    ),
+    "scale of the logits": (
+        (_scale, _CHANCE),
+        "change of accuracy under attack when logits are multiplied by 0.01 and 1,000",
+    ),
+    "cross-entropy sees": (
+        (_blind, _CHANCE),
+        "by how much an attack on plain cross-entropy would overstate robustness",
+    ),
+}
+"""Name, measure with the largest number that passes, and meaning of every check."""
+
+
+def _checked(name: str, sample: _Sample) -> Check:
+    (measure, most), meaning = CHECKS[name]
+    try:
+        measured = measure(sample)
+    except Exception as error:  # the user's model is run, which may raise anything
+        first = next(iter(str(error).splitlines()), "")
+        said = f"not measured, {type(error).__name__}: {first}".removesuffix(": ")
+        return Check(name, "suspicious", None, said)
+    finding: Finding = "passed" if measured <= most else "suspicious"
+    return Check(name, finding, measured, meaning)

@@ -1,0 +1,291 @@
+"""Training one small network: the cell that most claims build on."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onsphere.dynamics import NormRecorder
+from onsphere.errors import OnsphereError
+from onsphere.geometry import Sphere
+from onsphere.optim import SphereSGD
+from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.setup.data import Images
+from onsphere.studies.setup.network import SmallConvNet
+
+Space = Literal["plain", "sphere"]
+Part = Literal["hidden", "head", "rest"]
+
+DECAY = 5e-3
+"""Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained: SGD with momentum, cross-entropy, constant or cosine rate.
+
+    Args:
+        data: name of the data set.
+        method: a name of :data:`~onsphere.studies.setup.network.STUDIED`.
+        space: ``"plain"`` SGD, or ``"sphere"``: hidden weights keep their initial lengths.
+        lr: learning rate.
+        weight_decay: on weights (not gains, shifts or biases), coupled as in ``torch.optim.SGD``.
+        momentum: momentum factor.
+        schedule: ``"constant"``, or ``"cosine"`` down to 0 at the last step.
+        steps: number of steps.
+        batch: images per step.
+        width: width of the network.
+        seed: of the initial weights and of the order of the data.
+        objective: cross-entropy with the ``"labels"``, or ``"noise"``: the inner product of the
+            logits with normal random numbers drawn anew at every step, while only the hidden
+            weights are trained. Its gradient has mean zero at every weight, so it is the
+            uncorrelated noise that the laws of the mean speak of.
+        record: keep norms, squared gradient norms and rotations of hidden weights at every step.
+        norm_growth: on the sphere: its radius grows by this factor during the run, as
+            :func:`grown` says. The rate grows with its square, so that the weights turn as they
+            would without.
+        rate_growth: on the sphere: the effective rate of the hidden weights falls as if their
+            norms had grown by this factor. Where both are given and equal, the rate is constant
+            and the norms grow: what happens in plain training, but forced.
+        head: ``"sphere"`` keeps the head's weight at its initial length too.
+    """
+
+    data: str
+    method: str
+    space: Space = "plain"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: Literal["constant", "cosine"] = "constant"
+    steps: int = 300
+    batch: int = 64
+    width: int = 8
+    seed: int = 0
+    objective: Literal["labels", "noise"] = "labels"
+    record: bool = False
+    norm_growth: float = 1.0
+    rate_growth: float = 1.0
+    head: Literal["free", "sphere"] = "free"
+
+    def __post_init__(self) -> None:
+        forced = (self.norm_growth, self.rate_growth, self.head) != (1.0, 1.0, "free")
+        if forced and self.space != "sphere":
+            raise ValueError("growth is forced, and the head is held, on the sphere only")
+
+    def progress(self, step: int) -> float:
+        """Return the share of the run that is done before a step (counted from 0)."""
+        return step / max(1, self.steps)
+
+    def cell(self) -> Cell:
+        """Return the cell that trains this network."""
+        return Cell(TRAIN, asdict(self), cost=self.steps * (0.002 if self.record else 0.0017))
+
+
+def train(config: Config, inputs: Inputs) -> Outcome:
+    """Train, then measure loss and accuracy; keep the network (and its series, if recorded)."""
+    settings = Training(**config)
+    images = inputs.images
+    model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed)
+    if settings.objective == "noise":
+        model.requires_grad_(False)
+        for weight, _ in model.hidden_weights().values():
+            weight.requires_grad_(True)
+    optimizer = optimizer_for(model, settings)
+    recorder = (
+        NormRecorder(model.hidden_weights(), optimizer, per_vector=True)
+        if settings.record
+        else None
+    )
+    noise = torch.Generator().manual_seed(settings.seed + 2)
+    losses: list[float] = []
+    for step, index in enumerate(batches(len(images.train_y), settings)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(settings, step, group["part"])
+        optimizer.zero_grad()
+        logits = model(images.train_x[index])
+        if settings.objective == "noise":
+            loss = (logits * torch.randn(logits.shape, generator=noise)).sum(1).mean()
+        else:
+            loss = F.cross_entropy(logits, images.train_y[index])
+        losses.append(float(loss.detach()))
+        if not _is_finite(loss):
+            break
+        loss.backward()
+        optimizer.step()
+        if settings.norm_growth != 1:
+            enlarge(optimizer, _growth_in(settings, step))
+    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if recorder is not None:
+        recorder.detach()
+        for name in model.hidden_weights():
+            series = recorder.series(name)
+            for quantity in ("norm", "gradient_square", "rotation"):
+                tensors[f"series.{name}.{quantity}"] = series[quantity].float()
+    return Outcome(result, tensors)
+
+
+def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings: hidden weights on spheres, or everything plain."""
+    hidden = model.hidden_weights()
+    weights = {id(model.head.weight), *(id(parameter) for parameter, _ in hidden.values())}
+    # By name and not by shape: the gains and shifts of LN and RMS have three axes.
+    gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
+    decay = settings.weight_decay
+    head: dict[str, Any] = {"params": [model.head.weight], "weight_decay": decay, "part": "head"}
+    rest: dict[str, Any] = {"params": gains_and_biases, "weight_decay": 0.0, "part": "rest"}
+    if settings.space == "plain":
+        plain = {"params": [p for p, _ in hidden.values()], "weight_decay": decay, "part": "hidden"}
+        groups = [head, rest, plain]
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    if settings.head == "sphere":
+        head |= {"sphere": Sphere(), "weight_decay": 0.0}
+    spheres = [
+        {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0, "part": "hidden"}
+        for parameter, axes in hidden.values()
+    ]
+    groups = [head, rest, *spheres]
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_is="rate")
+
+
+def grown(factor: float, progress: float) -> float:
+    r"""Return how much a norm has grown on its way to ``factor`` times its length.
+
+    :math:`(1 + (f^4 - 1)\,t)^{1/4}`, the law of SGD without weight decay under gradients of
+    constant size (its fourth power is linear in time).
+
+    Args:
+        factor: final over initial length.
+        progress: share of the run, from 0 to 1.
+
+    Example:
+        >>> [round(grown(2.0, t), 3) for t in (0.0, 0.5, 1.0)]
+        [1.0, 1.707, 2.0]
+    """
+    return (1 + (factor**4 - 1) * progress) ** 0.25
+
+
+def _growth_in(settings: Training, step: int) -> float:
+    """Return by how much the norm grows in one step."""
+    before, after = (grown(settings.norm_growth, settings.progress(k)) for k in (step, step + 1))
+    return after / before
+
+
+@torch.no_grad()
+def enlarge(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Move the hidden weights to spheres ``factor`` times as large, their momentum along.
+
+    Gradients at the new points are ``factor`` times smaller, and so is the momentum made.
+
+    Args:
+        optimizer: of :func:`optimizer_for`, on spheres.
+        factor: new over old radius.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["part"] == "hidden" else ():
+            state = optimizer.state[parameter]
+            parameter.mul_(factor)
+            state["radius"].mul_(factor)
+            if "momentum_buffer" in state:
+                state["momentum_buffer"].div_(factor)
+
+
+def batches(count: int, settings: Training) -> Iterator[Tensor]:
+    """Yield the indices of every step's batch: epochs of shuffled data, last short batch dropped.
+
+    Args:
+        count: how many training images there are.
+        settings: gives the number of steps, the batch and the seed.
+    """
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    done = 0
+    while True:
+        order = torch.randperm(count, generator=generator)
+        for index in torch.split(order[: count - count % settings.batch], settings.batch):
+            if done == settings.steps:
+                return
+            yield index
+            done += 1
+
+
+def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
+    """Return the learning rate of a part of the network in a step (counted from 0)."""
+    rate = settings.lr
+    if settings.schedule == "cosine":
+        progress = torch.tensor(settings.progress(step))
+        rate *= float((1 + torch.cos(torch.pi * progress)) / 2)
+    if part != "hidden":
+        return rate
+    norm, slowing = (
+        grown(factor, settings.progress(step))
+        for factor in (settings.norm_growth, settings.rate_growth)
+    )
+    return rate * (norm / slowing) ** 2
+
+
+@torch.no_grad()
+def measure(model: SmallConvNet, images: Images, most: int = 1000) -> dict[str, Any]:
+    """Loss and accuracy in eval mode; ``None`` and chance where the network holds no number.
+
+    Args:
+        model: the network; left in eval mode.
+        images: the data set.
+        most: at most so many training images are used.
+    """
+    model.eval()
+    logits = model(images.train_x[:most])
+    loss = F.cross_entropy(logits, images.train_y[:most])
+    finite = _is_finite(loss)
+    predicted = model(images.test_x).argmax(1)
+    return {
+        "diverged": not finite,
+        "train_loss": float(loss) if finite else None,
+        "train_accuracy": _accuracy(logits.argmax(1), images.train_y[:most], finite, images),
+        "test_accuracy": _accuracy(predicted, images.test_y, finite, images),
+    }
+
+
+def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> SmallConvNet:
+    """Return the trained network of a cell that builds on one, in eval mode.
+
+    Args:
+        settings: how it was trained.
+        inputs: the first needed cell's tensors hold the network.
+        eps: another eps for the method than the one it was trained with.
+
+    Raises:
+        OnsphereError: the network diverged in training, so there is nothing to measure on it.
+    """
+    if inputs.records[0]["diverged"]:
+        raise OnsphereError(
+            f"the network with method {settings.method!r}, seed {settings.seed}, diverged while "
+            f"training on {settings.data}; claims that measure trained networks cannot be tested "
+            "there. Name the other claims, or other --seeds"
+        )
+    model = SmallConvNet(settings.method, inputs.images, width=settings.width, eps=eps)
+    prefix = "model."
+    state = {
+        k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if k.startswith(prefix)
+    }
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _accuracy(predicted: Tensor, y: Tensor, finite: bool, images: Images) -> float:
+    return float((predicted == y).float().mean()) if finite else 1 / images.classes
+
+
+def _is_finite(loss: Tensor) -> bool:
+    return bool(loss.isfinite())
+
+
+def _thin(values: list[float], most: int = 60) -> list[list[float]]:
+    """Keep at most ``most`` finite (step, loss) pairs, evenly spread."""
+    stride = max(1, len(values) // most)
+    return [[i, v] for i, v in enumerate(values) if i % stride == 0 and abs(v) < float("inf")]
+
+
+TRAIN = Task("train", 2, train)

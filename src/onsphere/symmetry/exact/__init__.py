@@ -1,0 +1,1 @@
+"""Dimensional analysis of the executed operations: scaling exponents, rules, and the null space."""

@@ -1,0 +1,277 @@
+"""Follow every operation that a model executes, and apply its rule."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from onsphere._torch.execution import ModelError
+from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
+from onsphere.symmetry.exact.input_sampling import InputUse
+from onsphere.symmetry.exact.linear_forms import ZERO, Unit
+from onsphere.symmetry.exact.operation import Ledger, Operation, Origin, key_of
+from onsphere.symmetry.exact.rules import empty, makes, passes, rule_of
+
+_ROLES = {
+    "convolution": "convolution",
+    "embedding": "embedding",
+    "bmm": "experts",
+    "baddbmm": "experts",
+    "_grouped_mm": "experts",
+}
+"""What an operation says about the weights that go into it."""
+_ATTENTION = {"_softmax", "_safe_softmax"}
+_DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+_ONLY_SHAPES = (empty, makes)
+"""Rules of operations that read the shapes of tensors, and no values."""
+_STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
+"""Operations that give numbers, but change by steps, as those do that give whole numbers."""
+_FULL = {"aten::full", "aten::full_like", "aten::new_full"}
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every operation that a model executes and applies its rule.
+
+    Args:
+        ledger: where units and demands are written down.
+        use: where the use of whole-number inputs is written down.
+        own: the model's own parameters; what it writes into them is taken back by
+            :meth:`restore`, as what it writes into tensors that it does not hold is.
+        copies: further tensors that are there for this run only.
+        without_memory: the weights are on the meta device, so everything moves there.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        use: InputUse,
+        own: Iterable[Tensor] = (),
+        copies: Iterable[Tensor] = (),
+        without_memory: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ledger, self.use, self.without_memory = ledger, use, without_memory
+        self.touched: set[int] = set()
+        self.written: set[int] = set()
+        self.roles: defaultdict[int, set[str]] = defaultdict(set)
+        self.heads: dict[str, int] = {}
+        self.data_dependent = False
+        self.draws: dict[tuple[str, str], torch.dtype] = {}
+        self.precisions: dict[tuple[str, str], float] = {}
+        self.operations = 0  # a hash of the names of all operations, in their order
+        self.whole: set[int] = set()
+        self.differentiates = False
+        self.coarsest = 0.0
+        self._own = {key_of(p): p for p in own}
+        self._made = {key_of(t) for t in copies}
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def restore(self) -> None:
+        """Give what the model has written into, and is not of this run alone, what it held."""
+        for tensor, before in self._before:
+            tensor.detach().copy_(before)
+
+    @property
+    def outside(self) -> list[Tensor]:
+        """Tensors outside the model that it has written into."""
+        return [t for t, _ in self._before if key_of(t) not in self._own]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = self._moved((tuple(args), kwargs or {}))
+        written = _written(func, args, kwargs)
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        self._save(written, tensors)
+        result = self._moved(self._run(func, args, kwargs))
+        name = func._schema.name
+        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        self._made.update({key_of(t) for t in results} - {key_of(t) for t in tensors})
+        if _uses(func, results):
+            self.touched.update(id(t) for t in tensors)
+            self.touched.update(map(key_of, tensors))
+        self._note(func, args, tensors, results)
+        self.ledger.count(func, args, kwargs)
+        operation = Operation(self.ledger, func, args, kwargs, result)
+        rule = rule_of(name)
+        units = self._pin(operation) if rule is None else rule(operation)
+        self.written |= written
+        self._describe(tensors, written, results, units)
+        self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
+        self.use.follow(operation, rule is passes)
+        return result
+
+    def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
+        """Save what is about to be written into and outlives this run."""
+        for key in written - self._made:
+            here = self._own.get(key)
+            found = here if here is not None else next(t for t in tensors if key_of(t) == key)
+            self._made.add(key)
+            if found.numel():
+                self._before.append((found, found.detach().clone()))
+
+    def _moved(self, values: Any) -> Any:
+        """Move what a model without memory makes on the CPU to where its weights are."""
+        return tree_map(self.ledger.shadows.joined, values) if self.without_memory else values
+
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation; a question about a tensor without memory is asked of its shadow."""
+        if func._schema.name in _DATA_DEPENDENT and args[0].is_meta:
+            value = self.ledger.shadows.value(args[0])
+            if value is not None:
+                return func(value, *args[1:], **kwargs)
+            if args[0].is_floating_point() and self.ledger.origin(args[0]) & Origin.WEIGHTS:
+                self.ledger.reads.setdefault(self.ledger.where, set())
+                return 1.0  # no claim changes it; that it stands for something else is said
+            raise self.needs_values(func._schema.name)
+        if func._schema.name == "aten::index":
+            args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
+        try:
+            result = func(*args, **kwargs)
+        except NotImplementedError as error:
+            if torch.Tag.dynamic_output_shape in func.tags:
+                raise self.needs_values(func._schema.name) from error
+            raise
+        self.ledger.shadows.follow(func, args, kwargs, result)
+        return result
+
+    def _note(
+        self, func: Any, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
+        """Remember what was done, to whom, with what random numbers."""
+        name = func._schema.name
+        self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
+        self.operations = hash((self.operations, name))
+        self.data_dependent |= name in _DATA_DEPENDENT
+        short = name.removeprefix("aten::")
+        if short in _ROLES:
+            role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
+            for tensor in tensors[:2]:
+                self.roles[key_of(tensor)].add(role)
+        elif short in _ATTENTION and tensors[0].ndim == 4:
+            self.heads[self.ledger.where] = tensors[0].shape[1]
+        if torch.Tag.nondeterministic_seeded in func.tags and results:
+            self.draws.setdefault((self.ledger.where, short_name(func)), results[0].dtype)
+        for value in args:
+            if type(value) is float and value in PRECISIONS:
+                self.precisions[self.ledger.where, short_name(func)] = value
+        for t in results:
+            if t.is_floating_point() and t.numel() > 1:
+                self.coarsest = max(self.coarsest, torch.finfo(t.dtype).eps)
+        if short == "_to_copy" and not results[0].is_floating_point():
+            self.whole.add(key_of(tensors[0]))
+
+    def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Say of results what they were made from."""
+        origin = Origin.NOTHING
+        for tensor in tensors:
+            origin |= self.ledger.origin(tensor)
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            origin |= Origin.DATA
+        sources = frozenset().union(*map(self.ledger.sources, tensors))
+        for tensor in results:
+            self.ledger.mark(tensor, origin)
+            self.ledger.derive(tensor, sources)
+        if short_name(func) in _STEPS or any(not t.is_floating_point() for t in results):
+            self.ledger.jumping |= sources
+        if func._schema.name in _DATA_DEPENDENT:
+            self.ledger.jumping |= sources
+            self.ledger.decisive |= sources
+
+    def needs_values(self, operation: str) -> ModelError:
+        """Return the error of an operation that reads values which are not to be had."""
+        place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
+        return ModelError(
+            f"what {place} computes depends on the values of a tensor ({operation}), and "
+            "this model has none: it was built without memory. Give inputs with values if it is "
+            "they that decide, or else build the model with memory"
+        )
+
+    def _pin(self, operation: Operation) -> Unit:
+        """Treat an operation nobody described: its inputs must have unit 0."""
+        reduced = self.ledger.constraints.reduced
+        units = [operation.unit(t) for t in operation.tensors()]
+        if any(u.terms for u in units):
+            known = all(not reduced(u.terms) for u in units)
+            for unit in units:
+                self.ledger.require_zero(unit.terms)
+            if not known:
+                self.ledger.unknown[operation.name, self.ledger.where] = None
+        return ZERO
+
+    def _describe(
+        self, tensors: Sequence[Tensor], written: set[int], results: list[Tensor], units: Any
+    ) -> None:
+        read = set(map(key_of, tensors))
+        for i, tensor in enumerate(results):
+            unit = units if isinstance(units, Unit) else units[min(i, len(units) - 1)]
+            key = key_of(tensor)
+            if key in written:
+                self.ledger.update(tensor, unit)
+            elif key not in read:
+                self.ledger.write(tensor, unit)
+            if unit.terms and _shortens(tensor, tensors):
+                self.ledger.rounded.append(dict(unit.terms))
+
+
+class Reads(TorchFunctionMode):
+    """Notes where Python takes the values out of a tensor, which no operation tells.
+
+    Distances are computed one by one: PyTorch's way for many of them, one product of matrices that
+    hold points beside their squares, has no units.
+
+    Args:
+        tracer: the one that follows the operations.
+    """
+
+    _TAKE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in self._TAKE:
+            if args[0].is_floating_point():
+                self.tracer.ledger.note_read(args[0])
+            self.tracer.data_dependent = True
+            self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
+            known = self.tracer.ledger.shadows.value(args[0])
+            if known is None:
+                raise self.tracer.needs_values(func.__name__)
+            args = (known, *args[1:])
+        kwargs = kwargs or {}
+        if func is torch.cdist and len(args) < 4:
+            kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
+        return func(*args, **kwargs)
+
+
+def _uses(func: Any, results: Sequence[Tensor]) -> bool:
+    """Return whether an operation does anything with its inputs: more than a view, or nothing."""
+    views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
+    return not any(views) and (not results or any(t.numel() for t in results))
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
+    found: set[int] = set()
+    if not func._schema.is_mutable:
+        return found
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            found |= {key_of(t) for t in tree_leaves(value) if isinstance(t, Tensor)}
+    return found
+
+
+def _shortens(result: Tensor, inputs: Sequence[Tensor]) -> bool:
+    """Return whether a result has fewer digits than a tensor it was made from."""
+    digits = [torch.finfo(t.dtype).eps for t in inputs if t.is_floating_point() or t.is_complex()]
+    real = result.is_floating_point() or result.is_complex()
+    return real and bool(digits) and torch.finfo(result.dtype).eps > min(digits)

@@ -1,0 +1,104 @@
+"""Small constants, one by one: the same one in two runs of a model has the same number.
+
+The exact analysis decides of each small constant whether it is an eps; the certificates set the
+eps to almost 0, and nothing else. Two constants of one module may be equal and yet only one of
+them an eps, so a constant is known by where it was met, in which operation, and how many of its
+value came before it there.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onsphere.symmetry.exact.linear_forms import Form
+
+LARGEST_EPS = 1e-2
+"""A constant up to this size, added before a root or a division, counts as an eps."""
+
+PRECISIONS = frozenset(
+    torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)
+)
+"""What ``torch.finfo(x.dtype).eps`` is, which ``nn.RMSNorm`` adds where no eps is given."""
+
+_ARGUMENTS = frozenset({"self", "other", "min"})
+"""Names of the arguments that may be an eps."""
+
+Key = tuple[str, str, str, int]
+"""Path of the module, operation, value in short, and how many such came before."""
+
+
+@dataclass(frozen=True)
+class EpsSite:
+    """A constant that breaks a symmetry only through its smallness.
+
+    Args:
+        where: path of the module that ran the operation.
+        operation: name of the operation, as ``"aten::add"``.
+        value: the constant.
+        key: which of its kind it is; empty for the eps of a fused normalization.
+        form: what would have to vanish if the constant were an ordinary number.
+    """
+
+    where: str
+    operation: str
+    value: float
+    key: Key | None = None
+    form: Form = field(default_factory=dict)
+
+
+class Occurrences:
+    """Numbers the small constants that one run of a model meets.
+
+    Args:
+        read: gives the number that a tensor with one entry holds, where it is a constant.
+
+    Example:
+        >>> import torch
+        >>> seen = Occurrences(float)
+        >>> add = torch.ops.aten.add.Tensor
+        >>> [seen.met("net", add, (torch.ones(2), 1e-5), {}) for _ in range(2)]
+        [{1: ('net', 'add', '1.0e-05', 0)}, {1: ('net', 'add', '1.0e-05', 1)}]
+    """
+
+    def __init__(self, read: Callable[[Tensor], float | None]) -> None:
+        self._read = read
+        self._count: Counter[tuple[str, str, str]] = Counter()
+        self._places: dict[Any, list[tuple[int, str]]] = {}
+
+    def met(
+        self, where: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[int | str, Key]:
+        """Return the small constants among the arguments of a call, by position or keyword."""
+        found: dict[int | str, Key] = {}
+        for i, name in self._arguments(func):
+            place = i if i < len(args) else name
+            value = self._small(args[i] if i < len(args) else kwargs.get(name))
+            if value is not None:
+                kind = (where, short_name(func), f"{value:.1e}")
+                found[place] = (*kind, self._count[kind])
+                self._count[kind] += 1
+        return found
+
+    def _arguments(self, func: Any) -> list[tuple[int, str]]:
+        if func not in self._places:
+            names = [a.name for a in func._schema.arguments]
+            self._places[func] = [(i, n) for i, n in enumerate(names) if n in _ARGUMENTS]
+        return self._places[func]
+
+    def _small(self, value: Any) -> float | None:
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or not value.is_floating_point() or value.requires_grad:
+                return None
+            value = self._read(value)
+        if type(value) not in (int, float):
+            return None
+        return value if 0 < abs(value) <= LARGEST_EPS**0.5 else None
+
+
+def short_name(func: Any) -> str:
+    """Return the name of an operation without its library and the mark of writing in place."""
+    return str(func._schema.name).removeprefix("aten::").rstrip("_")

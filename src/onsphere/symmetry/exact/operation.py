@@ -1,0 +1,376 @@
+"""One executed operation, as a rule sees it: arguments by name, units, and demands on them."""
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import Flag, auto
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onsphere.symmetry.exact.constants import Shadows
+from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
+from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
+
+HUGE = 1e30
+"""Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
+
+
+class Origin(Flag):
+    """What the values of a tensor were made from, beside plain numbers."""
+
+    NOTHING = 0
+    WEIGHTS = auto()
+    DATA = auto()  # float inputs, and random numbers
+    WHOLE = auto()  # inputs of whole numbers and masks
+
+
+class Ledger:
+    """What is known about tensors while a model runs: units, constraints, eps, unknown operations.
+
+    A unit belongs to a *storage*, so views and in-place writes through views need no bookkeeping.
+    Runs on several inputs share their constraints.
+
+    Args:
+        constraints: what earlier runs demanded, to be added to.
+    """
+
+    def __init__(self, constraints: Constraints) -> None:
+        self.constraints = constraints
+        self.sites: dict[int, EpsSite] = {}
+        self.numbers: set[Key] = set()
+        self.unknown: dict[tuple[str, str], None] = {}
+        self.followers: list[tuple[Unit, Unit]] = []
+        self.rounded: list[Form] = []
+        self.estimates: set[int] = set()
+        self.reads: dict[str, set[int]] = {}
+        self.decided = False
+        self.taken = False
+        self.jumping: set[int] = set()
+        self.decisive: set[int] = set()
+        self.shadows = Shadows()
+        self.where = ""
+        self.met: Mapping[int | str, Key] = {}
+        self._occurrences = Occurrences(self.constant)
+        self._site_ids = itertools.count()  # never used twice: units remember the ids
+        self._differences: dict[int, tuple[Form, tuple[Any, ...]]] = {}
+        self._units: dict[int, Unit] = {}
+        self._origins: dict[int, Origin] = {}
+        self._sources: dict[int, frozenset[int]] = {}
+        self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
+
+    def read(self, tensor: Tensor) -> Unit:
+        """Return the unit of a tensor; a tensor nobody has described is data."""
+        return self._units.get(key_of(tensor), ZERO)
+
+    def write(self, tensor: Tensor, unit: Unit) -> None:
+        """Describe the storage of a tensor."""
+        self._units[key_of(tensor)] = unit
+        self._alive[key_of(tensor)] = _memory(tensor)
+
+    def update(self, tensor: Tensor, unit: Unit) -> None:
+        """Describe a tensor that was written in place, maybe through a view of a larger one."""
+        before = self.read(tensor)
+        if _covers_storage(tensor):
+            self.write(tensor, unit)
+            return
+        unit = self.settle(unit)  # what is added to a part is no eps of the whole
+        if before.difference is not None:
+            before = self.settle(before)
+        if before.free:
+            self.write(tensor, unit)
+        elif not unit.free:
+            self.require_zero(before.terms, unit.terms)
+            self.write(tensor, Unit(before.terms, eps=before.eps))
+
+    def origin(self, tensor: Tensor) -> Origin:
+        """Return what the values of a tensor were made from."""
+        return self._origins.get(key_of(tensor), Origin.NOTHING)
+
+    def mark(self, tensor: Tensor, origin: Origin) -> None:
+        """Add to what the values of a tensor were made from."""
+        if origin:
+            self._origins[key_of(tensor)] = self.origin(tensor) | origin
+            self._alive[key_of(tensor)] = _memory(tensor)
+
+    def sources(self, tensor: Tensor) -> frozenset[int]:
+        """Return the numbers of the weights that the values of a tensor were made from."""
+        return self._sources.get(key_of(tensor), frozenset())
+
+    def derive(self, tensor: Tensor, sources: frozenset[int]) -> None:
+        """Add to the weights that the values of a tensor were made from."""
+        if sources:
+            self._sources[key_of(tensor)] = self.sources(tensor) | sources
+            self._alive[key_of(tensor)] = _memory(tensor)
+
+    def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Number the small constants that the operation about to be described is given."""
+        self.met = self._occurrences.met(self.where, func, args, kwargs)
+
+    def require_zero(self, form: Form | Any, minus: Any = None) -> None:
+        """Demand that a form (or the difference of two) vanishes."""
+        self.constraints.require_zero((Unit(form) - Unit(minus or {})).terms)
+
+    def add_site(self, operation: str, value: float, form: Form, key: Key | None = None) -> int:
+        """Record an eps; return its id."""
+        site = next(self._site_ids)
+        self.sites[site] = EpsSite(self.where, operation, value, key, dict(form))
+        return site
+
+    def settle(self, unit: Unit) -> Unit:
+        """Take back the eps on a unit: its tensor did not go into a root or a denominator."""
+        for number in unit.eps:
+            site = self.sites.pop(number, None)
+            if site is not None:
+                self.require_zero(site.form)
+                if site.key is not None:
+                    self.numbers.add(site.key)
+        if unit.difference is not None:
+            self.require_zero(self._differences[unit.difference][0])
+        pending = unit.eps or unit.difference is not None
+        return Unit(unit.terms, unit.free, unit.binary) if pending else unit
+
+    def add_difference(self, unit: Unit, taken: Tensor, form: Form) -> Unit:
+        """Describe ``something - taken``, whose sides need equal units if it goes on like this."""
+        number = next(self._site_ids)
+        self._differences[number] = (dict(form), _identity(taken))
+        return Unit(unit.terms, difference=number)
+
+    def cancels(self, unit: Unit, added: Tensor) -> bool:
+        """Return whether adding a tensor gives a difference back what was taken away."""
+        if unit.difference is None:
+            return False
+        return self._differences[unit.difference][1] == _identity(added)
+
+    def note_read(self, tensor: Tensor) -> None:
+        """Note that Python reads the values of a tensor: they must not change their scale."""
+        self.taken |= bool(self.origin(tensor) & Origin.WEIGHTS)
+        terms = self.settle(self.read(tensor)).terms
+        if self.constraints.reduced(terms):
+            self.reads.setdefault(self.where, set()).update(terms)
+            self.require_zero(terms)
+
+    def constant(self, tensor: Tensor) -> float | None:
+        """Return the number that a tensor with one entry holds, if it is a plain constant."""
+        known = self.shadows.value(tensor)
+        if known is None or self.origin(tensor) or self.read(tensor).terms:
+            return None
+        return constant_value(known)
+
+
+class Operation:
+    """An executed operation with its arguments by name.
+
+    Args:
+        ledger: what is known so far.
+        func: the overload that ran.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        result: what it returned.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        result: Any,
+    ) -> None:
+        self.ledger, self.func, self.result = ledger, func, result
+        self.name: str = func._schema.name
+        schema = func._schema.arguments
+        self._args = {a.name: a.default_value for a in schema if a.has_default_value()}
+        self._args |= dict(zip((a.name for a in schema), args, strict=False)) | kwargs
+        self._places = {a.name: i for i, a in enumerate(schema)}
+        self._outs = {a.name for a in schema if a.kwarg_only and a.alias_info is not None}
+        self.first: Any = args[0] if args else next(iter(kwargs.values()), None)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an argument by the name that the operation's schema gives it."""
+        return self._args.get(name)
+
+    def has(self, name: str) -> bool:
+        """Return whether this overload takes such an argument."""
+        return name in self._args
+
+    def tensors(self) -> list[Tensor]:
+        """Return all real or complex tensors among the inputs, lists unpacked."""
+        given = [a for name, a in self._args.items() if name not in self._outs]
+        found = (t for a in given for t in flat_tensors(a))
+        return [t for t in found if t.is_floating_point() or t.is_complex()]
+
+    def unit(self, value: Any, *, keep_eps: bool = False) -> Unit:
+        """Return the unit of a tensor, a number or nothing at all (which fits any unit).
+
+        Args:
+            value: an argument.
+            keep_eps: leave an eps that was added to it pending, because the value goes into a
+                root, a denominator, or somewhere that only rearranges it.
+        """
+        if isinstance(value, Tensor):
+            if not value.numel():
+                return ANY  # what has no entries fits any unit
+            unit = self.ledger.read(value)
+            if keep_eps and unit.difference is None:
+                return unit
+            return self.ledger.settle(unit)
+        if isinstance(value, Unit):
+            return value
+        return ANY if is_free_number(value) else ZERO
+
+    def equal(self, *values: Any) -> Unit:
+        """Demand equal units, and return the common one.
+
+        Tensors that hold only zeros and infinities are left out: they fit any unit.
+        """
+        common: Unit = ANY
+        for value in values:
+            unit = self.unit(value)
+            if unit.free:
+                continue
+            if common.free:
+                common = unit
+                held = value
+                continue
+            difference = self.ledger.constraints.reduced((common - unit).terms)
+            if not difference or self._is_free_constant(value, unit):
+                continue
+            if self._is_free_constant(held, common):
+                common, held = unit, value
+                continue
+            self.ledger.require_zero(difference)
+        return Unit(common.terms, common.free)
+
+    def _is_free_constant(self, value: Any, unit: Unit) -> bool:
+        """Return whether a constant or a mask of unit 0 holds nothing but zeros and infinities.
+
+        What comes from weights or float data is 0 by accident only.
+        """
+        if not isinstance(value, Tensor) or unit.terms or not value.is_floating_point():
+            return False
+        origin = self.ledger.origin(value)
+        if origin & (Origin.WEIGHTS | Origin.DATA):
+            return False
+        self.ledger.decided |= bool(origin)
+        known = self.ledger.shadows.value(value)
+        if known is None or type(known) is not Tensor:
+            return False
+        low = torch.finfo(known.dtype).min
+        free = (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
+        return bool(free.all())
+
+    def settled(self, mask: Any) -> bool | None:
+        """Return whether a guard is true everywhere or nowhere; ``None`` if it is neither.
+
+        A guard (``norm > 0``) keeps a formula from dividing by 0. Where it never acts, what it
+        would have put there constrains nothing.
+        """
+        if not isinstance(mask, Tensor) or not self.ledger.read(mask).guard:
+            return None
+        known = self.ledger.shadows.value(mask)
+        if known is None or not known.numel():
+            return None
+        self.ledger.decided = True
+        return True if bool(known.all()) else None if bool(known.any()) else False
+
+    def dimensionless(self, *values: Any) -> Unit:
+        """Demand that values have unit 0, and return it."""
+        for value in values:
+            unit = self.unit(value)
+            if not unit.free:
+                self.ledger.require_zero(unit.terms)
+        return ZERO
+
+    def small(self, name: str, limit: float = LARGEST_EPS) -> bool:
+        """Return whether an argument is a constant small enough to be an eps."""
+        value = self._args.get(name)
+        if isinstance(value, Tensor):
+            known = value.numel() == 1 and value.is_floating_point()
+            value = self.ledger.constant(value) if known else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return 0 < abs(value) <= limit
+
+    def with_eps(self, unit: Unit, name: str) -> Unit:
+        """Return a unit with an eps pending on it, which is the argument of this name."""
+        terms = self.ledger.constraints.reduced(unit.terms)
+        if not terms:
+            return unit
+        value = self._args[name]
+        number = self.ledger.constant(value) if isinstance(value, Tensor) else value
+        met = self.ledger.met
+        key = met.get(self._places[name], met.get(name))
+        site = self.ledger.add_site(self.name, float(number or 0.0), terms, key)
+        return Unit(unit.terms, eps=unit.eps | {site})
+
+    def note_eps(self, value: float | None, beside: Unit) -> None:
+        """Record the eps of a fused normalization, added beside something of a unit."""
+        number = float(value) if value is not None else torch.finfo(torch.float32).eps
+        self.ledger.add_site(self.name, number, dict(beside.terms))
+
+    def follow(self, buffer: Any, unit: Unit) -> None:
+        """Record that a buffer estimates something of this unit without acting on the output."""
+        if isinstance(buffer, Tensor):
+            self.ledger.followers.append((self.ledger.read(buffer), unit))
+            self.ledger.estimates.add(key_of(buffer))
+
+
+Rule = Callable[[Operation], Unit | tuple[Unit, ...]]
+"""From an operation to the unit of its result, or one per result, with demands on the way."""
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value made of tensors, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in flat_tensors(v)]
+    return []
+
+
+def is_free_number(value: Any) -> bool:
+    """Return whether a number (or its absence) fits any unit: 0, an infinity, an extreme."""
+    if value is None:
+        return True
+    if isinstance(value, bool | complex) or not isinstance(value, int | float):
+        return False
+    extremes = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+    return value == 0 or math.isinf(value) or abs(value) >= HUGE or value in extremes
+
+
+def same_view(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same entries of the same memory."""
+    return _identity(a) == _identity(b)
+
+
+def constant_value(tensor: Tensor) -> float:
+    """Return the number that a tensor with one entry holds."""
+    return float(tensor.detach().reshape(()).item())
+
+
+def key_of(tensor: Tensor) -> int:
+    """Return what tells one storage from another."""
+    return id(tensor) if tensor.layout is not torch.strided else tensor.untyped_storage()._cdata
+
+
+def _memory(tensor: Tensor) -> object:
+    return tensor if tensor.layout is not torch.strided else tensor.untyped_storage()
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what tells one view of a memory, at one time, from another."""
+    place = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    return (key_of(tensor), place, tensor._version)
+
+
+def _covers_storage(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return True
+    whole = tensor.untyped_storage().nbytes()
+    return tensor.numel() * tensor.element_size() == whole and not _overlaps(tensor)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True))

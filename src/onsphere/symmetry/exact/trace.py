@@ -1,0 +1,382 @@
+"""Run a model once and write down what its operations demand of the units of its weights."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from onsphere._torch.execution import (
+    ModelError,
+    OutputPicker,
+    bare_name,
+    call,
+    drawn_by_python,
+    float_outputs,
+    gradients_as_used,
+    inputs_of,
+    leaf_as,
+    plain_execution,
+    weights,
+)
+from onsphere._torch.materialize import on_gathered
+from onsphere._torch.substitution import kept
+from onsphere.symmetry.exact.dispatch_mode import Reads, Tracer
+from onsphere.symmetry.exact.eps_sites import EpsSite
+from onsphere.symmetry.exact.input_sampling import InputUse, marked
+from onsphere.symmetry.exact.linear_forms import (
+    ANY,
+    Constraints,
+    Form,
+    Unit,
+    row_space,
+    sparse_basis,
+)
+from onsphere.symmetry.exact.operation import Ledger, Origin, key_of
+
+
+@dataclass(frozen=True)
+class UnknownOp:
+    """An operation without a rule; its inputs were pinned to unit 0.
+
+    Args:
+        name: qualified name, as ``"aten::fft_foo"``.
+        where: path of the module that ran it.
+    """
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one run of a model says about the units of its weights.
+
+    Args:
+        parameters: names of the parameters, tied ones once, in the order of the model.
+        buffers: names of the persistent float buffers.
+        basis: exponents by name: a basis of all scale symmetries of the parameters. Buffers
+            appear beside them where they have to move along.
+        exact: a basis of the part that the real eps does not break either: no eps stands beside
+            anything that these scale.
+        followers: for each vector of the basis, buffers that only *estimate* (running statistics
+            in training mode) and should move along although the output does not need it.
+        rounded: units of the tensors that the model rounds to a shorter type while it runs. A
+            rescale by 2 to the power of a whole number passes through such a rounding unnoticed.
+        eps: constants that break symmetries through their smallness only.
+        unknown: operations without a rule.
+        unread: parameters that no operation touched.
+        data_dependent: whether the values of tensors decided what ran.
+        decided: whether masks among the inputs decided what was demanded.
+        whole: weights that the model turns into whole numbers.
+        reads: path of a module -> weights whose scale Python reads there, which hides what happens
+            to it.
+        taken: whether Python reads numbers that depend on weights.
+        rows: number of an input -> how many rows the table has that it looks up.
+        draws: where random numbers are drawn, by which operation -> their type.
+        precisions: where ``torch.finfo(x.dtype).eps`` goes into which operation -> what it is.
+        coarsest: largest relative rounding error of the types that the model computes in.
+        differentiates: whether the model takes gradients itself while it runs.
+        outside: tensors outside the model that it writes into.
+        operations: for each run, a number that tells which operations ran.
+        jumping: parameters that a comparison, a choice or a rounding looks at, on the way to the
+            output or to what Python reads.
+        met: for each run, the parameters that operations touched.
+        written: buffers that the model writes while it runs.
+        overwritten: parameters that it writes while it runs.
+        moving: buffers that it writes and that act on the output, too.
+        roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
+            entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
+            with so many heads).
+    """
+
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    basis: tuple[Mapping[str, Fraction], ...]
+    exact: tuple[Mapping[str, Fraction], ...]
+    followers: tuple[Mapping[str, Fraction], ...]
+    rounded: tuple[Mapping[str, Fraction], ...]
+    eps: tuple[EpsSite, ...]
+    unknown: tuple[UnknownOp, ...]
+    unread: tuple[str, ...]
+    data_dependent: bool
+    written: frozenset[str]
+    overwritten: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
+    decided: bool = False
+    whole: frozenset[str] = frozenset()
+    reads: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    taken: bool = False
+    rows: Mapping[int, int] = field(default_factory=dict)
+    draws: Mapping[tuple[str, str], torch.dtype] = field(default_factory=dict)
+    precisions: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    coarsest: float = 0.0
+    differentiates: bool = False
+    outside: tuple[Tensor, ...] = ()
+    operations: tuple[int, ...] = ()
+    jumping: frozenset[str] = frozenset()
+    met: tuple[frozenset[str], ...] = ()
+    roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+@on_gathered
+def trace(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    others: Sequence["Call"] = (),
+) -> Trace:
+    """Find all scale symmetries of a model at the level of whole tensors, exactly.
+
+    Args:
+        model: any module, in the mode it is to be analysed in; on the meta device it needs no
+            memory.
+        args: positional inputs of ``forward``; a dictionary counts as in :func:`audit`.
+        kwargs: keyword inputs.
+        output: picks from the result the tensors that must not change; all float tensors without.
+        inert: parameters known not to affect the output: they could as well be 0, which fits any
+            unit, so they constrain nothing.
+        others: further inputs, maybe with other weights; what holds for all of them is found.
+
+    Returns:
+        The symmetries and what the analysis could not follow.
+
+    Raises:
+        ModelError: the model has no parameters, raises, or returns no float tensor.
+
+    Example:
+        >>> norm = nn.LayerNorm(4, elementwise_affine=False)
+        >>> net = nn.Sequential(nn.Linear(3, 4, bias=False), norm, nn.Linear(4, 2))
+        >>> [dict(v) for v in trace(net, (torch.ones(5, 3),)).basis]
+        [{'0.weight': Fraction(1, 1)}]
+    """
+    parameters, buffers = weights(model)
+    if not parameters:
+        raise ModelError(f"{type(model).__name__} has no parameters")
+    system = Constraints(len(parameters) + len(buffers))
+    calls = [Call(*inputs_of(model, args, kwargs)), *others]
+    runs = [_run_as_used(model, parameters, buffers, system, x, output, inert) for x in calls]
+    return _concluded(system, parameters, buffers, runs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a model is run on.
+
+    Args:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        state: weights and buffers by the model's own names; those of the model without.
+        seed: of the random numbers that the model draws.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    state: Mapping[str, Tensor] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of a model, followed to its end.
+
+    Args:
+        ledger: what it demanded.
+        tracer: what it did.
+        held: the weights that it used, by the model's own names.
+        touched: ids and storages of the tensors that it read or returned.
+        acting: numbers of the weights that the outputs were made from, or what Python has read.
+    """
+
+    ledger: Ledger
+    tracer: Tracer
+    held: Mapping[str, Tensor]
+    touched: set[int]
+    acting: frozenset[int]
+
+    def used(self, name: str) -> bool:
+        """Return whether an operation touched a weight."""
+        weight = self.held[name]
+        return id(weight) in self.touched or key_of(weight) in self.touched
+
+    def names(self, keys: Collection[int]) -> set[str]:
+        """Return the weights whose memory is among some."""
+        return {n for n, t in self.held.items() if key_of(t) in keys}
+
+
+def _run_as_used(model: nn.Module, *rest: Any) -> _Run:
+    """Run a model; one in evaluation mode that needs autograd for what it computes has it."""
+    try:
+        return _run(model, *rest, differentiates=False)
+    except ModelError as error:
+        if model.training or "does not require grad" not in str(error):
+            raise
+    return _run(model, *rest, differentiates=True)
+
+
+def _run(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    system: Constraints,
+    of: Call,
+    output: OutputPicker | None,
+    inert: Collection[str],
+    *,
+    differentiates: bool,
+) -> _Run:
+    ledger = Ledger(system)
+    given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = {n: given[n].clone() for n, _ in model.named_buffers()}
+    leaves = {n: leaf_as(p, given[n].detach()) for n, p in parameters.items()}
+    held = {**leaves, **{n: state[n] for n in buffers}}
+    _introduce(ledger, list(held), held, inert)
+    without_memory = any(p.is_meta for p in parameters.values())
+    copied = ledger.shadows.to_meta if without_memory else kept
+    inputs = (of.args, dict(of.kwargs))
+    args, kwargs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
+    marked((args, kwargs), ledger.mark)
+    copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
+    use = InputUse((args, kwargs))
+    tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)
+
+    def enter(path: str) -> None:
+        ledger.where = bare_name(path)
+
+    try:
+        autograd = gradients_as_used(model, differentiates)
+        with plain_execution(of.seed), autograd, tracer, Reads(tracer):
+            before = drawn_by_python()
+            result = call(model, {**leaves, **state}, args, kwargs, enter, copied)
+            outputs = float_outputs(result, output)
+            tracer.data_dependent |= drawn_by_python() != before  # what runs may depend on it
+    finally:
+        tracer.restore()
+    for tensor in outputs:
+        unit = ledger.settle(ledger.read(tensor))
+        ledger.require_zero(unit.terms)
+    touched = tracer.touched | {id(t) for t in outputs} | set(map(key_of, outputs))
+    acting = frozenset(ledger.decisive).union(*map(ledger.sources, outputs))
+    return _Run(ledger, tracer, held, touched, acting)
+
+
+def _introduce(
+    ledger: Ledger, names: Sequence[str], held: Mapping[str, Tensor], inert: Collection[str]
+) -> None:
+    """Give every weight its own unknown; weights that share memory share one unit."""
+    for unknown, name in enumerate(names):
+        ledger.mark(held[name], Origin.WEIGHTS)
+        ledger.derive(held[name], frozenset({unknown}))
+        seen = ledger.read(held[name])
+        if bare_name(name) in inert:
+            ledger.write(held[name], ANY)
+        elif seen.terms:
+            ledger.require_zero(seen.terms, Unit.of(unknown).terms)
+        else:
+            ledger.write(held[name], Unit.of(unknown))
+
+
+def _concluded(
+    system: Constraints,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    runs: Sequence[_Run],
+) -> Trace:
+    own = [*parameters, *buffers]
+    names = [bare_name(n) for n in own]
+    vectors = system.null_space()
+    count = len(parameters)
+    kept = sparse_basis(row_space(vectors, set(range(count))), count)
+    kept = [_without_idle_buffers(v, vectors, count) for v in kept]
+    follow = [_following(v, runs, set(range(count, len(names)))) for v in kept]
+    sites = _eps_sites(system, runs)
+    exact = row_space(system.null_space(), set(range(count)))
+    exact = [_without_idle_buffers(v, vectors, count) for v in exact]
+    first = runs[0]
+    reads: dict[str, set[str]] = {}
+    for run in runs:
+        for where, unknowns in run.ledger.reads.items():
+            reads.setdefault(where, set()).update(names[k] for k in unknowns)
+    estimates = {n for run in runs for n in run.names(run.ledger.estimates)}
+    moving = {n for run in runs for n in run.names(run.tracer.written)} - estimates
+    written = {n for run in runs for n in run.names(run.tracer.written | run.ledger.estimates)}
+    whole = {n for run in runs for n in run.names(run.tracer.whole)}
+    return Trace(
+        parameters=tuple(names[:count]),
+        buffers=tuple(names[count:]),
+        basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
+        exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
+        followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
+        rounded=_named([form for run in runs for form in run.ledger.rounded], names),
+        eps=sites,
+        unknown=tuple(UnknownOp(*key) for key in {k: 0 for r in runs for k in r.ledger.unknown}),
+        unread=tuple(bare_name(n) for n in parameters if not any(run.used(n) for run in runs)),
+        data_dependent=any(run.tracer.data_dependent for run in runs),
+        decided=any(run.ledger.decided for run in runs),
+        written=frozenset(bare_name(n) for n in written if n in buffers),
+        overwritten=frozenset(bare_name(n) for n in written if n in parameters),
+        moving=frozenset(bare_name(n) for n in moving if n in buffers),
+        whole=frozenset(bare_name(n) for n in whole),
+        reads={where: frozenset(some) for where, some in reads.items()},
+        taken=any(run.ledger.taken for run in runs),
+        rows=dict(first.tracer.use.rows),
+        draws={k: v for run in runs for k, v in run.tracer.draws.items()},
+        precisions={k: v for run in runs for k, v in run.tracer.precisions.items()},
+        outside=tuple(t for run in runs[:1] for t in run.tracer.outside),
+        differentiates=any(run.tracer.differentiates for run in runs),
+        coarsest=max(run.tracer.coarsest for run in runs),
+        jumping=frozenset(names[k] for run in runs for k in run.ledger.jumping & run.acting),
+        met=tuple(frozenset(bare_name(n) for n in parameters if run.used(n)) for run in runs),
+        operations=tuple(run.tracer.operations for run in runs),
+        roles={bare_name(n): _roles(n, runs) for n in parameters},
+    )
+
+
+def _eps_sites(system: Constraints, runs: Sequence[_Run]) -> tuple[EpsSite, ...]:
+    """Return what is an eps in every run, and demand what would have to hold if none were."""
+    numbers = {key for run in runs for key in run.ledger.numbers}
+    sites: dict[Any, EpsSite] = {}
+    for run in runs:
+        for number, site in run.ledger.sites.items():
+            system.require_zero(site.form)
+            if site.key not in numbers:
+                sites[site.key or (id(run), number)] = replace(site, form={})
+    return tuple(sites.values())
+
+
+def _roles(name: str, runs: Sequence[_Run]) -> frozenset[str]:
+    found: set[str] = set()
+    for run in runs:
+        heads = run.tracer.heads
+        inside = [p for p in heads if not p or bare_name(name).startswith(f"{p}.")]
+        found |= {f"heads={heads[max(inside, key=len)]}"} if inside else set()
+        found |= run.tracer.roles.get(key_of(run.held[name]), set())
+    return frozenset(found)
+
+
+def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fraction], ...]:
+    different = {frozenset(form.items()) for form in forms}
+    return tuple({names[k]: c for k, c in sorted(form)} for form in sorted(different, key=sorted))
+
+
+def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:
+    """Drop from a symmetry the buffers that are free to do what they like."""
+    idle = {next(iter(u)) for u in vectors if len(u) == 1 and next(iter(u)) >= count}
+    return {k: c for k, c in v.items() if k not in idle}
+
+
+def _following(v: Form, runs: Sequence[_Run], buffers: set[int]) -> Form:
+    """Return how far estimating buffers move when a symmetry acts, where that is well defined."""
+    found: dict[int, set[Fraction]] = {}
+    for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
+        (name,) = buffer.terms if len(buffer.terms) == 1 else (None,)
+        if name in buffers and name not in v:
+            power = sum((c * v.get(k, Fraction(0)) for k, c in unit.terms.items()), Fraction(0))
+            found.setdefault(name, set()).add(power)
+    return {k: p.pop() for k, p in found.items() if len(p) == 1 and p != {Fraction(0)}}

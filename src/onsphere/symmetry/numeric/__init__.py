@@ -1,0 +1,1 @@
+"""Claims on the numbers: runs in float64, radial derivatives, certificates."""

@@ -1,0 +1,360 @@
+r"""Test claims on the numbers: radial derivatives and finite rescales.
+
+For a symmetry :math:`e`, every combination :math:`\langle v, f\rangle` of the outputs has
+:math:`\sum_i e_i \langle p_i, \nabla_{p_i}\langle v, f\rangle\rangle = 0` (Euler), and the
+rescaled model gives the same output. Both are checked in float64 with eps at almost 0, at the
+model's own weights and at random ones. At the real eps the same sum is the *leak*.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from itertools import product
+from math import lcm
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from onsphere._torch.execution import ModelError
+from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.numeric.radial_derivatives import Evidence, RadialRows, radial_rows
+
+RADIAL_TOLERANCE = 1e-7
+"""Largest relative radial derivative of a claim that counts as 0 in float64: deep networks amplify
+rounding in the backward pass, so the finite rescale is the sharper test."""
+FINITE_TOLERANCE = 1e-10
+"""Largest relative change of the output under a finite rescale that counts as 0."""
+
+WORST_AMPLIFICATION = 1e3
+"""Largest relative change of the output per relative change of the weights at a usable point."""
+EPSILON = torch.finfo(torch.float64).eps
+"""Relative rounding error of float64."""
+
+NOISES = 30
+"""How many times the change that rounding makes at a point is still rounding."""
+_LEAST_TESTS = 8
+_ROUNDINGS = 3e5
+"""How many times the rounding at a point a change under a large rescale may be."""
+_FACTORS = (-7.0, -1.3, 0.7, 7.0)
+"""Powers of two by which weights are rescaled far; two of them between, since a model may itself
+round a scale to a power of two."""
+_HUGE = 30.0
+"""And one that makes weights huge, of each sign of a trade: a clamp at 65504 acts only there."""
+_COARSE = 1e-3
+"""Largest change that counts as 0 there: what becomes tiny in turn is no longer far above eps."""
+
+Exponents = Mapping[str, Fraction]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How well a claim held.
+
+    Args:
+        residual: largest radial derivative at eps near 0, relative to the sum of
+            :math:`|e_i||p_i||g_i|` (Cauchy-Schwarz's bound for it), at the best conditioned point;
+            ``None`` where there are no gradients.
+        change: largest relative change of the output under a finite rescale, eps near 0.
+        leak: relative change of the output per e-fold of rescale, at the real eps.
+        allowed: how much of such a change rounding may explain.
+        withstands: whether it holds at weights of many sizes and under large factors; looked at
+            only where gradients do not speak for it.
+    """
+
+    residual: float | None
+    change: float
+    leak: float
+    allowed: float = FINITE_TOLERANCE
+    withstands: bool = False
+
+    @property
+    def tangent(self) -> bool:
+        """Whether gradients stand at right angles to the symmetry, as those of its function do.
+
+        A scale that the model detaches takes part in the function and not in its gradient.
+        """
+        return self.residual is None or self.residual <= 10 * RADIAL_TOLERANCE
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim may be made."""
+        told = self.residual is not None and self.tangent
+        return self.change <= self.allowed and (told or self.withstands)
+
+
+def rounding_floor(probe: Probe, point: Point, *, real_eps: bool = False) -> float:
+    """Relative change of the output that rounding the weights alone makes at a point.
+
+    Infinite where nothing can be compared: where the model does not run, or gives no numbers. With
+    eps near 0, a normalization of something constant divides by the rounding error of 0: such
+    points are ill conditioned.
+    """
+    floors = probe.floors[real_eps]
+    if point not in floors:
+        try:
+            floors[point] = _rounding_floor(probe, point, real_eps)
+        except ModelError:
+            floors[point] = float("inf")
+    return floors[point]
+
+
+def _rounding_floor(probe: Probe, point: Point, real_eps: bool) -> float:
+    before = probe.baseline(point, real_eps=real_eps)
+    if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
+        return float("inf")
+    nudge = 1e-12
+    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps)
+    return max(relative_change(before, after) / nudge, 1.0) * EPSILON
+
+
+def rounding(
+    probe: Probe, point: Point, outputs: Sequence[Tensor], real_eps: bool = False
+) -> float:
+    """Return how much the output changes when every weight is rounded differently."""
+    near = probe.nudged(point, 4 * EPSILON)
+    try:
+        return relative_change(outputs, probe.outputs(near, real_eps=real_eps))
+    except ModelError:
+        return float("inf")
+
+
+def is_well_conditioned(probe: Probe, point: Point, *, real_eps: bool = False) -> bool:
+    """Return whether rounding stays rounding at a point."""
+    return rounding_floor(probe, point, real_eps=real_eps) < WORST_AMPLIFICATION * EPSILON
+
+
+def is_alive(probe: Probe, point: Point) -> bool:
+    """Return whether the output changes at all when all weights do.
+
+    Where every token has the same nearest code, or no input passes a gate, nothing changes the
+    output, and every claim seems to hold.
+    """
+    return changed(probe, point, probe.nudged(point, 0.3)) > 10 * FINITE_TOLERANCE
+
+
+def far_points(probe: Probe) -> Iterator[Point]:
+    """Draw weights of many sizes: what is lost in rounding at one of them shows at another.
+
+    Weights that are tiny, such as a layer scale of 1e-6, are of ordinary size there.
+    """
+    for turn, size in enumerate((0.4, 2.0, 0.1, 5.0, 15.0)):
+        for noise in (1.0, 0.5, 0.3):
+            point = probe.redrawn(noise, size, turn, least=0.1)
+            if is_well_conditioned(probe, point):
+                yield point
+                break
+
+
+def certify(
+    probe: Probe,
+    claims: Sequence[Exponents],
+    points: Sequence[Point],
+    evidence: Evidence | None,
+    *,
+    cotangents: int = 3,
+) -> list[Certificate]:
+    """Test symmetries against radial derivatives and finite rescales.
+
+    A claim that gradients speak against may still hold for the function, where the model detaches
+    something: it then has to hold at weights of many sizes and under large factors too.
+
+    Args:
+        probe: the model.
+        claims: exponents by name.
+        points: where to test.
+        evidence: what was gathered at these points; ``None`` where there are no gradients.
+        cotangents: random combinations of the outputs at the real eps.
+
+    Returns:
+        One certificate per claim.
+    """
+    if not claims:
+        return []
+    allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
+    changes = sift(claims, partial(_finite_change, probe, points, allowed), allowed)
+    if evidence is None:
+        residuals: list[float | None] = [None] * len(claims)
+        real = None
+    else:
+        rows = [r for i in range(len(points)) if len((r := evidence.radial(i)).values)]
+        seen = set(evidence.names)
+        residuals = [
+            min(_residual(r, claim) for r in rows) if rows and seen.issuperset(claim) else None
+            for claim in claims
+        ]
+        real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
+    found = []
+    for claim, residual, change in zip(claims, residuals, changes, strict=True):
+        first = Certificate(residual, change, 0.0, allowed)
+        if real is not None and first.residual is not None and first.tangent:
+            found.append(replace(first, leak=_leak(real, claim)))
+        else:
+            held = change <= allowed and withstands(probe, claim)
+            found.append(replace(first, leak=_finite_leak(probe, claim), withstands=held))
+    return found
+
+
+def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) -> bool:
+    """Return whether a symmetry holds far from where it was seen.
+
+    A clamp that is never reached, a softmax of nearly equal scores: near one set of weights such
+    things look like symmetries. So the weights are redrawn at many sizes and rescaled by large
+    factors; a change beyond rounding at any of them refutes the claim. Rounding is allowed more
+    than elsewhere: a bias that a norm takes away again may be a thousand times what it is added to.
+
+    Args:
+        probe: the model.
+        claim: exponents by name.
+        doubted: weights of which no gradient shows whether inputs reach them; a point counts only
+            where other values of them change the output, and of some weight of the claim too.
+    """
+    tested, largest = 0, max(abs(e) for e in claim.values())
+    huge = [_HUGE * sign for sign in (-1, 1) if any(e * sign > 0 for e in claim.values())]
+    for turn, (size, noise) in enumerate(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0))):
+        least = 0.1 * (turn % 2)
+        point = probe.redrawn(noise, size, turn, least, many=turn % 3 == 2)
+        if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
+            continue
+        if doubted and not any(_reached(probe, point, [name]) for name in claim):
+            continue
+        if not is_alive(probe, point):
+            continue
+        for powers in (*_FACTORS, *(huge if size >= 1 else ())):
+            factors = {n: powers * float(e / largest) for n, e in claim.items()}
+            other = probe.rescaled(point, factors, base=2.0)
+            if not is_well_conditioned(probe, other):
+                continue
+            tested += 1
+            change = relative_change(probe.baseline(point), probe.baseline(other))
+            floor = max(rounding_floor(probe, point), rounding_floor(probe, other))
+            allowed = _COARSE if powers in huge else 100 * FINITE_TOLERANCE
+            if not change <= max(allowed, _ROUNDINGS * floor):
+                return False
+    return tested >= _LEAST_TESTS
+
+
+def _residual(rows: RadialRows, claim: Exponents) -> float:
+    e = torch.tensor([float(claim.get(n, 0)) for n in rows.names], dtype=torch.float64)
+    bound = rows.bounds @ e.abs()
+    floor = 1e-3 * rows.bounds.sum(1)  # so that noise of 1e-12 of the whole passes
+    scale = torch.maximum(torch.maximum(bound, floor), torch.tensor(1e-300, dtype=torch.float64))
+    ratios = (rows.values @ e).abs() / scale
+    worst = float(ratios.max()) if len(ratios) else 0.0
+    return worst if worst == worst else float("inf")
+
+
+def _leak(rows: RadialRows, claim: Exponents) -> float:
+    e = torch.tensor([float(claim.get(n, 0)) for n in rows.names], dtype=torch.float64)
+    if not len(rows.values):
+        return 0.0
+    relative = (rows.values @ e) / rows.outputs.clamp_min(1e-300)
+    return float(relative.square().mean().sqrt())
+
+
+def _reached(probe: Probe, point: Point, names: Collection[str]) -> bool:
+    """Return whether other values of each of these weights change the output."""
+    for name in names:
+        own = probe.own_name[name]
+        state = {**point.state, own: point.state[own].flip(0).roll(1, -1) * -1.7}
+        after = probe.outputs(replace(point, state=state))
+        if not relative_change(probe.baseline(point), after) > 10 * FINITE_TOLERANCE:
+            return False
+    return True
+
+
+def _finite_leak(probe: Probe, claim: Exponents) -> float:
+    """Measure the leak by a small rescale, where gradients do not tell it."""
+    step = 1e-3
+    moved = probe.rescaled(probe.given(), {n: step * float(e) for n, e in claim.items()})
+    return relative_change(probe.real_baseline(), probe.outputs(moved, real_eps=True)) / step
+
+
+def _finite_change(
+    probe: Probe, points: Sequence[Point], allowed: float, claims: Sequence[Exponents]
+) -> float:
+    """Rescale by any factors; where rounding changes the output, by powers of two, which are exact.
+
+    A point may be well conditioned and a rescale of it not.
+    """
+    worst = 0.0
+    for point in points:
+        moved = _rescaled(probe, claims, point)
+        change = changed(probe, point, moved)
+        if allowed < change < float("inf"):
+            rough = not is_well_conditioned(probe, point)
+            if rough or change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
+                change = changed(probe, point, _doubled(probe, claims, point))
+        worst = max(worst, change)
+    return worst
+
+
+def _rescaled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
+    """Rescale along every claim at once, each by its own random factor."""
+    strengths = torch.rand(len(claims), generator=probe.generator, dtype=torch.float64) + 0.2
+    strengths *= torch.where(torch.rand(len(claims), generator=probe.generator) < 0.5, -1.0, 1.0)
+    return probe.rescaled(point, _combined(claims, strengths.tolist()))
+
+
+def _doubled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
+    """Rescale along every claim at once, each by its own random power of two."""
+    powers = torch.randint(1, 9, (len(claims),), generator=probe.generator)
+    powers *= 2 * torch.randint(0, 2, (len(claims),), generator=probe.generator) - 1
+    whole = [lcm(*(e.denominator for e in claim.values())) for claim in claims]
+    strengths = [p * d for p, d in zip(powers.tolist(), whole, strict=True)]
+    return probe.rescaled(point, _combined(claims, strengths), base=2.0)
+
+
+def _combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for claim, t in zip(claims, strengths, strict=True):
+        for name, e in claim.items():
+            total[name] = total.get(name, 0.0) + t * float(e)
+    return total
+
+
+def largest_change(
+    probe: Probe,
+    points: Sequence[Point],
+    edited: Callable[[Probe, Sequence[T], Point], Point],
+    claims: Sequence[T],
+) -> float:
+    """Return the largest relative change of the output when claims are put to the test.
+
+    Args:
+        probe: the model.
+        points: where; one at least.
+        edited: gives the point at which the output should be the same if all claims hold.
+        claims: what is tested together.
+    """
+    return max(changed(probe, p, edited(probe, claims, p)) for p in points)
+
+
+def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:
+    """Return the relative change of the output between two points; infinite if one has none."""
+    try:
+        outputs = probe.outputs(after, real_eps=real_eps)
+    except ModelError:
+        return float("inf")
+    return relative_change(probe.baseline(before, real_eps=real_eps), outputs)
+
+
+def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Largest change of any output tensor, relative to its largest entry."""
+    worst = 0.0
+    if len(before) != len(after):
+        return float("inf")
+    for a, b in zip(before, after, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        same = (a == b) | (a.isnan() & b.isnan())
+        if bool(same.all()):
+            continue
+        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
+        change = float(torch.where(same, torch.zeros_like(a), (a - b).abs()).max())
+        change = change / scale if scale else float("inf")
+        worst = max(worst, change if change == change else float("inf"))
+    return worst

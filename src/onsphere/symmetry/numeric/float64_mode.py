@@ -1,0 +1,253 @@
+"""Run a model's operations in float64 whatever it casts to, with eps at almost 0 where asked.
+
+Two modes stand over the model while a probe runs it: one below autograd, which keeps every tensor
+in float64 and replaces the eps that the exact analysis found; one above, which writes BatchNorm
+with running statistics out, so that it has gradients for them.
+
+All else is as in the model. What it makes is made in float64 at once, so that writing into it
+writes into it; a shorter tensor that comes from elsewhere has one twin in float64 for all its
+views; random numbers are drawn in the type in which the model draws them, and so are the same.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences, short_name
+
+TINY = 1e-30
+"""What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
+
+_PRECISION = torch.finfo(torch.float64).eps
+_SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_WIDE = dict.fromkeys(_SMALL_FLOATS, torch.float64)
+_WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
+"""Short types, and what everything is computed in instead."""
+_PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
+
+
+class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes in float64 whatever the model casts to, and replaces eps where asked.
+
+    The mode works below autograd, and stays on during the backward pass.
+
+    Args:
+        sites: the eps that the exact analysis found.
+        real_eps: leave them as they are.
+        draws: the type in which the model draws random numbers, by place and operation.
+        precisions: the model's own ``torch.finfo(x.dtype).eps``, by place and operation.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[EpsSite],
+        real_eps: bool,
+        draws: Mapping[tuple[str, str], torch.dtype] | None = None,
+        precisions: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        moved = () if real_eps else sites
+        self.sites = {site.key for site in moved if site.key is not None}
+        self.places = {key[:2] for key in self.sites}
+        self.fused = any(site.key is None for site in moved)
+        self.draws = dict(draws or {})
+        self.precisions = dict(precisions or {})
+        self.where = ""
+        self.backward = False
+        self._occurrences = Occurrences(float)
+        self._twins: dict[int, tuple[Any, Tensor]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and not self.backward:
+            return _Draw(func, self.draws.get((self.where, short_name(func))), self.lift)(
+                args, kwargs
+            )
+        args = tuple(map(self.lift, args))
+        kwargs = {k: self.lift(v) for k, v in kwargs.items()} if kwargs else kwargs
+        name = short_name(func)
+        if name in _PADDED:
+            args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
+        if self.precisions and not self.backward:
+            own = self.precisions.get((self.where, name), _PRECISION)
+            args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
+        args, kwargs = self._without_eps(func, name, args, kwargs)
+        if name == "_grouped_mm":
+            return _grouped_mm(*args, **kwargs)
+        return _fresh(func(*args, **kwargs))
+
+    def lift(self, value: Any) -> Any:
+        """Return a value in float64: numbers of shorter types, and the types themselves."""
+        if isinstance(value, torch.dtype):
+            return _WIDE.get(value, value)
+        if isinstance(value, list | tuple):
+            return type(value)(map(self.lift, value))
+        if not isinstance(value, Tensor) or value.dtype not in _WIDE:
+            return value
+        if value.layout is not torch.strided:
+            return wide(value)
+        storage = value.untyped_storage()
+        if storage._cdata not in self._twins:
+            flat = torch.empty(0, dtype=value.dtype, device=value.device)
+            count = storage.nbytes() // value.element_size()
+            whole = wide(flat.set_(storage, 0, (count,), (1,)))
+            self._twins[storage._cdata] = (storage, whole)
+        whole = self._twins[storage._cdata][1]
+        return whole.as_strided(value.size(), value.stride(), value.storage_offset())
+
+    def _without_eps(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.fused and "norm" in name:
+            schema = [a.name for a in func._schema.arguments]
+            for eps in ("eps", "epsilon"):
+                i = schema.index(eps) if eps in schema else len(args)
+                if i < len(args):
+                    return (*args[:i], TINY, *args[i + 1 :]), kwargs
+            return args, kwargs
+        if self.backward or (self.where, name) not in self.places:
+            return args, kwargs
+        met = self._occurrences.met(self.where, func, args, kwargs)
+        for place, key in met.items():
+            if key in self.sites and isinstance(place, int):
+                args = (*args[:place], _tiny(args[place]), *args[place + 1 :])
+            elif key in self.sites:
+                kwargs = {**kwargs, str(place): _tiny(kwargs[str(place)])}
+        return args, kwargs
+
+
+def _fresh(value: Any) -> Any:
+    """Return a result in float64: what was made just now is seen by nobody else."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_fresh, value))
+    return wide(value) if isinstance(value, Tensor) else value
+
+
+def wide(t: Tensor) -> Tensor:
+    """Return a tensor of a short type in float64, or in complex numbers of it."""
+    return t.to(_WIDE.get(t.dtype, t.dtype))
+
+
+def _tiny(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.full_like(value, TINY).copysign(value)
+    return TINY if value > 0 else -TINY
+
+
+class _Draw:
+    """Draws random numbers in the type in which the model draws them.
+
+    Args:
+        func: the operation.
+        dtype: that type; ``None`` where the model was not seen to draw there.
+        lift: brings a value into float64.
+    """
+
+    def __init__(self, func: Any, dtype: torch.dtype | None, lift: Callable[[Any], Any]) -> None:
+        self.func, self.dtype, self.lift = func, dtype, lift
+        self.name = short_name(func)
+
+    def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Draw; the result is in float64."""
+        args, kwargs = tuple(map(self.lift, args)), {k: self.lift(v) for k, v in kwargs.items()}
+        tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+        if self.dtype not in _SMALL_FLOATS:
+            result = self.func(*args, **kwargs)
+        elif self.name in ("native_dropout", "_fused_dropout"):
+            return self._dropout(*args)
+        elif self.name.startswith("rrelu"):
+            return self._rrelu(*args)
+        elif self.func._schema.name.endswith("_"):
+            drawn = self.func(args[0].to(self.dtype), *self._short(args[1:]), **self._short(kwargs))
+            return args[0].copy_(drawn)
+        elif tensors and "like" not in self.name:
+            result = self.func(*self._short(args), **self._short(kwargs))
+        elif any(a.name == "dtype" for a in self.func._schema.arguments):
+            result = self.func(*args, **{**kwargs, "dtype": self.dtype})
+        else:
+            result = self.func(*args, **kwargs)
+        return _fresh(result)
+
+    def _short(self, values: Any) -> Any:
+        def short(t: Any) -> Any:
+            return t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t
+
+        return tree_map(short, values)
+
+    def _dropout(self, x: Tensor, p: float, *rest: Any) -> tuple[Tensor, Tensor]:
+        _, mask = self.func(torch.ones_like(x, dtype=self.dtype), p, *rest)
+        return x * mask / (1 - p if p < 1 else 1.0), mask
+
+    def _rrelu(self, x: Tensor, noise: Tensor, *rest: Any) -> Tensor:
+        short = noise.to(self.dtype)
+        self.func(x.to(self.dtype), short, *rest)
+        return x * noise.copy_(short) if rest[2] else self.func(x, noise, *rest)
+
+
+class Composed(TorchFunctionMode):
+    """Writes BatchNorm with running statistics out, so that it has gradients for them.
+
+    Args:
+        real_eps: leave the eps as it is.
+    """
+
+    def __init__(self, real_eps: bool) -> None:
+        super().__init__()
+        self.real_eps = real_eps
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.batch_norm and not args[5] and args[3] is not None:
+            x, weight, bias, mean, var, _, _, eps, *_ = args
+            return self._batch_norm(x, mean, var, weight, bias, eps)
+        if func is torch.ops.aten.batch_norm.default and not args[5] and args[3] is not None:
+            x, weight, bias, mean, var, _, _, eps, *_ = args
+            return self._batch_norm(x, mean, var, weight, bias, eps)
+        if func is nn.functional.batch_norm:
+            bound = signature(nn.functional.batch_norm).bind(*args, **kwargs)
+            bound.apply_defaults()
+            if not bound.arguments.pop("training") and bound.arguments["running_mean"] is not None:
+                bound.arguments.pop("momentum")
+                return self._batch_norm(**bound.arguments)
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        weight: Any,
+        bias: Any,
+        eps: float,
+    ) -> Tensor:
+        shape = (1, -1, *([1] * (input.ndim - 2)))
+        scale = (running_var + (eps if self.real_eps else TINY)).rsqrt()
+        scale = scale if weight is None else scale * weight
+        y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
+
+
+def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:
+    """Multiply groups of rows by their own matrix, in the dtype given (the kernel is bf16 only)."""
+    if offs is None:
+        return a @ b
+    ends = offs.tolist()
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    if a.ndim == 2 and b.ndim == 3:
+        out = a.new_zeros(a.shape[0], b.shape[-1])
+        for g, (i, j) in enumerate(spans):
+            out[i:j] = a[i:j] @ b[g]
+        return out
+    if a.ndim == 2 and b.ndim == 2:
+        return torch.stack([a[:, i:j] @ b[i:j] for i, j in spans])
+    return torch.cat([a[g] @ b[:, i:j] for g, (i, j) in enumerate(spans)], dim=-1)

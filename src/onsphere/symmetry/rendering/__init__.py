@@ -1,0 +1,1 @@
+"""An audit as text, page, table and plain data."""

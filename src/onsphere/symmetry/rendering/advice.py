@@ -1,0 +1,172 @@
+"""What to do with a model's weights, in plain words."""
+
+from typing import TYPE_CHECKING
+
+from onsphere.symmetry.rendering.name_ranges import folded
+from onsphere.symmetry.result import Kind, Leak, Rescaling, Sphere
+
+if TYPE_CHECKING:
+    from onsphere.symmetry.report import Audit
+
+LEAK_THAT_MATTERS = 0.01
+"""Relative change of the output, per e-fold of rescale, above which eps takes part."""
+
+KINDS = {
+    Kind.SPHERE: "lives on a sphere of its own",
+    Kind.SHARED: "free to shrink together with others",
+    Kind.TRADED: "trades its scale against others",
+    Kind.FIXED: "no symmetry moves its scale",
+    Kind.INERT: "has no effect on the output",
+    Kind.UNREACHED: "not reached by this input",
+}
+
+DECAY = {
+    Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
+    Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
+    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
+    Kind.FIXED: "a real penalty: the scale is part of the function",
+    Kind.INERT: "nothing: the weight has no effect",
+    Kind.UNREACHED: "unknown: this input did not reach the weight",
+}
+
+_WEIGHT = {
+    Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
+    Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
+    Kind.TRADED: "decay it like the weights it trades with, so that they stay in balance",
+    Kind.FIXED: "decay it only if a smaller scale is wanted",
+    Kind.INERT: "remove or freeze it",
+    Kind.UNREACHED: "audit on inputs that reach it",
+}
+
+
+def of_weight(audit: "Audit", name: str) -> str:
+    """Say what to do with one weight."""
+    kind = audit.kinds[name]
+    sphere = audit.own_spheres().get(name)
+    words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
+    vector = len([s for s in audit.parameters[name] if s > 1]) < 2
+    if kind is Kind.FIXED and vector:
+        return "leave it without weight decay, as gains and biases usually are"
+    return words
+
+
+def of_model(audit: "Audit") -> list[str]:
+    """Say what to do with a model, most useful first."""
+    return [
+        *_on_mode(audit),
+        *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_inert(audit),
+        *_on_detached(audit), *_on_leaks(audit), *limits(audit),
+    ]  # fmt: skip
+
+
+def large_leaks(audit: "Audit") -> list[Leak]:
+    """Return the symmetries that eps breaks by more than one per cent per e-fold."""
+    return [x for x in audit.leaks if x.amount > LEAK_THAT_MATTERS]
+
+
+def _of(audit: "Audit", kind: Kind) -> list[str]:
+    return [n for n, k in audit.kinds.items() if k is kind]
+
+
+def _on_spheres(audit: "Audit") -> list[str]:
+    count = len(_of(audit, Kind.SPHERE))
+    if not count and _nothing_shown(audit):
+        return []
+    if not count:
+        return [
+            "No weight has a sphere of its own: fixing the length of one loses nothing only if a "
+            "weight that it trades with stays free."
+        ]
+    return [
+        f"{_weights(count)} on spheres: pass audit.param_groups(model) to a sphere optimizer "
+        "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
+        "weight decay on them is a schedule of their learning rate."
+    ]
+
+
+def _nothing_shown(audit: "Audit") -> bool:
+    return any(limit.kind == "float64" for limit in audit.limits)
+
+
+def _on_shared(audit: "Audit") -> list[str]:
+    count = len(_of(audit, Kind.SHARED))
+    return [] if not count else [
+        f"{_weights(count)} can shrink together without effect: give all of them the same weight "
+        "decay, or none; what it sets is their learning rate."
+    ]  # fmt: skip
+
+
+def _on_traded(audit: "Audit") -> list[str]:
+    count = len(_of(audit, Kind.TRADED))
+    return [] if not count else [
+        f"{_weights(count)} trade scales: weight decay penalizes their products and balances them; "
+        "canonicalize() balances them at once, with the same function."
+    ]  # fmt: skip
+
+
+def _on_inert(audit: "Audit") -> list[str]:
+    if not audit.inert:
+        return []
+    names = folded(audit.inert)
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [f"{_weights(len(audit.inert))} cannot affect the output and can be removed: {shown}."]
+
+
+def _on_detached(audit: "Audit") -> list[str]:
+    spheres = [s for s in audit.spheres if not s.tangent]
+    claims: list[Sphere | Rescaling] = [*spheres, *(r for r in audit.rescalings if not r.tangent)]
+    if not claims:
+        return []
+    names = folded(sorted({n for c in claims for n in c.names if n in audit.parameters}))
+    count = "1 symmetry is" if len(claims) == 1 else f"{len(claims)} symmetries are"
+    return [
+        f"{count} of the function, but not of its gradient, which does not know of a scale that "
+        f"the model detaches or reads as a number ({', '.join(names[:3])}): gradients move the "
+        "norms of these weights as well. A sphere optimizer takes that part out."
+    ]
+
+
+def _on_leaks(audit: "Audit") -> list[str]:
+    large = large_leaks(audit)
+    if not large:
+        return []
+    worst = max(large, key=lambda x: x.amount)
+    return [
+        f"eps takes part in {len(large)} of {len(audit.leaks)} symmetries: around them activations "
+        f"are so small that scaling by e changes the output by up to {worst.amount:.0%} "
+        f"({next(iter(worst.exponents))}). Larger activations or a smaller eps mend this."
+    ]
+
+
+def _on_mode(audit: "Audit") -> list[str]:
+    buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
+    if audit.mode == "train" or not buffers:
+        return []
+    return [
+        "This is evaluation mode, where running statistics are numbers like weights. What weight "
+        "decay does in training is answered by an audit in training mode."
+    ]
+
+
+def limits(audit: "Audit") -> list[str]:
+    """Say what a reader must know before relying on an audit."""
+    said = [limit.words for limit in audit.limits]
+    if audit.unknown_ops:
+        ops = sorted({u.name for u in audit.unknown_ops})
+        said.append(
+            f"Operations without a rule, through which nothing is claimed: {', '.join(ops)}. "
+            "onsphere.symmetry.register_rule adds one."
+        )
+    if not audit.certified:
+        said.append(
+            "The model was built without memory: spheres, trades and shared scales are exact, but "
+            "not certified on numbers, and inert weights, shifts and finer spheres are not looked "
+            "for. A small copy with memory has them (on the command line: --shrink)."
+        )
+    elif not audit.complete and not audit.limits:
+        said.append("The model is large: the numeric search for further symmetries was cut short.")
+    return said
+
+
+def _weights(count: int) -> str:
+    return "1 weight" if count == 1 else f"{count} weights"

@@ -1,0 +1,101 @@
+"""An audit as plain data and back: what a JSON file holds."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from onsphere.errors import OnsphereError
+from onsphere.geometry import VectorAxes
+from onsphere.symmetry.exact.trace import UnknownOp
+from onsphere.symmetry.result import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.search.partial import Part
+from onsphere.symmetry.search.shift import Shift
+
+if TYPE_CHECKING:
+    from onsphere.symmetry.report import Audit
+
+FORMAT = 2
+"""Version of the file format; raised when an older reader would misunderstand a file."""
+
+_ODD = ("inf", "-inf", "nan")
+
+
+class ArchiveError(OnsphereError, ValueError):
+    """A file does not hold an audit that can be read."""
+
+
+def plain(audit: "Audit") -> dict[str, Any]:
+    """Return an audit as data that JSON can hold; its inputs are left out."""
+    fields = asdict(replace(audit, inputs=None))
+    del fields["inputs"]
+    return {"format": FORMAT, **_plain(fields)}
+
+
+def fields_of(data: Any) -> dict[str, Any]:
+    """Return the fields of the audit that :func:`plain` wrote down.
+
+    Raises:
+        ArchiveError: the data has another format, or is something else.
+    """
+    if not isinstance(data, Mapping):
+        raise ArchiveError(f"an audit is an object with named fields, not a {type(data).__name__}")
+    found = data.get("format")
+    if found != FORMAT:
+        raise ArchiveError(
+            f"an audit of format {found!r} cannot be read; this version reads format {FORMAT}: "
+            "audit the model again"
+        )
+    try:
+        return _fields(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArchiveError(f"this is no audit: {type(error).__name__}: {error}") from error
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {k: v for k, v in data.items() if k != "format"}
+    fields["parameters"] = {n: tuple(s) for n, s in data["parameters"].items()}
+    fields["spheres"] = [
+        Sphere(**{**_scaled(s), "axes": _axes(s["axes"])}) for s in data["spheres"]
+    ]
+    fields["rescalings"] = [Rescaling(**_scaled(r)) for r in data["rescalings"]]
+    fields["shifts"] = [Shift(**{**_numbers(s), "axes": _axes(s["axes"])}) for s in data["shifts"]]
+    fields["leaks"] = [Leak(**_scaled(x)) for x in data["leaks"]]
+    for key in ("scale_symmetries", "exact_symmetries", "followers"):
+        fields[key] = [_fractions(v) for v in data[key]]
+    fields["parts"] = [
+        Part(**{**_numbers(p), "intervals": tuple((a, b) for a, b in p["intervals"])})
+        for p in data["parts"]
+    ]
+    fields["limits"] = [Limit(x["kind"], tuple(x["names"]), x["words"]) for x in data["limits"]]
+    fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
+    return fields
+
+
+def _scaled(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_numbers(data), "exponents": _fractions(data["exponents"])}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Fraction):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
+    return value
+
+
+def _numbers(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: float(v) if isinstance(v, str) and v in _ODD else v for k, v in data.items()}
+
+
+def _fractions(value: Mapping[str, str]) -> dict[str, Fraction]:
+    return {k: Fraction(v) for k, v in value.items()}
+
+
+def _axes(value: Mapping[str, Any]) -> VectorAxes:
+    return VectorAxes(tuple(value["index"]), tuple((a, n) for a, n in value["pieces"]))

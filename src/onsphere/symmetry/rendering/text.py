@@ -1,0 +1,189 @@
+"""An audit as text: alike layers share a line, so that a deep model fits on a screen."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from textwrap import wrap
+from typing import TYPE_CHECKING
+
+from onsphere.geometry import VectorAxes
+from onsphere.symmetry.rendering import advice
+from onsphere.symmetry.rendering.name_ranges import folded, folded_symmetries
+from onsphere.symmetry.result import Kind
+
+if TYPE_CHECKING:
+    from onsphere.symmetry.report import Audit
+    from onsphere.symmetry.search.partial import Part
+
+WIDTH = 100
+
+_DECAYS = (
+    ((Kind.SPHERE, Kind.SHARED), "sets learning rates and penalizes nothing, on"),
+    ((Kind.TRADED,), "penalizes products of weights and balances them, on"),
+    ((Kind.FIXED,), "penalizes the scale itself, which is part of the function, on"),
+)
+
+
+def rendered(audit: "Audit") -> str:
+    """Return the audit as a table for a terminal: plain text, at most 100 columns."""
+    entries = sum(size(s) for s in audit.parameters.values())
+    parts = [
+        f"{audit.model} in {audit.mode} mode: {len(audit.parameters)} weights with {entries:,} "
+        f"entries, {len(audit.scale_symmetries)} scale symmetries"
+        + (f"\n({audit.note})" if audit.note else ""),
+        *_section("ON A SPHERE: the length does nothing, only the direction counts",
+                  len(audit.own_spheres()), sphere_lines(audit)),
+        *_section("PARTLY ON A SPHERE: each part can be scaled alone", _count(audit, "sphere"),
+                  part_lines(audit, "sphere")),
+        *_section("ON ONE SPHERE TOGETHER: scaling all of these at once does nothing",
+                  len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
+        *_section("TRADES: for any a > 0 this rescaling does nothing",
+                  len(audit.rescalings), trade_lines(audit)),
+        *_section("SHIFTS: adding such amounts does nothing", len(audit.shifts),
+                  shift_lines(audit)),
+        *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
+        *_section("PARTLY INERT: these parts have no effect", _count(audit, "inert"),
+                  part_lines(audit, "inert")),
+        *_section("NOT REACHED by this input: nothing is claimed", len(audit.unreached),
+                  folded(audit.unreached)),
+        *_decay(audit),
+        *_certificate(audit),
+        *_section("INPUTS", 0, [f"- {line}" for line in audit.conditions]),
+        *_section("WHAT TO DO", 0, [f"- {line}" for line in audit.advice()]),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def sphere_lines(audit: "Audit") -> list[str]:
+    """Return the weights on spheres of their own, with their granularity."""
+    by_words: dict[str, list[str]] = {}
+    for name, sphere in audit.own_spheres().items():
+        words = sphere.granularity + ("" if sphere.tangent else ", which gradients do not know")
+        by_words.setdefault(words, []).append(name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def part_lines(audit: "Audit", kind: str) -> list[str]:
+    """Return the weights of which only a part is on spheres, or only a part is inert."""
+    by_words: dict[str, list[str]] = {}
+    for part in audit.parts:
+        if part.kind == kind:
+            by_words.setdefault(_part_words(part), []).append(part.name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def _part_words(part: "Part") -> str:
+    (start, stop), count = part.intervals[0], len(part.intervals)
+    last = part.intervals[-1][1]
+    if count == 1:
+        return f"entries {start} to {stop - 1} of axis {part.axis}"
+    return f"{count} parts of axis {part.axis}, from {start} to {last - 1}"
+
+
+def _count(audit: "Audit", kind: str) -> int:
+    return sum(part.kind == kind for part in audit.parts)
+
+
+def joint_lines(audit: "Audit") -> list[str]:
+    """Return the sets of weights that share one sphere."""
+    alone = {s.names for s in audit.own_spheres().values()}
+    by_words: dict[str, list[Mapping[str, Fraction]]] = {}
+    for sphere in audit.spheres:
+        if sphere.names not in alone:
+            by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
+    return [
+        re.sub(r" \* a(?=,|$|\))", "", line) + ("" if words == "whole tensor" else f": {words}")
+        for words, found in by_words.items()
+        for line in _folded(audit, found)
+    ]
+
+
+def trade_lines(audit: "Audit") -> list[str]:
+    """Return the rescalings, as products with a scale ``a``."""
+    return _folded(audit, [r.exponents for r in audit.rescalings])
+
+
+def shift_lines(audit: "Audit") -> list[str]:
+    """Return the weights that can move, with the amounts that do nothing."""
+    by_words: dict[str, list[str]] = {}
+    for shift in audit.shifts:
+        words = _shift_words(shift.axes, len(audit.parameters[shift.name]))
+        by_words.setdefault(words, []).append(shift.name)
+    return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def leak_lines(audit: "Audit") -> list[str]:
+    """Return the symmetries in which eps takes part."""
+    return _folded(audit, [x.exponents for x in advice.large_leaks(audit)])
+
+
+def _folded(audit: "Audit", symmetries: Iterable[Mapping[str, Fraction]]) -> list[str]:
+    """Write symmetries by their weights; buffers (running statistics) move along unnamed."""
+    found: dict[bool, list[dict[str, Fraction]]] = {False: [], True: []}
+    for symmetry in symmetries:
+        of_weights = {n: e for n, e in symmetry.items() if n in audit.parameters}
+        found[len(of_weights) < len(symmetry)].append(of_weights)
+    alone, along = (folded_symmetries(found[has_buffers]) for has_buffers in (False, True))
+    return [*alone, *(f"{line}, and buffers with it" for line in along)]
+
+
+def _decay(audit: "Audit") -> list[str]:
+    lines = []
+    for kinds, words in _DECAYS:
+        names = [n for n, k in audit.kinds.items() if k in kinds]
+        if names:
+            found = folded(names)
+            more = len(found) - 6
+            shown = ", ".join(found[:6]) + (f", and {more} more like these" if more > 0 else "")
+            lines.append(f"{words} {len(names)}: {shown}")
+    return _section("WEIGHT DECAY", 0, lines)
+
+
+def _certificate(audit: "Audit") -> list[str]:
+    if not audit.certified:
+        return ["", "Exact by the units of the operations; not certified on numbers."]
+    residuals = [s.residual for s in audit.spheres] + [r.residual for r in audit.rescalings]
+    residual = max((r or 0.0 for r in residuals), default=0.0)
+    leak = max((x.amount for x in audit.leaks), default=0.0)
+    said = (
+        f"Certified in float64 with eps near 0: largest relative radial derivative {residual:.0e}. "
+        f"At the model's own eps, scaling by e changes the output by at most {leak:.0e}."
+    )
+    return ["", *wrap(said, WIDTH)]
+
+
+def _section(title: str, count: int, lines: Iterable[str]) -> list[str]:
+    lines = list(lines)
+    if not lines:
+        return []
+    counted = f" ({count})" if count else ""
+    return ["", title + counted, *(w for line in lines for w in _wrapped(line))]
+
+
+def _wrapped(line: str) -> list[str]:
+    lines = wrap(
+        re.sub(r" ([*/]) a", "\u00a0\\1\u00a0a", line), WIDTH, initial_indent="  ",
+        subsequent_indent="      ", break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    return [line.replace("\u00a0", " ") for line in lines]
+
+
+def size(shape: Sequence[int]) -> int:
+    """Return how many entries a tensor of this shape has."""
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _shift_words(axes: VectorAxes, ndim: int) -> str:
+    if axes.pieces:
+        axis, count = axes.pieces[0]
+        return f"one amount for each of {count} blocks of axis {axis}"
+    if not axes.index:
+        return "one amount"
+    if axes.index == (0,):
+        return "one amount per row" if ndim == 2 else "one amount per filter"
+    if ndim == 2:
+        return "one amount per column"
+    return f"one amount per entry of axes {', '.join(map(str, axes.index))}"

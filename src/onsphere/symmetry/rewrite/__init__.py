@@ -1,0 +1,1 @@
+"""The same function from other weights: canonical ones, rescaled ones."""

@@ -1,0 +1,416 @@
+r"""The same function, a canonical representative of its weights.
+
+Weights that the symmetries of a model carry into each other compute the same function. Among them
+is one of least total norm, at which every traded pair is balanced
+(:mod:`onsphere.symmetry.rewrite.least_norm` finds it). Weights on spheres have no least norm; they keep their length, or get the one asked for.
+
+Mathematically the output does not change at all. In floating point it does, by rounding, unless
+every factor is a power of two. And a model computes with eps, which notices the length of weights
+on spheres. So the result is measured before it is returned, and refused if it moved too far.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onsphere._torch.execution import (
+    ModelError,
+    OutputPicker,
+    bare_name,
+    call,
+    float_outputs,
+    inputs_of,
+    plain_execution,
+)
+from onsphere._torch.materialize import gathered
+from onsphere.errors import OnsphereError
+from onsphere.geometry import VectorAxes
+from onsphere.symmetry.audit import Audit, Inputs
+from onsphere.symmetry.exact.linear_forms import Constraints
+from onsphere.symmetry.exact.trace import Trace, trace
+from onsphere.symmetry.numeric.certificate import relative_change
+from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
+
+Radius = Literal["initial", "unit", "fan_in"]
+Factors = Literal["auto", "real", "binary"]
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative change of the output that counts as rounding, by the output's type."""
+
+
+class CannotCanonicalize(OnsphereError, ValueError):
+    """A model has no canonical form that could be verified; the message says why."""
+
+
+_WHOLE = VectorAxes()
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What happens to one weight or buffer.
+
+    Args:
+        factors: what to multiply with, one number per vector.
+        axes: how the tensor divides into these vectors.
+    """
+
+    factors: Tensor
+    axes: VectorAxes = _WHOLE
+
+    def after(self, first: "_Move | None") -> "_Move":
+        """Combine with an earlier move; one of them is a single number, or both divide alike."""
+        if first is None:
+            return self
+        axes = self.axes if first.factors.numel() == 1 else first.axes
+        return _Move(first.factors * self.factors, axes)
+
+    def applied(self, t: Tensor) -> Tensor:
+        """Multiply in float64, and round once."""
+        wide = t.detach().to(torch.float64)
+        if self.factors.numel() == 1:
+            return (wide * self.factors.item()).to(t.dtype)
+        vectors = self.axes.gather(wide)
+        scaled = vectors * self.factors.to(wide.device).reshape(*vectors.shape[:-1], 1)
+        return self.axes.scatter(scaled, t.shape).to(t.dtype)
+
+
+def canonicalize(
+    model: nn.Module,
+    audit: Audit,
+    args: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    radius: Radius = "initial",
+    factors: Factors = "auto",
+    exact: bool = True,
+    tolerance: float | None = None,
+    output: OutputPicker | None = None,
+    inplace: bool = False,
+) -> nn.Module:
+    r"""Return the same function with balanced weights; verified on inputs before it returns.
+
+    Traded scales move to the least total norm :math:`\sum_i |p_i|^2` that the symmetries reach.
+    Where that sum falls for ever (joint spheres, trades against a weight that is 0), the geometric
+    mean of the norms is kept, so such a trade stays as it is. Running statistics move along: in
+    evaluation mode the output needs it, in training mode they remain estimates of what they
+    estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
+    any others. Applied twice the result is that of applying once, bit by bit, and without
+    ``radius`` the total norm never grows.
+
+    Args:
+        model: the audited model, in the mode it was audited in; compiled and data-parallel ones
+            come back as such.
+        audit: its audit.
+        args: inputs to verify on, as :func:`audit` takes them; those of the audit without.
+        kwargs: keyword inputs to verify on.
+        radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
+            square root of the number of entries of a vector. A vector that is 0 stays 0.
+        factors: ``"real"`` reaches the minimum, which is the same for all weights on the orbit,
+            and rounds each weight once. ``"binary"`` moves by powers of two, to the least norm
+            that these reach: every product and every rounding inside the model is the same as
+            before, so the output keeps its bits. ``"auto"`` is binary for all that the model
+            itself rounds (half precision, autocast, a float64 model that computes in float32
+            inside), and real elsewhere.
+        exact: trade only in ways that the real eps does not notice. ``False`` also trades scales
+            that stand beside an eps; the function then changes by the audit's leaks.
+        tolerance: largest relative change of the output to accept; rounding of the output's type
+            without: 1e-12 in float64, 1e-5 in float32.
+        output: picks the tensors to keep fixed, if ``args`` or ``kwargs`` are given.
+        inplace: change ``model`` itself instead of a copy; it is left as it was on any error.
+
+    Returns:
+        The model with canonical weights.
+
+    Raises:
+        CannotCanonicalize: the audit does not fit, there are no inputs, a weight holds NaN, or
+            the output would move further than the tolerance.
+
+    Example:
+        >>> from onsphere.symmetry import audit
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = net[0].weight.mul_(8)
+        >>> balanced = canonicalize(net, audit(net, torch.ones(1, 2)))
+        >>> bool(torch.isclose(balanced[0].weight.norm(), balanced[2].weight.norm()))
+        True
+    """
+    inputs = _inputs(model, audit, args, kwargs, output)
+    with gathered(model) as source:
+        changed = _changed(source, audit, inputs, radius, factors, exact, tolerance)
+    target = model if inplace else _copied(model)
+    with gathered(target, write=True) as inner:
+        _write(_tensors(inner), changed)
+    return target
+
+
+def _changed(
+    model: nn.Module,
+    audit: Audit,
+    inputs: Inputs,
+    radius: Radius,
+    factors: Factors,
+    exact: bool,
+    tolerance: float | None,
+) -> dict[str, Tensor]:
+    """Return the weights and buffers that change, verified."""
+    own = _tensors(model)
+    _check_fits(model, own, audit)
+    traced = _traced(model, inputs)
+    moves = {} if radius == "initial" else _on_radius(own, audit, traced, radius, factors)
+    held = set(moves) & set(audit.parameters)
+    for name, move in _balanced(own, audit, traced, factors, exact, held).items():
+        moves[name] = move.after(moves.get(name))
+    changed = {n: m.applied(own[n]) for n, m in moves.items()}
+    change = _change(model, own, changed, inputs)
+    allowed = change.rounding if tolerance is None else tolerance
+    if not change.amount <= allowed:
+        reason = _reason(audit, moves, change.amount, factors)
+        raise CannotCanonicalize(
+            f"the output would change by {change.amount:.1e} of its size, more than "
+            f"{allowed:.0e}, so the model is left as it was: {reason}"
+        )
+    return changed
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {bare_name(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _inputs(
+    model: nn.Module,
+    audit: Audit,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    output: OutputPicker | None,
+) -> Inputs:
+    if args is not None or kwargs is not None:
+        return Inputs(*inputs_of(model, () if args is None else args, kwargs), output)
+    if audit.inputs is None:
+        raise CannotCanonicalize(
+            "there is nothing to verify the result on: this audit was read from a file; "
+            "give `args` (and `kwargs`), the inputs of the model"
+        )
+    return audit.inputs
+
+
+def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> None:
+    mode = "train" if model.training else "eval"
+    if mode != audit.mode:
+        raise CannotCanonicalize(
+            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
+            f"scales are free; call model.{audit.mode}() or audit it again"
+        )
+    for name, shape in audit.parameters.items():
+        found = tuple(own[name].shape) if name in own else "no such parameter"
+        if found != tuple(shape):
+            raise CannotCanonicalize(
+                f"the audit knows {name!r} with shape {tuple(shape)}, the model has {found}; "
+                "audit this model again"
+            )
+        if own[name].is_meta:
+            raise CannotCanonicalize("the model has no values: it was built without memory")
+        if not bool(own[name].detach().isfinite().all()):
+            raise CannotCanonicalize(f"parameter {name!r} holds NaN or infinity")
+
+
+# --- where it goes ------------------------------------------------------------------------------
+
+
+def _balanced(
+    own: Mapping[str, Tensor],
+    audit: Audit,
+    traced: Trace,
+    factors: Factors,
+    exact: bool,
+    held: set[str],
+) -> dict[str, _Move]:
+    """Return the moves to the least total norm, with ``held`` weights where they are."""
+    claims = audit.exact_symmetries if exact else audit.scale_symmetries
+    claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
+    passengers = _passengers(audit, traced, claims)
+    symmetries = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    names = sorted({n for v in symmetries for n in v})
+    scales = least_norm(
+        symmetries,
+        {n: _square(own[n]) for n in names if n in audit.parameters},
+        fixed=held,
+        octaves=_octaves(own, traced, factors, names),
+        still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)]),
+    )
+    return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
+
+
+def _octaves(
+    own: Mapping[str, Tensor], traced: Trace, factors: Factors, names: Sequence[str]
+) -> list[Vector]:
+    """Return what may only move by powers of two: combinations of log scales, by name."""
+    single: list[Vector] = [{n: Fraction(1)} for n in names]
+    if factors == "auto":
+        short = [v for n, v in zip(names, single, strict=True) if own[n].element_size() < 4]
+        return [*short, *traced.rounded]
+    return single if factors == "binary" else []
+
+
+def _on_radius(
+    own: Mapping[str, Tensor], audit: Audit, traced: Trace, radius: Radius, factors: Factors
+) -> dict[str, _Move]:
+    """Return the moves that give weights on spheres of their own the length asked for."""
+    moves: dict[str, _Move] = {}
+    for sphere in audit.spheres:
+        names = [n for n in sphere.names if n in audit.parameters]
+        if len(names) != 1 or names[0] in moves:
+            continue
+        (name,) = names
+        vectors = sphere.axes.gather(own[name].detach().to(torch.float64))
+        norms = vectors.norm(dim=-1).flatten()
+        length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
+        scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
+        if factors == "binary":
+            scale = torch.exp2(scale.log2().round())
+        scale = torch.where((scale - 1).abs() <= 4 * torch.finfo(own[name].dtype).eps, 1.0, scale)
+        exponents = {**_passengers(audit, traced, [sphere.exponents])[0], **sphere.exponents}
+        for moved, e in exponents.items():
+            power = float(e / sphere.exponents[name])
+            if moved == name:
+                moves[name] = _Move(scale**power, sphere.axes)
+            else:
+                follow = _following(own[moved], scale**power, name)
+                moves[moved] = follow.after(moves.get(moved))
+    return moves
+
+
+def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
+    """Divide a buffer as the weight divides whose scale it follows, vector by vector."""
+    count = factors.numel()
+    if count == 1:
+        return _Move(factors)
+    if buffer.ndim != 1 or len(buffer) % count:
+        raise CannotCanonicalize(
+            f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of "
+            f"{name!r}, but does not divide like them; keep radius='initial'"
+        )
+    return _Move(factors.repeat_interleave(len(buffer) // count), VectorAxes(index=(0,)))
+
+
+def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> list[Vector]:
+    """Return what moves along with each symmetry although the output does not need it.
+
+    Running statistics in training mode estimate something that moves; so does an inert bias that
+    they estimate as well. How far is linear: what combines the symmetries of the trace combines
+    their passengers.
+    """
+    estimates = {n for f in traced.followers for n in f}
+    order = sorted({*estimates, *audit.inert})  # the lowest numbers are never solved for
+    index = {n: i for i, n in enumerate(order)}
+    for v in [*traced.basis, *symmetries]:
+        index |= {n: len(index) + i for i, n in enumerate(n for n in v if n not in index)}
+    known = Constraints(len(index))
+    for v, f in zip(traced.basis, traced.followers, strict=True):
+        known.require_zero({index[n]: c for n, c in {**f, **v}.items()})
+    found: list[Vector] = []
+    for v in symmetries:
+        left = known.reduced({index[n]: c for n, c in v.items()})
+        moved = {n: -left[index[n]] for n in order if index[n] in left}
+        found.append(moved if estimates & set(moved) else {})
+    return found
+
+
+def _square(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) ** 2
+
+
+# --- whether it may go there ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Change:
+    amount: float
+    rounding: float
+
+
+def _change(
+    model: nn.Module, own: Mapping[str, Tensor], changed: Mapping[str, Tensor], inputs: Inputs
+) -> _Change:
+    """Measure how far the output moves, and how much rounding may explain."""
+    real = {bare_name(n): n for n, _ in [*model.named_parameters(), *model.named_buffers()]}
+    before = _outputs(model, {real[n]: t for n, t in own.items()}, inputs)
+    after = _outputs(model, {real[n]: changed.get(n, t) for n, t in own.items()}, inputs)
+    rounding = max(TOLERANCES.get(t.dtype, 1e-5) for t in before)
+    return _Change(relative_change(before, after), rounding)
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> Trace:
+    try:
+        return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
+    except ModelError as error:
+        raise CannotCanonicalize(str(error)) from error
+
+
+def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
+    buffers = {n for n, _ in model.named_buffers()}
+    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
+    try:
+        with plain_execution(), torch.no_grad():
+            result = call(model, fresh, inputs.args, inputs.kwargs)
+            return [t.clone() for t in float_outputs(result, inputs.output)]
+    except ModelError as error:
+        raise CannotCanonicalize(str(error)) from error
+
+
+def _reason(audit: Audit, moves: Mapping[str, _Move], change: float, factors: Factors) -> str:
+    """Say which move an eps notices most, or that it is rounding, and how to go on."""
+    logs = {n: float(m.factors.log().abs().max()) for n, m in moves.items()}
+    noticed = [
+        (leak.amount * logs[n] / abs(float(e)), n, leak.amount)
+        for leak in audit.leaks
+        for n, e in leak.exponents.items()
+        if n in logs and n in audit.parameters
+    ]
+    expected, name, amount = max(noticed, default=(0.0, "", 0.0))
+    if expected > 0.01 * change:
+        return (
+            f"an eps notices the length of {name!r} (leak {amount:.0e}, moved by a factor of up "
+            f"to {math.exp(logs[name]):.3g}); accept it with a larger `tolerance`, or keep "
+            "radius='initial' and exact=True"
+        )
+    if factors != "binary" and change < 1e-3:
+        return "the model amplifies rounding; factors='binary' does not round"
+    return "this is more than rounding and eps explain; audit the model again"
+
+
+# --- going there --------------------------------------------------------------------------------
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise CannotCanonicalize(
+            f"the model cannot be copied ({first}); give inplace=True"
+        ) from error
+
+
+def _write(tensors: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
+    """Write new values, all of them or none."""
+    saved = {n: tensors[n].detach().clone() for n in changed}
+    try:
+        with torch.no_grad():
+            for name, t in changed.items():
+                tensors[name].copy_(t)
+    except BaseException:
+        with torch.no_grad():
+            for name, t in saved.items():
+                if not torch.equal(tensors[name], t):
+                    tensors[name].copy_(t)
+        raise

@@ -1,0 +1,144 @@
+r"""The control experiment: a copy of a model with other scales and the same function.
+
+A model's scale symmetries multiply its weights by :math:`a^e` without changing what it computes. A
+measure that differs between the model and such a copy is about how scales are booked between its
+weights, and says nothing of the function. Factors are powers of two, so that every product and
+every rounding inside the model is the same as before.
+"""
+
+import copy
+from collections.abc import Mapping
+from fractions import Fraction
+from math import lcm
+
+import torch
+from torch import Tensor, nn
+
+from onsphere._torch.execution import bare_name
+from onsphere._torch.materialize import gathered
+from onsphere.errors import OnsphereError
+from onsphere.symmetry.report import Audit
+
+_TRIES = 50
+
+
+class CannotRescale(OnsphereError, ValueError):
+    """A model cannot be rescaled by this audit; the message says why."""
+
+
+def rescaled(
+    model: nn.Module,
+    audit: Audit,
+    *,
+    trades: bool = True,
+    octaves: int = 4,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    r"""Return a copy of a model with other scales that computes the same function.
+
+    Each scale symmetry of the audit is followed by a random number of octaves, upwards where it
+    makes weights larger, so that an eps beside them matters less than before. Where a running
+    variance moves, the eps that is added to it moves along; other eps stay, and are all that can
+    change the output. A symmetry with fractional exponents takes steps of as many octaves as make
+    all of them whole.
+
+    Args:
+        model: the audited model, in the mode it was audited in.
+        audit: its audit.
+        trades: follow the symmetries that make one weight larger and another smaller as well.
+            Without, weights only move together with the statistics that normalize them.
+        octaves: the most octaves along one symmetry.
+        generator: source of the random numbers; seeded with 0 if not given.
+
+    Returns:
+        The copy.
+
+    Raises:
+        CannotRescale: the audit is of another model or mode or found no scale symmetry, or the
+            model cannot be copied.
+
+    Example:
+        >>> from onsphere.symmetry import audit
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
+        >>> x = torch.ones(1, 2)
+        >>> twin = rescaled(net, audit(net, x))
+        >>> bool(twin[0].weight.norm() > net[0].weight.norm()), torch.equal(twin(x), net(x))
+        (True, True)
+    """
+    mode = "train" if model.training else "eval"
+    if mode != audit.mode:
+        raise CannotRescale(
+            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
+            f"scales are free; call model.{audit.mode}() or audit it again"
+        )
+    symmetries = [
+        v
+        for v in audit.scale_symmetries
+        if not set(v) <= set(audit.inert) and (trades or len({e > 0 for e in v.values()}) == 1)
+    ]
+    if not symmetries:
+        kind = "scale symmetry" if trades else "weight that can be scaled alone"
+        raise CannotRescale(f"the model has no {kind}: there is no other copy of it")
+    if octaves < 1:
+        raise CannotRescale(f"octaves is at least 1, got {octaves}")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    moves = _drawn(symmetries, audit, octaves, generator)
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise CannotRescale(f"the model cannot be copied ({first})") from error
+    with gathered(twin, write=True) as inner:
+        _rescale(inner, moves)
+    return twin
+
+
+def _drawn(
+    symmetries: list[dict[str, Fraction]],
+    audit: Audit,
+    octaves: int,
+    generator: torch.Generator,
+) -> dict[str, int]:
+    """Draw a combination of the symmetries that leaves no weight where it was, if one is met."""
+    best: dict[str, int] = {}
+    for _ in range(_TRIES):
+        moves: dict[str, int] = {}
+        for symmetry in symmetries:
+            steps = int(torch.randint(1, octaves + 1, (), generator=generator))
+            steps *= _direction(symmetry, audit, generator)
+            steps *= lcm(*(e.denominator for e in symmetry.values()))
+            for name, e in symmetry.items():
+                moves[name] = moves.get(name, 0) + int(steps * e)
+        if _moved(moves, audit) > _moved(best, audit):
+            best = moves
+        if all(moves[name] for name in moves if name in audit.parameters):
+            return moves
+    return best
+
+
+def _moved(moves: Mapping[str, int], audit: Audit) -> int:
+    return sum(bool(n) for name, n in moves.items() if name in audit.parameters)
+
+
+def _direction(symmetry: Mapping[str, Fraction], audit: Audit, generator: torch.Generator) -> int:
+    total = sum((e for name, e in symmetry.items() if name in audit.parameters), Fraction(0))
+    if total:
+        return 1 if total > 0 else -1
+    return 1 if float(torch.rand((), generator=generator)) < 0.5 else -1
+
+
+@torch.no_grad()
+def _rescale(model: nn.Module, moves: Mapping[str, int]) -> None:
+    own: dict[str, Tensor] = {
+        bare_name(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]
+    }
+    missing = [name for name in moves if name not in own]
+    if missing:
+        raise CannotRescale(f"the model has no {missing[0]!r}: audit this model again")
+    for name, octaves in moves.items():
+        own[name].mul_(2.0**octaves)
+    for path, module in model.named_modules():
+        variance = bare_name(f"{path}.running_var" if path else "running_var")
+        eps = getattr(module, "eps", None)
+        if variance in moves and isinstance(eps, float):
+            module.eps = eps * 2.0 ** moves[variance]

@@ -1,0 +1,1 @@
+"""What is looked for with the numbers: granularity, parts, shifts, weights without effect."""

@@ -1,0 +1,220 @@
+r"""Search the numbers for symmetries that units cannot see.
+
+A bias of a module that is used twice, and centred away in one of its two places, has an effect and
+yet constrains nothing there. Such symmetries are null vectors of the matrix of radial derivatives
+:math:`\langle p_i, \nabla_{p_i}\langle v_k, f\rangle\rangle` (a row per combination of outputs
+:math:`v_k`) beyond those that the units gave. Each one found is only a candidate: it must hold far
+from where it was seen.
+"""
+
+import math
+import time
+from collections.abc import Callable, Collection, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from onsphere.symmetry.exact.linear_forms import Constraints, in_span, sparse_basis
+from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
+from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.numeric.radial_derivatives import Evidence, RadialRows, join, radial_rows
+
+SEARCH_SECONDS = 20.0
+"""How long the search may take; a larger model's symmetries are those that the units give."""
+SMALLEST_GAP = 1e3
+"""Ratio of neighbouring singular values that separates a null space from small numbers."""
+_SPARE_ROWS = 4
+_LEAST_POINTS = 3
+_ROUNDS = 3
+"""How often as many rows are measured again where they leave directions that are no symmetry."""
+_IDLE_POINTS = 12
+"""After how many points in a row that tell nothing the search is given up."""
+
+
+def completed(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    evidence: Evidence,
+    draw: Callable[[int], Point],
+    unreached: Collection[str] = (),
+) -> tuple[list[dict[str, Fraction]], bool]:
+    """Add the symmetries that only the numbers show, while looking for them is cheap.
+
+    Args:
+        probe: the model.
+        claims: the symmetries that the units gave.
+        evidence: what was gathered, for the time that one row takes.
+        draw: makes the n-th random point.
+        unreached: weights that no input reaches, which is said of the audit as a whole.
+
+    Returns:
+        A basis of known and new symmetries of the parameters, and whether the search was made.
+    """
+    count = len(probe.names) - len(claims) + _SPARE_ROWS
+    if evidence.seconds * count > SEARCH_SECONDS:
+        return list(claims), False
+    start, found = time.thread_time(), None
+    rows: list[RadialRows] = []
+    for _ in range(_ROUNDS):
+        more, enough = _measured(probe, claims, count, draw, len(rows), start)
+        if not more or not enough:
+            return list(claims), enough
+        rows += more
+        measured = join(rows)
+        found = missed_symmetries(measured, claims)
+        if found is not None:
+            break  # else too few directions were seen: what is left over is no symmetry
+    known = {next(iter(v)) for v in claims if len(v) == 1}
+    # A gradient of exactly 0 may mean that no input reached a weight.
+    bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
+    silent = {n for n, bound in bounds if bound == 0} - known - set(unreached)
+    return extended(probe, claims, found or [], silent), True
+
+
+def _measured(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    count: int,
+    draw: Callable[[int], Point],
+    first: int,
+    start: float,
+) -> tuple[list[RadialRows], bool]:
+    """Measure so many rows that tell something, from the first point on, while there is time.
+
+    Returns:
+        The rows, and whether there was time; no rows where none tells anything.
+    """
+    rows: list[RadialRows] = []
+    total = idle = 0
+    while total < count:
+        point = draw(first + len(rows))
+        size = sum(t.numel() for t in probe.baseline(point))
+        share = math.ceil(count / _LEAST_POINTS)
+        part = radial_rows(probe, point, min(max(size, 1), count - total, share))
+        if not len(part.values):
+            return [], True
+        rows.append(_telling(part, claims))
+        seen = len(rows[-1].values)
+        total += seen
+        idle = 0 if seen else idle + 1
+        if idle == _IDLE_POINTS:
+            return [], True
+        if time.thread_time() - start > 2 * SEARCH_SECONDS:
+            return [], False
+    return rows, True
+
+
+def _telling(rows: RadialRows, known: Sequence[Exponents]) -> RadialRows:
+    """Leave out rows of zeros, and rows lost in rounding: they deny symmetries that hold."""
+    good = (rows.bounds > 0).any(1)
+    for claim in known:
+        e = torch.tensor([float(claim.get(n, 0)) for n in rows.names], dtype=torch.float64)
+        allowed = 10 * RADIAL_TOLERANCE * (rows.bounds @ e.abs()) + 1e-9 * rows.bounds.sum(1)
+        good &= (rows.values @ e).abs() <= allowed
+    return RadialRows(rows.names, rows.values[good], rows.bounds[good], rows.outputs[good])
+
+
+def extended(
+    probe: Probe,
+    claims: Sequence[dict[str, Fraction]],
+    candidates: Sequence[dict[str, Fraction]],
+    silent: Collection[str] = (),
+) -> list[dict[str, Fraction]]:
+    """Add candidates that are news about the parameters and withstand refutation.
+
+    Args:
+        probe: the model.
+        claims: symmetries that are known.
+        candidates: what may be further ones.
+        silent: weights of which no gradient was seen.
+    """
+    index = {n: i for i, n in enumerate(probe.traced.parameters)}
+    kept, seen = list(claims), Constraints(len(index))
+    for claim in claims:
+        seen.require_zero({index[n]: e for n, e in claim.items() if n in index})
+    for candidate in candidates:
+        form = {index[n]: e for n, e in candidate.items() if n in index}
+        if seen.reduced(form) and withstands(probe, candidate, _doubted(candidate, claims, silent)):
+            seen.require_zero(form)
+            kept.append(candidate)
+    return kept
+
+
+def _doubted(
+    candidate: Exponents, claims: Sequence[Exponents], silent: Collection[str]
+) -> set[str]:
+    """Return the silent weights that a candidate scales, or that a claim scales along with it.
+
+    That an expert which no input reached needs not be scaled with the others shows nothing.
+    """
+    along = {n for claim in claims if not candidate.keys().isdisjoint(claim) for n in claim}
+    return (along | candidate.keys()) & set(silent)
+
+
+def missed_symmetries(
+    rows: RadialRows, known: Sequence[Exponents]
+) -> list[dict[str, Fraction]] | None:
+    """Return rational null vectors of the radial derivatives beyond the known symmetries.
+
+    Args:
+        rows: radial derivatives at random weights, more of them than columns less known symmetries.
+        known: symmetries that the units gave.
+
+    Returns:
+        A sparse basis of known and new ones together when the numbers show a clear gap and the
+        null space is rational with small entries; ``None`` where it is not, and nothing where
+        there are no new ones. The new ones are candidates: they still need certificates.
+    """
+    null = _numeric_null_space(rows)
+    if null is None or null.shape[1] <= len(known):
+        return []
+    position = {n: i for i, n in enumerate(rows.names)}
+    vectors = []
+    for row in _reduced_echelon(null.T):
+        entries = {
+            i: Fraction(x).limit_denominator(24)
+            for i, x in enumerate(row.tolist())
+            if abs(x) > 1e-6
+        }
+        if any(abs(float(f) - row[i].item()) > 1e-6 or abs(f) > 24 for i, f in entries.items()):
+            return None
+        vectors.append(entries)
+    mapped = [{position[n]: e for n, e in k.items() if n in position} for k in known]
+    if not all(in_span(v, vectors) for v in mapped):
+        return None
+    return [{rows.names[i]: e for i, e in v.items()} for v in sparse_basis(vectors)]
+
+
+def _numeric_null_space(rows: RadialRows) -> Tensor | None:
+    scale = rows.bounds.square().mean(0).sqrt()
+    largest = float(scale.max()) if len(scale) else 0.0
+    if not largest:
+        return None
+    scale = torch.where(scale <= 1e-9 * largest, torch.full_like(scale, largest), scale)
+    matrix = rows.values / scale
+    matrix = matrix / rows.bounds.div(scale).norm(dim=1, keepdim=True).clamp_min(1e-300)
+    if not bool(matrix.isfinite().all()):
+        return None
+    _, s, vh = torch.linalg.svd(matrix)
+    padded = torch.cat([s, s.new_zeros(1)]).clamp_min(1e-17 * float(s[0]))
+    ratios = torch.where(s > 1e-12 * s[0], s / padded[1:], torch.zeros_like(s))
+    rank = int(ratios.argmax()) + 1  # the widest gap between signal and rounding
+    if float(ratios.max()) < SMALLEST_GAP:
+        return None
+    return vh[rank:].T / scale[:, None] * largest
+
+
+def _reduced_echelon(rows: Tensor) -> Tensor:
+    """Gauss-Jordan elimination with complete pivoting by column scale."""
+    rows = rows.clone()
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    for i in range(rows.shape[0]):
+        rest = rows[i:].abs()
+        flat = int(rest.argmax())
+        r, c = i + flat // rows.shape[1], flat % rows.shape[1]
+        rows[[i, r]] = rows[[r, i]]
+        rows[i] = rows[i] / rows[i, c].clone()
+        others = [j for j in range(rows.shape[0]) if j != i]
+        rows[others] -= rows[others, c : c + 1] * rows[i]
+    return rows

@@ -1,0 +1,163 @@
+r"""Directions in which a weight can move without changing the function.
+
+A common vector added to all rows before LayerNorm or softmax, a constant added to a filter before
+weight standardization: entries that move together form the vectors of a
+:class:`~onsphere.geometry.VectorAxes`, and the shift changes nothing when the gradient sums to 0
+over each of them. Found by that sum, certified by a finite move.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from onsphere.geometry import VectorAxes
+from onsphere.symmetry.numeric.certificate import (
+    FINITE_TOLERANCE,
+    RADIAL_TOLERANCE,
+    largest_change,
+)
+from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
+from onsphere.symmetry.search.granularity import divisors
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A weight whose entries can move together.
+
+    Args:
+        name: the weight.
+        axes: entries that move by a common amount form one vector; each vector moves freely.
+        residual: largest relative sum of the gradient over a vector, eps near 0.
+        change: relative change of the output under a random finite move.
+    """
+
+    name: str
+    axes: VectorAxes
+    residual: float
+    change: float
+
+
+class ShiftSearch:
+    """Watches gradients go by, and remembers which weights' entries may move together.
+
+    Args:
+        shapes: of the weights to look at, by name.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._open = {n: _candidates(s) for n, s in shapes.items()}
+        self._worst: dict[tuple[str, VectorAxes], float] = {}
+        self._seen: dict[tuple[str, VectorAxes], Tensor] = {}
+
+    def see(self, gradients: Gradients) -> None:
+        """Drop the shifts that the gradients of one combination of outputs speak against."""
+        for name, g in gradients.by_name.items():
+            if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
+                self._open[name] = _surviving(name, self._open[name], g, self._worst)
+                for division in (d for family in self._open[name] for d in family if d.pieces):
+                    view, inside = division.split(g)
+                    reached = view.abs().sum(dim=inside) > 0
+                    before = self._seen.get((name, division))
+                    self._seen[name, division] = reached if before is None else before | reached
+
+    def certified(self, probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[Shift]:
+        """Return the shifts of the named weights that a finite random move confirms.
+
+        Args:
+            probe: the model.
+            names: weights whose shifts are wanted.
+            points: where to move them; random weights, so that nothing holds by accident.
+
+        Returns:
+            At most one shift per weight and axis: the finest division that holds.
+        """
+        seen = {name for name, _ in self._worst}
+        wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
+        changes = sift(
+            wanted,
+            partial(largest_change, probe, points, _moved),
+            FINITE_TOLERANCE,
+        )
+        return [
+            Shift(name, division, self._worst[name, division], change)
+            for (name, division), change in zip(wanted, changes, strict=True)
+            if change <= FINITE_TOLERANCE
+        ]
+
+    def _reached(self, name: str) -> list[list[VectorAxes]]:
+        """Leave out divisions into blocks of which some block never had a gradient."""
+        return [
+            kept
+            for family in self._open[name]
+            if (
+                kept := [
+                    d for d in family
+                    if not d.pieces or bool(self._seen.get((name, d), torch.zeros(1)).all())
+                ]
+            )
+        ]  # fmt: skip
+
+
+def _candidates(shape: Sequence[int]) -> list[list[VectorAxes]]:
+    """Return families of divisions, coarsest first: each implies the ones before it."""
+    families = []
+    for axis, size in enumerate(shape):
+        if size > 1:
+            rest = tuple(a for a in range(len(shape)) if a != axis)
+            pieces = [VectorAxes(rest, ((axis, n),)) for n in divisors(size)]
+            families.append([VectorAxes(index=rest), *pieces])
+    if len(shape) > 2:
+        families.append([VectorAxes(index=(0,))])
+    return families
+
+
+def _surviving(
+    name: str,
+    families: list[list[VectorAxes]],
+    g: Tensor,
+    worst: dict[tuple[str, VectorAxes], float],
+) -> list[list[VectorAxes]]:
+    kept = []
+    for family in families:
+        alive = []
+        for i, division in enumerate(family):
+            ratio = _imbalance(g, division)
+            if ratio <= RADIAL_TOLERANCE:
+                alive.append(division)
+                worst[name, division] = max(worst.get((name, division), 0.0), ratio)
+            elif i == 0:  # the coarsest fails, so all finer ones do
+                break
+        if alive:
+            kept.append(alive)
+    return kept
+
+
+def _imbalance(g: Tensor, division: VectorAxes) -> float:
+    view, inside = division.split(g)
+    scale = float(view.abs().sum(dim=inside).max())
+    return float(view.sum(dim=inside).abs().max()) / scale if scale else 0.0
+
+
+def _finest(families: list[list[VectorAxes]]) -> list[VectorAxes]:
+    finest = [max(f, key=lambda d: d.pieces[0][1] if d.pieces else 1) for f in families]
+    single = [d for d in finest if len(d.index) != 1 or d.pieces]
+    return single or finest
+
+
+def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> Point:
+    """Move every vector of some weights by its own common amount."""
+    state = dict(point.state)
+    for name, division in wanted:
+        own = probe.own_name[name]
+        p = state[own]
+        vectors = division.gather(p)
+        shape = vectors.shape[:-1]
+        amounts = torch.randn(shape, generator=probe.generator, dtype=torch.float64).to(p)
+        sizes = torch.rand(shape, generator=probe.generator, dtype=torch.float64).to(p)
+        amounts = amounts * (p.abs().mean() + 1) * 10 ** (2 * sizes - 1)
+        state[own] = division.scatter(vectors + amounts[..., None], p.shape)
+    return replace(point, state=state)

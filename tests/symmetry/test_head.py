@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.symmetry.embeddings import embeddings_and_heads
-from onsphere.symmetry.report import Inputs
+from onsphere.symmetry.result import Inputs
 
 
 class Residual(nn.Module):

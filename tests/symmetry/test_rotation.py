@@ -12,7 +12,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.optim import SphereSGD
 from onsphere.symmetry import audit
 from onsphere.symmetry.angular_updates import next_angles
-from onsphere.symmetry.result import Kind
+from onsphere.symmetry.claims import Kind
 
 
 def network() -> nn.Sequential:

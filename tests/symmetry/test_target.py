@@ -10,8 +10,8 @@ from torch import nn
 
 from onsphere.errors import OnsphereError
 from onsphere.models.checkpoint import CheckpointError, load, read
+from onsphere.models.load import load as load_target
 from onsphere.models.target import TargetError, parse_shape
-from onsphere.models.target import load as load_target
 from onsphere.symmetry import CannotCanonicalize, ModelError
 
 FACTORY = """

@@ -186,7 +186,7 @@ def _check_options(options: argparse.Namespace) -> None:
 def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
     import torch
 
-    from onsphere.models.target import load
+    from onsphere.models.load import load
     from onsphere.robustness.classifier import Classifier
 
     count = options.images or _IMAGES[options.attacks]

@@ -70,7 +70,8 @@ def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from onsphere.models.target import load, parse_shape
+    from onsphere.models.load import load
+    from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit
 
     shape = None if options.input is None else parse_shape(options.input)

@@ -54,7 +54,8 @@ def add(commands: "Commands") -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from onsphere.models import checkpoint
-    from onsphere.models.target import load, parse_shape
+    from onsphere.models.load import load
+    from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit, canonicalize
 
     shape = None if options.input is None else parse_shape(options.input)

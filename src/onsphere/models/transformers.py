@@ -34,7 +34,7 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
 
     Args:
         path: the file or directory.
-        size: see :func:`onsphere.models.target.load`.
+        size: see :func:`onsphere.models.load.load`.
         shape: shape of its main input.
 
     Returns:

@@ -233,7 +233,7 @@ class Monitor:
         """
         from onsphere.monitor.terminal import live
 
-        return live(self, **options)
+        return live(lambda: self.seen, **options)
 
     def flush(self) -> None:
         """Wait for the numbers that are on their way, and write them."""

@@ -1,7 +1,7 @@
 """A run in a terminal: one line per layer with measured and expected values, then the flags."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -11,9 +11,6 @@ from rich.text import Text
 from onsphere.monitor.run import Flag, Run
 from onsphere.report import terminal
 from onsphere.report.document import Cell, Table
-
-if TYPE_CHECKING:
-    from onsphere.monitor.monitor import Monitor
 
 _COLUMNS = ("layer", "norm", "expected", "rotation", "expected", "effective lr", "radial", "law")
 _MOST_LAYERS, _MOST_FLAGS = 40, 12
@@ -70,14 +67,14 @@ def text(run: Run) -> str:
     return terminal.plain_text(screen(run), width=120)
 
 
-def live(monitor: "Monitor", **options: Any) -> Live:
+def live(seen: Callable[[], Run], **options: Any) -> Live:
     """Return a view that renews itself once a second; it waits for no device.
 
     Args:
-        monitor: what to show.
+        seen: gives the run as it is by now.
         options: for :class:`rich.live.Live`.
     """
-    renew: Callable[[], RenderableType] = lambda: screen(monitor.seen)  # noqa: E731
+    renew: Callable[[], RenderableType] = lambda: screen(seen())  # noqa: E731
     return Live(get_renderable=renew, **{"refresh_per_second": 1, **options})
 
 

@@ -9,7 +9,6 @@ gradient, like Adam, turns it with :math:`\eta/|w|`.
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.optim import (
@@ -27,10 +26,8 @@ from torch.optim import (
 )
 
 from onsphere.geometry import VectorAxes, angle
-from onsphere.symmetry.result import Spread, WeightReport
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Audit
+from onsphere.symmetry.claims import Spread, WeightReport
+from onsphere.symmetry.result import AuditResult
 
 DEGREE: dict[type[Optimizer], int] = {
     SGD: 1, ASGD: 1,
@@ -40,7 +37,7 @@ DEGREE: dict[type[Optimizer], int] = {
 
 
 def weight_reports(
-    audit: "Audit", model: nn.Module, optimizer: Optimizer | None
+    audit: AuditResult, model: nn.Module, optimizer: Optimizer | None
 ) -> list[WeightReport]:
     """Report on every parameter of an audited model; see :meth:`Audit.weight_reports`."""
     owned = audit.parameters_of(model)

@@ -20,6 +20,7 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
@@ -44,8 +45,8 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import Evidence, gather
 from onsphere.symmetry.numeric.reproduction import difference
-from onsphere.symmetry.report import Audit, Inputs
-from onsphere.symmetry.result import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.report import Audit
+from onsphere.symmetry.result import Inputs
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts

@@ -8,7 +8,7 @@ no head, since the output also sees what went past it; such a model has none.
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,12 @@ from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError, bare_name, call, float_outputs, plain_execution
 from onsphere._torch.materialize import unwrapped
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Inputs
+from onsphere.symmetry.result import Inputs
 
 _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward")
 
 
-def embeddings_and_heads(model: nn.Module, inputs: "Inputs | None" = None) -> set[str]:
+def embeddings_and_heads(model: nn.Module, inputs: Inputs | None = None) -> set[str]:
     """Return the names of embedding tables, and of the weights of the output layer.
 
     Args:
@@ -35,7 +33,7 @@ def embeddings_and_heads(model: nn.Module, inputs: "Inputs | None" = None) -> se
         Names of parameters, tied ones once.
 
     Example:
-        >>> from onsphere.symmetry.report import Inputs
+        >>> from onsphere.symmetry.result import Inputs
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 9))
         >>> sorted(embeddings_and_heads(net, Inputs((torch.tensor([1, 2]),), {}, None)))
         ['0.weight', '3.bias', '3.weight']
@@ -63,7 +61,7 @@ def _declared(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from part.parameters()
 
 
-def _seen(model: nn.Module, inputs: "Inputs") -> set[str]:
+def _seen(model: nn.Module, inputs: Inputs) -> set[str]:
     """Run the model once, on copies of its buffers, and read its graph."""
     state: dict[str, Tensor] = {n: b.clone() for n, b in model.named_buffers()}
     held = {

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
+from onsphere.symmetry.claims import Limit
 from onsphere.symmetry.exact.trace import Trace
-from onsphere.symmetry.result import Limit
 
 
 def on_reads(traced: Trace, without_memory: bool = False) -> list[Limit]:

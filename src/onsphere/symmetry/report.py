@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,111 +10,27 @@ import torch
 from torch import nn
 
 from onsphere import geometry
-from onsphere._torch.execution import OutputPicker, bare_name
-from onsphere._torch.materialize import unwrapped
 from onsphere._utils.files import write_whole
 from onsphere.symmetry.angular_updates import weight_reports
+from onsphere.symmetry.claims import WeightReport
 from onsphere.symmetry.embeddings import embeddings_and_heads
-from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.rendering import advice, serialize, text
-from onsphere.symmetry.result import Kind, Leak, Limit, Rescaling, Sphere, WeightReport
-from onsphere.symmetry.search.partial import Part
-from onsphere.symmetry.search.shift import Shift
-from onsphere.symmetry.weight_decay import shrinkable
+from onsphere.symmetry.result import AuditResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a model was run on.
-
-    Args:
-        args: positional inputs.
-        kwargs: keyword inputs.
-        output: picks the tensors to keep fixed.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    output: OutputPicker | None
-
-
-@dataclass(frozen=True)
-class Audit:
+class Audit(AuditResult):
     """Which weights of a model live on spheres, and what else can change without effect.
 
-    Args:
-        model: name of the model's class.
-        mode: ``"train"`` or ``"eval"``: the mode it was audited in.
-        parameters: every parameter's name and shape, in the order of the model.
-        spheres: weights, or sets of weights, whose scale does nothing, inert ones left out.
-        rescalings: weights whose scales trade off against each other.
-        shifts: directions in which a weight can move.
-        inert: parameters that cannot affect the output.
-        leaks: how far the real eps breaks each symmetry.
-        scale_symmetries: a basis of all scale symmetries: name -> exponent.
-        exact_symmetries: a basis of those that the real eps does not break either.
-        followers: buffers that only estimate (running statistics in training mode), and how they
-            should move along; one entry per scale symmetry.
-        unknown_ops: operations that the analysis did not understand and never claims through.
-        parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
-        unreached: parameters that this input did not reach (an expert nobody asked); no claim.
-        certified: whether the claims were tested on numbers; not so for a model without memory.
-        complete: whether the numeric search for further symmetries ran to its end.
-        limits: what could not be seen or shown, where something could not.
-        conditions: what was assumed of the inputs, in words: which others were tried, and what
-            holds for those given only.
-        note: how the model was built, where a reader must know (without memory, two layers of it).
-        inputs: what the model was run on; not written to a file.
+    What was found is in the attributes of :class:`~onsphere.symmetry.result.AuditResult`; here is
+    what one does with it.
     """
-
-    model: str
-    mode: str
-    parameters: Mapping[str, tuple[int, ...]]
-    spheres: list[Sphere]
-    rescalings: list[Rescaling]
-    shifts: list[Shift]
-    inert: list[str]
-    leaks: list[Leak]
-    scale_symmetries: list[dict[str, Fraction]]
-    exact_symmetries: list[dict[str, Fraction]]
-    followers: list[dict[str, Fraction]]
-    unknown_ops: list[UnknownOp]
-    unreached: list[str]
-    certified: bool
-    complete: bool
-    parts: list[Part] = field(default_factory=list)
-    limits: list[Limit] = field(default_factory=list)
-    conditions: list[str] = field(default_factory=list)
-    note: str = ""
-    inputs: Inputs | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
         return text.rendered(self)
-
-    @cached_property
-    def kinds(self) -> dict[str, Kind]:
-        """What is free about the scale of each parameter."""
-        alone = self.own_spheres()
-        free = shrinkable(self.scale_symmetries, self.parameters)
-        traded = {n for v in self.scale_symmetries for n in v}
-
-        def kind(name: str) -> Kind:
-            if name in self.inert:
-                return Kind.INERT
-            if name in self.unreached:
-                return Kind.UNREACHED
-            if name in alone:
-                return Kind.SPHERE
-            return Kind.SHARED if name in free else Kind.TRADED if name in traded else Kind.FIXED
-
-        return {n: kind(n) for n in self.parameters}
-
-    def decay_of(self, name: str) -> str:
-        """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
-        return advice.DECAY[self.kinds[name]]
 
     def advice(self) -> list[str]:
         """Say in plain words what to do with this model, a sentence or two each."""
@@ -197,14 +111,6 @@ class Audit:
         except TypeError as error:
             raise serialize.ArchiveError(f"this is no audit: {error}") from error
 
-    def own_spheres(self) -> dict[str, Sphere]:
-        """Return the weights that live on a sphere without any other parameter."""
-        return {
-            s.names[0]: s
-            for s in self.spheres
-            if len(s.names) == 1 and s.names[0] in self.parameters
-        }
-
     def spheres_of(
         self, model: nn.Module, *, embeddings: bool = False
     ) -> dict[nn.Parameter, geometry.Sphere]:
@@ -281,18 +187,3 @@ class Audit:
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
-
-    def parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the parameters of a model by the names they have in this audit.
-
-        Raises:
-            ValueError: the model lacks one.
-        """
-        found = {bare_name(n): p for n, p in unwrapped(model).named_parameters()}
-        missing = [n for n in self.parameters if n not in found]
-        if missing:
-            raise ValueError(
-                f"the model has no parameter {missing[0]!r} ({len(missing)} of "
-                f"{len(self.parameters)} are missing); audit this model again"
-            )
-        return found

@@ -1,147 +1,128 @@
-"""What an audit says about weights: frozen descriptions, each with the numbers behind it."""
+"""What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
+from typing import Any
 
-from onsphere.geometry import VectorAxes
+from torch import nn
 
-
-class Kind(StrEnum):
-    """What is free about the scale of one weight.
-
-    A weight is of the first kind that fits. ``SHARED`` and ``TRADED`` do not depend on the basis
-    in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
-    """
-
-    INERT = "inert"
-    UNREACHED = "unreached"
-    SPHERE = "sphere"
-    SHARED = "shared"
-    TRADED = "traded"
-    FIXED = "fixed"
+from onsphere._torch.execution import OutputPicker, bare_name
+from onsphere._torch.materialize import unwrapped
+from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind, Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.exact.trace import UnknownOp
+from onsphere.symmetry.search.partial import Part
+from onsphere.symmetry.search.shift import Shift
+from onsphere.symmetry.weight_decay import shrinkable
 
 
 @dataclass(frozen=True)
-class Sphere:
-    """Weights whose common scale does nothing, and how finely that holds.
+class Inputs:
+    """What a model was run on.
 
     Args:
-        exponents: weight -> how it scales; one entry for a weight on a sphere of its own, several
-            for a joint sphere.
-        axes: how each of these weights divides into vectors that can be scaled alone.
-        granularity: the same in words.
-        residual: largest relative radial derivative, eps near 0 (``None``: not measured).
-        change: largest relative change of the output under a finite rescale, eps near 0.
-        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
-            scale has the symmetry, and gradients that do not know of it.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors to keep fixed.
     """
 
-    exponents: Mapping[str, Fraction]
-    axes: VectorAxes
-    granularity: str
-    residual: float | None = None
-    change: float | None = None
-    tangent: bool = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights on this sphere."""
-        return tuple(self.exponents)
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    output: OutputPicker | None
 
 
 @dataclass(frozen=True)
-class Rescaling:
-    """Weights whose scales trade off against each other.
+class AuditResult:
+    """Which weights of a model live on spheres, and what else can change without effect.
 
     Args:
-        exponents: weight -> how it scales, with both signs.
-        residual: largest relative radial derivative, eps near 0 (``None``: not measured).
-        change: largest relative change of the output under a finite rescale, eps near 0.
-        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
-            scale has the symmetry, and gradients that do not know of it.
+        model: name of the model's class.
+        mode: ``"train"`` or ``"eval"``: the mode it was audited in.
+        parameters: every parameter's name and shape, in the order of the model.
+        spheres: weights, or sets of weights, whose scale does nothing, inert ones left out.
+        rescalings: weights whose scales trade off against each other.
+        shifts: directions in which a weight can move.
+        inert: parameters that cannot affect the output.
+        leaks: how far the real eps breaks each symmetry.
+        scale_symmetries: a basis of all scale symmetries: name -> exponent.
+        exact_symmetries: a basis of those that the real eps does not break either.
+        followers: buffers that only estimate (running statistics in training mode), and how they
+            should move along; one entry per scale symmetry.
+        unknown_ops: operations that the analysis did not understand and never claims through.
+        parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
+        unreached: parameters that this input did not reach (an expert nobody asked); no claim.
+        certified: whether the claims were tested on numbers; not so for a model without memory.
+        complete: whether the numeric search for further symmetries ran to its end.
+        limits: what could not be seen or shown, where something could not.
+        conditions: what was assumed of the inputs, in words: which others were tried, and what
+            holds for those given only.
+        note: how the model was built, where a reader must know (without memory, two layers of it).
+        inputs: what the model was run on; not written to a file.
     """
 
-    exponents: Mapping[str, Fraction]
-    residual: float | None = None
-    change: float | None = None
-    tangent: bool = True
+    model: str
+    mode: str
+    parameters: Mapping[str, tuple[int, ...]]
+    spheres: list[Sphere]
+    rescalings: list[Rescaling]
+    shifts: list[Shift]
+    inert: list[str]
+    leaks: list[Leak]
+    scale_symmetries: list[dict[str, Fraction]]
+    exact_symmetries: list[dict[str, Fraction]]
+    followers: list[dict[str, Fraction]]
+    unknown_ops: list[UnknownOp]
+    unreached: list[str]
+    certified: bool
+    complete: bool
+    parts: list[Part] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+    note: str = ""
+    inputs: Inputs | None = field(default=None, compare=False, repr=False)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that trade."""
-        return tuple(self.exponents)
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """What is free about the scale of each parameter."""
+        alone = self.own_spheres()
+        free = shrinkable(self.scale_symmetries, self.parameters)
+        traded = {n for v in self.scale_symmetries for n in v}
 
+        def kind(name: str) -> Kind:
+            if name in self.inert:
+                return Kind.INERT
+            if name in self.unreached:
+                return Kind.UNREACHED
+            if name in alone:
+                return Kind.SPHERE
+            return Kind.SHARED if name in free else Kind.TRADED if name in traded else Kind.FIXED
 
-@dataclass(frozen=True)
-class Leak:
-    """How far a symmetry is broken as the model really runs.
+        return {n: kind(n) for n in self.parameters}
 
-    Args:
-        exponents: the symmetry.
-        amount: relative change of the output per e-fold of rescale, at the real eps.
-    """
+    def decay_of(self, name: str) -> str:
+        """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
+        return EFFECT_OF_DECAY[self.kinds[name]]
 
-    exponents: Mapping[str, Fraction]
-    amount: float
+    def own_spheres(self) -> dict[str, Sphere]:
+        """Return the weights that live on a sphere without any other parameter."""
+        return {
+            s.names[0]: s
+            for s in self.spheres
+            if len(s.names) == 1 and s.names[0] in self.parameters
+        }
 
+    def parameters_of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters of a model by the names they have in this audit.
 
-@dataclass(frozen=True)
-class Limit:
-    """Something that the audit could not see, or could not show.
-
-    Args:
-        kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
-            ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
-            them while it runs).
-        names: weights that it concerns; none where it concerns all.
-        words: what it means, a sentence or two.
-    """
-
-    kind: str
-    names: tuple[str, ...]
-    words: str
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number per vector of a weight, in short.
-
-    Args:
-        least: the smallest.
-        median: the middle one.
-        most: the largest.
-    """
-
-    least: float
-    median: float
-    most: float
-
-
-@dataclass(frozen=True)
-class WeightReport:
-    r"""One weight, as it stands in training.
-
-    Args:
-        name: the weight.
-        kind: what is free about its scale.
-        norm: its Euclidean norm.
-        vectors: how many vectors of it live on spheres of their own; 0 where none does.
-        lengths: the lengths of these vectors.
-        effective_rate: learning rate seen by their directions, :math:`\eta/|w|^2` for SGD and
-            :math:`\eta/|w|` for optimizers of Adam's kind, whose steps do not scale with the
-            gradient. ``None`` off the sphere, without an optimizer, and for any other one.
-        angular_update: angle in radians by which the optimizer's next step turns these vectors,
-            with its momentum, decay and all. ``None`` off the sphere, and without gradients.
-        decay: what weight decay does to it.
-    """
-
-    name: str
-    kind: Kind
-    norm: float
-    vectors: int
-    lengths: Spread | None
-    effective_rate: Spread | None
-    angular_update: Spread | None
-    decay: str
+        Raises:
+            ValueError: the model lacks one.
+        """
+        found = {bare_name(n): p for n, p in unwrapped(model).named_parameters()}
+        missing = [n for n in self.parameters if n not in found]
+        if missing:
+            raise ValueError(
+                f"the model has no parameter {missing[0]!r} ({len(missing)} of "
+                f"{len(self.parameters)} are missing); audit this model again"
+            )
+        return found

@@ -1,12 +1,8 @@
 """What to do with a model's weights, in plain words."""
 
-from typing import TYPE_CHECKING
-
+from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere
 from onsphere.symmetry.rendering.name_ranges import folded
-from onsphere.symmetry.result import Kind, Leak, Rescaling, Sphere
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Audit
+from onsphere.symmetry.result import AuditResult
 
 LEAK_THAT_MATTERS = 0.01
 """Relative change of the output, per e-fold of rescale, above which eps takes part."""
@@ -20,15 +16,6 @@ KINDS = {
     Kind.UNREACHED: "not reached by this input",
 }
 
-DECAY = {
-    Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
-    Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
-    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
-    Kind.FIXED: "a real penalty: the scale is part of the function",
-    Kind.INERT: "nothing: the weight has no effect",
-    Kind.UNREACHED: "unknown: this input did not reach the weight",
-}
-
 _WEIGHT = {
     Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
@@ -39,7 +26,7 @@ _WEIGHT = {
 }
 
 
-def of_weight(audit: "Audit", name: str) -> str:
+def of_weight(audit: AuditResult, name: str) -> str:
     """Say what to do with one weight."""
     kind = audit.kinds[name]
     sphere = audit.own_spheres().get(name)
@@ -50,7 +37,7 @@ def of_weight(audit: "Audit", name: str) -> str:
     return words
 
 
-def of_model(audit: "Audit") -> list[str]:
+def of_model(audit: AuditResult) -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
         *_on_mode(audit),
@@ -59,16 +46,16 @@ def of_model(audit: "Audit") -> list[str]:
     ]  # fmt: skip
 
 
-def large_leaks(audit: "Audit") -> list[Leak]:
+def large_leaks(audit: AuditResult) -> list[Leak]:
     """Return the symmetries that eps breaks by more than one per cent per e-fold."""
     return [x for x in audit.leaks if x.amount > LEAK_THAT_MATTERS]
 
 
-def _of(audit: "Audit", kind: Kind) -> list[str]:
+def _of(audit: AuditResult, kind: Kind) -> list[str]:
     return [n for n, k in audit.kinds.items() if k is kind]
 
 
-def _on_spheres(audit: "Audit") -> list[str]:
+def _on_spheres(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.SPHERE))
     if not count and _nothing_shown(audit):
         return []
@@ -84,11 +71,11 @@ def _on_spheres(audit: "Audit") -> list[str]:
     ]
 
 
-def _nothing_shown(audit: "Audit") -> bool:
+def _nothing_shown(audit: AuditResult) -> bool:
     return any(limit.kind == "float64" for limit in audit.limits)
 
 
-def _on_shared(audit: "Audit") -> list[str]:
+def _on_shared(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.SHARED))
     return [] if not count else [
         f"{_weights(count)} can shrink together without effect: give all of them the same weight "
@@ -96,7 +83,7 @@ def _on_shared(audit: "Audit") -> list[str]:
     ]  # fmt: skip
 
 
-def _on_traded(audit: "Audit") -> list[str]:
+def _on_traded(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.TRADED))
     return [] if not count else [
         f"{_weights(count)} trade scales: weight decay penalizes their products and balances them; "
@@ -104,7 +91,7 @@ def _on_traded(audit: "Audit") -> list[str]:
     ]  # fmt: skip
 
 
-def _on_inert(audit: "Audit") -> list[str]:
+def _on_inert(audit: AuditResult) -> list[str]:
     if not audit.inert:
         return []
     names = folded(audit.inert)
@@ -112,7 +99,7 @@ def _on_inert(audit: "Audit") -> list[str]:
     return [f"{_weights(len(audit.inert))} cannot affect the output and can be removed: {shown}."]
 
 
-def _on_detached(audit: "Audit") -> list[str]:
+def _on_detached(audit: AuditResult) -> list[str]:
     spheres = [s for s in audit.spheres if not s.tangent]
     claims: list[Sphere | Rescaling] = [*spheres, *(r for r in audit.rescalings if not r.tangent)]
     if not claims:
@@ -126,7 +113,7 @@ def _on_detached(audit: "Audit") -> list[str]:
     ]
 
 
-def _on_leaks(audit: "Audit") -> list[str]:
+def _on_leaks(audit: AuditResult) -> list[str]:
     large = large_leaks(audit)
     if not large:
         return []
@@ -138,7 +125,7 @@ def _on_leaks(audit: "Audit") -> list[str]:
     ]
 
 
-def _on_mode(audit: "Audit") -> list[str]:
+def _on_mode(audit: AuditResult) -> list[str]:
     buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
     if audit.mode == "train" or not buffers:
         return []
@@ -148,7 +135,7 @@ def _on_mode(audit: "Audit") -> list[str]:
     ]
 
 
-def limits(audit: "Audit") -> list[str]:
+def limits(audit: AuditResult) -> list[str]:
     """Say what a reader must know before relying on an audit."""
     said = [limit.words for limit in audit.limits]
     if audit.unknown_ops:

@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from onsphere.symmetry.result import Spread
+from onsphere.symmetry.angular_updates import weight_reports
+from onsphere.symmetry.claims import Spread
+from onsphere.symmetry.rendering import advice
+from onsphere.symmetry.result import AuditResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from onsphere.symmetry.report import Audit
-
 
 def frame(
-    audit: "Audit", model: nn.Module | None, optimizer: torch.optim.Optimizer | None
+    audit: AuditResult, model: nn.Module | None, optimizer: torch.optim.Optimizer | None
 ) -> "pd.DataFrame":
     """Return one row per weight; see :meth:`Audit.to_frame`."""
     try:
@@ -26,7 +27,7 @@ def frame(
     rows = [_row(audit, name) for name in audit.parameters]
     found = pd.DataFrame(rows, index=pd.Index(audit.parameters, name="name"))
     if model is not None:
-        reports = audit.weight_reports(model, optimizer)
+        reports = weight_reports(audit, model, optimizer)
         found.insert(1, "norm", [r.norm for r in reports])
         found["vectors"] = [r.vectors for r in reports]
         for column in ("lengths", "effective_rate", "angular_update"):
@@ -34,7 +35,7 @@ def frame(
     return found
 
 
-def _row(audit: "Audit", name: str) -> dict[str, Any]:
+def _row(audit: AuditResult, name: str) -> dict[str, Any]:
     sphere = audit.own_spheres().get(name)
     leaks = [x.amount for x in audit.leaks if name in x.exponents]
     return {
@@ -45,7 +46,7 @@ def _row(audit: "Audit", name: str) -> dict[str, Any]:
         "shifts": any(s.name == name for s in audit.shifts),
         "decay": audit.decay_of(name),
         "leak": max(leaks, default=None),
-        "advice": audit.advice_on(name),
+        "advice": advice.of_weight(audit, name),
     }
 
 

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from onsphere.report.document import (
     Cell,
@@ -17,13 +16,11 @@ from onsphere.report.document import (
     Table,
 )
 from onsphere.report.number import number
+from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind
 from onsphere.symmetry.rendering import advice, text
 from onsphere.symmetry.rendering.name_ranges import folded
-from onsphere.symmetry.result import Kind
+from onsphere.symmetry.result import AuditResult
 from onsphere.version import __version__
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Audit
 
 _SPHERES = (
     "Each of these weights can be multiplied by any positive number without changing the output: "
@@ -58,7 +55,7 @@ _CAPTION = (
 )
 
 
-def document(audit: "Audit") -> Document:
+def document(audit: AuditResult) -> Document:
     """Return what the page of an audit says."""
     entries = sum(text.size(s) for s in audit.parameters.values())
     return Document(
@@ -74,12 +71,14 @@ def document(audit: "Audit") -> Document:
     )
 
 
-def _overview(audit: "Audit") -> Iterator[Section]:
+def _overview(audit: AuditResult) -> Iterator[Section]:
     counts, entries = Counter(audit.kinds.values()), Counter[Kind]()
     for name, kind in audit.kinds.items():
         entries[kind] += text.size(audit.parameters[name])
     rows: list[list[Cell]] = [
-        [advice.KINDS[k], counts[k], entries[k], advice.DECAY[k]] for k in advice.KINDS if counts[k]
+        [advice.KINDS[k], counts[k], entries[k], EFFECT_OF_DECAY[k]]
+        for k in advice.KINDS
+        if counts[k]
     ]
     columns = ("a weight that", "weights", "entries", "weight decay is")
     yield Section(
@@ -87,12 +86,12 @@ def _overview(audit: "Audit") -> Iterator[Section]:
         title="What weight decay does, and what to do",
         statement="Every weight is of one kind, by what is free about its scale.",
         figure_of_merit=", ".join(f"{counts[k]} {k}" for k in advice.KINDS if counts[k]),
-        findings=[a for a in audit.advice() if a not in advice.limits(audit)],
+        findings=[a for a in advice.of_model(audit) if a not in advice.limits(audit)],
         tables=[Table("Kinds of weights", columns, rows)],
     )
 
 
-def _groups(audit: "Audit") -> Iterator[Section]:
+def _groups(audit: AuditResult) -> Iterator[Section]:
     count = len(audit.own_spheres())
     sets = len(audit.spheres) - count
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
@@ -134,7 +133,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _eps(audit: "Audit") -> Iterator[Section]:
+def _eps(audit: AuditResult) -> Iterator[Section]:
     if not audit.leaks:
         return
     worst = sorted(audit.leaks, key=lambda x: -x.amount)[:10]
@@ -151,7 +150,7 @@ def _eps(audit: "Audit") -> Iterator[Section]:
     )
 
 
-def _leaks(audit: "Audit") -> Figure:
+def _leaks(audit: AuditResult) -> Figure:
     leaks = {_key(x.exponents): x.amount for x in audit.leaks}
     found = {_key(s.exponents): s.residual for s in audit.spheres}
     found |= {_key(r.exponents): r.residual for r in audit.rescalings}
@@ -179,7 +178,7 @@ def _key(exponents: Mapping[str, Fraction]) -> frozenset[tuple[str, Fraction]]:
     return frozenset(exponents.items())
 
 
-def _weights(audit: "Audit") -> Iterator[Section]:
+def _weights(audit: AuditResult) -> Iterator[Section]:
     alone = audit.own_spheres()
     leaks: dict[str, float] = {}
     for leak in audit.leaks:
@@ -192,7 +191,7 @@ def _weights(audit: "Audit") -> Iterator[Section]:
             str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
             audit.decay_of(name).partition(":")[0],
             leaks.get(name),
-            audit.advice_on(name),
+            advice.of_weight(audit, name),
         ]
         for name, shape in audit.parameters.items()
     ]
@@ -206,7 +205,7 @@ def _weights(audit: "Audit") -> Iterator[Section]:
     )
 
 
-def _provenance(audit: "Audit") -> dict[str, str]:
+def _provenance(audit: AuditResult) -> dict[str, str]:
     if not audit.certified:
         certified = "no: built without memory; exact by the units of the operations"
     else:

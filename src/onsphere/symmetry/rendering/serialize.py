@@ -4,17 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
 from onsphere.symmetry.exact.trace import UnknownOp
-from onsphere.symmetry.result import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Audit
 
 FORMAT = 2
 """Version of the file format; raised when an older reader would misunderstand a file."""
@@ -26,7 +24,7 @@ class ArchiveError(OnsphereError, ValueError):
     """A file does not hold an audit that can be read."""
 
 
-def plain(audit: "Audit") -> dict[str, Any]:
+def plain(audit: AuditResult) -> dict[str, Any]:
     """Return an audit as data that JSON can hold; its inputs are left out."""
     fields = asdict(replace(audit, inputs=None))
     del fields["inputs"]

@@ -4,16 +4,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.claims import Kind
 from onsphere.symmetry.rendering import advice
 from onsphere.symmetry.rendering.name_ranges import folded, folded_symmetries
-from onsphere.symmetry.result import Kind
-
-if TYPE_CHECKING:
-    from onsphere.symmetry.report import Audit
-    from onsphere.symmetry.search.partial import Part
+from onsphere.symmetry.result import AuditResult
+from onsphere.symmetry.search.partial import Part
 
 WIDTH = 100
 
@@ -24,7 +21,7 @@ _DECAYS = (
 )
 
 
-def rendered(audit: "Audit") -> str:
+def rendered(audit: AuditResult) -> str:
     """Return the audit as a table for a terminal: plain text, at most 100 columns."""
     entries = sum(size(s) for s in audit.parameters.values())
     parts = [
@@ -49,12 +46,12 @@ def rendered(audit: "Audit") -> str:
         *_decay(audit),
         *_certificate(audit),
         *_section("INPUTS", 0, [f"- {line}" for line in audit.conditions]),
-        *_section("WHAT TO DO", 0, [f"- {line}" for line in audit.advice()]),
+        *_section("WHAT TO DO", 0, [f"- {line}" for line in advice.of_model(audit)]),
     ]  # fmt: skip
     return "\n".join(parts)
 
 
-def sphere_lines(audit: "Audit") -> list[str]:
+def sphere_lines(audit: AuditResult) -> list[str]:
     """Return the weights on spheres of their own, with their granularity."""
     by_words: dict[str, list[str]] = {}
     for name, sphere in audit.own_spheres().items():
@@ -63,7 +60,7 @@ def sphere_lines(audit: "Audit") -> list[str]:
     return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 
-def part_lines(audit: "Audit", kind: str) -> list[str]:
+def part_lines(audit: AuditResult, kind: str) -> list[str]:
     """Return the weights of which only a part is on spheres, or only a part is inert."""
     by_words: dict[str, list[str]] = {}
     for part in audit.parts:
@@ -80,11 +77,11 @@ def _part_words(part: "Part") -> str:
     return f"{count} parts of axis {part.axis}, from {start} to {last - 1}"
 
 
-def _count(audit: "Audit", kind: str) -> int:
+def _count(audit: AuditResult, kind: str) -> int:
     return sum(part.kind == kind for part in audit.parts)
 
 
-def joint_lines(audit: "Audit") -> list[str]:
+def joint_lines(audit: AuditResult) -> list[str]:
     """Return the sets of weights that share one sphere."""
     alone = {s.names for s in audit.own_spheres().values()}
     by_words: dict[str, list[Mapping[str, Fraction]]] = {}
@@ -98,12 +95,12 @@ def joint_lines(audit: "Audit") -> list[str]:
     ]
 
 
-def trade_lines(audit: "Audit") -> list[str]:
+def trade_lines(audit: AuditResult) -> list[str]:
     """Return the rescalings, as products with a scale ``a``."""
     return _folded(audit, [r.exponents for r in audit.rescalings])
 
 
-def shift_lines(audit: "Audit") -> list[str]:
+def shift_lines(audit: AuditResult) -> list[str]:
     """Return the weights that can move, with the amounts that do nothing."""
     by_words: dict[str, list[str]] = {}
     for shift in audit.shifts:
@@ -112,12 +109,12 @@ def shift_lines(audit: "Audit") -> list[str]:
     return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
 
 
-def leak_lines(audit: "Audit") -> list[str]:
+def leak_lines(audit: AuditResult) -> list[str]:
     """Return the symmetries in which eps takes part."""
     return _folded(audit, [x.exponents for x in advice.large_leaks(audit)])
 
 
-def _folded(audit: "Audit", symmetries: Iterable[Mapping[str, Fraction]]) -> list[str]:
+def _folded(audit: AuditResult, symmetries: Iterable[Mapping[str, Fraction]]) -> list[str]:
     """Write symmetries by their weights; buffers (running statistics) move along unnamed."""
     found: dict[bool, list[dict[str, Fraction]]] = {False: [], True: []}
     for symmetry in symmetries:
@@ -127,7 +124,7 @@ def _folded(audit: "Audit", symmetries: Iterable[Mapping[str, Fraction]]) -> lis
     return [*alone, *(f"{line}, and buffers with it" for line in along)]
 
 
-def _decay(audit: "Audit") -> list[str]:
+def _decay(audit: AuditResult) -> list[str]:
     lines = []
     for kinds, words in _DECAYS:
         names = [n for n, k in audit.kinds.items() if k in kinds]
@@ -139,7 +136,7 @@ def _decay(audit: "Audit") -> list[str]:
     return _section("WEIGHT DECAY", 0, lines)
 
 
-def _certificate(audit: "Audit") -> list[str]:
+def _certificate(audit: AuditResult) -> list[str]:
     if not audit.certified:
         return ["", "Exact by the units of the operations; not certified on numbers."]
     residuals = [s.residual for s in audit.spheres] + [r.residual for r in audit.rescalings]

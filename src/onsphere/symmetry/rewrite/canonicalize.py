@@ -2,7 +2,8 @@ r"""The same function, a canonical representative of its weights.
 
 Weights that the symmetries of a model carry into each other compute the same function. Among them
 is one of least total norm, at which every traded pair is balanced
-(:mod:`onsphere.symmetry.rewrite.least_norm` finds it). Weights on spheres have no least norm; they keep their length, or get the one asked for.
+(:mod:`onsphere.symmetry.rewrite.least_norm` finds it). Weights on spheres have no least norm; they
+keep their length, or get the one asked for.
 
 Mathematically the output does not change at all. In floating point it does, by rounding, unless
 every factor is a power of two. And a model computes with eps, which notices the length of weights

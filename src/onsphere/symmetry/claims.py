@@ -1,0 +1,158 @@
+"""What an audit says about weights: frozen descriptions, each with the numbers behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+from onsphere.geometry import VectorAxes
+
+
+class Kind(StrEnum):
+    """What is free about the scale of one weight.
+
+    A weight is of the first kind that fits. ``SHARED`` and ``TRADED`` do not depend on the basis
+    in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
+    """
+
+    INERT = "inert"
+    UNREACHED = "unreached"
+    SPHERE = "sphere"
+    SHARED = "shared"
+    TRADED = "traded"
+    FIXED = "fixed"
+
+
+EFFECT_OF_DECAY = {
+    Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
+    Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
+    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
+    Kind.FIXED: "a real penalty: the scale is part of the function",
+    Kind.INERT: "nothing: the weight has no effect",
+    Kind.UNREACHED: "unknown: this input did not reach the weight",
+}
+"""What weight decay does to a weight of each kind."""
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Weights whose common scale does nothing, and how finely that holds.
+
+    Args:
+        exponents: weight -> how it scales; one entry for a weight on a sphere of its own, several
+            for a joint sphere.
+        axes: how each of these weights divides into vectors that can be scaled alone.
+        granularity: the same in words.
+        residual: largest relative radial derivative, eps near 0 (``None``: not measured).
+        change: largest relative change of the output under a finite rescale, eps near 0.
+        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
+            scale has the symmetry, and gradients that do not know of it.
+    """
+
+    exponents: Mapping[str, Fraction]
+    axes: VectorAxes
+    granularity: str
+    residual: float | None = None
+    change: float | None = None
+    tangent: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights on this sphere."""
+        return tuple(self.exponents)
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Weights whose scales trade off against each other.
+
+    Args:
+        exponents: weight -> how it scales, with both signs.
+        residual: largest relative radial derivative, eps near 0 (``None``: not measured).
+        change: largest relative change of the output under a finite rescale, eps near 0.
+        tangent: whether autograd's gradients stand at right angles to it. A model that detaches a
+            scale has the symmetry, and gradients that do not know of it.
+    """
+
+    exponents: Mapping[str, Fraction]
+    residual: float | None = None
+    change: float | None = None
+    tangent: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights that trade."""
+        return tuple(self.exponents)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """How far a symmetry is broken as the model really runs.
+
+    Args:
+        exponents: the symmetry.
+        amount: relative change of the output per e-fold of rescale, at the real eps.
+    """
+
+    exponents: Mapping[str, Fraction]
+    amount: float
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something that the audit could not see, or could not show.
+
+    Args:
+        kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
+            ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
+            them while it runs).
+        names: weights that it concerns; none where it concerns all.
+        words: what it means, a sentence or two.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number per vector of a weight, in short.
+
+    Args:
+        least: the smallest.
+        median: the middle one.
+        most: the largest.
+    """
+
+    least: float
+    median: float
+    most: float
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    r"""One weight, as it stands in training.
+
+    Args:
+        name: the weight.
+        kind: what is free about its scale.
+        norm: its Euclidean norm.
+        vectors: how many vectors of it live on spheres of their own; 0 where none does.
+        lengths: the lengths of these vectors.
+        effective_rate: learning rate seen by their directions, :math:`\eta/|w|^2` for SGD and
+            :math:`\eta/|w|` for optimizers of Adam's kind, whose steps do not scale with the
+            gradient. ``None`` off the sphere, without an optimizer, and for any other one.
+        angular_update: angle in radians by which the optimizer's next step turns these vectors,
+            with its momentum, decay and all. ``None`` off the sphere, and without gradients.
+        decay: what weight decay does to it.
+    """
+
+    name: str
+    kind: Kind
+    norm: float
+    vectors: int
+    lengths: Spread | None
+    effective_rate: Spread | None
+    angular_update: Spread | None
+    decay: str

@@ -1,7 +1,7 @@
 import pytest
 
 from onsphere.report import Verdict
-from onsphere.report.verdict import SIGNS, tally
+from onsphere.report.document import SIGNS, tally
 
 
 def test_every_verdict_has_its_own_sign():

@@ -15,8 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from onsphere.monitor.flags import History, Thresholds, flags_of
 from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
-from onsphere.monitor.header import about, settings_of, vector_of
-from onsphere.monitor.journal import Journal
+from onsphere.monitor.journal import Journal, about, settings_of, vector_of
 from onsphere.monitor.layer_statistics import Limits
 from onsphere.monitor.layers import WatchError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample

@@ -28,9 +28,9 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("drawing figures", error) from error
 
+from onsphere.report.number import clean
 from onsphere.report.panel import LINE_WIDTH, MARKER_SIZE, draw_panel
 from onsphere.report.svg import inline_svg
-from onsphere.report.text import clean
 
 # Inches. A panel at its natural size fills a phone's width.
 PANEL_WIDTH, PANEL_HEIGHT = 3.15, 2.45

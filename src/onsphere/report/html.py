@@ -8,13 +8,11 @@ from pathlib import Path
 
 from onsphere._utils.files import write_whole
 from onsphere._utils.optional import missing_extra
-from onsphere.report.document import Document, Figure, Section, Table
+from onsphere.report.document import SIGNS, Document, Figure, Section, Sign, Table, tally
 from onsphere.report.figures import panels_to_svg
 from onsphere.report.legend import Entry, entries
-from onsphere.report.number import column, is_numeric
+from onsphere.report.number import clean, column, is_numeric
 from onsphere.report.palette import Palette, palette_of
-from onsphere.report.text import clean
-from onsphere.report.verdict import SIGNS, Sign, tally
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -4,7 +4,7 @@ import re
 from html import escape
 from xml.etree import ElementTree
 
-from onsphere.report.text import clean
+from onsphere.report.number import clean
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _LONG_NUMBER = re.compile(r"(-?\d+\.\d{2})\d+")

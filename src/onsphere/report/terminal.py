@@ -7,9 +7,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as Lines
 from rich.text import Text
 
-from onsphere.report.document import Document, Table
+from onsphere.report.document import SIGNS, Document, Table
 from onsphere.report.number import column, is_numeric
-from onsphere.report.verdict import SIGNS
 
 
 def summary(document: Document) -> RenderableType:

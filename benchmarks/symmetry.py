@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.families import FAMILIES, Family
 from onsphere._torch.execution import OutputPicker, float_outputs
 from onsphere.models.checkpoint import load, read
-from onsphere.symmetry import Audit, CannotCanonicalize, audit, canonicalize
+from onsphere.symmetry import Audit, CanonicalizeError, audit, canonicalize
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.certificate import is_well_conditioned, relative_change
 from onsphere.symmetry.numeric.probe import Point, Probe
@@ -221,7 +221,7 @@ def measured(
     start = time.monotonic()
     try:
         once = canonicalize(model, found, (), kwargs, output=family.output, factors=factors)
-    except CannotCanonicalize as error:
+    except CanonicalizeError as error:
         return Canonical(f"refused: {error}", (total_norm(model),) * 2, False, 0.0)
     seconds = time.monotonic() - start
     again = canonicalize(once, found, (), kwargs, output=family.output, factors=factors)

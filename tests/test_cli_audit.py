@@ -292,12 +292,12 @@ def test_nothing_is_overwritten_unasked(command, tmp_path):
 
 
 def test_a_refusal_writes_nothing(command, tmp_path, monkeypatch):
-    from onsphere.symmetry import CannotCanonicalize
+    from onsphere.symmetry import CanonicalizeError
 
     uneven(tmp_path)
 
     def refuse(*_, **__):
-        raise CannotCanonicalize("the output would change by 3e-2")
+        raise CanonicalizeError("the output would change by 3e-2")
 
     monkeypatch.setattr("onsphere.symmetry.canonicalize", refuse)
     code, out, error = command(*CANONICALIZE)

@@ -49,7 +49,7 @@ def _turn(p, u, m, lr, options, normed):
             step = step * math.tan(lr) / lr
         q = geometry.retract(p, step)
         return q, geometry.tangent(q, m)
-    q = geometry.exp(p, step)
+    q = geometry.expmap(p, step)
     return q, geometry.transport(p, q, m)
 
 

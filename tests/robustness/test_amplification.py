@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from onsphere.robustness import amplification, local_slope, top_singular
+from onsphere.robustness import amplification, margin_slope, spectral_norm
 from onsphere.robustness.amplification.effective_layers import effective_layers
 from onsphere.robustness.amplification.gains import gains, passed
-from onsphere.robustness.amplification.layer_trace import CannotFollow
+from onsphere.robustness.amplification.layer_trace import LayerTraceError
 from onsphere.robustness.amplification.singular_values import is_affine
 
 SHARED = ("relative", "effective", "alignment", "singular")  # what no gauge moves
@@ -91,7 +91,7 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
     layer = copy.deepcopy(layer).double()
     for p in layer.parameters():
         p.data = draw(p.shape, generator)
-    value, vector = top_singular(layer, torch.zeros(1, *shape, dtype=torch.float64), steps=500)
+    value, vector = spectral_norm(layer, torch.zeros(1, *shape, dtype=torch.float64), steps=500)
     _, exact, right = torch.linalg.svd(matrix_of(layer, shape))
     torch.testing.assert_close(value, exact[:1], rtol=1e-5, atol=0)
     if exact[0] > 1.001 * exact[1]:
@@ -102,7 +102,7 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
 def test_singular_values_of_a_normalization_are_those_of_its_jacobian_at_each_example(generator):
     layer = nn.Sequential(linear(5, 6, generator), nn.LayerNorm(5).double())
     x = draw((3, 6), generator)
-    value, _ = top_singular(layer, x, steps=500)
+    value, _ = spectral_norm(layer, x, steps=500)
     exact = [torch.linalg.matrix_norm(torch.func.jacrev(layer)(row), 2) for row in x]
     torch.testing.assert_close(value, torch.stack(exact), rtol=1e-5, atol=0)
 
@@ -122,18 +122,18 @@ def test_which_layers_are_affine(dtype):
 def test_the_value_is_never_too_large_and_a_layer_of_zeros_has_none(generator):
     layer, zeros = linear(30, 30, generator), torch.zeros(1, 30, dtype=torch.float64)
     exact = torch.linalg.matrix_norm(layer.weight.detach(), 2)
-    found = [float(top_singular(layer, zeros, steps=n)[0]) for n in (1, 5, 50)]
+    found = [float(spectral_norm(layer, zeros, steps=n)[0]) for n in (1, 5, 50)]
     assert found == sorted(found)
     assert found[-1] <= float(exact) * (1 + 1e-12)
     layer.weight.data.zero_()
-    value, vector = top_singular(layer, zeros)
+    value, vector = spectral_norm(layer, zeros)
     assert float(value) == 0
     assert float(vector.norm()) == pytest.approx(1)
 
 
 def test_what_cannot_be_differentiated_is_refused():
     with pytest.raises(ValueError, match="differentiably"):
-        top_singular(lambda x: x.detach(), torch.zeros(1, 2))
+        spectral_norm(lambda x: x.detach(), torch.zeros(1, 2))
 
 
 # --- effective layers -------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_chosen_layers(conv_net):
     net, x, delta = conv_net
     result = amplification(nn.Sequential(net[:6], net[6:]), x, delta, layers=["0", "1.10"], **FEW)
     assert [layer.kind for layer in result.layers] == ["Sequential", "Linear"]
-    with pytest.raises(CannotFollow, match="no module 'convs'"):
+    with pytest.raises(LayerTraceError, match="no module 'convs'"):
         amplification(net, x, delta, layers=["convs"])
 
 
@@ -261,7 +261,7 @@ def test_chosen_layers(conv_net):
 def test_slope_and_distance_of_a_linear_classifier(norm, dual, generator):
     net, x = linear(2, 6, generator), draw((30, 6), generator)
     y = net(x).argmax(1)
-    found = local_slope(net, x, y, norm=norm, batch=7)
+    found = margin_slope(net, x, y, norm=norm, batch=7)
     gap = net.weight.detach()[0] - net.weight.detach()[1]
     torch.testing.assert_close(found.slope, gap.norm(dual).expand(30))
     nearest = x - found.distance[:, None] * (gap if norm == "l2" else gap.sign()) * torch.where(
@@ -270,7 +270,7 @@ def test_slope_and_distance_of_a_linear_classifier(norm, dual, generator):
     torch.testing.assert_close(
         net(nearest).diff(dim=1).squeeze(1), torch.zeros(30, dtype=torch.float64), atol=1e-9, rtol=0
     )
-    wrong = local_slope(net, x, 1 - y, norm=norm)
+    wrong = margin_slope(net, x, 1 - y, norm=norm)
     torch.testing.assert_close(wrong.distance, -found.distance)
     assert amplification(net, x, x, y=y, norm=norm).slope.middle == pytest.approx(
         float(gap.norm(dual))
@@ -330,7 +330,7 @@ def test_a_copy_that_is_another_function_is_called_that(conv_net):
     assert result.gauge.change > 0.1
     assert "does not compute the same function" in str(result)
     assert result.layers[-1].gauge["singular"] == 2
-    with pytest.raises(CannotFollow, match="runs other layers"):
+    with pytest.raises(LayerTraceError, match="runs other layers"):
         amplification(net, x, delta, gauge=nn.Sequential(net, nn.Identity()), **FEW)
 
 
@@ -372,7 +372,7 @@ class Fragile(nn.Module):
 
 @pytest.mark.parametrize(
     ("raises", "error", "says"),
-    [(True, ZeroDivisionError, None), (False, CannotFollow, "another path through the model")],
+    [(True, ZeroDivisionError, None), (False, LayerTraceError, "another path through the model")],
 )
 def test_hooks_are_gone_after_an_error(raises, error, says):
     net = Fragile(raises).train()

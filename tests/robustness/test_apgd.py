@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from onsphere.robustness import apgd, apgd_targeted, correct, margin, pgd
+from onsphere.robustness import apgd, apgd_targeted, correct_mask, margin, pgd
 from onsphere.robustness.attacks.auto_pgd import checkpoints
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
@@ -28,7 +28,7 @@ def test_the_targeted_attack_breaks_exactly_what_is_within_reach(norm, classes, 
         net, x, y, eps=eps, norm=norm, steps=40, bounds=WIDE, generator=generator
     )
     clear = (reach - eps).abs() > 1e-3 * eps  # the median itself is on the edge
-    assert torch.equal(correct(net, attacked, y)[clear], (reach > eps)[clear])
+    assert torch.equal(correct_mask(net, attacked, y)[clear], (reach > eps)[clear])
 
 
 @pytest.mark.parametrize("norm", DUAL)
@@ -40,7 +40,7 @@ def test_two_classes_have_a_closed_form(norm, attack, generator):
     attacked = ATTACKS[attack](
         net, x, y, eps=eps, norm=norm, steps=40, bounds=WIDE, generator=generator
     )
-    assert torch.equal(correct(net, attacked, y), reach > eps)
+    assert torch.equal(correct_mask(net, attacked, y), reach > eps)
     standing = reach > eps
     slope = torch.linalg.vector_norm(net.weight[0] - net.weight[1], DUAL[norm])
     worst = margin(net(x), y) - eps * slope
@@ -59,7 +59,7 @@ def test_ball_box_and_model_are_respected(norm, attack, generator):
     assert inside(attacked, x, 0.05, norm)
     assert torch.equal(x, before)
     assert not attacked.requires_grad
-    assert correct(net, attacked, y).sum() < len(y)
+    assert correct_mask(net, attacked, y).sum() < len(y)
 
 
 @pytest.mark.parametrize("norm", DUAL)
@@ -78,7 +78,7 @@ def test_a_near_tie_of_clean_logits_hides_nothing(scale):
     y = torch.zeros(100, dtype=torch.long)
     model = lambda z: scale * z  # noqa: E731
     attacked = apgd(model, x, y, eps=0.25, steps=30, generator=seeded())
-    assert not correct(model, attacked, y).any()
+    assert not correct_mask(model, attacked, y).any()
 
 
 @pytest.mark.parametrize("attack", [apgd, partial(apgd, loss="cross_entropy"), pgd])
@@ -88,7 +88,7 @@ def test_a_gradient_entry_that_is_no_number_does_not_end_an_attack(attack):
     x, y = torch.tensor([[0.5, 0.6, 0.5]]), torch.tensor([0])
     attacked = attack(model, x, y, eps=0.1, norm="l2", steps=10, generator=seeded())
     assert inside(attacked, x, 0.1, "l2")
-    assert not correct(model, attacked, y).any()
+    assert not correct_mask(model, attacked, y).any()
 
 
 def test_plain_cross_entropy_is_blind_where_the_tempered_one_sees(generator):
@@ -96,7 +96,7 @@ def test_plain_cross_entropy_is_blind_where_the_tempered_one_sees(generator):
     large = lambda z: 1e4 * net(z)  # noqa: E731
     run = partial(apgd, large, x, y, eps=0.05, steps=10)
     tempered, plain = (
-        correct(net, run(loss=loss, generator=seeded()), y).double().mean()
+        correct_mask(net, run(loss=loss, generator=seeded()), y).double().mean()
         for loss in ("tempered_cross_entropy", "cross_entropy")
     )
     assert plain > tempered + 0.1
@@ -116,7 +116,7 @@ def test_what_is_wrong_already_stays_and_restarts_do_not_harm(attack, generator)
     net, x, y = conv_net(generator)
     assert torch.equal(attack(net, x, (y + 1) % 5, eps=0.1), x)
     once, often = (
-        correct(net, attack(net, x, y, eps=0.02, steps=5, restarts=k, generator=seeded()), y)
+        correct_mask(net, attack(net, x, y, eps=0.02, steps=5, restarts=k, generator=seeded()), y)
         for k in (1, 3)
     )
     assert (often <= once).all()
@@ -134,7 +134,7 @@ def test_giving_up_costs_nothing_here_and_saves_calls(generator):
         return model
 
     left = {
-        factor: correct(
+        factor: correct_mask(
             net,
             apgd_targeted(
                 counted(factor), x, y, eps=0.02, steps=50, give_up=factor, generator=seeded()

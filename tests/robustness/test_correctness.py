@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from onsphere.robustness import accuracy, correct, fgsm, robust_accuracy, withstands
+from onsphere.robustness import accuracy, correct_mask, fgsm, robust_accuracy, robust_mask
 
 NET = torch.nn.Identity()
 X = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2], [0.1, 0.2, 0.7]])
@@ -23,7 +23,7 @@ def breaker(row):
 
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_accuracy(batch):
-    assert correct(NET, X, Y, batch=batch).tolist() == [True, True, True, False]
+    assert correct_mask(NET, X, Y, batch=batch).tolist() == [True, True, True, False]
     assert accuracy(NET, X, Y, batch=batch) == 0.75
 
 
@@ -43,13 +43,13 @@ def test_broken_examples_are_not_shown_again():
         seen.append(len(x))
         return x
 
-    stands = withstands(NET, X, Y, [spy, breaker(0), spy, breaker(1), spy])
+    stands = robust_mask(NET, X, Y, [spy, breaker(0), spy, breaker(1), spy])
     assert seen == [3, 1]
     assert not stands.any()
 
 
 def test_logits_that_are_not_numbers_are_never_right():
-    assert not correct(NET, torch.full((1, 3), torch.nan), torch.tensor([0])).any()
+    assert not correct_mask(NET, torch.full((1, 3), torch.nan), torch.tensor([0])).any()
 
 
 def test_attacks_differentiate_inside(generator):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onsphere.robustness import Threat, apgd_targeted, correct, fab
+from onsphere.robustness import Threat, apgd_targeted, correct_mask, fab
 from onsphere.robustness.attacks.fab import onto_plane
 from robustness.problems import DUAL, WIDE, conv_net, distances, inside, linear
 
@@ -14,7 +14,7 @@ def test_the_exact_distance_of_a_linear_classifier(norm, classes, generator):
     net, x, y = linear(generator, classes=classes)
     near = fab(net, x, y, norm=norm, steps=40, bounds=WIDE)
     found = Threat(1.0, norm).distance(near, x)
-    assert not correct(net, near, y).any()
+    assert not correct_mask(net, near, y).any()
     torch.testing.assert_close(found, distances(net, x, y, norm), rtol=1e-3, atol=0)
     assert (found >= distances(net, x, y, norm) * (1 - 1e-9)).all()
 
@@ -68,7 +68,7 @@ def test_points_lie_in_the_box_and_what_suffices_ends_the_search(norm, generator
     exhaustive = sum(shown)
     size = Threat(1.0, norm).distance(nearest, x)
     assert inside(nearest, x, size.max().item(), norm)
-    assert not correct(net, nearest, y).any()
+    assert not correct_mask(net, nearest, y).any()
     shown.clear()
     within = size.median().item() * 1.05
     quick = fab(spy, x, y, norm=norm, steps=80, within=within, give_up=8.0)
@@ -81,7 +81,7 @@ def test_it_is_no_weaker_than_auto_pgd_by_more_than_chance(generator):
     net, x, y = conv_net(generator)
     near = Threat(1.0).distance(fab(net, x, y, steps=40), x)
     attacked = apgd_targeted(net, x, y, eps=0.02, steps=40, generator=generator)
-    by_apgd = ~correct(net, attacked, y)
+    by_apgd = ~correct_mask(net, attacked, y)
     assert abs(int((near <= 0.02).sum()) - int(by_apgd.sum())) <= 2
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from onsphere.robustness import apgd, correct, margin, square
+from onsphere.robustness import apgd, correct_mask, margin, square_attack
 from onsphere.robustness.attacks.square import _pyramid, _two_halves, share_of_image
 from robustness.problems import DUAL, Quantized, conv_net, distances, inside, linear
 
@@ -18,12 +18,13 @@ def test_ball_box_and_progress(norm, generator):
     eps = {"linf": 0.03, "l2": 0.15}[norm]
     before = x.clone()
     few, many = (
-        square(net, x, y, eps=eps, norm=norm, queries=q, generator=seeded()) for q in (5, 300)
+        square_attack(net, x, y, eps=eps, norm=norm, queries=q, generator=seeded())
+        for q in (5, 300)
     )
     assert inside(few, x, eps, norm)
     assert inside(many, x, eps, norm)
     assert torch.equal(x, before)
-    still = correct(net, many, y)
+    still = correct_mask(net, many, y)
     assert still.any()
     assert not still.all()
     assert (margin(net(many), y) <= margin(net(few), y))[still].all()
@@ -32,30 +33,36 @@ def test_ball_box_and_progress(norm, generator):
 def test_a_linear_classifier_of_two_classes_is_broken_where_it_can_be(generator):
     net, x, y = linear(generator, classes=2, inputs=6)
     reach = distances(net, x, y, "linf")
-    attacked = square(net, x, y, eps=0.2, bounds=(-9.0, 9.0), queries=400, generator=generator)
-    assert torch.equal(correct(net, attacked, y), reach > 0.2)  # corners of the cube are searched
+    attacked = square_attack(
+        net, x, y, eps=0.2, bounds=(-9.0, 9.0), queries=400, generator=generator
+    )
+    assert torch.equal(
+        correct_mask(net, attacked, y), reach > 0.2
+    )  # corners of the cube are searched
 
 
 def test_hidden_gradients_do_not_help(generator):
     net, x, y = conv_net(generator)
     masked = lambda z: net(Quantized.apply(z))  # noqa: E731
     y = masked(x).argmax(1)
-    by_gradient = correct(masked, apgd(masked, x, y, eps=0.1, steps=20, generator=seeded()), y)
-    by_search = correct(masked, square(masked, x, y, eps=0.1, queries=200, generator=seeded()), y)
+    by_gradient = correct_mask(masked, apgd(masked, x, y, eps=0.1, steps=20, generator=seeded()), y)
+    by_search = correct_mask(
+        masked, square_attack(masked, x, y, eps=0.1, queries=200, generator=seeded()), y
+    )
     assert by_search.sum() < 0.5 * by_gradient.sum()
 
 
 @pytest.mark.parametrize("norm", DUAL)
 def test_a_power_of_two_before_the_logits_changes_no_bit(norm, generator):
     net, x, y = conv_net(generator)
-    run = partial(square, x=x, y=y, eps=0.05, norm=norm, queries=100)
+    run = partial(square_attack, x=x, y=y, eps=0.05, norm=norm, queries=100)
     scaled = lambda z: 1024 * net(z)  # noqa: E731
     assert torch.equal(run(scaled, generator=seeded()), run(net, generator=seeded()))
 
 
 def test_the_generator_alone_decides(generator):
     net, x, y = conv_net(generator)
-    run = partial(square, net, x, y, eps=0.01, queries=20)
+    run = partial(square_attack, net, x, y, eps=0.01, queries=20)
     assert torch.equal(run(generator=seeded(1)), run(generator=seeded(1)))
     assert not torch.equal(run(generator=seeded(1)), run(generator=seeded(2)))
 
@@ -73,9 +80,9 @@ def test_who_gives_up_asks_less_and_loses_little(generator):
 
     left = {
         factor: int(
-            correct(
+            correct_mask(
                 net,
-                square(
+                square_attack(
                     counted(factor), x, y, eps=0.03, queries=2200, give_up=factor,
                     generator=seeded(),
                 ),
@@ -100,7 +107,7 @@ def test_who_gets_there_in_time_is_not_given_up(at):
         return torch.stack([left.expand(len(z)), torch.zeros(len(z))], 1)
 
     y = torch.zeros(3, dtype=torch.long)
-    square(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=1.5, generator=seeded())
+    square_attack(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=1.5, generator=seeded())
     assert at <= asked <= at + 2
 
 
@@ -113,7 +120,7 @@ def test_who_makes_no_progress_is_given_up():
         return torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
 
     y = torch.zeros(3, dtype=torch.long)
-    square(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=3.0, generator=seeded())
+    square_attack(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=3.0, generator=seeded())
     assert asked <= 1001
 
 
@@ -142,12 +149,14 @@ def test_any_shape(norm, shape, generator):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
     x = torch.rand(9, *shape, generator=generator)
     y = net(x).argmax(1)
-    attacked = square(net, x, y, eps=0.3, norm=norm, queries=30, generator=generator)
+    attacked = square_attack(net, x, y, eps=0.3, norm=norm, queries=30, generator=generator)
     assert attacked.shape == x.shape
     assert inside(attacked, x, 0.3, norm)
-    assert square(net, x[:0], y[:0], eps=0.3, norm=norm).shape == (0, *shape)
+    assert square_attack(net, x[:0], y[:0], eps=0.3, norm=norm).shape == (0, *shape)
 
 
 def test_refused():
     with pytest.raises(ValueError, match="queries is at least 1"):
-        square(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 1]), eps=0.1, queries=0)
+        square_attack(
+            torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 1]), eps=0.1, queries=0
+        )

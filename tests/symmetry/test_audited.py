@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, Sphere, UnknownOp, audit
+from onsphere.symmetry import (
+    ArchiveError,
+    Audit,
+    Kind,
+    Leak,
+    Rescaling,
+    ScaleInvariance,
+    UnknownOp,
+    audit,
+)
 from onsphere.symmetry.rendering.advice import DECAY
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
@@ -27,11 +36,13 @@ def decoder(layers: int) -> Audit:
     for i in range(layers):
         at = f"model.layers.{i}."
         names += [at + n for n in ("q", "k", "v", "o", "norm")]
-        spheres += [Sphere({at + n: ONE}, VectorAxes(index=(0,)), "per row") for n in ("q", "k")]
+        spheres += [
+            ScaleInvariance({at + n: ONE}, VectorAxes(index=(0,)), "per row") for n in ("q", "k")
+        ]
         stem[at + "o"] = ONE
         trades.append(Rescaling({at + "v": ONE, at + "o": -ONE}, 1e-17, 1e-16))
         trades.append(Rescaling({at + "norm": Fraction(1, 2), at + "v": -ONE}, 1e-17, 1e-16))
-    spheres.append(Sphere(stem, VectorAxes(), "whole tensor", 1e-17, 1e-16))
+    spheres.append(ScaleInvariance(stem, VectorAxes(), "whole tensor", 1e-17, 1e-16))
     symmetries = [dict(c.exponents) for c in (*spheres, *trades)]
     return Audit(
         model="Decoder", mode="eval", parameters=dict.fromkeys([*names, "head", "bias"], (8, 8)),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onsphere.robustness import amplification
-from onsphere.symmetry import CannotRescale, audit, rescaled
+from onsphere.symmetry import RescaleError, audit, rescaled
 
 
 def conv_net():
@@ -108,13 +108,13 @@ def test_it_controls_the_gains_of_a_batchnorm_network():
 def test_mistakes(case):
     net, x = case
     found = audit(net, x)
-    with pytest.raises(CannotRescale, match=r"audited in .* mode"):
+    with pytest.raises(RescaleError, match=r"audited in .* mode"):
         rescaled(net.train(not net.training), found)
     net.train(not net.training)
-    with pytest.raises(CannotRescale, match="has no"):
+    with pytest.raises(RescaleError, match="has no"):
         rescaled(nn.Linear(2, 2).train(net.training), found)
-    with pytest.raises(CannotRescale, match="at least 1"):
+    with pytest.raises(RescaleError, match="at least 1"):
         rescaled(net, found, octaves=0)
     lone = nn.Linear(4, 4)
-    with pytest.raises(CannotRescale, match="no scale symmetry"):
+    with pytest.raises(RescaleError, match="no scale symmetry"):
         rescaled(lone, audit(lone, torch.ones(2, 4)))

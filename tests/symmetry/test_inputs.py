@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onsphere.symmetry import audit, trace
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.rules import rule_of
-from onsphere.symmetry.numeric.float64_mode import Lifted
+from onsphere.symmetry.numeric.float64_mode import Float64Mode
 from onsphere.symmetry.numeric.probe import Probe
 from onsphere.symmetry.numeric.reproduction import difference
 
@@ -132,12 +132,12 @@ def test_a_run_that_loses_what_is_written_is_seen_and_named(
     model, x = _Mask().eval(), torch.randn(3, 4)
     assert difference(_probe(model, x), (x,), {}) is None
 
-    def copied(self: Lifted, value: Any) -> Any:  # as it was: every argument a copy in float64
+    def copied(self: Float64Mode, value: Any) -> Any:  # as it was: every argument a copy in float64
         if isinstance(value, Tensor) and value.dtype == torch.float32:
             return value.to(torch.float64)
         return torch.float64 if value is torch.float32 else value
 
-    monkeypatch.setattr(Lifted, "lift", copied)
+    monkeypatch.setattr(Float64Mode, "lift", copied)
     monkeypatch.setattr("onsphere.symmetry.numeric.float64_mode._fresh", lambda value: value)
     monkeypatch.setattr("onsphere.symmetry.numeric.reproduction._same_in_float64", lambda *_: False)
     said = difference(_probe(model, x), (x,), {})

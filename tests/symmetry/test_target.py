@@ -12,7 +12,7 @@ from onsphere.errors import OnsphereError
 from onsphere.models.checkpoint import CheckpointError, load, read
 from onsphere.models.load import load as load_target
 from onsphere.models.target import TargetError, parse_shape
-from onsphere.symmetry import CannotCanonicalize, ModelError
+from onsphere.symmetry import CanonicalizeError, ModelError
 
 FACTORY = """
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def test_what_is_no_shape(text):
 
 
 def test_every_error_is_one_line_for_the_command_line():
-    for error in (TargetError, ModelError, CheckpointError, CannotCanonicalize):
+    for error in (TargetError, ModelError, CheckpointError, CanonicalizeError):
         assert issubclass(error, OnsphereError)
         assert issubclass(error, ValueError)
 

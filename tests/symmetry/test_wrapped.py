@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import Audit, CannotCanonicalize, ModelError, audit, canonicalize
+from onsphere.symmetry import Audit, CanonicalizeError, ModelError, audit, canonicalize
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -240,7 +240,7 @@ def test_wrappers_are_copied_where_they_can_be() -> None:
         assert type(once) is type(model)
         assert all(map(torch.equal, weights_of(model), before))
         assert not all(map(torch.equal, weights_of(once), before))
-    with pytest.raises(CannotCanonicalize, match="give inplace=True"):
+    with pytest.raises(CanonicalizeError, match="give inplace=True"):
         canonicalize(sharded(), found)
 
 

@@ -13,13 +13,13 @@ from onsphere.geometry.projection import (
 from onsphere.geometry.sphere import (
     angle,
     distance,
-    exp,
-    length,
-    log,
+    expmap,
+    logmap,
     retract,
     tangent,
     to_sphere,
     transport,
+    vector_norm,
 )
 from onsphere.geometry.vectors import Sphere, VectorAxes
 
@@ -31,16 +31,16 @@ __all__ = [
     "angle",
     "center",
     "distance",
-    "exp",
+    "expmap",
     "jacobian",
     "jvp",
-    "length",
-    "log",
+    "logmap",
     "normalize",
     "retract",
     "spectrum",
     "tangent",
     "to_sphere",
     "transport",
+    "vector_norm",
     "vjp",
 ]

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onsphere.geometry.sphere import length
+from onsphere.geometry.sphere import vector_norm
 
 EpsPlace = Literal["inside", "outside", "clamp"]
 
@@ -268,7 +268,7 @@ def raw_length(c: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*
     """Length of (centred) vectors before eps, with the axes of one vector kept at size 1."""
     if map.sphere == "spectral":
         return torch.linalg.matrix_norm(c, ord=2)[..., None, None]
-    return length(c)
+    return vector_norm(c)
 
 
 def regularized_length(s: Float[Tensor, "*lengths 1"], map: SphereMap) -> Tensor:

@@ -16,7 +16,7 @@ Vectors = Float[Tensor, "*batch n"]
 Lengths = Float[Tensor, "*batch"]
 
 
-def length(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 1"]:
+def vector_norm(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 1"]:
     r"""Euclidean length :math:`|x|` along the last axis, kept as an axis of size 1.
 
     Vectors are scaled by their largest entry first, so lengths far below the square root of the
@@ -40,7 +40,7 @@ def directed_length(x: Float[Tensor, "*batch n"], what: str = "x") -> Float[Tens
     Raises:
         ValueError: a vector is zero, and so has no direction.
     """
-    lengths = length(x)
+    lengths = vector_norm(x)
     zeros = int((lengths == 0).sum())
     if zeros:
         raise ValueError(
@@ -117,7 +117,7 @@ def retract(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vecto
     return (p + v) * (directed_length(p, "p") / directed_length(p + v, "p + v"))
 
 
-def exp(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vectors:
+def expmap(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vectors:
     r"""Follow the geodesic that leaves ``p`` with velocity ``v`` for unit time.
 
     :math:`\exp_p(v) = \cos(\theta)\,p + \mathrm{sinc}(\theta)\,v` with
@@ -138,11 +138,11 @@ def exp(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vectors:
         >>> exp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, math.pi / 3]))
         tensor([0.5000, 0.8660])
     """
-    angle = length(v) / directed_length(p, "p")
+    angle = vector_norm(v) / directed_length(p, "p")
     return torch.cos(angle) * p + torch.sinc(angle / torch.pi) * v
 
 
-def log(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Vectors:
+def logmap(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Vectors:
     r"""Return the tangent vector at ``p`` whose geodesic reaches ``q``: the inverse of :func:`exp`.
 
     :math:`\log_p(q) = \theta/\sin\theta\;P_p(q - p)`, with :math:`\theta` the angle between them.
@@ -249,7 +249,7 @@ def angle(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Lengths
 
 def _angle(p: Tensor, q: Tensor) -> Tensor:
     p_unit, q_unit = p / directed_length(p, "p"), q / directed_length(q, "q")
-    return 2 * torch.atan2(length(p_unit - q_unit), length(p_unit + q_unit))
+    return 2 * torch.atan2(vector_norm(p_unit - q_unit), vector_norm(p_unit + q_unit))
 
 
 def _same_radius(radius: Tensor, q: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ def _same_radius(radius: Tensor, q: Tensor) -> Tensor:
 
 def _check_not_antipodal(p: Tensor, q: Tensor) -> None:
     p_unit, q_unit = p / directed_length(p, "p"), q / directed_length(q, "q")
-    opposite = int((length(p_unit + q_unit) == 0).sum())
+    opposite = int((vector_norm(p_unit + q_unit) == 0).sum())
     if opposite:
         raise ValueError(
             f"{opposite} pairs of points are antipodal (q = -p): every direction is a shortest "

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
-from onsphere.geometry import VectorAxes, center, length, normalize
+from onsphere.geometry import VectorAxes, center, normalize, vector_norm
 from onsphere.norms.methods import Method, method
 
 _WARM_UP = 15  # power iterations before the first step, as in PyTorch
@@ -55,7 +55,7 @@ class WeightSphere(nn.Module):
             return weight
         axes = VectorAxes(index=(self.dim,))
         vectors = axes.gather(weight)
-        lengths = length(center(vectors) if self.method.centered else vectors)
+        lengths = vector_norm(center(vectors) if self.method.centered else vectors)
         return axes.scatter(
             lengths, [n if a == self.dim else 1 for a, n in enumerate(weight.shape)]
         ), weight

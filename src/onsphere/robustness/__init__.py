@@ -1,9 +1,9 @@
 """Attacks on classifiers, robust accuracy that masking cannot fool, and what layers amplify."""
 
-from onsphere.robustness.amplification.margin import Slopes, local_slope
+from onsphere.robustness.amplification.margin import MarginSlopes, margin_slope
 from onsphere.robustness.amplification.measure import amplification
 from onsphere.robustness.amplification.result import Amplification, LayerGain, Quantiles
-from onsphere.robustness.amplification.singular_values import top_singular
+from onsphere.robustness.amplification.singular_values import spectral_norm
 from onsphere.robustness.attacks.auto_pgd import apgd, apgd_targeted
 from onsphere.robustness.attacks.fab import fab
 from onsphere.robustness.attacks.losses import (
@@ -15,9 +15,14 @@ from onsphere.robustness.attacks.losses import (
     tempered_cross_entropy,
 )
 from onsphere.robustness.attacks.pgd import fgsm, pgd
-from onsphere.robustness.attacks.square import square
+from onsphere.robustness.attacks.square import square_attack
 from onsphere.robustness.attacks.threat_model import Threat
-from onsphere.robustness.evaluation.accuracy import accuracy, correct, robust_accuracy, withstands
+from onsphere.robustness.evaluation.accuracy import (
+    accuracy,
+    correct_mask,
+    robust_accuracy,
+    robust_mask,
+)
 from onsphere.robustness.evaluation.evaluate import evaluate
 from onsphere.robustness.evaluation.result import (
     Check,
@@ -38,28 +43,28 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "LayerGain",
+    "MarginSlopes",
     "Proportion",
     "Quantiles",
-    "Slopes",
     "Stage",
     "Threat",
     "accuracy",
     "amplification",
     "apgd",
     "apgd_targeted",
-    "correct",
+    "correct_mask",
     "cross_entropy",
     "dlr",
     "evaluate",
     "fab",
     "fgsm",
-    "local_slope",
     "margin",
+    "margin_slope",
     "pgd",
     "robust_accuracy",
-    "square",
+    "robust_mask",
+    "spectral_norm",
+    "square_attack",
     "targeted_dlr",
     "tempered_cross_entropy",
-    "top_singular",
-    "withstands",
 ]

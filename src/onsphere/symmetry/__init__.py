@@ -2,31 +2,39 @@
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.audit import audit
-from onsphere.symmetry.claims import Kind, Leak, Limit, Rescaling, Sphere, Spread, WeightReport
+from onsphere.symmetry.claims import (
+    Kind,
+    Leak,
+    Limit,
+    MinMedianMax,
+    Rescaling,
+    ScaleInvariance,
+    WeightReport,
+)
 from onsphere.symmetry.exact.linear_forms import Unit
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules import register_rule
 from onsphere.symmetry.exact.trace import Trace, UnknownOp, trace
 from onsphere.symmetry.rendering.serialize import ArchiveError
 from onsphere.symmetry.report import Audit
-from onsphere.symmetry.rewrite.canonicalize import CannotCanonicalize, canonicalize
-from onsphere.symmetry.rewrite.rescale import CannotRescale, rescaled
+from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
+from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled
 from onsphere.symmetry.search.shift import Shift
 
 __all__ = [
     "ArchiveError",
     "Audit",
-    "CannotCanonicalize",
-    "CannotRescale",
+    "CanonicalizeError",
     "Kind",
     "Leak",
     "Limit",
+    "MinMedianMax",
     "ModelError",
     "Operation",
+    "RescaleError",
     "Rescaling",
+    "ScaleInvariance",
     "Shift",
-    "Sphere",
-    "Spread",
     "Trace",
     "Unit",
     "UnknownOp",

@@ -26,7 +26,7 @@ from torch.optim import (
 )
 
 from onsphere.geometry import VectorAxes, angle
-from onsphere.symmetry.claims import Spread, WeightReport
+from onsphere.symmetry.claims import MinMedianMax, WeightReport
 from onsphere.symmetry.result import AuditResult
 
 DEGREE: dict[type[Optimizer], int] = {
@@ -107,15 +107,15 @@ def next_angles(
     return {p: _turned(p, copies[p], axes) for p, axes in spheres.items() if p in copies}
 
 
-def spread(values: Tensor) -> Spread:
+def spread(values: Tensor) -> MinMedianMax:
     """Return the smallest, the middle and the largest value.
 
     Example:
         >>> import torch
         >>> spread(torch.tensor([3.0, 1.0, 2.0]))
-        Spread(least=1.0, median=2.0, most=3.0)
+        MinMedianMax(least=1.0, median=2.0, most=3.0)
     """
-    return Spread(float(values.min()), float(values.median()), float(values.max()))
+    return MinMedianMax(float(values.min()), float(values.median()), float(values.max()))
 
 
 def _rates(optimizer: Optimizer | None) -> dict[Tensor, float]:

@@ -20,7 +20,7 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
@@ -43,7 +43,7 @@ from onsphere.symmetry.numeric.certificate import (
     rounding_floor,
 )
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence, gather
+from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.report import Audit
 from onsphere.symmetry.result import Inputs
@@ -249,7 +249,7 @@ def _further(
     probe: Probe,
     claims: Sequence[dict[str, Fraction]],
     certificates: Sequence[Certificate],
-    evidence: Evidence,
+    evidence: RadialDerivatives,
     unsaid: set[str],
 ) -> tuple[list[dict[str, Fraction]], bool]:
     """Return symmetries that units cannot see, and whether the numbers were searched for them."""
@@ -275,7 +275,9 @@ def _sparse(claims: Sequence[Exponents], traced: Trace) -> list[dict[str, Fracti
     ]
 
 
-def _told(certificates: Sequence[Certificate], evidence: Evidence | None) -> list[Evidence | None]:
+def _told(
+    certificates: Sequence[Certificate], evidence: RadialDerivatives | None
+) -> list[RadialDerivatives | None]:
     """Return what gradients tell of each claim: nothing where they are not tangent to it."""
     return [evidence if c.tangent else None for c in certificates]
 
@@ -331,7 +333,7 @@ def _divisions(
     claims: Sequence[Exponents],
     inert: Sequence[str],
     points: Sequence[Point],
-    evidence: Sequence[Evidence | None],
+    evidence: Sequence[RadialDerivatives | None],
 ) -> dict[int, VectorAxes]:
     wanted = [
         i
@@ -368,7 +370,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
             axes = divisions.get(i, VectorAxes())
             first = next(iter(v))
             words = described(axes, shapes[first], traced.roles.get(first, frozenset()))
-            spheres.append(Sphere(dict(v), axes, words, **numbers))
+            spheres.append(ScaleInvariance(dict(v), axes, words, **numbers))
         else:
             rescalings.append(Rescaling(dict(v), **numbers))
     follow = {_key(v): dict(f) for v, f in zip(traced.basis, traced.followers, strict=True)}

@@ -35,7 +35,7 @@ EFFECT_OF_DECAY = {
 
 
 @dataclass(frozen=True)
-class Sphere:
+class ScaleInvariance:
     """Weights whose common scale does nothing, and how finely that holds.
 
     Args:
@@ -116,7 +116,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Spread:
+class MinMedianMax:
     """One number per vector of a weight, in short.
 
     Args:
@@ -152,7 +152,7 @@ class WeightReport:
     kind: Kind
     norm: float
     vectors: int
-    lengths: Spread | None
-    effective_rate: Spread | None
-    angular_update: Spread | None
+    lengths: MinMedianMax | None
+    effective_rate: MinMedianMax | None
+    angular_update: MinMedianMax | None
     decay: str

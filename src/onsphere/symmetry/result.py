@@ -10,7 +10,7 @@ from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
-from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind, Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind, Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
@@ -64,7 +64,7 @@ class AuditResult:
     model: str
     mode: str
     parameters: Mapping[str, tuple[int, ...]]
-    spheres: list[Sphere]
+    spheres: list[ScaleInvariance]
     rescalings: list[Rescaling]
     shifts: list[Shift]
     inert: list[str]
@@ -104,7 +104,7 @@ class AuditResult:
         """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
         return EFFECT_OF_DECAY[self.kinds[name]]
 
-    def own_spheres(self) -> dict[str, Sphere]:
+    def own_spheres(self) -> dict[str, ScaleInvariance]:
         """Return the weights that live on a sphere without any other parameter."""
         return {
             s.names[0]: s

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from onsphere.norms import ActivationNorm
 from onsphere.robustness.amplification.layer_trace import Call
-from onsphere.robustness.amplification.singular_values import Layer, is_affine, top_singular
+from onsphere.robustness.amplification.singular_values import Layer, is_affine, spectral_norm
 
 NORMS = (
     nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm of every dimension
@@ -76,7 +76,7 @@ def effective_layers(
         affine = norm is None or is_affine(layer, given[:1])
         at = given[:1] if affine else given
         try:
-            singular, vectors = top_singular(layer, at, steps=steps)
+            singular, vectors = spectral_norm(layer, at, steps=steps)
         except (RuntimeError, ValueError):  # cannot be differentiated (twice)
             continue
         end, through = (i, "") if norm is None else (i + 1, norm.label)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.robustness.amplification.effective_layers import Effective
-from onsphere.robustness.amplification.layer_trace import Call, CannotFollow, watched
+from onsphere.robustness.amplification.layer_trace import Call, LayerTraceError, watched
 from onsphere.robustness.attacks.threat_model import per_example
 
 
@@ -82,7 +82,7 @@ def gains(
         divide by.
 
     Raises:
-        CannotFollow: the perturbed examples pass other layers.
+        LayerTraceError: the perturbed examples pass other layers.
     """
     measured: list[dict[str, Tensor]] = []
     arrived: list[Tensor] = []
@@ -94,7 +94,7 @@ def gains(
             return
         i = len(measured)
         if i == len(steps) or steps[i].call != call or steps[i].made.shape != made.shape:
-            raise CannotFollow(
+            raise LayerTraceError(
                 f"the perturbed examples take another path through the model, from "
                 f"{call.label!r} on: choose `layers` that run for all"
             )
@@ -118,7 +118,7 @@ def gains(
     with torch.no_grad(), watched(model, seen, layers=layers):
         model(x + delta)
     if len(measured) != len(steps):
-        raise CannotFollow(
+        raise LayerTraceError(
             f"the perturbed examples pass {len(measured)} layers, the others {len(steps)}: choose "
             "`layers` that run for all"
         )

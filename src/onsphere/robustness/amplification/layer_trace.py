@@ -61,7 +61,7 @@ Seen = Callable[[Call, Tensor, Tensor], None]
 """Told of each layer as it ends: which, what it was given, what it made."""
 
 
-class CannotFollow(OnsphereError, ValueError):
+class LayerTraceError(OnsphereError, ValueError):
     """A model cannot be followed layer by layer; the message says why."""
 
 
@@ -162,7 +162,7 @@ def watched(
         skipped: called with a line for what cannot be shown.
 
     Raises:
-        CannotFollow: the model has no module of such a name.
+        LayerTraceError: the model has no module of such a name.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
@@ -175,7 +175,7 @@ def watched(
     names = [n for n, _ in model.named_modules()]
     for name in layers:
         if name not in names:
-            raise CannotFollow(f"the model has no module {name!r}{nearest(name, names[1:30])}")
+            raise LayerTraceError(f"the model has no module {name!r}{nearest(name, names[1:30])}")
     watch = _Watch(model, frozenset(layers), seen, skipped or _ignore)
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # compiled graphs run no hooks of modules inside them

@@ -11,7 +11,7 @@ from onsphere.robustness.attacks.pgd import Model, check_logits
 from onsphere.robustness.attacks.threat_model import Norm, lengths
 
 
-class Slopes(NamedTuple):
+class MarginSlopes(NamedTuple):
     """The margin of each example, linearized.
 
     Attributes:
@@ -28,14 +28,14 @@ class Slopes(NamedTuple):
     distance: Float[Tensor, "batch"]
 
 
-def local_slope(
+def margin_slope(
     model: Model,
     x: Float[Tensor, "batch *shape"],
     y: Int[Tensor, "batch"],
     *,
     norm: Norm = "l2",
     batch: int = 250,
-) -> Slopes:
+) -> MarginSlopes:
     r"""Return margin, local Lipschitz estimate and linearized distance to the border.
 
     For the margin :math:`m(x) = z_y - \max_{i\ne y} z_i` and a perturbation bounded in
@@ -58,10 +58,10 @@ def local_slope(
 
     Example:
         >>> import torch
-        >>> found = local_slope(torch.nn.Identity(), torch.eye(2), torch.tensor([0, 1]))
+        >>> found = margin_slope(torch.nn.Identity(), torch.eye(2), torch.tensor([0, 1]))
         >>> [round(float(v), 4) for v in found.slope]        # |e1 - e2| = sqrt(2)
         [1.4142, 1.4142]
-        >>> local_slope(torch.nn.Identity(), torch.eye(2), torch.tensor([0, 1]), norm="linf").slope
+        >>> margin_slope(torch.nn.Identity(), torch.eye(2), torch.tensor([0, 1]), norm="linf").slope
         tensor([2., 2.])
 
     Source: Hein & Andriushchenko, 2017 (arXiv 1705.08475), for the margin over the dual norm of
@@ -81,6 +81,6 @@ def local_slope(
         parts.append(torch.stack([gaps.detach().double(), steep]))
     gaps, steep = torch.cat(parts, 1) if parts else x.new_zeros(2, 0, dtype=torch.float64)
     distance = torch.where(steep > 0, gaps / steep, torch.inf)
-    return Slopes(
+    return MarginSlopes(
         *(v.to(torch.promote_types(x.dtype, torch.float32)) for v in (gaps, steep, distance))
     )

@@ -34,12 +34,12 @@ from onsphere.robustness.amplification.effective_layers import (
 from onsphere.robustness.amplification.gains import Step, gains, passed
 from onsphere.robustness.amplification.layer_trace import (
     Call,
-    CannotFollow,
+    LayerTraceError,
     as_in_use,
     first_tensor,
     inside,
 )
-from onsphere.robustness.amplification.margin import Slopes, local_slope
+from onsphere.robustness.amplification.margin import MarginSlopes, margin_slope
 from onsphere.robustness.amplification.result import Amplification, Gauge, LayerGain, Quantiles
 from onsphere.robustness.attacks.threat_model import Norm, lengths
 
@@ -93,7 +93,7 @@ def amplification(
         Gains per layer, the slope at the logits, and what the control moved. It prints as a table.
 
     Raises:
-        CannotFollow: there is nothing to follow: shapes that do not fit, a perturbation of 0, no
+        LayerTraceError: there is nothing to follow: shapes that do not fit, a perturbation of 0, no
             layer, a layer that is not there, another path for the perturbed input.
         ValueError: labels that do not fit the logits.
 
@@ -129,7 +129,9 @@ def amplification(
     copy = gauge if isinstance(gauge, nn.Module) else gauge(model)
     moved = _measured(copy, x, delta, y, replace(settings, draws=0))
     if [c.label for c in moved.calls] != [c.label for c in found.calls]:
-        raise CannotFollow("the rescaled copy runs other layers than the model; give a true copy")
+        raise LayerTraceError(
+            "the rescaled copy runs other layers than the model; give a true copy"
+        )
     return _controlled(result, found, moved)
 
 
@@ -167,7 +169,7 @@ class _Found:
     outputs: Tensor
     adversarial: list[dict[str, Tensor]]
     random: list[dict[str, Tensor]]
-    slopes: Slopes | None
+    slopes: MarginSlopes | None
     notes: list[str]
 
 
@@ -176,16 +178,18 @@ def _checked(
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return the examples with a perturbation, and how many have none."""
     if not x.is_floating_point() or x.ndim < 2 or x.shape != delta.shape:
-        raise CannotFollow(
+        raise LayerTraceError(
             "inputs are floating point, shape (batch, ...), and perturbations are like them: got "
             f"{x.dtype} {tuple(x.shape)} and {delta.dtype} {tuple(delta.shape)}"
         )
     if y is not None and y.shape != x.shape[:1]:
-        raise CannotFollow(f"one label per example: got {len(x)} inputs, {tuple(y.shape)} labels")
+        raise LayerTraceError(
+            f"one label per example: got {len(x)} inputs, {tuple(y.shape)} labels"
+        )
     x, delta = x.detach(), delta.detach().to(x)
     moved = delta.flatten(1).ne(0).any(1)
     if not bool(moved.any()):
-        raise CannotFollow("every perturbation is 0: there is nothing to follow")
+        raise LayerTraceError("every perturbation is 0: there is nothing to follow")
     return x[moved], delta[moved], None if y is None else y[moved], int((~moved).sum())
 
 
@@ -199,7 +203,7 @@ def _measured(
     with as_in_use(model):
         first, _ = passed(model, x[: settings.probes], settings.layers, notes.setdefault)
         if not first:
-            raise CannotFollow("the input passes no layer that can be measured")
+            raise LayerTraceError("the input passes no layer that can be measured")
         calls = [step.call for step in first]
         found = effective_layers(calls, [step.given for step in first], steps=settings.steps)
         effective = {layer.start: layer for layer in found}
@@ -225,7 +229,7 @@ def _followed(
         at, by = (t[start : start + settings.batch] for t in (x, delta))
         steps, result = passed(model, at, settings.layers)
         if [step.call for step in steps] != calls:
-            raise CannotFollow("the model takes different paths for different examples")
+            raise LayerTraceError("the model takes different paths for different examples")
         outputs.append(first_tensor(result))
         if not start:
             _check_determined(model, steps, at, settings.layers, notes)
@@ -275,7 +279,7 @@ def _slopes(
     outputs: Tensor,
     settings: _Settings,
     notes: dict[str, None],
-) -> Slopes | None:
+) -> MarginSlopes | None:
     is_logits = outputs.ndim == 2 and len(outputs) == len(x) and outputs.shape[1] > 1
     if y is None and not is_logits:
         notes.setdefault("the model returns no logits (batch, classes): no margin was measured")
@@ -286,7 +290,7 @@ def _slopes(
         made = first_tensor(model(z))
         return z if made is None else made
 
-    return local_slope(logits, x, labels, norm=settings.norm, batch=settings.batch)
+    return margin_slope(logits, x, labels, norm=settings.norm, batch=settings.batch)
 
 
 # --- summing up -----------------------------------------------------------------------------------
@@ -316,7 +320,7 @@ def _known(values: Tensor) -> Quantiles:
     return found
 
 
-def _at_logits(slopes: Slopes | None) -> dict[str, Any]:
+def _at_logits(slopes: MarginSlopes | None) -> dict[str, Any]:
     if slopes is None:
         return {}
     found: dict[str, Any] = {name: Quantiles.of(v) for name, v in slopes._asdict().items()}

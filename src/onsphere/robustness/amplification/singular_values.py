@@ -16,7 +16,7 @@ from onsphere.robustness.attacks.threat_model import lengths, per_example
 Layer = Callable[[Tensor], Tensor]
 
 
-def top_singular(
+def spectral_norm(
     layer: Layer,
     at: Float[Tensor, "batch *shape"],
     *,
@@ -53,7 +53,7 @@ def top_singular(
         >>> import torch
         >>> layer = torch.nn.Linear(2, 2)
         >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-        >>> value, vector = top_singular(layer, torch.zeros(1, 2))
+        >>> value, vector = spectral_norm(layer, torch.zeros(1, 2))
         >>> round(float(value), 4), [round(abs(float(x)), 4) for x in vector[0]]
         (3.0, [1.0, 0.0])
     """

@@ -29,7 +29,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After which queries the share halves."""
 
 
-def square(
+def square_attack(
     model: Model,
     x: Tensor,
     y: Tensor,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from onsphere.geometry import length
+from onsphere.geometry import vector_norm
 
 Norm = Literal["linf", "l2"]
 
@@ -102,7 +102,7 @@ class Threat:
         change = (z - x).flatten(1)
         if not change.numel():
             return change.new_zeros(len(change))
-        return change.abs().amax(1) if self.norm == "linf" else length(change).squeeze(1)
+        return change.abs().amax(1) if self.norm == "linf" else vector_norm(change).squeeze(1)
 
     def check(self, x: Tensor, y: Tensor) -> None:
         """Refuse examples that this threat cannot be applied to.
@@ -131,7 +131,7 @@ class Threat:
 
 def lengths(x: Tensor) -> Tensor:
     """Return the Euclidean length of each example, shaped to multiply ``x``."""
-    return per_example(length(x.flatten(1)).squeeze(1), x)
+    return per_example(vector_norm(x.flatten(1)).squeeze(1), x)
 
 
 def per_example(values: Tensor, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Attack = Callable[[Model, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def correct(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bool[Tensor, "batch"]:
+def correct_mask(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bool[Tensor, "batch"]:
     """Return, per example, whether the largest logit is the label's.
 
     Args:
@@ -59,10 +59,10 @@ def accuracy(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> float:
         >>> accuracy(torch.nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
         0.75
     """
-    return _share(correct(model, x, y, batch=batch))
+    return _share(correct_mask(model, x, y, batch=batch))
 
 
-def withstands(
+def robust_mask(
     model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
 ) -> Bool[Tensor, "batch"]:
     """Return, per example, whether the model is right on it and after every attack.
@@ -93,7 +93,7 @@ def withstands(
         >>> withstands(torch.nn.Identity(), x, torch.tensor([0, 0, 0]), attacks)
         tensor([False,  True, False])
     """
-    standing = correct(model, x, y, batch=batch)
+    standing = correct_mask(model, x, y, batch=batch)
     for attack in attacks:
         todo = standing.nonzero().squeeze(1)
         for first in range(0, len(todo), batch):
@@ -104,7 +104,7 @@ def withstands(
                     f"an attack returns inputs like those it was given: got shape "
                     f"{tuple(attacked.shape)} for {tuple(x[rows].shape)}"
                 )
-            standing[rows] = correct(model, attacked, y[rows], batch=batch)
+            standing[rows] = correct_mask(model, attacked, y[rows], batch=batch)
     return standing
 
 
@@ -124,7 +124,7 @@ def robust_accuracy(
         >>> robust_accuracy(torch.nn.Identity(), x, torch.tensor([0, 0]), [partial(pgd, eps=0.25)])
         0.5
     """
-    return _share(withstands(model, x, y, attacks, batch=batch))
+    return _share(robust_mask(model, x, y, attacks, batch=batch))
 
 
 def _share(flags: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onsphere.robustness.attacks.pgd import Model, check_logits
 from onsphere.robustness.attacks.threat_model import Norm, Threat
-from onsphere.robustness.evaluation.accuracy import correct
+from onsphere.robustness.evaluation.accuracy import correct_mask
 from onsphere.robustness.evaluation.masking_checks import refuse_batch_statistics, trust_checks
 from onsphere.robustness.evaluation.result import (
     ROBUST,
@@ -98,7 +98,7 @@ def evaluate(
     refuse_batch_statistics(model, x)
     model, x = _in_full_precision(model, x)
     _check_model(model, x, y, names)
-    standing = correct(model, x, y, batch=budget.batch)
+    standing = correct_mask(model, x, y, batch=budget.batch)
     fates = [ROBUST if right else WRONG for right in standing.tolist()]
     right = standing.nonzero().squeeze(1)
     stages = []
@@ -185,7 +185,7 @@ def _run(
         rows = todo[first : first + together]
         attacked = ATTACKS[name](model, x[rows], y[rows], threat, budget, generator)
         near = threat.distance(attacked, x[rows]) <= threat.eps + slack
-        broken[first : first + len(rows)] = near & ~correct(model, attacked, y[rows])
+        broken[first : first + len(rows)] = near & ~correct_mask(model, attacked, y[rows])
         if progress is not None:
             progress(name, first + len(rows), len(todo))
     return broken

@@ -19,9 +19,9 @@ from onsphere.norms import ActivationNorm
 from onsphere.robustness.attacks.auto_pgd import apgd
 from onsphere.robustness.attacks.losses import cross_entropy
 from onsphere.robustness.attacks.pgd import Model, fgsm
-from onsphere.robustness.attacks.square import square
+from onsphere.robustness.attacks.square import square_attack
 from onsphere.robustness.attacks.threat_model import Threat
-from onsphere.robustness.evaluation.accuracy import correct
+from onsphere.robustness.evaluation.accuracy import correct_mask
 from onsphere.robustness.evaluation.result import Check, EvaluationError, Finding, Stage
 
 _EXAMPLES = 50
@@ -130,7 +130,7 @@ class _Sample:
 
     def accuracy(self, attacked: Tensor) -> float:
         """Return the share that is right after an attack."""
-        return float(correct(self.model, attacked, self.y, batch=self.batch).double().mean())
+        return float(correct_mask(self.model, attacked, self.y, batch=self.batch).double().mean())
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return inputs and labels, as many at once as may go through the model."""
@@ -195,16 +195,16 @@ def _gradient_free(sample: _Sample) -> float:
     if by_gradient and by_search:
         return by_search[0].broken / max(1, by_gradient[0].attacked)
     attacked = sample.climb()
-    left = correct(sample.model, attacked, sample.y, batch=sample.batch)
+    left = correct_mask(sample.model, attacked, sample.y, batch=sample.batch)
     if not left.any():
         return 0.0
     standing, threat, generator = sample.take(left), sample.threat, sample.seeded()
     run = partial(
-        square, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
+        square_attack, sample.model, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
         queries=_QUERIES, generator=generator,
     )  # fmt: skip
     found = torch.cat([run(x, y) for x, y in standing.parts()])
-    broken = ~correct(sample.model, found, standing.y, batch=sample.batch)
+    broken = ~correct_mask(sample.model, found, standing.y, batch=sample.batch)
     return float(broken.sum()) / len(sample.x)
 
 

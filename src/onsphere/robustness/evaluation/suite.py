@@ -11,7 +11,7 @@ from onsphere.errors import nearest
 from onsphere.robustness.attacks.auto_pgd import apgd, apgd_targeted
 from onsphere.robustness.attacks.fab import fab
 from onsphere.robustness.attacks.pgd import Model
-from onsphere.robustness.attacks.square import square
+from onsphere.robustness.attacks.square import square_attack
 from onsphere.robustness.attacks.threat_model import Threat
 from onsphere.robustness.evaluation.result import EvaluationError
 
@@ -102,7 +102,7 @@ def _fab(
 def _square(
     model: Model, x: Tensor, y: Tensor, threat: Threat, budget: Budget, seeded: torch.Generator
 ) -> Tensor:
-    return square(
+    return square_attack(
         model, x, y, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
         queries=budget.queries, generator=seeded, give_up=_SEARCH if budget.give_up else None,
     )  # fmt: skip

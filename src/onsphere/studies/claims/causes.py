@@ -23,7 +23,7 @@ from torch import nn
 
 from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
-from onsphere.robustness import apgd, apgd_targeted, correct, pgd, withstands
+from onsphere.robustness import apgd, apgd_targeted, correct_mask, pgd, robust_mask
 from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, average, label
 from onsphere.studies.claims.robustness import (
     EPS,
@@ -82,15 +82,15 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
         generator = torch.Generator().manual_seed(0)
         climb = partial(apgd, eps=eps, steps=steps, generator=generator)
         aim = partial(apgd_targeted, eps=eps, steps=steps, targets=_TARGETS, generator=generator)
-        return withstands(net, x, y, [climb, aim]).int().tolist()
+        return robust_mask(net, x, y, [climb, aim]).int().tolist()
 
     def under_cross_entropy(net: nn.Module) -> float:
         adversarial = pgd(net, x, y, eps=eps, steps=steps)
-        return float(correct(net, adversarial, y).float().mean())
+        return float(correct_mask(net, adversarial, y).float().mean())
 
     found = {
         "clean_all": inputs.records[0]["test_accuracy"],
-        "right": correct(model, x, y).int().tolist(),
+        "right": correct_mask(model, x, y).int().tolist(),
         "stands": stands(model),
         "cross_entropy": under_cross_entropy(model),
         "norm_growth": growth_of(model, settings, inputs),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
-from onsphere.robustness import correct, pgd
+from onsphere.robustness import correct_mask, pgd
 from onsphere.studies.claims.base import (
     VARIANTS,
     Claim,
@@ -80,7 +80,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
                 restarts=config["restarts"],
                 generator=generator,
             )
-            wrong = ~correct(model, adversarial, y)
+            wrong = ~correct_mask(model, adversarial, y)
             broken |= wrong
             found[loss] = float((~wrong).float().mean())
         return {**found, "worst": float((~broken).float().mean())}

@@ -17,7 +17,7 @@ LARGEST = 1_000_000
 """Tensors with more entries than this get no shadow."""
 
 
-class Shadows:
+class KnownValues:
     """Known values of meta tensors, by identity.
 
     Views share memory with the shadow of what they view, so writing in place works by itself.

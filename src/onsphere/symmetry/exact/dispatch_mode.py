@@ -14,7 +14,7 @@ from onsphere._torch.execution import ModelError
 from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
-from onsphere.symmetry.exact.operation import Ledger, Operation, Origin, key_of
+from onsphere.symmetry.exact.operation import Operation, Origin, UnitTracker, key_of
 from onsphere.symmetry.exact.rules import empty, makes, passes, rule_of
 
 _ROLES = {
@@ -48,7 +48,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: UnitTracker,
         use: InputUse,
         own: Iterable[Tensor] = (),
         copies: Iterable[Tensor] = (),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.constants import Shadows
+from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
 
@@ -26,7 +26,7 @@ class Origin(Flag):
     WHOLE = auto()  # inputs of whole numbers and masks
 
 
-class Ledger:
+class UnitTracker:
     """What is known about tensors while a model runs: units, constraints, eps, unknown operations.
 
     A unit belongs to a *storage*, so views and in-place writes through views need no bookkeeping.
@@ -49,7 +49,7 @@ class Ledger:
         self.taken = False
         self.jumping: set[int] = set()
         self.decisive: set[int] = set()
-        self.shadows = Shadows()
+        self.shadows = KnownValues()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
         self._occurrences = Occurrences(self.constant)
@@ -172,7 +172,7 @@ class Operation:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: UnitTracker,
         func: Any,
         args: Sequence[Any],
         kwargs: dict[str, Any],

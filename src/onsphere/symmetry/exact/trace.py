@@ -35,7 +35,7 @@ from onsphere.symmetry.exact.linear_forms import (
     row_space,
     sparse_basis,
 )
-from onsphere.symmetry.exact.operation import Ledger, Origin, key_of
+from onsphere.symmetry.exact.operation import Origin, UnitTracker, key_of
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class _Run:
         acting: numbers of the weights that the outputs were made from, or what Python has read.
     """
 
-    ledger: Ledger
+    ledger: UnitTracker
     tracer: Tracer
     held: Mapping[str, Tensor]
     touched: set[int]
@@ -231,7 +231,7 @@ def _run(
     *,
     differentiates: bool,
 ) -> _Run:
-    ledger = Ledger(system)
+    ledger = UnitTracker(system)
     given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {n: given[n].clone() for n, _ in model.named_buffers()}
     leaves = {n: leaf_as(p, given[n].detach()) for n, p in parameters.items()}
@@ -267,7 +267,7 @@ def _run(
 
 
 def _introduce(
-    ledger: Ledger, names: Sequence[str], held: Mapping[str, Tensor], inert: Collection[str]
+    ledger: UnitTracker, names: Sequence[str], held: Mapping[str, Tensor], inert: Collection[str]
 ) -> None:
     """Give every weight its own unknown; weights that share memory share one unit."""
     for unknown, name in enumerate(names):

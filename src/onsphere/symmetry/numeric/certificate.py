@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from onsphere._torch.execution import ModelError
-from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence, RadialRows, radial_rows
+from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, RadialRows, radial_rows
 
 RADIAL_TOLERANCE = 1e-7
 """Largest relative radial derivative of a claim that counts as 0 in float64: deep networks amplify
@@ -153,7 +153,7 @@ def certify(
     probe: Probe,
     claims: Sequence[Exponents],
     points: Sequence[Point],
-    evidence: Evidence | None,
+    evidence: RadialDerivatives | None,
     *,
     cotangents: int = 3,
 ) -> list[Certificate]:
@@ -175,7 +175,7 @@ def certify(
     if not claims:
         return []
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
-    changes = sift(claims, partial(_finite_change, probe, points, allowed), allowed)
+    changes = group_test(claims, partial(_finite_change, probe, points, allowed), allowed)
     if evidence is None:
         residuals: list[float | None] = [None] * len(claims)
         real = None

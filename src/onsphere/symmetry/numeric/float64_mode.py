@@ -32,7 +32,7 @@ _WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 
 
-class Lifted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Computes in float64 whatever the model casts to, and replaces eps where asked.
 
     The mode works below autograd, and stays on during the backward pass.

@@ -6,7 +6,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def sift(
+def group_test(
     items: Sequence[T], measure: Callable[[Sequence[T]], float], allowed: float
 ) -> list[float]:
     """Measure how wrong each of many items is, with one measurement if none is.
@@ -20,7 +20,7 @@ def sift(
         For every item the measure of the largest tested set that passed with it in, or its own.
 
     Example:
-        >>> sift([0, 0, 5, 0], lambda some: float(sum(some)), 1.0)
+        >>> group_test([0, 0, 5, 0], lambda some: float(sum(some)), 1.0)
         [0.0, 0.0, 5.0, 0.0]
     """
     if not items:
@@ -29,4 +29,4 @@ def sift(
     if found <= allowed or len(items) == 1:
         return [found] * len(items)
     half = len(items) // 2
-    return sift(items[:half], measure, allowed) + sift(items[half:], measure, allowed)
+    return group_test(items[:half], measure, allowed) + group_test(items[half:], measure, allowed)

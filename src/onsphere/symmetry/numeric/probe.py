@@ -33,7 +33,7 @@ from onsphere._torch.materialize import unwrapped
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
-from onsphere.symmetry.numeric.float64_mode import Composed, Lifted, wide
+from onsphere.symmetry.numeric.float64_mode import Composed, Float64Mode, wide
 
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
@@ -347,9 +347,9 @@ class Probe:
         """Evaluate the model as it is, at the real eps, once."""
         return self.baseline(self._given, real_eps=True)
 
-    def _mode(self, real_eps: bool) -> Lifted:
+    def _mode(self, real_eps: bool) -> Float64Mode:
         traced = self.traced
-        return Lifted(traced.eps, real_eps, traced.draws, traced.precisions)
+        return Float64Mode(traced.eps, real_eps, traced.draws, traced.precisions)
 
     def _run(
         self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Any = None

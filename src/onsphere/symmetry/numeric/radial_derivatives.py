@@ -72,7 +72,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class RadialDerivatives:
     """All rows, and how long one takes.
 
     Args:
@@ -122,7 +122,7 @@ def gather(
     points: Sequence[Point],
     cotangents: int,
     see: Callable[[Gradients], None] = lambda _: None,
-) -> Evidence:
+) -> RadialDerivatives:
     """Run backward passes and keep what slices say.
 
     Args:
@@ -150,7 +150,7 @@ def gather(
             see(gradients)
             rows.append(Row(number, gradients.output, weights))
     seconds = (time.thread_time() - start) / max(len(rows), 1)
-    return Evidence(tuple(probe.names), rows, seconds)
+    return RadialDerivatives(tuple(probe.names), rows, seconds)
 
 
 def radial_rows(probe: Probe, point: Point, count: int, *, real_eps: bool = False) -> RadialRows:

@@ -1,6 +1,6 @@
 """What to do with a model's weights, in plain words."""
 
-from onsphere.symmetry.claims import Kind, Leak, Rescaling, Sphere
+from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 
@@ -101,7 +101,10 @@ def _on_inert(audit: AuditResult) -> list[str]:
 
 def _on_detached(audit: AuditResult) -> list[str]:
     spheres = [s for s in audit.spheres if not s.tangent]
-    claims: list[Sphere | Rescaling] = [*spheres, *(r for r in audit.rescalings if not r.tangent)]
+    claims: list[ScaleInvariance | Rescaling] = [
+        *spheres,
+        *(r for r in audit.rescalings if not r.tangent),
+    ]
     if not claims:
         return []
     names = folded(sorted({n for c in claims for n in c.names if n in audit.parameters}))

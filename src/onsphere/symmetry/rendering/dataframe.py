@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from onsphere.symmetry.angular_updates import weight_reports
-from onsphere.symmetry.claims import Spread
+from onsphere.symmetry.claims import MinMedianMax
 from onsphere.symmetry.rendering import advice
 from onsphere.symmetry.result import AuditResult
 
@@ -50,5 +50,5 @@ def _row(audit: AuditResult, name: str) -> dict[str, Any]:
     }
 
 
-def _median(values: Spread | None) -> float | None:
+def _median(values: MinMedianMax | None) -> float | None:
     return None if values is None else values.median

@@ -8,7 +8,7 @@ from typing import Any
 
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Leak, Limit, Rescaling, Sphere
+from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
@@ -55,7 +55,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     fields = {k: v for k, v in data.items() if k != "format"}
     fields["parameters"] = {n: tuple(s) for n, s in data["parameters"].items()}
     fields["spheres"] = [
-        Sphere(**{**_scaled(s), "axes": _axes(s["axes"])}) for s in data["spheres"]
+        ScaleInvariance(**{**_scaled(s), "axes": _axes(s["axes"])}) for s in data["spheres"]
     ]
     fields["rescalings"] = [Rescaling(**_scaled(r)) for r in data["rescalings"]]
     fields["shifts"] = [Shift(**{**_numbers(s), "axes": _axes(s["axes"])}) for s in data["shifts"]]

@@ -45,7 +45,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, to
 """Relative change of the output that counts as rounding, by the output's type."""
 
 
-class CannotCanonicalize(OnsphereError, ValueError):
+class CanonicalizeError(OnsphereError, ValueError):
     """A model has no canonical form that could be verified; the message says why."""
 
 
@@ -129,7 +129,7 @@ def canonicalize(
         The model with canonical weights.
 
     Raises:
-        CannotCanonicalize: the audit does not fit, there are no inputs, a weight holds NaN, or
+        CanonicalizeError: the audit does not fit, there are no inputs, a weight holds NaN, or
             the output would move further than the tolerance.
 
     Example:
@@ -173,7 +173,7 @@ def _changed(
     allowed = change.rounding if tolerance is None else tolerance
     if not change.amount <= allowed:
         reason = _reason(audit, moves, change.amount, factors)
-        raise CannotCanonicalize(
+        raise CanonicalizeError(
             f"the output would change by {change.amount:.1e} of its size, more than "
             f"{allowed:.0e}, so the model is left as it was: {reason}"
         )
@@ -197,7 +197,7 @@ def _inputs(
     if args is not None or kwargs is not None:
         return Inputs(*inputs_of(model, () if args is None else args, kwargs), output)
     if audit.inputs is None:
-        raise CannotCanonicalize(
+        raise CanonicalizeError(
             "there is nothing to verify the result on: this audit was read from a file; "
             "give `args` (and `kwargs`), the inputs of the model"
         )
@@ -207,21 +207,21 @@ def _inputs(
 def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> None:
     mode = "train" if model.training else "eval"
     if mode != audit.mode:
-        raise CannotCanonicalize(
+        raise CanonicalizeError(
             f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
             f"scales are free; call model.{audit.mode}() or audit it again"
         )
     for name, shape in audit.parameters.items():
         found = tuple(own[name].shape) if name in own else "no such parameter"
         if found != tuple(shape):
-            raise CannotCanonicalize(
+            raise CanonicalizeError(
                 f"the audit knows {name!r} with shape {tuple(shape)}, the model has {found}; "
                 "audit this model again"
             )
         if own[name].is_meta:
-            raise CannotCanonicalize("the model has no values: it was built without memory")
+            raise CanonicalizeError("the model has no values: it was built without memory")
         if not bool(own[name].detach().isfinite().all()):
-            raise CannotCanonicalize(f"parameter {name!r} holds NaN or infinity")
+            raise CanonicalizeError(f"parameter {name!r} holds NaN or infinity")
 
 
 # --- where it goes ------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
     if count == 1:
         return _Move(factors)
     if buffer.ndim != 1 or len(buffer) % count:
-        raise CannotCanonicalize(
+        raise CanonicalizeError(
             f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of "
             f"{name!r}, but does not divide like them; keep radius='initial'"
         )
@@ -354,7 +354,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> Trace:
     try:
         return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
     except ModelError as error:
-        raise CannotCanonicalize(str(error)) from error
+        raise CanonicalizeError(str(error)) from error
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
@@ -365,7 +365,7 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> l
             result = call(model, fresh, inputs.args, inputs.kwargs)
             return [t.clone() for t in float_outputs(result, inputs.output)]
     except ModelError as error:
-        raise CannotCanonicalize(str(error)) from error
+        raise CanonicalizeError(str(error)) from error
 
 
 def _reason(audit: Audit, moves: Mapping[str, _Move], change: float, factors: Factors) -> str:
@@ -397,7 +397,7 @@ def _copied(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
-        raise CannotCanonicalize(
+        raise CanonicalizeError(
             f"the model cannot be copied ({first}); give inplace=True"
         ) from error
 

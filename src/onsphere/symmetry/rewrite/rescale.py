@@ -22,7 +22,7 @@ from onsphere.symmetry.report import Audit
 _TRIES = 50
 
 
-class CannotRescale(OnsphereError, ValueError):
+class RescaleError(OnsphereError, ValueError):
     """A model cannot be rescaled by this audit; the message says why."""
 
 
@@ -54,7 +54,7 @@ def rescaled(
         The copy.
 
     Raises:
-        CannotRescale: the audit is of another model or mode or found no scale symmetry, or the
+        RescaleError: the audit is of another model or mode or found no scale symmetry, or the
             model cannot be copied.
 
     Example:
@@ -67,7 +67,7 @@ def rescaled(
     """
     mode = "train" if model.training else "eval"
     if mode != audit.mode:
-        raise CannotRescale(
+        raise RescaleError(
             f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
             f"scales are free; call model.{audit.mode}() or audit it again"
         )
@@ -78,16 +78,16 @@ def rescaled(
     ]
     if not symmetries:
         kind = "scale symmetry" if trades else "weight that can be scaled alone"
-        raise CannotRescale(f"the model has no {kind}: there is no other copy of it")
+        raise RescaleError(f"the model has no {kind}: there is no other copy of it")
     if octaves < 1:
-        raise CannotRescale(f"octaves is at least 1, got {octaves}")
+        raise RescaleError(f"octaves is at least 1, got {octaves}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     moves = _drawn(symmetries, audit, octaves, generator)
     try:
         twin = copy.deepcopy(model)
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
-        raise CannotRescale(f"the model cannot be copied ({first})") from error
+        raise RescaleError(f"the model cannot be copied ({first})") from error
     with gathered(twin, write=True) as inner:
         _rescale(inner, moves)
     return twin
@@ -134,7 +134,7 @@ def _rescale(model: nn.Module, moves: Mapping[str, int]) -> None:
     }
     missing = [name for name in moves if name not in own]
     if missing:
-        raise CannotRescale(f"the model has no {missing[0]!r}: audit this model again")
+        raise RescaleError(f"the model has no {missing[0]!r}: audit this model again")
     for name, octaves in moves.items():
         own[name].mul_(2.0**octaves)
     for path, module in model.named_modules():

@@ -20,9 +20,9 @@ from onsphere.symmetry.numeric.certificate import (
     RADIAL_TOLERANCE,
     largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence, Row, slicings
+from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row, slicings
 
 Exponents = Mapping[str, float]
 
@@ -52,7 +52,7 @@ def finest_divisions(
     probe: Probe,
     spheres: Sequence[Exponents],
     points: Sequence[Point],
-    evidence: Sequence[Evidence | None],
+    evidence: Sequence[RadialDerivatives | None],
 ) -> list[VectorAxes]:
     """Find for each sphere the finest division into spheres of their own.
 
@@ -70,7 +70,7 @@ def finest_divisions(
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
         tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
-        changes = sift(
+        changes = group_test(
             tried,
             partial(largest_change, probe, points, _rescaled),
             FINITE_TOLERANCE,
@@ -82,7 +82,9 @@ def finest_divisions(
     return found
 
 
-def _candidates(probe: Probe, evidence: Evidence | None, sphere: Exponents) -> list[VectorAxes]:
+def _candidates(
+    probe: Probe, evidence: RadialDerivatives | None, sphere: Exponents
+) -> list[VectorAxes]:
     """Return divisions that the evidence allows, finest first; a finite rescale has the last word.
 
     Without evidence all divisions along one axis are tried. Along each axis alone it is complete.
@@ -121,7 +123,9 @@ def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
     )
 
 
-def _allowed(evidence: Evidence, sphere: Exponents, axis: int, division: VectorAxes) -> bool:
+def _allowed(
+    evidence: RadialDerivatives, sphere: Exponents, axis: int, division: VectorAxes
+) -> bool:
     told = [_is_radial(row, sphere, axis, division) for row in evidence.rows]
     return False not in told and True in told
 

@@ -25,7 +25,7 @@ from onsphere.symmetry.numeric.certificate import (
     rounding,
     rounding_floor,
 )
-from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialRows
 
@@ -90,7 +90,7 @@ def are_inert_parts(
         if not is_well_conditioned(probe, point):
             continue
         some = [parts[i] for i in alive]
-        found = sift(some, partial(_excess, probe, point), 1.0)
+        found = group_test(some, partial(_excess, probe, point), 1.0)
         for i, excess in zip(alive, found, strict=True):
             largest[i] = max(largest[i], excess)
         alive = [i for i in alive if largest[i] <= 1]
@@ -111,7 +111,7 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     largest = [0.0] * len(parts)
     for point in [*points[:1], probe.given()] if probe.traced.eps and parts else []:
         if is_well_conditioned(probe, point, real_eps=True):
-            found = sift(parts, partial(_excess, probe, point, real_eps=True), 1.0)
+            found = group_test(parts, partial(_excess, probe, point, real_eps=True), 1.0)
             largest = [max(pair) for pair in zip(largest, found, strict=True)]
     return [excess > 1 for excess in largest]
 

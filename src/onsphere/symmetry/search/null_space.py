@@ -18,7 +18,12 @@ from torch import Tensor
 from onsphere.symmetry.exact.linear_forms import Constraints, in_span, sparse_basis
 from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence, RadialRows, join, radial_rows
+from onsphere.symmetry.numeric.radial_derivatives import (
+    RadialDerivatives,
+    RadialRows,
+    join,
+    radial_rows,
+)
 
 SEARCH_SECONDS = 20.0
 """How long the search may take; a larger model's symmetries are those that the units give."""
@@ -35,7 +40,7 @@ _IDLE_POINTS = 12
 def completed(
     probe: Probe,
     claims: Sequence[dict[str, Fraction]],
-    evidence: Evidence,
+    evidence: RadialDerivatives,
     draw: Callable[[int], Point],
     unreached: Collection[str] = (),
 ) -> tuple[list[dict[str, Fraction]], bool]:

@@ -20,9 +20,9 @@ from onsphere.symmetry.numeric.certificate import (
     RADIAL_TOLERANCE,
     largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence, Row
+from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
 from onsphere.symmetry.search.granularity import SPREAD, divisors
 from onsphere.symmetry.search.inert import SILENT, act_through_eps, along, are_inert_parts
 
@@ -57,7 +57,7 @@ class Part:
 
 
 def find_parts(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], evidence: Evidence
+    probe: Probe, names: Sequence[str], points: Sequence[Point], evidence: RadialDerivatives
 ) -> list[Part]:
     """Find parts of weights that are on spheres or inert while the whole weight is not.
 
@@ -74,7 +74,7 @@ def find_parts(
     wanted = [w for name in names for w in _wanted(name, evidence, largest)]
     spheres = [w for w in wanted if w[3] == "sphere"]
     inert = [w for w in wanted if w[3] == "inert"]
-    changes = sift(
+    changes = group_test(
         spheres,
         partial(largest_change, probe, points, _rescaled),
         FINITE_TOLERANCE,
@@ -98,7 +98,7 @@ def _largest(row: Row) -> float:
     return max((float(w[()].size * w[()].slope) for w in row.weights.values()), default=0.0) ** 0.5
 
 
-def _wanted(name: str, evidence: Evidence, largest: Sequence[float]) -> Iterator[_Wanted]:
+def _wanted(name: str, evidence: RadialDerivatives, largest: Sequence[float]) -> Iterator[_Wanted]:
     rows = [r.weights[name] for r in evidence.rows if name in r.weights]
     if not rows:
         return

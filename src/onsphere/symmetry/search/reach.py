@@ -17,7 +17,7 @@ from onsphere._torch.execution import ModelError
 from onsphere.symmetry.exact.linear_forms import in_span
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import Evidence
+from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives
 from onsphere.symmetry.search.inert import act_through_eps, are_inert, inert_candidates
 
 _IDLE_DRAWS = 4
@@ -134,7 +134,7 @@ class WithoutEffect:
 
 def without_effect(
     probe: Probe,
-    evidence: Evidence,
+    evidence: RadialDerivatives,
     points: Sequence[Point],
     others: Sequence[Call],
 ) -> WithoutEffect:
@@ -190,7 +190,7 @@ def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str
     return {n for row in probe.gradients(point, 1, names=names) for n in row.by_name}
 
 
-def _never(name: str, evidence: Evidence) -> bool:
+def _never(name: str, evidence: RadialDerivatives) -> bool:
     """Return whether the gradient of a weight was exactly 0 everywhere; what cancels is rounded."""
     slices = [row.weights[name][()] for row in evidence.rows if name in row.weights]
     return all(float(s.slope) == 0 for s in slices)

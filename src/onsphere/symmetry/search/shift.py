@@ -19,7 +19,7 @@ from onsphere.symmetry.numeric.certificate import (
     RADIAL_TOLERANCE,
     largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import sift
+from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
 from onsphere.symmetry.search.granularity import divisors
 
@@ -77,7 +77,7 @@ class ShiftSearch:
         """
         seen = {name for name, _ in self._worst}
         wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
-        changes = sift(
+        changes = group_test(
             wanted,
             partial(largest_change, probe, points, _moved),
             FINITE_TOLERANCE,

@@ -8,7 +8,7 @@ import pytest
 from torch.optim import SGD
 
 from onsphere.planning import Schedule
-from plans.watched import watched, write
+from planning.watched import watched, write
 
 ADAMW = ["plan", "adamw", "--lr", "1e-3", "--weight-decay", "0.1", "--steps", "20000"]
 

@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from onsphere.dynamics import (
-    MomentumState,
-    free_growth,
-    momentum_growth,
-    momentum_step,
-    sgd_growth,
-)
+from onsphere.dynamics import free_growth, momentum_growth, sgd_growth
+from onsphere.dynamics.growth import MomentumState, momentum_step
 
 SCHEDULE = torch.linspace(0.3, 0.01, 200, dtype=torch.float64)
 RATES = {"constant": torch.full((200,), 0.1, dtype=torch.float64), "schedule": SCHEDULE}

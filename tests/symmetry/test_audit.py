@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import Audit, ModelError, audit, trace
+from onsphere.symmetry import Audit, ModelError, audit
+from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.certificate import certify
 from onsphere.symmetry.numeric.probe import Probe
 from onsphere.symmetry.numeric.radial_derivatives import gather

@@ -8,7 +8,8 @@ from torch import nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.norms import METHODS, ActivationNorm, parametrize
-from onsphere.symmetry import audit, trace
+from onsphere.symmetry import audit
+from onsphere.symmetry.exact.trace import trace
 
 X = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 BIAS, WEIGHT = "0.bias", "0.weight"

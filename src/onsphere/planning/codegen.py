@@ -97,7 +97,7 @@ def _schedule_lines(plan: Plan) -> list[str]:
     schedule = plan.schedule
     given = _written(_schedule_options(schedule))
     return [
-        f'schedule = osp.plans.Schedule({schedule.steps}, "{schedule.kind}"{given})',
+        f'schedule = osp.planning.Schedule({schedule.steps}, "{schedule.kind}"{given})',
         "schedules = recipe.schedules(groups, schedule)",
         "scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)",
     ]

@@ -2,7 +2,10 @@
 
 from onsphere.robustness.amplification.margin import MarginSlopes, margin_slope
 from onsphere.robustness.amplification.measure import amplification
-from onsphere.robustness.amplification.result import Amplification, LayerGain, Quantiles
+from onsphere.robustness.amplification.result import (
+    Amplification,
+    LayerGain,
+)
 from onsphere.robustness.amplification.singular_values import spectral_norm
 from onsphere.robustness.attacks.auto_pgd import apgd, apgd_targeted
 from onsphere.robustness.attacks.fab import fab
@@ -45,7 +48,6 @@ __all__ = [
     "LayerGain",
     "MarginSlopes",
     "Proportion",
-    "Quantiles",
     "Stage",
     "Threat",
     "accuracy",

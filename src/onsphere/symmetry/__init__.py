@@ -11,10 +11,7 @@ from onsphere.symmetry.claims import (
     ScaleInvariance,
     WeightReport,
 )
-from onsphere.symmetry.exact.linear_forms import Unit
-from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules import register_rule
-from onsphere.symmetry.exact.trace import Trace, UnknownOp, trace
 from onsphere.symmetry.rendering.serialize import ArchiveError
 from onsphere.symmetry.report import Audit
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
@@ -30,18 +27,13 @@ __all__ = [
     "Limit",
     "MinMedianMax",
     "ModelError",
-    "Operation",
     "RescaleError",
     "Rescaling",
     "ScaleInvariance",
     "Shift",
-    "Trace",
-    "Unit",
-    "UnknownOp",
     "WeightReport",
     "audit",
     "canonicalize",
     "register_rule",
     "rescaled",
-    "trace",
 ]

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onsphere.symmetry import Operation, Unit, register_rule, trace
+from onsphere.symmetry import register_rule
+from onsphere.symmetry.exact.linear_forms import Unit
+from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules import RULES
+from onsphere.symmetry.exact.trace import trace
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from onsphere.monitor.run import Flag, RunError
 from onsphere.planning import PlanError, Schedule, text
 from onsphere.planning.compare import compare
 from onsphere.planning.html import comparison_document, comparison_table
-from plans.watched import watched
+from planning.watched import watched
 
 SETTINGS = {
     "sgd": (SGD, {"lr": 0.1, "weight_decay": 0.05}),

@@ -19,7 +19,7 @@ from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS
 from studies import tiny
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("tiny_scale")
 
 

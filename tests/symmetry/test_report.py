@@ -10,16 +10,8 @@ import torch
 from torch import nn
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import (
-    ArchiveError,
-    Audit,
-    Kind,
-    Leak,
-    Rescaling,
-    ScaleInvariance,
-    UnknownOp,
-    audit,
-)
+from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, ScaleInvariance, audit
+from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.rendering.advice import DECAY
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift

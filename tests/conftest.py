@@ -14,7 +14,9 @@ _hook = install_import_hook(
         "onsphere.norms",
         "onsphere.robustness",
         "onsphere.dynamics",
-        "onsphere.planning",
+        "onsphere.planning.plan",
+        "onsphere.planning.trajectory",
+        "onsphere.planning.compare",
     ],
     "beartype.beartype",
 )

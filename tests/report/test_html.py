@@ -166,7 +166,7 @@ def test_write_where_nothing_can_be_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("missing", "module"), [("matplotlib", "draw"), ("matplotlib", "page"), ("jinja2", "page")]
+    ("missing", "module"), [("matplotlib", "figures"), ("matplotlib", "html"), ("jinja2", "html")]
 )
 def test_a_missing_extra_is_named(missing, module):
     code = f"import sys; sys.modules[{missing!r}] = None; import onsphere.report.{module}"

@@ -24,7 +24,7 @@ def vector_norm(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch 1"]:
 
     Example:
         >>> import torch
-        >>> length(torch.tensor([3e-30, 4e-30]))     # the squares underflow in float32
+        >>> vector_norm(torch.tensor([3e-30, 4e-30]))     # the squares underflow in float32
         tensor([5.0000e-30])
     """
     if x.shape[-1] == 0:
@@ -135,7 +135,7 @@ def expmap(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vector
 
     Example:
         >>> import math, torch
-        >>> exp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, math.pi / 3]))
+        >>> expmap(torch.tensor([1.0, 0.0]), torch.tensor([0.0, math.pi / 3]))
         tensor([0.5000, 0.8660])
     """
     angle = vector_norm(v) / directed_length(p, "p")
@@ -159,7 +159,7 @@ def logmap(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Vector
 
     Example:
         >>> import torch
-        >>> log(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        >>> logmap(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
         tensor([0.0000, 1.5708])
     """
     _check_not_antipodal(p, q)

@@ -30,7 +30,7 @@ def correct_mask(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bo
 
     Example:
         >>> import torch
-        >>> correct(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 0]))
+        >>> correct_mask(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 0]))
         tensor([ True,  True, False])
     """
     if batch < 1:
@@ -90,7 +90,7 @@ def robust_mask(
         >>> from onsphere.robustness import fgsm, pgd
         >>> attacks = [partial(fgsm, eps=0.25), partial(pgd, eps=0.25, norm="l2")]
         >>> x = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])
-        >>> withstands(torch.nn.Identity(), x, torch.tensor([0, 0, 0]), attacks)
+        >>> robust_mask(torch.nn.Identity(), x, torch.tensor([0, 0, 0]), attacks)
         tensor([False,  True, False])
     """
     standing = correct_mask(model, x, y, batch=batch)

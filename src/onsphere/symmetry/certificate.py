@@ -210,7 +210,8 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         probe: the model.
         claim: exponents by name.
         doubted: weights of which no gradient shows whether inputs reach them; a point counts only
-            where other values of them change the output, and of some weight of the claim too.
+            where other values of each of them change the output. Of the claim's own weights, other
+            values of one must: an expert that nobody asked would withstand anything.
     """
     tested, largest = 0, max(abs(e) for e in claim.values())
     huge = [_HUGE * sign for sign in (-1, 1) if any(e * sign > 0 for e in claim.values())]
@@ -219,7 +220,7 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         point = probe.redrawn(noise, size, turn, least, many=turn % 3 == 2)
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
-        if doubted and not any(_reached(probe, point, [name]) for name in claim):
+        if not any(_reached(probe, point, [name]) for name in claim):
             continue
         if not is_alive(probe, point):
             continue

@@ -18,7 +18,7 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 4, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
+enum { ABI = 5, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
@@ -661,6 +661,13 @@ EXPORT int64_t onsphere_abi(void) { return ABI * 1000000 + sizeof(Tensor) * 1000
 EXPORT int onsphere_step(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, STEP); }
 EXPORT int onsphere_reduce(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, REDUCE); }
 EXPORT int onsphere_apply(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, APPLY); }
+/* Adds 1 to counters that are equal; returns what they are then, or -1 with nothing counted. */
+EXPORT double onsphere_count(float *const *counters, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (!(*counters[i] == *counters[0])) return -1;
+    for (int64_t i = 0; i < count; i++) *counters[i] += 1;
+    return count ? *counters[0] : -1;
+}
 /* 0: without vector instructions, 1: AVX2, 2: AVX-512. */
 EXPORT int64_t onsphere_sets(void) {
 #ifdef MANY_SETS

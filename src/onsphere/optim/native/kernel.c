@@ -24,35 +24,44 @@ enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-enum { NARROW = 64, STREAMS = 8 };
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 1024 };
+
+#include "plan.h"
+
+/* Vectors whose plans are made at once: number j of vector i lies at [j][i]. */
+typedef struct {
+    double x[NUMBERS][TOGETHER];
+    double radius[TOGETHER], second[TOGETHER], c[COEFFICIENTS][TOGETHER], verdict[TOGETHER];
+} Group;
 
 /* One row of entries that belong to different vectors. */
 typedef struct {
-    long n;
+    int64_t n;
     int kind, moving;
     float *p;
     const float *g;
     float *m, *v;
     const float *a;
     float *kept;
-    long ahead; /* entries to the next row */
+    int64_t ahead; /* entries to the next row */
 } Rows;
 
 typedef struct {
-    void (*gram)(long, const float *, const float *, const float *, double *, long);
-    void (*mix)(long, float *, const float *, float *, const float *, long);
-    void (*blend)(long, float *, const float *, const float *);
-    void (*moments)(long, const float *, const float *, const float *, const float *,
-                    const float *, float *, double *, long);
-    void (*drift)(long, float *, const float *, float *, float *, const float *, const float *,
-                  const float *, long);
-    void (*size)(long, const float *, double *, long);
-    void (*sizes)(long, const float *, double *);
-    void (*scale)(long, float *, const float *);
+    void (*gram)(int64_t, const float *, const float *, const float *, double *, int64_t);
+    void (*mix)(int64_t, float *, const float *, float *, const float *, int64_t);
+    void (*blend)(int64_t, float *, const float *, const float *);
+    void (*moments)(int64_t, const float *, const float *, const float *, const float *,
+                    const float *, float *, double *, int64_t);
+    void (*drift)(int64_t, float *, const float *, float *, float *, const float *, const float *,
+                  const float *, int64_t);
+    void (*size)(int64_t, const float *, double *, int64_t);
+    void (*sizes)(int64_t, const float *, double *);
+    void (*scale)(int64_t, float *, const float *);
     void (*add)(const Rows *, float *);
     void (*follow)(const Rows *, const float *);
-    void (*widen)(long, const uint16_t *, float *);
-    void (*narrow)(long, const float *, uint16_t *);
+    void (*widen)(int64_t, const uint16_t *, float *);
+    void (*narrow)(int64_t, const float *, uint16_t *);
+    void (*plans)(const Settings *, const Tensor *, double, Group *);
 } Loops;
 
 #define NAME(x) x##_plain
@@ -85,23 +94,6 @@ typedef struct {
 #undef LANES
 #endif
 
-/* Mirrored by `_Tensor` in __init__.py. Entry (b, o, k, i) of a dense array of shape
- * (batches, outer, vectors, inner) belongs to vector (b, k). */
-typedef struct {
-    void *point, *slope, *momentum, *square;
-    float *radius, *second;
-    double *numbers;
-    int64_t batches, outer, vectors, inner;
-    double a[8];
-    int64_t skipped;
-} Tensor;
-
-/* Mirrored by `_Settings` in __init__.py. */
-typedef struct {
-    double rate, radius, growth, tolerance, floor;
-    int64_t kind, dtype, lr_is, exponential, brake, centered, ascend, sets, threads;
-} Settings;
-
 static const Loops *loops_for(int64_t sets) {
 #ifdef MANY_SETS
     __builtin_cpu_init();
@@ -115,170 +107,22 @@ static const Loops *loops_for(int64_t sets) {
     return &loops_plain;
 }
 
-/* ---- plan: numbers per vector in, coefficients out; motion.py has the same in torch ---- */
-
-typedef struct {
-    double a, b, d, e; /* p' = a p + b t and m' = m + d p + e t, for a tangent t */
-} Move;
-
-/* What motion.Limits says of float32: below LEAST squares have lost digits. */
-static const double STEEP = 0.3, LEAST = FLT_MIN / FLT_EPSILON, ENOUGH = 0.1, SMALL_TURN = 1e-4;
-
-/* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news, and
- * `relative` what a relative rate is multiplied by. Short vectors spend most of their time here, so
- * that roots and quotients are few. */
-static Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
-                   double share, double least, double relative) {
-    const double rate = s->rate, onto = radius / sqrt(pp);
-    const int rotation = s->lr_is == ROTATION;
-    Move move = {onto, 0, 0, 0};
-    double over, square; /* angle / size and its square times |t|^2 */
-    if (rotation) {
-        over = rate * fmin(share / ENOUGH, 1) / sqrt(tt);
-    } else {
-        over = rate * (s->lr_is == RELATIVE ? relative : 1 / radius);
-        if (!(whole > least) && !(over * sqrt(least) < SMALL_TURN)) return move;
-    }
-    square = over * over * tt;
-    if (!(square > 0) || !(tt * (1 + square) > STEEP * square * whole)) return move;
-    if (rotation && !(whole > least && tt > s->floor * whole)) return move;
-    double cosine, sine; /* sine is sin(angle) / size */
-    if (rotation || s->exponential) {
-        const double angle = over * sqrt(tt);
-        cosine = cos(angle), sine = sin(angle) / angle * over;
-        if (s->exponential) {
-            const double half = sin(angle / 2) / angle * over;
-            move.d = ht * sine * onto / radius, move.e = -2 * half * half * ht;
-        }
-    } else {
-        cosine = 1 / sqrt(1 + square), sine = cosine * over;
-    }
-    move.a = cosine * onto, move.b = -sine * radius;
-    if (!s->exponential) {
-        const double along = sine * ht / radius;
-        move.d = along * move.a, move.e = along * move.b;
-    }
-    return move;
-}
-
-static int sound(const double *x, int count, double least) {
-    double sum = 0;
-    for (int i = 0; i < count; i++) sum += x[i] * 0;
-    return sum == 0 && x[0] > least;
-}
-
-/* Which only a rotation asks for. */
-static double share_of_news(const Settings *s, double fresh, double momentum, double decay) {
-    return s->lr_is == ROTATION && momentum > 0 ? sqrt(fresh / momentum) / fmax(1 - decay, 1e-6) : 1;
-}
-
-/* What a plan returns: a vector that cannot follow it, one that does, and one that follows it but
- * does not turn though a gradient asked for that. */
-enum { STAYS, MOVES, REFUSED };
-
-static int verdict(const Settings *s, double n, double gg, double tt, double whole, double least,
-                   Move move) {
-    const int asked = tt > s->floor * whole || (s->lr_is == ROTATION && whole <= least);
-    return asked && gg > 0 && move.b == 0 && n > 1 && s->rate > 0 ? REFUSED : MOVES;
-}
-
-/* What one vector owns beside its entries. */
-typedef struct {
-    float radius, second;
-} Own;
-
 static Own own(const Tensor *t, int64_t k) {
     return (Own){t->radius ? t->radius[k] : 0, t->second ? t->second[k] : 0};
 }
 
 static void keep(const Tensor *t, int64_t k, Own x) {
-    if (t->radius) t->radius[k] = x.radius;
-    if (t->second) t->second[k] = x.second;
+    if (t->radius) t->radius[k] = (float)x.radius;
+    if (t->second) t->second[k] = (float)x.second;
 }
 
-static double radius_of(const Settings *s, Own *x, double pp) {
-    if (x->radius == 0) x->radius = (float)(s->radius > 0 ? s->radius : sqrt(pp));
-    return x->radius;
-}
-
-/* Vectors that do not turn and are on their sphere to rounding are left alone, to the bit. */
-static void settle(const Settings *s, double n, Move *move, double length, double radius) {
-    if (n == 1) *move = (Move){radius / length, 0, 0, 0};
-    if (move->b == 0 && fabs(move->a - 1) <= s->tolerance) move->a = 1;
-}
-
-static int plan_linear(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                       float *c) {
-    const double least = n * LEAST;
-    if (!sound(x, 6, least)) return STAYS;
-    const double sign = s->ascend ? -1 : 1, alpha = t->a[0], kappa = t->a[1];
-    const double pp = x[0], pg = sign * x[1], pm = x[2];
-    const double over = 1 / pp, gamma = pg * over, mu = pm * over;
-    const double gg = fmax(x[3] - pg * gamma, 0), gm = sign * x[4] - pg * mu;
-    const double mm = fmax(x[5] - pm * mu, 0), radius = radius_of(s, own, pp);
-    double u = t->a[2], w = t->a[3]; /* the update is u g + w m, both tangent */
-    if (t->second) {
-        own->second = (float)(t->a[4] * own->second + (1 - t->a[4]) * gg / n);
-        const double moment = fmax(own->second, FLT_MIN);
-        const double scale = 1 / (t->a[5] * sqrt(moment) + t->a[6]);
-        u *= scale, w *= scale;
-    }
-    const double tt = fmax(u * u * gg + 2 * u * w * gm + w * w * mm, 0);
-    const double raw = u * u * x[3] + 2 * u * w * sign * x[4] + w * w * x[5];
-    const double ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm;
-    const double momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm;
-    const double share = share_of_news(s, kappa * kappa * gg, momentum, alpha);
-    const double floor = least * (u * u + w * w);
-    const double reference = t->a[7];
-    const double relative = t->second ? 1 / reference : radius / (reference * reference);
-    Move move = motion(s, pp, tt, ht, raw, radius, share, floor, relative);
-    settle(s, n, &move, sqrt(pp), radius);
-    const double kg = kappa + move.e * u, km = alpha + move.e * w;
-    const double all[6] = {move.a - move.b * (u * gamma + w * mu), sign * move.b * u, move.b * w,
-                           move.d - kg * gamma - km * mu,          sign * kg,         km};
-    for (int i = 0; i < 6; i++) c[i] = (float)all[i];
-    return verdict(s, n, x[3], tt, raw, floor, move);
-}
-
-static int plan_diagonal(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                         float *c) {
-    const double least = n * LEAST;
-    if (!sound(x, 5, least)) return STAYS;
-    const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
-    const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    const double share = share_of_news(s, x[4], uu, t->a[0]);
-    Move move = motion(s, pp, tt, 0, uu, radius, share, least, 1 / t->a[7]);
-    settle(s, n, &move, sqrt(pp), radius);
-    c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
-    c[2] = c[3] = c[4] = c[5] = 0;
-    return verdict(s, n, x[3], tt, uu, least, move);
-}
-
-static int plan_restore(const Settings *s, double n, const double *x, Own *own, float *c) {
-    const double mean = s->centered ? x[1] / n : 0, pp = x[0] - n * mean * mean;
-    const double size = sqrt(pp), radius = own->radius;
-    if (radius == 0 && isfinite(x[0])) { /* it had no direction before the step: back to zero */
-        c[0] = c[1] = 0;
-        return 0;
-    }
-    if (!isfinite(pp) || !(pp > 0)) {
-        c[0] = 1, c[1] = 0;
-        return 0;
-    }
-    double goal = radius;
-    if (s->brake) {
-        goal = size > radius ? radius + s->growth * (size - radius) : size;
-        own->radius = (float)goal;
-    }
-    const double factor = fabs(goal / size - 1) <= s->tolerance ? 1 : goal / size;
-    c[0] = (float)factor, c[1] = (float)(-factor * mean);
-    return 1;
-}
-
-static int plan(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                float *c) {
-    if (s->kind == RESTORE) return plan_restore(s, n, x, own, c);
-    return s->kind == LINEAR ? plan_linear(s, t, n, x, own, c) : plan_diagonal(s, t, n, x, own, c);
+/* One plan: writes coefficients and what the vector owns, returns the verdict. */
+static int plan_one(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
+                    float *c) {
+    const Plan made = plan(s, t, n, x, *own, s->kind, 1);
+    *own = made.own;
+    for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)made.c[i];
+    return (int)made.verdict;
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -334,12 +178,11 @@ static void factors(const Tensor *t, float *a) {
 }
 
 /* How far ahead memory is asked for: the next vector, or a little further in a long one. */
-static long next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
+static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
 
 static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, float *kept,
-                   double *sums) {
+                   double *sums, int64_t ahead) {
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
-    const long ahead = next_at(n);
     factors(t, a);
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
@@ -365,8 +208,7 @@ static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, floa
 }
 
 static void apply(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *kept,
-                  const float *c) {
-    const long ahead = next_at(n);
+                  const float *c, int64_t ahead) {
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
     factors(t, a);
     for (int64_t done = 0, size; done < n; done += size) {
@@ -402,7 +244,7 @@ static int planned(const Worker *w, const Tensor *t, int64_t k, int64_t n, const
                    float *c, int64_t phase) {
     if (phase == STEP) {
         Own mine = own(t, k);
-        const int fine = plan(w->s, t, (double)n, sums, &mine, c);
+        const int fine = plan_one(w->s, t, (double)n, sums, &mine, c);
         keep(t, k, mine);
         return fine;
     }
@@ -423,15 +265,48 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
     float c[COEFFICIENTS];
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
     for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
-        reduce(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums);
+        reduce(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
+               next_at(t->inner));
     if (phase == REDUCE) {
         memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
         return 0;
     }
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
-        apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c);
+        apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
+              next_at(t->inner));
     return fine != MOVES;
+}
+
+/* TOGETHER short vectors, one after the other in memory, from number k on: their plans are made at
+ * once. */
+static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
+    const int64_t n = t->inner;
+    Group group;
+    int64_t skipped = 0;
+    for (int i = 0; i < TOGETHER; i++) {
+        double sums[NUMBERS] = {0};
+        reduce(w, t, (k + i) * n, n, w->kept + i * n, sums, next_at(n));
+        for (int j = 0; j < NUMBERS; j++) group.x[j][i] = sums[j];
+        const Own mine = own(t, k + i);
+        group.radius[i] = mine.radius, group.second[i] = mine.second;
+    }
+    w->loops->plans(w->s, t, (double)n, &group);
+    for (int i = 0; i < TOGETHER; i++) {
+        float c[COEFFICIENTS];
+        for (int j = 0; j < COEFFICIENTS; j++) c[j] = (float)group.c[j][i];
+        keep(t, k + i, (Own){group.radius[i], group.second[i]});
+        skipped += group.verdict[i] != MOVES;
+        if (written(w, group.verdict[i] != STAYS, c))
+            apply(w, t, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
+    }
+    return skipped;
+}
+
+/* Whether vectors are planned together. */
+static int grouped(const Worker *w, const Tensor *t, int64_t phase) {
+    return phase == STEP && t->outer == 1 && t->vectors == 1 && t->inner <= SHORT &&
+           usual(w->s, t);
 }
 
 /* ---- neighbours: vectors whose entries alternate in memory, row by row ---- */
@@ -560,7 +435,10 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
     }
     int64_t skipped = 0;
     const int64_t last = least(t->batches * t->vectors, (task + 1) * together);
-    for (int64_t k = task * together; k < last; k++) {
+    int64_t k = task * together;
+    for (; grouped(w, t, phase) && k + TOGETHER <= last; k += TOGETHER)
+        skipped += turn_together(w, t, k);
+    for (; k < last; k++) {
         const int64_t batch = k / t->vectors * t->vectors;
         skipped += turn(w, t, k, batch * n + (k - batch) * t->inner, phase);
     }
@@ -578,13 +456,13 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
         for (int64_t i = 0; i < chunks; i++) {
             double *sum = partial + i * NUMBERS;
             memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum);
+            reduce(w, t, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, FLUSH);
         }
         for (int64_t i = 0; i < chunks; i++)
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
     }
     int fine = 1;
-    if (phase == STEP) fine = plan(w->s, t, (double)n, sums, &mine, c);
+    if (phase == STEP) fine = plan_one(w->s, t, (double)n, sums, &mine, c);
     if (phase == APPLY) fine = planned(w, t, k, n, sums, c, phase);
 #pragma omp barrier
 #pragma omp single nowait
@@ -599,7 +477,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, start + at, least(CHUNK, n - at), NULL, c);
+        apply(w, t, start + at, least(CHUNK, n - at), NULL, c, FLUSH);
     }
 }
 

@@ -148,7 +148,7 @@ static int in_place(const Worker *w, int64_t n) {
 /* How many of `left` entries the loops take next. */
 static int64_t stretch(const Worker *w, const Tensor *t, int64_t left) {
     if (!in_place(w, 0) || !(t->momentum || w->s->kind == RESTORE)) return least(left, BLOCK);
-    return left < PADDED ? left : left / PADDED * PADDED;
+    return left < 4 * PADDED ? left : left / PADDED * PADDED;
 }
 
 /* The entries themselves, or a copy padded with `pad` to a multiple of PADDED. */
@@ -180,10 +180,9 @@ static void factors(const Tensor *t, float *a) {
 /* How far ahead memory is asked for: the next vector, or a little further in a long one. */
 static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
 
-static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, float *kept,
-                   double *sums, int64_t ahead) {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
-    factors(t, a);
+static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                   float *kept, double *sums, int64_t ahead) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
         const int64_t padded = pieces(size, PADDED) * PADDED;
@@ -207,10 +206,9 @@ static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, floa
     }
 }
 
-static void apply(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *kept,
-                  const float *c, int64_t ahead) {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
-    factors(t, a);
+static void apply(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                  const float *kept, const float *c, int64_t ahead) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
         const int64_t padded = pieces(size, PADDED) * PADDED;
@@ -262,10 +260,11 @@ static int written(const Worker *w, int fine, const float *c) {
 static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
     const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS];
+    float c[COEFFICIENTS], a[8];
+    factors(t, a);
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
     for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
-        reduce(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
+        reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
                next_at(t->inner));
     if (phase == REDUCE) {
         memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
@@ -273,7 +272,7 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
     }
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
-        apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
+        apply(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
               next_at(t->inner));
     return fine != MOVES;
 }
@@ -282,15 +281,18 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
  * once. */
 static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
     const int64_t n = t->inner;
+    double sums[TOGETHER][NUMBERS] = {{0}};
     Group group;
+    float a[8];
     int64_t skipped = 0;
+    factors(t, a);
     for (int i = 0; i < TOGETHER; i++) {
-        double sums[NUMBERS] = {0};
-        reduce(w, t, (k + i) * n, n, w->kept + i * n, sums, next_at(n));
-        for (int j = 0; j < NUMBERS; j++) group.x[j][i] = sums[j];
+        reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i], next_at(n));
         const Own mine = own(t, k + i);
         group.radius[i] = mine.radius, group.second[i] = mine.second;
     }
+    for (int j = 0; j < NUMBERS; j++)
+        for (int i = 0; i < TOGETHER; i++) group.x[j][i] = sums[i][j];
     w->loops->plans(w->s, t, (double)n, &group);
     for (int i = 0; i < TOGETHER; i++) {
         float c[COEFFICIENTS];
@@ -298,7 +300,7 @@ static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
         keep(t, k + i, (Own){group.radius[i], group.second[i]});
         skipped += group.verdict[i] != MOVES;
         if (written(w, group.verdict[i] != STAYS, c))
-            apply(w, t, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
+            apply(w, t, a, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
     }
     return skipped;
 }
@@ -449,14 +451,15 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
 static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, int64_t phase) {
     const int64_t n = length(t), chunks = pieces(n, CHUNK), start = k * n;
     double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS];
+    float c[COEFFICIENTS], a[8];
+    factors(t, a);
     Own mine = own(t, k); /* every thread plans alike; one of them writes */
     if (phase != APPLY) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < chunks; i++) {
             double *sum = partial + i * NUMBERS;
             memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, FLUSH);
+            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, FLUSH);
         }
         for (int64_t i = 0; i < chunks; i++)
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
@@ -477,7 +480,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, start + at, least(CHUNK, n - at), NULL, c, FLUSH);
+        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, FLUSH);
     }
 }
 

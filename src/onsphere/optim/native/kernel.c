@@ -24,7 +24,7 @@ enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 1024 };
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128 };
 
 #include "plan.h"
 

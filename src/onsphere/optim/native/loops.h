@@ -115,7 +115,7 @@ INLINE void NAME(all_alike)(const float *c, vec *all) {
  * arrays are asked for while the sums are taken and half while the vector is written, so that
  * memory is busy throughout: all of them in one of the two takes a fifth more time. */
 
-#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 3)
+#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 2)
 #define ENTRIES for (int64_t i = 0; i < n; i += LANES)
 
 #define SUM_UP(count, terms)                                                                  \

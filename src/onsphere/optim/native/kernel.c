@@ -24,7 +24,9 @@ enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128 };
+/* Which of the factors of a diagonal update says whether the share of news is asked for. */
+enum { NEWS = 6 };
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
 
 #include "plan.h"
 
@@ -173,8 +175,9 @@ static void stow(const Worker *w, void *array, int64_t at, int64_t n, const floa
     }
 }
 
-static void factors(const Tensor *t, float *a) {
+static void factors(const Worker *w, const Tensor *t, float *a) {
     for (int i = 0; i < 8; i++) a[i] = (float)t->a[i];
+    if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_is == ROTATION;
 }
 
 /* How far ahead memory is asked for: the next vector, or a little further in a long one. */
@@ -261,7 +264,7 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
     const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
     float c[COEFFICIENTS], a[8];
-    factors(t, a);
+    factors(w, t, a);
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
     for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
         reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
@@ -285,7 +288,7 @@ static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
     Group group;
     float a[8];
     int64_t skipped = 0;
-    factors(t, a);
+    factors(w, t, a);
     for (int i = 0; i < TOGETHER; i++) {
         reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i], next_at(n));
         const Own mine = own(t, k + i);
@@ -343,7 +346,7 @@ static void add_rows(const Worker *w, const Tensor *t, int64_t at, int64_t acros
     const int64_t each = pieces(across, PADDED) * PADDED;
     float part[NUMBERS * BLOCK] = {0}, a[8];
     Buffers buffers;
-    factors(t, a);
+    factors(w, t, a);
     for (int64_t o = 0; o < t->outer; o++) {
         const Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
                                kept ? kept + o * each : NULL, &buffers);
@@ -361,7 +364,7 @@ static void follow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t ac
     const int64_t each = pieces(across, PADDED) * PADDED;
     float a[8];
     Buffers buffers, before;
-    factors(t, a);
+    factors(w, t, a);
     for (int64_t o = 0; o < t->outer; o++) {
         Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
                          kept ? kept + o * each : NULL, &buffers);
@@ -452,14 +455,14 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
     const int64_t n = length(t), chunks = pieces(n, CHUNK), start = k * n;
     double sums[NUMBERS] = {0};
     float c[COEFFICIENTS], a[8];
-    factors(t, a);
+    factors(w, t, a);
     Own mine = own(t, k); /* every thread plans alike; one of them writes */
     if (phase != APPLY) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < chunks; i++) {
             double *sum = partial + i * NUMBERS;
             memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, FLUSH);
+            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, NEAR);
         }
         for (int64_t i = 0; i < chunks; i++)
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
@@ -480,7 +483,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, FLUSH);
+        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, NEAR);
     }
 }
 

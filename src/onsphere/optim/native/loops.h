@@ -23,8 +23,8 @@ INLINE void NAME(store)(float *x, vec y) { memcpy(x, &y, sizeof y); }
  * and quotient would take longer than all the rest. */
 INLINE vec NAME(weight_of)(vec x, float s, float e) {
 #if LANES == 16
-    const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), half = 0.5f * inverse, root = x * inverse;
-    const vec below = s * (root + root * (0.5f - root * half)) + e;
+    const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), root = x * inverse;
+    const vec below = root * (1.5f * s - (0.5f * s) * inverse * root) + e;
     const vec about = (vec)_mm512_rcp14_ps((__m512)below);
     return about * (2.0f - below * about);
 #elif LANES == 8
@@ -68,15 +68,18 @@ INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
     return NAME(weight_of)(a[2] * moment + FLT_MIN + a[3] * square, a[4], a[5]);
 }
 
-/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g> |k1 g w|^2.   u goes to `kept`. */
+/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g>, and |k1 g w|^2 if a[NEWS]. u goes to `kept`. */
 INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
                              const float *a, float *kept, vec *x) {
     const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
     const vec h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, news = a[1] * slope * w;
+    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w;
     if (kept) NAME(store)(kept, u);
-    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square;
-    x[4] = news * news;
+    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square, x[4] = (vec){0};
+    if (a[NEWS] != 0) {
+        const vec news = a[1] * slope * w;
+        x[4] = news * news;
+    }
 }
 
 /* p' = c0 p + c1 u;  m' = b1 m + k1 g;  v' = b2 v + k2 g^2. */

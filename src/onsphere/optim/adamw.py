@@ -232,13 +232,15 @@ class SphereAdamW(SphereOptimizer):
 
     def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
         beta1, beta2 = group["betas"]
-        if not plain_numbers(group["lr"], beta1, beta2):
+        if not ready.steps or not plain_numbers(group["lr"], beta1, beta2):
             return False
         ready.count_all()
+        first, second = ready.columns
         torch._fused_adamw_(
             ready.params,
-            ready.grads,
-            *ready.columns,
+            ready.take_grads(),
+            first,
+            second,
             [],
             ready.steps,
             amsgrad=False,

@@ -33,7 +33,9 @@ class Ready:
         self._states = [state.get(param) for param in self.params]
         entries = [own for own in self._states if own is not None]
         held = [(own, key, own[key]) for own in entries for key in _TENSORS if key in own]
-        self._owners, self._keys, self._held = zip(*held, strict=True) if held else ((), (), ())
+        self._owners = [own for own, _, _ in held]
+        self._keys = [key for _, key, _ in held]
+        self._held = [entry for _, _, entry in held]
         steps = self.column("step")
         self._counters = native.Counters(steps) if native.Counters.possible(steps) else None
 
@@ -62,9 +64,7 @@ class Ready:
 class ReadyOnSpheres(Ready):
     """A call of the native kernels that was made for a group on spheres."""
 
-    def __init__(
-        self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]
-    ) -> None:
+    def __init__(self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
         super().__init__(group, state)
         self._call = call
 
@@ -93,6 +93,7 @@ class ReadyInSpace(Ready):
         self.steps = self.column("step")
         self._kinds = native.Kinds(self.params)
         self._places = native.Places([*self.params, *(x for xs in self.columns for x in xs)])
+        self._grads: list[Tensor] = []
 
     @property
     def possible(self) -> bool:
@@ -105,21 +106,22 @@ class ReadyInSpace(Ready):
             and all(self._kinds.fit(column) for column in self.columns)
         )
 
-    @property
-    def grads(self) -> list[Tensor]:
-        """The gradients, as they are in this step."""
-        return [p.grad for p in self.params if p.grad is not None]
-
     def fits(self, group: Group, state: Mapping[Tensor, Group]) -> bool:
-        """Whether group, state and tensors are what they were."""
+        """Whether group, state and tensors are what they were; note the gradients."""
+        self._grads = [grad for p in self.params if (grad := p.grad) is not None]
         return (
             super().fits(group, state)
             and native.allowed()
             and not torch.compiler.is_compiling()
             and self._places.unchanged()
             and self._kinds.fit(self.params)
-            and self._kinds.fit(self.grads)
+            and self._kinds.fit(self._grads)
         )
+
+    def take_grads(self) -> list[Tensor]:
+        """Hand out the gradients that were noted; they are not kept beyond the step."""
+        grads, self._grads = self._grads, []
+        return grads
 
     def count_all(self) -> None:
         """Count the step, of whatever number it is for each of the parameters."""

@@ -192,7 +192,8 @@ class SphereOptimizer(Optimizer):
         keys = self._fused_columns(group)
         if keys is not None and moved and moved[0].is_cpu:
             ready = ReadyInSpace(group, self.state, keys)
-            if ready.possible and fusable(moved, ready.grads, *ready.columns):
+            grads = self._gradients(moved)
+            if ready.possible and fusable(moved, grads, *ready.columns):
                 self._ready[id(group)] = ready
 
     @abstractmethod

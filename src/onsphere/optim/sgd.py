@@ -205,7 +205,7 @@ class SphereSGD(SphereOptimizer):
             return False
         torch._fused_sgd_(
             ready.params,
-            ready.grads,
+            ready.take_grads(),
             ready.columns[0] if ready.columns else [],
             weight_decay=group["weight_decay"],
             momentum=momentum,
@@ -225,8 +225,11 @@ class SphereSGD(SphereOptimizer):
             moved = [local(p) for p in params]
             buffers = [b if b is None else local(b) for b in buffers]
         made = [buffer for buffer in buffers if buffer is not None]
-        fused = all(_moved_fused(p) for p in moved) and fusable(
-            moved, grads, *([made] if len(made) == len(params) else [])
+        # Nor does it take parameters some of which have no momentum yet.
+        fused = (
+            all(_moved_fused(p) for p in moved)
+            and len(made) in (0, len(params))
+            and fusable(moved, grads, *([made] if made else []))
         )
         plain_sgd(
             moved,

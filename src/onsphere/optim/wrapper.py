@@ -373,7 +373,7 @@ class OnSphere(Optimizer):
 
     def _hide(self, hidden: _Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
-        grads = [p.grad for p in self._moving() if p.grad is not None]
+        grads = [grad for p in self._moving() if (grad := p.grad) is not None]
         refuse_sparse(grads, "on_sphere")
         if self.nonfinite == "ignore" or not grads:
             return

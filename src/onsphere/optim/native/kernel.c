@@ -489,16 +489,18 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, *first = malloc((count + 1) * sizeof *first);
+    int64_t total = 0, longest = 0, entries = 0, *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
         t->skipped = 0;
         first[i] = total, total += tasks(t);
+        entries += t->batches * t->vectors * length(t);
         if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
     }
     first[count] = total;
-    int threads = (int)most(1, s->threads);
+    /* Waiting for another thread costs more than a short task. */
+    const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
     float *scratch = aligned_alloc(4 * PADDED, threads * (int64_t)KEPT * sizeof *scratch);
     double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
     if (!scratch || !partial) {

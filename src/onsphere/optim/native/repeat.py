@@ -59,6 +59,8 @@ class _Table:
         self._doubles = memoryview(self._bytes).cast("d")
         self._where = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
         self._start = ctypes.addressof(self._where)
+        self._settings: tuple[float, ...] = ()
+        self._packed = b""
         layouts = layouts_of(points, sphere)
         for number in range(4):
             self._fill(_LAYOUT + number, layouts[number::4])
@@ -72,9 +74,11 @@ class _Table:
     def _call(self, entry: str, settings: Sequence[float]) -> None:
         kernels = library()
         assert kernels is not None
-        numbers, flags = settings[:5], map(int, settings[5:])
-        packed = SETTINGS.pack(*numbers, *flags, ops.most_instructions, torch.get_num_threads())
-        if getattr(kernels, entry)(self._start, self._count, packed):
+        given = (*settings, ops.most_instructions, torch.get_num_threads())
+        if given != self._settings:
+            self._settings, flags = given, map(int, given[5:])
+            self._packed = SETTINGS.pack(*given[:5], *flags)
+        if getattr(kernels, entry)(self._start, self._count, self._packed):
             raise MemoryError("the native kernels could not allocate their scratch memory")
 
     def _counts(self) -> list[int]:

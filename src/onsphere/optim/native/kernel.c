@@ -24,9 +24,10 @@ enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
+/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing. */
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
 /* Which of the factors of a diagonal update says whether the share of news is asked for. */
 enum { NEWS = 6 };
-enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
 
 #include "plan.h"
 
@@ -180,7 +181,8 @@ static void factors(const Worker *w, const Tensor *t, float *a) {
     if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_is == ROTATION;
 }
 
-/* How far ahead memory is asked for: the next vector, or a little further in a long one. */
+/* How far ahead memory is asked for: the next vector, or a little further in a long one. Chunks
+ * that threads share ask for what is NEAR, in the same page: pages ahead cost more than they gain. */
 static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
 
 static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,

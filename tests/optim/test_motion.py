@@ -6,7 +6,14 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import StepOptions, Update, inner, limits_of, reference_length
+from onsphere.optim.motion import (
+    StepOptions,
+    Update,
+    inner,
+    limits_of,
+    reference_length,
+    step_coefficients,
+)
 
 ROWS = (1,)
 HEADS = Sphere(VectorAxes(pieces=((0, 9),)))

@@ -1,4 +1,4 @@
-"""The hooks that PyTorch runs around every optimizer's step, kept from running around an inner one."""
+"""Hooks that PyTorch runs around every step, kept from running around that of an inner one."""
 
 import contextlib
 from collections.abc import Iterator

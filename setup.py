@@ -89,7 +89,7 @@ setup(
         Extension(
             "onsphere.optim.native.kernel_library",
             sources=[str(_FOLDER / "kernel.c")],
-            depends=[str(_FOLDER / "loops.h")],
+            depends=[str(_FOLDER / "loops.h"), str(_FOLDER / "plan.h")],
             optional=True,
         )
     ],

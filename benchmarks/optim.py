@@ -1,6 +1,8 @@
 """One step on spheres against torch's fused optimizers, and against peers that are installed."""
 
+import contextlib
 import importlib.util
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,6 +44,13 @@ def resnet50() -> Shapes:
     return shapes
 
 
+def small_mlp() -> Shapes:
+    """The 20 tensors of ten linear layers, 17 thousand parameters: all is overhead here."""
+    widths = (16, 24, 32, 40, 48, 64, 64, 48, 32, 24, 16)
+    pairs = itertools.pairwise(widths)
+    return [shape for inputs, outputs in pairs for shape in ((outputs, inputs), (outputs,))]
+
+
 def measure(device: str = "cpu") -> Iterator[Pairing]:
     """Time one step; what has one axis is an ordinary parameter, all else lives on spheres."""
     adamw = _base(torch.optim.AdamW, lr=1e-3, weight_decay=0.0, fused=True)
@@ -64,6 +73,16 @@ def measure(device: str = "cpu") -> Iterator[Pairing]:
     ]
     for name, shapes, sphere, ours, peer, theirs in cases:
         yield _compare(name, shapes, sphere, ours, peer, theirs, device)
+    small = (
+        ("SphereAdamW", sphere_adamw, "AdamW(fused)", adamw),
+        ("SphereSGD", sphere_sgd, "SGD(fused)", sgd),
+        ("on_sphere(AdamW(fused))", _wrapped(), "AdamW(fused)", adamw),
+    )
+    for name, ours, peer, theirs in small:
+        for threads in (1, 2) if device == "cpu" else (1,):
+            full = f"{name}, small MLP, rows" + (f", threads: {threads}" if device == "cpu" else "")
+            with _threads(threads):
+                yield _compare(full, small_mlp(), _ROWS, ours, peer, theirs, device)
     for peer, theirs in _peers().items():
         ours = sphere_sgd if "SGD" in peer else sphere_adamw
         name = "sphere step, ResNet-50, filters"
@@ -82,6 +101,16 @@ def _compare(
 ) -> Pairing:
     steps = [_stepper(shapes, sphere, make, device) for make in (ours, theirs)]
     return pair(name, peer, *steps, pairs=21, seconds=0.1, cuda=device == "cuda")
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _stepper(shapes: Shapes, sphere: Sphere, make: _Make, device: str) -> Callable[[], object]:

@@ -28,6 +28,7 @@ TRAVELS = {
 # name -> shape, what is done to the memory, sphere
 LAYOUTS = {
     "rows": ((6, 37), None, ROWS),
+    "many rows": ((21, 37), None, ROWS),
     "whole": ((6, 37), None, Sphere()),
     "filters": ((6, 5, 3, 3), None, ROWS),
     "filters, channels last": ((6, 5, 3, 3), "channels_last", ROWS),

@@ -1,5 +1,7 @@
 """The native kernels against pure PyTorch: the same numbers to rounding."""
 
+import os
+
 import pytest
 import torch
 from torch import library
@@ -66,7 +68,7 @@ def test_every_layout(name, layout, dtype, generator):
 @pytest.mark.parametrize("options", TRAVELS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("ascend", [False, True])
-@pytest.mark.parametrize("layout", ["rows", "heads of columns", "large"])
+@pytest.mark.parametrize("layout", ["rows", "many rows", "heads of columns", "large"])
 def test_every_way_to_step(name, options, ascend, layout, generator):
     compare(name, layout, torch.float32, generator, options=options, maximize=ascend)
 
@@ -77,7 +79,54 @@ def test_every_way_to_step(name, options, ascend, layout, generator):
 def test_every_instruction_set(number, name, dtype, generator, monkeypatch):
     monkeypatch.setattr(ops, "most_instructions", number)
     compare(name, "rows", dtype, generator)
+    compare(name, "many rows", dtype, generator)
     compare(name, "columns", dtype, generator)
+
+
+ODD = {3: 0.0, 9: torch.nan, 10: torch.inf, 14: 1e-30, 20: 1e30}
+
+
+@pytest.mark.filterwarnings("ignore:.* left .* vectors:UserWarning")
+@pytest.mark.parametrize("number", SETS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("length", [1, 2, 16, 24, 64, 128, 130])
+def test_odd_ones_among_many_short_vectors(name, number, length, generator, monkeypatch):
+    monkeypatch.setattr(ops, "most_instructions", number)
+    start, grads = (torch.randn(*s, length, generator=generator) for s in ((21,), (3, 21)))
+    start[5] = 0
+    for row, value in ODD.items():
+        grads[1, row] *= value
+    ends = [run(on, name, start, grads, ROWS, None, lr=0.05) for on in (True, False)]
+    for ours, theirs in zip(*(end[:2] for end in ends), strict=True):
+        if ours is not None:
+            # A tangent momentum is a difference of gradients.
+            scale = torch.stack([theirs.flatten(1).abs().amax(-1), grads[0].abs().amax(-1)]).amax(0)
+            assert ((ours - theirs).abs().flatten(1).amax(-1) <= 2e-5 * scale).all()
+    torch.testing.assert_close(ends[0][2], ends[1][2], rtol=1e-6, atol=0)
+    assert ends[0][3].skipped == ends[1][3].skipped
+
+
+@pytest.mark.filterwarnings("ignore:.* left .* vectors:UserWarning")
+@pytest.mark.parametrize("number", SETS)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("brake", [False, True])
+def test_many_short_vectors_are_restored(number, centered, brake, generator, monkeypatch):
+    monkeypatch.setattr(ops, "most_instructions", number)
+    sphere, start = Sphere(VectorAxes((0,)), centered=centered), torch.randn(21, 24)
+    start[4] = 0
+    moved = start + torch.randn(21, 24, generator=generator)
+    moved[7], moved[8], moved[9] = 0, torch.nan, start[9]
+    ends = []
+    for on in (True, False):
+        with native.switched(on):
+            point = start.clone()
+            held = constrain([point], sphere, numbers([point], sphere))
+            record([held])
+            point.copy_(moved)
+            left = restore([held], brake=brake, growth=0.25)
+            ends.append((point, held.radius, torch.tensor(float(left))))
+    for ours, theirs in zip(*ends, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -190,3 +239,17 @@ def test_finite():
     assert native.finite([good, bad]) is False
     assert native.finite([torch.ones(4, 4)[:, 0]]) is None
     assert native.finite([torch.ones(2).double()]) is None
+
+
+@pytest.mark.slow
+def test_more_entries_than_32_bits_count():
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < 6 << 30:
+        pytest.skip("needs 6 GB of memory")
+    count = (1 << 31) + 4096 + 5
+    point = torch.ones(count, dtype=torch.bfloat16)
+    radius = torch.tensor([2 * count**0.5])
+    assert native.restore([point], [radius], Sphere(), brake=False, growth=0.0) == [0]
+    assert point[:2].tolist() == point[-2:].tolist() == [2, 2]
+    point[-1] = torch.nan
+    assert native.finite([point]) is False

@@ -342,8 +342,10 @@ class Judge:
     def false(self, found: Any) -> list[str]:
         """Claims of an audit that fail, in words."""
         claims = list(self._claims(found))
-        exact = [c for c in claims if c[0] not in ("inert", "shift", "inert part")]
-        loose = [c for c in claims if c[0] in ("inert", "shift", "inert part")]
+        # Where a network rounds, even a scale adds: of a sum with a bias that has no effect.
+        adding = ("inert", "shift", "inert part", *(("scale", "sphere") if found.inert else ()))
+        exact = [c for c in claims if c[0] not in adding]
+        loose = [c for c in claims if c[0] in adding]
         said = []
         for some in (exact, loose):
             adds = some is loose

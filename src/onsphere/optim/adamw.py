@@ -28,15 +28,15 @@ from torch import Tensor
 from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
+from onsphere.optim.again import Ready, ReadyInSpace
 from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.linear import Linear, VectorMoment
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import (
     Group,
     Nonfinite,
     SphereOptimizer,
-    fusable,
-    fused_as,
     state_dtype,
 )
 from onsphere.optim.placement import local
@@ -215,19 +215,43 @@ class SphereAdamW(SphereOptimizer):
             found.append((state["exp_avg"], moment, made[steps]))
         return found
 
-    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
-        counters = [self.state[param]["step"] for param in params]
-        steps = [counter.item() for counter in counters]
-        if steps.count(steps[0]) != len(steps):
+    def _update_again(self, ready: Ready, group: Group) -> Linear | Diagonal | None:
+        steps = ready.count()
+        if steps is None:
             return None
-        torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
         return adamw_update(
             betas=(beta1, beta2),
             eps=group["eps"],
-            steps=steps[0] + 1,
+            steps=steps,
             second_moment=group["second_moment"],
         )
+
+    def _fused_columns(self, group: Group) -> Sequence[str] | None:
+        return ("exp_avg", "exp_avg_sq") if fused_as(group, True) else None
+
+    def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
+        beta1, beta2 = group["betas"]
+        if not ready.steps or not plain_numbers(group["lr"], beta1, beta2):
+            return False
+        ready.count_all()
+        first, second = ready.columns
+        torch._fused_adamw_(
+            ready.params,
+            ready.take_grads(),
+            first,
+            second,
+            [],
+            ready.steps,
+            amsgrad=False,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+        return True
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:

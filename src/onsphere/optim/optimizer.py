@@ -4,7 +4,6 @@ A subclass says which update it makes and how it treats ordinary parameters. Not
 update itself.
 """
 
-import operator
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
@@ -17,7 +16,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
 from onsphere.optim import native, placement, sharded
+from onsphere.optim.again import Ready, ReadyInSpace, ReadyOnSpheres
 from onsphere.optim.diagonal import Diagonal
+from onsphere.optim.fused import fusable
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step, StepOptions, reference_length, working_dtype
 from onsphere.optim.product import Family, Part, advance_all
@@ -132,10 +133,13 @@ class SphereOptimizer(Optimizer):
         self._check_gradients([ready is not None for ready in again])
         batches, counted, ways = [], [], []
         for group, ready in zip(self.param_groups, again, strict=True):
+            if ready is not None and self._repeat(ready, group):
+                continue
             if group["sphere"] is None:
                 moving = [p for p in group["params"] if p.grad is not None]
                 self._step_in_space(moving, self._gradients(moving), group)
-            elif ready is None or not self._repeat(ready, group):
+                self._remember_in_space(group, moving)
+            else:
                 sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
                 batches.append((self._families(sets, group), group["sphere"], _options_of(group)))
                 counted.append([members[0] for members in sets])
@@ -151,17 +155,20 @@ class SphereOptimizer(Optimizer):
         self._look()
         return loss
 
-    def _again(self, group: Group) -> "_Ready | None":
+    def _again(self, group: Group) -> Ready | None:
         """Return how the last step of a group was made, if this one can be made alike."""
         ready = self._ready.get(id(group))
         return ready if ready is not None and ready.fits(group, self.state) else None
 
-    def _repeat(self, ready: "_Ready", group: Group) -> bool:
+    def _repeat(self, ready: Ready, group: Group) -> bool:
         """Make the step of a group as the last one; return whether there is one for all of it."""
-        update = self._update_again(ready.params, group)
+        if isinstance(ready, ReadyInSpace):
+            return self._step_in_space_again(ready, group)
+        assert isinstance(ready, ReadyOnSpheres)
+        update = self._update_again(ready, group)
         if update is None:
             return False
-        counts = ready.call.step(update, _options_of(group))
+        counts = ready.step(update, _options_of(group))
         if any(counts):
             self._count(ready.params, list(counts))
         if group["lr_is"] == "rotation" and not self._told_of_rounding:
@@ -175,19 +182,39 @@ class SphereOptimizer(Optimizer):
             return
         if native.Repeated.possible(families, group["sphere"]):
             call = native.Repeated(families, group["sphere"])
-            self._ready[id(group)] = _Ready(call, group, self.state)
+            self._ready[id(group)] = ReadyOnSpheres(call, group, self.state)
+
+    def _remember_in_space(self, group: Group, moved: list[Tensor]) -> None:
+        """Do the same for a group of ordinary parameters that the fused step has moved."""
+        self._ready.pop(id(group), None)
+        if self._sharded or len(moved) != len(group["params"]) or not native.allowed():
+            return
+        keys = self._fused_columns(group)
+        if keys is not None and moved and moved[0].is_cpu:
+            ready = ReadyInSpace(group, self.state, keys)
+            grads = self._gradients(moved)
+            if ready.possible and fusable(moved, grads, *ready.columns):
+                self._ready[id(group)] = ready
 
     @abstractmethod
-    def _update_again(self, params: list[Tensor], group: Group) -> Linear | Diagonal | None:
+    def _fused_columns(self, group: Group) -> Sequence[str] | None:
+        """Name the state that the fused step moves; ``None`` where it is not asked for."""
+
+    @abstractmethod
+    def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
+        """Move ordinary parameters by the fused step; return whether it can be taken."""
+
+    @abstractmethod
+    def _update_again(self, ready: Ready, group: Group) -> Linear | Diagonal | None:
         """Return the one update of parameters that have moved before, and count the step.
 
         ``None``, with nothing counted, where they have several.
         """
 
     @property
-    def _ready(self) -> "dict[int, _Ready]":
+    def _ready(self) -> dict[int, Ready]:
         """By param group; not a part of what is saved or copied."""
-        found: dict[int, _Ready] = self.__dict__.setdefault("_ready_groups", {})
+        found: dict[int, Ready] = self.__dict__.setdefault("_ready_groups", {})
         return found
 
     @property
@@ -481,36 +508,6 @@ class SphereOptimizer(Optimizer):
             )
 
 
-# What a group must have had in the last step for this one to be made alike.
-_SETTINGS = ("sphere", "lr_is", "second_moment", "master_weights")
-_TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", *_PER_VECTOR)
-
-
-class _Ready:
-    """A call of the native kernels that was made for a group, and what it was made of."""
-
-    def __init__(self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
-        self.call, self.params = call, list(group["params"])
-        self._group = group
-        self._settings = [group.get(name) for name in _SETTINGS]
-        self._states = [state[param] for param in self.params]
-        held = [(own, key, own[key]) for own in self._states for key in _TENSORS if key in own]
-        self._owners, self._keys, self._held = zip(*held, strict=True)
-
-    def fits(self, group: Group, state: Mapping[Tensor, Group]) -> bool:
-        """Whether group, state and tensors are what they were."""
-        params = group["params"]
-        return (
-            group is self._group
-            and len(params) == len(self.params)
-            and all(map(operator.is_, params, self.params))
-            and all(map(operator.is_, map(group.get, _SETTINGS), self._settings))
-            and all(map(operator.is_, map(state.get, params), self._states))
-            and all(map(operator.is_, map(dict.get, self._owners, self._keys), self._held))
-            and self.call.again()
-        )
-
-
 def _sets(group: Group) -> list[list[Tensor]]:
     """Cut a group's parameters into sets that share their vectors."""
     params = [p for p in group["params"] if p.numel()]
@@ -542,31 +539,3 @@ def state_dtype(param: Tensor, group: Group) -> torch.dtype:
     if group["master_weights"] and group["sphere"] is not None:
         return working_dtype(param)
     return param.dtype
-
-
-def fused_as(group: Group, possible: bool) -> bool | None:
-    """Whether ordinary parameters move by PyTorch's fused step; ``None`` leaves it to PyTorch."""
-    if group["fused"] is False or group["foreach"]:
-        return False
-    return True if possible else None
-
-
-def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
-    """Whether torch's fused CPU step takes these parameters with their gradients and state.
-
-    Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
-    its parameter, they give wrong numbers without a word (seen in torch 2.13).
-    """
-    for p, *others in zip(params, *columns, strict=True):
-        if not (p.is_cpu and p.is_floating_point()):
-            return False
-        if any(x.layout is not torch.strided for x in others):
-            return False
-        if p.is_contiguous():
-            if all(x.is_contiguous() for x in others):
-                continue
-        elif torch.empty_like(p, device="meta").stride() != p.stride():
-            return False
-        if any(x.stride() != p.stride() for x in others):
-            return False
-    return True

@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
+from onsphere.optim.again import Ready, ReadyInSpace
+from onsphere.optim.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import LrIs, Step
 from onsphere.optim.optimizer import (
     Group,
     Nonfinite,
     SphereOptimizer,
-    fusable,
-    fused_as,
     state_dtype,
 )
 from onsphere.optim.placement import beside, local
@@ -184,8 +184,8 @@ class SphereSGD(SphereOptimizer):
         )
         return (state["momentum_buffer"] if group["momentum"] else None), None, update
 
-    def _update_again(self, params: list[Tensor], group: Group) -> Linear | None:
-        if (group["momentum"] != 0) != ("momentum_buffer" in self.state[params[0]]):
+    def _update_again(self, ready: Ready, group: Group) -> Linear | None:
+        if (group["momentum"] != 0) != ("momentum_buffer" in self.state[ready.params[0]]):
             return None
         return sgd_update(
             momentum=group["momentum"],
@@ -193,6 +193,29 @@ class SphereSGD(SphereOptimizer):
             nesterov=group["nesterov"],
             first=False,
         )
+
+    def _fused_columns(self, group: Group) -> Sequence[str] | None:
+        if not fused_as(group, all(_moved_fused(p) for p in group["params"])):
+            return None
+        return ("momentum_buffer",) if group["momentum"] else ()
+
+    def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
+        momentum, lr = group["momentum"], group["lr"]
+        if (momentum != 0) != bool(ready.columns) or not plain_numbers(lr, momentum):
+            return False
+        torch._fused_sgd_(
+            ready.params,
+            ready.take_grads(),
+            ready.columns[0] if ready.columns else [],
+            weight_decay=group["weight_decay"],
+            momentum=momentum,
+            lr=lr,
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            is_first_step=False,
+        )
+        return True
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         momentum = group["momentum"]
@@ -202,9 +225,11 @@ class SphereSGD(SphereOptimizer):
             moved = [local(p) for p in params]
             buffers = [b if b is None else local(b) for b in buffers]
         made = [buffer for buffer in buffers if buffer is not None]
-        # Torch's fused step does not move half precision on the CPU (seen in torch 2.13).
-        fused = all(p.dtype.itemsize >= 4 for p in moved) and fusable(
-            moved, grads, *([made] if len(made) == len(params) else [])
+        # Nor does it take parameters some of which have no momentum yet.
+        fused = (
+            all(_moved_fused(p) for p in moved)
+            and len(made) in (0, len(params))
+            and fusable(moved, grads, *([made] if made else []))
         )
         plain_sgd(
             moved,
@@ -225,3 +250,8 @@ class SphereSGD(SphereOptimizer):
                 assert buffer is not None
                 held = beside(param, buffer) if self._sharded else buffer
                 self.state[param]["momentum_buffer"] = held
+
+
+def _moved_fused(param: Tensor) -> bool:
+    """Torch's fused step does not move half precision on the CPU (seen in torch 2.13)."""
+    return param.dtype.itemsize >= 4

@@ -1,19 +1,18 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
-import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import native, placement, sharded
 from onsphere.optim.displacement import Buffers, Displacements, steps_from_anywhere
+from onsphere.optim.hooks import without_global_hooks
 from onsphere.optim.linear import Linear
 from onsphere.optim.motion import StepOptions
 from onsphere.optim.optimizer import Group
@@ -198,7 +197,7 @@ class OnSphere(Optimizer):
         try:
             if closure is None:
                 self._hide(hidden)
-            with _no_global_hooks():  # they run around this step
+            with without_global_hooks():  # they run around this step
                 if self.mode == "rotate":
                     loss, added = self._step_for_updates(closure, hidden)
                 elif closure is None:
@@ -373,7 +372,7 @@ class OnSphere(Optimizer):
 
     def _hide(self, hidden: _Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
-        grads = [p.grad for p in self._moving() if p.grad is not None]
+        grads = [grad for p in self._moving() if (grad := p.grad) is not None]
         refuse_sparse(grads, "on_sphere")
         if self.nonfinite == "ignore" or not grads:
             return
@@ -557,28 +556,6 @@ def _rate(lr: Any) -> float:
             'give it a number of radians, or use mode="hard"'
         )
     return float(lr)
-
-
-@contextlib.contextmanager
-def _no_global_hooks() -> Iterator[None]:
-    """Keep the hooks that run around every optimizer's step from running around an inner one."""
-    hooks: list[dict[int, Any]] = [
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    ]
-    if not any(hooks):
-        yield
-        return
-    before = [dict(held) for held in hooks]
-    for held in hooks:
-        held.clear()
-    try:
-        yield
-    finally:
-        for held, old in zip(hooks, before, strict=True):
-            new = dict(held)  # registered by a closure
-            held.clear()
-            held.update(old | new)
 
 
 def _own_scalar(value: Any) -> Any:

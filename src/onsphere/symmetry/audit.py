@@ -59,6 +59,8 @@ COTANGENTS = 3
 """Random combinations of the outputs per point."""
 _SIZES = (1.0, 0.4, 2.5)
 """Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
+_LOOKUPS = 6
+"""On how many further draws shifts and finer spheres are tested, where inputs look up rows."""
 _DRAW_SECONDS = 30.0
 """How long well-conditioned weights are looked for."""
 
@@ -167,6 +169,14 @@ def _wide_points(probe: Probe) -> list[Point]:
     return [*islice(far_points(probe), 3), *large]
 
 
+def _other_lookups(probe: Probe) -> list[Point]:
+    """Return further inputs, where whole numbers look up rows: what meets whom is chance."""
+    if not probe.others.rows:
+        return []
+    drawn = [probe.redrawn(0.4, 1.0, turn) for turn in range(_LOOKUPS)]
+    return [point for point in drawn if is_well_conditioned(probe, point)]
+
+
 def _with_gradients(
     probe: Probe,
     args: tuple[Any, ...],
@@ -200,7 +210,7 @@ def _with_gradients(
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, points, evidence))
     say("looking for finer spheres and shifts")
-    random = [*points[:2], *_wide_points(probe)]
+    random = [*points[:2], *_wide_points(probe), *_other_lookups(probe)]
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
     return _Findings(

@@ -6,12 +6,17 @@ runs in pure PyTorch, with the same numbers to rounding.
 """
 
 from onsphere.optim.native.calls import apply, finite, known, reduce, restore, step, takes
-from onsphere.optim.native.kernel import instruction_set, path, switched
+from onsphere.optim.native.held import Counters, Kinds, Places
+from onsphere.optim.native.kernel import allowed, instruction_set, path, switched
 from onsphere.optim.native.repeat import Repeated, RepeatedRestore, finite_of, usable
 
 __all__ = [
+    "Counters",
+    "Kinds",
+    "Places",
     "Repeated",
     "RepeatedRestore",
+    "allowed",
     "apply",
     "finite",
     "finite_of",

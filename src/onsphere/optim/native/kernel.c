@@ -18,41 +18,53 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 4, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
+enum { ABI = 5, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-enum { NARROW = 64, STREAMS = 8 };
+/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing. */
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
+/* Which of the factors of a diagonal update says whether the share of news is asked for. */
+enum { NEWS = 6 };
+
+#include "plan.h"
+
+/* Vectors whose plans are made at once: number j of vector i lies at [j][i]. */
+typedef struct {
+    double x[NUMBERS][TOGETHER];
+    double radius[TOGETHER], second[TOGETHER], c[COEFFICIENTS][TOGETHER], verdict[TOGETHER];
+} Group;
 
 /* One row of entries that belong to different vectors. */
 typedef struct {
-    long n;
+    int64_t n;
     int kind, moving;
     float *p;
     const float *g;
     float *m, *v;
     const float *a;
     float *kept;
-    long ahead; /* entries to the next row */
+    int64_t ahead; /* entries to the next row */
 } Rows;
 
 typedef struct {
-    void (*gram)(long, const float *, const float *, const float *, double *, long);
-    void (*mix)(long, float *, const float *, float *, const float *, long);
-    void (*blend)(long, float *, const float *, const float *);
-    void (*moments)(long, const float *, const float *, const float *, const float *,
-                    const float *, float *, double *, long);
-    void (*drift)(long, float *, const float *, float *, float *, const float *, const float *,
-                  const float *, long);
-    void (*size)(long, const float *, double *, long);
-    void (*sizes)(long, const float *, double *);
-    void (*scale)(long, float *, const float *);
+    void (*gram)(int64_t, const float *, const float *, const float *, double *, int64_t);
+    void (*mix)(int64_t, float *, const float *, float *, const float *, int64_t);
+    void (*blend)(int64_t, float *, const float *, const float *);
+    void (*moments)(int64_t, const float *, const float *, const float *, const float *,
+                    const float *, float *, double *, int64_t);
+    void (*drift)(int64_t, float *, const float *, float *, float *, const float *, const float *,
+                  const float *, int64_t);
+    void (*size)(int64_t, const float *, double *, int64_t);
+    void (*sizes)(int64_t, const float *, double *);
+    void (*scale)(int64_t, float *, const float *);
     void (*add)(const Rows *, float *);
     void (*follow)(const Rows *, const float *);
-    void (*widen)(long, const uint16_t *, float *);
-    void (*narrow)(long, const float *, uint16_t *);
+    void (*widen)(int64_t, const uint16_t *, float *);
+    void (*narrow)(int64_t, const float *, uint16_t *);
+    void (*plans)(const Settings *, const Tensor *, double, Group *);
 } Loops;
 
 #define NAME(x) x##_plain
@@ -85,23 +97,6 @@ typedef struct {
 #undef LANES
 #endif
 
-/* Mirrored by `_Tensor` in __init__.py. Entry (b, o, k, i) of a dense array of shape
- * (batches, outer, vectors, inner) belongs to vector (b, k). */
-typedef struct {
-    void *point, *slope, *momentum, *square;
-    float *radius, *second;
-    double *numbers;
-    int64_t batches, outer, vectors, inner;
-    double a[8];
-    int64_t skipped;
-} Tensor;
-
-/* Mirrored by `_Settings` in __init__.py. */
-typedef struct {
-    double rate, radius, growth, tolerance, floor;
-    int64_t kind, dtype, lr_is, exponential, brake, centered, ascend, sets, threads;
-} Settings;
-
 static const Loops *loops_for(int64_t sets) {
 #ifdef MANY_SETS
     __builtin_cpu_init();
@@ -115,170 +110,22 @@ static const Loops *loops_for(int64_t sets) {
     return &loops_plain;
 }
 
-/* ---- plan: numbers per vector in, coefficients out; motion.py has the same in torch ---- */
-
-typedef struct {
-    double a, b, d, e; /* p' = a p + b t and m' = m + d p + e t, for a tangent t */
-} Move;
-
-/* What motion.Limits says of float32: below LEAST squares have lost digits. */
-static const double STEEP = 0.3, LEAST = FLT_MIN / FLT_EPSILON, ENOUGH = 0.1, SMALL_TURN = 1e-4;
-
-/* `whole` is |u|^2 before the projection, `least` what it has to be, `share` that of news, and
- * `relative` what a relative rate is multiplied by. Short vectors spend most of their time here, so
- * that roots and quotients are few. */
-static Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
-                   double share, double least, double relative) {
-    const double rate = s->rate, onto = radius / sqrt(pp);
-    const int rotation = s->lr_is == ROTATION;
-    Move move = {onto, 0, 0, 0};
-    double over, square; /* angle / size and its square times |t|^2 */
-    if (rotation) {
-        over = rate * fmin(share / ENOUGH, 1) / sqrt(tt);
-    } else {
-        over = rate * (s->lr_is == RELATIVE ? relative : 1 / radius);
-        if (!(whole > least) && !(over * sqrt(least) < SMALL_TURN)) return move;
-    }
-    square = over * over * tt;
-    if (!(square > 0) || !(tt * (1 + square) > STEEP * square * whole)) return move;
-    if (rotation && !(whole > least && tt > s->floor * whole)) return move;
-    double cosine, sine; /* sine is sin(angle) / size */
-    if (rotation || s->exponential) {
-        const double angle = over * sqrt(tt);
-        cosine = cos(angle), sine = sin(angle) / angle * over;
-        if (s->exponential) {
-            const double half = sin(angle / 2) / angle * over;
-            move.d = ht * sine * onto / radius, move.e = -2 * half * half * ht;
-        }
-    } else {
-        cosine = 1 / sqrt(1 + square), sine = cosine * over;
-    }
-    move.a = cosine * onto, move.b = -sine * radius;
-    if (!s->exponential) {
-        const double along = sine * ht / radius;
-        move.d = along * move.a, move.e = along * move.b;
-    }
-    return move;
-}
-
-static int sound(const double *x, int count, double least) {
-    double sum = 0;
-    for (int i = 0; i < count; i++) sum += x[i] * 0;
-    return sum == 0 && x[0] > least;
-}
-
-/* Which only a rotation asks for. */
-static double share_of_news(const Settings *s, double fresh, double momentum, double decay) {
-    return s->lr_is == ROTATION && momentum > 0 ? sqrt(fresh / momentum) / fmax(1 - decay, 1e-6) : 1;
-}
-
-/* What a plan returns: a vector that cannot follow it, one that does, and one that follows it but
- * does not turn though a gradient asked for that. */
-enum { STAYS, MOVES, REFUSED };
-
-static int verdict(const Settings *s, double n, double gg, double tt, double whole, double least,
-                   Move move) {
-    const int asked = tt > s->floor * whole || (s->lr_is == ROTATION && whole <= least);
-    return asked && gg > 0 && move.b == 0 && n > 1 && s->rate > 0 ? REFUSED : MOVES;
-}
-
-/* What one vector owns beside its entries. */
-typedef struct {
-    float radius, second;
-} Own;
-
 static Own own(const Tensor *t, int64_t k) {
     return (Own){t->radius ? t->radius[k] : 0, t->second ? t->second[k] : 0};
 }
 
 static void keep(const Tensor *t, int64_t k, Own x) {
-    if (t->radius) t->radius[k] = x.radius;
-    if (t->second) t->second[k] = x.second;
+    if (t->radius) t->radius[k] = (float)x.radius;
+    if (t->second) t->second[k] = (float)x.second;
 }
 
-static double radius_of(const Settings *s, Own *x, double pp) {
-    if (x->radius == 0) x->radius = (float)(s->radius > 0 ? s->radius : sqrt(pp));
-    return x->radius;
-}
-
-/* Vectors that do not turn and are on their sphere to rounding are left alone, to the bit. */
-static void settle(const Settings *s, double n, Move *move, double length, double radius) {
-    if (n == 1) *move = (Move){radius / length, 0, 0, 0};
-    if (move->b == 0 && fabs(move->a - 1) <= s->tolerance) move->a = 1;
-}
-
-static int plan_linear(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                       float *c) {
-    const double least = n * LEAST;
-    if (!sound(x, 6, least)) return STAYS;
-    const double sign = s->ascend ? -1 : 1, alpha = t->a[0], kappa = t->a[1];
-    const double pp = x[0], pg = sign * x[1], pm = x[2];
-    const double over = 1 / pp, gamma = pg * over, mu = pm * over;
-    const double gg = fmax(x[3] - pg * gamma, 0), gm = sign * x[4] - pg * mu;
-    const double mm = fmax(x[5] - pm * mu, 0), radius = radius_of(s, own, pp);
-    double u = t->a[2], w = t->a[3]; /* the update is u g + w m, both tangent */
-    if (t->second) {
-        own->second = (float)(t->a[4] * own->second + (1 - t->a[4]) * gg / n);
-        const double moment = fmax(own->second, FLT_MIN);
-        const double scale = 1 / (t->a[5] * sqrt(moment) + t->a[6]);
-        u *= scale, w *= scale;
-    }
-    const double tt = fmax(u * u * gg + 2 * u * w * gm + w * w * mm, 0);
-    const double raw = u * u * x[3] + 2 * u * w * sign * x[4] + w * w * x[5];
-    const double ht = u * kappa * gg + (u * alpha + w * kappa) * gm + w * alpha * mm;
-    const double momentum = kappa * kappa * gg + 2 * kappa * alpha * gm + alpha * alpha * mm;
-    const double share = share_of_news(s, kappa * kappa * gg, momentum, alpha);
-    const double floor = least * (u * u + w * w);
-    const double reference = t->a[7];
-    const double relative = t->second ? 1 / reference : radius / (reference * reference);
-    Move move = motion(s, pp, tt, ht, raw, radius, share, floor, relative);
-    settle(s, n, &move, sqrt(pp), radius);
-    const double kg = kappa + move.e * u, km = alpha + move.e * w;
-    const double all[6] = {move.a - move.b * (u * gamma + w * mu), sign * move.b * u, move.b * w,
-                           move.d - kg * gamma - km * mu,          sign * kg,         km};
-    for (int i = 0; i < 6; i++) c[i] = (float)all[i];
-    return verdict(s, n, x[3], tt, raw, floor, move);
-}
-
-static int plan_diagonal(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                         float *c) {
-    const double least = n * LEAST;
-    if (!sound(x, 5, least)) return STAYS;
-    const double pp = x[0], pu = x[1], uu = x[2], radius = radius_of(s, own, pp);
-    const double rho = pu / pp, tt = fmax(uu - pu * rho, 0);
-    const double share = share_of_news(s, x[4], uu, t->a[0]);
-    Move move = motion(s, pp, tt, 0, uu, radius, share, least, 1 / t->a[7]);
-    settle(s, n, &move, sqrt(pp), radius);
-    c[0] = (float)(move.a - move.b * rho), c[1] = (float)move.b;
-    c[2] = c[3] = c[4] = c[5] = 0;
-    return verdict(s, n, x[3], tt, uu, least, move);
-}
-
-static int plan_restore(const Settings *s, double n, const double *x, Own *own, float *c) {
-    const double mean = s->centered ? x[1] / n : 0, pp = x[0] - n * mean * mean;
-    const double size = sqrt(pp), radius = own->radius;
-    if (radius == 0 && isfinite(x[0])) { /* it had no direction before the step: back to zero */
-        c[0] = c[1] = 0;
-        return 0;
-    }
-    if (!isfinite(pp) || !(pp > 0)) {
-        c[0] = 1, c[1] = 0;
-        return 0;
-    }
-    double goal = radius;
-    if (s->brake) {
-        goal = size > radius ? radius + s->growth * (size - radius) : size;
-        own->radius = (float)goal;
-    }
-    const double factor = fabs(goal / size - 1) <= s->tolerance ? 1 : goal / size;
-    c[0] = (float)factor, c[1] = (float)(-factor * mean);
-    return 1;
-}
-
-static int plan(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
-                float *c) {
-    if (s->kind == RESTORE) return plan_restore(s, n, x, own, c);
-    return s->kind == LINEAR ? plan_linear(s, t, n, x, own, c) : plan_diagonal(s, t, n, x, own, c);
+/* One plan: writes coefficients and what the vector owns, returns the verdict. */
+static int plan_one(const Settings *s, const Tensor *t, double n, const double *x, Own *own,
+                    float *c) {
+    const Plan made = plan(s, t, n, x, *own, s->kind, 1);
+    *own = made.own;
+    for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)made.c[i];
+    return (int)made.verdict;
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -304,7 +151,7 @@ static int in_place(const Worker *w, int64_t n) {
 /* How many of `left` entries the loops take next. */
 static int64_t stretch(const Worker *w, const Tensor *t, int64_t left) {
     if (!in_place(w, 0) || !(t->momentum || w->s->kind == RESTORE)) return least(left, BLOCK);
-    return left < PADDED ? left : left / PADDED * PADDED;
+    return left < 4 * PADDED ? left : left / PADDED * PADDED;
 }
 
 /* The entries themselves, or a copy padded with `pad` to a multiple of PADDED. */
@@ -329,18 +176,18 @@ static void stow(const Worker *w, void *array, int64_t at, int64_t n, const floa
     }
 }
 
-static void factors(const Tensor *t, float *a) {
+static void factors(const Worker *w, const Tensor *t, float *a) {
     for (int i = 0; i < 8; i++) a[i] = (float)t->a[i];
+    if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_is == ROTATION;
 }
 
-/* How far ahead memory is asked for: the next vector, or a little further in a long one. */
-static long next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
+/* How far ahead memory is asked for: the next vector, or a little further in a long one. Chunks
+ * that threads share ask for what is NEAR, in the same page: pages ahead cost more than they gain. */
+static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
 
-static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, float *kept,
-                   double *sums) {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
-    const long ahead = next_at(n);
-    factors(t, a);
+static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                   float *kept, double *sums, int64_t ahead) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
         const int64_t padded = pieces(size, PADDED) * PADDED;
@@ -364,11 +211,9 @@ static void reduce(const Worker *w, const Tensor *t, int64_t at, int64_t n, floa
     }
 }
 
-static void apply(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *kept,
-                  const float *c) {
-    const long ahead = next_at(n);
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK], a[8];
-    factors(t, a);
+static void apply(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                  const float *kept, const float *c, int64_t ahead) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
         const int64_t padded = pieces(size, PADDED) * PADDED;
@@ -402,7 +247,7 @@ static int planned(const Worker *w, const Tensor *t, int64_t k, int64_t n, const
                    float *c, int64_t phase) {
     if (phase == STEP) {
         Own mine = own(t, k);
-        const int fine = plan(w->s, t, (double)n, sums, &mine, c);
+        const int fine = plan_one(w->s, t, (double)n, sums, &mine, c);
         keep(t, k, mine);
         return fine;
     }
@@ -420,18 +265,55 @@ static int written(const Worker *w, int fine, const float *c) {
 static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
     const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS];
+    float c[COEFFICIENTS], a[8];
+    factors(w, t, a);
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
     for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
-        reduce(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums);
+        reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
+               next_at(t->inner));
     if (phase == REDUCE) {
         memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
         return 0;
     }
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
-        apply(w, t, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c);
+        apply(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
+              next_at(t->inner));
     return fine != MOVES;
+}
+
+/* TOGETHER short vectors, one after the other in memory, from number k on: their plans are made at
+ * once. */
+static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
+    const int64_t n = t->inner;
+    double sums[TOGETHER][NUMBERS] = {{0}};
+    Group group;
+    float a[8];
+    int64_t skipped = 0;
+    factors(w, t, a);
+    for (int i = 0; i < TOGETHER; i++) {
+        reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i], next_at(n));
+        const Own mine = own(t, k + i);
+        group.radius[i] = mine.radius, group.second[i] = mine.second;
+    }
+    for (int j = 0; j < NUMBERS; j++)
+        for (int i = 0; i < TOGETHER; i++) group.x[j][i] = sums[i][j];
+    w->loops->plans(w->s, t, (double)n, &group);
+    for (int i = 0; i < TOGETHER; i++) {
+        float c[COEFFICIENTS];
+        for (int j = 0; j < COEFFICIENTS; j++) c[j] = (float)group.c[j][i];
+        keep(t, k + i, (Own){group.radius[i], group.second[i]});
+        skipped += group.verdict[i] != MOVES;
+        if (written(w, group.verdict[i] != STAYS, c))
+            apply(w, t, a, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
+    }
+    return skipped;
+}
+
+/* Whether vectors are planned together. */
+static int grouped(const Worker *w, const Tensor *t, int64_t phase) {
+    return phase == STEP && t->outer == 1 && t->vectors == 1 && t->inner <= SHORT &&
+           usual(w->s, t);
 }
 
 /* ---- neighbours: vectors whose entries alternate in memory, row by row ---- */
@@ -466,7 +348,7 @@ static void add_rows(const Worker *w, const Tensor *t, int64_t at, int64_t acros
     const int64_t each = pieces(across, PADDED) * PADDED;
     float part[NUMBERS * BLOCK] = {0}, a[8];
     Buffers buffers;
-    factors(t, a);
+    factors(w, t, a);
     for (int64_t o = 0; o < t->outer; o++) {
         const Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
                                kept ? kept + o * each : NULL, &buffers);
@@ -484,7 +366,7 @@ static void follow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t ac
     const int64_t each = pieces(across, PADDED) * PADDED;
     float a[8];
     Buffers buffers, before;
-    factors(t, a);
+    factors(w, t, a);
     for (int64_t o = 0; o < t->outer; o++) {
         Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
                          kept ? kept + o * each : NULL, &buffers);
@@ -560,7 +442,10 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
     }
     int64_t skipped = 0;
     const int64_t last = least(t->batches * t->vectors, (task + 1) * together);
-    for (int64_t k = task * together; k < last; k++) {
+    int64_t k = task * together;
+    for (; grouped(w, t, phase) && k + TOGETHER <= last; k += TOGETHER)
+        skipped += turn_together(w, t, k);
+    for (; k < last; k++) {
         const int64_t batch = k / t->vectors * t->vectors;
         skipped += turn(w, t, k, batch * n + (k - batch) * t->inner, phase);
     }
@@ -571,20 +456,21 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
 static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, int64_t phase) {
     const int64_t n = length(t), chunks = pieces(n, CHUNK), start = k * n;
     double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS];
+    float c[COEFFICIENTS], a[8];
+    factors(w, t, a);
     Own mine = own(t, k); /* every thread plans alike; one of them writes */
     if (phase != APPLY) {
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < chunks; i++) {
             double *sum = partial + i * NUMBERS;
             memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum);
+            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, NEAR);
         }
         for (int64_t i = 0; i < chunks; i++)
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
     }
     int fine = 1;
-    if (phase == STEP) fine = plan(w->s, t, (double)n, sums, &mine, c);
+    if (phase == STEP) fine = plan_one(w->s, t, (double)n, sums, &mine, c);
     if (phase == APPLY) fine = planned(w, t, k, n, sums, c, phase);
 #pragma omp barrier
 #pragma omp single nowait
@@ -599,22 +485,24 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, start + at, least(CHUNK, n - at), NULL, c);
+        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, NEAR);
     }
 }
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, *first = malloc((count + 1) * sizeof *first);
+    int64_t total = 0, longest = 0, entries = 0, *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
         t->skipped = 0;
         first[i] = total, total += tasks(t);
+        entries += t->batches * t->vectors * length(t);
         if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
     }
     first[count] = total;
-    int threads = (int)most(1, s->threads);
+    /* Waiting for another thread costs more than a short task. */
+    const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
     float *scratch = aligned_alloc(4 * PADDED, threads * (int64_t)KEPT * sizeof *scratch);
     double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
     if (!scratch || !partial) {
@@ -661,6 +549,13 @@ EXPORT int64_t onsphere_abi(void) { return ABI * 1000000 + sizeof(Tensor) * 1000
 EXPORT int onsphere_step(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, STEP); }
 EXPORT int onsphere_reduce(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, REDUCE); }
 EXPORT int onsphere_apply(Tensor *t, int64_t count, const Settings *s) { return run(t, count, s, APPLY); }
+/* Adds 1 to counters that are equal; returns what they are then, or -1 with nothing counted. */
+EXPORT double onsphere_count(float *const *counters, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        if (!(*counters[i] == *counters[0])) return -1;
+    for (int64_t i = 0; i < count; i++) *counters[i] += 1;
+    return count ? *counters[0] : -1;
+}
 /* 0: without vector instructions, 1: AVX2, 2: AVX-512. */
 EXPORT int64_t onsphere_sets(void) {
 #ifdef MANY_SETS

@@ -11,7 +11,7 @@ from pathlib import Path
 # Mirrors `Tensor` and `Settings` in kernel.c.
 TENSOR = struct.Struct("7Q4q8dq")
 SETTINGS = struct.Struct("5d9q")
-_ABI = 4_000_000 + TENSOR.size * 1000 + SETTINGS.size
+_ABI = 5_000_000 + TENSOR.size * 1000 + SETTINGS.size
 _SETS = ("plain", "AVX2", "AVX-512")
 
 # Not a name that Python takes for an extension module.
@@ -29,7 +29,11 @@ def _load() -> ctypes.CDLL | None:
     library.onsphere_sets.restype = ctypes.c_int64
     for name in ("onsphere_step", "onsphere_reduce", "onsphere_apply"):
         getattr(library, name).argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p)
-    return library if library.onsphere_abi() == _ABI else None
+    if library.onsphere_abi() != _ABI:
+        return None
+    library.onsphere_count.restype = ctypes.c_double
+    library.onsphere_count.argtypes = (ctypes.c_void_p, ctypes.c_int64)
+    return library
 
 
 _library = _load()

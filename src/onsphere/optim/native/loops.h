@@ -23,8 +23,8 @@ INLINE void NAME(store)(float *x, vec y) { memcpy(x, &y, sizeof y); }
  * and quotient would take longer than all the rest. */
 INLINE vec NAME(weight_of)(vec x, float s, float e) {
 #if LANES == 16
-    const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), half = 0.5f * inverse, root = x * inverse;
-    const vec below = s * (root + root * (0.5f - root * half)) + e;
+    const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), root = x * inverse;
+    const vec below = root * (1.5f * s - (0.5f * s) * inverse * root) + e;
     const vec about = (vec)_mm512_rcp14_ps((__m512)below);
     return about * (2.0f - below * about);
 #elif LANES == 8
@@ -68,15 +68,18 @@ INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
     return NAME(weight_of)(a[2] * moment + FLT_MIN + a[3] * square, a[4], a[5]);
 }
 
-/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g> |k1 g w|^2.   u goes to `kept`. */
+/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g>, and |k1 g w|^2 if a[NEWS]. u goes to `kept`. */
 INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
                              const float *a, float *kept, vec *x) {
     const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
     const vec h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w, news = a[1] * slope * w;
+    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w;
     if (kept) NAME(store)(kept, u);
-    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square;
-    x[4] = news * news;
+    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square, x[4] = (vec){0};
+    if (a[NEWS] != 0) {
+        const vec news = a[1] * slope * w;
+        x[4] = news * news;
+    }
 }
 
 /* p' = c0 p + c1 u;  m' = b1 m + k1 g;  v' = b2 v + k2 g^2. */
@@ -113,45 +116,47 @@ INLINE void NAME(all_alike)(const float *c, vec *all) {
  *
  * The loops ask for memory `ahead` entries further on, where the next vector begins. Half of the
  * arrays are asked for while the sums are taken and half while the vector is written, so that
- * memory is busy throughout: all of them in one of the two takes a fifth more time. */
+ * memory is busy throughout: all of them in one of the two takes a fifth more time. It comes into
+ * the second level of the cache: the arrays tend to lie alike within their pages, so that two
+ * vectors of four of them do not find place in the first one, which took a fifth more time, too. */
 
-#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 3)
-#define ENTRIES for (long i = 0; i < n; i += LANES)
+#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 2)
+#define ENTRIES for (int64_t i = 0; i < n; i += LANES)
 
 #define SUM_UP(count, terms)                                                                  \
-    for (long from = 0, to; to = from + FLUSH < n ? from + FLUSH : n, from < n; from = to) {  \
+    for (int64_t from = 0, to; to = from + FLUSH < n ? from + FLUSH : n, from < n; from = to) {  \
         vec sum[count] = {{0}}, x[count];                                                     \
-        for (long i = from; i < to; i += LANES) {                                             \
+        for (int64_t i = from; i < to; i += LANES) {                                             \
             terms;                                                                            \
             _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) sum[j] += x[j];          \
         }                                                                                     \
         NAME(flush)(count, sum, sums);                                                        \
     }
 
-TARGET static void NAME(gram)(long n, const float *p, const float *g, const float *m,
-                              double *sums, long ahead) {
+TARGET static void NAME(gram)(int64_t n, const float *p, const float *g, const float *m,
+                              double *sums, int64_t ahead) {
     SUM_UP(6, (FETCH(p), NAME(gram_of)(p + i, g + i, m + i, x)))
 }
 
-TARGET static void NAME(moments)(long n, const float *p, const float *g, const float *m,
+TARGET static void NAME(moments)(int64_t n, const float *p, const float *g, const float *m,
                                  const float *v, const float *a, float *kept, double *sums,
-                                 long ahead) {
+                                 int64_t ahead) {
     SUM_UP(5, (FETCH(p), FETCH(g),
                NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
 }
 
-TARGET static void NAME(size)(long n, const float *p, double *sums, long ahead) {
+TARGET static void NAME(size)(int64_t n, const float *p, double *sums, int64_t ahead) {
     SUM_UP(2, (FETCH(p), NAME(size_of)(p + i, x)))
 }
 
 /* The same of a long range, read at STREAMS places at once: one array read from end to end does not
  * keep memory busy and takes 1.3 times as long. */
-TARGET static void NAME(sizes)(long n, const float *p, double *sums) {
-    const long part = n / STREAMS / LANES * LANES;
-    for (long from = 0, to; to = from + FLUSH / STREAMS < part ? from + FLUSH / STREAMS : part,
+TARGET static void NAME(sizes)(int64_t n, const float *p, double *sums) {
+    const int64_t part = n / STREAMS / LANES * LANES;
+    for (int64_t from = 0, to; to = from + FLUSH / STREAMS < part ? from + FLUSH / STREAMS : part,
                             from < part; from = to) {
         vec sum[2] = {{0}}, x[2];
-        for (long i = from; i < to; i += LANES)
+        for (int64_t i = from; i < to; i += LANES)
             _Pragma("GCC unroll 8") for (int stream = 0; stream < STREAMS; stream++) {
                 NAME(size_of)(p + stream * part + i, x);
                 sum[0] += x[0], sum[1] += x[1];
@@ -161,8 +166,8 @@ TARGET static void NAME(sizes)(long n, const float *p, double *sums) {
     NAME(size)(n - STREAMS * part, p + STREAMS * part, sums, 0);
 }
 
-TARGET static void NAME(mix)(long n, float *p, const float *g, float *m, const float *c,
-                             long ahead) {
+TARGET static void NAME(mix)(int64_t n, float *p, const float *g, float *m, const float *c,
+                             int64_t ahead) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES {
@@ -171,14 +176,14 @@ TARGET static void NAME(mix)(long n, float *p, const float *g, float *m, const f
     }
 }
 
-TARGET static void NAME(blend)(long n, float *p, const float *g, const float *c) {
+TARGET static void NAME(blend)(int64_t n, float *p, const float *g, const float *c) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES NAME(blend_of)(p + i, g + i, all);
 }
 
-TARGET static void NAME(drift)(long n, float *p, const float *g, float *m, float *v,
-                               const float *a, const float *kept, const float *c, long ahead) {
+TARGET static void NAME(drift)(int64_t n, float *p, const float *g, float *m, float *v,
+                               const float *a, const float *kept, const float *c, int64_t ahead) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES {
@@ -187,7 +192,7 @@ TARGET static void NAME(drift)(long n, float *p, const float *g, float *m, float
     }
 }
 
-TARGET static void NAME(scale)(long n, float *p, const float *c) {
+TARGET static void NAME(scale)(int64_t n, float *p, const float *c) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES NAME(scale_of)(p + i, all);
@@ -212,7 +217,7 @@ TARGET static void NAME(scale)(long n, float *p, const float *c) {
         own[j] = NAME(load)(c + j * BLOCK + i);
 
 TARGET static void NAME(add)(const Rows *r, float *sums) {
-    const long n = r->n, ahead = r->ahead;
+    const int64_t n = r->n, ahead = r->ahead;
     const float *p = r->p, *g = r->g, *m = r->m, *v = r->v;
     if (r->kind == RESTORE) {
         ADD_UP(2, NAME(size_of)(p + i, x))
@@ -225,7 +230,7 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
 }
 
 TARGET static void NAME(follow)(const Rows *r, const float *c) {
-    const long n = r->n, ahead = r->ahead;
+    const int64_t n = r->n, ahead = r->ahead;
     float *p = r->p, *m = r->m, *v = r->v;
     const float *g = r->g;
     ENTRIES {
@@ -245,16 +250,16 @@ TARGET static void NAME(follow)(const Rows *r, const float *c) {
 
 /* ---- half precision ---- */
 
-TARGET static void NAME(widen)(long n, const uint16_t *from, float *to) {
-    for (long i = 0; i < n; i++) {
+TARGET static void NAME(widen)(int64_t n, const uint16_t *from, float *to) {
+    for (int64_t i = 0; i < n; i++) {
         const uint32_t bits = (uint32_t)from[i] << 16;
         memcpy(&to[i], &bits, 4);
     }
 }
 
 /* To nearest, ties to even; NaN stays NaN. */
-TARGET static void NAME(narrow)(long n, const float *from, uint16_t *to) {
-    for (long i = 0; i < n; i++) {
+TARGET static void NAME(narrow)(int64_t n, const float *from, uint16_t *to) {
+    for (int64_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, &from[i], 4);
         const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -262,12 +267,42 @@ TARGET static void NAME(narrow)(long n, const float *from, uint16_t *to) {
     }
 }
 
+/* ---- plans ---- */
+
+#define PLAN_ALL(kind, way)                                                                   \
+    for (int i = 0; i < TOGETHER; i++) {                                                      \
+        const double x[NUMBERS] = {v->x[0][i], v->x[1][i], v->x[2][i],                        \
+                                   v->x[3][i], v->x[4][i], v->x[5][i]};                       \
+        s.lr_is = way;                                                                        \
+        const Plan made = plan(&s, &t, n, x, (Own){v->radius[i], v->second[i]}, kind, 0);     \
+        v->radius[i] = made.own.radius;                                                       \
+        for (int j = 0; j < COEFFICIENTS; j++) v->c[j][i] = made.c[j];                        \
+        v->verdict[i] = made.verdict;                                                         \
+    }
+
+TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, double n, Group *v) {
+    Settings s = *settings; /* copies, which nothing that is written can change */
+    const Tensor t = *tensor;
+    if (s.kind == RESTORE) {
+        PLAN_ALL(RESTORE, RATE)
+    } else if (s.kind == LINEAR && s.lr_is == RATE) {
+        PLAN_ALL(LINEAR, RATE)
+    } else if (s.kind == LINEAR) {
+        PLAN_ALL(LINEAR, RELATIVE)
+    } else if (s.lr_is == RATE) {
+        PLAN_ALL(DIAGONAL, RATE)
+    } else {
+        PLAN_ALL(DIAGONAL, RELATIVE)
+    }
+}
+
 static const Loops NAME(loops) = {NAME(gram),  NAME(mix), NAME(blend),  NAME(moments), NAME(drift),
                                   NAME(size),  NAME(sizes), NAME(scale), NAME(add), NAME(follow),
-                                  NAME(widen), NAME(narrow)};
+                                  NAME(widen), NAME(narrow), NAME(plans)};
 #undef INLINE
 #undef SUM_UP
 #undef ADD_UP
+#undef PLAN_ALL
 #undef OWN_COEFFICIENTS
 #undef FETCH_ROW
 #undef FETCH

@@ -29,6 +29,7 @@ from onsphere.optim.native.calls import (
     settings_of,
     takes,
 )
+from onsphere.optim.native.held import Kinds, Places, addresses_of
 from onsphere.optim.native.kernel import SETTINGS, TENSOR, allowed, library
 
 if TYPE_CHECKING:
@@ -51,37 +52,33 @@ class _Table:
 
     def __init__(self, points: Sequence[Tensor], sphere: Sphere) -> None:
         self._dtype = points[0].dtype
-        self._shapes = [(p.shape, p.stride()) for p in points]
+        self._kinds = Kinds(points)
         self._count = len(points)
         self._bytes = bytearray(TENSOR.size * len(points))
         self._words = memoryview(self._bytes).cast("q")
         self._doubles = memoryview(self._bytes).cast("d")
         self._where = (ctypes.c_char * len(self._bytes)).from_buffer(self._bytes)
+        self._start = ctypes.addressof(self._where)
+        self._settings: tuple[float, ...] = ()
+        self._packed = b""
         layouts = layouts_of(points, sphere)
-        for i in range(len(points)):
-            at = i * _WORDS + _LAYOUT
-            self._words[at : at + 4] = array("q", layouts[4 * i : 4 * i + 4])
+        for number in range(4):
+            self._fill(_LAYOUT + number, layouts[number::4])
+
+    def _fill(self, column: int, numbers: Sequence[int]) -> None:
+        self._words[column::_WORDS] = memoryview(array("q", numbers))
 
     def _point_to(self, column: int, tensors: Sequence[Tensor | None]) -> None:
-        for at, tensor in zip(range(column, len(self._words), _WORDS), tensors, strict=True):
-            self._words[at] = 0 if tensor is None else tensor.data_ptr()
-
-    def _alike(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether tensors have dtype, shape and strides of the first ones."""
-        dtype = self._dtype
-        for x, (shape, stride) in zip(tensors, self._shapes, strict=True):
-            if x.dtype is not dtype or x.layout is not torch.strided:
-                return False
-            if x.shape != shape or x.stride() != stride:
-                return False
-        return True
+        self._fill(column, [0 if x is None else x.data_ptr() for x in tensors])
 
     def _call(self, entry: str, settings: Sequence[float]) -> None:
         kernels = library()
         assert kernels is not None
-        numbers, flags = settings[:5], [int(x) for x in settings[5:]]
-        packed = SETTINGS.pack(*numbers, *flags, ops.most_instructions, torch.get_num_threads())
-        if getattr(kernels, entry)(ctypes.addressof(self._where), self._count, packed):
+        given = (*settings, ops.most_instructions, torch.get_num_threads())
+        if given != self._settings:
+            self._settings, flags = given, map(int, given[5:])
+            self._packed = SETTINGS.pack(*given[:5], *flags)
+        if getattr(kernels, entry)(self._start, self._count, self._packed):
             raise MemoryError("the native kernels could not allocate their scratch memory")
 
     def _counts(self) -> list[int]:
@@ -114,11 +111,10 @@ class Repeated(_Table):
         }
         for column, tensors in columns.items():
             self._point_to(column, tensors)
-        for at, family in zip(range(_ARGUMENTS + 7, 1 << 62, _WORDS), families, strict=False):
-            self._doubles[at] = family.reference
-        self._all = [x for tensors in columns.values() for x in tensors if x is not None]
-        self._addresses = [x.data_ptr() for x in self._all]
-        self._given: tuple[float, ...] = ()
+        references = memoryview(array("d", [family.reference for family in families]))
+        self._doubles[_ARGUMENTS + 7 :: _WORDS] = references
+        self._places = Places([x for xs in columns.values() for x in xs if x is not None])
+        self._given: tuple[float, ...] = (math.nan,) * 7
 
     @staticmethod
     def possible(families: Sequence[Family], sphere: Sphere) -> bool:
@@ -137,20 +133,25 @@ class Repeated(_Table):
         """Whether all tensors lie where they did, and gradients as their weights; note these."""
         if not usable():
             return False
-        grads = [point.grad for point in self.points]
-        found = [grad for grad in grads if grad is not None]
-        if len(found) < len(grads) or not (self._alike(self.points) and self._alike(found)):
+        grads = [grad for point in self.points if (grad := point.grad) is not None]
+        if not (
+            len(grads) == self._count
+            and self._places.unchanged()
+            and self._kinds.fit(self.points)
+            and self._kinds.fit(grads)
+        ):
             return False
-        self._point_to(_SLOPE, grads)
-        return [x.data_ptr() for x in self._all] == self._addresses
+        self._fill(_SLOPE, addresses_of(grads))
+        return True
 
     def step(self, update: Linear | Diagonal, options: StepOptions) -> list[int]:
         """Take the step; return how many vectors of each tensor stayed where they were."""
         arguments = arguments_of(update, options)
-        if arguments != self._given:
-            self._given, row = arguments, array("d", arguments)
-            for at in range(_ARGUMENTS, len(self._doubles), _WORDS):
-                self._doubles[at : at + len(row)] = row
+        for column, (now, before) in enumerate(zip(arguments, self._given, strict=True)):
+            if now != before:
+                same = memoryview(array("d", [now]) * self._count)
+                self._doubles[_ARGUMENTS + column :: _WORDS] = same
+        self._given = arguments
         self._call("onsphere_step", settings_of(update, self._dtype, options))
         increment_version(self.points)
         return self._counts()
@@ -167,15 +168,13 @@ class RepeatedRestore(_Table):
 
     def __init__(self, points: Sequence[Tensor], radii: Sequence[Tensor], sphere: Sphere) -> None:
         super().__init__(points, sphere)
-        self.points, self._all, self._sphere = points, [*points, *radii], sphere
-        self._addresses = [x.data_ptr() for x in self._all]
+        self.points, self._sphere, self._places = points, sphere, Places([*points, *radii])
         self._point_to(_POINT, points)
         self._point_to(_RADIUS, radii)
 
     def again(self) -> bool:
         """Whether all tensors lie where they did."""
-        addresses = [x.data_ptr() for x in self._all]
-        return usable() and addresses == self._addresses and self._alike(self.points)
+        return usable() and self._places.unchanged() and self._kinds.fit(self.points)
 
     def restore(self, *, brake: bool, growth: float) -> list[int]:
         """Scale the vectors; return how many of each tensor could not be."""
@@ -196,14 +195,13 @@ class RepeatedFinite(_Table):
         super().__init__(tensors, Sphere())
         self._sums = array("d", [0.0] * (ops.NUMBERS * len(tensors)))
         first, size = self._sums.buffer_info()[0], 8 * ops.NUMBERS
-        for i in range(len(tensors)):
-            self._words[i * _WORDS + _NUMBERS] = first + i * size
+        self._fill(_NUMBERS, [first + i * size for i in range(len(tensors))])
 
     def __call__(self, tensors: Sequence[Tensor]) -> bool | None:
         """Return the answer; ``None`` for tensors that are not like the first ones."""
-        if not usable() or len(tensors) != self._count or not self._alike(tensors):
+        if not usable() or len(tensors) != self._count or not self._kinds.fit(tensors):
             return None
-        self._point_to(_POINT, tensors)
+        self._fill(_POINT, addresses_of(tensors))
         settings = restore_settings(self._dtype, Sphere(), brake=False, growth=0.0)
         self._call("onsphere_reduce", settings)
         return math.isfinite(sum(self._sums[:: ops.NUMBERS]))

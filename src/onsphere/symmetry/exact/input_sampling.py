@@ -39,6 +39,8 @@ _DRAWS = 3
 """On how many redrawn whole numbers the model must run to be trusted to run on any."""
 _TRIES = 12
 """How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
+_FEW = 3
+"""Half of the draws of numbers that look up rows are made among so many rows."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -209,6 +211,7 @@ class OtherInputs:
         drawn = []
         for i, t in enumerate(leaves):
             if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
+                # Numbers of 0 and 1 may be a mask or data.
                 if not _is_mask(t) and not (_is_binary(t) and self._tosses()):
                     t = move(t)
                 elif i not in self._fixed:
@@ -217,7 +220,7 @@ class OtherInputs:
         return drawn
 
     def _tosses(self) -> bool:
-        """Toss a coin: numbers of 0 and 1 may be a mask or data."""
+        """Toss a coin."""
         return bool(torch.rand((), generator=self.generator) < 0.5)
 
     def _taken(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
@@ -263,8 +266,18 @@ class OtherInputs:
             low = max(low, 0)
         if low >= high:
             return t
-        fresh = torch.randint(low, high + 1, t.shape, generator=self.generator).to(t)
-        return torch.where(kept, t, fresh)
+        fresh = torch.randint(low, high + 1, t.shape, generator=self.generator)
+        if i in self.rows and self._tosses():
+            fresh = self._among_few(fresh)
+        return torch.where(kept, t, fresh.to(t))
+
+    def _among_few(self, drawn: Tensor) -> Tensor:
+        """Draw anew among the first of these numbers, so that the same one comes up several times.
+
+        Edges that end in one node, words that return: among many rows chance hardly makes any.
+        """
+        few = drawn.flatten()[:_FEW]
+        return few[torch.randint(len(few), drawn.shape, generator=self.generator)]
 
     def _mask(self, t: Tensor) -> Tensor:
         """Turn some entries over; of each row one entry stays as it is, the first in a table."""

@@ -30,6 +30,9 @@ SPREAD = 6.0
 """Slices are rescaled by factors up to e to half of this, either way: a function may be constant
 for a while (a sign, a choice) and change in the end."""
 
+LONE = 12.0
+"""And one slice by this power of e more: a sum of all of them then has the sign of one."""
+
 
 def divisors(n: int) -> list[int]:
     """Return the divisors of ``n`` between 1 and ``n``, both left out."""
@@ -153,10 +156,13 @@ def _rescaled(probe: Probe, some: Sequence[tuple[Exponents, VectorAxes]], point:
     for sphere, division in some:
         count = division.count(state[probe.own_name[next(iter(sphere))]].shape)
         strengths = torch.rand(count, generator=probe.generator, dtype=torch.float64) - 0.5
+        powers = SPREAD * strengths
+        if count > 1:
+            powers[int(torch.randint(count, (), generator=probe.generator))] += LONE
         largest = max(map(abs, sphere.values()))
         for name, exponent in sphere.items():
-            own, powers = probe.own_name[name], SPREAD * exponent / largest * strengths
-            state[own] = scaled_slices(state[own], division, powers.exp())
+            own, factors = probe.own_name[name], (exponent / largest * powers).exp()
+            state[own] = scaled_slices(state[own], division, factors)
     return replace(point, state=state)
 
 

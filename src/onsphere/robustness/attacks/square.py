@@ -72,7 +72,8 @@ def square_attack(
         >>> import torch
         >>> x, y = torch.tensor([[0.6, 0.4], [0.9, 0.1]]), torch.tensor([0, 0])
         >>> seeded = torch.Generator().manual_seed(0)
-        >>> square_attack(torch.nn.Identity(), x, y, eps=0.25, queries=50, generator=seeded).argmax(1)
+        >>> moved = square_attack(torch.nn.Identity(), x, y, eps=0.25, queries=50, generator=seeded)
+        >>> moved.argmax(1)
         tensor([1, 0])
 
     Source: Andriushchenko et al., 2019 (arXiv 1912.00049).

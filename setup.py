@@ -19,7 +19,7 @@ try:
 except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
-_FOLDER = Path("src/onsphere/optim/native")
+_FOLDER = Path("src/onsphere/optim/kernels/cpu")
 _FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden"]
 _FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 # The first that works: threads as a compiler offers them, then one thread.
@@ -87,7 +87,7 @@ def _compile(command: list[str], source: str, target: Path) -> str:
 setup(
     ext_modules=[
         Extension(
-            "onsphere.optim.native.kernel_library",
+            "onsphere.optim.kernels.cpu.kernel_library",
             sources=[str(_FOLDER / "kernel.c")],
             depends=[str(_FOLDER / "loops.h"), str(_FOLDER / "plan.h")],
             optional=True,

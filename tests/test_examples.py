@@ -15,7 +15,7 @@ import onsphere
 
 README = Path(__file__).parents[1] / "README.md"
 # Triton's language: cannot be imported without Triton, and has no examples.
-TILES = {"onsphere.optim.native.tiles", "onsphere.optim.native.tile_plan"}
+TILES = {"onsphere.optim.kernels.triton.tiles", "onsphere.optim.kernels.triton.coefficients"}
 FOUND = {m.name for m in pkgutil.walk_packages(onsphere.__path__, "onsphere.")}
 MODULES = sorted({"onsphere"} | FOUND - TILES)
 

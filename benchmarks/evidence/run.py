@@ -134,7 +134,7 @@ def optimizer_for(run: Run, problem: Problem) -> tuple[torch.optim.Optimizer, in
     if run.space == "rotation":
         for group in groups:
             if group["sphere"] is not None:
-                group |= {"lr": run.rotation, "lr_is": "rotation"}
+                group |= {"lr": run.rotation, "lr_mode": "angle"}
     return kind.sphere(groups, run.lr), count
 
 

@@ -71,9 +71,9 @@ def groups(params, **settings):
 
 
 SPHERES = {
-    "rotation": lambda p: SphereSGD(groups(p, lr_is="rotation"), lr=0.03),
+    "rotation": lambda p: SphereSGD(groups(p, lr_mode="angle"), lr=0.03),
     "relative": lambda p: SphereAdamW(groups(p), lr=0.01),
-    "sphere": lambda p: SphereAdamW(groups(p), lr=0.01, lr_is="rate"),
+    "sphere": lambda p: SphereAdamW(groups(p), lr=0.01, lr_mode="rate"),
     "rotation, wrapped": lambda p: on_sphere(SGD(p, lr=0.03), groups(p), mode="rotate"),
     "sphere, wrapped": lambda p: on_sphere(ADAM(p, lr=0.01), groups(p)),
 }

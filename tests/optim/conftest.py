@@ -2,7 +2,7 @@
 
 import pytest
 
-from onsphere.optim import native
+from onsphere.optim import kernels
 
 PATHS = {"native": True, "torch": False}
 
@@ -10,7 +10,7 @@ PATHS = {"native": True, "torch": False}
 @pytest.fixture(params=PATHS)
 def path(request):
     """Run a check on every path."""
-    if PATHS[request.param] and native.instruction_set() == "none":
+    if PATHS[request.param] and kernels.instruction_set() == "none":
         pytest.skip("the native kernels were not built")
-    with native.switched(PATHS[request.param]):
+    with kernels.switched(PATHS[request.param]):
         yield request.param

@@ -56,11 +56,11 @@ MEMBERS = {
     "SphereSGD, Nesterov, exponential": Member(
         partial(SphereSGD, momentum=0.9, nesterov=True, step="exponential")
     ),
-    "SphereSGD, rotation": Member(partial(SphereSGD, momentum=0.5, lr_is="rotation"), lr=0.05),
+    "SphereSGD, rotation": Member(partial(SphereSGD, momentum=0.5, lr_mode="angle"), lr=0.05),
     "SphereAdamW": Member(SphereAdamW),
     "SphereAdamW, per vector": Member(partial(SphereAdamW, second_moment="vector")),
     "SphereAdamW, rotation, exponential": Member(
-        partial(SphereAdamW, lr_is="rotation", step="exponential"), lr=0.05
+        partial(SphereAdamW, lr_mode="angle", step="exponential"), lr=0.05
     ),
     "hard SGD": Member(SGD, "hard"),
     "hard AdamW": Member(ADAMW, "hard"),

@@ -47,15 +47,15 @@ FAMILIES = {
 ADAMW = partial(torch.optim.AdamW, weight_decay=0.0)
 # name -> optimizer for groups with spheres
 OPTIMIZERS = {
-    "SGD": partial(SphereSGD, lr=0.05, momentum=0.9, lr_is="rate"),
+    "SGD": partial(SphereSGD, lr=0.05, momentum=0.9, lr_mode="rate"),
     "SGD, Nesterov, exponential": partial(
-        partial(SphereSGD, lr=0.05, lr_is="rate", momentum=0.9, nesterov=True),
+        partial(SphereSGD, lr=0.05, lr_mode="rate", momentum=0.9, nesterov=True),
         step="exponential",
         maximize=True,
     ),
     "SGD, relative": partial(SphereSGD, lr=1e-3, momentum=0.9),
     "AdamW": partial(SphereAdamW, lr=0.02, weight_decay=0.0),
-    "AdamW, rotation": partial(SphereAdamW, lr=0.01, lr_is="rotation", weight_decay=0.0),
+    "AdamW, rotation": partial(SphereAdamW, lr=0.01, lr_mode="angle", weight_decay=0.0),
     "AdamW, per vector": partial(SphereAdamW, lr=0.02, second_moment="vector", weight_decay=0.0),
 }
 WRAPPED = {

@@ -18,12 +18,12 @@ OPTIMIZERS = {
 }
 # name -> how a step is made
 TRAVELS = {
-    "retraction": {"lr_is": "rate"},
-    "exponential": {"lr_is": "rate", "step": "exponential"},
+    "retraction": {"lr_mode": "rate"},
+    "exponential": {"lr_mode": "rate", "step": "exponential"},
     "relative": {},
     "relative, exponential": {"step": "exponential"},
-    "rotation": {"lr_is": "rotation"},
-    "rotation, exponential": {"lr_is": "rotation", "step": "exponential"},
+    "rotation": {"lr_mode": "angle"},
+    "rotation, exponential": {"lr_mode": "angle", "step": "exponential"},
 }
 # name -> shape, what is done to the memory, sphere
 LAYOUTS = {

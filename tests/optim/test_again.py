@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from onsphere.optim import SphereAdamW, SphereSGD, native
-from onsphere.optim.again import ReadyInSpace
+from onsphere.optim import SphereAdamW, SphereSGD, kernels
+from onsphere.optim.steps.repeated import ReadyInSpace
 from optim.table import ROWS
 
 needs_kernels = pytest.mark.skipif(
-    native.instruction_set() == "none", reason="the native kernels were not built"
+    kernels.instruction_set() == "none", reason="the native kernels were not built"
 )
 SHAPES = [(6, 8), (4, 8), (3,), (7,), (5, 2)]
 KINDS = {
@@ -151,7 +151,7 @@ def test_gradients_are_not_kept(twins):
 
 
 def test_switched_off_in_the_middle(twins):
-    with native.switched(False):
+    with kernels.switched(False):
         twins.step()
     twins.step()
 
@@ -187,7 +187,7 @@ def test_copies_do_not_share(twins, copied):
 
 @needs_kernels
 def test_counters_are_counted_together():
-    counters = native.Counters([torch.tensor(3.0) for _ in range(3)])
+    counters = kernels.Counters([torch.tensor(3.0) for _ in range(3)])
     assert counters.count() == 4
     assert [float(x) for x in counters.tensors] == [4, 4, 4]
     counters.tensors[1].add_(1)
@@ -199,7 +199,7 @@ def test_counters_are_counted_together():
     "other", [torch.tensor(1.0, dtype=torch.float64), torch.tensor(1), torch.ones(2)]
 )
 def test_other_counters_are_not(other):
-    assert not native.Counters.possible([torch.tensor(1.0), other])
+    assert not kernels.Counters.possible([torch.tensor(1.0), other])
 
 
 def test_as_torch_does(generator):

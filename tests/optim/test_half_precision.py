@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from onsphere.geometry import Sphere
-from onsphere.optim import SphereAdamW, SphereSGD, native, on_sphere
+from onsphere.optim import SphereAdamW, SphereSGD, kernels, on_sphere
 from optim.table import OPTIMIZERS, ROWS, make
 
 T = torch.optim
@@ -27,9 +27,9 @@ BASES = {
 @pytest.fixture(params={"native": True, "torch": False}.items(), ids=lambda item: item[0])
 def path(request):
     """Run a check on every path."""
-    if request.param[1] and native.instruction_set() == "none":
+    if request.param[1] and kernels.instruction_set() == "none":
         pytest.skip("the native kernels were not built")
-    with native.switched(request.param[1]):
+    with kernels.switched(request.param[1]):
         yield request.param[0]
 
 
@@ -180,7 +180,7 @@ def test_what_a_step_leaves_does_not_come_back_later(path, generator):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("mode", [{}, {"lr_is": "rotation"}], ids=str)
+@pytest.mark.parametrize("mode", [{}, {"lr_mode": "angle"}], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_master_weights_are_the_run_in_float32(name, mode, dtype, path, generator):
     start = (torch.randn(8, 32, generator=generator)).to(dtype)
@@ -237,7 +237,7 @@ def test_rotations_below_rounding_are_said_once(generator):
 
     def sphere(weight, lr, **settings):
         return SphereSGD(
-            [{"params": [weight], "sphere": Sphere()}], lr=lr, lr_is="rotation", **settings
+            [{"params": [weight], "sphere": Sphere()}], lr=lr, lr_mode="angle", **settings
         )
 
     def wrapped(weight, lr):

@@ -6,7 +6,7 @@ import torch
 from onsphere import geometry
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import project_
-from onsphere.optim.motion import (
+from onsphere.optim.updates.geodesic import (
     StepOptions,
     Update,
     inner,
@@ -93,7 +93,7 @@ def test_the_reference_is_the_length_at_which_torch_starts():
 def test_a_rotation_without_a_direction_goes_nowhere(step):
     one = torch.ones(2, dtype=torch.float64)
     tangents = torch.tensor([0.0, 1e-20], dtype=torch.float64)
-    options = StepOptions(lr=0.3, lr_is="rotation", step=step)
+    options = StepOptions(lr=0.3, lr_mode="angle", step=step)
     update = Update(tangents, 0 * one, one, one, one, 0 * one)
     a, b, d, e = step_coefficients(options, one, one, update, LIMITS)
     assert torch.equal(a, one)

@@ -7,25 +7,25 @@ import torch
 from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import native
-from onsphere.optim.native import ops
-from onsphere.optim.native.layout import layout_of
-from onsphere.optim.placement import numbers
-from onsphere.optim.restoration import constrain, record, restore
+from onsphere.optim import kernels
+from onsphere.optim.distributed.placement import numbers
+from onsphere.optim.kernels import ops
+from onsphere.optim.kernels.layout import layout_of
+from onsphere.optim.steps.project import constrain, record, restore
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
 pytestmark = [
     pytest.mark.skipif(
-        native.instruction_set() == "none", reason="the native kernels were not built"
+        kernels.instruction_set() == "none", reason="the native kernels were not built"
     ),
     pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning"),
 ]
-SETS = range(["plain", "AVX2", "AVX-512"].index(native.instruction_set()) + 1)
+SETS = range(["plain", "AVX2", "AVX-512"].index(kernels.instruction_set()) + 1)
 
 
 def run(on, name, start, grads, sphere, memory, **settings):
     """Take one step per gradient; return weight, momentum and radius."""
-    with native.switched(on):
+    with kernels.switched(on):
         w = torch.nn.Parameter(place(start, memory))
         optimizer = make(name, [{"params": [w], "sphere": sphere}], **settings)
         for grad in grads:
@@ -118,7 +118,7 @@ def test_many_short_vectors_are_restored(number, centered, brake, generator, mon
     moved[7], moved[8], moved[9] = 0, torch.nan, start[9]
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             point = start.clone()
             held = constrain([point], sphere, numbers([point], sphere))
             record([held])
@@ -139,7 +139,7 @@ def test_joint_spheres(name, ascend, generator):
     )
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             parts = [torch.nn.Parameter(x.clone()) for x in (start[:, :39], start[:, 39])]
             group = {"params": parts, "sphere": joint}
             optimizer = make(name, [group], lr=0.05, maximize=ascend)
@@ -221,7 +221,7 @@ def test_restoring(layout, dtype, settings, generator):
     moved = place(begin + torch.randn(shape, generator=generator).to(dtype), memory)
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             held = constrain([begin.clone()], sphere, numbers([begin], sphere))
             record([held])
             held.params[0].copy_(moved)
@@ -234,11 +234,11 @@ def test_restoring(layout, dtype, settings, generator):
 
 def test_finite():
     good, bad = torch.ones(3, 5), torch.ones(4)
-    assert native.finite([good, bad])
+    assert kernels.finite([good, bad])
     bad[2] = torch.inf
-    assert native.finite([good, bad]) is False
-    assert native.finite([torch.ones(4, 4)[:, 0]]) is None
-    assert native.finite([torch.ones(2).double()]) is None
+    assert kernels.finite([good, bad]) is False
+    assert kernels.finite([torch.ones(4, 4)[:, 0]]) is None
+    assert kernels.finite([torch.ones(2).double()]) is None
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_more_entries_than_32_bits_count():
     count = (1 << 31) + 4096 + 5
     point = torch.ones(count, dtype=torch.bfloat16)
     radius = torch.tensor([2 * count**0.5])
-    assert native.restore([point], [radius], Sphere(), brake=False, growth=0.0) == [0]
+    assert kernels.restore([point], [radius], Sphere(), brake=False, growth=0.0) == [0]
     assert point[:2].tolist() == point[-2:].tolist() == [2, 2]
     point[-1] = torch.nan
-    assert native.finite([point]) is False
+    assert kernels.finite([point]) is False

@@ -47,7 +47,7 @@ def plain_adamw(net, **settings):
 
 
 def sphere_adamw(net, **settings):
-    return SphereAdamW(groups_of(net), weight_decay=0.0, lr_is="rate", **settings)
+    return SphereAdamW(groups_of(net), weight_decay=0.0, lr_mode="rate", **settings)
 
 
 def fit(build, steps, lr, generator, dtype=torch.float32):
@@ -95,7 +95,7 @@ def test_one_adam_exactly():
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, 40, generator=generator, dtype=torch.float64)
     a, b = (nn.Parameter(start.clone()) for _ in range(2))
-    ours = SphereAdamW([{"params": [a], "sphere": ROWS}], weight_decay=0.0, lr_is="rate")
+    ours = SphereAdamW([{"params": [a], "sphere": ROWS}], weight_decay=0.0, lr_mode="rate")
     theirs = on_sphere(torch.optim.AdamW([b], lr=0.01, weight_decay=0.0), {b: ROWS})
     for grad in torch.randn(5, 1, 40, generator=generator, dtype=torch.float64):
         grad[:, ::3] = 0
@@ -137,10 +137,10 @@ RESTING = {
     ),
 }
 MODES = {
-    "rate": {"lr_is": "rate"},
+    "rate": {"lr_mode": "rate"},
     "relative": {},
-    "rotation": {"lr_is": "rotation"},
-    "rotation, exponential": {"lr_is": "rotation", "step": "exponential"},
+    "rotation": {"lr_mode": "angle"},
+    "rotation, exponential": {"lr_mode": "angle", "step": "exponential"},
 }
 
 
@@ -198,7 +198,7 @@ def test_a_gradient_that_is_almost_radial_turns_no_vector_off_its_sphere(generat
     start = torch.randn(40, 64, generator=generator)
     for share, refused in ((0.3, 0), (1e-2, 40), (3e-3, 40), (1e-5, 0)):
         w = nn.Parameter(start.clone())
-        optimizer = SphereSGD([{"params": [w], "sphere": ROWS}], lr=0.3, lr_is="rotation")
+        optimizer = SphereSGD([{"params": [w], "sphere": ROWS}], lr=0.3, lr_mode="angle")
         w.grad = start + share * torch.randn(40, 64, generator=generator)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import native, on_sphere
+from onsphere.optim import kernels, on_sphere
 from optim.table import OPTIMIZERS, ROWS, make
 
 pytestmark = pytest.mark.skipif(
-    native.instruction_set() == "none", reason="the native kernels were not built"
+    kernels.instruction_set() == "none", reason="the native kernels were not built"
 )
 SHAPES = [(6, 37), (4, 8), (5, 3, 2)]
 
@@ -30,7 +30,7 @@ BUILDERS = {name: partial(of_table, name) for name in OPTIMIZERS}
 BUILDERS |= {mode: partial(wrapped, mode) for mode in ("hard", "brake", "rotate")}
 
 
-class Never(native.Repeated):
+class Never(kernels.Repeated):
     """What makes every step anew."""
 
     possible = staticmethod(lambda *_: False)
@@ -50,9 +50,9 @@ class Twins:
         for number, (own, optimizer) in enumerate(zip(self.params, self.optimizers, strict=True)):
             with self.patch.context() as patch:
                 if number:
-                    patch.setattr(native, "Repeated", Never)
+                    patch.setattr(kernels, "Repeated", Never)
                     patch.setattr("onsphere.optim.wrapper.repeated", lambda _: [])
-                    patch.setattr(native, "finite_of", lambda _: None)
+                    patch.setattr(kernels, "finite_of", lambda _: None)
                 for p, g in zip(own, grads, strict=True):
                     p.grad = None if g is None else g.to(p.dtype, copy=True)
                 change(own, optimizer)
@@ -93,7 +93,7 @@ CHANGES = {
         momentum=0.0 if o.param_groups[0].get("momentum") else 0.5, nesterov=False
     ),
     "betas": lambda ps, o: o.param_groups[0].update(betas=(0.5, 0.6)),
-    "how far": lambda ps, o: o.param_groups[0].update(lr_is="rotation"),
+    "how far": lambda ps, o: o.param_groups[0].update(lr_mode="angle"),
     "memory": lambda ps, o: setattr(ps[0], "data", ps[0].data.clone()),
     "layout": lambda ps, o: setattr(ps[0], "data", ps[0].data.T.contiguous().T),
     "layout of a gradient": lambda ps, o: setattr(ps[0], "grad", ps[0].grad.T.contiguous().T),
@@ -132,7 +132,7 @@ def test_what_has_changed_is_seen(twins, change):
 
 
 def test_switched_off_in_the_middle(twins):
-    with native.switched(False):
+    with kernels.switched(False):
         twins.step()
     twins.step()
 

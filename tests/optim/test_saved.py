@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import SphereAdamW, SphereSGD, native, on_sphere
+from onsphere.optim import SphereAdamW, SphereSGD, kernels, on_sphere
 from optim.table import OPTIMIZERS, ROWS, make
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -96,7 +96,7 @@ def test_a_state_of_another_size_is_refused(name, generator):
         assert all(torch.equal(second.state[w][k], x) for k, x in before.items())
 
 
-@pytest.mark.skipif(native.instruction_set() == "none", reason="the kernels were not built")
+@pytest.mark.skipif(kernels.instruction_set() == "none", reason="the kernels were not built")
 def test_the_kernels_do_not_read_what_is_not_there(generator):
     w, optimizer = start("SGD", torch.float32, generator)
     optimizer.state[w]["radius"] = torch.ones(1)

@@ -65,7 +65,7 @@ def test_a_rate_in_space_depends_on_the_scale(name):
 
     def build(weight):
         if name == "rate":
-            return SphereSGD([{"params": [weight], "sphere": ROWS}], lr=0.1, lr_is="rate")
+            return SphereSGD([{"params": [weight], "sphere": ROWS}], lr=0.1, lr_mode="rate")
         return MEMBERS[name].build([weight], ROWS)
 
     expected, found = (directions(build, scale)[0] for scale in (1.0, 2.0**6))
@@ -78,10 +78,10 @@ def test_at_the_length_of_torch_it_is_the_rate_of_the_base(kinds, step, generato
     layer = nn.Linear(2000, 10, bias=False)
     start, grad = layer.weight.detach().clone(), torch.randn(10, 2000, generator=generator)
     moved = []
-    for lr_is in ("relative", "rate"):
+    for lr_mode in ("relative", "rate"):
         weight = nn.Parameter(start.clone())
         optimizer = kinds[0](
-            [{"params": [weight], "sphere": ROWS}], lr=1e-4, lr_is=lr_is, step=step
+            [{"params": [weight], "sphere": ROWS}], lr=1e-4, lr_mode=lr_mode, step=step
         )
         weight.grad = grad.clone()
         optimizer.step()

@@ -29,7 +29,7 @@ def draw(*shape, generator, dtype=torch.float64):
 
 def on_sphere(tensor, sphere=ROWS, **settings):
     weight = torch.nn.Parameter(tensor.clone())
-    settings = {"lr_is": "rate", **settings}
+    settings = {"lr_mode": "rate", **settings}
     return weight, SphereSGD([{"params": [weight], "sphere": sphere}], **settings)
 
 
@@ -295,7 +295,7 @@ def test_weight_decay_on_a_sphere_warns_once_and_does_nothing(generator):
     groups = [{"params": [w], "sphere": ROWS} for w in weights[:2]]
     every = [*groups, {"params": weights[2:]}]
     with pytest.warns(UserWarning, match="does nothing to weights on a sphere") as told:
-        decayed = SphereSGD(every, lr=0.1, weight_decay=0.5, lr_is="rate")
+        decayed = SphereSGD(every, lr=0.1, weight_decay=0.5, lr_mode="rate")
     assert len(told) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -17,10 +17,11 @@ import torch
 from torch import library
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import native
-from onsphere.optim.native import launch, ops
-from onsphere.optim.placement import numbers
-from onsphere.optim.restoration import constrain, record, restore
+from onsphere.optim import kernels
+from onsphere.optim.distributed.placement import numbers
+from onsphere.optim.kernels import ops
+from onsphere.optim.kernels.triton import launch
+from onsphere.optim.steps.project import constrain, record, restore
 from optim.contract import MEMBERS, feed, loss_of, target, train
 from optim.table import LAYOUTS, OPTIMIZERS, ROWS, TRAVELS, make, place
 
@@ -79,12 +80,12 @@ def test_compiles_where_there_is_no_device(name, capability):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from onsphere.optim.native import tile_plan, tiles
+    from onsphere.optim.kernels.triton import coefficients, tiles
 
     types = {"table": "*i64", "counts": "*i64", "begin": "i32", "count": "i32"}
     types |= dict.fromkeys(["factors", "partial", "coefficients"], "*fp64")
     values = {"SLOTS": 64, "WIDTH": 1, "BLOCK": 256}
-    values["FLAGS"] = sum(getattr(tile_plan, flag).value for flag in COMPILED[name])
+    values["FLAGS"] = sum(getattr(coefficients, flag).value for flag in COMPILED[name])
     for kernel in (tiles.turn, tiles.turn_long, tiles.reduce, tiles.plan, tiles.apply):
         names = kernel.arg_names
         source = triton.compiler.ASTSource(
@@ -103,10 +104,10 @@ def told(device):
 
 def run(on, name, start, grads, sphere, memory=None, **settings):
     """Take one step per gradient; return weight, momentum, radius and optimizer."""
-    with native.switched(on):
+    with kernels.switched(on):
         w = torch.nn.Parameter(place(start, memory))
         if on:
-            assert native.known(w, sphere, w.dtype)
+            assert kernels.known(w, sphere, w.dtype)
         optimizer = make(name, [{"params": [w], "sphere": sphere}], **settings)
         for grad in grads:
             w.grad = place(grad, memory)
@@ -201,7 +202,7 @@ def test_many_tensors_at_once(device, generator):
     starts = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             weights = [torch.nn.Parameter(start.clone()) for start in starts]
             optimizer = make("AdamW", [{"params": weights, "sphere": ROWS}], lr=0.05)
             for step in range(3):
@@ -212,8 +213,8 @@ def test_many_tensors_at_once(device, generator):
             ends.append(weights)
     for ours, theirs in zip(*ends, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
-    kernels = {(b.kernel, b.block): b.numbers for b in launch._batches(shapes, launch._way)}
-    assert kernels == {
+    found = {(b.kernel, b.block): b.numbers for b in launch._batches(shapes, launch._way)}
+    assert found == {
         ("turn", 16): [0, 2, 5, 6],
         ("turn", 1024): [3],
         ("chunked", 1024): [4],
@@ -229,7 +230,7 @@ def test_joint_spheres(name, ascend, device, generator):
     grads[1, 3] = torch.nan
     ends = []
     for on in (True, False):
-        with native.switched(on), told(device):
+        with kernels.switched(on), told(device):
             parts = [torch.nn.Parameter(x.clone()) for x in (start[:, :39], start[:, 39])]
             group = {"params": parts, "sphere": joint}
             optimizer = make(name, [group], lr=0.05, maximize=ascend)
@@ -256,7 +257,7 @@ def test_restoring(way, dtype, centered, settings, device, generator, monkeypatc
     moved[2, 3], moved[3] = torch.nan, 0
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             held = constrain([begin.clone()], sphere, numbers([begin], sphere))
             record([held])
             held.params[0].copy_(moved)
@@ -278,7 +279,7 @@ def test_members_of_the_contract(name, sphere, device, generator):
     goal, start = goal.to(device), torch.randn(4, 6, generator=generator).to(device)
     ends = []
     for on in (True, False):
-        with native.switched(on):
+        with kernels.switched(on):
             weight = torch.nn.Parameter(start.clone())
             optimizer = member.build([weight], sphere)
             losses = train(member, weight, optimizer, goal, 3)
@@ -364,12 +365,12 @@ def test_operators_are_sound(device, generator):
 
 def test_what_the_kernels_leave_to_pytorch(device):
     matrix = torch.ones(4, 6, device=device)
-    assert native.known(matrix, ROWS, torch.float32)
-    assert not native.known(matrix, Sphere(VectorAxes((1,))), torch.float32)
-    assert not native.known(matrix.double(), ROWS, torch.float64)
-    assert not native.known(torch.ones(4, 12, device=device)[:, ::2], ROWS, torch.float32)
-    with native.switched(False):
-        assert not native.known(matrix, ROWS, torch.float32)
+    assert kernels.known(matrix, ROWS, torch.float32)
+    assert not kernels.known(matrix, Sphere(VectorAxes((1,))), torch.float32)
+    assert not kernels.known(matrix.double(), ROWS, torch.float64)
+    assert not kernels.known(torch.ones(4, 12, device=device)[:, ::2], ROWS, torch.float32)
+    with kernels.switched(False):
+        assert not kernels.known(matrix, ROWS, torch.float32)
 
 
 def test_nothing_is_present_without_triton(monkeypatch):

@@ -38,9 +38,9 @@ def oracle(name, p, grads, lr, options, radius, count_steps=0):
 
 def _turn(p, u, m, lr, options, normed):
     radius = p.norm()
-    rotation, exponential = options.get("lr_is") == "rotation", "step" in options
+    rotation, exponential = options.get("lr_mode") == "angle", "step" in options
     step = -lr * u
-    if "lr_is" not in options:  # rows and centred rows: the length at which torch.nn starts them
+    if "lr_mode" not in options:  # rows and centred rows: the length at which torch.nn starts them
         step = step * (radius * 3**0.5) ** (1 if normed else 2)
     if rotation:
         step = -lr * radius * u / u.norm()
@@ -139,7 +139,7 @@ def test_rotation_is_exact_in_radians(name, step, generator):
     start = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     w = torch.nn.Parameter(start.clone())
     group = {"params": [w], "sphere": LAYOUTS["rows"][2]}
-    optimizer = make(name, [group], lr=0.3, step=step, lr_is="rotation")
+    optimizer = make(name, [group], lr=0.3, step=step, lr_mode="angle")
     for _ in range(3):
         before = w.detach().clone()
         w.grad = torch.randn(5, 9, generator=generator, dtype=torch.float64)

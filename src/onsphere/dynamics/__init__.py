@@ -8,18 +8,10 @@ from onsphere.dynamics.equilibrium import (
     muon_equilibrium,
     sgd_equilibrium,
 )
-from onsphere.dynamics.growth import (
-    adaptive_growth,
-    free_growth,
-    momentum_growth,
-    sgd_growth,
-)
+from onsphere.dynamics.growth import adaptive_growth, free_growth, momentum_growth, sgd_growth
 from onsphere.dynamics.learning_rates import RisingRates, effective_lr, rising_rates
 from onsphere.dynamics.recorder import NormRecorder
-from onsphere.dynamics.relaxation import (
-    half_life,
-    relaxation,
-)
+from onsphere.dynamics.relaxation import half_life, relaxation
 from onsphere.dynamics.simulate import SGDW, Lion, random_walk
 
 __all__ = [

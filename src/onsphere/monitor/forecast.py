@@ -25,7 +25,7 @@ from onsphere.dynamics import Equilibrium, adam_l2_equilibrium, half_life, muon_
 from onsphere.dynamics.optimizers import METHODS
 from onsphere.monitor.layers import Layer
 from onsphere.monitor.run import PREDICTIONS, QUANTITIES, Sample, Values
-from onsphere.optim.optimizer import SphereOptimizer
+from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.wrapper import OnSphere
 
 _VANISHING = 1e-9
@@ -106,7 +106,7 @@ def law_of(optimizer: Optimizer, group: Settings, layer: Layer) -> Law | None:
         kind = type(optimizer.base).__name__
     elif isinstance(optimizer, SphereOptimizer):
         if group["sphere"] is not None:
-            return _BY_LR_IS[group["lr_is"]]
+            return _BY_LR_MODE[group["lr_mode"]]
         kind = kind.removeprefix("Sphere")
     if group.get("amsgrad") or (kind == "SGDW" and group.get("dampening")):
         return None
@@ -324,7 +324,7 @@ _ADAMW = Law("adamw", 1, functools.partial(_decoupled, "adamw"))
 _ADAM_L2 = Law("adam-l2", 1, _adam_l2, bend=1)
 _SPHERE, _ROTATION = Law("sphere", 2), Law("rotation", 2)
 _RELATIVE = Law("relative", 0)
-_BY_LR_IS = {"rate": _SPHERE, "rotation": _ROTATION, "relative": _RELATIVE}
+_BY_LR_MODE = {"rate": _SPHERE, "angle": _ROTATION, "relative": _RELATIVE}
 _LAWS = {
     "SGD": Law("sgd", 2, _sgd),
     "SGDW": Law("sgdw", 2, _sgdw),

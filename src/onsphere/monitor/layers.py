@@ -11,7 +11,7 @@ from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import placement
+from onsphere.optim.distributed import placement
 from onsphere.optim.wrapper import OnSphere, families
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from onsphere.monitor.layer_statistics import WIDTH, Bucket, Limits
 from onsphere.monitor.layers import Layer
 from onsphere.monitor.step_sums import Before, copies_of, sums_of
-from onsphere.optim import placement
+from onsphere.optim.distributed import placement
 
 Rate = float | Tensor
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 from onsphere.monitor.layers import Layer
-from onsphere.optim import placement
+from onsphere.optim.distributed import placement
 
 
 @dataclass(frozen=True, eq=False)

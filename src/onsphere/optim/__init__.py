@@ -2,9 +2,9 @@
 
 from onsphere.optim.adamw import SphereAdamW
 from onsphere.optim.averaging import SphereAveragedModel
-from onsphere.optim.motion import project_
-from onsphere.optim.optimizer import SphereOptimizer
 from onsphere.optim.sgd import SphereSGD
+from onsphere.optim.sphere_optimizer import SphereOptimizer
+from onsphere.optim.updates.geodesic import project_
 from onsphere.optim.wrapper import OnSphere, on_sphere
 
 __all__ = [

@@ -7,8 +7,8 @@ there and bias corrections :math:`c_i = 1 - \beta_i^k`:
           v \leftarrow \beta_2 v + (1-\beta_2) g^2,\qquad
           u = P\,\frac{m / c_1}{\sqrt{v / c_2} + \epsilon},
 
-and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says. Both moments are
-AdamW's own, of the gradient as it comes and per coordinate: only the update is projected. A
+and the point moves along :math:`-u` as :mod:`~onsphere.optim.updates.geodesic` says. Both moments
+are AdamW's own, of the gradient as it comes and per coordinate: only the update is projected. A
 momentum that is projected, or carried along, gets entries where the gradient has none; divided by
 the root of a second moment that has none either, they would move the vector by any amount.
 
@@ -28,19 +28,14 @@ from torch import Tensor
 from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
-from onsphere.optim.again import Ready, ReadyInSpace
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.fused import fusable, fused_as, plain_numbers
-from onsphere.optim.linear import Linear, VectorMoment
-from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import (
-    Group,
-    Nonfinite,
-    SphereOptimizer,
-    state_dtype,
-)
-from onsphere.optim.placement import local
-from onsphere.optim.saved import mend
+from onsphere.optim.distributed.placement import local
+from onsphere.optim.sphere_optimizer import Group, Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.state_dict import mend
+from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.steps.repeated import Ready, ReadyInSpace
+from onsphere.optim.updates.geodesic import LrMode, Step
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate, VectorMoment
 from onsphere.optim.validation import check_options
 
 SecondMoment = Literal["coordinate", "vector"]
@@ -48,7 +43,7 @@ SecondMoment = Literal["coordinate", "vector"]
 
 def adamw_update(
     *, betas: tuple[float, float], eps: float, steps: float, second_moment: SecondMoment
-) -> Linear | Diagonal:
+) -> PerVectorUpdate | PerCoordinateUpdate:
     r"""Return the update of AdamW at step number ``steps``.
 
     Args:
@@ -65,9 +60,9 @@ def adamw_update(
     beta1, beta2 = betas
     first, second = 1 - beta1**steps, 1 - beta2**steps
     if second_moment == "coordinate":
-        return Diagonal(beta1, 1 - beta1, beta2, first, second, eps)
+        return PerCoordinateUpdate(beta1, 1 - beta1, beta2, first, second, eps)
     moment = VectorMoment(beta2, first, second, eps)
-    return Linear(beta1, 1 - beta1, 1 - beta1, beta1, moment)
+    return PerVectorUpdate(beta1, 1 - beta1, 1 - beta1, beta1, moment)
 
 
 class SphereAdamW(SphereOptimizer):
@@ -89,17 +84,17 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning where it was asked for.
         second_moment: of spheres, one per ``"coordinate"`` or one per ``"vector"``.
-        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.AdamW`` turns one of
-            the length ρ at which ``torch.nn`` starts it
-            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
-            the lengths at the start (but for ``eps``): the step in space begins as
+        lr_mode: ``"relative"``: a vector of any length r turns as ``torch.optim.AdamW`` turns one
+            of the length ρ at which ``torch.nn`` starts it
+            (:func:`~onsphere.optim.updates.geodesic.reference_length`), so that training does not
+            depend on the lengths at the start (but for ``eps``): the step in space begins as
             ``-lr * (r / ρ) * update``. ``"rate"``: it begins as ``-lr * update``, as in
-            ``torch.optim.AdamW``. ``"rotation"``: every vector turns by ``lr`` radians.
+            ``torch.optim.AdamW``. ``"angle"``: every vector turns by ``lr`` radians.
         step: ``"retraction"`` or ``"exponential"``.
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
             float32, too), and round it to the weights after each step. Without it turns below the
-            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            rounding get lost, which is said once under ``lr_mode="angle"``. Load weights and
             state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
@@ -137,7 +132,7 @@ class SphereAdamW(SphereOptimizer):
         weight_decay: float = 1e-2,
         *,
         second_moment: SecondMoment = "coordinate",
-        lr_is: LrIs = "relative",
+        lr_mode: LrMode = "relative",
         step: Step = "retraction",
         maximize: bool = False,
         master_weights: bool = False,
@@ -160,7 +155,7 @@ class SphereAdamW(SphereOptimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "second_moment": second_moment,
-            "lr_is": lr_is,
+            "lr_mode": lr_mode,
             "step": step,
             "maximize": maximize,
             "master_weights": master_weights,
@@ -197,13 +192,13 @@ class SphereAdamW(SphereOptimizer):
 
     def _updates(
         self, params: list[Tensor], group: Group
-    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, PerVectorUpdate | PerCoordinateUpdate]]:
         kind: SecondMoment = group["second_moment"]
         counters = self._moments(params, group, coordinate=kind == "coordinate")
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        made: dict[float, Linear | Diagonal] = {}
+        made: dict[float, PerVectorUpdate | PerCoordinateUpdate] = {}
         found = []
         for param, counter in zip(params, counters, strict=True):
             steps, state = counter.item(), self.state[param]
@@ -215,7 +210,9 @@ class SphereAdamW(SphereOptimizer):
             found.append((state["exp_avg"], moment, made[steps]))
         return found
 
-    def _update_again(self, ready: Ready, group: Group) -> Linear | Diagonal | None:
+    def _update_again(
+        self, ready: Ready, group: Group
+    ) -> PerVectorUpdate | PerCoordinateUpdate | None:
         steps = ready.count()
         if steps is None:
             return None

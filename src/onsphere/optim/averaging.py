@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from onsphere.geometry import Sphere
-from onsphere.optim import placement
-from onsphere.optim.motion import center_, spread, total, working_dtype
-from onsphere.optim.restoration import ConstrainedParameters, record
+from onsphere.optim.distributed import placement
+from onsphere.optim.steps.project import ConstrainedParameters, record
+from onsphere.optim.updates.geodesic import center_, spread, total, working_dtype
 from onsphere.optim.validation import check_sphere
 from onsphere.optim.wrapper import Spheres, families
 

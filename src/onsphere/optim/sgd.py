@@ -6,8 +6,8 @@ there:
 .. math:: m \leftarrow P(\alpha m + (1-\tau) g),\qquad
           u = m \;\text{ or }\; P(g + \alpha m)\ \text{(Nesterov)},
 
-and the point moves along :math:`-u` as :mod:`~onsphere.optim.motion` says; :math:`m` goes along to
-the new point, so that it is tangent from the first step on and at the end of every step.
+and the point moves along :math:`-u` as :mod:`~onsphere.optim.updates.geodesic` says; :math:`m` goes
+along to the new point, so that it is tangent from the first step on and at the end of every step.
 
 Source: Cho & Lee, *Riemannian approach to batch normalization*, 2017 (arXiv 1709.09603); Absil,
 Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds*, 2008, section 4.1.
@@ -20,22 +20,19 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
-from onsphere.optim.again import Ready, ReadyInSpace
-from onsphere.optim.fused import fusable, fused_as, plain_numbers
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step
-from onsphere.optim.optimizer import (
-    Group,
-    Nonfinite,
-    SphereOptimizer,
-    state_dtype,
-)
-from onsphere.optim.placement import beside, local
-from onsphere.optim.saved import mend
+from onsphere.optim.distributed.placement import beside, local
+from onsphere.optim.sphere_optimizer import Group, Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.state_dict import mend
+from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.steps.repeated import Ready, ReadyInSpace
+from onsphere.optim.updates.geodesic import LrMode, Step
+from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.validation import check_options
 
 
-def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool) -> Linear:
+def sgd_update(
+    *, momentum: float, dampening: float, nesterov: bool, first: bool
+) -> PerVectorUpdate:
     r"""Return the update of SGD as factors of gradient and momentum.
 
     Args:
@@ -47,12 +44,12 @@ def sgd_update(*, momentum: float, dampening: float, nesterov: bool, first: bool
 
     Example:
         >>> sgd_update(momentum=0.5, dampening=0.0, nesterov=False, first=False)
-        Linear(alpha=0.5, kappa=1.0, along_gradient=1.0, along_momentum=0.5, moment=None)
+        PerVectorUpdate(alpha=0.5, kappa=1.0, along_gradient=1.0, along_momentum=0.5, moment=None)
     """
     kappa = 1.0 if first or momentum == 0 else 1.0 - dampening
     if nesterov:
-        return Linear(momentum, kappa, 1.0 + momentum * kappa, momentum * momentum)
-    return Linear(momentum, kappa, kappa, momentum)
+        return PerVectorUpdate(momentum, kappa, 1.0 + momentum * kappa, momentum * momentum)
+    return PerVectorUpdate(momentum, kappa, kappa, momentum)
 
 
 class SphereSGD(SphereOptimizer):
@@ -74,18 +71,19 @@ class SphereSGD(SphereOptimizer):
         nesterov: Nesterov momentum; needs momentum and no dampening.
         weight_decay: decay of ordinary parameters. It is radial, so on a sphere it is ignored,
             with one warning.
-        lr_is: ``"relative"``: a vector of any length r turns as ``torch.optim.SGD`` turns one of
+        lr_mode: ``"relative"``: a vector of any length r turns as ``torch.optim.SGD`` turns one of
             the length ρ at which ``torch.nn`` starts it
-            (:func:`~onsphere.optim.motion.reference_length`), so that training does not depend on
-            the lengths at the start: the step in space begins as ``-lr * (r / ρ)**2 * update``.
-            ``"rate"``: it begins as ``-lr * update``, as in ``torch.optim.SGD``. ``"rotation"``:
+            (:func:`~onsphere.optim.updates.geodesic.reference_length`), so that training does not
+            depend on the lengths at the start: the step in space begins as
+            ``-lr * (r / ρ)**2 * update``.
+            ``"rate"``: it begins as ``-lr * update``, as in ``torch.optim.SGD``. ``"angle"``:
             every vector turns by ``lr`` radians.
         step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
             (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
             float32, too), and round it to the weights after each step. Without it turns below the
-            rounding get lost, which is said once under ``lr_is="rotation"``. Load weights and
+            rounding get lost, which is said once under ``lr_mode="angle"``. Load weights and
             state together.
         nonfinite: what a gradient on a sphere that is not finite does: ``"skip"`` its vectors, or
             ``"raise"`` before anything moves.
@@ -121,7 +119,7 @@ class SphereSGD(SphereOptimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         *,
-        lr_is: LrIs = "relative",
+        lr_mode: LrMode = "relative",
         step: Step = "retraction",
         maximize: bool = False,
         master_weights: bool = False,
@@ -144,7 +142,7 @@ class SphereSGD(SphereOptimizer):
             "dampening": dampening,
             "nesterov": nesterov,
             "weight_decay": weight_decay,
-            "lr_is": lr_is,
+            "lr_mode": lr_mode,
             "step": step,
             "maximize": maximize,
             "master_weights": master_weights,
@@ -166,10 +164,10 @@ class SphereSGD(SphereOptimizer):
 
     def _updates(
         self, params: list[Tensor], group: Group
-    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear]]:
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, PerVectorUpdate]]:
         return [self._update(param, group) for param in params]
 
-    def _update(self, param: Tensor, group: Group) -> tuple[Tensor | None, None, Linear]:
+    def _update(self, param: Tensor, group: Group) -> tuple[Tensor | None, None, PerVectorUpdate]:
         state, first, dtype = self.state[param], False, state_dtype(param, group)
         if group["momentum"] and state.get("momentum_buffer") is None:
             first = True
@@ -184,7 +182,7 @@ class SphereSGD(SphereOptimizer):
         )
         return (state["momentum_buffer"] if group["momentum"] else None), None, update
 
-    def _update_again(self, ready: Ready, group: Group) -> Linear | None:
+    def _update_again(self, ready: Ready, group: Group) -> PerVectorUpdate | None:
         if (group["momentum"] != 0) != ("momentum_buffer" in self.state[ready.params[0]]):
             return None
         return sgd_update(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import placement
+from onsphere.optim.distributed import placement
 
 
 def check_sphere(params: Sequence[Tensor], sphere: object) -> None:

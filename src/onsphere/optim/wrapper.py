@@ -10,15 +10,23 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native, placement, sharded
-from onsphere.optim.displacement import Buffers, Displacements, steps_from_anywhere
+from onsphere.optim import kernels
+from onsphere.optim.distributed import placement, step
 from onsphere.optim.hooks import without_global_hooks
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import StepOptions
-from onsphere.optim.optimizer import Group
-from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.restoration import ConstrainedParameters, constrain, record, repeated, restore
-from onsphere.optim.saved import numbers_of
+from onsphere.optim.sphere_optimizer import Group
+from onsphere.optim.state_dict import numbers_of
+from onsphere.optim.steps.displacement import Buffers, Displacements, steps_from_anywhere
+from onsphere.optim.steps.project import (
+    ConstrainedParameters,
+    constrain,
+    record,
+    repeated,
+    restore,
+)
+from onsphere.optim.steps.sphere_step import advance_all
+from onsphere.optim.updates.geodesic import StepOptions
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family, Part
 from onsphere.optim.validation import (
     check_sphere,
     immovable,
@@ -52,13 +60,13 @@ def on_sphere(
 
     - ``"hard"``: after every step each vector is scaled back to its radius. The radial part of the
       update, weight decay included, only changes the effective rate a little
-      (:mod:`~onsphere.optim.restoration`). One number per vector is remembered.
+      (:mod:`~onsphere.optim.steps.project`). One number per vector is remembered.
     - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
       into the direction of the update; neither its size nor weight decay matters. Keeps memory
       for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
-      update is known to its own rounding (:mod:`~onsphere.optim.displacement`); of another, whose
-      update does not depend on the weights either, set ``steps_from_anywhere = True``.
+      update is known to its own rounding (:mod:`~onsphere.optim.steps.displacement`); of another,
+      whose update does not depend on the weights either, set ``steps_from_anywhere = True``.
 
     The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
     one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
@@ -146,7 +154,7 @@ class OnSphere(Optimizer):
         # Of mode "rotate", and calls that can be made again: not worth a place in a file.
         self.buffers = Buffers()
         self.finite: Callable[[list[Tensor]], bool | None] | None = None
-        self.restoring: list[tuple[native.RepeatedRestore, list[ConstrainedParameters]]] = []
+        self.restoring: list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]] = []
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -191,7 +199,7 @@ class OnSphere(Optimizer):
         """
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
-            self.pending = (sharded.record if self.sharded else record)(self.constrained)
+            self.pending = (step.record if self.sharded else record)(self.constrained)
         hidden: _Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
@@ -231,7 +239,7 @@ class OnSphere(Optimizer):
             return
         self.base.eval()  # type: ignore[attr-defined]
         self.between = [(param, param.detach().clone()) for param in self._moving()]
-        back = sharded.restore if self.sharded else restore
+        back = step.restore if self.sharded else restore
         back(self.constrained)
 
     @torch.no_grad()
@@ -395,7 +403,7 @@ class OnSphere(Optimizer):
             return [number for number, flag in enumerate(flags) if flag]
         fine = None if self.finite is None else self.finite(grads)
         if fine is None:
-            fine, self.finite = native.finite(grads), native.finite_of(grads)
+            fine, self.finite = kernels.finite(grads), kernels.finite_of(grads)
         if fine:
             return []
         norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
@@ -411,7 +419,7 @@ class OnSphere(Optimizer):
         """Bring the weights back to their spheres; return how many vectors could not be."""
         brake, growth = self.mode == "brake", self.growth
         if self.sharded:
-            return sharded.restore(self.constrained, brake=brake, growth=growth)
+            return step.restore(self.constrained, brake=brake, growth=growth)
         calls = self.restoring
         if sum(len(held) for _, held in calls) != len(self.constrained) or not all(
             call.again() for call, _ in calls
@@ -484,11 +492,11 @@ class OnSphere(Optimizer):
             for held in many:
                 parts = [_turning(p, added.get(p), sphere) for p in held.params]
                 families.append(Family(parts, held.radius))
-            options = StepOptions(rate, "rotation", "retraction", sphere.radius, sphere.centered)
+            options = StepOptions(rate, "angle", "retraction", sphere.radius, sphere.centered)
             batches.append((families, sphere, options))
             moved += many
         left: int | Tensor = 0
-        counts = (sharded.advance if self.sharded else advance_all)(batches)
+        counts = (step.advance if self.sharded else advance_all)(batches)
         for held, count in zip(moved, itertools.chain(*counts), strict=True):
             held.skipped.add_(count)
             left = left + count
@@ -538,9 +546,9 @@ def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:
     if added is None:
         added = torch.zeros_like(param)
     if sphere.centered:  # which takes the mean off gradients only
-        return Part(param, -added, None, None, Linear(0.0, 1.0, 1.0, 0.0))
+        return Part(param, -added, None, None, PerVectorUpdate(0.0, 1.0, 1.0, 0.0))
     # As momentum that nothing remains of; the gradient has no weight but must be there.
-    return Part(param, added, added, None, Linear(0.0, 0.0, 0.0, -1.0))
+    return Part(param, added, added, None, PerVectorUpdate(0.0, 0.0, 0.0, -1.0))
 
 
 def _is_of_pytorch(packed: Mapping[str, Any]) -> bool:

@@ -2,10 +2,7 @@
 
 from onsphere.dynamics.schedule import PlanError, Schedule
 from onsphere.planning.compare import LayerComparison, compare
-from onsphere.planning.plan import (
-    Plan,
-    plan,
-)
+from onsphere.planning.plan import Plan, plan
 
 __all__ = [
     "LayerComparison",

@@ -151,7 +151,7 @@ class SphereRecipe:
             >>> round(recipe.rotation, 4), round(-torch.atan2(weight[1], weight[0]).item(), 4)
             (0.1, 0.1)
         """
-        turning = {"lr_is": "rotation", "weight_decay": 0.0}
+        turning = {"lr_mode": "angle", "weight_decay": 0.0}
         copied = _checked(groups)
         self._warn_of_a_short_run(copied)
         return [
@@ -196,7 +196,7 @@ class SphereRecipe:
             >>> optimizer.param_groups[0]["lr"] == recipe.rotation
             True
         """
-        unknown = ("sphere", "lr_is")
+        unknown = ("sphere", "lr_mode")
         return [
             {key: value for key, value in group.items() if key not in unknown}
             for group in self.groups(groups)
@@ -381,7 +381,7 @@ def sphere_recipe(
         raise RecipeError(
             f"lr={lr:g} with weight_decay={weight_decay:g} has no equilibrium: without decay the "
             "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
-            'yourself: lr_is="rotation"'
+            'yourself: lr_mode="angle"'
         )
     law, _ = METHODS[method]
     try:

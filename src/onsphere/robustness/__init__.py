@@ -2,10 +2,7 @@
 
 from onsphere.robustness.amplification.margin import MarginSlopes, margin_slope
 from onsphere.robustness.amplification.measure import amplification
-from onsphere.robustness.amplification.result import (
-    Amplification,
-    LayerGain,
-)
+from onsphere.robustness.amplification.result import Amplification, LayerGain
 from onsphere.robustness.amplification.singular_values import spectral_norm
 from onsphere.robustness.attacks.auto_pgd import apgd, apgd_targeted
 from onsphere.robustness.attacks.fab import fab

@@ -10,7 +10,14 @@ from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
-from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind, Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.claims import (
+    EFFECT_OF_DECAY,
+    Kind,
+    Leak,
+    Limit,
+    Rescaling,
+    ScaleInvariance,
+)
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift

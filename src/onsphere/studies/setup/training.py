@@ -148,7 +148,7 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
         for parameter, axes in hidden.values()
     ]
     groups = [head, rest, *spheres]
-    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_is="rate")
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode="rate")
 
 
 def grown(factor: float, progress: float) -> float:

@@ -20,7 +20,11 @@ from torch import Tensor
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, RadialRows, radial_rows
+from onsphere.symmetry.numeric.radial_derivatives import (
+    RadialDerivatives,
+    RadialRows,
+    radial_rows,
+)
 
 RADIAL_TOLERANCE = 1e-7
 """Largest relative radial derivative of a claim that counts as 0 in float64: deep networks amplify

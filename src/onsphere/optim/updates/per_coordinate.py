@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onsphere.optim.motion import (
+from onsphere.optim.updates.geodesic import (
     Axes,
     Limits,
     Plan,
@@ -33,7 +33,7 @@ from onsphere.optim.motion import (
 
 
 @dataclass(frozen=True)
-class Diagonal:
+class PerCoordinateUpdate:
     r"""AdamW's update, :math:`P(h w)`.
 
     Attributes:

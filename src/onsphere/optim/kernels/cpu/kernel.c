@@ -1,6 +1,6 @@
 /* Steps on spheres for the CPU, behind a plain C interface: no Python, no torch.
  *
- * The mathematics is that of onsphere/optim/motion.py, which the tests compare with this file:
+ * The mathematics is that of onsphere/optim/updates/geodesic.py, which the tests compare with this file:
  * `reduce` sums inner products over each vector, `plan` turns them into a few coefficients, `apply`
  * writes the new point as a linear combination. A vector that fits in the cache goes through all
  * three before the next one is read, so that memory is passed once. A larger vector is cut into
@@ -178,7 +178,7 @@ static void stow(const Worker *w, void *array, int64_t at, int64_t n, const floa
 
 static void factors(const Worker *w, const Tensor *t, float *a) {
     for (int i = 0; i < 8; i++) a[i] = (float)t->a[i];
-    if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_is == ROTATION;
+    if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_mode == ROTATION;
 }
 
 /* How far ahead memory is asked for: the next vector, or a little further in a long one. Chunks

@@ -3,7 +3,7 @@
 A vector that lies whole in one process is moved there, as if there were no other. Of a vector that
 the sharding cuts, every process reduces its part, one all-reduce adds the sums of all of them, and
 each process plans for itself, from the same bits. Which vectors are cut is arithmetic on sizes
-(:mod:`~onsphere.optim.partition`), so all processes know without asking.
+(:mod:`~onsphere.optim.distributed.partition`), so all processes know without asking.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,23 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
-from onsphere.optim import product, restoration
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, StepOptions, spread, total, working_dtype
-from onsphere.optim.placement import LocalShard, Placement, add_up, local, numbers, placement_of
-from onsphere.optim.product import Family, Part, StepBatch
-from onsphere.optim.restoration import ConstrainedParameters
+from onsphere.optim.distributed.placement import (
+    LocalShard,
+    Placement,
+    add_up,
+    local,
+    numbers,
+    placement_of,
+)
+from onsphere.optim.steps import project, sphere_step
+from onsphere.optim.steps.project import ConstrainedParameters
+from onsphere.optim.updates.geodesic import Plan, StepOptions, spread, total, working_dtype
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family, Part, StepBatch
 
 
 def advance(batches: Sequence[StepBatch]) -> list[list[Tensor | int]]:
-    """Do what :func:`~onsphere.optim.product.advance` does, for families anywhere.
+    """Do what :func:`~onsphere.optim.steps.sphere_step.advance` does, for families anywhere.
 
     Args:
         batches: families, their sphere, options of the step; the same in all processes.
@@ -48,7 +55,7 @@ def advance(batches: Sequence[StepBatch]) -> list[list[Tensor | int]]:
             elif shards[0] is not None:
                 whole.setdefault(shards[0].sphere, []).append(position)
         for own, positions in whole.items():
-            moved = product.advance([here[k] for k in positions], own, options)
+            moved = sphere_step.advance([here[k] for k in positions], own, options)
             for position, count in zip(positions, moved, strict=True):
                 counts[number][position] = count
     counted = _step_together(list(cut_families.values()))
@@ -104,7 +111,7 @@ class _CutFamily:
         """Return the inner products that the plan needs, as far as they are known here."""
         width = type(self.family.parts[0].update).width
         path = replace(self.options, centered=False)  # a mean needs its own sum, added before
-        return self.sums(width, lambda part, sphere: product.reduce(part, sphere, path))
+        return self.sums(width, lambda part, sphere: sphere_step.reduce(part, sphere, path))
 
     def center(self, sums: Tensor) -> None:
         """Remove the means of points and gradients, given their sums over all processes."""
@@ -115,19 +122,19 @@ class _CutFamily:
                 part.slope = part.slope.clone()
                 both = (part.point, part.slope)
                 # What AdamW keeps of the gradient is not tangent.
-                some = both if isinstance(part.update, Linear) else both[:1]
+                some = both if isinstance(part.update, PerVectorUpdate) else both[:1]
                 for x, means in zip(some, mean[shard.owner].T, strict=False):
                     view, inside = shard.sphere.axes.split(x)
                     view.sub_(spread(means.to(view.dtype), view, inside))
 
     def finish(self, sums: Tensor) -> Tensor:
         """Plan from the sums over all processes and follow; count vectors that are not sound."""
-        plan = product.plan_for(self.family, self.entries, self.options, sums)
+        plan = sphere_step.plan_for(self.family, self.entries, self.options, sums)
         path = replace(self.options, centered=False)
         for part, shard in zip(self.family.parts, self.shards, strict=True):
             if shard is not None:
                 mine = Plan(*(x[shard.owner] for x in plan))
-                product.follow(part, shard.sphere, path, mine)
+                sphere_step.follow(part, shard.sphere, path, mine)
         return plan.skipped
 
 
@@ -162,19 +169,19 @@ def record(constrained: Sequence[ConstrainedParameters]) -> bool:
             whole.append(here)
         if placement.spread and bool((held.radius == 0).any()):  # the same in every process
             jobs.append((held, placement))
-    without = restoration.record(whole)
+    without = project.record(whole)
     added = add_up(
         [(placement, placement.spread, _sums(held, placement)) for held, placement in jobs]
     )
     for (held, _), sums in zip(jobs, added, strict=True):
-        without |= restoration.note(held, sums)
+        without |= project.note(held, sums)
     return without
 
 
 def restore(
     constrained: Sequence[ConstrainedParameters], *, brake: bool = False, growth: float = 0.0
 ) -> int | Tensor:
-    """Do what :func:`~onsphere.optim.restoration.restore` does, for parameters anywhere."""
+    """Do what :func:`~onsphere.optim.steps.project.restore` does, for parameters anywhere."""
     whole, jobs = [], []
     for held in constrained:
         placement = placement_of(held.params, held.sphere)
@@ -183,23 +190,23 @@ def restore(
             jobs.append((held, placement))
         elif here is not None:
             whole.append(here)
-    left = restoration.restore(whole, brake=brake, growth=growth)
+    left = project.restore(whole, brake=brake, growth=growth)
     added = add_up(
         [(placement, placement.spread, _sums(held, placement)) for held, placement in jobs]
     )
     for (held, placement), sums in zip(jobs, added, strict=True):
-        scaling, unusable = restoration.scaling_for(held, sums, brake=brake, growth=growth)
+        scaling, unusable = project.scaling_for(held, sums, brake=brake, growth=growth)
         for param, shard in zip(
             held.params, placement.shards(held.sphere, sums.device), strict=True
         ):
             if shard is not None:
-                restoration.rescale(local(param), shard.sphere, scaling[shard.owner])
-        left = left + restoration.count_in(held, unusable)
+                project.rescale(local(param), shard.sphere, scaling[shard.owner])
+        left = left + project.count_in(held, unusable)
     return left
 
 
-def put_on(sphere: Sphere, pairs: restoration.Pairs) -> list[tuple[Tensor, Tensor]]:
-    """Do what :func:`~onsphere.optim.restoration.put_on` does, for weights anywhere."""
+def put_on(sphere: Sphere, pairs: project.Pairs) -> list[tuple[Tensor, Tensor]]:
+    """Do what :func:`~onsphere.optim.steps.project.put_on` does, for weights anywhere."""
     params = [param for param, _ in pairs]
     placement = placement_of(params, sphere)
     shards = placement.shards(sphere, params[0].device)
@@ -207,16 +214,16 @@ def put_on(sphere: Sphere, pairs: restoration.Pairs) -> list[tuple[Tensor, Tenso
         if shards[0] is None:
             return list(pairs)
         here = [(local(param), local(grad)) for param, grad in pairs]
-        moved = restoration.put_on(shards[0].sphere, here)
+        moved = project.put_on(shards[0].sphere, here)
         return [(param, grad) for param, (_, grad) in zip(params, moved, strict=True)]
-    held = restoration.constrain(params, sphere, numbers(params, sphere))
+    held = project.constrain(params, sphere, numbers(params, sphere))
     (sums,) = add_up([(placement, placement.spread, _sums(held, placement))])
-    scaling, found = restoration.onto_radius(held, sums), []
+    scaling, found = project.onto_radius(held, sums), []
     for (param, grad), shard in zip(pairs, shards, strict=True):
         there = local(grad)
         if shard is not None:
             mine = scaling[shard.owner]
-            there = restoration.scaled(local(param), there, shard.sphere, mine)
+            there = project.scaled(local(param), there, shard.sphere, mine)
         found.append((param, there))
     return found
 
@@ -234,5 +241,5 @@ def _sums(held: ConstrainedParameters, placement: Placement) -> Tensor:
     shards = placement.shards(held.sphere, held.params[0].device)
     for param, shard in zip(held.params, shards, strict=True):
         if shard is not None and shard.is_primary:
-            sums.index_add_(0, shard.owner, restoration.sums(local(param), shard.sphere))
+            sums.index_add_(0, shard.owner, project.sums(local(param), shard.sphere))
     return sums

@@ -5,10 +5,10 @@ On the CPU ``kernel.c``, built when the package is installed; on CUDA the Triton
 runs in pure PyTorch, with the same numbers to rounding.
 """
 
-from onsphere.optim.native.calls import apply, finite, known, reduce, restore, step, takes
-from onsphere.optim.native.held import Counters, Kinds, Places
-from onsphere.optim.native.kernel import allowed, instruction_set, path, switched
-from onsphere.optim.native.repeat import Repeated, RepeatedRestore, finite_of, usable
+from onsphere.optim.kernels.cpu.library import allowed, instruction_set, path, switched
+from onsphere.optim.kernels.dispatch import apply, finite, known, reduce, restore, step, takes
+from onsphere.optim.kernels.repeat import Repeated, RepeatedRestore, finite_of, usable
+from onsphere.optim.kernels.unchanged import Counters, Kinds, Places
 
 __all__ = [
     "Counters",

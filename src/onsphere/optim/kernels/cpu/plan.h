@@ -21,7 +21,7 @@ typedef struct {
 /* Mirrored by `SETTINGS` in kernel.py. */
 typedef struct {
     double rate, radius, growth, tolerance, floor;
-    int64_t kind, dtype, lr_is, exponential, brake, centered, ascend, sets, threads;
+    int64_t kind, dtype, lr_mode, exponential, brake, centered, ascend, sets, threads;
 } Settings;
 
 /* What one vector owns beside its entries: numbers in float. */
@@ -59,8 +59,8 @@ FLAT double either(double x, double y) { return larger(x, y); }
 FLAT Move motion(const Settings *s, double pp, double tt, double ht, double whole, double radius,
                  double share, double least, double relative, const int special) {
     const double onto = radius / sqrt(pp);
-    const int rotation = special && s->lr_is == ROTATION, exponential = special && s->exponential;
-    const double factor = s->lr_is == RELATIVE ? relative : 1 / radius;
+    const int rotation = special && s->lr_mode == ROTATION, exponential = special && s->exponential;
+    const double factor = s->lr_mode == RELATIVE ? relative : 1 / radius;
     /* angle / size, and its square times |t|^2 */
     const double over =
         s->rate * (rotation ? (share < ENOUGH ? share / ENOUGH : 1) / sqrt(tt) : factor);
@@ -88,13 +88,13 @@ FLAT Move motion(const Settings *s, double pp, double tt, double ht, double whol
 /* Which only a rotation asks for. */
 FLAT double share_of_news(const Settings *s, double fresh, double momentum, double decay,
                           const int special) {
-    const int asked = special && s->lr_is == ROTATION && momentum > 0;
+    const int asked = special && s->lr_mode == ROTATION && momentum > 0;
     return asked ? sqrt(fresh / momentum) / larger(1 - decay, 1e-6) : 1;
 }
 
 FLAT double verdict(const Settings *s, double n, double gg, double tt, double whole, double least,
                  double b, const int special) {
-    const int rotation = special && s->lr_is == ROTATION;
+    const int rotation = special && s->lr_mode == ROTATION;
     const double some = n > 1 && s->rate > 0 ? 0 : INFINITY, lost = TRUE_IF(whole <= least);
     const double asked = either(TRUE_IF(tt > s->floor * whole), rotation ? lost : 0);
     return MOVES + (REFUSED - MOVES) * asked * TRUE_IF(gg > some) * TRUE_IF(b == 0);
@@ -186,5 +186,5 @@ FLAT Plan plan(const Settings *s, const Tensor *t, double n, const double *x, Ow
 /* Whether plans have nothing special about them. */
 static int usual(const Settings *s, const Tensor *t) {
     if (s->kind == RESTORE) return 1;
-    return s->lr_is != ROTATION && !s->exponential && !t->second && t->outer * t->inner > 1;
+    return s->lr_mode != ROTATION && !s->exponential && !t->second && t->outer * t->inner > 1;
 }

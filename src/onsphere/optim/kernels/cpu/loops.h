@@ -273,7 +273,7 @@ TARGET static void NAME(narrow)(int64_t n, const float *from, uint16_t *to) {
     for (int i = 0; i < TOGETHER; i++) {                                                      \
         const double x[NUMBERS] = {v->x[0][i], v->x[1][i], v->x[2][i],                        \
                                    v->x[3][i], v->x[4][i], v->x[5][i]};                       \
-        s.lr_is = way;                                                                        \
+        s.lr_mode = way;                                                                        \
         const Plan made = plan(&s, &t, n, x, (Own){v->radius[i], v->second[i]}, kind, 0);     \
         v->radius[i] = made.own.radius;                                                       \
         for (int j = 0; j < COEFFICIENTS; j++) v->c[j][i] = made.c[j];                        \
@@ -285,11 +285,11 @@ TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, d
     const Tensor t = *tensor;
     if (s.kind == RESTORE) {
         PLAN_ALL(RESTORE, RATE)
-    } else if (s.kind == LINEAR && s.lr_is == RATE) {
+    } else if (s.kind == LINEAR && s.lr_mode == RATE) {
         PLAN_ALL(LINEAR, RATE)
     } else if (s.kind == LINEAR) {
         PLAN_ALL(LINEAR, RELATIVE)
-    } else if (s.lr_is == RATE) {
+    } else if (s.lr_mode == RATE) {
         PLAN_ALL(DIAGONAL, RATE)
     } else {
         PLAN_ALL(DIAGONAL, RELATIVE)

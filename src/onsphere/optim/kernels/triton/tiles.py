@@ -15,7 +15,7 @@ serves many of them; ``factors`` holds eight numbers that all share and then eig
 import triton
 import triton.language as tl
 
-from onsphere.optim.native.tile_plan import (
+from onsphere.optim.kernels.triton.coefficients import (
     ALIGNED,
     BFLOAT16,
     COLUMNS,

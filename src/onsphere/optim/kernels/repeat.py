@@ -10,18 +10,15 @@ import ctypes
 import math
 from array import array
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from onsphere.geometry import Sphere
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import StepOptions
-from onsphere.optim.native import launch, ops
-from onsphere.optim.native.calls import (
+from onsphere.optim.kernels import ops
+from onsphere.optim.kernels.cpu.library import SETTINGS, TENSOR, allowed, library
+from onsphere.optim.kernels.dispatch import (
     arguments_of,
     known,
     layouts_of,
@@ -29,11 +26,12 @@ from onsphere.optim.native.calls import (
     settings_of,
     takes,
 )
-from onsphere.optim.native.held import Kinds, Places, addresses_of
-from onsphere.optim.native.kernel import SETTINGS, TENSOR, allowed, library
-
-if TYPE_CHECKING:
-    from onsphere.optim.product import Family
+from onsphere.optim.kernels.triton import launch
+from onsphere.optim.kernels.unchanged import Kinds, Places, addresses_of
+from onsphere.optim.updates.geodesic import StepOptions
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family
 
 # A row of the table, in words: seven addresses, four numbers of the layout, eight of the update,
 # and how many vectors stayed where they were.
@@ -94,7 +92,7 @@ class Repeated(_Table):
     """A step of families of one part each, that can be taken again.
 
     Args:
-        families: as :func:`~onsphere.optim.native.calls.step` takes them.
+        families: as :func:`~onsphere.optim.kernels.dispatch.step` takes them.
         sphere: what they live on.
     """
 
@@ -144,7 +142,9 @@ class Repeated(_Table):
         self._fill(_SLOPE, addresses_of(grads))
         return True
 
-    def step(self, update: Linear | Diagonal, options: StepOptions) -> list[int]:
+    def step(
+        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+    ) -> list[int]:
         """Take the step; return how many vectors of each tensor stayed where they were."""
         arguments = arguments_of(update, options)
         for column, (now, before) in enumerate(zip(arguments, self._given, strict=True)):
@@ -158,7 +158,7 @@ class Repeated(_Table):
 
 
 class RepeatedRestore(_Table):
-    """What :func:`~onsphere.optim.native.calls.restore` does, again and again.
+    """What :func:`~onsphere.optim.kernels.dispatch.restore` does, again and again.
 
     Args:
         points: tensors that the kernels know.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from onsphere.optim.native.layout import Layout
+from onsphere.optim.kernels.layout import Layout
 
 # A longer vector does not stay in the registers of one program.
 _IN_REGISTERS = 8192
@@ -141,7 +141,7 @@ def apply(
 @functools.cache
 def _tiles() -> Any:
     # Not at the top: Triton may be missing, and takes its time to import.
-    from onsphere.optim.native import tiles
+    from onsphere.optim.kernels.triton import tiles
 
     return tiles
 
@@ -242,15 +242,15 @@ def _runs(
 
 
 def _flags(arrays: Arrays, settings: Sequence[float]) -> int:
-    kind, dtype, lr_is, exponential, brake, centered, ascend = (int(x) for x in settings[5:])
+    kind, dtype, lr_mode, exponential, brake, centered, ascend = (int(x) for x in settings[5:])
     return _sum_of(
         {
             "DIAGONAL": kind == 1,
             "RESTORE": kind == 2,
             "MOVING": bool(arrays.momenta),
             "PER_VECTOR": bool(arrays.seconds),
-            "ROTATION": lr_is == 1,
-            "RELATIVE": lr_is == 2,
+            "ROTATION": lr_mode == 1,
+            "RELATIVE": lr_mode == 2,
             "EXPONENTIAL": exponential,
             "ASCEND": ascend and kind == 0,
             "BRAKE": brake,
@@ -261,9 +261,9 @@ def _flags(arrays: Arrays, settings: Sequence[float]) -> int:
 
 
 def _sum_of(flags: dict[str, int]) -> int:
-    from onsphere.optim.native import tile_plan
+    from onsphere.optim.kernels.triton import coefficients
 
-    return sum(getattr(tile_plan, name).value for name, on in flags.items() if on)
+    return sum(getattr(coefficients, name).value for name, on in flags.items() if on)
 
 
 def _way(vectors: int, length: int) -> tuple[str, int]:

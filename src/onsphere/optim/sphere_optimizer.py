@@ -15,15 +15,23 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native, placement, sharded
-from onsphere.optim.again import Ready, ReadyInSpace, ReadyOnSpheres
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.fused import fusable
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import LrIs, Step, StepOptions, reference_length, working_dtype
-from onsphere.optim.product import Family, Part, advance_all
-from onsphere.optim.restoration import put_on
-from onsphere.optim.saved import encode, mend, merged, numbers_of, per_vector, take_uncast
+from onsphere.optim import kernels
+from onsphere.optim.distributed import placement, step
+from onsphere.optim.state_dict import encode, mend, merged, numbers_of, per_vector, take_uncast
+from onsphere.optim.steps.fused import fusable
+from onsphere.optim.steps.project import put_on
+from onsphere.optim.steps.repeated import Ready, ReadyInSpace, ReadyOnSpheres
+from onsphere.optim.steps.sphere_step import advance_all
+from onsphere.optim.updates.geodesic import (
+    LrMode,
+    Step,
+    StepOptions,
+    reference_length,
+    working_dtype,
+)
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family, Part
 from onsphere.optim.validation import (
     check_sphere,
     immovable,
@@ -65,7 +73,7 @@ class SphereOptimizer(Optimizer):
     # What is to be said of spheres that let nothing move, at the next step.
     _immovable = ""
     _told_of_rounding = False
-    # Whether a parameter is spread over processes (:mod:`~onsphere.optim.placement`).
+    # Whether a parameter is spread over processes (:mod:`~onsphere.optim.distributed.placement`).
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
 
@@ -86,7 +94,7 @@ class SphereOptimizer(Optimizer):
                 raise ValueError(f"{name} must be at least 0, got {settings[name]}")
         for name, allowed in (
             ("step", get_args(Step)),
-            ("lr_is", get_args(LrIs)),
+            ("lr_mode", get_args(LrMode)),
             ("nonfinite", get_args(Nonfinite)),
         ):
             if settings[name] not in allowed:
@@ -96,7 +104,7 @@ class SphereOptimizer(Optimizer):
     @abstractmethod
     def _updates(
         self, params: list[Tensor], group: Group
-    ) -> Sequence[tuple[Tensor | None, Tensor | None, Linear | Diagonal]]:
+    ) -> Sequence[tuple[Tensor | None, Tensor | None, PerVectorUpdate | PerCoordinateUpdate]]:
         """Return momentum, second moment per coordinate and update of parameters on spheres."""
 
     @abstractmethod
@@ -146,7 +154,7 @@ class SphereOptimizer(Optimizer):
                 ways.append(group)
                 self._warn_of_rounding(sets, group)
         if batches:
-            go = sharded.advance if self._sharded else advance_all
+            go = step.advance if self._sharded else advance_all
             for firsts, counts in zip(counted, go(batches), strict=True):
                 self._count(firsts, counts)
             for group, (families, _, _) in zip(ways, batches, strict=True):
@@ -171,7 +179,7 @@ class SphereOptimizer(Optimizer):
         counts = ready.step(update, _options_of(group))
         if any(counts):
             self._count(ready.params, list(counts))
-        if group["lr_is"] == "rotation" and not self._told_of_rounding:
+        if group["lr_mode"] == "angle" and not self._told_of_rounding:
             self._warn_of_rounding([ready.params], group)
         return True
 
@@ -180,14 +188,14 @@ class SphereOptimizer(Optimizer):
         self._ready.pop(id(group), None)
         if self._sharded or group["master_weights"] or len(families) != len(group["params"]):
             return
-        if native.Repeated.possible(families, group["sphere"]):
-            call = native.Repeated(families, group["sphere"])
+        if kernels.Repeated.possible(families, group["sphere"]):
+            call = kernels.Repeated(families, group["sphere"])
             self._ready[id(group)] = ReadyOnSpheres(call, group, self.state)
 
     def _remember_in_space(self, group: Group, moved: list[Tensor]) -> None:
         """Do the same for a group of ordinary parameters that the fused step has moved."""
         self._ready.pop(id(group), None)
-        if self._sharded or len(moved) != len(group["params"]) or not native.allowed():
+        if self._sharded or len(moved) != len(group["params"]) or not kernels.allowed():
             return
         keys = self._fused_columns(group)
         if keys is not None and moved and moved[0].is_cpu:
@@ -205,7 +213,9 @@ class SphereOptimizer(Optimizer):
         """Move ordinary parameters by the fused step; return whether it can be taken."""
 
     @abstractmethod
-    def _update_again(self, ready: Ready, group: Group) -> Linear | Diagonal | None:
+    def _update_again(
+        self, ready: Ready, group: Group
+    ) -> PerVectorUpdate | PerCoordinateUpdate | None:
         """Return the one update of parameters that have moved before, and count the step.
 
         ``None``, with nothing counted, where they have several.
@@ -395,7 +405,7 @@ class SphereOptimizer(Optimizer):
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
         places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
         if sphere.radius is not None:
-            onto = sharded.put_on if self._sharded else put_on
+            onto = step.put_on if self._sharded else put_on
             for number, members in enumerate(sets):
                 if "radius" not in self.state[members[0]]:
                     places[number] = onto(sphere, places[number])
@@ -437,7 +447,7 @@ class SphereOptimizer(Optimizer):
             param.copy_(master)
 
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
-        if self._told_of_rounding or group["lr_is"] != "rotation" or group["master_weights"]:
+        if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:
             return
         lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
         if lost is not None:
@@ -517,7 +527,7 @@ def _sets(group: Group) -> list[list[Tensor]]:
 
 
 def _reference(members: list[Tensor], group: Group) -> float:
-    if group["lr_is"] != "relative":
+    if group["lr_mode"] != "relative":
         return 1.0
     return reference_length(tuple(tuple(p.shape) for p in members), group["sphere"])
 
@@ -526,7 +536,7 @@ def _options_of(group: Group) -> StepOptions:
     sphere: Sphere = group["sphere"]
     return StepOptions(
         float(group["lr"]),
-        group["lr_is"],
+        group["lr_mode"],
         group["step"],
         sphere.radius,
         sphere.centered,

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, StepOptions, limits_of
-from onsphere.optim.native import launch, ops
-from onsphere.optim.native.kernel import allowed, library
-from onsphere.optim.native.layout import layout_of
-
-if TYPE_CHECKING:
-    from onsphere.optim.product import Family, Part
+from onsphere.optim.kernels import ops
+from onsphere.optim.kernels.cpu.library import allowed, library
+from onsphere.optim.kernels.layout import layout_of
+from onsphere.optim.kernels.triton import launch
+from onsphere.optim.updates.geodesic import Plan, StepOptions, limits_of
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family, Part
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_LR_IS = {"rate": 0, "rotation": 1, "relative": 2}
+_LR_MODE = {"rate": 0, "angle": 1, "relative": 2}
 _LINEAR, _DIAGONAL, _RESTORE = range(3)
 
 
@@ -107,7 +105,7 @@ def reduce(parts: Sequence[Part], sphere: Sphere, options: StepOptions) -> list[
         _arguments(parts, options),
         _settings(parts, options),
     )
-    if isinstance(parts[0].update, Diagonal):
+    if isinstance(parts[0].update, PerCoordinateUpdate):
         return [pad(n[:, :5], (0, 1)) for n in numbers]  # the kernels know no centred spheres
     if options.ascend:  # the plan expects the slope that it descends
         for n in numbers:
@@ -120,7 +118,7 @@ def apply(parts: Sequence[Part], sphere: Sphere, options: StepOptions, plan: Pla
     """Follow a plan for all parts of one family."""
     width = ops.COEFFICIENTS - plan.coefficients.shape[1]
     coefficients = pad(plan.coefficients, (0, width)).clone()
-    if options.ascend and not isinstance(parts[0].update, Diagonal):
+    if options.ascend and not isinstance(parts[0].update, PerCoordinateUpdate):
         coefficients[:, 1].neg_()
         coefficients[:, 4].neg_()
     coefficients[:, 0] = torch.where(plan.sound, coefficients[:, 0], torch.nan)
@@ -205,10 +203,12 @@ def _arguments(
     return numbers
 
 
-def arguments_of(update: Linear | Diagonal, options: StepOptions) -> tuple[float, ...]:
+def arguments_of(
+    update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+) -> tuple[float, ...]:
     """Return the seven numbers of an update."""
     mine = update.arguments
-    if options.ascend and isinstance(update, Diagonal):
+    if options.ascend and isinstance(update, PerCoordinateUpdate):
         return (mine[0], -mine[1], *mine[2:])
     return mine
 
@@ -217,12 +217,14 @@ def _settings(parts: Sequence[Part], options: StepOptions) -> list[float]:
     return settings_of(parts[0].update, parts[0].point.dtype, options)
 
 
-def settings_of(update: Linear | Diagonal, dtype: torch.dtype, options: StepOptions) -> list[float]:
+def settings_of(
+    update: PerVectorUpdate | PerCoordinateUpdate, dtype: torch.dtype, options: StepOptions
+) -> list[float]:
     """Return the numbers that all tensors of a call share."""
-    kind = _DIAGONAL if isinstance(update, Diagonal) else _LINEAR
+    kind = _DIAGONAL if isinstance(update, PerCoordinateUpdate) else _LINEAR
     limits = limits_of(dtype)
     return [
         *(options.lr, options.radius or 0.0, 0.0, limits.close, limits.floor),
-        *(kind, _DTYPES[dtype], _LR_IS[options.lr_is], options.step == "exponential"),
+        *(kind, _DTYPES[dtype], _LR_MODE[options.lr_mode], options.step == "exponential"),
         *(0, 0, options.ascend),
     ]

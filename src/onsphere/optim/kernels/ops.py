@@ -14,9 +14,9 @@ from torch import Tensor
 from torch import library as torch_library
 from torch.autograd.graph import increment_version
 
-from onsphere.optim.native import launch
-from onsphere.optim.native.kernel import SETTINGS, TENSOR, library
-from onsphere.optim.native.launch import Arrays
+from onsphere.optim.kernels.cpu.library import SETTINGS, TENSOR, library
+from onsphere.optim.kernels.triton import launch
+from onsphere.optim.kernels.triton.launch import Arrays
 
 _DEVICES = ("cpu", "cuda")
 NUMBERS, COEFFICIENTS = 6, 6

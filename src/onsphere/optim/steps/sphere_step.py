@@ -3,59 +3,20 @@
 A *family* is a list of parts whose vectors belong together: one tensor, or the tensors of a joint
 sphere, whose vectors number k are parts of one vector. What is summed over a vector is added over
 the parts; processes that share a vector add theirs at the same place
-(:mod:`~onsphere.optim.sharded`).
+(:mod:`~onsphere.optim.distributed.step`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import Plan, StepOptions, center_, limits_of
-
-
-@dataclass
-class Part:
-    """One tensor in a step.
-
-    Attributes:
-        point: the weight, moved in place.
-        slope: its gradient, never changed.
-        momentum: moved along in place; ``None`` for an update without.
-        moment: second moment per coordinate, where the update has one.
-        update: what is done to each vector.
-    """
-
-    point: Tensor
-    slope: Tensor
-    momentum: Tensor | None
-    moment: Tensor | None
-    update: Linear | Diagonal
-
-
-@dataclass
-class Family:
-    """Parts whose vectors belong together, and what these vectors own.
-
-    Attributes:
-        parts: one tensor, or several that share their spheres.
-        radius: one number per vector, 0 for those not seen yet; recorded in place.
-        moment: second moment per vector, where the update has one.
-        reference: the reference length of a relative rate.
-    """
-
-    parts: list[Part]
-    radius: Tensor
-    moment: Tensor | None = None
-    reference: float = 1.0
-
-
-StepBatch = tuple[Sequence[Family], Sphere, StepOptions]
+from onsphere.optim import kernels
+from onsphere.optim.updates.geodesic import Plan, StepOptions, center_, limits_of
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Family, Part, StepBatch
 
 
 def advance_all(batches: Sequence[StepBatch]) -> list[list[Tensor | int]]:
@@ -73,14 +34,14 @@ def advance(families: Sequence[Family], sphere: Sphere, options: StepOptions) ->
     fast: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for number, family in enumerate(families):
         part = family.parts[0]
-        if not native.takes(family.parts, sphere):
+        if not kernels.takes(family.parts, sphere):
             skipped[number] = _advance_in_torch(family, sphere, options)
         elif sphere.joint:
             skipped[number] = _advance_jointly(family, sphere, options)
         else:
             fast.setdefault((part.point.dtype, part.point.device), []).append(number)
     for numbers in fast.values():
-        counts = native.step([families[n] for n in numbers], sphere, options)
+        counts = kernels.step([families[n] for n in numbers], sphere, options)
         for number, count in zip(numbers, counts, strict=True):
             skipped[number] = count
     return skipped
@@ -100,25 +61,25 @@ def _advance_in_torch(family: Family, sphere: Sphere, options: StepOptions) -> T
 
 
 def _advance_jointly(family: Family, sphere: Sphere, options: StepOptions) -> Tensor:
-    numbers = sum(native.reduce(family.parts, sphere, options))
+    numbers = sum(kernels.reduce(family.parts, sphere, options))
     assert isinstance(numbers, Tensor)
     plan = plan_for(family, _entries(family, sphere), options, numbers)
-    native.apply(family.parts, sphere, options, plan)
+    kernels.apply(family.parts, sphere, options, plan)
     return plan.skipped
 
 
 def reduce(part: Part, sphere: Sphere, options: StepOptions) -> Tensor:
     """Return the sums over each vector of one part, one vector per row."""
-    if native.takes([part], sphere):
-        return native.reduce([part], sphere, options)[0]
+    if kernels.takes([part], sphere):
+        return kernels.reduce([part], sphere, options)[0]
     p, g, m, v, inside = _views(part, sphere, options)
     return part.update.reduce(p, g, m, v, inside)
 
 
 def follow(part: Part, sphere: Sphere, options: StepOptions, plan: Plan) -> None:
     """Move the vectors of one part as planned."""
-    if native.takes([part], sphere):
-        native.apply([part], sphere, options, plan)
+    if kernels.takes([part], sphere):
+        kernels.apply([part], sphere, options, plan)
     else:
         p, g, m, v, inside = _views(part, sphere, options)
         part.update.apply(p, g, m, v, inside, plan)
@@ -149,7 +110,7 @@ def _views(part: Part, sphere: Sphere, options: StepOptions) -> _Views:
     slope, _ = sphere.axes.split(-part.slope if options.ascend else part.slope)
     if options.centered:
         center_(point, inside)
-        if isinstance(part.update, Linear):  # what is kept of the gradient is tangent
+        if isinstance(part.update, PerVectorUpdate):  # what is kept of the gradient is tangent
             slope = center_(slope.clone(), inside)
     momentum = None if part.momentum is None else sphere.axes.split(part.momentum)[0]
     moment = None if part.moment is None else sphere.axes.split(part.moment)[0]

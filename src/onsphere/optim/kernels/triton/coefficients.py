@@ -1,7 +1,8 @@
 """Plans in Triton: sums of each vector in, coefficients out, in float64.
 
-The mathematics is that of onsphere/optim/motion.py, linear.py, diagonal.py and restoration.py, and
-so are the names; every number here is a tensor with one entry per vector of a tile.
+The mathematics is that of onsphere/optim/updates (geodesic, per_vector, per_coordinate) and of
+onsphere/optim/steps/project.py, and so are the names; every number
+here is a tensor with one entry per vector of a tile.
 """
 
 import triton

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.optim import native
-from onsphere.optim.diagonal import Diagonal
-from onsphere.optim.linear import Linear
-from onsphere.optim.motion import StepOptions
+from onsphere.optim import kernels
+from onsphere.optim.updates.geodesic import StepOptions
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate
 
 Group = dict[str, Any]
 # What a group must have had in the last step for this one to be made alike.
-_SETTINGS = ("sphere", "lr_is", "second_moment", "master_weights", "fused", "foreach")
+_SETTINGS = ("sphere", "lr_mode", "second_moment", "master_weights", "fused", "foreach")
 _TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", "radius", "vector_moment")
 
 
@@ -37,7 +37,7 @@ class Ready:
         self._keys = [key for _, key, _ in held]
         self._held = [entry for _, _, entry in held]
         steps = self.column("step")
-        self._counters = native.Counters(steps) if native.Counters.possible(steps) else None
+        self._counters = kernels.Counters(steps) if kernels.Counters.possible(steps) else None
 
     def column(self, key: str) -> list[Tensor]:
         """Return one entry of the state of all parameters; nothing where it is not in all."""
@@ -64,7 +64,7 @@ class Ready:
 class ReadyOnSpheres(Ready):
     """A call of the native kernels that was made for a group on spheres."""
 
-    def __init__(self, call: native.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
+    def __init__(self, call: kernels.Repeated, group: Group, state: Mapping[Tensor, Group]) -> None:
         super().__init__(group, state)
         self._call = call
 
@@ -72,7 +72,9 @@ class ReadyOnSpheres(Ready):
         """Whether group, state and tensors are what they were."""
         return super().fits(group, state) and self._call.again()
 
-    def step(self, update: Linear | Diagonal, options: StepOptions) -> list[int]:
+    def step(
+        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+    ) -> list[int]:
         """Take the step; return how many vectors of each parameter stayed where they were."""
         return self._call.step(update, options)
 
@@ -81,7 +83,7 @@ class ReadyInSpace(Ready):
     """Ordinary parameters that PyTorch's fused step on the CPU moves.
 
     Args:
-        group: whose parameters all have a gradient that :func:`~onsphere.optim.fused.fusable`
+        group: whose parameters all have a gradient that :func:`~onsphere.optim.steps.fused.fusable`
             takes.
         state: of the optimizer.
         keys: the entries of the state that the step moves.
@@ -91,8 +93,8 @@ class ReadyInSpace(Ready):
         super().__init__(group, state)
         self.columns = [self.column(key) for key in keys]
         self.steps = self.column("step")
-        self._kinds = native.Kinds(self.params)
-        self._places = native.Places([*self.params, *(x for xs in self.columns for x in xs)])
+        self._kinds = kernels.Kinds(self.params)
+        self._places = kernels.Places([*self.params, *(x for xs in self.columns for x in xs)])
         self._grads: list[Tensor] = []
 
     @property
@@ -111,7 +113,7 @@ class ReadyInSpace(Ready):
         self._grads = [grad for p in self.params if (grad := p.grad) is not None]
         return (
             super().fits(group, state)
-            and native.allowed()
+            and kernels.allowed()
             and not torch.compiler.is_compiling()
             and self._places.unchanged()
             and self._kinds.fit(self.params)

@@ -8,8 +8,8 @@ gradient and the momentum. A step therefore has three parts, here and in the nat
 - *plan*: turn them into a few coefficients per vector, which is all the geometry there is;
 - *apply*: write the new point and momentum as linear combinations.
 
-This file is the geometry that all plans share; :mod:`~onsphere.optim.linear` and
-:mod:`~onsphere.optim.diagonal` are the two kinds of update.
+This file is the geometry that all plans share; :mod:`~onsphere.optim.updates.per_vector` and
+:mod:`~onsphere.optim.updates.per_coordinate` are the two kinds of update.
 
 With :math:`t` the tangent part of the update at the point :math:`p`, on the sphere of radius
 :math:`r`, the point goes to :math:`a p + b t` and a tangent vector :math:`m` that travels along to
@@ -17,12 +17,12 @@ With :math:`t` the tangent part of the update at the point :math:`p`, on the sph
 
 .. math:: a = \frac{r}{|p|}\cos\theta,\qquad b = -\frac{r}{|t|}\sin\theta,
 
-where ``lr_is="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
+where ``lr_mode="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
 :math:`\theta = \eta |t| / r` for the exponential map (in space, both steps begin as
-:math:`-\eta t`), and ``lr_is="rotation"`` means :math:`\theta = \eta` whatever the size of the
+:math:`-\eta t`), and ``lr_mode="angle"`` means :math:`\theta = \eta` whatever the size of the
 update. A rate depends on the length: where the function does not, a gradient is as large as
 :math:`1/r`, so that SGD turns by :math:`\eta/r^2` and AdamW, whose update has one size, by
-:math:`\eta/r` times what has nothing to do with the length. ``lr_is="relative"`` puts a reference
+:math:`\eta/r` times what has nothing to do with the length. ``lr_mode="relative"`` puts a reference
 length :math:`\rho` in its place: the optimizer does to a vector of any length what the rate does to
 one of length :math:`\rho`, which is to step by :math:`-\eta (r/\rho)\,t`, and by
 :math:`-\eta (r/\rho)^2\,t` for SGD. The retraction projects :math:`m` to the tangent space at the
@@ -35,7 +35,7 @@ What cannot be known of a turn is not made up. Three kinds of vectors are at res
 - *unseen*: an update whose mean square is below it, or that is radial to rounding, has none either.
   For a large turn more of the update has to be tangent than for a small one, so that the length of
   the tangent part, and with it the radius, is right to rounding. The point stays.
-- *without news*: under ``lr_is="rotation"`` the size of an update does not matter, so momentum that
+- *without news*: under ``lr_mode="angle"`` the size of an update does not matter, so momentum that
   dies away would turn its vector by the full rate for as long as it can be represented. A vector
   whose gradient is a small share of what steady gradients are of their momentum turns in proportion
   to that share; one whose gradient is zero does not turn.
@@ -59,7 +59,7 @@ from torch import Tensor
 from onsphere.geometry import Sphere
 
 Step = Literal["retraction", "exponential"]
-LrIs = Literal["relative", "rate", "rotation"]
+LrMode = Literal["relative", "rate", "angle"]
 Axes = tuple[int, ...]
 
 
@@ -69,8 +69,8 @@ class StepOptions:
 
     Attributes:
         lr: the learning rate.
-        lr_is: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
-            ``"rotation"`` for radians per step.
+        lr_mode: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
+            ``"angle"`` for radians per step.
         step: along the ``"retraction"`` or the ``"exponential"`` map.
         radius: the radius that vectors not seen before get; ``None`` for the one they have.
         centered: whether vectors have a mean of zero.
@@ -79,7 +79,7 @@ class StepOptions:
     """
 
     lr: float
-    lr_is: LrIs = "rate"
+    lr_mode: LrMode = "rate"
     step: Step = "retraction"
     radius: float | None = None
     centered: bool = False
@@ -214,9 +214,9 @@ def step_coefficients(
     """
     tangent, along, whole, _, share, least, normed = update
     length, size = square.sqrt(), tangent.sqrt()
-    rotation = options.lr_is == "rotation"
+    rotation = options.lr_mode == "angle"
     per_size = 1 / radius
-    if options.lr_is == "relative":
+    if options.lr_mode == "relative":
         rho = options.reference
         per_size = torch.full_like(radius, 1 / rho) if normed else radius / rho**2
     angle = options.lr * ((share / _ENOUGH).clamp_max(1) if rotation else size * per_size)
@@ -252,7 +252,7 @@ def refusals(
     An update without a tangent part asks for no turn: at a minimum every gradient is radial.
     """
     asked = update.tangent > limits.floor * update.whole
-    if options.lr_is == "rotation":
+    if options.lr_mode == "angle":
         asked = asked | (update.whole <= update.least)
     return asked & (update.gradient > 0) & (moved.b == 0) & (options.lr > 0)
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onsphere.optim.motion import (
+from onsphere.optim.updates.geodesic import (
     Axes,
     Limits,
     Plan,
@@ -49,7 +49,7 @@ class VectorMoment:
 
 
 @dataclass(frozen=True)
-class Linear:
+class PerVectorUpdate:
     r"""An update :math:`P(x g + y m)` with momentum :math:`P(\alpha m + \kappa g)`.
 
     Attributes:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native
-from onsphere.optim.motion import inner, limits_of, spread, total, working_dtype
+from onsphere.optim import kernels
+from onsphere.optim.updates.geodesic import inner, limits_of, spread, total, working_dtype
 
 
 class ConstrainedParameters(NamedTuple):
@@ -80,7 +80,7 @@ def restore(
     left: int | Tensor = 0
     for held in constrained:
         first = held.params[0]
-        if not held.sphere.joint and native.known(first, held.sphere, first.dtype):
+        if not held.sphere.joint and kernels.known(first, held.sphere, first.dtype):
             fast.setdefault((held.sphere, first.dtype, first.device), []).append(held)
         else:
             scaling, unusable = scaling_for(held, _sums(held), brake=brake, growth=growth)
@@ -89,7 +89,7 @@ def restore(
             left = left + count_in(held, unusable)
     for (sphere, _, _), many in fast.items():
         points, radii = [held.params[0] for held in many], [held.radius for held in many]
-        counts = native.restore(points, radii, sphere, brake=brake, growth=growth)
+        counts = kernels.restore(points, radii, sphere, brake=brake, growth=growth)
         if isinstance(counts, Tensor):
             torch._foreach_add_([held.skipped for held in many], list(counts.unbind()))
             left = left + counts.sum()
@@ -102,18 +102,18 @@ def restore(
 
 def repeated(
     constrained: Sequence[ConstrainedParameters],
-) -> list[tuple[native.RepeatedRestore, list[ConstrainedParameters]]]:
+) -> list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]]:
     """Return calls that restore all on the CPU again and again; none where they cannot."""
     alike: dict[tuple[Sphere, torch.dtype], list[ConstrainedParameters]] = {}
     for held in constrained:
         first = held.params[0]
-        if held.sphere.joint or first.device.type != "cpu" or not native.usable():
+        if held.sphere.joint or first.device.type != "cpu" or not kernels.usable():
             return []
-        if not native.known(first, held.sphere, first.dtype):
+        if not kernels.known(first, held.sphere, first.dtype):
             return []
         alike.setdefault((held.sphere, first.dtype), []).append(held)
     return [
-        (native.RepeatedRestore([h.params[0] for h in many], [h.radius for h in many], s), many)
+        (kernels.RepeatedRestore([h.params[0] for h in many], [h.radius for h in many], s), many)
         for (s, _), many in alike.items()
     ]
 

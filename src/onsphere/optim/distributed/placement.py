@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere
-from onsphere.optim import native, partition
-from onsphere.optim.motion import working_dtype
-from onsphere.optim.partition import TensorPlacement
+from onsphere.optim import kernels
+from onsphere.optim.distributed import partition
+from onsphere.optim.distributed.partition import TensorPlacement
+from onsphere.optim.updates.geodesic import working_dtype
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -256,7 +257,7 @@ def unfinite(families: Sequence[Sequence[Tensor]]) -> list[bool]:
     """Whether a gradient in each family is not finite, in any process: one small all-reduce."""
     grads = [[local_gradient(p) for p in params if p.grad is not None] for params in families]
     flat = [grad for mine in grads for grad in mine if grad is not None and grad.numel()]
-    fine = not flat or native.finite(flat)
+    fine = not flat or kernels.finite(flat)
     flags = []
     for mine in grads:
         norms = [] if fine else [grad.float().norm() for grad in mine if grad is not None]

@@ -1,0 +1,1 @@
+"""Parameters that are spread over processes: where they lie, and steps that add up sums."""

@@ -1,0 +1,1 @@
+"""The C kernels: source, and the library that is built from it."""

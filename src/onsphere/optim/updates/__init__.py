@@ -1,0 +1,1 @@
+"""What an optimizer does to each vector: its update, and the move along the sphere."""

@@ -1,0 +1,50 @@
+"""What one step is made of: tensors with their gradients and state, and which belong together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from onsphere.geometry import Sphere
+from onsphere.optim.updates.geodesic import StepOptions
+from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+
+
+@dataclass
+class Part:
+    """One tensor in a step.
+
+    Attributes:
+        point: the weight, moved in place.
+        slope: its gradient, never changed.
+        momentum: moved along in place; ``None`` for an update without.
+        moment: second moment per coordinate, where the update has one.
+        update: what is done to each vector.
+    """
+
+    point: Tensor
+    slope: Tensor
+    momentum: Tensor | None
+    moment: Tensor | None
+    update: PerVectorUpdate | PerCoordinateUpdate
+
+
+@dataclass
+class Family:
+    """Parts whose vectors belong together, and what these vectors own.
+
+    Attributes:
+        parts: one tensor, or several that share their spheres.
+        radius: one number per vector, 0 for those not seen yet; recorded in place.
+        moment: second moment per vector, where the update has one.
+        reference: the reference length of a relative rate.
+    """
+
+    parts: list[Part]
+    radius: Tensor
+    moment: Tensor | None = None
+    reference: float = 1.0
+
+
+StepBatch = tuple[Sequence[Family], Sphere, StepOptions]

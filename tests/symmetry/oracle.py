@@ -5,13 +5,14 @@ that were not claimed. A miss is counted only where a symmetry was shown: its ex
 and rescales by it leave the outputs alone at every weight and input that was tried.
 """
 
+import random
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
 from torch import nn
 
-from symmetry.judge import IllConditioned, Judge, evaluate, replacing, scaling, shown
+from symmetry.judge import IllConditioned, Judge, Place, change, evaluate, replacing, scaling, shown
 from symmetry.misses import Search, Symmetry
 from symmetry.networks import Case, plain_case
 
@@ -100,11 +101,19 @@ def judged(case: Case, found: Any, judge: Judge | None = None) -> list[Verdict]:
 
 
 def _at_home(case: Case, found: Any) -> list[str]:
-    """Claims that fail on the inputs that the audit was given."""
+    """Claims that fail on the inputs that the audit was given, where they reach no more weights."""
     try:
-        return Judge(Case(case.net, case.args, (), case.rough)).false(found)
+        home = Judge(Case(case.net, case.args, (), case.rough))
     except IllConditioned:
         return []
+    home.places = [p for p in home.places if all(_rests(home, p, n) for n in found.unreached)]
+    return home.false(found) if home.places else []
+
+
+def _rests(judge: Judge, place: Place, name: str) -> bool:
+    """Whether other values of a weight change nothing at one place."""
+    state = replacing(name)(place.state, random.Random(0))
+    return change(place.outputs, evaluate(judge.net, state, place.x)) <= judge.tolerance
 
 
 def missed(

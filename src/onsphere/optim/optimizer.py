@@ -280,8 +280,13 @@ class SphereOptimizer(Optimizer):
                 merged(mine, theirs, number)
                 for number, (mine, theirs) in enumerate(zip(self.param_groups, saved, strict=True))
             ]
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()  # they have run
+        hooks = (
+            self._optimizer_load_state_dict_pre_hooks,
+            self._optimizer_load_state_dict_post_hooks,
+        )
+        # Those before have run, and those after must see what is taken over.
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
         before = self.state, self.param_groups
         try:
             super().load_state_dict({**packed, "param_groups": saved})
@@ -290,7 +295,10 @@ class SphereOptimizer(Optimizer):
             self.__dict__["state"], self.__dict__["param_groups"] = before
             raise
         finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks
+            self._optimizer_load_state_dict_pre_hooks = hooks[0]
+            self._optimizer_load_state_dict_post_hooks = hooks[1]
+        for after in hooks[1].values():
+            after(self)
 
     def _take_over(self, saved: Mapping[Any, Any], numbers: Sequence[Any]) -> None:
         """Bring what was loaded to the shapes and precisions of this run."""
@@ -321,7 +329,8 @@ class SphereOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # which PyTorch adds to the defaults, and is not taken
+                    group.setdefault(key, value)
         self._sharded = any(placement.any_in(group["params"]) for group in self.param_groups)
 
     def _check_gradients(self, dense: Sequence[bool]) -> None:
@@ -555,12 +564,13 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     """Whether torch's fused CPU step takes these parameters with their gradients and state.
 
     Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
-    its parameter, they give wrong numbers without a word (seen in torch 2.13).
+    its parameter, they give wrong numbers without a word (seen in torch 2.13). A gradient that is
+    negated lazily they refuse.
     """
     for p, *others in zip(params, *columns, strict=True):
         if not (p.is_cpu and p.is_floating_point()):
             return False
-        if any(x.layout is not torch.strided for x in others):
+        if any(x.layout is not torch.strided or x.is_neg() for x in (p, *others)):
             return False
         if p.is_contiguous():
             if all(x.is_contiguous() for x in others):

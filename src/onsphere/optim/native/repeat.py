@@ -72,7 +72,7 @@ class _Table:
         for x, (shape, stride) in zip(tensors, self._shapes, strict=True):
             if x.dtype is not dtype or x.layout is not torch.strided:
                 return False
-            if x.shape != shape or x.stride() != stride:
+            if x.shape != shape or x.stride() != stride or x.is_neg():
                 return False
         return True
 

@@ -424,6 +424,74 @@ def steps_that_differ_are_seen(folder):
     assert pair.error() > 1e-6
 
 
+def weights_of(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def move_alike(shapes, first, second, rounding=0.0):
+    """Whether two ways to build an optimizer move weights alike."""
+    ours, theirs = weights_of(*shapes), weights_of(*shapes)
+    pairs = ((ours, first(*ours)), (theirs, second(*theirs)))
+    for seed in range(3):
+        for weights, optimizer in pairs:
+            generator = torch.Generator().manual_seed(seed)
+            for w in weights:
+                w.grad = torch.randn(w.shape, generator=generator)
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=rounding)
+
+
+def zero_class():
+    """Import it without what torch says of its own modules meanwhile."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+    return ZeroRedundancyOptimizer
+
+
+def zero_redundancy(_):
+    """Each process moves some tensors; spheres of several cannot be dealt out so."""
+    zero = zero_class()
+
+    def groups(a, b, c):
+        return [{"params": [a], "sphere": ROWS}, {"params": [b], "sphere": Sphere()}, {"params": c}]
+
+    for kind in (SphereAdamW, SphereSGD):
+        usual = {"lr": 0.1, "weight_decay": 0.0}
+        move_alike(
+            [(7, 5), (6, 4), (3, 3)],
+            lambda *ws, k=kind, s=usual: zero(groups(*ws[:2], list(ws[2:])), k, **s),
+            lambda *ws, k=kind, s=usual: k(groups(*ws[:2], list(ws[2:])), **s),
+        )
+        joint = {"params": weights_of((7, 5), (7,)), "sphere": Sphere(AXES((0,)), joint=True)}
+        with pytest.raises(ValueError, match="ZeroRedundancyOptimizer gives the parameters"):
+            zero([joint], kind, lr=0.1)
+        alone = {"params": weights_of((7, 5)), "sphere": Sphere(joint=True)}
+        zero([alone], kind, lr=0.1)
+        added = zero(weights_of((7, 5), (3, 2)), kind, lr=0.1)
+        with pytest.raises(ValueError, match="ZeroRedundancyOptimizer gives the parameters"):
+            added.add_param_group(joint)
+
+
+def around_zero_redundancy(_):
+    """What the refusal advises."""
+    zero = zero_class()
+
+    for mode in ("hard", "rotate"):
+
+        def wrapped(a, b, *, base, mode=mode):
+            return on_sphere(base, {(a, b): Sphere(AXES((0,)), joint=True)}, mode)
+
+        move_alike(
+            [(7, 5), (7,)],
+            lambda a, b, w=wrapped: w(a, b, base=zero([a, b], torch.optim.SGD, lr=0.1)),
+            lambda a, b, w=wrapped: w(a, b, base=torch.optim.SGD([a, b], lr=0.1)),
+            rounding=1e-6,  # the way in which an update is known differs
+        )
+
+
 CHECKS = {
     **{f"same weights: {name}": partial(same_weights, name) for name in BUILDERS},
     "collectives": collectives,
@@ -434,4 +502,6 @@ CHECKS = {
     "resuming": resuming,
     "full state dicts": full_state_dicts,
     "steps that differ are seen": steps_that_differ_are_seen,
+    "ZeroRedundancyOptimizer": zero_redundancy,
+    "around ZeroRedundancyOptimizer": around_zero_redundancy,
 }

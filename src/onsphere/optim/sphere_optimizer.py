@@ -317,8 +317,13 @@ class SphereOptimizer(Optimizer):
                 merged(mine, theirs, number)
                 for number, (mine, theirs) in enumerate(zip(self.param_groups, saved, strict=True))
             ]
-        hooks = self._optimizer_load_state_dict_pre_hooks
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()  # they have run
+        hooks = (
+            self._optimizer_load_state_dict_pre_hooks,
+            self._optimizer_load_state_dict_post_hooks,
+        )
+        # Those before have run, and those after must see what is taken over.
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
         before = self.state, self.param_groups
         try:
             super().load_state_dict({**packed, "param_groups": saved})
@@ -327,7 +332,10 @@ class SphereOptimizer(Optimizer):
             self.__dict__["state"], self.__dict__["param_groups"] = before
             raise
         finally:
-            self._optimizer_load_state_dict_pre_hooks = hooks
+            self._optimizer_load_state_dict_pre_hooks = hooks[0]
+            self._optimizer_load_state_dict_post_hooks = hooks[1]
+        for after in hooks[1].values():
+            after(self)
 
     def _take_over(self, saved: Mapping[Any, Any], numbers: Sequence[Any]) -> None:
         """Bring what was loaded to the shapes and precisions of this run."""
@@ -358,7 +366,8 @@ class SphereOptimizer(Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for key, value in self.defaults.items():
-                group.setdefault(key, value)
+                if key != "differentiable":  # which PyTorch adds to the defaults, and is not taken
+                    group.setdefault(key, value)
         self._sharded = any(placement.any_in(group["params"]) for group in self.param_groups)
 
     def _check_gradients(self, dense: Sequence[bool]) -> None:

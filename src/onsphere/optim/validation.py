@@ -1,5 +1,7 @@
 """What cannot live on a sphere, or not move there, and what is said of it."""
 
+import inspect
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +18,8 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
         raise TypeError(
             f"a group's `sphere` is an onsphere.geometry.Sphere or None, got {sphere!r}"
         )
+    if sphere.joint:
+        _check_not_dealt_out()
     counts = set()
     for position, param in enumerate(params):
         if not param.is_floating_point():
@@ -40,6 +44,28 @@ def check_sphere(params: Sequence[Tensor], sphere: object) -> None:
             "the parameters of a joint sphere must have the same number of vectors, got "
             f"{sorted(counts)}; give each joint sphere a param group of its own"
         )
+
+
+def _check_not_dealt_out() -> None:
+    """Raise where ZeroRedundancyOptimizer deals the parameters of joint spheres out to processes.
+
+    It makes an optimizer in each process of those of a group that fall to it, and only it knows
+    the whole groups. Every process raises, so that none waits for another.
+    """
+    zero = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = inspect.currentframe() if zero else None
+    while zero and frame:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, zero.ZeroRedundancyOptimizer) and caller.world_size > 1:
+            spheres = [(g.get("sphere"), len(g["params"])) for g in caller.param_groups]
+            if any(sphere is not None and sphere.joint and n > 1 for sphere, n in spheres):
+                raise ValueError(
+                    "ZeroRedundancyOptimizer gives the parameters of a joint sphere to different "
+                    "processes, which then hold parts of its vectors. Let it make the base and "
+                    "wrap it: on_sphere(ZeroRedundancyOptimizer(params, torch.optim.AdamW, ...), "
+                    "{(weight, bias): Sphere(joint=True)})"
+                )
+        frame = frame.f_back
 
 
 def check_options(

@@ -535,7 +535,8 @@ class OnSphere(Optimizer):
             warnings.warn(
                 f"on_sphere left {int(left)} vectors where they were: they are zero and have no "
                 "direction (give them a start that is not 0, or leave them off spheres), or their "
-                "gradient is not finite. The running count is optimizer.skipped; this is said once",
+                "gradient is not finite, or their update all along the radius. The running count "
+                "is optimizer.skipped; this is said once",
                 UserWarning,
                 stacklevel=4,
             )

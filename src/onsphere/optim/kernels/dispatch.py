@@ -46,7 +46,7 @@ def known(point: Tensor, sphere: Sphere, dtype: torch.dtype) -> bool:
         return False
     if type(point) not in (Tensor, torch.nn.Parameter):
         return False
-    if point.dtype != dtype or dtype not in _DTYPES:
+    if point.dtype != dtype or dtype not in _DTYPES or point.is_neg():
         return False
     layout = layout_of(tuple(point.shape), point.stride(), sphere.axes)
     if layout is None:
@@ -180,7 +180,7 @@ def _columns(
 
 
 def _like(x: Tensor, point: Tensor) -> bool:
-    return x.stride() == point.stride()
+    return x.stride() == point.stride() and not x.is_neg()  # memory holds the negative of those
 
 
 def layouts_of(points: Sequence[Tensor], sphere: Sphere) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from onsphere.optim.kernels.cpu.library import library
 
 # Called over whole lists: half of the time of a loop.
-_address, _stride = Tensor.data_ptr, Tensor.stride
+_address, _stride, _negated = Tensor.data_ptr, Tensor.stride, Tensor.is_neg
 _layout, _dtype, _shape = map(attrgetter, ("layout", "dtype", "shape"))
 
 
@@ -39,7 +39,9 @@ class Kinds:
         self._strides = [x.stride() for x in tensors]
 
     def fit(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether as many tensors are of the same kinds, one by one.
+        """Whether as many tensors are of the same kinds, one by one, and hold what they say.
+
+        Memory holds the negative of a tensor that is negated lazily.
 
         Example:
             >>> kinds = Kinds([torch.zeros(2), torch.zeros(3)])
@@ -51,6 +53,7 @@ class Kinds:
             and list(map(_dtype, tensors)) == self._dtypes
             and list(map(_shape, tensors)) == self._shapes
             and list(map(_stride, tensors)) == self._strides
+            and not any(map(_negated, tensors))
         )
 
 

@@ -20,12 +20,13 @@ def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:
     """Whether torch's fused CPU step takes these parameters with their gradients and state.
 
     Its kernels walk through memory: with gaps in it, or where a gradient has another layout than
-    its parameter, they give wrong numbers without a word (seen in torch 2.13).
+    its parameter, they give wrong numbers without a word (seen in torch 2.13). A gradient that is
+    negated lazily they refuse.
     """
     for p, *others in zip(params, *columns, strict=True):
         if not (p.is_cpu and p.is_floating_point()):
             return False
-        if any(x.layout is not torch.strided for x in others):
+        if any(x.layout is not torch.strided or x.is_neg() for x in (p, *others)):
             return False
         if p.is_contiguous():
             if all(x.is_contiguous() for x in others):

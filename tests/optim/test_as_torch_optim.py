@@ -223,7 +223,7 @@ OF_A_GROUP = {
     "eps": {"eps": 0.1},
     "maximize": {"maximize": True},
     "one by one": {"foreach": False, "fused": False},
-    "rotation": {"lr_is": "rotation"},
+    "rotation": {"lr_mode": "angle"},
     "exponential": {"step": "exponential"},
     "moment per vector": {"second_moment": "vector"},
 }
@@ -879,7 +879,7 @@ WRONG_SETTINGS = [
     ({"eps": -1.0}, "eps must be at least 0"),
     ({"second_moment": "row"}, "second_moment must be"),
     ({"step": "straight"}, "step must be"),
-    ({"lr_is": "angle"}, "lr_is must be"),
+    ({"lr_mode": "rotation"}, "lr_mode must be"),
     ({"nonfinite": "ignore"}, "nonfinite must be"),
     ({"foreach": True, "fused": True}, "cannot both be True"),
     ({"capturable": True}, "does not take capturable=True"),

@@ -173,7 +173,7 @@ def _other_lookups(probe: Probe) -> list[Point]:
     """Return further inputs, where whole numbers look up rows: what meets whom is chance."""
     if not probe.others.rows:
         return []
-    drawn = [probe.redrawn(0.4, 1.0, turn) for turn in range(_LOOKUPS)]
+    drawn = [probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS)]
     return [point for point in drawn if is_well_conditioned(probe, point)]
 
 

@@ -40,7 +40,7 @@ _DRAWS = 3
 _TRIES = 12
 """How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
 _FEW = 3
-"""Half of the draws of numbers that look up rows are made among so many rows."""
+"""Among how many rows are drawn that shall meet."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -136,6 +136,7 @@ class OtherInputs:
     resized: tuple[tuple[int, int, int], ...] = ()
     _fixed: set[int] = field(default_factory=set)
     _picky: bool = False
+    _meet: bool = False
     _shapes: list[list[Any]] = field(default_factory=list)
     _many: list[Any] | None = None
 
@@ -146,15 +147,21 @@ class OtherInputs:
         self._shapes = [self._given] if other is None else [other, self._given]
 
     def draw(
-        self, turn: int, move: Callable[[Tensor], Tensor]
+        self, turn: int, move: Callable[[Tensor], Tensor], meet: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw inputs.
 
         Args:
             turn: shapes take turns: other ones first, where the model takes any.
             move: moves floating-point numbers at random.
+            meet: numbers that look up rows are drawn among few, so that the same one comes up
+                several times: edges that end in one node, words that return.
         """
-        return self._packed(self._taken(self._shapes[turn % len(self._shapes)], move))
+        self._meet = meet
+        try:
+            return self._packed(self._taken(self._shapes[turn % len(self._shapes)], move))
+        finally:
+            self._meet = False
 
     def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch, where the model takes any other batch than the one given."""
@@ -267,17 +274,10 @@ class OtherInputs:
         if low >= high:
             return t
         fresh = torch.randint(low, high + 1, t.shape, generator=self.generator)
-        if i in self.rows and self._tosses():
-            fresh = self._among_few(fresh)
+        if i in self.rows and self._meet:
+            few = fresh.flatten()[:_FEW]
+            fresh = few[torch.randint(len(few), fresh.shape, generator=self.generator)]
         return torch.where(kept, t, fresh.to(t))
-
-    def _among_few(self, drawn: Tensor) -> Tensor:
-        """Draw anew among the first of these numbers, so that the same one comes up several times.
-
-        Edges that end in one node, words that return: among many rows chance hardly makes any.
-        """
-        few = drawn.flatten()[:_FEW]
-        return few[torch.randint(len(few), drawn.shape, generator=self.generator)]
 
     def _mask(self, t: Tensor) -> Tensor:
         """Turn some entries over; of each row one entry stays as it is, the first in a table."""

@@ -138,6 +138,7 @@ class Probe:
         least: float = 0.0,
         many: bool = False,
         anew: bool = False,
+        meet: bool = False,
     ) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
 
@@ -149,6 +150,7 @@ class Probe:
             many: a large batch of inputs that differ much.
             anew: matrices keep no more than their mean and spread, so that routers send their
                 inputs elsewhere.
+            meet: inputs look up the same rows several times.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
@@ -161,7 +163,7 @@ class Probe:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
-        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise)), seed)
+        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise), meet), seed)
 
     def _moved(self, t: Tensor, noise: float, anew: bool) -> Tensor:
         if anew and t.ndim > 1 and t.is_floating_point():

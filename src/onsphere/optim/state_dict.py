@@ -72,7 +72,15 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
             UserWarning,
             stacklevel=3,
         )
-    return {**kept, **theirs, "sphere": sphere}
+    given = {_renamed(key): value for key, value in theirs.items()}
+    if given.get("lr_mode") == "rotation":
+        given["lr_mode"] = "angle"
+    return {**kept, **given, "sphere": sphere}
+
+
+def _renamed(key: str) -> str:
+    """Return what an option is called now; ``lr_mode`` was ``lr_is`` in earlier versions."""
+    return "lr_mode" if key == "lr_is" else key
 
 
 def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tensor:

@@ -169,3 +169,15 @@ def test_a_saved_sphere_that_differs_is_said(generator):
     with pytest.warns(UserWarning, match="the saved one is used"):
         other.load_state_dict(first.state_dict())
     assert other.param_groups[0]["sphere"] == ROWS
+
+
+def test_options_of_earlier_names_are_read():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = SphereSGD([{"params": [weight], "sphere": Sphere(VectorAxes((0,)))}], lr=0.1)
+    saved = optimizer.state_dict()
+    group = saved["param_groups"][0]
+    del group["lr_mode"]
+    for before, now in (("rotation", "angle"), ("rate", "rate")):
+        optimizer.load_state_dict({**saved, "param_groups": [{**group, "lr_is": before}]})
+        assert optimizer.param_groups[0]["lr_mode"] == now
+        assert "lr_is" not in optimizer.param_groups[0]

@@ -41,7 +41,7 @@ def test_the_doctests_are_found():
         name: sum(len(test.examples) for test in finder.find(importlib.import_module(name)))
         for name in MODULES
     }
-    for name in ("geometry.sphere", "norms.invariance", "dynamics.growth", "report.page"):
+    for name in ("geometry.sphere", "norms.invariance", "dynamics.growth", "report.html"):
         assert counts[f"onsphere.{name}"] > 0, f"the examples of {name} are not found"
     assert sum(counts.values()) > 100
 

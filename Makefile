@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.installed-docs
 
-.PHONY: study test lint format bench clean
+.PHONY: study test lint format docs bench clean
 
 study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
 	$(BIN)/onsphere study --out results
@@ -21,6 +22,9 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DOCS)  ## These pages: build/docs/index.html; a warning stops the build
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html -d build/doctrees docs build/docs
+
 bench: $(STAMP)  ## Measure against peers, side by side (see benchmarks/)
 	$(BIN)/python -m benchmarks
 
@@ -33,3 +37,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS)

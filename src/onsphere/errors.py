@@ -1,5 +1,7 @@
 """The one error that a user's mistake raises: a clear line, never a traceback at the terminal."""
 
+__all__ = ["OnsphereError"]
+
 
 class OnsphereError(Exception):
     """Something the user gave cannot be used.

@@ -96,7 +96,7 @@ def tangent(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vecto
 def retract(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vectors:
     r"""Step along ``v`` and project back: :math:`|p|\,(p+v)/|p+v|`.
 
-    Agrees with :func:`exp` to second order in a tangent ``v`` (third order in the distance moved:
+    Agrees with :func:`expmap` to second order in a tangent ``v`` (third order in the distance:
     the angle is ``atan(|v|/|p|)`` instead of ``|v|/|p|``) and costs no trigonometry.
 
     Args:
@@ -143,7 +143,7 @@ def expmap(p: Float[Tensor, "*batch n"], v: Float[Tensor, "*batch n"]) -> Vector
 
 
 def logmap(p: Float[Tensor, "*batch n"], q: Float[Tensor, "*batch n"]) -> Vectors:
-    r"""Return the tangent vector at ``p`` whose geodesic reaches ``q``: the inverse of :func:`exp`.
+    r"""Return the tangent vector at ``p`` whose geodesic reaches ``q``: :func:`expmap` undone.
 
     :math:`\log_p(q) = \theta/\sin\theta\;P_p(q - p)`, with :math:`\theta` the angle between them.
 

@@ -10,6 +10,8 @@ from onsphere.monitor import Monitor
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+__all__ = ["monitor_callback"]
+
 
 class Watch:
     """What the callback does; :func:`monitor_callback` makes a ``TrainerCallback`` of it.

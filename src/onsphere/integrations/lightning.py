@@ -9,6 +9,8 @@ from onsphere.monitor import Monitor
 
 _HOMES = ("lightning.pytorch", "pytorch_lightning")
 
+__all__ = ["monitor_callback"]
+
 
 class Watch:
     """What the callback does; :func:`monitor_callback` makes a Lightning ``Callback`` of it.

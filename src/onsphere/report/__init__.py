@@ -2,10 +2,10 @@
 
 The words are here; the pictures need the extra ``onsphere[study]`` and so are imported by name::
 
-    from onsphere.report import draw, page
+    from onsphere.report import figures, html
 
-    page.write(document, "report.html")
-    draw.save_all(document, "figures")
+    html.write(document, "report.html")
+    figures.save_all(document, "figures")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -49,10 +49,10 @@ def correct_mask(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bo
 
 
 def accuracy(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> float:
-    """Return the share of examples that the model gets right (see :func:`correct`).
+    """Return the share of examples that the model gets right (see :func:`correct_mask`).
 
     Raises:
-        ValueError: as :func:`correct`, or there are no examples.
+        ValueError: as :func:`correct_mask`, or there are no examples.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ def robust_mask(
         One truth value per example.
 
     Raises:
-        ValueError: as :func:`correct`, or an attack returns another shape than it was given.
+        ValueError: as :func:`correct_mask`, or an attack returns another shape than it was given.
 
     Example:
         >>> import torch
@@ -111,10 +111,10 @@ def robust_mask(
 def robust_accuracy(
     model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
 ) -> float:
-    """Return the share of examples that withstand every attack (see :func:`withstands`).
+    """Return the share of examples that withstand every attack (see :func:`robust_mask`).
 
     Raises:
-        ValueError: as :func:`withstands`, or there are no examples.
+        ValueError: as :func:`robust_mask`, or there are no examples.
 
     Example:
         >>> import torch

@@ -137,7 +137,7 @@ def trace(
     Args:
         model: any module, in the mode it is to be analysed in; on the meta device it needs no
             memory.
-        args: positional inputs of ``forward``; a dictionary counts as in :func:`audit`.
+        args: positional inputs of ``forward``; a dictionary counts as in :func:`onsphere.audit`.
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         inert: parameters known not to affect the output: they could as well be 0, which fits any

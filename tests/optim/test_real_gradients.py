@@ -1,6 +1,7 @@
 """Gradients as training makes them: inputs that are always zero, tokens that do not occur."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -125,15 +126,16 @@ def test_trains_as_well_as_its_base():
     assert best[0] < 1.05 * best[1] + 1e-3
 
 
-# name -> settings, with and without rotation
+# name -> class and settings; the short memory forgets in fewer steps than float32 has binades
 RESTING = {
-    "SGD": (SphereSGD, {"momentum": 0.9}),
-    "SGD Nesterov": (SphereSGD, {"momentum": 0.9, "nesterov": True}),
-    "AdamW": (SphereAdamW, {"betas": (0.9, 0.95), "weight_decay": 0.0}),
-    "AdamW, no eps": (SphereAdamW, {"betas": (0.9, 0.95), "eps": 0.0, "weight_decay": 0.0}),
+    "SGD": (SphereSGD, {"momentum": 0.9}, {"momentum": 0.5}),
+    "SGD Nesterov": (SphereSGD, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5}),
+    "AdamW": (SphereAdamW, {"betas": (0.9, 0.95)}, {"betas": (0.5, 0.6)}),
+    "AdamW, no eps": (SphereAdamW, {"betas": (0.9, 0.95), "eps": 0.0}, {"betas": (0.5, 0.6)}),
     "AdamW, moment per vector": (
         SphereAdamW,
-        {"betas": (0.9, 0.95), "second_moment": "vector", "eps": 0.0, "weight_decay": 0.0},
+        {"betas": (0.9, 0.95), "second_moment": "vector", "eps": 0.0},
+        {"betas": (0.5, 0.6)},
     ),
 }
 MODES = {
@@ -142,40 +144,171 @@ MODES = {
     "rotation": {"lr_mode": "angle"},
     "rotation, exponential": {"lr_mode": "angle", "step": "exponential"},
 }
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def in_every_mode(name, weights, short=False, **settings):
+    """Build one optimizer with a group for each mode and its weights."""
+    kind, usual, memory = RESTING[name]
+    settings = {"weight_decay": 0.0, **usual, **(memory if short else {}), **settings}
+    groups = [{"params": weights[mode], "sphere": ROWS, **MODES[mode]} for mode in MODES]
+    return kind(groups, **settings)
 
 
 @pytest.mark.filterwarnings("ignore:weights in torch.bfloat16 that turn:UserWarning")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", RESTING)
-def test_rows_at_rest(name, mode, dtype, generator):
-    """Rows with one gradient and then none: they turn less and less, and stay finite for ever."""
-    kind, settings = RESTING[name]
-    size = 0.1 if mode == "relative" else 1.0  # about as long as torch.nn makes them
-    start = (size * torch.randn(4, 32, generator=generator)).to(dtype)
-    w = nn.Parameter(start.clone())
-    lr = 1e-3
-    optimizer = kind([{"params": [w], "sphere": ROWS}], lr=lr, **settings, **MODES[mode])
-    grads = (size * torch.randn(1200, 32, generator=generator)).to(dtype)
-    w.grad = (size * torch.randn(4, 32, generator=generator)).to(dtype)
-    optimizer.step()
-    seen = []
-    for grad in grads:
-        w.grad = torch.zeros_like(w)
-        w.grad[0] = grad
-        before = w.detach().clone()
-        optimizer.step()
-        seen.append(turned(before, w.detach()))
-    angles = torch.stack(seen)
-    assert w.isfinite().all()
+def test_rows_at_rest(name, path, generator):
+    """Rows with one gradient and then none: they turn less and less, and stay finite for ever.
+
+    On the slow path with a memory so short that moments underflow all the same.
+    """
+    lr, short = 1e-3, path == "torch"
+    # As long as torch.nn makes them, where that matters.
+    sizes = {mode: 0.1 if mode == "relative" else 1.0 for mode in MODES}
+    start = torch.randn(4, 32, generator=generator)
+    first = torch.randn(4, 32, generator=generator)
+    weights = {
+        mode: [nn.Parameter((size * start).to(dtype)) for dtype in DTYPES]
+        for mode, size in sizes.items()
+    }
+    lengths = {mode: [w.detach().double().norm(dim=1) for w in ws] for mode, ws in weights.items()}
+    optimizer = in_every_mode(name, weights, short, lr=lr)
+    resting(optimizer, weights, sizes, first)
+    angles = []
+    for grad in torch.randn(250 if short else 1200, 32, generator=generator):
+        news = torch.zeros(4, 32)
+        news[0] = grad
+        before = {mode: [w.detach().clone() for w in ws] for mode, ws in weights.items()}
+        resting(optimizer, weights, sizes, news)
+        angles.append([[turned(*x) for x in pairs(before, weights, mode)] for mode in MODES])
     assert optimizer.skipped == 0
-    rounding = max(1e-6, 4 * torch.finfo(dtype).eps)
-    assert (w.double().norm(dim=1) / start.double().norm(dim=1) - 1).abs().max() < rounding
-    if dtype is not torch.bfloat16:
-        assert angles[-1, 1:].max() < 1e-7
-        assert angles[-1, 0] > 1e-4
-        # No further than steady momentum could have carried it.
-        assert angles[:, 1:].sum(0).max() < (10 if "rotation" in mode else 100) * lr
+    for number, mode in enumerate(MODES):
+        for k, dtype in enumerate(DTYPES):
+            w = weights[mode][k]
+            assert w.isfinite().all()
+            assert all(x.isfinite().all() for x in optimizer.state[w].values())
+            rounding = max(1e-6, 4 * torch.finfo(dtype).eps)
+            assert (w.double().norm(dim=1) / lengths[mode][k] - 1).abs().max() < rounding
+            if dtype is not torch.bfloat16:
+                less_and_less(torch.stack([row[number][k] for row in angles]), mode, lr)
+
+
+def resting(optimizer, weights, sizes, grad):
+    """Take a step with the gradient, as large as the weights are."""
+    for mode, ws in weights.items():
+        for w in ws:
+            w.grad = (sizes[mode] * grad).to(w.dtype)
+    optimizer.step()
+
+
+def pairs(before, after, mode):
+    return zip(before[mode], (w.detach() for w in after[mode]), strict=True)
+
+
+def less_and_less(angles, mode, lr):
+    assert angles[-1, 1:].max() < 1e-7
+    assert angles[-1, 0] > 1e-4
+    # No further than steady momentum could have carried it.
+    assert angles[:, 1:].sum(0).max() < (10 if "rotation" in mode else 100) * lr
+
+
+class Parts(nn.Module):
+    """An embedding, experts, and ReLU units of which the first four are dead."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.experts = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.hidden, self.head = nn.Linear(8, 12), nn.Linear(12, 5)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) / 3)
+            self.hidden.bias[:4] = -100
+
+    def forward(self, tokens, expert):
+        x = self.experts[expert](self.embedding(tokens))
+        return self.head(self.hidden(nn.functional.layer_norm(x, (8,))).relu())
+
+    def on_spheres(self):
+        return [self.embedding.weight, *(e.weight for e in self.experts), self.hidden.weight]
+
+    def groups(self, sphere=ROWS):
+        moving = self.on_spheres()
+        others = [p for p in self.parameters() if all(p is not q for q in moving)]
+        # Of biases without a gradient plain AdamW would make 0/0.
+        return [{"params": moving, "sphere": sphere}, {"params": others, "eps": 1e-8}]
+
+
+def of_ours(name, mode):
+    kind, usual, _ = RESTING[name]
+    settings = {"lr": 5e-3, "weight_decay": 0.0, **usual, **MODES[mode]}
+    return lambda net: kind(net.groups(), **settings)
+
+
+def around(base, mode):
+    def build(net):
+        return on_sphere(base(net.parameters()), dict.fromkeys(net.on_spheres(), ROWS), mode)
+
+    return build
+
+
+SGD = partial(torch.optim.SGD, lr=5e-3, momentum=0.9)
+ADAMW = partial(torch.optim.AdamW, lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
+WHO = {
+    **{f"{name}, {mode}": of_ours(name, mode) for name in RESTING for mode in MODES},
+    **{
+        f"{mode} {name}": around(base, mode)
+        for mode in ("hard", "brake", "rotate")
+        for name, base in (("SGD", SGD), ("AdamW", ADAMW))
+    },
+}
+BUSY, EARLY, STEPS = slice(0, 10), slice(10, 20), 40
+
+
+def train_parts(net, optimizer, to_none, generator):
+    """Train on tokens and experts that are busy, or seen in the first three steps, or never.
+
+    Returns the angles by which the rows of the embedding turned in each step, and the losses.
+    """
+    answers = torch.randint(5, (30,), generator=generator)
+    angles, losses = [], []
+    for k in range(STEPS):
+        tokens = torch.arange(20 if k < 3 else 10)
+        optimizer.zero_grad(set_to_none=to_none)
+        loss = nn.functional.cross_entropy(net(tokens, 0), answers[tokens])
+        if k < 3:
+            loss = loss + nn.functional.cross_entropy(net(tokens, 1), answers[tokens])
+        loss.backward()
+        before = net.embedding.weight.detach().clone()
+        optimizer.step()
+        angles.append(turned(before, net.embedding.weight.detach()))
+        losses.append(loss.item() / (2 if k < 3 else 1))
+    return torch.stack(angles), losses
+
+
+@pytest.mark.parametrize("to_none", [True, False], ids=["no gradient", "zero gradient"])
+@pytest.mark.parametrize("who", WHO)
+def test_tokens_experts_and_units_at_rest(who, to_none, generator):
+    """What never has a gradient never moves; what has one no more comes to rest."""
+    net = Parts(generator)
+    before = [p.detach().clone() for p in net.on_spheres()]
+    optimizer = WHO[who](net)
+    angles, losses = train_parts(net, optimizer, to_none, generator)
+    after = [p.detach() for p in net.on_spheres()]
+    assert losses[-1] < losses[0]
+    assert angles[:, BUSY].min() > 0
+    for old, new in zip(before, after, strict=True):
+        change = new.norm(dim=1) / old.norm(dim=1) - 1
+        assert (change if "brake" in who else change.abs()).max() < 1e-6
+    never = [(0, slice(20, 30)), (3, slice(None)), (4, slice(0, 4))]
+    for number, rows in never:
+        torch.testing.assert_close(after[number][rows], before[number][rows], rtol=2e-7, atol=0)
+    if "rotate" in who:  # turns by its rate in the direction of an update of any size
+        assert angles.max() < 5.01e-3
+    else:
+        assert angles[3:, EARLY].sum(0).max() < 20 * angles[:3, EARLY].max()
+        assert angles[-1, EARLY].max() < 0.1 * angles[2, EARLY].max()
+    assert optimizer.skipped == 0
 
 
 @pytest.mark.parametrize("size", [1e-17, 1e-20, 1e-24, 1e-30, 1e-42])
@@ -208,32 +341,78 @@ def test_a_gradient_that_is_almost_radial_turns_no_vector_off_its_sphere(generat
 
 
 EXTREMES = 20_000
+# dtype -> decades of weights and of gradients; what is kept of a length; further settings
+RANGES = {
+    torch.float64: ((-15, 15), (-320, 30), 1e-6, {}),
+    torch.float32: ((-15, 15), (-45, 30), 1e-6, {}),
+    torch.bfloat16: ((-15, 15), (-45, 30), 2**-7, {}),
+    # Moments in float16 hold no more than a gradient of 200 and its square.
+    torch.float16: ((-3, 3), (-8, 1.5), 2**-9, {}),
+    "float16, master weights": ((-3, 3), (-8, 4), 2**-9, {"master_weights": True}),
+}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("mode", MODES)
+def scales(generator, count, low, high):
+    return 10 ** (low + (high - low) * torch.rand(count, 1, generator=generator).double())
+
+
+def extreme(generator, decades, count=EXTREMES):
+    """Gradients of all sizes; one in ten is zero, and half have a coordinate that is."""
+    grad = torch.randn(count, 8, generator=generator) * scales(generator, count, *decades)
+    grad[torch.rand(count, generator=generator) < 0.1] = 0
+    grad[:, 0] *= (torch.rand(count, generator=generator) < 0.5).float()
+    return grad
+
+
+def failures(weight, start, rounding, may_shrink=False):
+    """Count vectors that are not finite, or off their sphere."""
+    drift = weight.detach().double().norm(dim=1) / start.double().norm(dim=1) - 1
+    off = (drift if may_shrink else drift.abs()) > rounding
+    return int((off | ~weight.detach().isfinite().all(1) | drift.isnan()).sum())
+
+
+@pytest.mark.parametrize("dtype", RANGES, ids=str)
 @pytest.mark.parametrize("name", RESTING)
-def test_extremes_of_scale(name, mode, dtype, generator):
+def test_extremes_of_scale(name, dtype, generator):
     """Weights from 1e-15 to 1e15, gradients from 0 to 1e30, of other sizes in every step."""
-    kind, settings = RESTING[name]
-
-    def scales(low, high):
-        draw = torch.rand(EXTREMES, 1, generator=generator, dtype=torch.float64)
-        return 10 ** (low + (high - low) * draw)
-
-    start = torch.randn(EXTREMES, 8, generator=generator) * scales(-15, 15)
-    start = start.to(dtype)
-    w = nn.Parameter(start.clone())
-    optimizer = kind([{"params": [w], "sphere": ROWS}], lr=0.02, **settings, **MODES[mode])
+    of_weights, of_gradients, rounding, settings = RANGES[dtype]
+    kind = torch.float16 if isinstance(dtype, str) else dtype
+    start = torch.randn(EXTREMES, 8, generator=generator) * scales(generator, EXTREMES, *of_weights)
+    start = start.to(kind)
+    weights = {mode: [nn.Parameter(start.clone())] for mode in MODES}
+    optimizer = in_every_mode(name, weights, lr=0.02, **settings)
     for _ in range(4):
-        grad = torch.randn(EXTREMES, 8, generator=generator) * scales(-45, 30)
-        grad[torch.rand(EXTREMES, generator=generator) < 0.1] = 0
-        grad[:, 0] *= (torch.rand(EXTREMES, generator=generator) < 0.5).float()
-        w.grad = grad.to(dtype)
+        grad = extreme(generator, of_gradients).to(kind)
+        for (w,) in weights.values():
+            w.grad = grad
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             optimizer.step()
-    assert w.isfinite().all()
-    assert all(x.isfinite().all() for x in optimizer.state[w].values())
-    drift = w.detach().double().norm(dim=1) / start.double().norm(dim=1) - 1
-    assert drift.abs().max() < (1e-6 if dtype != torch.bfloat16 else 2**-7)
+    for mode, (w,) in weights.items():
+        assert not failures(w, start, rounding), mode
+        assert all(x.isfinite().all() for x in optimizer.state[w].values()), mode
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("base", [SGD, ADAMW], ids=["SGD", "AdamW"])
+@pytest.mark.parametrize("mode", ["hard", "brake", "rotate"])
+def test_extremes_around_an_optimizer(mode, base, dtype, generator):
+    """In parameters of 500 vectors: of one that is not finite, the base sees no gradient."""
+    (low, high), (tiny, _), rounding, _ = RANGES[dtype]
+    starts = [
+        (torch.randn(500, 8, generator=generator) * scales(generator, 500, low, high)).to(dtype)
+        for _ in range(EXTREMES // 500)
+    ]
+    weights = [nn.Parameter(start.clone()) for start in starts]
+    optimizer = on_sphere(base(weights, lr=0.02), dict.fromkeys(weights, ROWS), mode)
+    for _ in range(4):
+        for k, w in enumerate(weights):  # the largest of each its own: 1e30 and squares overflow
+            most = tiny + (30 - tiny) * (k + 1) / len(weights)
+            w.grad = extreme(generator, (tiny, most), 500).to(dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    assert not sum(
+        failures(w, start, rounding, mode == "brake")
+        for w, start in zip(weights, starts, strict=True)
+    )

@@ -4,6 +4,7 @@ What ``latex2mathml`` gives is mended where browsers (MathML Core) want it other
 formula keeps its LaTeX as ``alttext``, for screen readers and for browsers without MathML.
 """
 
+import itertools
 import re
 import unicodedata
 from typing import Any
@@ -38,6 +39,7 @@ def mathml(latex: str, display: str) -> str:
         raise ValueError(f"no MathML for {latex!r}: {error}") from error
     for element in root.iter():
         _mend(element, latex)
+    _pair_bars(root)
     root.set("alttext", " ".join(latex.split()))
     return ElementTree.tostring(root, encoding="unicode")
 
@@ -53,6 +55,17 @@ def _mend(element: ElementTree.Element, latex: str) -> None:
     if variant in ALPHABETS:
         del element.attrib["mathvariant"]
         element.text = "".join(_letter(character, ALPHABETS[variant]) for character in text)
+
+
+def _pair_bars(root: ElementTree.Element) -> None:
+    """Say which bars open and which close: a browser would put space around each."""
+    bars = [
+        operator
+        for operator in root.iter(f"{{{NAMESPACE}}}mo")
+        if operator.text in ("|", "‖") and "form" not in operator.attrib
+    ]
+    for bar, form in zip(bars, itertools.cycle(("prefix", "postfix"))):
+        bar.attrib.update(form=form, stretchy="false")
 
 
 def _letter(character: str, alphabet: str) -> str:

@@ -32,8 +32,8 @@ PUBLIC = (
     "onsphere.report",
     "onsphere.errors",
 )
-# Packages with an `__all__` that is for the library itself.
-INTERNAL = ("onsphere.optim.native",)
+# Packages whose inner packages are for the library itself, even those with an `__all__`.
+CLOSED = ("onsphere.optim",)
 
 
 def names(package: str) -> list[str]:

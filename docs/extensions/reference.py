@@ -101,7 +101,7 @@ def _table(package: str, names: list[str]) -> Iterator[str]:
 
 def _first_sentence(words: str) -> str:
     paragraph = " ".join(words.partition("\n\n")[0].split())
-    return re.split(r"(?<=[.:])\s(?=[A-Z`:])", paragraph)[0]
+    return re.split(r"(?<=\.)\s(?=[A-Z`:])", paragraph)[0]
 
 
 def _elsewhere(package: str, names: list[str]) -> Iterator[str]:

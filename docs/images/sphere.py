@@ -46,7 +46,7 @@ def step(axes: plt.Axes, inks: dict[str, str]) -> None:
         axes.annotate("", end, origin, arrowprops={**arrow, "color": inks[color], "lw": 1.8})
     between = np.linspace(start - np.arctan(length), start, 40)
     axes.plot(0.27 * np.cos(between), 0.27 * np.sin(between), color=inks["ink"], lw=1)
-    axes.text(0.17, 0.36, "turn", color=inks["ink"], fontsize=10)
+    axes.text(0.41, 0.45, "turn", color=inks["ink"], fontsize=9, ha="center")
     axes.text(-0.02, 0.58, "w", color=inks["blue"], fontsize=14, style="italic", weight="bold")
     axes.text(new[0] + 0.09, new[1] - 0.04, "w after the step", color=inks["blue"], fontsize=10.5)
     axes.text(*(w + length * tangent / 2 + (0.03, 0.17)), "−η · gradient,", color=inks["red"])

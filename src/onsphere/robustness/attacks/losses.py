@@ -195,3 +195,4 @@ class Goal:
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {"cross_entropy": cross_entropy, "dlr": dlr}
 )
+"""The losses that attacks take by name: :func:`cross_entropy` and :func:`dlr`."""

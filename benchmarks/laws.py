@@ -13,6 +13,8 @@ from torch.optim import SGD, Adam, AdamW, Muon
 from onsphere import dynamics as dyn
 from onsphere.dynamics import SGDW, Equilibrium, Lion, random_walk
 from onsphere.dynamics.autocorrelation import Memory, arcsine
+from onsphere.dynamics.equilibrium import lion_published_equilibrium
+from onsphere.dynamics.relaxation import rotation_at
 from onsphere.dynamics.simulate import MakeOptimizer
 from onsphere.studies.setup.statistics import log_slope
 
@@ -109,7 +111,7 @@ def _adam_l2(beta1: float, lr: float, decay: float) -> Walk:
 
 
 def _lion(betas: tuple[float, float], lr: float, decay: float, published: bool = False) -> Walk:
-    equilibrium = dyn.lion_published_equilibrium if published else dyn.lion_equilibrium
+    equilibrium = lion_published_equilibrium if published else dyn.lion_equilibrium
     law = equilibrium(lr=lr, decay=decay, betas=betas, coordinates=128)
     make = partial(Lion, lr=lr, betas=betas, weight_decay=decay)
     name = f"Lion, β = {betas[0]}, {betas[1]}, ηλ = {lr * decay:g}"
@@ -198,7 +200,7 @@ def relaxes(walk: Walk, seed: int = 0, away: float = 2.0) -> Iterator[Measured]:
     name = f"{walk.name}, from {away:g} times the norm"
     measured = _mean(ran["norm"][-1], walk.settled.power)
     yield Measured(name, "norm after 1/rate steps", float(predicted), measured, 0.05)
-    turned = dyn.rotation_at(predicted, walk.settled)
+    turned = rotation_at(predicted, walk.settled)
     measured = _rms(ran["rotation"][-10:])
     yield Measured(name, "rotation after 1/rate steps", float(turned), measured, 0.05)
 
@@ -221,7 +223,7 @@ def drops(before: Walk, after: Walk, seed: int = 0) -> Iterator[Measured]:
     for what, start in (("at once", 0), ("on the way", way), ("at last", 11 * way)):
         times = torch.arange(start, min(start + max(20, way // 10), steps - first)) + 0.0
         norms = dyn.relaxation(before.settled.norm, after.settled, times)
-        predicted = _rms(dyn.rotation_at(norms, after.settled))
+        predicted = _rms(rotation_at(norms, after.settled))
         measured = _rms(ran["rotation"][first:][times.long()])
         yield Measured(f"{before.name}, rate / 10", f"rotation {what}", predicted, measured, 0.05)
 

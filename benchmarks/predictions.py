@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere import dynamics as dyn
+from onsphere.dynamics.growth import sgd_step
+from onsphere.dynamics.residual import eps_residual
 
 TINY = 1e-30
 """An eps that PyTorch accepts and float64 does not see."""
@@ -117,7 +119,7 @@ def residual(seed: int) -> float:
     x, _ = batch(torch.Generator().manual_seed(seed), 1, 8, 8)
     w, g = net.conv.weight.detach().flatten(1), net.conv.weight.grad.flatten(1)
     variance = net.conv(x).detach().transpose(0, 1).flatten(1).var(1, unbiased=False)
-    law = dyn.eps_residual(variance, net.bn.weight.detach(), net.bn.weight.grad, 0.1)
+    law = eps_residual(variance, net.bn.weight.detach(), net.bn.weight.grad, 0.1)
     measured, size = (w * g).sum(1), w.norm(dim=1) * g.norm(dim=1)
     if bool((law.abs() < 1e-3 * size).all()):
         raise ValueError("eps leaves too little to tell the law from 0")
@@ -195,7 +197,7 @@ def pythagoras(seed: int) -> float:
     worst = 0.0
     for row in train(seed, 50, lambda w: torch.optim.SGD(w, lr=0.3)):
         w, g, after = row["weight"], row["gradient"], row["after"]
-        law = dyn.sgd_step(w.square().sum(1), g.square().sum(1), 0.3)
+        law = sgd_step(w.square().sum(1), g.square().sum(1), 0.3)
         worst = max(worst, float((after.square().sum(1) / law - 1).abs().max()))
         unit = w / w.norm(dim=1, keepdim=True)
         along = (unit * after).sum(1)

@@ -11,8 +11,8 @@ from torch import nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, ScaleInvariance, audit
+from onsphere.symmetry.claims import EFFECT_OF_DECAY
 from onsphere.symmetry.exact.trace import UnknownOp
-from onsphere.symmetry.rendering.advice import DECAY
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
 from report.browser import CHROMIUM, console_of, look
@@ -74,7 +74,7 @@ def test_an_unreached_weight_is_not_judged(deep):
 
 
 def test_every_kind_has_words():
-    assert set(DECAY) == set(Kind)
+    assert set(EFFECT_OF_DECAY) == set(Kind)
     assert decoder(1).decay_of("model.layers.0.q").startswith("a rate schedule")
     assert decoder(1).decay_of("head").startswith("a real penalty")
     assert decoder(1).decay_of("bias").startswith("nothing")

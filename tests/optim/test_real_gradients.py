@@ -174,13 +174,14 @@ def test_rows_at_rest(name, path, generator):
     lengths = {mode: [w.detach().double().norm(dim=1) for w in ws] for mode, ws in weights.items()}
     optimizer = in_every_mode(name, weights, short, lr=lr)
     resting(optimizer, weights, sizes, first)
-    angles = []
+    seen, places = [], [rows_of(weights)]
     for grad in torch.randn(250 if short else 1200, 32, generator=generator):
         news = torch.zeros(4, 32)
         news[0] = grad
-        before = {mode: [w.detach().clone() for w in ws] for mode, ws in weights.items()}
         resting(optimizer, weights, sizes, news)
-        angles.append([[turned(*x) for x in pairs(before, weights, mode)] for mode in MODES])
+        places.append(rows_of(weights))
+        seen.append(turned(*places[-2:]).reshape(len(MODES), len(DTYPES), 4))
+    angles = torch.stack(seen)
     assert optimizer.skipped == 0
     for number, mode in enumerate(MODES):
         for k, dtype in enumerate(DTYPES):
@@ -190,7 +191,7 @@ def test_rows_at_rest(name, path, generator):
             rounding = max(1e-6, 4 * torch.finfo(dtype).eps)
             assert (w.double().norm(dim=1) / lengths[mode][k] - 1).abs().max() < rounding
             if dtype is not torch.bfloat16:
-                less_and_less(torch.stack([row[number][k] for row in angles]), mode, lr)
+                less_and_less(angles[:, number, k], mode, lr)
 
 
 def resting(optimizer, weights, sizes, grad):
@@ -201,8 +202,9 @@ def resting(optimizer, weights, sizes, grad):
     optimizer.step()
 
 
-def pairs(before, after, mode):
-    return zip(before[mode], (w.detach() for w in after[mode]), strict=True)
+def rows_of(weights):
+    """All rows, of every mode and dtype, one below the other."""
+    return torch.cat([w.detach().double() for ws in weights.values() for w in ws])
 
 
 def less_and_less(angles, mode, lr):

@@ -5,7 +5,7 @@ On the CPU ``kernel.c``, built when the package is installed; on CUDA the Triton
 runs in pure PyTorch, with the same numbers to rounding.
 """
 
-from onsphere.optim.kernels.cpu.library import allowed, instruction_set, path, switched
+from onsphere.optim.kernels.cpu.loader import allowed, instruction_set, path, switched
 from onsphere.optim.kernels.dispatch import apply, finite, known, reduce, restore, step, takes
 from onsphere.optim.kernels.repeat import Repeated, RepeatedRestore, finite_of, usable
 from onsphere.optim.kernels.unchanged import Counters, Kinds, Places

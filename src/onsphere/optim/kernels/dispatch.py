@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from onsphere.geometry import Sphere
 from onsphere.optim.kernels import ops
-from onsphere.optim.kernels.cpu.library import allowed, library
+from onsphere.optim.kernels.cpu.loader import allowed, library
 from onsphere.optim.kernels.layout import layout_of
 from onsphere.optim.kernels.triton import launch
 from onsphere.optim.updates.geodesic import Plan, StepOptions, limits_of

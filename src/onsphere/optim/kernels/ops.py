@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import library as torch_library
 from torch.autograd.graph import increment_version
 
-from onsphere.optim.kernels.cpu.library import SETTINGS, TENSOR, library
+from onsphere.optim.kernels.cpu.loader import SETTINGS, TENSOR, library
 from onsphere.optim.kernels.triton import launch
 from onsphere.optim.kernels.triton.launch import Arrays
 

@@ -17,7 +17,7 @@ from torch.autograd.graph import increment_version
 
 from onsphere.geometry import Sphere
 from onsphere.optim.kernels import ops
-from onsphere.optim.kernels.cpu.library import SETTINGS, TENSOR, allowed, library
+from onsphere.optim.kernels.cpu.loader import SETTINGS, TENSOR, allowed, library
 from onsphere.optim.kernels.dispatch import (
     arguments_of,
     known,

@@ -13,7 +13,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from onsphere.optim.kernels.cpu.library import library
+from onsphere.optim.kernels.cpu.loader import library
 
 # Called over whole lists: half of the time of a loop.
 _address, _stride, _negated = Tensor.data_ptr, Tensor.stride, Tensor.is_neg

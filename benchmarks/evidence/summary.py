@@ -46,7 +46,7 @@ def name(found: Found, space: Space) -> str:
     ours = {
         "rate": f"Sphere{base}",
         "wrapped": f"on_sphere({base})",
-        "rotation": f"Sphere{base}, lr is rotation",
+        "rotation": f"Sphere{base}, angle",
     }
     return ours.get(space, base)
 

@@ -21,12 +21,13 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
 from onsphere.optim.distributed.placement import beside, local
-from onsphere.optim.sphere_optimizer import Group, Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
 from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Step
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Group
 from onsphere.optim.validation import check_options
 
 

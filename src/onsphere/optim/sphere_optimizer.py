@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
-from onsphere.optim.distributed import placement, step
+from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.state_dict import encode, mend, merged, numbers_of, per_vector, take_uncast
 from onsphere.optim.steps.fused import fusable
 from onsphere.optim.steps.project import put_on
@@ -31,7 +31,7 @@ from onsphere.optim.updates.geodesic import (
 )
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Part
+from onsphere.optim.updates.types import Family, Group, Part
 from onsphere.optim.validation import (
     check_sphere,
     immovable,
@@ -41,7 +41,6 @@ from onsphere.optim.validation import (
     warn_of_rounding,
 )
 
-Group = dict[str, Any]
 Nonfinite = Literal["skip", "raise"]
 
 # Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
@@ -154,7 +153,7 @@ class SphereOptimizer(Optimizer):
                 ways.append(group)
                 self._warn_of_rounding(sets, group)
         if batches:
-            go = step.advance if self._sharded else advance_all
+            go = sharded_step.advance if self._sharded else advance_all
             for firsts, counts in zip(counted, go(batches), strict=True):
                 self._count(firsts, counts)
             for group, (families, _, _) in zip(ways, batches, strict=True):
@@ -414,7 +413,7 @@ class SphereOptimizer(Optimizer):
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
         places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
         if sphere.radius is not None:
-            onto = step.put_on if self._sharded else put_on
+            onto = sharded_step.put_on if self._sharded else put_on
             for number, members in enumerate(sets):
                 if "radius" not in self.state[members[0]]:
                     places[number] = onto(sphere, places[number])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim.updates.types import Group
 
-Group = dict[str, Any]
 _OF_THE_PARAMS = ("params", "param_names")
 # Moments that have an entry for each of the parameter's.
 _PER_ENTRY = ("exp_avg", "exp_avg_sq", "momentum_buffer")

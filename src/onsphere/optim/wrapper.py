@@ -11,9 +11,8 @@ from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
-from onsphere.optim.distributed import placement, step
+from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.hooks import without_global_hooks
-from onsphere.optim.sphere_optimizer import Group
 from onsphere.optim.state_dict import numbers_of
 from onsphere.optim.steps.displacement import Buffers, Displacements, steps_from_anywhere
 from onsphere.optim.steps.project import (
@@ -26,7 +25,7 @@ from onsphere.optim.steps.project import (
 from onsphere.optim.steps.sphere_step import advance_all
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Part
+from onsphere.optim.updates.types import Family, Group, Part
 from onsphere.optim.validation import (
     check_sphere,
     immovable,
@@ -199,7 +198,7 @@ class OnSphere(Optimizer):
         """
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
-            self.pending = (step.record if self.sharded else record)(self.constrained)
+            self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
         hidden: _Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
@@ -239,7 +238,7 @@ class OnSphere(Optimizer):
             return
         self.base.eval()  # type: ignore[attr-defined]
         self.between = [(param, param.detach().clone()) for param in self._moving()]
-        back = step.restore if self.sharded else restore
+        back = sharded_step.restore if self.sharded else restore
         back(self.constrained)
 
     @torch.no_grad()
@@ -419,7 +418,7 @@ class OnSphere(Optimizer):
         """Bring the weights back to their spheres; return how many vectors could not be."""
         brake, growth = self.mode == "brake", self.growth
         if self.sharded:
-            return step.restore(self.constrained, brake=brake, growth=growth)
+            return sharded_step.restore(self.constrained, brake=brake, growth=growth)
         calls = self.restoring
         if sum(len(held) for _, held in calls) != len(self.constrained) or not all(
             call.again() for call, _ in calls
@@ -496,7 +495,7 @@ class OnSphere(Optimizer):
             batches.append((families, sphere, options))
             moved += many
         left: int | Tensor = 0
-        counts = (step.advance if self.sharded else advance_all)(batches)
+        counts = (sharded_step.advance if self.sharded else advance_all)(batches)
         for held, count in zip(moved, itertools.chain(*counts), strict=True):
             held.skipped.add_(count)
             left = left + count

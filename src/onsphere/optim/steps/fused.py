@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Group = dict[str, Any]
+from onsphere.optim.updates.types import Group
 
 
 def fused_as(group: Group, possible: bool) -> bool | None:

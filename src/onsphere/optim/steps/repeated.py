@@ -7,7 +7,6 @@ every step; where anything differs, the step is made from the beginning.
 
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,8 @@ from onsphere.optim import kernels
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.types import Group
 
-Group = dict[str, Any]
 # What a group must have had in the last step for this one to be made alike.
 _SETTINGS = ("sphere", "lr_mode", "second_moment", "master_weights", "fused", "foreach")
 _TENSORS = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step", "radius", "vector_moment")

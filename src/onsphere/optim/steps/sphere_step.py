@@ -3,7 +3,7 @@
 A *family* is a list of parts whose vectors belong together: one tensor, or the tensors of a joint
 sphere, whose vectors number k are parts of one vector. What is summed over a vector is added over
 the parts; processes that share a vector add theirs at the same place
-(:mod:`~onsphere.optim.distributed.step`).
+(:mod:`~onsphere.optim.distributed.sharded_step`).
 """
 
 from collections.abc import Sequence

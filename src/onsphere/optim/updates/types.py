@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +10,9 @@ from onsphere.geometry import Sphere
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+
+Group = dict[str, Any]
+"""A param group of an optimizer, or the state of one parameter."""
 
 
 @dataclass

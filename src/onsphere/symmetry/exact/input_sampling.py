@@ -136,7 +136,6 @@ class OtherInputs:
     resized: tuple[tuple[int, int, int], ...] = ()
     _fixed: set[int] = field(default_factory=set)
     _picky: bool = False
-    _meet: bool = False
     _shapes: list[list[Any]] = field(default_factory=list)
     _many: list[Any] | None = None
 
@@ -157,11 +156,7 @@ class OtherInputs:
             meet: numbers that look up rows are drawn among few, so that the same one comes up
                 several times: edges that end in one node, words that return.
         """
-        self._meet = meet
-        try:
-            return self._packed(self._taken(self._shapes[turn % len(self._shapes)], move))
-        finally:
-            self._meet = False
+        return self._packed(self._taken(self._shapes[turn % len(self._shapes)], move, meet))
 
     def many(self, move: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch, where the model takes any other batch than the one given."""
@@ -213,7 +208,9 @@ class OtherInputs:
             )
         return said
 
-    def _redrawn(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
+    def _redrawn(
+        self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor], meet: bool = False
+    ) -> list[Any]:
         grown = self._lengths(leaves)
         drawn = []
         for i, t in enumerate(leaves):
@@ -222,7 +219,7 @@ class OtherInputs:
                 if not _is_mask(t) and not (_is_binary(t) and self._tosses()):
                     t = move(t)
                 elif i not in self._fixed:
-                    t = self._whole(i, t, grown)
+                    t = self._whole(i, t, grown, meet)
             drawn.append(t)
         return drawn
 
@@ -230,15 +227,17 @@ class OtherInputs:
         """Toss a coin."""
         return bool(torch.rand((), generator=self.generator) < 0.5)
 
-    def _taken(self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor]) -> list[Any]:
+    def _taken(
+        self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor], meet: bool = False
+    ) -> list[Any]:
         """Draw inputs that the model takes."""
-        drawn = self._redrawn(leaves, move)
+        drawn = self._redrawn(leaves, move, meet)
         if not self._picky or self._takes(drawn):
             return drawn
         for _ in range(_TRIES):
-            drawn = self._redrawn(leaves, _same)
+            drawn = self._redrawn(leaves, _same, meet)
             if self._takes(drawn):
-                pairs = zip(drawn, self._redrawn(leaves, move), strict=True)
+                pairs = zip(drawn, self._redrawn(leaves, move, meet), strict=True)
                 return [
                     moved if isinstance(t, Tensor) and not _is_mask(t) else t for t, moved in pairs
                 ]
@@ -254,7 +253,7 @@ class OtherInputs:
         ]
         return dict(pairs)
 
-    def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int]) -> Tensor:
+    def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int], meet: bool) -> Tensor:
         """Draw whole numbers, or a mask, in the place of ``t``."""
         if _is_float(t):
             if _is_binary(t):
@@ -274,7 +273,7 @@ class OtherInputs:
         if low >= high:
             return t
         fresh = torch.randint(low, high + 1, t.shape, generator=self.generator)
-        if i in self.rows and self._meet:
+        if i in self.rows and meet:
             few = fresh.flatten()[:_FEW]
             fresh = few[torch.randint(len(few), fresh.shape, generator=self.generator)]
         return torch.where(kept, t, fresh.to(t))

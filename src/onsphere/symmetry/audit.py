@@ -61,6 +61,12 @@ _SIZES = (1.0, 0.4, 2.5)
 """Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
 _LOOKUPS = 6
 """On how many further draws shifts and finer spheres are tested, where inputs look up rows."""
+_REDRAWS = 15
+"""On how many further draws they are tested, where the model is small."""
+_SMALL = 100_000
+"""Entries of all weights up to which a model is small."""
+_WIDE_SIZES = (1.0, 0.1, 0.4, 2.5, 0.25, 10.0, 0.7)
+"""Sizes of random weights there."""
 _DRAW_SECONDS = 30.0
 """How long well-conditioned weights are looked for."""
 
@@ -162,19 +168,24 @@ def _points(probe: Probe) -> list[Point]:
     return [*_random_points(probe, 2), *given]
 
 
-def _wide_points(probe: Probe) -> list[Point]:
-    """Return weights of other sizes, and large batches of inputs that differ much."""
-    many = [probe.redrawn(n, size, many=True) for n, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))]
-    large = [point for point in many if is_well_conditioned(probe, point)]
-    return [*islice(far_points(probe), 3), *large]
+def _refuting_points(probe: Probe) -> list[Point]:
+    """Return points at which what only numbers say is put to the test.
 
-
-def _other_lookups(probe: Probe) -> list[Point]:
-    """Return further inputs, where whole numbers look up rows: what meets whom is chance."""
-    if not probe.others.rows:
-        return []
-    drawn = [probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS)]
-    return [point for point in drawn if is_well_conditioned(probe, point)]
+    Weights of other sizes, large batches of inputs that differ much, and inputs that look up the
+    same rows several times: what a threshold or a meeting of inputs does shows at some of them
+    only. A small model has few tokens to show it, and is drawn more often.
+    """
+    rows = bool(probe.others.rows)
+    entries = sum(t.numel() for t in probe.given().state.values())
+    drawn = [
+        *(probe.redrawn(n, size, many=True) for n, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))),
+        *(probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS * rows)),
+    ]
+    for turn in range(_REDRAWS if entries <= _SMALL else 0):
+        noise, size = (0.3, 1.0)[turn % 2], _WIDE_SIZES[turn % len(_WIDE_SIZES)]
+        drawn.append(probe.redrawn(noise, size, turn, meet=rows and turn % 3 == 0))
+    usable = [point for point in drawn if is_well_conditioned(probe, point)]
+    return [*islice(far_points(probe), 3), *usable]
 
 
 def _with_gradients(
@@ -191,7 +202,8 @@ def _with_gradients(
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
     evidence = gather(probe, points, COTANGENTS, shifts.see)
     say("looking for weights without effect")
-    effects = without_effect(probe, evidence, points, others)
+    further = _refuting_points(probe)
+    effects = without_effect(probe, evidence, points, further, others)
     inert, silent = effects.inert, effects.unshown
     if inert:
         probe.traced = trace(
@@ -210,7 +222,7 @@ def _with_gradients(
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, points, evidence))
     say("looking for finer spheres and shifts")
-    random = [*points[:2], *_wide_points(probe), *_other_lookups(probe)]
+    random = [*points[:2], *further]
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
     return _Findings(
@@ -239,7 +251,7 @@ def _without_gradients(
     more, certified = _held(more, certify(probe, more, points, None))
     claims, certificates = [*claims, *more], [*certificates, *certified]
     say("looking for finer spheres")
-    far = [*points, *_wide_points(probe)]
+    far = [*points, *_refuting_points(probe)]
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
         claims, certificates, inert, divisions, unreached=unreached(traced),

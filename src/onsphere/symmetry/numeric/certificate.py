@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from math import lcm
+from math import inf, lcm
 from typing import TypeVar
 
 import torch
@@ -40,6 +40,8 @@ EPSILON = torch.finfo(torch.float64).eps
 NOISES = 30
 """How many times the change that rounding makes at a point is still rounding."""
 _LEAST_TESTS = 8
+_LEAST_CLEAR = 2
+"""Points at which a claim must hold without help of rounding."""
 _ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
 _FACTORS = (-7.0, -1.3, 0.7, 7.0)
@@ -346,13 +348,26 @@ def largest_change(
 ) -> float:
     """Return the largest relative change of the output when claims are put to the test.
 
+    A point whose change rounding explains says nothing, while others do. The first change that
+    refutes the claims is returned at once.
+
     Args:
         probe: the model.
         points: where; one at least.
         edited: gives the point at which the output should be the same if all claims hold.
         claims: what is tested together.
     """
-    return max(changed(probe, p, edited(probe, claims, p)) for p in points)
+    clear, unclear = [], []
+    for point in points:
+        moved = edited(probe, claims, point)
+        change = changed(probe, point, moved)
+        if change <= FINITE_TOLERANCE:
+            clear.append(change)
+        elif change < inf and change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
+            unclear.append(change)
+        else:
+            return change
+    return max(clear if len(clear) >= _LEAST_CLEAR else [*clear, *unclear])
 
 
 def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:

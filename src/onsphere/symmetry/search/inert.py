@@ -56,20 +56,23 @@ Slab = tuple[str, int, Sequence[tuple[int, int]]]
 """A weight, one of its axes, and intervals along it; axis -1 stands for the whole weight."""
 
 
-def are_inert(probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[str]:
+def are_inert(
+    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Sequence[Point] = ()
+) -> list[str]:
     """Return the weights that can be replaced by something else without changing any output.
 
     Args:
         probe: the model.
         names: candidates.
         points: where to test, beside weights redrawn larger: what saturates has no gradient.
+        further: where to replace them too, without a look at gradients.
     """
-    changes = are_inert_parts(probe, [(n, -1, ()) for n in names], points)
+    changes = are_inert_parts(probe, [(n, -1, ()) for n in names], points, further)
     return [n for n, change in zip(names, changes, strict=True) if change is not None]
 
 
 def are_inert_parts(
-    probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Sequence[Point] = ()
 ) -> list[float | None]:
     """Replace parts of weights by something else; return how much the output changed.
 
@@ -77,6 +80,7 @@ def are_inert_parts(
         probe: the model.
         parts: candidates.
         points: where to test, beside weights redrawn larger: what saturates has no gradient.
+        further: where to replace them too, without a look at gradients.
 
     Returns:
         Per candidate a bound of the relative change of the output, which rounding explains, or
@@ -84,7 +88,7 @@ def are_inert_parts(
     """
     alive = [i for i, real in enumerate(_have_slopes(probe, parts, points)) if not real]
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    for point in chain(points, far_points(probe)):
+    for point in chain(points, far_points(probe), further):
         if not alive:
             break
         if not is_well_conditioned(probe, point):

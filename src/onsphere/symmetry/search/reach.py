@@ -136,13 +136,22 @@ def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
     points: Sequence[Point],
+    further: Sequence[Point],
     others: Sequence[Call],
 ) -> WithoutEffect:
-    """Find weights without effect, and weights of which no input shows whether they have one."""
+    """Find weights without effect, and weights of which no input shows whether they have one.
+
+    Args:
+        probe: the model.
+        evidence: what was gathered at ``points``.
+        points: where gradients are compared.
+        further: where weights are replaced too.
+        others: inputs on which the operations were followed.
+    """
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
     rows = [evidence.radial(i) for i in range(min(2, len(points)))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
-    found = are_inert(probe, [n for n in probe.names if n in silent], points)
+    found = are_inert(probe, [n for n in probe.names if n in silent], points, further)
     acting = act_through_eps(probe, [(n, -1, ()) for n in found], points)
     through_eps = {n for n, acts in zip(found, acting, strict=True) if acts}
     found = [n for n in found if n not in through_eps]

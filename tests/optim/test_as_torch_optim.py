@@ -882,7 +882,7 @@ WRONG_SETTINGS = [
     ({"lr_mode": "rotation"}, "lr_mode must be"),
     ({"nonfinite": "ignore"}, "nonfinite must be"),
     ({"foreach": True, "fused": True}, "cannot both be True"),
-    ({"capturable": True}, "does not take capturable=True"),
+    ({"capturable": True, "nonfinite": "raise"}, "does not go with nonfinite"),
     ({"differentiable": True}, "does not take differentiable=True"),
 ]
 
@@ -891,14 +891,14 @@ WRONG_SETTINGS = [
 @pytest.mark.parametrize("make", [SGD, ADAMW], ids=["SGD", "AdamW"])
 def test_wrong_settings_are_refused(make, settings, words):
     """By the class, and in a group of its own or one that is added, where nothing remains."""
-    known = make([leaf(2, 3)]).param_groups[0].keys() | {"capturable", "differentiable"}
+    known = make([leaf(2, 3)]).param_groups[0].keys() | {"differentiable"}
     if not settings.keys() <= known:
         with pytest.raises(TypeError, match="unexpected keyword"):
             make([leaf(2, 3)], **settings)
         return
     with pytest.raises(ValueError, match=words):
         make([leaf(2, 3)], **settings)
-    if settings.keys() & {"capturable", "differentiable", "fused"}:
+    if settings.keys() & {"differentiable", "fused"}:
         return  # as in PyTorch, these are of the class
     with pytest.raises(ValueError, match=words):
         make([{"params": [leaf(2, 3)], **settings}])

@@ -166,12 +166,17 @@ def test_options_of_pytorch(kind, generator):
         return weights
 
     expected = step()
-    for settings in ({"foreach": True}, {"fused": True}, {"fused": False}, {"foreach": False}):
+    for settings in (
+        {"foreach": True},
+        {"fused": True},
+        {"fused": False},
+        {"foreach": False},
+        {"capturable": True},
+    ):
         for ours, theirs in zip(step(**settings), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
     step(capturable=False, differentiable=False)
     for settings, words in (
-        ({"capturable": True}, "does not take capturable=True"),
         ({"differentiable": True}, "does not take differentiable=True"),
         ({"fused": True, "foreach": True}, "cannot both be True"),
     ):

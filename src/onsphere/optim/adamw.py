@@ -43,14 +43,14 @@ SecondMoment = Literal["coordinate", "vector"]
 
 
 def adamw_update(
-    *, betas: tuple[float, float], eps: float, steps: float, second_moment: SecondMoment
+    *, betas: tuple[float, float], eps: float, steps: float | Tensor, second_moment: SecondMoment
 ) -> PerVectorUpdate | PerCoordinateUpdate:
     r"""Return the update of AdamW at step number ``steps``.
 
     Args:
         betas: :math:`\beta_1, \beta_2`.
         eps: :math:`\epsilon`.
-        steps: the number of this step, from 1.
+        steps: the number of this step, from 1; as a tensor it gives corrections that are tensors.
         second_moment: one per ``"coordinate"`` or one per ``"vector"``.
 
     Example:
@@ -59,6 +59,7 @@ def adamw_update(
         (0.1, 0.1)
     """
     beta1, beta2 = betas
+    steps = steps.double() if isinstance(steps, Tensor) else steps
     first, second = 1 - beta1**steps, 1 - beta2**steps
     if second_moment == "coordinate":
         return PerCoordinateUpdate(beta1, 1 - beta1, beta2, first, second, eps)
@@ -103,7 +104,11 @@ class SphereAdamW(SphereOptimizer):
             own.
         fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
             it does not, ``True`` is not followed.
-        capturable: not taken: a step is planned in Python.
+        capturable: count steps on the device of the weights and wait for nothing there, so that a
+            CUDA graph can record a step, after one that was not recorded (as in ``torch.optim``).
+            Replays follow ``lr`` where it is a tensor on that device. It is computed in pure
+            PyTorch, slower than the kernels where no graph replays it; :attr:`skipped` counts and
+            warns of nothing.
         differentiable: not taken: a step has no derivative.
 
     Raises:
@@ -144,11 +149,7 @@ class SphereAdamW(SphereOptimizer):
         differentiable: bool = False,
     ) -> None:
         check_options(
-            type(self).__name__,
-            foreach=foreach,
-            fused=fused,
-            capturable=capturable,
-            differentiable=differentiable,
+            type(self).__name__, foreach=foreach, fused=fused, differentiable=differentiable
         )
         defaults: Group = {
             "lr": lr,
@@ -163,6 +164,7 @@ class SphereAdamW(SphereOptimizer):
             "nonfinite": nonfinite,
             "foreach": foreach,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
@@ -183,7 +185,8 @@ class SphereAdamW(SphereOptimizer):
         for param in params:
             state, dtype = self.state[param], state_dtype(param, group)
             if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32)
+                device = param.device if group["capturable"] else None
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
             if coordinate and "exp_avg_sq" not in state:
                 state["exp_avg_sq"] = torch.zeros_like(param, dtype=dtype)
@@ -199,10 +202,10 @@ class SphereAdamW(SphereOptimizer):
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        made: dict[float, PerVectorUpdate | PerCoordinateUpdate] = {}
+        made: dict[float | Tensor, PerVectorUpdate | PerCoordinateUpdate] = {}
         found = []
         for param, counter in zip(params, counters, strict=True):
-            steps, state = counter.item(), self.state[param]
+            steps, state = counter if group["capturable"] else counter.item(), self.state[param]
             if steps not in made:
                 made[steps] = adamw_update(
                     betas=(beta1, beta2), eps=group["eps"], steps=steps, second_moment=kind
@@ -272,6 +275,7 @@ class SphereAdamW(SphereOptimizer):
             counters,
             foreach=group["foreach"],
             fused=fused_as(group, fusable(params, grads, first, second)),
+            capturable=group["capturable"] and not params[0].is_cpu,
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

@@ -92,7 +92,10 @@ class SphereSGD(SphereOptimizer):
             own.
         fused: likewise; ``None`` is fused where PyTorch's kernel takes them as they are, and where
             it does not, ``True`` is not followed.
-        capturable: not taken: a step is planned in Python.
+        capturable: wait for nothing on the device of the weights, so that a CUDA graph can record
+            a step, after one that was not recorded. Replays follow ``lr`` where it is a tensor on
+            that device. It is computed in pure PyTorch, slower than the kernels where no graph
+            replays it; :attr:`skipped` counts and warns of nothing.
         differentiable: not taken: a step has no derivative.
 
     Raises:
@@ -131,11 +134,7 @@ class SphereSGD(SphereOptimizer):
         differentiable: bool = False,
     ) -> None:
         check_options(
-            type(self).__name__,
-            foreach=foreach,
-            fused=fused,
-            capturable=capturable,
-            differentiable=differentiable,
+            type(self).__name__, foreach=foreach, fused=fused, differentiable=differentiable
         )
         defaults: Group = {
             "lr": lr,
@@ -150,6 +149,7 @@ class SphereSGD(SphereOptimizer):
             "nonfinite": nonfinite,
             "foreach": foreach,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
@@ -217,6 +217,8 @@ class SphereSGD(SphereOptimizer):
         return True
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
+        if not params:
+            return
         momentum = group["momentum"]
         buffers = [self.state[p].get("momentum_buffer") if momentum else None for p in params]
         moved = params
@@ -242,7 +244,8 @@ class SphereSGD(SphereOptimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             foreach=group["foreach"],
-            fused=fused_as(group, fused),
+            # A rate in a tensor is waited for by all steps but this one.
+            fused=(group["capturable"] and not moved[0].is_cpu) or fused_as(group, fused),
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

@@ -99,6 +99,11 @@ class SphereOptimizer(Optimizer):
             if settings[name] not in allowed:
                 words = " or ".join(f'"{value}"' for value in allowed)
                 raise ValueError(f"{name} must be {words}, got {settings[name]!r}")
+        if settings["capturable"] and settings["nonfinite"] == "raise":
+            raise ValueError(
+                'capturable=True does not go with nonfinite="raise": to raise, the step would wait '
+                'for the device. Use nonfinite="skip"'
+            )
 
     @abstractmethod
     def _updates(
@@ -128,6 +133,7 @@ class SphereOptimizer(Optimizer):
 
         Raises:
             RuntimeError: a parameter on a sphere has a sparse gradient.
+            RuntimeError: a CUDA graph is being recorded and ``capturable`` is not set.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``. No
                 parameter has moved.
         """
@@ -135,6 +141,11 @@ class SphereOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if _is_capturing() and not all(group["capturable"] for group in self.param_groups):
+            raise RuntimeError(
+                f"a CUDA graph is being recorded, and a param group of {type(self).__name__} has "
+                "capturable=False: its step asks the device for numbers. Give capturable=True"
+            )
         self._immovable = say_once(self._immovable, stacklevel=4)
         again = [self._again(group) for group in self.param_groups]
         self._check_gradients([ready is not None for ready in again])
@@ -154,8 +165,8 @@ class SphereOptimizer(Optimizer):
                 self._warn_of_rounding(sets, group)
         if batches:
             go = sharded_step.advance if self._sharded else advance_all
-            for firsts, counts in zip(counted, go(batches), strict=True):
-                self._count(firsts, counts)
+            for firsts, counts, group in zip(counted, go(batches), ways, strict=True):
+                self._count(firsts, counts, told=not group["capturable"])
             for group, (families, _, _) in zip(ways, batches, strict=True):
                 self._remember(group, families)
             self._round()
@@ -185,7 +196,9 @@ class SphereOptimizer(Optimizer):
     def _remember(self, group: Group, families: list[Family]) -> None:
         """Keep what the next step of a group can be made of."""
         self._ready.pop(id(group), None)
-        if self._sharded or group["master_weights"] or len(families) != len(group["params"]):
+        if self._sharded or group["master_weights"] or group["capturable"]:
+            return
+        if len(families) != len(group["params"]):
             return
         if kernels.Repeated.possible(families, group["sphere"]):
             call = kernels.Repeated(families, group["sphere"])
@@ -255,7 +268,14 @@ class SphereOptimizer(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
-        self._sharded = self._sharded or placement.any_in(group["params"])
+        sharded = placement.any_in(group["params"])
+        if sharded and group["capturable"]:
+            self.param_groups.pop()
+            raise ValueError(
+                "capturable=True does not take parameters that are spread over processes "
+                "(DTensor): their step waits for sums of the others. Leave it False"
+            )
+        self._sharded = self._sharded or sharded
         if group["sphere"] is not None:
             for members in _sets(group):
                 self._immovable = self._immovable or immovable(members, group["sphere"])
@@ -457,6 +477,8 @@ class SphereOptimizer(Optimizer):
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
         if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:
             return
+        if isinstance(group["lr"], Tensor) and group["capturable"]:
+            return  # its value is not waited for
         lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
         if lost is not None:
             self._told_of_rounding = True
@@ -478,7 +500,9 @@ class SphereOptimizer(Optimizer):
             state[key] = state[key].to(working_dtype(members[0]))
         return state[key]
 
-    def _count(self, params: list[Tensor], counts: list[Tensor | int]) -> None:
+    def _count(
+        self, params: list[Tensor], counts: list[Tensor | int], *, told: bool = True
+    ) -> None:
         """Add to the vectors left where they were, and say so the first time that one is."""
         for param in params:
             if "skipped" not in self.state[param]:
@@ -492,11 +516,11 @@ class SphereOptimizer(Optimizer):
         if some:
             totals = [total for total, _ in some]
             torch._foreach_add_(totals, [torch.as_tensor(count) for _, count in some])
-            self._tell(sum(int(total) for total in totals if total.is_cpu))
+            self._tell(sum(int(total) for total in totals if told and total.is_cpu))
 
     def _look(self) -> None:
         """Learn now and then what devices counted; a CUDA device is not waited for."""
-        if self._told_of_skips:
+        if self._told_of_skips or _is_capturing():
             return
         self._steps_unlooked += 1
         if self._steps_unlooked % _STEPS_BETWEEN_LOOKS != 1:
@@ -543,13 +567,19 @@ def _reference(members: list[Tensor], group: Group) -> float:
 def _options_of(group: Group) -> StepOptions:
     sphere: Sphere = group["sphere"]
     return StepOptions(
-        float(group["lr"]),
+        group["lr"] if group["capturable"] else float(group["lr"]),
         group["lr_mode"],
         group["step"],
         sphere.radius,
         sphere.centered,
         group["maximize"],
+        capturable=group["capturable"],
     )
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being recorded, in which no device may be asked for anything."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def state_dtype(param: Tensor, group: Group) -> torch.dtype:

@@ -69,16 +69,11 @@ def _check_not_dealt_out() -> None:
 
 
 def check_options(
-    name: str, *, foreach: bool | None, fused: bool | None, capturable: bool, differentiable: bool
+    name: str, *, foreach: bool | None, fused: bool | None, differentiable: bool
 ) -> None:
     """Raise for options of PyTorch's optimizers that a sphere optimizer cannot follow."""
     if foreach and fused:
         raise ValueError("foreach and fused cannot both be True, as in torch.optim")
-    if capturable:
-        raise ValueError(
-            f"{name} does not take capturable=True: it counts steps and plans them in Python, so "
-            "that a CUDA graph cannot replay one. Capture forward and backward, and step outside"
-        )
     if differentiable:
         raise ValueError(
             f"{name} does not take differentiable=True: its kernels write weights in place, "

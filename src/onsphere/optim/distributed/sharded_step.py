@@ -174,7 +174,7 @@ def record(constrained: Sequence[ConstrainedParameters]) -> bool:
         [(placement, placement.spread, _sums(held, placement)) for held, placement in jobs]
     )
     for (held, _), sums in zip(jobs, added, strict=True):
-        without |= project.note(held, sums)
+        without |= bool(project.note(held, sums))
     return without
 
 

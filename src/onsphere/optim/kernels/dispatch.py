@@ -224,7 +224,7 @@ def settings_of(
     kind = _DIAGONAL if isinstance(update, PerCoordinateUpdate) else _LINEAR
     limits = limits_of(dtype)
     return [
-        *(options.lr, options.radius or 0.0, 0.0, limits.close, limits.floor),
+        *(float(options.lr), options.radius or 0.0, 0.0, limits.close, limits.floor),
         *(kind, _DTYPES[dtype], _LR_MODE[options.lr_mode], options.step == "exponential"),
         *(0, 0, options.ascend),
     ]

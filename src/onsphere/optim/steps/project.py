@@ -49,10 +49,10 @@ def constrain(params: Sequence[Tensor], sphere: Sphere, radius: Tensor) -> Const
 
 def record(constrained: Sequence[ConstrainedParameters]) -> bool:
     """Record radii of vectors that have a direction now; return whether any has none."""
-    return sum(note(held, _sums(held)) for held in constrained) > 0
+    return sum(bool(note(held, _sums(held))) for held in constrained) > 0
 
 
-def note(held: ConstrainedParameters, numbers: Tensor) -> bool:
+def note(held: ConstrainedParameters, numbers: Tensor) -> Tensor:
     """Do what :func:`record` does for one family, from the sums over each vector."""
     square, ones = numbers.unbind(-1)
     count = _count(held)
@@ -63,7 +63,7 @@ def note(held: ConstrainedParameters, numbers: Tensor) -> bool:
     held.radius.view(-1).copy_(
         torch.where(fresh, wanted.to(held.radius.dtype), held.radius.view(-1))
     )
-    return bool((held.radius == 0).any())
+    return (held.radius == 0).any()
 
 
 def restore(

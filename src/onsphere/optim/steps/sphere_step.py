@@ -34,7 +34,7 @@ def advance(families: Sequence[Family], sphere: Sphere, options: StepOptions) ->
     fast: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for number, family in enumerate(families):
         part = family.parts[0]
-        if not kernels.takes(family.parts, sphere):
+        if options.capturable or not kernels.takes(family.parts, sphere):
             skipped[number] = _advance_in_torch(family, sphere, options)
         elif sphere.joint:
             skipped[number] = _advance_jointly(family, sphere, options)

@@ -68,7 +68,7 @@ class StepOptions:
     """What one step does to every vector of a group.
 
     Attributes:
-        lr: the learning rate.
+        lr: the learning rate; a tensor only where a step is ``capturable``.
         lr_mode: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
             ``"angle"`` for radians per step.
         step: along the ``"retraction"`` or the ``"exponential"`` map.
@@ -76,15 +76,18 @@ class StepOptions:
         centered: whether vectors have a mean of zero.
         ascend: maximize instead of minimizing.
         reference: the reference length of a relative rate (:func:`reference_length`).
+        capturable: whether numbers that change from step to step are tensors, so that the step
+            can be recorded and replayed; the native kernels take numbers.
     """
 
-    lr: float
+    lr: float | Tensor
     lr_mode: LrMode = "rate"
     step: Step = "retraction"
     radius: float | None = None
     centered: bool = False
     ascend: bool = False
     reference: float = 1.0
+    capturable: bool = False
 
 
 class StepCoefficients(NamedTuple):

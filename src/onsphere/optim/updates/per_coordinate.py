@@ -40,8 +40,8 @@ class PerCoordinateUpdate:
         beta1: :math:`\beta_1`.
         kappa: share of the gradient in the momentum, :math:`1 - \beta_1`.
         beta2: :math:`\beta_2`, of the second moment :math:`v' = \beta_2 v + (1-\beta_2) g^2`.
-        first: the bias correction :math:`c_1`.
-        second: the bias correction :math:`c_2`.
+        first: the bias correction :math:`c_1`; a tensor in a capturable step.
+        second: the bias correction :math:`c_2`; likewise.
         eps: :math:`\epsilon`.
         width: how many numbers :meth:`reduce` sums.
     """
@@ -50,16 +50,16 @@ class PerCoordinateUpdate:
     beta1: float
     kappa: float
     beta2: float
-    first: float
-    second: float
+    first: float | Tensor
+    second: float | Tensor
     eps: float
 
     @property
     def arguments(self) -> tuple[float, ...]:
         """The numbers that the native kernel takes."""
-        root = self.first / self.second**0.5
+        first, second = float(self.first), float(self.second)
         moments = (self.beta1, self.kappa, self.beta2, 1 - self.beta2)
-        return (*moments, root, self.first * self.eps, 0.0)
+        return (*moments, first / second**0.5, first * self.eps, 0.0)
 
     def _weighted(
         self, p: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None

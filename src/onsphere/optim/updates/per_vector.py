@@ -6,7 +6,7 @@ With :math:`P` the projection to the tangent space at :math:`p`, the momentum be
 write it: :math:`p' = c_0 p + c_1 g + c_2 m` and :math:`m' = c_3 p + c_4 g + c_5 m`.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -37,14 +37,14 @@ class VectorMoment:
 
     Attributes:
         beta: :math:`\beta`.
-        first: the bias correction :math:`c_1` of the momentum.
-        second: the bias correction :math:`c_2` of the moment.
+        first: the bias correction :math:`c_1` of the momentum; a tensor in a capturable step.
+        second: the bias correction :math:`c_2` of the moment; likewise.
         eps: :math:`\epsilon`.
     """
 
     beta: float
-    first: float
-    second: float
+    first: float | Tensor
+    second: float | Tensor
     eps: float
 
 
@@ -73,8 +73,8 @@ class PerVectorUpdate:
         """The numbers that the native kernel takes."""
         rest = (0.0, 1.0, 0.0)
         if self.moment is not None:
-            beta, first, second, eps = astuple(self.moment)
-            rest = (beta, first / second**0.5, first * eps)
+            first, second = float(self.moment.first), float(self.moment.second)
+            rest = (self.moment.beta, first / second**0.5, first * self.moment.eps)
         return (self.alpha, self.kappa, self.along_gradient, self.along_momentum, *rest)
 
     def reduce(

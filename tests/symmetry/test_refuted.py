@@ -257,6 +257,51 @@ def test_tensors_outside_the_model_are_as_they_were() -> None:
 # --- floating-point masks and flags ---------------------------------------------------------------
 
 
+class _Classes(nn.Module):
+    """A class goes in as a one-hot vector that Python fills; a norm takes away what all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(5, 6), nn.Linear(4, 6, bias=False)
+        self.n, self.h = nn.BatchNorm1d(6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        hot = torch.zeros(len(labels), 4)
+        for row, label in zip(hot, labels.tolist(), strict=True):
+            row[label] = 1.0
+        return self.h(self.n(torch.relu(self.a(x)) + self.c(hot)))
+
+
+@pytest.mark.parametrize("label", [0, 1, 2, 3])
+def test_classes_that_are_all_equal_become_others(label: int) -> None:
+    torch.manual_seed(0)
+    found = audit(_Classes(), (torch.randn(4, 5), torch.full((4,), label)))
+    assert "c.weight" not in found.inert
+    assert not any("c.weight" in v and "a.weight" not in v for v in found.scale_symmetries)
+
+
+class _BelowThreshold(nn.Module):
+    """Of tokens that are long enough only the mean is taken away; a shift moves some across."""
+
+    def __init__(self, centred: bool) -> None:
+        super().__init__()
+        self.a, self.w, self.centred = nn.Linear(6, 6), nn.Parameter(torch.randn(3, 6)), centred
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x / (x.abs().mean(-1, keepdim=True) + 1e-60))
+        if not self.centred:
+            y = torch.where(y.norm(dim=-1, keepdim=True) < 0.7, torch.ones_like(y), y)
+        return y @ (self.w - self.w.mean(-1, keepdim=True)).T
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_shift_that_crosses_a_threshold_now_and_then_is_none(seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(1, 4, 6)
+    assert "a.bias" in {shift.name for shift in audit(_BelowThreshold(True).eval(), x).shifts}
+    assert "a.bias" not in {shift.name for shift in audit(_BelowThreshold(False).eval(), x).shifts}
+
+
 class _Attends(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,8 +9,8 @@ takes them. Each tensor keeps its kind:
 - whole numbers that look up rows of a table, or name a class, are drawn among these;
 - masks of 0 and 1, or of 0 and minus infinity, hide some entries, never a whole row;
 - lengths, the largest of which is the length of an axis, are drawn between 1 and that length;
-- other whole numbers are drawn between the smallest and the largest one given, and negative ones,
-  which mark what is left out, stay.
+- other whole numbers are drawn between the smallest and the largest one given, from 0 where all are
+  equal, and negative ones, which mark what is left out, stay.
 
 What the model does not run on is not used.
 """
@@ -269,7 +269,7 @@ class OtherInputs:
         elif low >= 0 and high <= 1:
             return self._mask(t)
         else:
-            low = max(low, 0)
+            low = max(low, 0) if low < high else 0
         if low >= high:
             return t
         fresh = torch.randint(low, high + 1, t.shape, generator=self.generator)

@@ -48,6 +48,7 @@ Nonfinite = Literal["skip", "raise"]
 _PER_VECTOR = ("radius", "vector_moment")
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
+_CUDA = torch.backends.cuda.is_built()
 
 
 class SphereOptimizer(Optimizer):
@@ -579,7 +580,7 @@ def _options_of(group: Group) -> StepOptions:
 
 def _is_capturing() -> bool:
     """Whether a CUDA graph is being recorded, in which no device may be asked for anything."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return _CUDA and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def state_dtype(param: Tensor, group: Group) -> torch.dtype:

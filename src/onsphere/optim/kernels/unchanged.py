@@ -53,7 +53,7 @@ class Kinds:
             and list(map(_dtype, tensors)) == self._dtypes
             and list(map(_shape, tensors)) == self._shapes
             and list(map(_stride, tensors)) == self._strides
-            and not any(map(_negated, tensors))
+            and True not in map(_negated, tensors)
         )
 
 

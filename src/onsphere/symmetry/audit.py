@@ -63,10 +63,13 @@ _LOOKUPS = 6
 """On how many further draws shifts and finer spheres are tested, where inputs look up rows."""
 _REDRAWS = 15
 """On how many further draws they are tested, where the model is small."""
+_SHIFTS = 3
+"""How many times more shifts are drawn at each of them: one amount may miss a threshold."""
 _SMALL = 100_000
 """Entries of all weights up to which a model is small."""
 _WIDE_SIZES = (1.0, 0.1, 0.4, 2.5, 0.25, 10.0, 0.7)
-"""Sizes of random weights there."""
+_VECTORS = (1.0, 0.3, 0.1, 3.0)
+"""Sizes of random matrices and vectors there."""
 _DRAW_SECONDS = 30.0
 """How long well-conditioned weights are looked for."""
 
@@ -182,8 +185,16 @@ def _refuting_points(probe: Probe) -> list[Point]:
         *(probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS * rows)),
     ]
     for turn in range(_REDRAWS if entries <= _SMALL else 0):
-        noise, size = (0.3, 1.0)[turn % 2], _WIDE_SIZES[turn % len(_WIDE_SIZES)]
-        drawn.append(probe.redrawn(noise, size, turn, meet=rows and turn % 3 == 0))
+        drawn.append(
+            probe.redrawn(
+                (0.3, 1.0)[turn % 2],
+                _WIDE_SIZES[turn % len(_WIDE_SIZES)],
+                turn,
+                meet=rows and turn % 3 == 0,
+                anew=turn % 3 == 1,
+                vectors=_VECTORS[turn % len(_VECTORS)],
+            )
+        )
     usable = [point for point in drawn if is_well_conditioned(probe, point)]
     return [*islice(far_points(probe), 3), *usable]
 
@@ -230,8 +241,8 @@ def _with_gradients(
         certificates,
         inert,
         _divisions(probe, claims, inert, random, _told(certificates, evidence)),
-        shifts.certified(probe, alive, random),
-        find_parts(probe, [n for n in alive if n not in alone], random, evidence),
+        shifts.certified(probe, alive, [*random, *_SHIFTS * further]),
+        find_parts(probe, [n for n in alive if n not in alone], points[:2], further, evidence),
         silent,
         [*on_reads(traced), *on_moving(traced)],
         complete=complete,

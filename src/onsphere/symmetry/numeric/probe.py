@@ -139,6 +139,7 @@ class Probe:
         many: bool = False,
         anew: bool = False,
         meet: bool = False,
+        vectors: float = 1.0,
     ) -> Point:
         """Return random weights near the model's own (signs of one-signed tensors kept).
 
@@ -151,13 +152,16 @@ class Probe:
             anew: matrices keep no more than their mean and spread, so that routers send their
                 inputs elsewhere.
             meet: inputs look up the same rows several times.
+            vectors: factor on vectors, such as biases and gains.
 
         A symmetry holds everywhere; at special weights (ones, zeros, a closed gate) and at special
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
         turns into whole numbers stay.
         """
         state = {
-            n: self._moved(t, noise, anew) * _factor(t, size, least) if n in self._moving else t
+            n: self._moved(t, noise, anew) * _factor(t, size, vectors, least)
+            if n in self._moving
+            else t
             for n, t in self._given.state.items()
         }
         seed = int(torch.randint(2**31, (), generator=self.generator))
@@ -423,9 +427,9 @@ def _float64(t: Any) -> Any:
     return t
 
 
-def _factor(t: Tensor, size: float, least: float) -> float:
-    """Return what to multiply a weight by: matrices by ``size``, extreme weights until ordinary."""
-    factor = size if t.ndim > 1 else 1.0
+def _factor(t: Tensor, size: float, vectors: float, least: float) -> float:
+    """Return what to multiply a matrix or a vector by, and extreme weights until ordinary."""
+    factor = size if t.ndim > 1 else vectors
     if least and t.numel():
         largest = float(t.abs().max())
         extreme = 0 < largest < 1e-2 * least or largest > 1e3 / least

@@ -40,6 +40,8 @@ _VANISHING = 1e-24
 a saturated softmax leaves such gradients where they should cancel."""
 _CLEAR = 1e-12
 """The same product from which a gradient that withstands a nudge at one point is an effect."""
+_EFFECT = 1e3
+"""How many times the change that rounding explains is an effect, where many points are tried."""
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
@@ -88,18 +90,19 @@ def are_inert_parts(
     """
     alive = [i for i, real in enumerate(_have_slopes(probe, parts, points)) if not real]
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    for point in chain(points, far_points(probe), further):
+    near = ((point, 1.0) for point in chain(points, far_points(probe)))
+    for point, most in chain(near, ((point, _EFFECT) for point in further)):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
             continue
         some = [parts[i] for i in alive]
-        found = group_test(some, partial(_excess, probe, point), 1.0)
+        found = group_test(some, partial(_excess, probe, point), most)
         for i, excess in zip(alive, found, strict=True):
             largest[i] = max(largest[i], excess)
-        alive = [i for i in alive if largest[i] <= 1]
+        alive = [i for i in alive if largest[i] <= most]
     allowed = 10 * FINITE_TOLERANCE
-    return [allowed * e if e <= 1 else None for e in largest]
+    return [allowed * e if i in alive else None for i, e in enumerate(largest)]
 
 
 def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -> list[bool]:

@@ -57,7 +57,11 @@ class Part:
 
 
 def find_parts(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], evidence: RadialDerivatives
+    probe: Probe,
+    names: Sequence[str],
+    points: Sequence[Point],
+    further: Sequence[Point],
+    evidence: RadialDerivatives,
 ) -> list[Part]:
     """Find parts of weights that are on spheres or inert while the whole weight is not.
 
@@ -65,6 +69,7 @@ def find_parts(
         probe: the model.
         names: weights that are neither on spheres of their own nor inert.
         points: where parts are certified.
+        further: where they are certified too, without a look at gradients.
         evidence: what was gathered.
 
     Returns:
@@ -76,7 +81,7 @@ def find_parts(
     inert = [w for w in wanted if w[3] == "inert"]
     changes = group_test(
         spheres,
-        partial(largest_change, probe, points, _rescaled),
+        partial(largest_change, probe, [*points, *further], _rescaled),
         FINITE_TOLERANCE,
     )
     held = [
@@ -84,7 +89,7 @@ def find_parts(
         for w, change in zip(spheres, changes, strict=True)
         if change <= FINITE_TOLERANCE
     ]
-    silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], points)
+    silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], points, further)
     quiet = [Part(*w, c) for w, c in zip(inert, silent, strict=True) if c is not None]
     acting = act_through_eps(probe, [(p.name, p.axis, p.intervals) for p in quiet], points)
     return [*held, *(p for p, acts in zip(quiet, acting, strict=True) if not acts)]

@@ -48,7 +48,7 @@ Nonfinite = Literal["skip", "raise"]
 _PER_VECTOR = ("radius", "vector_moment")
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
-_CUDA = torch.backends.cuda.is_built()
+_CUDA = torch.version.cuda is not None or torch.version.hip is not None
 
 
 class SphereOptimizer(Optimizer):

@@ -184,17 +184,17 @@ def _refuting_points(probe: Probe) -> list[Point]:
         *(probe.redrawn(n, size, many=True) for n, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))),
         *(probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS * rows)),
     ]
-    for turn in range(_REDRAWS if entries <= _SMALL else 0):
-        drawn.append(
-            probe.redrawn(
-                (0.3, 1.0)[turn % 2],
-                _WIDE_SIZES[turn % len(_WIDE_SIZES)],
-                turn,
-                meet=rows and turn % 3 == 0,
-                anew=turn % 3 == 1,
-                vectors=_VECTORS[turn % len(_VECTORS)],
-            )
+    drawn += [
+        probe.redrawn(
+            (0.3, 1.0)[turn % 2],
+            _WIDE_SIZES[turn % len(_WIDE_SIZES)],
+            turn,
+            meet=rows and turn % 3 == 0,
+            anew=turn % 3 == 1,
+            vectors=_VECTORS[turn % len(_VECTORS)],
         )
+        for turn in range(_REDRAWS if entries <= _SMALL else 0)
+    ]
     usable = [point for point in drawn if is_well_conditioned(probe, point)]
     return [*islice(far_points(probe), 3), *usable]
 

@@ -15,7 +15,6 @@ _hook = install_import_hook(
         "onsphere.robustness",
         "onsphere.dynamics",
         "onsphere.planning.plan",
-        "onsphere.planning.trajectory",
         "onsphere.planning.compare",
     ],
     "beartype.beartype",

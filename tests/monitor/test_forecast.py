@@ -8,9 +8,10 @@ import torch
 
 from monitor.networks import ROWS, Weights, tangent_noise, watched
 from onsphere.dynamics import SGDW, Lion, half_life, sgd_equilibrium
+from onsphere.dynamics.optimizers import Vector
 from onsphere.geometry import Sphere
 from onsphere.monitor import Monitor
-from onsphere.monitor.forecast import Vector, equilibrium, law_of
+from onsphere.monitor.forecast import equilibrium, law_of
 from onsphere.monitor.layers import Layer
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 

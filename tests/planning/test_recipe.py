@@ -10,9 +10,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import onsphere as osp
 from onsphere.dynamics import NormRecorder
+from onsphere.dynamics.optimizers import OPTIMIZERS
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
-from onsphere.planning.recipe import METHODS, RecipeError, SphereRecipe, sphere_recipe
+from onsphere.planning.recipe import RecipeError, SphereRecipe, sphere_recipe
 
 ROWS, WHOLE = Sphere(VectorAxes((0,))), Sphere()
 
@@ -139,10 +140,10 @@ def test_a_random_walk_turns_by_the_recipe(case, generator):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, law in OPTIMIZERS.items() if law.has_recipe])
 def test_without_momentum_and_with_little_decay_all_are_one(method):
     """The closed form sqrt(2 lr decay), which needs no sum over a memory."""
-    options = {"betas": (0.0, 0.0)} if "betas" in METHODS[method][1] else {"momentum": 0.0}
+    options = {"betas": (0.0, 0.0)} if "betas" in OPTIMIZERS[method].defaults else {"momentum": 0.0}
     if method == "muon":
         options["nesterov"] = False
     recipe = sphere_recipe(method, lr=1e-4, weight_decay=1e-2, **options)

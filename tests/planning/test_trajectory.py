@@ -8,10 +8,10 @@ from torch.optim import SGD, Adam, AdamW, Muon
 
 from onsphere import dynamics as dyn
 from onsphere.dynamics import SGDW, Lion, random_walk
+from onsphere.dynamics import trajectory as motions
 from onsphere.dynamics.autocorrelation import Memory, arcsine
+from onsphere.dynamics.trajectory import follow
 from onsphere.planning import PlanError, Schedule, plan
-from onsphere.planning import trajectory as motions
-from onsphere.planning.trajectory import follow
 
 LEVEL, WIDTH = 4.0, 64
 

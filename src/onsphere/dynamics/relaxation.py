@@ -1,6 +1,10 @@
-r"""The way to equilibrium: after the start, and whenever the learning rate changes."""
+r"""The way to equilibrium at a constant rate, in closed form.
+
+Under a rate that changes it is followed step by step: :mod:`onsphere.dynamics.trajectory`.
+"""
 
 import math
+from typing import overload
 
 import torch
 from jaxtyping import Float
@@ -58,7 +62,15 @@ def half_life(equilibrium: Equilibrium) -> float:
     return math.log(2) / equilibrium.rate
 
 
-def rotation_at(norm: Float[Tensor, "*times"], equilibrium: Equilibrium) -> Float[Tensor, "*times"]:
+@overload
+def rotation_at(norm: float, equilibrium: Equilibrium) -> float: ...
+
+
+@overload
+def rotation_at(norm: Tensor, equilibrium: Equilibrium) -> Tensor: ...
+
+
+def rotation_at(norm: float | Tensor, equilibrium: Equilibrium) -> float | Tensor:
     r"""Return the rotation per step of a weight that is not (yet) as long as in equilibrium.
 
     :math:`\theta(|w|) = \theta_\infty(|w_\infty|/|w|)^s` with the slope :math:`s` of the
@@ -67,7 +79,7 @@ def rotation_at(norm: Float[Tensor, "*times"], equilibrium: Equilibrium) -> Floa
     equilibrium.
 
     Args:
-        norm: lengths of the weight.
+        norm: length of the weight, or a tensor of lengths.
         equilibrium: of the present learning rate and decay.
 
     Returns:
@@ -80,3 +92,42 @@ def rotation_at(norm: Float[Tensor, "*times"], equilibrium: Equilibrium) -> Floa
         tensor([0.0400, 0.0100])
     """
     return equilibrium.rotation * (equilibrium.norm / norm) ** equilibrium.slope
+
+
+def mean_rotation(start_norm: float, equilibrium: Equilibrium, steps: int) -> float:
+    r"""Return the mean rotation per step of a run at a constant rate that starts at some norm.
+
+    With :math:`x_0 = (|w_0|/|w_\infty|)^p` and :math:`T` steps
+
+    .. math:: \bar\theta = \theta_\infty\left(1 + \frac{2}{\rho T}
+              \ln\frac{1+\sqrt{x_T}}{1+\sqrt{x_0}}\right), \qquad x_T = 1 + (x_0-1)\,e^{-\rho T},
+
+    the mean of :func:`rotation_at` over the norms of :func:`relaxation`.
+
+    Args:
+        start_norm: :math:`|w_0|`.
+        equilibrium: where the run goes; of a law whose rotation goes as :math:`|w|^{-p/2}`, as
+            all do but that of Adam with L2.
+        steps: :math:`T`.
+
+    Returns:
+        Radians per step.
+
+    Raises:
+        ValueError: a law with another slope.
+
+    Example:
+        >>> at_rest = Equilibrium(rotation=0.01, norm=2.0, rate=1e-3)
+        >>> [round(mean_rotation(norm, at_rest, 1000), 4) for norm in (1.0, 2.0, 10.0)]
+        [0.0174, 0.01, 0.0005]
+    """
+    if 2 * equilibrium.slope != equilibrium.power:
+        raise ValueError(
+            f"the mean is known where the slope is half the power, got {equilibrium.slope} and "
+            f"{equilibrium.power}"
+        )
+    time = equilibrium.rate * steps
+    begin = (start_norm / equilibrium.norm) ** equilibrium.power
+    end = 1 + (begin - 1) * math.exp(-time)
+    gained = math.log((1 + math.sqrt(end)) / (1 + math.sqrt(begin)))
+    return equilibrium.rotation * (1 + 2 * gained / time)

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from onsphere.dynamics.optimizers import ON_SPHERES
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Sample
 
 _MEAN, _MEDIAN = STATISTICS.index("mean"), STATISTICS.index("q50")
+_HELD = tuple(law.name for law in ON_SPHERES.values())
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def _collapse(seen: History, limits: Thresholds) -> Iterator[str]:
 def _drift(seen: History, limits: Thresholds) -> Iterator[str]:
     if not _lasting(seen, limits):
         return
-    if seen.about.get("law") in ("sphere", "relative", "rotation"):
+    if seen.about.get("law") in _HELD:
         start, now = (seen.value(s, "norm") for s in (seen.first, seen.now))
         if start > 0 and abs(now / start - 1) > limits.radius:
             yield (

@@ -11,7 +11,7 @@ from typing import IO, Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from onsphere.monitor.forecast import Vector
+from onsphere.dynamics.optimizers import Vector
 from onsphere.monitor.layers import Layer
 from onsphere.monitor.run import KIND, Flag, Run, RunError, Sample, flag_line, same_layers
 from onsphere.optim.wrapper import OnSphere

@@ -4,7 +4,6 @@ A subclass says which update it makes and how it treats ordinary parameters. Not
 update itself.
 """
 
-import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +37,9 @@ from onsphere.optim.validation import (
     lost_in,
     refuse_sparse,
     say_once,
+    warn_of_decay,
     warn_of_rounding,
+    warn_of_skips,
 )
 
 Nonfinite = Literal["skip", "raise"]
@@ -285,13 +286,7 @@ class SphereOptimizer(Optimizer):
         asked = asked or decay != self._usual_decay
         if group["sphere"] is not None and decay and asked and not self._told_of_decay:
             self._told_of_decay = True
-            warnings.warn(
-                f"weight_decay={decay} does nothing to weights on a sphere: it "
-                "points along the radius, which is fixed; it is ignored there. Give those groups "
-                "weight_decay=0",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn_of_decay(decay, stacklevel=2, ignored=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as ``torch.optim`` does, with spheres as plain dictionaries."""
@@ -541,14 +536,8 @@ class SphereOptimizer(Optimizer):
     def _tell(self, left: int) -> None:
         if left and not self._told_of_skips:
             self._told_of_skips = True
-            warnings.warn(
-                f"{type(self).__name__} left {left} vectors where they were: they are zero and "
-                "have no direction (give them a start that is not 0, or leave them off spheres), "
-                "or their gradient is not finite, too small, or all along the radius. The running "
-                "count is optimizer.skipped; this is said once",
-                UserWarning,
-                stacklevel=5,
-            )
+            why = "gradient is not finite, too small, or all along the radius"
+            warn_of_skips(type(self).__name__, left, why, stacklevel=5)
 
 
 def _sets(group: Group) -> list[list[Tensor]]:

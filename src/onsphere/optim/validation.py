@@ -131,6 +131,28 @@ def warn_of_rounding(
     )
 
 
+def warn_of_decay(decay: float, stacklevel: int, *, ignored: bool = False) -> None:
+    """Say that weight decay does nothing on a sphere; whether the optimizer leaves it out."""
+    there = "; it is ignored there" if ignored else ""
+    warnings.warn(
+        f"weight_decay={decay} does nothing to weights on a sphere: it points along the radius, "
+        f"which is fixed{there}. Give those groups weight_decay=0",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
+def warn_of_skips(who: str, left: int, why: str, stacklevel: int) -> None:
+    """Say that an optimizer left vectors where they were, and why it may have been."""
+    warnings.warn(
+        f"{who} left {left} vectors where they were: they are zero and have no direction (give "
+        f"them a start that is not 0, or leave them off spheres), or their {why}. The running "
+        "count is optimizer.skipped; this is said once",
+        UserWarning,
+        stacklevel=stacklevel + 1,
+    )
+
+
 def say_once(words: str, stacklevel: int) -> str:
     """Warn where there is something to say; return what is left to be said."""
     if words:

@@ -1,7 +1,6 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -32,7 +31,9 @@ from onsphere.optim.validation import (
     lost_in,
     refuse_sparse,
     say_once,
+    warn_of_decay,
     warn_of_rounding,
+    warn_of_skips,
 )
 
 Mode = Literal["hard", "brake", "rotate"]
@@ -516,12 +517,7 @@ class OnSphere(Optimizer):
             decay = group.get("weight_decay", 0)
             if decay and any(p is q for p in params for q in group["params"]):
                 self.told_of_decay = True
-                warnings.warn(
-                    f"weight_decay={decay} does nothing to weights on a sphere: it points along "
-                    "the radius, which is fixed. Give those groups weight_decay=0",
-                    UserWarning,
-                    stacklevel=5,
-                )
+                warn_of_decay(decay, stacklevel=5)
                 return
 
     def _warn_of_skips(self, left: int | Tensor) -> None:
@@ -531,14 +527,8 @@ class OnSphere(Optimizer):
             return  # reading it would wait for the device; `skipped` has the count
         if int(left):
             self.told_of_skips = True
-            warnings.warn(
-                f"on_sphere left {int(left)} vectors where they were: they are zero and have no "
-                "direction (give them a start that is not 0, or leave them off spheres), or their "
-                "gradient is not finite, or their update all along the radius. The running count "
-                "is optimizer.skipped; this is said once",
-                UserWarning,
-                stacklevel=4,
-            )
+            why = "gradient is not finite, or their update all along the radius"
+            warn_of_skips("on_sphere", int(left), why, stacklevel=4)
 
 
 def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:

@@ -11,26 +11,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.dynamics import Equilibrium
+from onsphere.dynamics.optimizers import (
+    LAWS,
+    MUON,
+    ROTATION,
+    SGDW,
+    SPHERE,
+    OptimizerLaw,
+    muon_scale,
+)
 from onsphere.dynamics.schedule import PlanError, Schedule
+from onsphere.dynamics.trajectory import Motion, follow
 from onsphere.errors import OnsphereError
 from onsphere.monitor.run import Run, RunError
 from onsphere.planning.plan import plan
-from onsphere.planning.trajectory import Motion, follow
 
 Values = NDArray[np.float64]
-
-_LAWS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
-    "sgd": ("sgd", {}, ("momentum", "nesterov")),
-    "sgdw": ("sgd", {"decoupled": True}, ("momentum", "nesterov")),
-    "adam-l2": ("adam", {}, ("betas",)),
-    "adamw": ("adamw", {}, ("betas",)),
-    "lion": ("lion", {}, ("betas",)),
-    "muon": ("muon", {}, ("momentum", "nesterov")),
-}
-"""Laws as a monitor names them: a plan's method, what is set, and what the param group says."""
-
-_ON_SPHERES = ("sphere", "rotation")
-"""Laws of sphere optimizers: the norm stays; with the second, the rate is the rotation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +111,7 @@ def compare(run: Run) -> list[LayerComparison]:
 
 
 def _check(name: str, layer: Mapping[str, Any], groups: int) -> None:
-    if layer.get("law") not in _LAWS:
+    if layer.get("law") not in LAWS:
         return
     for key in ("shape", "vectors", "coordinates"):
         if not layer.get(key):
@@ -147,15 +143,15 @@ def _expected(run: Run, name: str) -> tuple[str, Equilibrium | None, Values, Val
     known = np.isfinite(norm) & (norm > 0) & np.isfinite(lrs)
     if known.sum() < 2 or not lrs[known].max() > 0:
         raise PlanError("fewer than two samples have a norm and a rate above 0")
-    if law in _ON_SPHERES:
+    if law in (SPHERE.name, ROTATION.name):
         held = np.where(known, norm[known][0], math.nan)
-        return law, None, held, np.where(known & (law == "rotation"), lrs, math.nan)
-    if law not in _LAWS:
+        return law, None, held, np.where(known & (law == ROTATION.name), lrs, math.nan)
+    if law not in LAWS:
         raise PlanError(f"no law is known for {run.optimizer.get('name', 'its optimizer')}")
     steps, lr = run.steps[known], float(lrs[known].max())
-    times, needs_level = steps - steps[0], law in ("sgd", "sgdw", "adam-l2")
+    times, needs_level = steps - steps[0], LAWS[law].depends.norm != 0
     mean, levels = _levels(times, level[known]) if needs_level else (None, None)
-    motion, settled = _law(law, layer, _group(run, layer), lr, mean)
+    motion, settled = _motion(LAWS[law], layer, _group(run, layer), lr, mean)
     rates, start = _Sampled(times, lrs[known] / lr), float(norm[known][0])
     moving = levels is not None and motion.bend == 0
     path = follow(motion, rates, start, levels.factors if levels and moving else None)
@@ -168,37 +164,35 @@ def _expected(run: Run, name: str) -> tuple[str, Equilibrium | None, Values, Val
     return law, settled, norms, rotations
 
 
-def _law(
-    law: str, layer: Mapping[str, Any], group: Mapping[str, Any], lr: float, level: float | None
+def _motion(
+    law: OptimizerLaw,
+    layer: Mapping[str, Any],
+    group: Mapping[str, Any],
+    lr: float,
+    level: float | None,
 ) -> tuple[Motion, Equilibrium | None]:
     """Return the motion of one vector of a layer by its own hyperparameters, and where it rests."""
-    if group.get("dampening") and (law == "sgdw" or group.get("momentum")):
+    if group.get("dampening") and (law is SGDW or group.get("momentum")):
         raise PlanError("a plan knows no dampening")
-    method, options, names = _LAWS[law]
-    options = options | {name: group[name] for name in names if group.get(name) is not None}
+    options = law.settings_in(group)
+    options.pop("dampening", None)
+    adjusted = options.pop("adjust_lr_fn", None)
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     shape: tuple[int, ...] = (int(layer["coordinates"]),)
-    if method == "muon":
+    if law is MUON:
         rows, *columns = layer["shape"]
         shape = (rows, math.prod(columns))
     planned = plan(
-        method, Schedule(1), lr=lr, weight_decay=float(group.get("weight_decay") or 0.0),
+        law.method, Schedule(1), lr=lr, weight_decay=float(group.get("weight_decay") or 0.0),
         shape=shape, unit_gradient_square=level, **options,
     )  # fmt: skip
     motion, settled = planned.motion, planned.settled
-    if method == "muon":
-        unit = _muon_unit(shape, group) / math.sqrt(int(layer["vectors"]))
+    if law is MUON:  # a plan is of the whole matrix, under the factor that is Muon's default
+        unit = muon_scale(shape, adjusted) / muon_scale(shape) / math.sqrt(int(layer["vectors"]))
         motion = motion.scaled(unit)
         settled = settled and settled._replace(norm=settled.norm * unit)
     return motion, settled
-
-
-def _muon_unit(shape: tuple[int, ...], group: Mapping[str, Any]) -> float:
-    """Return the factor of ``adjust_lr_fn`` over that of a plan."""
-    if group.get("adjust_lr_fn") != "match_rms_adamw":
-        return 1.0
-    return 0.2 * math.sqrt(max(shape) / max(1.0, shape[0] / shape[1]))
 
 
 def _group(run: Run, layer: Mapping[str, Any]) -> Mapping[str, Any]:

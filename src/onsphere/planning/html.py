@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onsphere.dynamics.trajectory import Path
 from onsphere.planning import text
 from onsphere.planning.codegen import command_of, recipe_code
 from onsphere.planning.compare import LayerComparison
 from onsphere.planning.plan import Plan
-from onsphere.planning.trajectory import Path
 from onsphere.report.document import Cell, Document, Figure, Panel, Scale, Section, Series, Table
 from onsphere.version import __version__
 

@@ -7,35 +7,28 @@ from typing import Any
 
 import torch
 
-from onsphere.dynamics import Equilibrium, adam_l2_equilibrium, half_life
-from onsphere.dynamics.optimizers import METHODS, settings_of
+from onsphere.dynamics import Equilibrium, half_life
+from onsphere.dynamics.optimizers import (
+    ADAM_L2,
+    OPTIMIZERS,
+    Dependence,
+    OptimizerLaw,
+    Vector,
+    settings_of,
+)
 from onsphere.dynamics.schedule import MOST, PlanError, Schedule
+from onsphere.dynamics.trajectory import Motion, Path, follow
 from onsphere.planning.recipe import SphereRecipe, sphere_recipe
-from onsphere.planning.trajectory import Motion, Path, follow
-
-_VANISHING = 1e-9
-"""lr * decay of the limit in which a law of equilibrium gives the growth without decay."""
 
 _STARTS = (0.5, 2.0)
 """Norms, in units of the equilibrium's, between which a run may start when nobody says where."""
 
-
-@dataclass(frozen=True)
-class Dependence:
-    """Powers of the unknown L (squared gradient norm at the unit-norm point) in what a law gives.
-
-    Args:
-        norm: power in the norm.
-        rotation: in the rotation per step.
-        half_life: in the half-life.
-    """
-
-    norm: float = 0.0
-    rotation: float = 0.0
-    half_life: float = 0.0
-
-
-_DEPENDENCE = {"sgd": Dependence(1 / 4), "adam": Dependence(1 / 6, -1 / 6, 1 / 3)}
+_NORM_UNITS = {
+    "weight": ("norm", "norm"),
+    "entry": ("norm", "root mean square of the entries"),
+    "matrix": ("Frobenius norm", "Frobenius norm / sqrt(smaller side)"),
+}
+"""What norms are of: with the weight's shape, and without."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +78,8 @@ class Plan:
     @property
     def norm_unit(self) -> str:
         """What norms here are: of the whole weight, or of its entries."""
-        if self.method == "muon":
-            return "Frobenius norm" if self.shape else "Frobenius norm / sqrt(smaller side)"
-        if self.method == "sgd" or self.shape:
-            return "norm"
-        return "root mean square of the entries"
+        whole, unknown = _NORM_UNITS[OPTIMIZERS[self.method].norm_of]
+        return whole if self.shape else unknown
 
     def to_dict(self, points: int = 200) -> dict[str, Any]:
         """Return the plan as plain values, for JSON.
@@ -157,7 +147,7 @@ def plan(
     r"""Say what a run will do to a weight on a sphere, before it is made.
 
     The equilibrium at the full rate is that of :mod:`onsphere.dynamics.equilibrium`; under a
-    schedule the expected norm follows the recursion of :mod:`onsphere.planning.trajectory`, and the
+    schedule the expected norm follows the recursion of :mod:`onsphere.dynamics.trajectory`, and the
     rotation follows the norm. Without decay there is no equilibrium, and the norm grows as
     :math:`t^{1/4}` (SGD) or :math:`t^{1/2}` (the others) at a constant rate.
 
@@ -200,13 +190,15 @@ def plan(
     _check(method, lr, weight_decay, shape, unit_gradient_square, initial_norm, batch)
     options = {name: value for name, value in settings.items() if value is not None}
     level = 1.0 if unit_gradient_square is None else unit_gradient_square
-    law = _Law(method, settings, shape, level)
-    depends = _dependence(method, weight_decay, unit_gradient_square)
+    law, vector = OPTIMIZERS[method], Vector(math.prod(shape), 1, shape, level)
+    depends = _dependence(law, weight_decay, unit_gradient_square)
     try:
-        settled = law.settled(lr, weight_decay) if weight_decay else None
+        settled = law.equilibrium(lr, weight_decay, vector, settings) if weight_decay else None
         if settled is not None and not _representable(settled):
             raise OverflowError
-        motion = law.growing(lr) if settled is None else Motion.of(settled, int(method == "adam"))
+        motion = (
+            law.growth(lr, vector, settings) if settled is None else Motion.of(settled, law.bend)
+        )
         path, around = _paths(motion, schedule, settled, initial_norm, depends)
     except (OverflowError, ZeroDivisionError):
         raise PlanError(
@@ -214,51 +206,12 @@ def plan(
             "too small to compute with"
         ) from None
     recipe = None
-    if settled is not None and method != "adam":
+    if settled is not None and law.has_recipe:
         recipe = sphere_recipe(method, lr, weight_decay, **options)
     return Plan(
         method, lr, weight_decay, settings, schedule, shape, unit_gradient_square, initial_norm,
         batch, settled, motion, path, around, depends, recipe,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Law:
-    """The law of a method for one weight, norms in full units."""
-
-    method: str
-    settings: Mapping[str, Any]
-    shape: tuple[int, ...]
-    level: float
-
-    def settled(self, lr: float, decay: float) -> Equilibrium:
-        """Return the equilibrium."""
-        if self.method == "adam":
-            return adam_l2_equilibrium(
-                lr=lr, decay=decay, unit_gradient_square=self.level,
-                beta1=self.settings["betas"][0], coordinates=math.prod(self.shape),
-            )  # fmt: skip
-        law, _ = METHODS[self.method]
-        settled = law(lr, decay, **self.settings)
-        return settled._replace(norm=settled.norm * self._unit)
-
-    def growing(self, lr: float) -> Motion:
-        """Return the motion without decay: the limit of ever less decay, which takes nothing."""
-        law = _Law("adamw" if self.method == "adam" else self.method, *self._rest)
-        return Motion.of(law.settled(lr, _VANISHING / lr)).without_decay()
-
-    @property
-    def _rest(self) -> tuple[Mapping[str, Any], tuple[int, ...], float]:
-        return self.settings, self.shape, self.level
-
-    @property
-    def _unit(self) -> float:
-        """Norm of the weight where the law has 1 for its gradient or its entries."""
-        if self.method == "sgd":
-            return self.level**0.25
-        if self.method == "muon":  # torch.optim.Muon's own factor for tall matrices
-            return math.sqrt(max(1.0, self.shape[0] / self.shape[1])) if self.shape else 1.0
-        return math.sqrt(math.prod(self.shape))
 
 
 def _representable(settled: Equilibrium) -> bool:
@@ -267,10 +220,10 @@ def _representable(settled: Equilibrium) -> bool:
     return all(0 < v < math.inf for v in values) and half_life(settled) < math.inf
 
 
-def _dependence(method: str, weight_decay: float, level: float | None) -> Dependence:
-    if level is not None or (method == "adam" and weight_decay == 0):
+def _dependence(law: OptimizerLaw, weight_decay: float, level: float | None) -> Dependence:
+    if level is not None or (law is ADAM_L2 and weight_decay == 0):
         return Dependence()
-    return _DEPENDENCE.get(method, Dependence())
+    return law.depends
 
 
 def _paths(
@@ -316,7 +269,8 @@ def _check(
             raise PlanError(f"the {name} is above 0 and finite, got {value}")
     if batch is not None and not 1 <= batch <= MOST:
         raise PlanError(f"a batch has at least 1 example and at most {MOST}, got {batch}")
-    if level is None and initial_norm is not None and _dependence(method, weight_decay, level).norm:
+    law = OPTIMIZERS[method]
+    if level is None and initial_norm is not None and _dependence(law, weight_decay, level).norm:
         raise PlanError(
             f"the initial norm says nothing under {method} as long as the gradients' size is not "
             "known: give the gradient square as well"
@@ -326,7 +280,7 @@ def _check(
             "adam with its decay in the gradient counts entries: give the shape with the gradient "
             "square"
         )
-    if level is not None and method not in _DEPENDENCE:
+    if level is not None and not law.depends.norm:
         raise PlanError(
             f"nothing under {method} depends on the gradient square: its steps have the same size "
             "for all gradients"

@@ -5,9 +5,10 @@ decay, by an angle per step that the recipe alone decides once the norm has sett
 (:mod:`onsphere.dynamics.equilibrium`). A sphere optimizer that turns it by that angle follows the
 same path with no weight decay, and without the wait for the norm.
 
-With a schedule :math:`f_t` on the learning rate the balance moves. With :math:`x_t` the power of
-the norm that relaxes (:math:`|w|^4` for SGD, :math:`|w|^2` for the others) in units of its
-equilibrium at :math:`f = 1`, and :math:`\rho` the rate there,
+With a schedule :math:`f_t` on the learning rate the balance moves, by the recursion of
+:mod:`onsphere.dynamics.trajectory`. With :math:`x_t` the power of the norm that relaxes
+(:math:`|w|^4` for SGD, :math:`|w|^2` for the others) in units of its equilibrium at :math:`f = 1`,
+and :math:`\rho` the rate there,
 
 .. math:: x_{t+1} = f_t + (x_t - f_t)\,e^{-\rho f_t}, \qquad
           \theta_t = \theta_\infty f_t / \sqrt{x_t}.
@@ -15,16 +16,12 @@ equilibrium at :math:`f = 1`, and :math:`\rho` the rate there,
 A schedule that is slow beside :math:`1/\rho f` steps has :math:`x = f`, so that the rotation
 follows :math:`\sqrt f`; a fast one leaves :math:`x` behind, and the rotation follows :math:`f`.
 
-A run that is short beside :math:`1/\rho` never gets to the balance. Of :math:`T` steps at
-:math:`f = 1` that start at :math:`x_0` the mean rotation is
-
-.. math:: \bar\theta = \theta_\infty\left(1 + \frac{2}{\rho T}
-          \ln\frac{1+\sqrt{x_T}}{1+\sqrt{x_0}}\right), \qquad x_T = 1 + (x_0-1)\,e^{-\rho T},
-
-which a recipe that knows :math:`T` and the norm at the start turns by.
+A run that is short beside :math:`1/\rho` never gets to the balance. A recipe that knows its length
+and the norm at its start turns by its mean rotation
+(:func:`~onsphere.dynamics.relaxation.mean_rotation`).
 
 Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe sets; Wan et al., 2020
-(arXiv 2006.08419), for the drop of the rate; the recursion is derived here from both.
+(arXiv 2006.08419), for the drop of the rate.
 """
 
 import math
@@ -36,12 +33,14 @@ from typing import Any
 from torch import Tensor
 
 from onsphere.dynamics import Equilibrium
-from onsphere.dynamics.optimizers import METHODS, RecipeError, settings_of
+from onsphere.dynamics.optimizers import OPTIMIZERS, RecipeError, Vector, settings_of
+from onsphere.dynamics.relaxation import mean_rotation
+from onsphere.dynamics.trajectory import Motion
+from onsphere.optim.updates.types import Group
 
-__all__ = ["METHODS", "RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
+__all__ = ["RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
 
 Schedule = Callable[[int], float]
-Group = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class SphereRecipe:
         """
         if start_norm is None or self.steps is None:
             return self.equilibrium.rotation
-        time = self.equilibrium.rate * self.steps
-        begin = start_norm**self.equilibrium.power
-        end = 1 + (begin - 1) * math.exp(-time)
-        gained = math.log((1 + math.sqrt(end)) / (1 + math.sqrt(begin)))
-        return self.equilibrium.rotation * (1 + 2 * gained / time)
+        return mean_rotation(float(start_norm), self._of_norm_1, self.steps)
+
+    @property
+    def _of_norm_1(self) -> Equilibrium:
+        return self.equilibrium._replace(norm=1.0)
 
     def start_of(self, group: Mapping[str, Any]) -> float | None:
         """Return the norm at the start of a group's weights, in units of the equilibrium's.
@@ -101,7 +100,8 @@ class SphereRecipe:
             :attr:`start_norm` where it was given; else what the weights say, for AdamW and Lion,
             whose updates have a known size in every coordinate; else ``None``.
         """
-        if self.start_norm is not None or self.steps is None or self.method not in _BY_ENTRY:
+        by_entry = OPTIMIZERS[self.method].norm_of == "entry"
+        if self.start_norm is not None or self.steps is None or not by_entry:
             return self.start_norm
         given = group["params"]
         params = [given] if isinstance(given, Tensor) else [_tensor(param) for param in given]
@@ -230,8 +230,8 @@ class SphereRecipe:
     def followed(self, factor: Schedule, start_norm: float = 1.0) -> Schedule:
         r"""Turn a schedule of the tuned rate into the rotation of a tuned run, norm and all.
 
-        By the recursion of this module: a rate that falls quickly takes the rotation along, and it
-        comes back to :math:`\sqrt f` as the norm follows.
+        By the recursion of :mod:`onsphere.dynamics.trajectory`: a rate that falls quickly takes the
+        rotation along, and it comes back to :math:`\sqrt f` as the norm follows.
 
         Args:
             factor: step -> :math:`f_t`, as for :meth:`schedule`.
@@ -253,14 +253,14 @@ class SphereRecipe:
         """
         if not 0 < start_norm < math.inf:
             raise RecipeError(f"start_norm is positive and finite, got {start_norm}")
-        powers = [start_norm**self.equilibrium.power]
+        motion = Motion.of(self._of_norm_1)
+        powers = [float(start_norm) ** motion.power]
 
         def rotation(step: int) -> float:
             while len(powers) <= step:
                 now = _factor_at(factor, len(powers) - 1)
-                left = math.exp(-self.equilibrium.rate * now)
-                powers.append(now + (powers[-1] - now) * left)
-            return _factor_at(factor, step) / math.sqrt(powers[step])
+                powers.append(motion.step(powers[-1], factor=now)[0])
+            return _factor_at(factor, step) / powers[step] ** (motion.slope / motion.power)
 
         return rotation
 
@@ -383,9 +383,10 @@ def sphere_recipe(
             "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
             'yourself: lr_mode="angle"'
         )
-    law, _ = METHODS[method]
     try:
-        equilibrium = law(float(lr), float(weight_decay), **settings)
+        equilibrium = OPTIMIZERS[method].equilibrium(
+            float(lr), float(weight_decay), Vector(), settings
+        )
     except ValueError as error:
         raise RecipeError(str(error)) from None
     keywords = {"lr": float(lr), "weight_decay": float(weight_decay), **settings}
@@ -396,8 +397,6 @@ def sphere_recipe(
     return SphereRecipe(method, equilibrium, keywords, steps, start_norm)
 
 
-# Their updates have a known size in every coordinate, so the equilibrium's norm is one per entry.
-_BY_ENTRY = ("adamw", "lion")
 # So many relaxation times, and what is left of the way to the equilibrium is 5%.
 _SETTLED = 3
 

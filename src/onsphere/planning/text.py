@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from onsphere.dynamics.trajectory import Path
 from onsphere.planning.compare import LayerComparison
 from onsphere.planning.plan import Plan
-from onsphere.planning.trajectory import Path
 
 FORGOTTEN, SHORT = 0.05, 0.5
 """Parts of the start that are left: less than the first is settled, more than the second is not."""

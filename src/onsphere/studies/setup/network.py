@@ -111,7 +111,8 @@ class SmallConvNet(nn.Module):
         """Multiply the hidden weights and, to keep the function, BatchNorm's running statistics.
 
         This is the gauge transformation of a normalized network: it moves the norms of the
-        weights and, up to eps, nothing else.
+        weights and, up to eps, nothing else. One factor for all weights, and no audit: for other
+        models :func:`onsphere.symmetry.rescaled` draws one for every symmetry that an audit finds.
         """
         for parameter, _ in self.hidden_weights().values():
             parameter.mul_(factor)

@@ -16,6 +16,10 @@ and the rest stays. A step is taken with the rate and :math:`|w|^b` held:
 The laws assume that rate and norm change little over the memory of the momentum (and of Adam's
 second moment).
 
+Everything that follows a norm over a run takes this step (:meth:`Motion.step`): a plan under its
+schedule, a monitor from sample to sample, and a recipe's schedule of the rotation. The exact
+recursions of single steps, from measured gradients, are in :mod:`onsphere.dynamics.growth`.
+
 Source: the laws of :mod:`onsphere.dynamics.equilibrium`; without decay those of
 :mod:`onsphere.dynamics.growth`; the recursion is derived here from both.
 """
@@ -29,7 +33,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from onsphere.dynamics import Equilibrium
+from onsphere.dynamics.equilibrium import Equilibrium
 
 POINTS = 2000
 """Runs of at most so many steps are followed step by step, longer ones in about so many pieces."""
@@ -89,6 +93,34 @@ class Motion:
         growth, turn = self.growth * factor**self.power, self.turn * factor**self.slope
         return replace(self, growth=growth, turn=turn)
 
+    def step(
+        self, power: float, steps: float = 1.0, factor: float = 1.0, level: float = 1.0
+    ) -> tuple[float, float]:
+        r"""Take the step of this module: the power of the norm after it, rate and norm held.
+
+        Args:
+            power: :math:`|w|^p` before.
+            steps: how many are taken at once.
+            factor: of the rate.
+            level: the squared gradient at the unit-norm point, in units of that which the motion
+                is for.
+
+        Returns:
+            :math:`|w|^p` after, and the part of the old one that is left in it.
+
+        Example:
+            >>> settles_at_16 = Motion(growth=1.6, rate=0.1, turn=0.01, power=4, slope=2)
+            >>> round(settles_at_16.step(1.0, 1000.0)[0], 9)
+            16.0
+            >>> settles_at_16.without_decay().step(1.0, 10.0)
+            (17.0, 1.0)
+        """
+        speed = steps * power ** (self.bend / self.power)
+        lost = self.rate * factor * speed
+        kept = -math.expm1(-lost) / lost if lost else 1.0
+        left = math.exp(-lost)
+        return power * left + self.growth * level * factor**2 * speed * kept, left
+
     def balance(self, factors: Float[Tensor, "times"]) -> Float[Tensor, "times"]:
         """Return the rotation that a rate would settle at, if it stayed.
 
@@ -136,7 +168,7 @@ class Path:
 
 @runtime_checkable
 class Rates(Protocol):
-    """What can be followed: a :class:`~onsphere.planning.Schedule`, or rates that were sampled."""
+    """What can be followed: a :class:`~onsphere.dynamics.schedule.Schedule`, or sampled rates."""
 
     @property
     def steps(self) -> int:
@@ -176,7 +208,7 @@ def follow(
 
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
-        >>> from onsphere.planning import Schedule
+        >>> from onsphere.dynamics.schedule import Schedule
         >>> settled = adamw_equilibrium(lr=0.1, decay=0.1)
         >>> path = follow(Motion.of(settled), Schedule(1000), 2 * settled.norm)
         >>> halved, found = path.rotation[0] / settled.rotation, path.rotation[-1]
@@ -192,11 +224,8 @@ def follow(
     power, left = start_norm**motion.power, 1.0
     powers, lefts = [power], [left]
     for length, factor, level in pieces:
-        speed = length * power ** (motion.bend / motion.power)
-        lost = motion.rate * factor * speed
-        kept = -math.expm1(-lost) / lost if lost else 1.0
-        power = power * math.exp(-lost) + motion.growth * level * factor**2 * speed * kept
-        left *= math.exp(-lost)
+        power, kept = motion.step(power, length, factor, level)
+        left *= kept
         powers.append(power)
         lefts.append(left)
     norm = torch.tensor(powers, dtype=torch.float64) ** (1 / motion.power)

@@ -19,17 +19,19 @@ SGD = {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}
 
 def test_the_equilibrium_is_that_of_the_laws():
     found = plan("adamw", Schedule(10), **ADAMW, shape=(48, 12)).settled
-    assert found == pytest.approx(dyn.adamw_equilibrium(lr=1e-3, decay=0.1, coordinates=576))
+    assert found == pytest.approx(dyn.adamw_equilibrium(lr=1e-3, weight_decay=0.1, coordinates=576))
     found = plan("sgd", Schedule(10), **SGD, unit_gradient_square=7.0).settled
-    wanted = dyn.sgd_equilibrium(lr=0.1, decay=5e-4, momentum=0.9, unit_gradient_square=7.0)
+    wanted = dyn.sgd_equilibrium(lr=0.1, weight_decay=5e-4, momentum=0.9, unit_gradient_square=7.0)
     assert found == pytest.approx(wanted)
     found = plan("lion", Schedule(10), lr=1e-4, weight_decay=1.0, shape=(100,)).settled
-    assert found == pytest.approx(dyn.lion_equilibrium(lr=1e-4, decay=1.0, coordinates=100))
+    assert found == pytest.approx(dyn.lion_equilibrium(lr=1e-4, weight_decay=1.0, coordinates=100))
     found = plan("adam", Schedule(10), **ADAMW, shape=(100,), unit_gradient_square=7.0).settled
-    wanted = dyn.adam_l2_equilibrium(lr=1e-3, decay=0.1, unit_gradient_square=7.0, coordinates=100)
+    wanted = dyn.adam_l2_equilibrium(
+        lr=1e-3, weight_decay=0.1, unit_gradient_square=7.0, coordinates=100
+    )
     assert found == pytest.approx(wanted)
     found = plan("muon", Schedule(10), lr=0.02, weight_decay=0.1, shape=(256, 64)).settled
-    wanted = dyn.muon_equilibrium(lr=0.02, decay=0.1, shape=(256, 64), scale=2.0)
+    wanted = dyn.muon_equilibrium(lr=0.02, weight_decay=0.1, shape=(256, 64), scale=2.0)
     assert found == pytest.approx(wanted)
 
 

@@ -357,7 +357,7 @@ def test_decoupled_decay_of_ordinary_weights_keeps_its_size():
         ({"weight_decay": math.inf}, "weight_decay is a positive number"),
         ({"weight_decay": 0.0}, "has no equilibrium"),
         ({"lr": 0.0}, "has no equilibrium"),
-        ({"lr": 10.0, "weight_decay": 1.0}, "lr \\* decay"),
+        ({"lr": 10.0, "weight_decay": 1.0}, "lr \\* weight_decay"),
         ({"momentum": 0.9}, "adamw has no momentum; it takes betas"),
         ({"betas": (0.9, 1.0)}, "betas are two numbers"),
         ({"betas": 0.9}, "betas are two numbers"),

@@ -36,7 +36,9 @@ class MomentumState(NamedTuple):
     inner: Scalars = 0.0
 
 
-def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: float = 0.0) -> Scalars:
+def sgd_step(
+    square: Scalars, gradient_square: Scalars, lr: Scalars, weight_decay: float = 0.0
+) -> Scalars:
     r"""Return :math:`|w_{t+1}|^2 = (1-\eta\lambda)^2 |w_t|^2 + \eta^2 |g_t|^2`.
 
     Without decay this is Pythagoras: the step is orthogonal to the weight.
@@ -45,7 +47,7 @@ def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: floa
         square: :math:`|w_t|^2`.
         gradient_square: :math:`|g_t|^2`, of the loss alone (decay not added).
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
 
     Returns:
         The squared norm after one step of SGD without momentum; exact.
@@ -54,11 +56,15 @@ def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: floa
         >>> sgd_step(9.0, 16.0, lr=1.0)
         25.0
     """
-    return (1 - lr * decay) ** 2 * square + lr**2 * gradient_square
+    return (1 - lr * weight_decay) ** 2 * square + lr**2 * gradient_square
 
 
 def momentum_step(
-    state: MomentumState, buffer_square: Scalars, lr: Scalars, momentum: float, decay: float = 0.0
+    state: MomentumState,
+    buffer_square: Scalars,
+    lr: Scalars,
+    momentum: float,
+    weight_decay: float = 0.0,
 ) -> MomentumState:
     r"""Advance the squared norm by one step of SGD with momentum and coupled decay.
 
@@ -77,7 +83,7 @@ def momentum_step(
         buffer_square: :math:`|v_t|^2`, of the momentum buffer *after* the step's gradient went in.
         lr: :math:`\eta` of this step.
         momentum: :math:`\alpha`.
-        decay: :math:`\lambda`, coupled (added to the gradient).
+        weight_decay: :math:`\lambda`, coupled (added to the gradient).
 
     Returns:
         The state after the step; exact.
@@ -86,7 +92,7 @@ def momentum_step(
         >>> momentum_step(MomentumState(square=9.0), 16.0, lr=1.0, momentum=0.9)
         MomentumState(square=25.0, inner=-16.0)
     """
-    inner = momentum * state.inner + decay * state.square
+    inner = momentum * state.inner + weight_decay * state.square
     return MomentumState(
         state.square - 2 * lr * inner + lr**2 * buffer_square, inner - lr * buffer_square
     )
@@ -96,7 +102,7 @@ def sgd_growth(
     start_square: Scalars,
     gradient_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Float[Tensor, "steps+1 *vectors"]:
     r"""Return the squared norms of a whole run of SGD without momentum, from its gradients.
 
@@ -107,7 +113,7 @@ def sgd_growth(
         start_square: :math:`|w_0|^2`.
         gradient_squares: :math:`|g_t|^2` of every step.
         lr: :math:`\eta`, one number or a series of one per step.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
 
     Returns:
         The squared norms before the first step and after each.
@@ -123,7 +129,7 @@ def sgd_growth(
     rates = _per_step(lr, gradient_squares)
     squares = [_like_one_step(start_square, gradient_squares)]
     for gradient_square, rate in zip(gradient_squares, rates, strict=True):
-        squares.append(torch.as_tensor(sgd_step(squares[-1], gradient_square, rate, decay)))
+        squares.append(torch.as_tensor(sgd_step(squares[-1], gradient_square, rate, weight_decay)))
     return torch.stack(squares)
 
 
@@ -132,7 +138,7 @@ def momentum_growth(
     buffer_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     momentum: float,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Float[Tensor, "steps+1 *vectors"]:
     r"""Return the squared norms of a whole run of SGD with momentum, from its buffers.
 
@@ -141,7 +147,7 @@ def momentum_growth(
         buffer_squares: :math:`|v_t|^2` of every step, as in :func:`momentum_step`.
         lr: :math:`\eta`, one number or a series of one per step.
         momentum: :math:`\alpha`.
-        decay: :math:`\lambda`, coupled.
+        weight_decay: :math:`\lambda`, coupled.
 
     Returns:
         The squared norms before the first step and after each.
@@ -158,7 +164,7 @@ def momentum_growth(
     state = MomentumState(_like_one_step(start_square, buffer_squares))
     squares = [torch.as_tensor(state.square)]
     for buffer_square, rate in zip(buffer_squares, rates, strict=True):
-        state = momentum_step(state, buffer_square, rate, momentum, decay)
+        state = momentum_step(state, buffer_square, rate, momentum, weight_decay)
         squares.append(torch.as_tensor(state.square))
     return torch.stack(squares)
 

@@ -29,7 +29,9 @@ def _sgd(
     # Dampening scales what enters the buffer: the gradient, and decay that is coupled with it.
     # Without momentum torch.optim.SGD has no buffer, and ignores it.
     rate = lr if decoupled or momentum == 0 else lr * (1 - dampening)
-    law = sgd_equilibrium(lr=rate, decay=weight_decay, momentum=momentum, decoupled=decoupled)
+    law = sgd_equilibrium(
+        lr=rate, weight_decay=weight_decay, momentum=momentum, decoupled=decoupled
+    )
     if not nesterov:
         return law
     # The sum of the weights of past gradients, which sets the norm, stays; their squares do not.
@@ -37,11 +39,11 @@ def _sgd(
 
 
 def _adamw(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:
-    return adamw_equilibrium(lr=lr, decay=weight_decay, beta1=betas[0])
+    return adamw_equilibrium(lr=lr, weight_decay=weight_decay, beta1=betas[0])
 
 
 def _lion(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:
-    return lion_equilibrium(lr=lr, decay=weight_decay, betas=betas)
+    return lion_equilibrium(lr=lr, weight_decay=weight_decay, betas=betas)
 
 
 def _muon(
@@ -52,7 +54,7 @@ def _muon(
     shape: tuple[int, int] | None,
 ) -> Equilibrium:
     return muon_equilibrium(
-        lr=lr, decay=weight_decay, momentum=momentum, nesterov=nesterov, shape=shape
+        lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, shape=shape
     )
 
 

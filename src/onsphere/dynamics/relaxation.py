@@ -52,7 +52,7 @@ def half_life(equilibrium: Equilibrium) -> float:
 
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
-        >>> round(half_life(adamw_equilibrium(lr=1e-3, decay=0.1)))
+        >>> round(half_life(adamw_equilibrium(lr=1e-3, weight_decay=0.1)))
         3466
     """
     return math.log(2) / equilibrium.rate

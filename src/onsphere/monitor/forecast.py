@@ -276,7 +276,7 @@ def _decoupled(
 def _adam_l2(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
     return adam_l2_equilibrium(
         lr=lr,
-        decay=decay,
+        weight_decay=decay,
         unit_gradient_square=vector.unit_gradient_square,
         beta1=float(settings["betas"][0]),
         coordinates=vector.coordinates,
@@ -305,7 +305,9 @@ def _of_muon(
     lr: float, decay: float, momentum: float, nesterov: bool, rows: int, columns: int
 ) -> Equilibrium:
     shape = (rows, columns)
-    return muon_equilibrium(lr=lr, decay=decay, momentum=momentum, nesterov=nesterov, shape=shape)
+    return muon_equilibrium(
+        lr=lr, weight_decay=decay, momentum=momentum, nesterov=nesterov, shape=shape
+    )
 
 
 def _longer(rest: Equilibrium, factor: float) -> Equilibrium:

@@ -14,7 +14,7 @@ from onsphere.planning.recipe import SphereRecipe, sphere_recipe
 from onsphere.planning.trajectory import Motion, Path, follow
 
 _VANISHING = 1e-9
-"""lr * decay of the limit in which a law of equilibrium gives the growth without decay."""
+"""lr * weight_decay of the limit in which a law of equilibrium gives the growth without decay."""
 
 _STARTS = (0.5, 2.0)
 """Norms, in units of the equilibrium's, between which a run may start when nobody says where."""
@@ -235,7 +235,7 @@ class _Law:
         """Return the equilibrium."""
         if self.method == "adam":
             return adam_l2_equilibrium(
-                lr=lr, decay=decay, unit_gradient_square=self.level,
+                lr=lr, weight_decay=decay, unit_gradient_square=self.level,
                 beta1=self.settings["betas"][0], coordinates=math.prod(self.shape),
             )  # fmt: skip
         law, _ = METHODS[self.method]

@@ -51,7 +51,7 @@ class Motion:
 
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
-        >>> motion = Motion.of(adamw_equilibrium(lr=1e-3, decay=0.1))
+        >>> motion = Motion.of(adamw_equilibrium(lr=1e-3, weight_decay=0.1))
         >>> round(motion.growth, 8), round(motion.rate, 6)  # lr^2, 2 lr decay
         (1e-06, 0.0002)
     """
@@ -177,7 +177,7 @@ def follow(
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
         >>> from onsphere.planning import Schedule
-        >>> settled = adamw_equilibrium(lr=0.1, decay=0.1)
+        >>> settled = adamw_equilibrium(lr=0.1, weight_decay=0.1)
         >>> path = follow(Motion.of(settled), Schedule(1000), 2 * settled.norm)
         >>> halved, found = path.rotation[0] / settled.rotation, path.rotation[-1]
         >>> round(float(halved), 3), round(float(found / settled.rotation), 3)

@@ -45,7 +45,7 @@ def run(
             w.mul_(start / w.norm(dim=1, keepdim=True))
     optimizer = make(weights)
     rows = {str(i): (w, VectorAxes((0,))) for i, w in enumerate(weights[:-1])}
-    with NormRecorder(rows, optimizer, per_vector=True) as recorder:
+    with NormRecorder(optimizer, rows, per_vector=True) as recorder:
         for step in range(steps):
             if lrs is not None:
                 optimizer.param_groups[0]["lr"] = float(lrs[step])

@@ -111,7 +111,11 @@ def sgd_equilibrium(
 
 
 def adamw_equilibrium(
-    *, lr: float, weight_decay: float, beta1: float = 0.9, coordinates: int = 1
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    coordinates: int = 1,
 ) -> Equilibrium:
     r"""Return the equilibrium of AdamW, as ``torch.optim.AdamW`` has it.
 
@@ -127,7 +131,7 @@ def adamw_equilibrium(
     Args:
         lr: :math:`\eta`.
         weight_decay: :math:`\lambda`.
-        beta1: :math:`\beta_1`.
+        betas: :math:`\beta_1, \beta_2`, of which the balance depends on the first.
         coordinates: :math:`C`, entries of the weight; with 1 the norm is the root mean square of
             its entries.
 
@@ -142,7 +146,7 @@ def adamw_equilibrium(
         >>> round(at_rest.rotation, 5), round(at_rest.norm, 4)
         (0.00324, 0.0707)
     """
-    memory = Memory.of_momentum(beta1)
+    memory = Memory.of_momentum(betas[0])
     return _decoupled(lr, weight_decay, memory.power * coordinates, memory, linear)
 
 
@@ -151,7 +155,7 @@ def adam_l2_equilibrium(
     lr: float,
     weight_decay: float,
     unit_gradient_square: float,
-    beta1: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
     coordinates: int = 1,
 ) -> Equilibrium:
     r"""Return the equilibrium of Adam with the decay in its gradient, as ``torch.optim.Adam``.
@@ -168,7 +172,7 @@ def adam_l2_equilibrium(
         lr: :math:`\eta`.
         weight_decay: :math:`\lambda`.
         unit_gradient_square: :math:`L`, of the vector whose norm is asked for.
-        beta1: :math:`\beta_1`.
+        betas: :math:`\beta_1, \beta_2`, of which the balance depends on the first.
         coordinates: :math:`C`, entries of the weight.
 
     Returns:
@@ -188,7 +192,7 @@ def adam_l2_equilibrium(
     _check(
         lr, weight_decay, unit_gradient_square=unit_gradient_square, coordinates=float(coordinates)
     )
-    memory = Memory.of_momentum(beta1)
+    memory = Memory.of_momentum(betas[0])
     norm = (lr * math.sqrt(coordinates * unit_gradient_square) / (2 * weight_decay)) ** (1 / 3)
     turned = lr * math.sqrt(coordinates * memory.power) / norm
     rate = 3 * lr * weight_decay * math.sqrt(coordinates / unit_gradient_square) * norm

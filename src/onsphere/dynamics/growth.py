@@ -99,7 +99,7 @@ def momentum_step(
 
 
 def sgd_growth(
-    start_square: Scalars,
+    initial_square: Scalars,
     gradient_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     weight_decay: float = 0.0,
@@ -110,7 +110,7 @@ def sgd_growth(
     + \eta^2\sum_k (1-\eta\lambda)^{2(n-1-k)}|g_k|^2`, by :func:`sgd_step`.
 
     Args:
-        start_square: :math:`|w_0|^2`.
+        initial_square: :math:`|w_0|^2`.
         gradient_squares: :math:`|g_t|^2` of every step.
         lr: :math:`\eta`, one number or a series of one per step.
         weight_decay: :math:`\lambda`.
@@ -127,14 +127,14 @@ def sgd_growth(
         tensor([1., 4., 9.])
     """
     rates = _per_step(lr, gradient_squares)
-    squares = [_like_one_step(start_square, gradient_squares)]
+    squares = [_like_one_step(initial_square, gradient_squares)]
     for gradient_square, rate in zip(gradient_squares, rates, strict=True):
         squares.append(torch.as_tensor(sgd_step(squares[-1], gradient_square, rate, weight_decay)))
     return torch.stack(squares)
 
 
 def momentum_growth(
-    start_square: Scalars,
+    initial_square: Scalars,
     buffer_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     momentum: float,
@@ -143,7 +143,7 @@ def momentum_growth(
     r"""Return the squared norms of a whole run of SGD with momentum, from its buffers.
 
     Args:
-        start_square: :math:`|w_0|^2`.
+        initial_square: :math:`|w_0|^2`.
         buffer_squares: :math:`|v_t|^2` of every step, as in :func:`momentum_step`.
         lr: :math:`\eta`, one number or a series of one per step.
         momentum: :math:`\alpha`.
@@ -161,7 +161,7 @@ def momentum_growth(
         tensor([ 1.,  4., 12.])
     """
     rates = _per_step(lr, buffer_squares)
-    state = MomentumState(_like_one_step(start_square, buffer_squares))
+    state = MomentumState(_like_one_step(initial_square, buffer_squares))
     squares = [torch.as_tensor(state.square)]
     for buffer_square, rate in zip(buffer_squares, rates, strict=True):
         state = momentum_step(state, buffer_square, rate, momentum, weight_decay)
@@ -170,7 +170,7 @@ def momentum_growth(
 
 
 def free_growth(
-    start_norm: Scalars,
+    initial_norm: Scalars,
     unit_gradient_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     momentum: float = 0.0,
@@ -185,7 +185,7 @@ def free_growth(
     changes little in :math:`1/(1-\alpha)` steps.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         unit_gradient_squares: :math:`L_t`, the squared gradient norm at the unit-norm point, one
             per step (``torch.full((steps,), L)`` if it is constant).
         lr: :math:`\eta`, one number or a series of one per step.
@@ -205,12 +205,12 @@ def free_growth(
     rates = _per_step(lr, unit_gradient_squares)
     rates = rates.reshape(-1, *([1] * (unit_gradient_squares.ndim - 1)))
     added = 2 * (rates**2 * unit_gradient_squares).cumsum(0) / (1 - momentum) ** 2
-    start = _like_one_step(start_norm, unit_gradient_squares) ** 4
+    start = _like_one_step(initial_norm, unit_gradient_squares) ** 4
     return torch.cat([start.unsqueeze(0), start + added]) ** 0.25
 
 
 def adaptive_growth(
-    start_norm: Scalars,
+    initial_norm: Scalars,
     lrs: Float[Tensor, "steps"],
     coordinates: int = 1,
     *,
@@ -227,7 +227,7 @@ def adaptive_growth(
     that changes little over the memory of the updates.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         lrs: :math:`\eta_t`, one per step.
         coordinates: :math:`C`.
         memory: the averages that a nonlinear update is made of; not needed for Adam.
@@ -245,7 +245,7 @@ def adaptive_growth(
     if memory is not None:
         scale = memory.power if response is linear else 1.0
         spread *= scale * (1 + 2 * float(response(memory.correlations()).sum()))
-    start = _like_one_step(start_norm, lrs) ** 2
+    start = _like_one_step(initial_norm, lrs) ** 2
     return torch.cat([start.unsqueeze(0), start + spread * (lrs**2).cumsum(0)]) ** 0.5
 
 

@@ -39,7 +39,7 @@ def _sgd(
 
 
 def _adamw(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:
-    return adamw_equilibrium(lr=lr, weight_decay=weight_decay, beta1=betas[0])
+    return adamw_equilibrium(lr=lr, weight_decay=weight_decay, betas=betas)
 
 
 def _lion(lr: float, weight_decay: float, betas: tuple[float, float]) -> Equilibrium:

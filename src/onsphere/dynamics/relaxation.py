@@ -10,7 +10,7 @@ from onsphere.dynamics.equilibrium import Equilibrium
 
 
 def relaxation(
-    start_norm: float, equilibrium: Equilibrium, steps: Float[Tensor, "*times"]
+    initial_norm: float, equilibrium: Equilibrium, steps: Float[Tensor, "*times"]
 ) -> Float[Tensor, "*times"]:
     r"""Return the norm on its way to equilibrium.
 
@@ -19,7 +19,7 @@ def relaxation(
     :math:`1/(1-\alpha)` steps, while the buffer fills.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         equilibrium: as :func:`sgd_equilibrium` and the others give it.
         steps: the times, in steps.
 
@@ -35,7 +35,7 @@ def relaxation(
     power = equilibrium.power
     settled = equilibrium.norm**power
     left = torch.exp(-equilibrium.rate * steps)
-    return (settled + (start_norm**power - settled) * left) ** (1 / power)
+    return (settled + (initial_norm**power - settled) * left) ** (1 / power)
 
 
 def half_life(equilibrium: Equilibrium) -> float:

@@ -274,11 +274,12 @@ def _decoupled(
 
 
 def _adam_l2(lr: float, decay: float, settings: Settings, vector: Vector) -> Equilibrium:
+    beta1, beta2 = settings["betas"]
     return adam_l2_equilibrium(
         lr=lr,
         weight_decay=decay,
         unit_gradient_square=vector.unit_gradient_square,
-        beta1=float(settings["betas"][0]),
+        betas=(float(beta1), float(beta2)),
         coordinates=vector.coordinates,
     )
 

@@ -215,7 +215,7 @@ def plan(
         ) from None
     recipe = None
     if settled is not None and method != "adam":
-        recipe = sphere_recipe(method, lr, weight_decay, **options)
+        recipe = sphere_recipe(method, lr=lr, weight_decay=weight_decay, **options)
     return Plan(
         method, lr, weight_decay, settings, schedule, shape, unit_gradient_square, initial_norm,
         batch, settled, motion, path, around, depends, recipe,
@@ -236,7 +236,7 @@ class _Law:
         if self.method == "adam":
             return adam_l2_equilibrium(
                 lr=lr, weight_decay=decay, unit_gradient_square=self.level,
-                beta1=self.settings["betas"][0], coordinates=math.prod(self.shape),
+                betas=self.settings["betas"], coordinates=math.prod(self.shape),
             )  # fmt: skip
         law, _ = METHODS[self.method]
         settled = law(lr, decay, **self.settings)

@@ -155,7 +155,7 @@ Levels = Callable[[Tensor], Tensor]
 
 
 def follow(
-    motion: Motion, schedule: Rates, start_norm: float, levels: Levels | None = None
+    motion: Motion, schedule: Rates, initial_norm: float, levels: Levels | None = None
 ) -> Path:
     r"""Follow the norm and the rotation through a run.
 
@@ -166,7 +166,7 @@ def follow(
     Args:
         motion: at the full rate.
         schedule: of the rate.
-        start_norm: norm before the first step, in the motion's unit; 0 for the limit of a weight
+        initial_norm: norm before the first step, in the motion's unit; 0 for the limit of a weight
             that has outgrown its start.
         levels: of the gradients over the run, for SGD: they lengthen the weight and turn it.
             Without it they are those of the motion.
@@ -189,7 +189,7 @@ def follow(
     pieces = zip(
         lengths.tolist(), schedule.factors(middles).tolist(), levels(middles).tolist(), strict=True
     )
-    power, left = start_norm**motion.power, 1.0
+    power, left = initial_norm**motion.power, 1.0
     powers, lefts = [power], [left]
     for length, factor, level in pieces:
         speed = length * power ** (motion.bend / motion.power)

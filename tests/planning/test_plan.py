@@ -146,7 +146,7 @@ def test_the_lines_of_code_turn_the_weights_as_planned(method, settings, schedul
 
 @pytest.mark.parametrize(("method", "settings", "schedule"), PLANS.values(), ids=PLANS)
 def test_the_command_makes_the_same_plan(method, settings, schedule, capsys):
-    planned = plan(method, schedule, **settings, batch=32)
+    planned = plan(method, schedule, **settings, batch_size=32)
     program, *arguments = shlex.split(command_of(planned))
     assert program == "onsphere"
     assert cli.main([*arguments, "--json"]) == 0
@@ -156,7 +156,7 @@ def test_the_command_makes_the_same_plan(method, settings, schedule, capsys):
 
 
 def test_the_page_says_it_all():
-    shown = document(plan("sgd", Schedule(5000, "cosine"), **SGD, batch=64))
+    shown = document(plan("sgd", Schedule(5000, "cosine"), **SGD, batch_size=64))
     assert [section.name for section in shown.sections] == ["equilibrium", "run", "sphere"]
     (figure,) = shown.sections[1].figures
     rotation, norm, rate = figure.panels
@@ -190,7 +190,7 @@ def test_the_page_says_it_all():
         ("sgd", {"initial_norm": 1.0}, "give the gradient square as well"),
         ("adamw", {"initial_norm": math.inf}, "initial norm is above 0"),
         ("adam", {"unit_gradient_square": 1.0}, "give the shape"),
-        ("adamw", {"batch": 0}, "at least 1 example"),
+        ("adamw", {"batch_size": 0}, "at least 1 example"),
     ],
 )
 def test_what_cannot_be(method, settings, says):

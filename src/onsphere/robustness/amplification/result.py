@@ -86,7 +86,7 @@ class LayerGain:
         through: the normalization that is taken together with it; empty for none.
         singular: largest singular value of the two together; quantiles over examples.
         weight_norm: norm of its weight as it is stored; ``None`` without one.
-        gauge: measure -> factor by which the function-preserving rescale changed it.
+        control: measure -> factor by which the function-preserving rescale changed it.
     """
 
     name: str
@@ -96,12 +96,12 @@ class LayerGain:
     through: str = ""
     singular: Quantiles | None = None
     weight_norm: float | None = None
-    gauge: Mapping[str, float] = field(default_factory=dict)
+    control: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bookkeeping(self) -> tuple[str, ...]:
         """The measures that a function-preserving rescale moves: they say nothing of it."""
-        return tuple(m for m, factor in self.gauge.items() if not abs(factor - 1) <= MOVES)
+        return tuple(m for m, factor in self.control.items() if not abs(factor - 1) <= MOVES)
 
     @property
     def excess(self) -> float | None:
@@ -113,7 +113,7 @@ class LayerGain:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Control:
     """What the control experiment did.
 
     Args:
@@ -145,7 +145,7 @@ class Amplification:
         slope: dual norm of the margin's gradient by the input.
         distance: margin over slope.
         flat: share of examples at which that gradient is exactly 0.
-        gauge: the control experiment; ``None`` if there was none.
+        control: the control experiment; ``None`` if there was none.
         notes: what could not be measured, and what to know before reading.
     """
 
@@ -161,7 +161,7 @@ class Amplification:
     slope: Quantiles | None = None
     distance: Quantiles | None = None
     flat: float | None = None
-    gauge: Gauge | None = None
+    control: Control | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -178,7 +178,7 @@ class Amplification:
 
     def lines(self) -> list[str]:
         """Say in plain words what the table does not hold."""
-        return [*_logit_lines(self), *_gauge_lines(self), *self.notes]
+        return [*_logit_lines(self), *_control_lines(self), *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold; numbers that are infinite become text."""
@@ -210,7 +210,7 @@ def gain_table(found: Amplification) -> Table:
         f"What {found.model} does to perturbations: medians of {found.examples} examples",
         titles,
         [_row(layer) for layer in found.layers],
-        "~ moves under a rescale that keeps the function: bookkeeping" if found.gauge else "",
+        "~ moves under a rescale that keeps the function: bookkeeping" if found.control else "",
     )
 
 
@@ -246,10 +246,10 @@ def _logit_lines(found: Amplification) -> list[str]:
     ]
 
 
-def _gauge_lines(found: Amplification) -> list[str]:
-    if found.gauge is None:
+def _control_lines(found: Amplification) -> list[str]:
+    if found.control is None:
         return []
-    change = found.gauge.change
+    change = found.control.change
     near = f"to {number(change, 2)}" if change else "to the last bit"
     kept = f"A rescaled copy computes the same function {near}"
     if not change <= MOVES:

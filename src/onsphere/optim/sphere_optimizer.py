@@ -24,7 +24,7 @@ from onsphere.optim.steps.repeated import Ready, ReadyInSpace, ReadyOnSpheres
 from onsphere.optim.steps.sphere_step import advance_all
 from onsphere.optim.updates.geodesic import (
     LrMode,
-    Step,
+    Retraction,
     StepOptions,
     reference_length,
     working_dtype,
@@ -92,7 +92,7 @@ class SphereOptimizer(Optimizer):
             if not settings[name] >= 0:
                 raise ValueError(f"{name} must be at least 0, got {settings[name]}")
         for name, allowed in (
-            ("step", get_args(Step)),
+            ("retraction", get_args(Retraction)),
             ("lr_mode", get_args(LrMode)),
             ("nonfinite", get_args(Nonfinite)),
         ):
@@ -569,7 +569,7 @@ def _options_of(group: Group) -> StepOptions:
     return StepOptions(
         group["lr"] if group["capturable"] else float(group["lr"]),
         group["lr_mode"],
-        group["step"],
+        group["retraction"],
         sphere.radius,
         sphere.centered,
         group["maximize"],

@@ -17,6 +17,9 @@ from onsphere.optim.updates.types import Group
 _OF_THE_PARAMS = ("params", "param_names")
 # Moments that have an entry for each of the parameter's.
 _PER_ENTRY = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+# What options of a group were called in earlier versions, and their values.
+_EARLIER_KEYS = {"lr_is": "lr_mode", "step": "retraction"}
+_EARLIER_VALUES = (("lr_mode", "rotation", "angle"), ("retraction", "retraction", "projection"))
 
 
 def encode(sphere: Sphere | None) -> Group | None:
@@ -73,14 +76,15 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
             stacklevel=3,
         )
     given = {_renamed(key): value for key, value in theirs.items()}
-    if given.get("lr_mode") == "rotation":
-        given["lr_mode"] = "angle"
+    for key, was, name in _EARLIER_VALUES:
+        if given.get(key) == was:
+            given[key] = name
     return {**kept, **given, "sphere": sphere}
 
 
 def _renamed(key: str) -> str:
-    """Return what an option is called now; ``lr_mode`` was ``lr_is`` in earlier versions."""
-    return "lr_mode" if key == "lr_is" else key
+    """Return what an option is called now."""
+    return _EARLIER_KEYS.get(key, key)
 
 
 def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tensor:

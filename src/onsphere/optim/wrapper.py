@@ -491,7 +491,7 @@ class OnSphere(Optimizer):
             for held in many:
                 parts = [_turning(p, added.get(p), sphere) for p in held.params]
                 families.append(Family(parts, held.radius))
-            options = StepOptions(rate, "angle", "retraction", sphere.radius, sphere.centered)
+            options = StepOptions(rate, "angle", "projection", sphere.radius, sphere.centered)
             batches.append((families, sphere, options))
             moved += many
         left: int | Tensor = 0

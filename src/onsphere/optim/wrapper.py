@@ -52,7 +52,7 @@ def on_sphere(
     spheres: Spheres,
     mode: Mode = "hard",
     *,
-    growth: float = 0.0,
+    growth_factor: float = 0.0,
     nonfinite: Nonfinite = "skip",
 ) -> "OnSphere":
     r"""Keep weights on spheres while any optimizer of PyTorch moves them.
@@ -60,7 +60,7 @@ def on_sphere(
     - ``"hard"``: after every step each vector is scaled back to its radius. The radial part of the
       update, weight decay included, only changes the effective rate a little
       (:mod:`~onsphere.optim.steps.project`). One number per vector is remembered.
-    - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
+    - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth_factor``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
       into the direction of the update; neither its size nor weight decay matters. Keeps memory
       for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
@@ -79,7 +79,7 @@ def on_sphere(
             groups with ``params`` and ``sphere``, as :class:`~onsphere.optim.SphereAdamW` takes
             them (groups without a sphere are passed over).
         mode: see above.
-        growth: share of a vector's growth that the brake lets pass, from 0 to 1.
+        growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
             optimizer sees no gradient), ``"raise"`` before anything moves, or ``"ignore"``, which
             saves a pass over the gradients.
@@ -102,7 +102,7 @@ def on_sphere(
         >>> weight.detach().norm(dim=1).round(decimals=5)
         tensor([5., 1.])
     """
-    return OnSphere(optimizer, spheres, mode, growth=growth, nonfinite=nonfinite)
+    return OnSphere(optimizer, spheres, mode, growth_factor=growth_factor, nonfinite=nonfinite)
 
 
 class OnSphere(Optimizer):
@@ -123,7 +123,7 @@ class OnSphere(Optimizer):
         spheres: Spheres,
         mode: Mode = "hard",
         *,
-        growth: float = 0.0,
+        growth_factor: float = 0.0,
         nonfinite: Nonfinite = "skip",
     ) -> None:
         for name, given, allowed in (
@@ -132,11 +132,11 @@ class OnSphere(Optimizer):
         ):
             if given not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
-        if not 0 <= growth <= 1:
-            raise ValueError(f"growth is a share from 0 to 1, got {growth}")
+        if not 0 <= growth_factor <= 1:
+            raise ValueError(f"growth_factor is a share from 0 to 1, got {growth_factor}")
         self.base = optimizer
         self.constrained = []
-        self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
+        self.mode, self.growth_factor, self.nonfinite = mode, growth_factor, nonfinite
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
         self.told_of_skips = self.told_of_decay = self.told_of_rounding = False
@@ -342,7 +342,7 @@ class OnSphere(Optimizer):
             "pending",
             "sharded",
             "mode",
-            "growth",
+            "growth_factor",
             "nonfinite",
             "between",
         )
@@ -416,7 +416,7 @@ class OnSphere(Optimizer):
 
     def _restore(self) -> int | Tensor:
         """Bring the weights back to their spheres; return how many vectors could not be."""
-        brake, growth = self.mode == "brake", self.growth
+        brake, growth = self.mode == "brake", self.growth_factor
         if self.sharded:
             return sharded_step.restore(self.constrained, brake=brake, growth=growth)
         calls = self.restoring

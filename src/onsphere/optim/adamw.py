@@ -29,7 +29,9 @@ from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
 from onsphere.optim.distributed.placement import local
-from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.gradients import Nonfinite
+from onsphere.optim.master_weights import state_dtype
+from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace

@@ -21,7 +21,9 @@ from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
 from onsphere.optim.distributed.placement import beside, local
-from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.gradients import Nonfinite
+from onsphere.optim.master_weights import state_dtype
+from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace

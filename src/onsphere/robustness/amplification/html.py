@@ -9,8 +9,8 @@ from onsphere.robustness.amplification.result import (
     Amplification,
     LayerGain,
     Quantiles,
-    gain_table,
 )
+from onsphere.robustness.amplification.text import gain_table, lines
 
 _STATEMENT = (
     "How large a perturbation of the input is at each layer, beside random perturbations of the "
@@ -43,7 +43,7 @@ def sections(found: Amplification, command: str = "") -> Iterator[Section]:
         title="What each layer does to a perturbation",
         statement=_STATEMENT,
         figure_of_merit=_merit(found),
-        findings=found.lines(),
+        findings=lines(found),
         conditions=_conditions(found),
         figures=[_depth(found), *_linear(found)],
         tables=[gain_table(found), _quantiles(found)],

@@ -142,7 +142,7 @@ MODES = {
     "rate": {"lr_mode": "rate"},
     "relative": {},
     "rotation": {"lr_mode": "angle"},
-    "rotation, exponential": {"lr_mode": "angle", "step": "exponential"},
+    "rotation, exponential": {"lr_mode": "angle", "retraction": "exponential"},
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 

@@ -29,11 +29,13 @@ from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
 from onsphere.optim.distributed.placement import local
-from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
+from onsphere.optim.gradients import Nonfinite
+from onsphere.optim.master_weights import state_dtype
+from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
-from onsphere.optim.updates.geodesic import LrMode, Step
+from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate, VectorMoment
 from onsphere.optim.updates.types import Group
@@ -92,7 +94,7 @@ class SphereAdamW(SphereOptimizer):
             depend on the lengths at the start (but for ``eps``): the step in space begins as
             ``-lr * (r / ρ) * update``. ``"rate"``: it begins as ``-lr * update``, as in
             ``torch.optim.AdamW``. ``"angle"``: every vector turns by ``lr`` radians.
-        step: ``"retraction"`` or ``"exponential"``.
+        retraction: ``"projection"`` or ``"exponential"``, as in :class:`SphereSGD`.
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
             float32, too), and round it to the weights after each step. Without it turns below the
@@ -139,7 +141,7 @@ class SphereAdamW(SphereOptimizer):
         *,
         second_moment: SecondMoment = "coordinate",
         lr_mode: LrMode = "relative",
-        step: Step = "retraction",
+        retraction: Retraction = "projection",
         maximize: bool = False,
         master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
@@ -158,7 +160,7 @@ class SphereAdamW(SphereOptimizer):
             "weight_decay": weight_decay,
             "second_moment": second_moment,
             "lr_mode": lr_mode,
-            "step": step,
+            "retraction": retraction,
             "maximize": maximize,
             "master_weights": master_weights,
             "nonfinite": nonfinite,

@@ -51,7 +51,7 @@ class Twins:
             with self.patch.context() as patch:
                 if number:
                     patch.setattr(kernels, "Repeated", Never)
-                    patch.setattr("onsphere.optim.wrapper.repeated", lambda _: [])
+                    patch.setattr("onsphere.optim.modes.restore.repeated", lambda _: [])
                     patch.setattr(kernels, "finite_of", lambda _: None)
                 for p, g in zip(own, grads, strict=True):
                     p.grad = None if g is None else g.to(p.dtype, copy=True)

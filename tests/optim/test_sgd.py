@@ -124,8 +124,8 @@ def test_plain_sgd_moves_directions_as_sphere_sgd_at_the_effective_rate(factor, 
 def test_small_steps_do_not_depend_on_the_way_to_step(settings, generator):
     start, grads = draw(3, 7, generator=generator), draw(3, 3, 7, generator=generator)
     ends = []
-    for step in STEPS:
-        w, optimizer = on_sphere(start, step=step, lr=1e-3, **settings)
+    for retraction in RETRACTIONS:
+        w, optimizer = on_sphere(start, retraction=retraction, lr=1e-3, **settings)
         feed([w], optimizer, *grads)
         ends.append(w.detach())
     gap = (ends[0] - ends[1]).abs().max()

@@ -13,7 +13,7 @@ class Restorer:
     """Restores lengths; a restoring that was made before is made again."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]] = []
+        self.calls: list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]] = []
 
     def restore(
         self,
@@ -33,11 +33,11 @@ class Restorer:
         """
         if sharded:
             return sharded_step.restore(constrained, brake=brake, growth=growth)
-        calls = self._calls
+        calls = self.calls
         if sum(len(held) for _, held in calls) != len(constrained) or not all(
             call.again() for call, _ in calls
         ):
-            self._calls = repeated(constrained)
+            self.calls = repeated(constrained)
             return restore(constrained, brake=brake, growth=growth)
         left = 0
         for call, many in calls:

@@ -33,7 +33,7 @@ from onsphere.optim.gradients import Nonfinite
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.state_dict import mend
-from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
@@ -187,7 +187,7 @@ class SphereAdamW(SphereOptimizer):
         for param in params:
             state, dtype = self.state[param], state_dtype(param, group)
             if "step" not in state:
-                device = param.device if group["capturable"] else None
+                device = param.device if capturable(group) else None
                 state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
             if coordinate and "exp_avg_sq" not in state:
@@ -207,7 +207,7 @@ class SphereAdamW(SphereOptimizer):
         made: dict[float | Tensor, PerVectorUpdate | PerCoordinateUpdate] = {}
         found = []
         for param, counter in zip(params, counters, strict=True):
-            steps, state = counter if group["capturable"] else counter.item(), self.state[param]
+            steps, state = counter if capturable(group) else counter.item(), self.state[param]
             if steps not in made:
                 made[steps] = adamw_update(
                     betas=(beta1, beta2), eps=group["eps"], steps=steps, second_moment=kind
@@ -277,7 +277,7 @@ class SphereAdamW(SphereOptimizer):
             counters,
             foreach=group["foreach"],
             fused=fused_as(group, fusable(params, grads, first, second)),
-            capturable=group["capturable"] and not params[0].is_cpu,
+            capturable=capturable(group) and not params[0].is_cpu,
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

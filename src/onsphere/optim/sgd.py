@@ -25,7 +25,7 @@ from onsphere.optim.gradients import Nonfinite
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
 from onsphere.optim.state_dict import mend
-from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_vector import PerVectorUpdate
@@ -247,7 +247,7 @@ class SphereSGD(SphereOptimizer):
             maximize=group["maximize"],
             foreach=group["foreach"],
             # A rate in a tensor is waited for by all steps but this one.
-            fused=(group["capturable"] and not moved[0].is_cpu) or fused_as(group, fused),
+            fused=(capturable(group) and not moved[0].is_cpu) or fused_as(group, fused),
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

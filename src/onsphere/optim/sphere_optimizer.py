@@ -28,7 +28,7 @@ from onsphere.optim.notices import (
     warn_of_skips,
 )
 from onsphere.optim.state_dict import encode, merged, take_over, with_all_counts
-from onsphere.optim.steps.fused import fusable
+from onsphere.optim.steps.fused import capturable, fusable
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace, ReadyOnSpheres
 from onsphere.optim.steps.sphere_step import advance_all
@@ -140,7 +140,7 @@ class SphereOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if _is_capturing() and not all(group["capturable"] for group in self.param_groups):
+        if _is_capturing() and not all(capturable(group) for group in self.param_groups):
             raise RuntimeError(
                 f"a CUDA graph is being recorded, and a param group of {type(self).__name__} has "
                 "capturable=False: its step asks the device for numbers. Give capturable=True"
@@ -166,7 +166,7 @@ class SphereOptimizer(Optimizer):
         if batches:
             go = sharded_step.advance if self._sharded else advance_all
             for firsts, counts, group in zip(counted, go(batches), ways, strict=True):
-                self._count(firsts, counts, told=not group["capturable"])
+                self._count(firsts, counts, told=not capturable(group))
             for group, (families, _, _) in zip(ways, batches, strict=True):
                 self._remember(group, families)
             round_to_params(self.param_groups, self.state)
@@ -196,7 +196,7 @@ class SphereOptimizer(Optimizer):
     def _remember(self, group: Group, families: list[Family]) -> None:
         """Keep what the next step of a group can be made of."""
         self._ready.pop(id(group), None)
-        if self._sharded or group["master_weights"] or group["capturable"]:
+        if self._sharded or group["master_weights"] or capturable(group):
             return
         if len(families) != len(group["params"]):
             return
@@ -269,7 +269,7 @@ class SphereOptimizer(Optimizer):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
         sharded = placement.any_in(group["params"])
-        if sharded and group["capturable"]:
+        if sharded and capturable(group):
             self.param_groups.pop()
             raise ValueError(
                 "capturable=True does not take parameters that are spread over processes "
@@ -379,7 +379,7 @@ class SphereOptimizer(Optimizer):
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
         if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:
             return
-        if isinstance(group["lr"], Tensor) and group["capturable"]:
+        if isinstance(group["lr"], Tensor) and capturable(group):
             return  # its value is not waited for
         lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
         if lost is not None:
@@ -448,13 +448,13 @@ def _reference(members: list[Tensor], group: Group) -> float:
 def _options_of(group: Group) -> StepOptions:
     sphere: Sphere = group["sphere"]
     return StepOptions(
-        group["lr"] if group["capturable"] else float(group["lr"]),
+        group["lr"] if capturable(group) else float(group["lr"]),
         group["lr_mode"],
         group["retraction"],
         sphere.radius,
         sphere.centered,
         group["maximize"],
-        capturable=group["capturable"],
+        capturable=capturable(group),
     )
 
 

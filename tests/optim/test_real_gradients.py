@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("path")
 
 def turned(before, after):
     """Radians by which each row turned."""
-    norms = before.double().norm(dim=1)
-    unit = after.double() * (norms / after.double().norm(dim=1))[:, None]
+    norms = before.double().norm(dim=-1)
+    unit = after.double() * (norms / after.double().norm(dim=-1))[..., None]
     return geometry.distance(before.double(), unit) / norms
 
 
@@ -174,14 +174,14 @@ def test_rows_at_rest(name, path, generator):
     lengths = {mode: [w.detach().double().norm(dim=1) for w in ws] for mode, ws in weights.items()}
     optimizer = in_every_mode(name, weights, short, lr=lr)
     resting(optimizer, weights, sizes, first)
-    seen, places = [], [rows_of(weights)]
+    places = [rows_of(weights)]
     for grad in torch.randn(250 if short else 1200, 32, generator=generator):
         news = torch.zeros(4, 32)
         news[0] = grad
         resting(optimizer, weights, sizes, news)
         places.append(rows_of(weights))
-        seen.append(turned(*places[-2:]).reshape(len(MODES), len(DTYPES), 4))
-    angles = torch.stack(seen)
+    way = torch.stack(places)
+    angles = turned(way[:-1], way[1:]).reshape(-1, len(MODES), len(DTYPES), 4)
     assert optimizer.skipped == 0
     for number, mode in enumerate(MODES):
         for k, dtype in enumerate(DTYPES):

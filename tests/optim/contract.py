@@ -123,11 +123,11 @@ def train(member, weight, optimizer, goal, steps, after=None):
         return loss
 
     for _ in range(steps):
-        losses.append(loss_of(weight.detach(), goal).item())
         if member.closure:
+            losses.append(loss_of(weight.detach(), goal).item())
             optimizer.step(closure)
         else:
-            closure()
+            losses.append(closure().item())
             optimizer.step()
         if after:
             after()

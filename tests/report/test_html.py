@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -163,19 +161,3 @@ def test_write_where_nothing_can_be_written(tmp_path):
     with pytest.raises(OSError, match="file"):
         write(EMPTY, tmp_path / "file" / "report.html")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("missing", "module"), [("matplotlib", "figures"), ("matplotlib", "html"), ("jinja2", "html")]
-)
-def test_a_missing_extra_is_named(missing, module):
-    code = f"import sys; sys.modules[{missing!r}] = None; import onsphere.report.{module}"
-    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    last = ran.stderr.strip().splitlines()[-1]
-    assert last.endswith(f'needs {missing}: pip install "onsphere[study]"')
-
-
-def test_words_and_terminal_need_no_extra():
-    code = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None; "
-    code += "import onsphere.report, onsphere.report.document"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

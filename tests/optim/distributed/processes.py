@@ -1,5 +1,6 @@
 """Run named checks in several gloo processes at once, and tell which failed and why."""
 
+import multiprocessing
 import traceback
 import warnings
 from datetime import timedelta
@@ -9,6 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+PRELOADED = [
+    "onsphere.monitor",
+    "onsphere.optim",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.debug",
+    "torch.nn.parallel",
+]
+
 
 def run(checks, world, folder):
     """Run ``checks`` (name -> function of a folder) in ``world`` processes, one after another.
@@ -16,7 +26,10 @@ def run(checks, world, folder):
     Returns what went wrong in any of them by name, ``""`` for nothing. After a failure the
     processes may be out of step, so the checks that follow are not run.
     """
-    mp.spawn(_work, args=(checks, world, str(folder)), nprocs=world)
+    # The server imports once what each process needs, and has done nothing else when it forks.
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    work = checks, world, str(folder)
+    mp.start_processes(_work, args=work, nprocs=world, start_method="forkserver")
     found = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]
     return {
         name: "\n".join(text for text in (mine.get(name, "not run") for mine in found) if text)

@@ -68,7 +68,7 @@ def evaluate(net: nn.Module, state: State, x: Sequence[Any]) -> list[Tensor]:
         held[name] = fresh[key]
     args = [t.clone() if isinstance(t, Tensor) else t for t in x]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed, in a tenth of its time
         result = copy(*args)
     outputs = result if isinstance(result, tuple | list) else (result,)
     return [t for t in outputs if t.is_floating_point()]

@@ -28,7 +28,13 @@ def directions(build, scale, dtype=torch.float32):
     start, goal = torch.randn(4, 6, generator=generator), target(generator, 4, 6)
     weight = nn.Parameter((scale * start).to(dtype))
     optimizer, seen = build(weight), []
-    train(MEMBERS["SphereSGD"], weight, optimizer, goal, 20, lambda: seen.append(weight.detach()))
+    for group in optimizer.param_groups:
+        group["eps"] = 1e-12  # of Adam: what is added to a gradient knows its size
+
+    def see():
+        seen.append(weight.detach().clone())
+
+    train(MEMBERS["SphereSGD"], weight, optimizer, goal, 20, see)
     seen = [w.double() for w in seen]
     return torch.stack([w / w.norm(dim=1, keepdim=True) for w in seen]), weight
 

@@ -362,10 +362,14 @@ def largest_change(
     clear, unclear = [], []
     for point in points:
         moved = edited(probe, claims, point)
-        change = changed(probe, point, moved)
+        try:
+            after = probe.outputs(moved)
+        except ModelError:
+            return inf
+        change = relative_change(probe.baseline(point), after)
         if change <= FINITE_TOLERANCE:
             clear.append(change)
-        elif change < inf and change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
+        elif change < inf and change <= NOISES * rounding(probe, moved, after):
             unclear.append(change)
         else:
             return change

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from onsphere._utils.files import write_whole
+from onsphere.robustness.amplification import text
 
 MOVES = 0.01
 """A measure whose factor under the rescale is further than this from 1 has moved."""
@@ -122,6 +123,11 @@ class Control:
     slope: float | None
     distance: float | None
 
+    @property
+    def is_same_function(self) -> bool:
+        """Whether the rescaled copy gives the same outputs."""
+        return self.change <= MOVES
+
 
 @dataclass(frozen=True)
 class Amplification:
@@ -166,8 +172,6 @@ class Amplification:
         return tuple(m for m in MEASURES if m in moved)
 
     def __str__(self) -> str:
-        from onsphere.robustness.amplification import text
-
         return text.plain(self)
 
     def to_dict(self) -> dict[str, Any]:

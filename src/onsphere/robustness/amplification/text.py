@@ -1,11 +1,14 @@
 """Amplification in a terminal: a row per layer, and what the table does not hold in words."""
 
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 from onsphere.report import Table, plain_text, table
 from onsphere.report.document import Cell
 from onsphere.report.number import number
-from onsphere.robustness.amplification.result import MOVES, Amplification, LayerGain, Quantiles
+
+if TYPE_CHECKING:  # the result prints itself by these functions
+    from onsphere.robustness.amplification.result import Amplification, LayerGain, Quantiles
 
 _WIDTH = 100
 _TITLES = {
@@ -19,18 +22,18 @@ _TITLES = {
 }
 
 
-def plain(found: Amplification) -> str:
+def plain(found: "Amplification") -> str:
     """Return the table and the lines below it."""
     shown = plain_text(table(gain_table(found)), width=1000)  # names in full
     return "\n".join([shown, *(fill(line, _WIDTH) for line in lines(found))])
 
 
-def lines(found: Amplification) -> list[str]:
+def lines(found: "Amplification") -> list[str]:
     """Say in plain words what the table does not hold."""
     return [*_logit_lines(found), *_control_lines(found), *found.notes]
 
 
-def gain_table(found: Amplification) -> Table:
+def gain_table(found: "Amplification") -> Table:
     """Return the median gains, a row per layer; ``~`` marks what the rescale moves."""
     titles = ["layer", "absolute", "÷ random", *list(_TITLES.values())[1:]]
     return Table(
@@ -41,7 +44,7 @@ def gain_table(found: Amplification) -> Table:
     )
 
 
-def _row(layer: LayerGain) -> list[Cell]:
+def _row(layer: "LayerGain") -> list[Cell]:
     values = {m: q.middle for m, q in layer.adversarial.items()}
     if layer.singular is not None:
         values["singular"] = layer.singular.middle
@@ -61,7 +64,7 @@ def _row(layer: LayerGain) -> list[Cell]:
     return [layer.name, first, excess, *rest]
 
 
-def _logit_lines(found: Amplification) -> list[str]:
+def _logit_lines(found: "Amplification") -> list[str]:
     if found.slope is None or found.margin is None or found.distance is None:
         return []
     dual = {"linf": "l1", "l2": "l2"}[found.norm]
@@ -73,13 +76,13 @@ def _logit_lines(found: Amplification) -> list[str]:
     ]
 
 
-def _control_lines(found: Amplification) -> list[str]:
+def _control_lines(found: "Amplification") -> list[str]:
     if found.control is None:
         return []
     change = found.control.change
     near = f"to {number(change, 2)}" if change else "to the last bit"
     kept = f"A rescaled copy computes the same function {near}"
-    if not change <= MOVES:
+    if not found.control.is_same_function:
         return [
             f"The rescaled copy does not compute the same function: outputs differ by "
             f"{number(change, 2)}, so what moves between the two says nothing."
@@ -93,5 +96,5 @@ def _control_lines(found: Amplification) -> list[str]:
     ]
 
 
-def _spread(q: Quantiles) -> str:
+def _spread(q: "Quantiles") -> str:
     return f"{number(q.middle, 3)} [{number(q.low, 3)}, {number(q.high, 3)}]"

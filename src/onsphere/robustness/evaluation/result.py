@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from onsphere._utils.files import write_whole
 from onsphere.errors import OnsphereError
 from onsphere.report.number import number
+from onsphere.robustness.evaluation import text
 
 FORMAT = 1
 """Version of the file format; raised when an older reader would misunderstand a file."""
@@ -153,8 +154,6 @@ class Evaluation:
         return tuple(check for check in self.checks if check.finding == "suspicious")
 
     def __str__(self) -> str:
-        from onsphere.robustness.evaluation import text
-
         return text.plain(self)
 
     def to_dict(self) -> dict[str, Any]:

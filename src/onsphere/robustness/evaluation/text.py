@@ -1,19 +1,23 @@
 """Robust accuracy in a terminal: a table of attacks, and one of the checks."""
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 
 from onsphere.report import Table, plain_text, table
 from onsphere.report.number import number
-from onsphere.robustness.evaluation.result import Evaluation
+
+if TYPE_CHECKING:  # the result prints itself by these functions
+    from onsphere.robustness.evaluation.result import Evaluation
 
 
-def plain(found: Evaluation) -> str:
+def plain(found: "Evaluation") -> str:
     """Return the tables, and what speaks against the number."""
     warnings = [Text(f"! {check.name}: {check.meaning}") for check in found.suspicious]
     return plain_text(*map(table, tables(found)), *warnings, width=100)
 
 
-def tables(found: Evaluation) -> tuple[Table, ...]:
+def tables(found: "Evaluation") -> tuple[Table, ...]:
     """Return what was found as tables for a report: accuracies, then checks."""
     right = found.clean_accuracy
     rows = [["no attack", right.count, None, right.value, *right.interval, None]]

@@ -28,18 +28,18 @@ from torch import Tensor
 from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
+from onsphere.optim.checkpoint.state_dict import mend
+from onsphere.optim.checks.gradients import Nonfinite
+from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import local
-from onsphere.optim.gradients import Nonfinite
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
-from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate, VectorMoment
 from onsphere.optim.updates.types import Group
-from onsphere.optim.validation import check_options
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -204,10 +204,11 @@ class SphereAdamW(SphereOptimizer):
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
+        recorded = capturable(group)
         made: dict[float | Tensor, PerVectorUpdate | PerCoordinateUpdate] = {}
         found = []
         for param, counter in zip(params, counters, strict=True):
-            steps, state = counter if capturable(group) else counter.item(), self.state[param]
+            steps, state = counter if recorded else counter.item(), self.state[param]
             if steps not in made:
                 made[steps] = adamw_update(
                     betas=(beta1, beta2), eps=group["eps"], steps=steps, second_moment=kind

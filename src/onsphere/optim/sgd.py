@@ -20,17 +20,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
+from onsphere.optim.checkpoint.state_dict import mend
+from onsphere.optim.checks.gradients import Nonfinite
+from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import beside, local
-from onsphere.optim.gradients import Nonfinite
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
-from onsphere.optim.state_dict import mend
 from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.types import Group
-from onsphere.optim.validation import check_options
 
 
 def sgd_update(

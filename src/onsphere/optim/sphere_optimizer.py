@@ -15,11 +15,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
-from onsphere.optim.distributed import placement, sharded_step
-from onsphere.optim.families import sets_of
-from onsphere.optim.gradients import Nonfinite, check_gradients
-from onsphere.optim.master_weights import gradient_of, point_of, round_to_params
-from onsphere.optim.notices import (
+from onsphere.optim.checkpoint.state_dict import encode, merged, take_over, with_all_counts
+from onsphere.optim.checks.gradients import Nonfinite, check_gradients
+from onsphere.optim.checks.notices import (
     immovable,
     lost_in,
     say_once,
@@ -27,7 +25,10 @@ from onsphere.optim.notices import (
     warn_of_rounding,
     warn_of_skips,
 )
-from onsphere.optim.state_dict import encode, merged, take_over, with_all_counts
+from onsphere.optim.checks.validation import check_sphere
+from onsphere.optim.distributed import placement, sharded_step
+from onsphere.optim.families import sets_of
+from onsphere.optim.master_weights import gradient_of, point_of, round_to_params
 from onsphere.optim.steps.fused import capturable, fusable
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace, ReadyOnSpheres
@@ -42,7 +43,6 @@ from onsphere.optim.updates.geodesic import (
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.types import Family, Group, Part
-from onsphere.optim.validation import check_sphere
 
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
@@ -446,15 +446,15 @@ def _reference(members: list[Tensor], group: Group) -> float:
 
 
 def _options_of(group: Group) -> StepOptions:
-    sphere: Sphere = group["sphere"]
+    sphere, recorded = group["sphere"], capturable(group)
     return StepOptions(
-        group["lr"] if capturable(group) else float(group["lr"]),
+        group["lr"] if recorded else float(group["lr"]),
         group["lr_mode"],
         group["retraction"],
         sphere.radius,
         sphere.centered,
         group["maximize"],
-        capturable=capturable(group),
+        capturable=recorded,
     )
 
 

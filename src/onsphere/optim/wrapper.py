@@ -8,14 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim.base_state_dict import take_radii, with_radii
-from onsphere.optim.distributed import placement, sharded_step
-from onsphere.optim.families import Spheres, families
-from onsphere.optim.gradients import BaseNonfinite, Hidden, Screen
-from onsphere.optim.hooks import without_global_hooks
-from onsphere.optim.modes.restore import Restorer
-from onsphere.optim.modes.rotate import rotate, step_for_updates
-from onsphere.optim.notices import (
+from onsphere.optim.checkpoint.base_state_dict import take_radii, with_radii
+from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
+from onsphere.optim.checks.notices import (
     immovable,
     lost_in,
     say_once,
@@ -23,10 +18,15 @@ from onsphere.optim.notices import (
     warn_of_rounding,
     warn_of_skips,
 )
+from onsphere.optim.checks.validation import check_sphere
+from onsphere.optim.distributed import placement, sharded_step
+from onsphere.optim.families import Spheres, families
+from onsphere.optim.hooks import without_global_hooks
+from onsphere.optim.modes.restore import Restorer
+from onsphere.optim.modes.rotate import rotate, step_for_updates
 from onsphere.optim.steps.displacement import Buffers, Displacements
 from onsphere.optim.steps.project import ConstrainedParameters, constrain, record, restore
 from onsphere.optim.updates.types import Group
-from onsphere.optim.validation import check_sphere
 
 Mode = Literal["hard", "brake", "rotate"]
 Closure = Callable[[], float]

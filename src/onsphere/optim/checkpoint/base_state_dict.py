@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from onsphere.optim.checkpoint.state_dict import numbers_of
 from onsphere.optim.distributed import placement
-from onsphere.optim.state_dict import numbers_of
 from onsphere.optim.steps.project import ConstrainedParameters
 from onsphere.optim.updates.types import Group
 

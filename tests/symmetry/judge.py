@@ -60,15 +60,18 @@ def redrawn(net: nn.Module, seed: int) -> State:
     return state
 
 
-def evaluate(net: nn.Module, state: State, x: Sequence[Any]) -> list[Tensor]:
-    """Run a copy of a network at some weights; returns its floating-point outputs."""
+def evaluate(net: nn.Module, state: State, x: Sequence[Any], noise: int = 0) -> list[Tensor]:
+    """Run a copy of a network at some weights; returns its floating-point outputs.
+
+    What the network draws itself follows from ``noise``.
+    """
     copy, slots = _copied(net)
     fresh = {n: t.detach().clone() for n, t in state.items()}
     for held, name, key in slots:
         held[name] = fresh[key]
     args = [t.clone() if isinstance(t, Tensor) else t for t in x]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(0)  # torch.manual_seed, in a tenth of its time
+        torch.default_generator.manual_seed(noise)  # torch.manual_seed, in a tenth of its time
         result = copy(*args)
     outputs = result if isinstance(result, tuple | list) else (result,)
     return [t for t in outputs if t.is_floating_point()]
@@ -238,11 +241,20 @@ def joined(moves: Sequence[Move]) -> Move:
 
 @dataclass(frozen=True)
 class Place:
-    """Weights and inputs at which rounding stays rounding, and the outputs there."""
+    """Weights and inputs at which rounding stays rounding, and the outputs there.
+
+    What holds for one mask that a network draws may not hold for another, so every place has a
+    seed of its own for what is drawn.
+    """
 
     state: State
     x: tuple[Any, ...]
+    noise: int
     outputs: list[Tensor]
+
+    def after(self, net: nn.Module, state: State) -> list[Tensor]:
+        """Outputs at other weights, on the same inputs and with the same random numbers."""
+        return evaluate(net, state, self.x, self.noise)
 
 
 class Judge:
@@ -264,7 +276,10 @@ class Judge:
         used = 0
         for step in range(60):
             state = redrawn(self.net, seed + step)
-            places = [self.place(state, x) for x in self.case.inputs]
+            places = [
+                self.place(state, x, 100 * (seed + step) + number)
+                for number, x in enumerate(self.case.inputs)
+            ]
             rich = places[: max(len(self.case.rich), 1)]
             if sum(p is not None for p in rich) >= (min(len(rich), 2) if step < 20 else 1):
                 found += [p for p in places if p is not None]
@@ -275,23 +290,24 @@ class Judge:
             raise IllConditioned
         return found
 
-    def place(self, state: State, x: tuple[Any, ...]) -> Place | None:
+    def place(self, state: State, x: tuple[Any, ...], noise: int) -> Place | None:
         """Outputs at some weights and inputs, if the network runs, unless it is ill conditioned."""
         try:
-            outputs = evaluate(self.net, state, x)
+            place = Place(state, x, noise, evaluate(self.net, state, x, noise))
         except (ValueError, RuntimeError):
             return None
+        outputs = place.outputs
         if not all(bool((t == t).all()) for t in outputs):
             return None
         nudges = (nudged(state, 1e-12), nudged(state, 4e-16, 1), nudged(state, 4e-15, 2))
         for near in nudges:
-            if not change(outputs, evaluate(self.net, near, x)) < self.tolerance / 100:
+            if not change(outputs, place.after(self.net, near)) < self.tolerance / 100:
                 return None
         # Where a network rounds, tokens may round to the same, and a norm divide by nothing.
-        coarse = [evaluate(self.net, nudged(state, 2e-3, n), x) for n in range(2 * self.case.rough)]
+        coarse = [place.after(self.net, nudged(state, 2e-3, n)) for n in range(2 * self.case.rough)]
         if any(not change(outputs, near) < 0.3 for near in coarse):
             return None
-        return Place(state, x, outputs)
+        return place
 
     def changed_by(self, move: Move, turns: int = 2, seed: int = 0) -> float:
         """Largest change of the outputs under a move, over what rounding explains."""
@@ -299,11 +315,11 @@ class Judge:
         for place in self.places:
             for _ in range(turns):
                 state = move(place.state, r)
-                after = evaluate(self.net, state, place.x)
+                after = place.after(self.net, state)
                 if any(bool((t.isnan() | (t.abs() > 1e30)).any()) for t in after):
                     continue  # too far: numbers have left their range
                 moved, told = change(place.outputs, after), True
-                if moved > self.tolerance and not self._rounds(state, place.x, after, moved):
+                if moved > self.tolerance and not self._rounds(place, state, after, moved):
                     worst = max(worst, moved)
             if worst > 1e3 * self.tolerance:
                 break
@@ -318,16 +334,15 @@ class Judge:
         """Whether the outputs stay under very large factors, with nothing put down to rounding."""
         r = random.Random(0)
         return all(
-            change(p.outputs, evaluate(self.net, scaling(symmetry, k)(p.state, r), p.x))
-            <= self.tolerance
+            change(p.outputs, p.after(self.net, scaling(symmetry, k)(p.state, r))) <= self.tolerance
             for p in self.places
             for k in (12, -12)
         )
 
-    def _rounds(self, state: State, x: tuple[Any, ...], after: list[Tensor], moved: float) -> bool:
+    def _rounds(self, place: Place, state: State, after: list[Tensor], moved: float) -> bool:
         """Whether rounding explains a change: at the new weights it does nearly as much."""
         explained = max(
-            change(after, evaluate(self.net, nudged(state, 4e-16, seed), x)) for seed in range(4)
+            change(after, place.after(self.net, nudged(state, 4e-16, seed))) for seed in range(4)
         )
         if explained > 0.03 * moved:
             return True
@@ -336,7 +351,7 @@ class Judge:
         # A sum that the network itself rounds to bfloat16 is rounded anew by what is added to it,
         # and a number halfway between two is rounded the other way by the last bit of another.
         bfloat16 = max(
-            change(after, evaluate(self.net, nudged(state, 2e-3, seed), x)) for seed in range(4)
+            change(after, place.after(self.net, nudged(state, 2e-3, seed))) for seed in range(4)
         )
         return 3 * bfloat16 > moved
 

@@ -113,7 +113,7 @@ def _at_home(case: Case, found: Any) -> list[str]:
 def _rests(judge: Judge, place: Place, name: str) -> bool:
     """Whether other values of a weight change nothing at one place."""
     state = replacing(name)(place.state, random.Random(0))
-    return change(place.outputs, evaluate(judge.net, state, place.x)) <= judge.tolerance
+    return change(place.outputs, place.after(judge.net, state)) <= judge.tolerance
 
 
 def missed(

@@ -81,6 +81,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tensors outside the model that it has written into."""
         return [t for t, _ in self._before if key_of(t) not in self._own]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:

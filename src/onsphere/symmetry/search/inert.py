@@ -7,7 +7,7 @@ anything.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -59,7 +59,7 @@ Slab = tuple[str, int, Sequence[tuple[int, int]]]
 
 
 def are_inert(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Sequence[Point] = ()
+    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Iterable[Point] = ()
 ) -> list[str]:
     """Return the weights that can be replaced by something else without changing any output.
 
@@ -74,7 +74,7 @@ def are_inert(
 
 
 def are_inert_parts(
-    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Sequence[Point] = ()
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Iterable[Point] = ()
 ) -> list[float | None]:
     """Replace parts of weights by something else; return how much the output changed.
 
@@ -149,8 +149,8 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
                 share = 0.0 if g is None else float(g.norm()) * sizes[i] / (row.output or 1.0)
                 if g is not None and h is not None and share > _VANISHING:
                     rows[i].append((bool((g - h).norm() <= 0.1 * g.norm()), share))
-        for i, seen in enumerate(rows):
-            if seen and all(agrees for agrees, _ in seen):
+        for i, seen in enumerate(rows):  # 0 for one combination only is rounding
+            if seen and len(seen) == len(here) and all(agrees for agrees, _ in seen):
                 agreeing[i] += 1
                 clear[i] |= min(share for _, share in seen) > _CLEAR
     return [a or n > 1 for a, n in zip(clear, agreeing, strict=True)]

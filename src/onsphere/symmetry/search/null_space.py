@@ -19,13 +19,12 @@ from onsphere.symmetry.exact.linear_forms import Constraints, in_span, sparse_ba
 from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import (
-    RadialDerivatives,
     RadialRows,
     join,
     radial_rows,
 )
 
-SEARCH_SECONDS = 20.0
+SEARCH_SECONDS = 8.0
 """How long the search may take; a larger model's symmetries are those that the units give."""
 SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
@@ -40,7 +39,7 @@ _IDLE_POINTS = 12
 def completed(
     probe: Probe,
     claims: Sequence[dict[str, Fraction]],
-    evidence: RadialDerivatives,
+    seconds: float,
     draw: Callable[[int], Point],
     unreached: Collection[str] = (),
 ) -> tuple[list[dict[str, Fraction]], bool]:
@@ -49,7 +48,7 @@ def completed(
     Args:
         probe: the model.
         claims: the symmetries that the units gave.
-        evidence: what was gathered, for the time that one row takes.
+        seconds: how long one row takes.
         draw: makes the n-th random point.
         unreached: weights that no input reaches, which is said of the audit as a whole.
 
@@ -57,7 +56,7 @@ def completed(
         A basis of known and new symmetries of the parameters, and whether the search was made.
     """
     count = len(probe.names) - len(claims) + _SPARE_ROWS
-    if evidence.seconds * count > SEARCH_SECONDS:
+    if seconds * count > SEARCH_SECONDS:
         return list(claims), False
     start, found = time.thread_time(), None
     rows: list[RadialRows] = []

@@ -7,7 +7,7 @@ input reached is called neither inert nor anything else.
 """
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
@@ -136,7 +136,7 @@ def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
     points: Sequence[Point],
-    further: Sequence[Point],
+    further: Iterable[Point],
     others: Sequence[Call],
 ) -> WithoutEffect:
     """Find weights without effect, and weights of which no input shows whether they have one.

@@ -25,7 +25,9 @@ from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
     on_another_model,
+    on_doubtful,
     on_gradients,
+    on_hidden,
     on_moving,
     on_reads,
     on_unreached,
@@ -48,7 +50,7 @@ from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.report import Audit
 from onsphere.symmetry.result import Inputs
 from onsphere.symmetry.search.granularity import described, finest_divisions
-from onsphere.symmetry.search.null_space import SEARCH_SECONDS, completed, extended
+from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
 from onsphere.symmetry.search.reach import followed, unreached, without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
@@ -236,7 +238,7 @@ def _with_gradients(
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
-    more, complete = _further(probe, claims, certificates, evidence, unsaid)
+    more, search = _further(probe, claims, certificates, evidence, unsaid)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
@@ -253,8 +255,13 @@ def _with_gradients(
         shifts.certified(probe, alive, Points(chain(random, *(_SHIFTS * [further])))),
         find_parts(probe, [n for n in alive if n not in alone], points[:2], further, evidence),
         silent,
-        [*on_reads(traced), *on_moving(traced)],
-        complete=complete,
+        [
+            *on_reads(traced),
+            *on_moving(traced),
+            *on_doubtful({*effects.doubtful, *effects.through_eps}),
+            *([on_hidden()] if search.hidden else []),
+        ],
+        complete=search.complete,
     )
 
 
@@ -293,8 +300,8 @@ def _further(
     certificates: Sequence[Certificate],
     evidence: RadialDerivatives,
     unsaid: set[str],
-) -> tuple[list[dict[str, Fraction]], bool]:
-    """Return symmetries that units cannot see, and whether the numbers were searched for them."""
+) -> tuple[list[dict[str, Fraction]], Completed]:
+    """Return symmetries that units cannot see, and how the search for them went."""
     tangent = [v for v, c in zip(claims, certificates, strict=True) if c.tangent]
     step = probe.others.turns if probe.others.share < _MUCH_LESS else 1  # small inputs only
 
@@ -302,13 +309,13 @@ def _further(
         return _random_points(probe, 1, turn=step * n)[0]
 
     seconds = evidence.seconds * (probe.others.share if step > 1 else 1.0)
-    found, complete = completed(probe, tangent, seconds, draw, unsaid)
+    search = completed(probe, tangent, seconds, draw, unsaid)
     # A scale that is detached hides from gradients which weights act alone.
     detached = len(tangent) < len(claims) and seconds * len(probe.names) < SEARCH_SECONDS
     alone = probe.names if detached else read_weights(probe.traced)
     alone = [n for n in alone if n in probe.traced.parameters]
-    candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
-    return extended(probe, claims, candidates)[len(claims) :], complete
+    candidates = [*search.found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
+    return extended(probe, claims, candidates)[len(claims) :], search
 
 
 def _sparse(claims: Sequence[Exponents], traced: Trace) -> list[dict[str, Fraction]]:

@@ -265,6 +265,16 @@ def test_canonicalize_keeps_the_function_the_names_and_the_metadata(command, tmp
     torch.testing.assert_close(after["3.weight"].norm(), after["5.weight"].norm())
     old, new = (run_of(tmp_path / f"{n}.safetensors", x) for n in "ab")
     torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    old, new = (run_of(tmp_path / f"{n}.safetensors", x, train=True) for n in "ab")
+    torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    assert done["modes"] == ["train", "eval"]
+
+
+def test_canonicalize_says_in_which_modes_the_output_stayed(command, tmp_path):
+    uneven(tmp_path)
+    assert command(*CANONICALIZE)[1].endswith("the output stayed in train and in eval mode\n")
+    alone = command(*CANONICALIZE, "--force", "--modes", "audited", "--eval")[1]
+    assert alone.endswith("the output stayed in eval mode\n")
 
 
 def test_canonicalize_to_unit_vectors(command, tmp_path):

@@ -20,8 +20,9 @@ _EXAMPLES = """examples:
   onsphere canonicalize in.safetensors out.safetensors --model net.py:build --radius unit
 
 Traded scales are balanced at the least total norm; weights on spheres get the length asked for.
-The output of the model on the given inputs is compared before anything is written, and the file is
-there whole or not at all. Names, dtypes and metadata of the input file are kept.
+The output of the model on the given inputs is compared before anything is written, in training and
+in evaluation mode, and the file is there whole or not at all. Names, dtypes and metadata of the
+input file are kept.
 """
 
 
@@ -46,6 +47,11 @@ def add(commands: "Commands") -> None:
     parser.add_argument(
         "--tolerance", type=float, metavar="X",
         help="largest relative change of the output to accept (default: rounding)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--modes", choices=["both", "audited"], default="both",
+        help="where the output must stay: in training and in evaluation mode (default), or in the "
+        "audited mode alone, for a network that is never used in the other",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -73,18 +79,23 @@ def _run(options: argparse.Namespace) -> None:
         )
         stage("balancing, and comparing the outputs")
         canonicalize(
-            target.model, found, radius=options.radius, tolerance=options.tolerance, inplace=True
-        )
+            target.model, found, radius=options.radius, modes=options.modes,
+            tolerance=options.tolerance, inplace=True,
+        )  # fmt: skip
         stage(f"writing {options.result}")
         names = checkpoint.matched(target.model, source)
         checkpoint.write(source, target.model, names, options.result)
-    _say(options, len(source.tensors), before, _norm(target.model))
+    modes = ["train", "eval"] if options.modes == "both" else [found.mode]
+    _say(options, len(source.tensors), modes, before, _norm(target.model))
 
 
-def _say(options: argparse.Namespace, tensors: int, before: float, after: float) -> None:
+def _say(
+    options: argparse.Namespace, tensors: int, modes: list[str], before: float, after: float
+) -> None:
     done: dict[str, Any] = {
         "output": str(options.result),
         "tensors": tensors,
+        "modes": modes,
         "norm_before": before,
         "norm_after": after,
     }
@@ -93,7 +104,7 @@ def _say(options: argparse.Namespace, tensors: int, before: float, after: float)
         return
     print(
         f"{options.result}: {tensors} tensors; the norm of all weights went from {before:.6g} to "
-        f"{after:.6g}, and the output stayed"
+        f"{after:.6g}, and the output stayed in {' and in '.join(modes)} mode"
     )
 
 

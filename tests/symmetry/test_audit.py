@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import onsphere as osp
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import Audit, ModelError, audit
 from onsphere.symmetry.exact.trace import trace
@@ -70,6 +71,17 @@ def test_param_groups_hold_every_parameter_once(mixed: Audit) -> None:
     groups = mixed.param_groups(net, weight_decay=0.1)
     assert sorted(n for g in groups for n in g["names"]) == sorted(dict(net.named_parameters()))
     assert [g["names"] for g in groups if g["sphere"] is not None] == [["0.weight"]]
+
+
+def test_the_decay_of_the_optimizer_holds_where_groups_were_told_none(mixed: Audit) -> None:
+    net = mixed_network()
+    for groups in (mixed.param_groups(net), mixed.param_groups(net, weight_decay=5e-4)):
+        optimizer = osp.optim.SphereSGD(groups, lr=0.1, weight_decay=5e-4)
+        for group in optimizer.param_groups:
+            matrices = group["sphere"] is None and group["params"][0].ndim > 1
+            assert group["weight_decay"] == (5e-4 if matrices else 0.0), group["names"]
+    vectors = mixed.param_groups(net, weight_decay=5e-4, decay_vectors=True)
+    assert [g["weight_decay"] for g in vectors] == [0.0, 5e-4]
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -140,14 +140,21 @@ class Audit(AuditResult):
         }
 
     def param_groups(
-        self, model: nn.Module, *, weight_decay: float = 0.0, embeddings: bool = False
+        self,
+        model: nn.Module,
+        *,
+        weight_decay: float | None = None,
+        decay_vectors: bool = False,
+        embeddings: bool = False,
     ) -> list[dict[str, Any]]:
         """Return groups ready for an optimizer: spheres, the rest with and without decay.
 
         Args:
             model: the audited model, or one with the same parameters.
-            weight_decay: decay of matrices that are not on spheres; vectors (gains, biases) and
-                weights on spheres get none.
+            weight_decay: decay of matrices that are not on spheres. Without, their groups do not
+                name one, so that the optimizer's own holds.
+            decay_vectors: decay vectors (gains, biases) as well; they get none otherwise.
+                Weights on spheres never get any.
             embeddings: put embedding tables and the head on spheres too, where they are.
 
         Returns:
@@ -156,6 +163,14 @@ class Audit(AuditResult):
 
         Raises:
             ValueError: the model lacks a parameter of this audit.
+
+        Example:
+            >>> import onsphere as osp
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+            >>> groups = osp.audit(net, torch.ones(2, 3)).param_groups(net)
+            >>> optimizer = osp.optim.SphereSGD(groups, lr=0.1, weight_decay=5e-4)
+            >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][0]
+            (['0.weight', '2.weight'], 0.0005)
         """
         spheres = self.spheres_of(model, embeddings=embeddings)
         groups: dict[Any, dict[str, Any]] = {}
@@ -163,14 +178,14 @@ class Audit(AuditResult):
             if not p.requires_grad:
                 continue
             sphere = spheres.get(p)
-            decay = weight_decay if sphere is None and p.ndim > 1 else 0.0
+            decays = sphere is None and (decay_vectors or p.ndim > 1)
+            decay = weight_decay if decays else 0.0
             group = groups.setdefault(
-                (sphere, decay),
-                {"params": [], "names": [], "sphere": sphere, "weight_decay": decay},
+                (sphere, decays), {"params": [], "names": [], "sphere": sphere} | _option(decay)
             )
             group["params"].append(p)
             group["names"].append(name)
-        return sorted(groups.values(), key=lambda g: (g["sphere"] is None, -g["weight_decay"]))
+        return [groups[key] for key in sorted(groups, key=lambda k: (k[0] is None, not k[1]))]
 
     def weight_reports(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -191,3 +206,8 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
+
+
+def _option(decay: float | None) -> dict[str, float]:
+    """Return the weight decay of a group; nothing where the optimizer's own shall hold."""
+    return {} if decay is None else {"weight_decay": decay}

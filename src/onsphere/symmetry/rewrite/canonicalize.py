@@ -282,8 +282,8 @@ def _balanced(
     claims = audit.exact_symmetries if exact else audit.scale_symmetries
     claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
     passengers = _passengers(audit, asked.traced, claims)
-    symmetries = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
-    symmetries = shared(symmetries, asked.demands(own, exact))
+    moving = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    symmetries = shared(moving, asked.demands(own, exact))
     names = sorted({n for v in symmetries for n in v})
     scales = least_norm(
         symmetries,

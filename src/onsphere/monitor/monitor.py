@@ -20,6 +20,7 @@ from onsphere.monitor.layer_statistics import Limits
 from onsphere.monitor.layers import MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
+from onsphere.optim.updates.types import rate_of
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Monitor:
         groups = [optimizer.param_groups[layer.group] for layer in self._layers]
         parcel = None
         if self.step % self._run.every == 0:
-            parcel = self._sampler.after([group["lr"] for group in groups])
+            parcel = self._sampler.after([rate_of(group) for group in groups])
         if parcel is not None:
             settings: list[Mapping[str, Any]] = [
                 {k: v for k, v in g.items() if k != "params"} for g in groups
@@ -336,7 +337,7 @@ def _peak(sample: Sample, row: int) -> float:
 
 def _rate(parcel: Parcel, number: int, group: Mapping[str, Any]) -> float:
     held = parcel.rates.get(number)
-    return float(group["lr"]) if held is None else float(held.double().numpy())
+    return float(rate_of(group)) if held is None else float(held.double().numpy())
 
 
 def _has_gradients(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

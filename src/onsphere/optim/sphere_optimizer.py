@@ -42,7 +42,7 @@ from onsphere.optim.updates.geodesic import (
 )
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Group, Part
+from onsphere.optim.updates.types import Family, Group, Part, rate_of
 
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
@@ -381,10 +381,11 @@ class SphereOptimizer(Optimizer):
             return
         if isinstance(group["lr"], Tensor) and capturable(group):
             return  # its value is not waited for
-        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
+        rate = rate_of(group)
+        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, rate)), None)
         if lost is not None:
             self._told_of_rounding = True
-            warn_of_rounding(lost, group["lr"], "master_weights=True", stacklevel=5)
+            warn_of_rounding(lost, rate, "master_weights=True", stacklevel=5)
 
     def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
@@ -448,7 +449,7 @@ def _reference(members: list[Tensor], group: Group) -> float:
 def _options_of(group: Group) -> StepOptions:
     sphere, recorded = group["sphere"], capturable(group)
     return StepOptions(
-        group["lr"] if recorded else float(group["lr"]),
+        rate_of(group) if recorded else float(rate_of(group)),
         group["lr_mode"],
         group["retraction"],
         sphere.radius,

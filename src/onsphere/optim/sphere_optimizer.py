@@ -24,6 +24,7 @@ from onsphere.optim.checks.notices import (
     warn_of_decay,
     warn_of_rounding,
     warn_of_skips,
+    without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
 from onsphere.optim.distributed import placement, sharded_step
@@ -70,6 +71,8 @@ class SphereOptimizer(Optimizer):
     _steps_unlooked = 0
     # What is to be said of spheres that let nothing move, at the next step.
     _immovable = ""
+    # Whether a group said of spheres that it has one, or (as an audit does) that it has none.
+    _told_of_spheres = False
     _told_of_rounding = False
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.distributed.placement`).
     _sharded = False
@@ -146,6 +149,7 @@ class SphereOptimizer(Optimizer):
                 "capturable=False: its step asks the device for numbers. Give capturable=True"
             )
         self._immovable = say_once(self._immovable, stacklevel=4)
+        self._warn_of_no_sphere()
         again = [self._again(group) for group in self.param_groups]
         dense = [ready is not None for ready in again]
         check_gradients(type(self).__name__, self.param_groups, dense, sharded=self._sharded)
@@ -260,6 +264,7 @@ class SphereOptimizer(Optimizer):
         """
         self._check_settings({**self.defaults, **param_group})
         asked = param_group.get("weight_decay", 0) != 0
+        self._told_of_spheres = self._told_of_spheres or "sphere" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -375,6 +380,15 @@ class SphereOptimizer(Optimizer):
             )
             for members, at in zip(sets, places, strict=True)
         ]
+
+    def _warn_of_no_sphere(self) -> None:
+        if self._told_of_spheres:
+            return
+        self._told_of_spheres = True
+        if not any(group["sphere"] is not None for group in self.param_groups):
+            name = type(self).__name__
+            words = without_sphere(name, f"torch.optim.{name.removeprefix('Sphere')}")
+            say_once(words, stacklevel=5)
 
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
         if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:

@@ -46,7 +46,7 @@ from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.report import Audit
-from onsphere.symmetry.result import Inputs
+from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
@@ -124,7 +124,7 @@ def audit(
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
-    return replace(found, inputs=Inputs(args, kwargs, output))
+    return replace(found, inputs=Inputs(args, kwargs, output, ModelReference(model)))
 
 
 @dataclass(frozen=True)

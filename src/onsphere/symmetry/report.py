@@ -1,6 +1,7 @@
 """What an audit found, in one frozen object that prints, saves and feeds an optimizer."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,19 +126,42 @@ class Audit(AuditResult):
             embeddings: put embedding tables and the head on spheres too, where they are.
 
         Returns:
-            Parameter -> the product of spheres it lives on; radii are the present norms.
+            Parameter -> the product of spheres it lives on; radii are the present norms. Where
+            there is none, a warning says what was found instead.
 
         Raises:
             ValueError: the model lacks a parameter of this audit.
         """
+        return self._spheres_of(model, embeddings=embeddings)
+
+    def _spheres_of(
+        self, model: nn.Module, *, embeddings: bool
+    ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
         on_spheres = self.own_spheres()
         skipped = (
             set() if embeddings or not on_spheres else embeddings_and_heads(model, self.inputs)
         )
+        if on_spheres.keys() <= skipped:
+            warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
         return {
             owned[n]: geometry.Sphere(s.axes) for n, s in on_spheres.items() if n not in skipped
         }
+
+    def spheres_of_audited(self) -> dict[nn.Parameter, geometry.Sphere]:
+        """Return :meth:`spheres_of` of the very model that was audited.
+
+        Raises:
+            ValueError: this audit does not hold it any more: it was read from a file, or the model
+                is gone.
+        """
+        model = None if self.inputs is None else self.inputs.model()
+        if model is None:
+            raise ValueError(
+                "this audit does not know its model any more (it was read from a file, or the "
+                "model is gone); give audit.spheres_of(model)"
+            )
+        return self._spheres_of(model, embeddings=False)
 
     def param_groups(
         self,
@@ -159,7 +183,8 @@ class Audit(AuditResult):
 
         Returns:
             One group per kind of sphere with ``"sphere"`` set, then at most two without; every
-            trainable parameter is in exactly one.
+            trainable parameter is in exactly one. Where no weight is on a sphere, a warning says
+            what was found instead.
 
         Raises:
             ValueError: the model lacks a parameter of this audit.
@@ -172,7 +197,7 @@ class Audit(AuditResult):
             >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][0]
             (['0.weight', '2.weight'], 0.0005)
         """
-        spheres = self.spheres_of(model, embeddings=embeddings)
+        spheres = self._spheres_of(model, embeddings=embeddings)
         groups: dict[Any, dict[str, Any]] = {}
         for name, p in self.parameters_of(model).items():
             if not p.requires_grad:

@@ -1,5 +1,7 @@
 """What to do with a model's weights, in plain words."""
 
+from collections.abc import Iterable
+
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
@@ -69,6 +71,33 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
         "weight decay on them is a schedule of their learning rate."
     ]
+
+
+def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
+    """Say why no weight goes to a sphere of its own, what was found instead, and what can be done.
+
+    Args:
+        audit: of a model without spheres, or with some that were left out.
+        skipped: embeddings and heads, which are left out unless asked for.
+    """
+    left_out = sorted({*audit.own_spheres()} & {*skipped})
+    if left_out:
+        return (
+            f"of {audit.model} only embeddings or heads are on spheres of their own "
+            f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
+        )
+    found = [
+        f"{_weights(len(_of(audit, Kind.SHARED)))} on joint spheres (scaled all at once, and only "
+        "together, they change nothing)",
+        f"{_weights(len(_of(audit, Kind.TRADED)))} in trades",
+    ]
+    return (
+        f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode; there are "
+        f"{' and '.join(found)}. So no group gets a sphere, and an optimizer on spheres is its "
+        "base optimizer here; a Monitor watches all matrices instead. To hold the length of a "
+        "weight all the same, name it by hand: "
+        "{'params': [weight], 'sphere': onsphere.geometry.Sphere()}"
+    )
 
 
 def _nothing_shown(audit: AuditResult) -> bool:

@@ -176,3 +176,10 @@ def test_five_thousand_random_networks() -> None:
     print("\n".join(reports))
     assert false == 0
     assert missed == 0, reports
+
+
+def test_a_batch_with_more_than_forward_takes_is_one_line() -> None:
+    net, x = nn.Linear(3, 2), torch.ones(2, 3)
+    assert audit(net, {"input": x}).parameters.keys() == {"weight", "bias"}
+    with pytest.raises(ModelError, match="forward of Linear takes input, and not labels, which"):
+        audit(net, {"input": x, "labels": torch.ones(2)})

@@ -250,3 +250,12 @@ def test_a_frame_says_what_is_not_installed(monkeypatch, deep):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install \"onsphere\[frame\]\""):
         deep.to_frame()
+
+
+def test_a_short_repr_and_one_for_notebooks() -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)), nn.LayerNorm(4))
+    found = audit(net, torch.ones(2, 4))
+    assert repr(found).startswith("<Audit of Sequential in training mode: 26 weights, ")
+    assert len(repr(found)) < 150
+    assert found._repr_html_().startswith("<pre>Sequential in training mode")
+    assert "a &gt; 0" in found._repr_html_()

@@ -83,8 +83,11 @@ def inputs_of(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword inputs as ``forward`` takes them.
 
-    A dictionary (a batch of a data loader) given as ``args`` goes in by keyword where ``forward``
-    takes all of its keys by name, and as the one positional input elsewhere.
+    A dictionary (a batch of a data loader, of a tokenizer) given as ``args`` goes in by keyword
+    where ``forward`` takes its keys by name, and as the one positional input where it takes none.
+
+    Raises:
+        ModelError: ``forward`` takes some of the keys and not the others.
     """
     named = dict(kwargs or {})
     if isinstance(args, Tensor):
@@ -101,8 +104,16 @@ def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
         return False
-    some = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return set(names) <= some or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    some = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [str(n) for n in names if n not in some]
+    if not unknown or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return True
+    if len(unknown) < len(names):
+        raise ModelError(
+            f"forward of {type(model).__name__} takes {', '.join(some)}, and not "
+            f"{', '.join(unknown)}, which the batch holds as well; leave that out"
+        )
+    return False
 
 
 def refuse_scripts(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onsphere.cli._parser import keyword
 from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
 from onsphere.errors import OnsphereError
@@ -32,15 +33,16 @@ def add(commands: "Commands") -> None:
         "canonicalize",
         help="rewrite a checkpoint: the same function from balanced weights",
         epilog=_EXAMPLES,
-        description="Rewrite a safetensors checkpoint so that the same function has balanced "
-        "weights.",
+        description="Rewrite a checkpoint so that the same function has balanced weights.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="a safetensors file")
-    parser.add_argument("result", type=Path, metavar="OUT", help="the safetensors file to write")
+    parser.add_argument("source", type=Path, metavar="IN", help="safetensors, .pt or .pth")
+    parser.add_argument(
+        "result", type=Path, metavar="OUT", help="the file to write, of any of these"
+    )
     add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
     parser.add_argument(
-        "--radius", choices=["initial", "unit", "fan_in"], default="initial",
+        "--radius", type=keyword, choices=["initial", "unit", "fan_in"], default="initial",
         help="length of weights on spheres: the one they have (default), 1, or the square root of "
         "the entries of a vector",
     )  # fmt: skip
@@ -49,7 +51,7 @@ def add(commands: "Commands") -> None:
         help="largest relative change of the output to accept (default: rounding)",
     )  # fmt: skip
     parser.add_argument(
-        "--modes", choices=["both", "audited"], default="both",
+        "--modes", type=keyword, choices=["both", "audited"], default="both",
         help="where the output must stay: in training and in evaluation mode (default), or in the "
         "audited mode alone, for a network that is never used in the other",
     )  # fmt: skip
@@ -114,8 +116,12 @@ def _norm(model: "nn.Module") -> float:
 
 
 def _check_files(source: Path, result: Path, force: bool) -> None:
+    from onsphere.models import checkpoint
+
     for path in (source, result):
-        if path.suffix != ".safetensors":
-            raise OnsphereError(f"{str(path)!r} must end in .safetensors: only such are rewritten")
+        if path.suffix not in checkpoint.SUFFIXES:
+            raise OnsphereError(
+                f"{str(path)!r} must end in one of {', '.join(checkpoint.SUFFIXES)}"
+            )
     if result.exists() and not force:
         raise OnsphereError(f"{str(result)!r} is there already; --force overwrites it")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from onsphere.cli._parser import keyword
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ def add(commands: "Commands") -> None:
         description="Run the claims of the paper on this machine, and write records and a report.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    study.add_argument("claims", nargs="*", metavar="CLAIM", help="which claims (default: all)")
+    study.add_argument(
+        "claims", nargs="*", type=keyword, metavar="CLAIM", help="which claims (default: all)"
+    )
     study.add_argument(
         "--data",
+        type=keyword,
         default="digits",
         metavar="NAME",
         help="digits, mnist, fashion-mnist or cifar10 (default: digits)",

@@ -5,6 +5,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -169,6 +170,12 @@ class Monitor:
         from onsphere.monitor.terminal import text
 
         return text(self.run)
+
+    def __repr__(self) -> str:
+        return f"<Monitor, next step {self.step}: {self.seen!r}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     @property
     def run(self) -> Run:

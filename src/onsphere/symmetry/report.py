@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,12 @@ class Audit(AuditResult):
 
     def __str__(self) -> str:
         return text.rendered(self)
+
+    def __repr__(self) -> str:
+        return f"<Audit of {text.headline(self)}; print() shows all>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def advice(self) -> list[str]:
         """Say in plain words what to do with this model, a sentence or two each."""

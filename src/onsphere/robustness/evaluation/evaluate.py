@@ -73,7 +73,8 @@ def evaluate(
         Accuracies with intervals, the fate of every example, and the checks.
 
     Raises:
-        EvaluationError: ``eps`` not positive, inputs outside the bounds, labels out of range,
+        EvaluationError: ``eps`` not positive or as wide as the box, inputs outside the bounds,
+            labels out of range,
             something that is no logits, logits that carry no gradient to an attack that needs one,
             an unknown attack, no examples, or a module whose outputs depend on the batch. What
             the model itself raises is not caught.
@@ -94,6 +95,11 @@ def evaluate(
     x, y = _gathered(batches, model)
     with _refusing():
         threat.check(x, y)
+    if eps >= threat.width(x):
+        raise EvaluationError(
+            f"eps={eps:g} reaches across the whole box between {bounds[0]:g} and {bounds[1]:g}, "
+            "where no classifier withstands; give it in the units of the data, as 8/255"
+        )
     y = y.long()
     refuse_batch_statistics(model, x)
     model, x = _in_full_precision(model, x)

@@ -14,6 +14,8 @@ from onsphere.symmetry.search.partial import Part
 
 WIDTH = 100
 
+MODES = {"train": "training", "eval": "evaluation"}
+
 _DECAYS = (
     ((Kind.SPHERE, Kind.SHARED), "sets learning rates and penalizes nothing, on"),
     ((Kind.TRADED,), "penalizes products of weights and balances them, on"),
@@ -21,12 +23,21 @@ _DECAYS = (
 )
 
 
+def headline(audit: AuditResult) -> str:
+    """Return in one line what an audit found."""
+    return (
+        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights, "
+        f"{len(audit.own_spheres())} on spheres of their own, {len(audit.rescalings)} "
+        f"rescaling symmetries, {len(audit.inert)} inert"
+    )
+
+
 def rendered(audit: AuditResult) -> str:
     """Return the audit as a table for a terminal: plain text, at most 100 columns."""
     entries = sum(size(s) for s in audit.parameters.values())
     parts = [
-        f"{audit.model} in {audit.mode} mode: {len(audit.parameters)} weights with {entries:,} "
-        f"entries, {len(audit.scale_symmetries)} scale symmetries"
+        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights with "
+        f"{entries:,} entries, {len(audit.scale_symmetries)} scale symmetries"
         + (f"\n({audit.note})" if audit.note else ""),
         *_section("ON A SPHERE: the length does nothing, only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),

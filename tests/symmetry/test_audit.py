@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import onsphere as osp
 from onsphere.geometry import VectorAxes
@@ -183,3 +184,31 @@ def test_a_batch_with_more_than_forward_takes_is_one_line() -> None:
     assert audit(net, {"input": x}).parameters.keys() == {"weight", "bias"}
     with pytest.raises(ModelError, match="forward of Linear takes input, and not labels, which"):
         audit(net, {"input": x, "labels": torch.ones(2)})
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors are a prototype
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused_with_a_line(layout: torch.layout) -> None:
+    rows = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+    for given in (rows, {"input": rows}, (rows,)):
+        with pytest.raises(ModelError, match=r"an input is a nested tensor.*to_padded_tensor"):
+            audit(nn.Linear(3, 2), given)
+
+
+class Flex(nn.Module):
+    """Attention by compiled kernels, which the CPU has no gradient of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return flex_attention(h, h, h)
+
+
+@pytest.mark.filterwarnings("ignore")  # flex_attention wants to be compiled
+@pytest.mark.parametrize("train", [True, False])
+def test_flex_attention_is_refused_with_a_line(train: bool) -> None:
+    with pytest.raises(ModelError, match=r"calls flex_attention, .* scaled_dot_product_attention"):
+        audit(Flex().train(train), _normal(1, 2, 16, 8))

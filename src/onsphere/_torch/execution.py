@@ -87,8 +87,9 @@ def inputs_of(
     where ``forward`` takes its keys by name, and as the one positional input where it takes none.
 
     Raises:
-        ModelError: ``forward`` takes some of the keys and not the others.
+        ModelError: ``forward`` takes some of the keys and not the others; a nested tensor.
     """
+    _refuse_nested((args, kwargs))
     named = dict(kwargs or {})
     if isinstance(args, Tensor):
         return (args,), named
@@ -96,6 +97,15 @@ def inputs_of(
         batch = dict(args)
         return ((), {**batch, **named}) if _takes(model, batch) else ((args,), named)
     return tuple(args), named
+
+
+def _refuse_nested(inputs: Any) -> None:
+    """Raise where an input is a nested tensor, whose rows have lengths of their own."""
+    if any(isinstance(t, Tensor) and t.is_nested for t in _leaves(inputs)):
+        raise ModelError(
+            "an input is a nested tensor, of which no entry can be moved alone; give a padded one "
+            "(torch.nested.to_padded_tensor) with its mask, or a batch of equal lengths"
+        )
 
 
 def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
@@ -316,4 +326,10 @@ def call(
         except Exception as error:
             place = f" in module {where[0]!r}" if where[0] else ""
             first = (str(error) or repr(error)).splitlines()[0]
+            if "flex_attention" in first or "FlexAttention" in first:
+                raise ModelError(
+                    f"the model calls flex_attention{place}, whose kernels cannot be followed; "
+                    "give it with scaled_dot_product_attention in its place (in transformers: "
+                    "attn_implementation='sdpa'), which has the same symmetries"
+                ) from error
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

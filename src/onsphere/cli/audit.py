@@ -16,7 +16,7 @@ _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32
   onsphere audit train.py:build                      build() returns (model, inputs)
   onsphere audit llama/config.json                   7 billion weights, no memory, seconds
-  onsphere audit llama/config.json --shrink          two layers of it, with certificates
+  onsphere audit llama/config.json --shrink          two layers of it, with certificates, in minutes
   onsphere audit gpt2/ --html audit.html             its own weights, and a page
   onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
 
@@ -85,11 +85,12 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit
+    from onsphere.symmetry.audit import STAGES
 
     shape = None if options.input is None else parse_shape(options.input)
     if options.html is not None:
         check_writable(options.html)
-    with stages(options.json) as stage:
+    with stages(options.json, STAGES) as stage:
         stage(f"loading {options.target}")
         target = load(
             options.target, shape=shape, train=options.train, size=options.size,

@@ -65,10 +65,11 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit, canonicalize
+    from onsphere.symmetry.audit import STAGES
 
     shape = None if options.input is None else parse_shape(options.input)
     _check_files(options.source, options.result, options.force)
-    with stages(options.json) as stage:
+    with stages(options.json, STAGES) as stage:
         stage(f"loading {options.source}")
         source = checkpoint.read(options.source)
         target = load(

@@ -116,7 +116,7 @@ def test_it_prints_accuracies_checks_and_gains(command, checkpoint, tmp_path):
     assert (code, error) == (0, "printed by the user's own code\n")
     for part in (
         "Robust accuracy of 4 examples, linf, eps = 0.05", "no attack", "apgd-ce", "apgd-t",
-        "can it be trusted?", "What Sequential does to perturbations", "bookkeeping",
+        "can it be trusted?", "What Sequential does to perturbations", "scale-dependent",
         "Page: page.html",
     ):  # fmt: skip
         assert part in out

@@ -63,7 +63,7 @@ def test_json_round_trips(mixed: Audit, tmp_path: Path) -> None:
 
 def test_the_table_names_every_kind(mixed: Audit) -> None:
     text = str(mixed)
-    for words in ("ON A SPHERE", "ON ONE SPHERE TOGETHER", "TRADES", "SHIFTS", "INERT"):
+    for words in ("SCALE-INVARIANT,", "TOGETHER", "RESCALING", "SHIFT", "INERT"):
         assert words in text
 
 

@@ -26,7 +26,7 @@ TARGET is package.module:factory or path.py:factory, where calling the factory g
 module and its inputs (a tensor, a tuple, or a dict: a batch); or a config file or model directory
 of transformers. Nothing is downloaded, and no pickled code is run.
 
-A config is built at its full size without memory: exact, in seconds, but not certified on numbers
+A config is built at its full size on the meta device: exact, in seconds, but not certified on numbers
 and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with memory,
 which shows all of them. A model directory with safetensors of at most 200 million weights is
 audited with these weights.
@@ -50,7 +50,7 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     size.add_argument(
         "--full", action="store_const", dest="size", const="full",
-        help="of a config: the full size without memory, also where weights lie beside it",
+        help="of a config: the full size on the meta device, also where weights lie beside it",
     )  # fmt: skip
     add_checkpoint(parser)
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")

@@ -246,7 +246,7 @@ def _lines(planned: "Plan") -> Iterator[str]:
         yield from ("  " + line for line in code)
     notes = text.notes(planned)
     if notes:
-        yield from ("", "MIND")
+        yield from ("", "NOTES")
         yield from _items(notes, width)
 
 

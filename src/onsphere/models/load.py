@@ -69,7 +69,7 @@ def load(
         )
     if weights is not None:
         if any(p.is_meta for p in target.model.parameters()):
-            raise TargetError("a model without memory takes no weights: leave out --full")
+            raise TargetError("a model on the meta device takes no weights: leave out --full")
         checkpoint.load(target.model, checkpoint.read(weights))
         target = _with_dtype_of_model(replace(target, note=""))
     target.model.train(train)

@@ -266,7 +266,7 @@ def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> No
                 "audit this model again"
             )
         if own[name].is_meta:
-            raise CanonicalizeError("the model has no values: it was built without memory")
+            raise CanonicalizeError("the model has no values: it is on the meta device")
         if not bool(own[name].detach().isfinite().all()):
             raise CanonicalizeError(f"parameter {name!r} holds NaN or infinity")
 

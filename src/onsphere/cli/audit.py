@@ -26,10 +26,10 @@ TARGET is package.module:factory or path.py:factory, where calling the factory g
 module and its inputs (a tensor, a tuple, or a dict: a batch); or a config file or model directory
 of transformers. Nothing is downloaded, and no pickled code is run.
 
-A config is built at its full size on the meta device: exact, in seconds, but not certified on numbers
-and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with memory,
-which shows all of them. A model directory with safetensors of at most 200 million weights is
-audited with these weights.
+A config is built at its full size on the meta device: exact, in seconds, but not certified on
+numbers and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with
+memory, which shows all of them, in minutes where they are wide. A model directory with safetensors
+of at most 200 million weights is audited with these weights.
 """
 
 

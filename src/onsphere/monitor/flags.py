@@ -198,9 +198,9 @@ def _collapse(seen: History, limits: Thresholds) -> Iterator[str]:
     fall, meant = best / now, max(1.0, lrs[0] / lrs[1])
     if fall >= limits.collapse * meant:
         yield (
-            f"the effective learning rate has fallen {fall:.0f} times since step {seen.peak.step}, and the "
-            f"learning rate only {meant:.3g} times: the norm has grown instead. Use weight decay, "
-            "or a sphere optimizer"
+            f"the effective learning rate has fallen {fall:.0f} times since step "
+            f"{seen.peak.step}, and the learning rate only {meant:.3g} times: the norm has "
+            "grown instead. Use weight decay, or a sphere optimizer"
         )
 
 

@@ -146,7 +146,14 @@ def _layers(run: Run) -> Section:
     ]
     columns = (
         *("layer", "vectors", "entries of one", "norm", "expected norm", "rotation"),
-        *("expected rotation", "effective learning rate", "radial", "law", "settles at", "half-life"),
+        *(
+            "expected rotation",
+            "effective learning rate",
+            "radial",
+            "law",
+            "settles at",
+            "half-life",
+        ),
     )
     return Section(
         name="layers",

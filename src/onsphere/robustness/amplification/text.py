@@ -40,7 +40,9 @@ def gain_table(found: "Amplification") -> Table:
         f"What {found.model} does to perturbations: medians of {found.examples} examples",
         titles,
         [_row(layer) for layer in found.layers],
-        "~ moves under a rescaling that keeps the function: scale-dependent" if found.control else "",
+        "~ moves under a rescaling that keeps the function: scale-dependent"
+        if found.control
+        else "",
     )
 
 

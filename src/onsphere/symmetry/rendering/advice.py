@@ -21,7 +21,7 @@ KINDS = {
 _WEIGHT = {
     Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
-    Kind.TRADED: "decay it like the other weights of its rescaling symmetry, so that they stay balanced",
+    Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
     Kind.INERT: "remove or freeze it",
     Kind.UNREACHED: "audit on inputs that reach it",
@@ -63,13 +63,13 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         return []
     if not count:
         return [
-            "No weight is scale-invariant on its own: fixing the norm of one loses nothing only if a "
-            "weight that shares a rescaling symmetry with it stays free."
+            "No weight is scale-invariant on its own: fixing the norm of one loses nothing only if "
+            "a weight that shares a rescaling symmetry with it stays free."
         ]
     return [
-        f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere optimizer "
-        "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
-        "weight decay on them is a schedule of their learning rate."
+        f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
+        "optimizer (embeddings and heads stay off spheres unless you ask). With an ordinary "
+        "optimizer, weight decay on them is a schedule of their learning rate."
     ]
 
 
@@ -115,8 +115,8 @@ def _on_shared(audit: AuditResult) -> list[str]:
 def _on_traded(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.TRADED))
     return [] if not count else [
-        f"{_weights_are(count)} in rescaling symmetries: weight decay penalizes their products and balances them; "
-        "canonicalize() balances them at once, with the same function."
+        f"{_weights_are(count)} in rescaling symmetries: weight decay penalizes their products and "
+        "balances them; canonicalize() balances them at once, with the same function."
     ]  # fmt: skip
 
 

@@ -43,7 +43,8 @@ def rendered(audit: AuditResult) -> str:
                   len(audit.own_spheres()), sphere_lines(audit)),
         *_section("PARTLY SCALE-INVARIANT: each part can be scaled alone", _count(audit, "sphere"),
                   part_lines(audit, "sphere")),
-        *_section("SCALE-INVARIANT TOGETHER, on a joint sphere: scaling all of these at once changes nothing",
+        *_section("SCALE-INVARIANT TOGETHER, on a joint sphere: "
+                  "scaling all of these at once changes nothing",
                   len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
         *_section("RESCALING SYMMETRIES: for any a > 0 this changes nothing",
                   len(audit.rescalings), trade_lines(audit)),

@@ -61,7 +61,8 @@ def document(audit: AuditResult) -> Document:
     return Document(
         title=f"Audit of {audit.model}",
         summary=(
-            f"{len(audit.parameters)} weights with {entries:,} entries in {audit.mode} mode: "
+            f"{len(audit.parameters)} weights with {entries:,} entries in "
+            f"{text.MODES[audit.mode]} mode: "
             f"{len(audit.scale_symmetries)} independent ways to rescale them change nothing."
             + (f" Audited: {audit.note}." if audit.note else "")
         ),

@@ -101,7 +101,7 @@ def test_no_line_is_broken_inside_a_factor(deep):
 
 def test_advice_names_what_matters(deep):
     said = " ".join(deep.advice())
-    assert "64 weights on spheres" in said
+    assert "64 weights are scale-invariant" in said
     assert "1 weight cannot affect the output and can be removed: bias" in said
     assert "eps takes part in 1 of 129 symmetries" in said
     assert "50%" in said
@@ -176,7 +176,8 @@ def test_param_groups_leave_embeddings_out_unless_asked():
                         nn.Linear(4, 2))  # fmt: skip
     found = audit(net, torch.arange(9))
     assert list(found.own_spheres()) == ["0.weight"]
-    assert [g["sphere"] for g in found.param_groups(net)] == [None]
+    with pytest.warns(UserWarning, match="embeddings=True"):
+        assert [g["sphere"] for g in found.param_groups(net)] == [None]
     spheres = [g["sphere"] for g in found.param_groups(net, embeddings=True)]
     assert [s is None for s in spheres] == [False, True]
 

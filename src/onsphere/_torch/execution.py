@@ -332,4 +332,6 @@ def call(
                     "give it with scaled_dot_product_attention in its place (in transformers: "
                     "attn_implementation='sdpa'), which has the same symmetries"
                 ) from error
+            if "more than 1 value per channel when training" in first:
+                first += "; give more than one example, or ask about evaluation mode"
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

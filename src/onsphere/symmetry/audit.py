@@ -48,7 +48,7 @@ from onsphere.symmetry.numeric.probe import NoGradients, Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.report import Audit
-from onsphere.symmetry.result import Inputs
+from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
@@ -57,6 +57,12 @@ from onsphere.symmetry.search.shift import Shift, ShiftSearch
 
 __all__ = ["Audit", "Inputs", "audit"]
 
+STAGES = (
+    "following the operations", "comparing the run in float64 with the model",
+    "measuring gradients", "looking for weights without effect", "certifying on numbers",
+    "looking for symmetries that units cannot see", "looking for finer spheres and shifts",
+)  # fmt: skip
+"""What is told of the progress of an audit, in its order."""
 COTANGENTS = 3
 """Random combinations of the outputs per point."""
 _SIZES = (1.0, 0.4, 2.5)
@@ -86,7 +92,7 @@ def audit(
     *,
     output: OutputPicker | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: bool | Callable[[str], None] | None = None,
 ) -> Audit:
     r"""Find every scale symmetry of a model, exactly, and certify each on numbers.
 
@@ -101,7 +107,8 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
-        progress: told what is being done, stage by stage.
+        progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
+            a function to be told what is being done, stage by stage.
 
     Returns:
         The audit. A model on the meta device is analysed without certificates.
@@ -118,17 +125,18 @@ def audit(
         ['0.bias']
     """
     args, kwargs = inputs_of(model, args, kwargs)
-    say = progress or (lambda _: None)
+    from onsphere.report.progress import staged
+
     _check_numbers(model)
-    say("following the operations")
-    with plain_execution():
+    with staged(progress, STAGES) as say, plain_execution():
+        say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
             found = _concluded(model, traced, _Findings([dict(v) for v in traced.basis]))
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
-    return replace(found, inputs=Inputs(args, kwargs, output))
+    return replace(found, inputs=Inputs(args, kwargs, output, ModelReference(model)))
 
 
 @dataclass(frozen=True)

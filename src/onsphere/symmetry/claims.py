@@ -17,16 +17,16 @@ class Kind(StrEnum):
 
     INERT = "inert"
     UNREACHED = "unreached"
-    SPHERE = "sphere"
-    SHARED = "shared"
-    TRADED = "traded"
-    FIXED = "fixed"
+    SPHERE = "scale-invariant"
+    SHARED = "scale-invariant together"
+    TRADED = "rescaling"
+    FIXED = "scale-dependent"
 
 
 EFFECT_OF_DECAY = {
     Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
-    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
+    Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
     Kind.FIXED: "a real penalty: the scale is part of the function",
     Kind.INERT: "nothing: the weight has no effect",
     Kind.UNREACHED: "unknown: this input did not reach the weight",

@@ -192,7 +192,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
         return ModelError(
             f"what {place} computes depends on the values of a tensor ({operation}), and "
-            "this model has none: it was built without memory. Give inputs with values if it is "
+            "this model has none: it is on the meta device. Give inputs with values if it is "
             "they that decide, or else build the model with memory"
         )
 

@@ -43,7 +43,8 @@ def rescaled(
     all of them whole.
 
     Args:
-        model: the audited model, in the mode it was audited in.
+        model: the audited model, in the mode it was audited in; the copy is the same function in
+            that mode only, for measuring and not for training.
         audit: its audit.
         rescalings: follow the symmetries that make one weight larger and another smaller as well.
             Without, weights only move together with the statistics that normalize them.

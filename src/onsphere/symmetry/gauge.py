@@ -17,7 +17,7 @@ scales to log norms is derived here.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from textwrap import wrap
@@ -48,17 +48,30 @@ class FixedScales:
 
     def __str__(self) -> str:
         total = self.removed + self.left
+        holds = (
+            "weight is held at its norm"
+            if len(self.held) == 1
+            else "weights are held at their norms"
+        )
         lines = [
-            f"{len(self.held)} weights are held at their norms, which fixes {self.removed} of "
-            f"{total} scale symmetries: {', '.join(folded(list(self.held)))}"
+            f"{len(self.held)} {holds}, which fixes {len(self.held)} of {total} scale symmetries: "
+            + _listed(self.held)
         ]
-        if self.carriers:
-            lines.append(
-                f"{len(self.carriers)} carry the scales: {', '.join(folded(self.carriers))}"
-            )
         if self.frozen:
-            lines.append(f"{len(self.frozen)} do not train: {', '.join(folded(self.frozen))}")
+            does = "weight does" if len(self.frozen) == 1 else "weights do"
+            lines.append(
+                f"{len(self.frozen)} {does} not train and fix as many: {_listed(self.frozen)}"
+            )
+        if self.carriers:
+            carry = "weight carries" if len(self.carriers) == 1 else "weights carry"
+            lines.append(f"{len(self.carriers)} {carry} the scales: {_listed(self.carriers)}")
+        if self.left:
+            lines.append(f"{self.left} stay: only weights with a single entry fix them")
         return "\n".join(w for line in lines for w in wrap(line, 100, subsequent_indent="    "))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(folded(list(names)))
 
 
 def fixed_scales(

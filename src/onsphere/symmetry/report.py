@@ -6,21 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from onsphere import geometry
 from onsphere._utils.files import write_whole
+from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
 from onsphere.symmetry.embeddings import embeddings_and_heads
+from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering import advice, serialize, text
 from onsphere.symmetry.result import AuditResult
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Fix = Literal["maximal"]
+"""Which weights are put on spheres beside those with a sphere of their own."""
 
 
 @dataclass(frozen=True)
@@ -123,28 +128,60 @@ class Audit(AuditResult):
         except TypeError as error:
             raise serialize.ArchiveError(f"this is no audit: {error}") from error
 
+    def fixed_scales(self, model: nn.Module) -> FixedScales:
+        """Choose a largest set of weights whose norms can be held without losing a function.
+
+        Embeddings and heads are held only where no other weight fixes a scale; so are vectors,
+        before them. Printed, it says how many scale symmetries that fixes and who carries the rest.
+
+        Args:
+            model: the audited model, or one with the same parameters.
+
+        Raises:
+            ValueError: the model lacks a parameter of this audit.
+
+        Example:
+            >>> import onsphere as osp
+            >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> print(osp.audit(net, torch.ones(2, 3)).fixed_scales(net))
+            1 weight is held at its norm, which fixes 1 of 1 scale symmetries: 0.weight
+            2 weights carry the scales: 0.bias, 2.weight
+        """
+        frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
+        last = embeddings_and_heads(model, self.inputs)
+        return gauge.fixed_scales(self, frozen=frozen, last=last)
+
     def spheres_of(
-        self, model: nn.Module, *, embeddings: bool = False
+        self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
     ) -> dict[nn.Parameter, geometry.Sphere]:
         """Return the parameters on spheres of their own, as an optimizer takes them.
 
         Args:
             model: the audited model, or one with the same parameters.
             embeddings: put embedding tables and the head on spheres too, where they are.
+            fix: ``"maximal"``: the weights of :meth:`fixed_scales`, so that no scale symmetry is
+                left.
 
         Returns:
             Parameter -> the product of spheres it lives on; radii are the present norms. Where
             there is none, a warning says what was found instead.
 
         Raises:
-            ValueError: the model lacks a parameter of this audit.
+            ValueError: the model lacks a parameter of this audit, or an unknown ``fix``.
         """
-        return self._spheres_of(model, embeddings=embeddings)
+        return self._spheres_of(model, embeddings=embeddings, fix=fix)
 
     def _spheres_of(
-        self, model: nn.Module, *, embeddings: bool
+        self, model: nn.Module, *, embeddings: bool, fix: Fix | None = None
     ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
+        if fix not in (None, "maximal"):
+            raise ValueError(f'fix must be "maximal" or None, got {fix!r}')
+        if fix:
+            held = self.fixed_scales(model).held
+            if not held:
+                warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
+            return {owned[n]: geometry.Sphere(axes) for n, axes in held.items()}
         on_spheres = self.own_spheres()
         skipped = (
             set() if embeddings or not on_spheres else embeddings_and_heads(model, self.inputs)
@@ -177,6 +214,7 @@ class Audit(AuditResult):
         weight_decay: float | None = None,
         decay_vectors: bool = False,
         embeddings: bool = False,
+        fix: Fix | None = None,
     ) -> list[dict[str, Any]]:
         """Return groups ready for an optimizer: spheres, the rest with and without decay.
 
@@ -187,6 +225,8 @@ class Audit(AuditResult):
             decay_vectors: decay vectors (gains, biases) as well; they get none otherwise.
                 Weights on spheres never get any.
             embeddings: put embedding tables and the head on spheres too, where they are.
+            fix: ``"maximal"``: put a largest set of weights on spheres whose norms can be held
+                without losing a function (:meth:`fixed_scales`): of weights that trade scales, too.
 
         Returns:
             One group per kind of sphere with ``"sphere"`` set, then at most two without; every
@@ -204,7 +244,7 @@ class Audit(AuditResult):
             >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][0]
             (['0.weight', '2.weight'], 0.0005)
         """
-        spheres = self._spheres_of(model, embeddings=embeddings)
+        spheres = self._spheres_of(model, embeddings=embeddings, fix=fix)
         groups: dict[Any, dict[str, Any]] = {}
         for name, p in self.parameters_of(model).items():
             if not p.requires_grad:

@@ -64,7 +64,9 @@ def _on_spheres(audit: AuditResult) -> list[str]:
     if not count:
         return [
             "No weight is scale-invariant on its own: fixing the norm of one loses nothing only if "
-            "a weight that shares a rescaling symmetry with it stays free."
+            "a weight that shares a rescaling symmetry with it stays free. "
+            "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
+            "which loses nothing; audit.fixed_scales(model) says which."
         ]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
@@ -94,9 +96,9 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
     return (
         f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode; there are "
         f"{' and '.join(found)}. So no group gets a sphere, and an optimizer on spheres is its "
-        "base optimizer here; a Monitor watches all matrices instead. To hold the length of a "
-        "weight all the same, name it by hand: "
-        "{'params': [weight], 'sphere': onsphere.geometry.Sphere()}"
+        "base optimizer here; a Monitor watches all matrices instead. "
+        "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
+        "which loses no function"
     )
 
 

@@ -9,7 +9,7 @@ every rounding inside the model is the same as before.
 import copy
 from collections.abc import Mapping
 from fractions import Fraction
-from math import inf, lcm, log
+from math import inf, lcm, log2
 
 import torch
 from torch import Tensor, nn
@@ -117,14 +117,27 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
             raise RescaleError(f"the model has no parameter {name!r}")
         if not 0 < norm < inf or not bool(own[name].detach().any()):
             raise RescaleError(f"{name!r} shall get norm {norm}, and has {own[name].norm():g}")
-    wanted = [log(r / float(own[n].detach().double().norm())) for n, r in norms.items()]
-    rows = [[float(v.get(n, 0)) for v in audit.scale_symmetries] for n in norms]
-    a = torch.tensor(rows, dtype=torch.float64).reshape(len(norms), len(audit.scale_symmetries))
-    b = torch.tensor(wanted, dtype=torch.float64)
+    factors = {n: r / float(own[n].detach().double().norm()) for n, r in norms.items()}
+    return _moved_copy(model, octaves_of(audit, factors))
+
+
+def octaves_of(audit: Audit, factors: Mapping[str, float]) -> dict[str, float]:
+    """Return how many octaves every weight and buffer moves where some change by given factors.
+
+    Args:
+        audit: whose scale symmetries are followed.
+        factors: parameter -> by what it is multiplied.
+
+    Raises:
+        RescaleError: no combination of the symmetries does it.
+    """
+    rows = [[float(v.get(n, 0)) for v in audit.scale_symmetries] for n in factors]
+    a = torch.tensor(rows, dtype=torch.float64).reshape(len(factors), len(audit.scale_symmetries))
+    b = torch.tensor([log2(x) for x in factors.values()], dtype=torch.float64)
     steps = torch.linalg.pinv(a) @ b
     left = (a @ steps - b).abs()
-    if len(norms) and float(left.max()) > 1e-9 * max(1.0, float(b.abs().max())):
-        name = list(norms)[int(left.argmax())]
+    if factors and float(left.max()) > 1e-9 * max(1.0, float(b.abs().max())):
+        name = list(factors)[int(left.argmax())]
         raise RescaleError(
             f"no rescale of this model reaches these norms together (see {name!r}); those of "
             "audit.fixed_scales(model).held can be chosen freely"
@@ -132,8 +145,8 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
     moves: dict[str, float] = {}
     for symmetry, step in zip(audit.scale_symmetries, steps.tolist(), strict=True):
         for n, e in symmetry.items():
-            moves[n] = moves.get(n, 0.0) + step * float(e) / log(2)
-    return _moved_copy(model, moves)
+            moves[n] = moves.get(n, 0.0) + step * float(e)
+    return moves
 
 
 def _check_mode(model: nn.Module, audit: Audit) -> None:

@@ -177,9 +177,9 @@ def test_param_groups_leave_embeddings_out_unless_asked():
     found = audit(net, torch.arange(9))
     assert list(found.own_spheres()) == ["0.weight"]
     with pytest.warns(UserWarning, match="embeddings=True"):
-        assert [g["sphere"] for g in found.param_groups(net)] == [None]
+        assert [g["sphere"] for g in found.param_groups(net)] == [None, None]
     spheres = [g["sphere"] for g in found.param_groups(net, embeddings=True)]
-    assert [s is None for s in spheres] == [False, True]
+    assert [s is None for s in spheres] == [False, True, True]
 
 
 def test_the_page_says_it_all(deep, tmp_path):

@@ -1,7 +1,8 @@
 """The Triton kernels against pure PyTorch: in Triton's interpreter, and on a GPU if there is one.
 
 The interpreter is chosen when Triton is imported, so its tests run in a process of their own,
-which ``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``.
+which ``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``. The
+longest vectors take most of its time, and are marked ``slow``.
 """
 
 import importlib.util
@@ -50,11 +51,13 @@ def device(request):
         yield request.param
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(MISSING or launch.interpreted, reason="Triton is not installed")
-def test_in_the_interpreter():
+@pytest.mark.parametrize(
+    "chosen", ["not gpu and not slow", pytest.param("not gpu and slow", marks=pytest.mark.slow)]
+)
+def test_in_the_interpreter(chosen):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not slow", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-m", chosen, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1", "ONSPHERE_NATIVE": "triton"},
         capture_output=True,
         text=True,
@@ -165,7 +168,11 @@ def test_every_way_to_step(name, options, ascend, device, generator):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(3, 1), (5, 3), (3, 1000), (2, 70_000)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1), (5, 3), (3, 1000), pytest.param((2, 70_000), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "AdamW, moment per vector"])
 def test_every_length_every_way(name, shape, way, device, generator, monkeypatch):
     if way == "registers" and shape[1] > 8192:
@@ -304,6 +311,7 @@ def test_radius_is_kept(name, dtype, device, generator):
     assert drift.abs().max() < (1e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
 def test_every_run_gives_the_same_bits(name, device, generator):
     start = torch.randn(2, 40_000, generator=generator).to(device)

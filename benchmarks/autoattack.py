@@ -55,7 +55,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _beside(attacked: Attacked, norm: str, eps: float, full: bool) -> tuple[str | float, ...]:
-    found, *ours = _timed(_ours, attacked, norm, eps, full, trust=False)
+    found, *ours = _timed(_ours, attacked, norm, eps, full, checks=False)
     reference, *theirs = _timed(_reference, attacked, norm, eps)
     return (
         attacked.name, norm, eps, len(attacked.x), found.clean_accuracy.value, reference,
@@ -65,8 +65,8 @@ def _beside(attacked: Attacked, norm: str, eps: float, full: bool) -> tuple[str 
 
 def _ours(attacked: Attacked, norm: str, eps: float, full: bool, trust: bool = True) -> Evaluation:
     return evaluate(
-        attacked.model, (attacked.x, attacked.y), eps=eps, norm=norm, trust=trust,
-        budget=Budget(give_up=not full),
+        attacked.model, (attacked.x, attacked.y), eps=eps, norm=norm, checks=trust,
+        budget=Budget(early_stopping=not full),
     )  # fmt: skip
 
 

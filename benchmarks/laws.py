@@ -75,36 +75,43 @@ class Walk:
 
     def run(self, seed: int, steps: int, **settings: object) -> dict[str, torch.Tensor]:
         """Walk from the equilibrium, or from where the settings say."""
-        start = {"start_norm": self.settled.norm, "unit_gradient_square": LEVEL, **settings}
+        start = {"initial_norm": self.settled.norm, "unit_gradient_square": LEVEL, **settings}
         generator = torch.Generator().manual_seed(seed)
         return random_walk(
-            self.make, generator, steps=steps, shape=self.shape, vectors=self.vectors, **start
+            self.make,
+            steps=steps,
+            shape=self.shape,
+            vectors=self.vectors,
+            generator=generator,
+            **start,
         )
 
 
 def _sgd(momentum: float, lr: float, decay: float) -> Walk:
-    law = dyn.sgd_equilibrium(lr=lr, decay=decay, unit_gradient_square=LEVEL, momentum=momentum)
+    law = dyn.sgd_equilibrium(
+        lr=lr, weight_decay=decay, unit_gradient_square=LEVEL, momentum=momentum
+    )
     make = partial(SGD, lr=lr, weight_decay=decay, momentum=momentum)
     return Walk(f"SGD, momentum {momentum}, ηλ = {lr * decay:g}", law, make)
 
 
 def _sgdw(momentum: float, lr: float, decay: float) -> Walk:
     law = dyn.sgd_equilibrium(
-        lr=lr, decay=decay, unit_gradient_square=LEVEL, momentum=momentum, decoupled=True
+        lr=lr, weight_decay=decay, unit_gradient_square=LEVEL, momentum=momentum, decoupled=True
     )
     make = partial(SGDW, lr=lr, weight_decay=decay, momentum=momentum)
     return Walk(f"SGD, decoupled, momentum {momentum}, ηλ = {lr * decay:g}", law, make)
 
 
 def _adamw(beta1: float, lr: float, decay: float, beta2: float = 0.999) -> Walk:
-    law = dyn.adamw_equilibrium(lr=lr, decay=decay, beta1=beta1, coordinates=128)
+    law = dyn.adamw_equilibrium(lr=lr, weight_decay=decay, betas=(beta1, beta2), coordinates=128)
     make = partial(AdamW, lr=lr, weight_decay=decay, betas=(beta1, beta2), eps=1e-30)
     return Walk(f"AdamW, β = {beta1}, {beta2}, ηλ = {lr * decay:g}", law, make)
 
 
 def _adam_l2(beta1: float, lr: float, decay: float) -> Walk:
     law = dyn.adam_l2_equilibrium(
-        lr=lr, decay=decay, unit_gradient_square=LEVEL, beta1=beta1, coordinates=128
+        lr=lr, weight_decay=decay, unit_gradient_square=LEVEL, betas=(beta1, 0.999), coordinates=128
     )
     make = partial(Adam, lr=lr, weight_decay=decay, betas=(beta1, 0.999), eps=1e-30)
     return Walk(f"Adam + L2, β₁ = {beta1}", law, make)
@@ -112,7 +119,7 @@ def _adam_l2(beta1: float, lr: float, decay: float) -> Walk:
 
 def _lion(betas: tuple[float, float], lr: float, decay: float, published: bool = False) -> Walk:
     equilibrium = lion_published_equilibrium if published else dyn.lion_equilibrium
-    law = equilibrium(lr=lr, decay=decay, betas=betas, coordinates=128)
+    law = equilibrium(lr=lr, weight_decay=decay, betas=betas, coordinates=128)
     make = partial(Lion, lr=lr, betas=betas, weight_decay=decay)
     name = f"Lion, β = {betas[0]}, {betas[1]}, ηλ = {lr * decay:g}"
     off = 0.4 if published else 0.015
@@ -123,7 +130,7 @@ def _muon(shape: tuple[int, int], nesterov: bool, lr: float, decay: float, known
     """PyTorch's five Newton-Schulz steps bring the singular values near 0.87, not to 1."""
     law = dyn.muon_equilibrium(
         lr=lr,
-        decay=decay,
+        weight_decay=decay,
         momentum=0.95,
         nesterov=nesterov,
         shape=shape if known else None,
@@ -195,7 +202,7 @@ RELAXING = (
 def relaxes(walk: Walk, seed: int = 0, away: float = 2.0) -> Iterator[Measured]:
     """Start at another norm; the norm and the rotation after one time constant."""
     steps = round(1 / walk.settled.rate)
-    ran = walk.run(seed, steps + 1, start_norm=away * walk.settled.norm)
+    ran = walk.run(seed, steps + 1, initial_norm=away * walk.settled.norm)
     predicted = dyn.relaxation(away * walk.settled.norm, walk.settled, torch.tensor([1.0 * steps]))
     name = f"{walk.name}, from {away:g} times the norm"
     measured = _mean(ran["norm"][-1], walk.settled.power)

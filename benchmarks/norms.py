@@ -20,7 +20,7 @@ def measure() -> Iterator[Pairing]:
         "BatchNorm": (ActivationNorm("bn", channels), nn.BatchNorm2d(channels)),
         "LayerNorm": (ActivationNorm("ln", sample), nn.LayerNorm(sample)),
         "InstanceNorm": (ActivationNorm("in", channels), nn.InstanceNorm2d(channels)),
-        "GroupNorm": (ActivationNorm("gn", channels, groups=8), nn.GroupNorm(8, channels)),
+        "GroupNorm": (ActivationNorm("gn", channels, num_groups=8), nn.GroupNorm(8, channels)),
         "RMSNorm": (ActivationNorm("rms", sample), nn.RMSNorm(sample)),
         "weight norm": (
             parametrize(nn.Conv2d(channels, channels, 3), "wn"),

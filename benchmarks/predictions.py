@@ -244,7 +244,7 @@ def on_sphere(seed: int) -> float:
 def rising(seed: int, steps: int = 100, momentum: float = 0.9) -> float:
     """7: the directions of a run with decay, from one without and with rising rates."""
     lr, decay = 0.02, 0.05
-    equal = dyn.rising_rates(lr=lr, decay=decay, steps=steps, momentum=momentum)
+    equal = dyn.rising_rates(lr=lr, weight_decay=decay, steps=steps, momentum=momentum)
 
     class Rising(torch.optim.SGD):
         """SGD that takes its rate from the list, and starts on its way outwards."""

@@ -45,7 +45,7 @@ def run(
             w.mul_(start / w.norm(dim=1, keepdim=True))
     optimizer = make(weights)
     rows = {str(i): (w, VectorAxes((0,))) for i, w in enumerate(weights[:-1])}
-    with NormRecorder(rows, optimizer, per_vector=True) as recorder:
+    with NormRecorder(optimizer, rows, per_vector=True) as recorder:
         for step in range(steps):
             if lrs is not None:
                 optimizer.param_groups[0]["lr"] = float(lrs[step])
@@ -101,21 +101,21 @@ def rotates(seed: int = 0, steps: int = 1500) -> Iterator[Measured]:
         (
             "SGD, momentum 0.9",
             "11: rotation",
-            dyn.sgd_equilibrium(lr=0.1, decay=0.02, momentum=0.9),
+            dyn.sgd_equilibrium(lr=0.1, weight_decay=0.02, momentum=0.9),
             partial(SGD, lr=0.1, weight_decay=0.02, momentum=0.9),
             0.03,
         ),
         (
             "AdamW",
             "12: rotation",
-            dyn.adamw_equilibrium(lr=0.02, decay=0.5),
+            dyn.adamw_equilibrium(lr=0.02, weight_decay=0.5),
             partial(AdamW, lr=0.02, weight_decay=0.5),
             0.15,
         ),
         (
             "Lion",
             "13: rotation",
-            dyn.lion_equilibrium(lr=0.01, decay=1.0),
+            dyn.lion_equilibrium(lr=0.01, weight_decay=1.0),
             partial(Lion, lr=0.01, weight_decay=1.0),
             0.15,
         ),
@@ -140,7 +140,7 @@ def drops(seed: int = 0, ratio: float = 10.0) -> Iterator[Measured]:
         "at last": slice(-300, None),
     }
     law = {"before": 1.0, "at once": 1 / ratio, "at last": ratio**-0.5}
-    settled = dyn.sgd_equilibrium(lr=lr, decay=decay).rotation
+    settled = dyn.sgd_equilibrium(lr=lr, weight_decay=decay).rotation
     # Pythagoras: mean angle**2 = 2 lr decay + growth of ln |w|^2 per step, also out of balance.
     for when, span in spans.items():
         turned = _rms(series["rotation"][span])

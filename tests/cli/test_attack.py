@@ -142,7 +142,7 @@ def test_json_holds_both_parts_and_nothing_else_is_printed(command, checkpoint):
     assert found["evaluation"]["clean_accuracy"]["value"] == 1
     gains = found["amplification"]
     assert [layer["name"] for layer in gains["layers"]] == ["0", "1", "2", "3", "4"]
-    assert gains["gauge"]["change"] == 0
+    assert gains["control"]["change"] == 0
     assert "absolute" in gains["layers"][0]["bookkeeping"]
     assert all("relative" not in layer["bookkeeping"] for layer in gains["layers"])
 
@@ -152,7 +152,7 @@ def test_full_gives_up_on_no_example(command, checkpoint, tmp_path):
     words = (*words, "--eps", 0.05, "--html", "page.html")
     code, out, _ = command(*words, "--full", "--json")
     budget = json.loads(out)["evaluation"]["settings"]
-    assert (code, budget["give_up"], budget["queries"]) == (0, False, 5000)
+    assert (code, budget["early_stopping"], budget["queries"]) == (0, False, 5000)
     assert "--full" in (tmp_path / "page.html").read_text(encoding="utf-8")
     code, _, error = command(*words, "--full", "--quick")
     assert code == 2

@@ -81,7 +81,7 @@ def test_the_examples_of_the_help_are_plans(command):
 def run(tmp_path):
     settings = {"lr": 0.1, "weight_decay": 0.05}
     path = tmp_path / "run.jsonl"
-    return write(watched("sgd", SGD, settings, Schedule(60), start_norm=2.0), path)
+    return write(watched("sgd", SGD, settings, Schedule(60), initial_norm=2.0), path)
 
 
 def test_a_watched_run_is_compared(command, run, tmp_path):

@@ -93,7 +93,7 @@ def test_polar_response_of_matrices(shape, correlation, generator):
 @pytest.mark.parametrize("beta1", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("shrink", [1e-8, 1e-3, 0.3])
 def test_adamw_has_its_closed_form(beta1, shrink):
-    law = dyn.adamw_equilibrium(lr=0.1, decay=10 * shrink, beta1=beta1)
+    law = dyn.adamw_equilibrium(lr=0.1, weight_decay=10 * shrink, betas=(beta1, 0.999))
     a = 1 - shrink
     sine = ((1 - a**2) * (1 - beta1**2)) ** 0.5 / (1 + a * beta1)
     assert torch.tensor(law.rotation).sin().item() == pytest.approx(sine, rel=1e-6)
@@ -104,11 +104,11 @@ def test_adamw_has_its_closed_form(beta1, shrink):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: dyn.adamw_equilibrium(lr=1.0, decay=1.0), "leaves nothing"),
-        (lambda: dyn.adamw_equilibrium(lr=1.0, decay=0.0), "no equilibrium"),
-        (lambda: dyn.lion_equilibrium(lr=0.1, decay=0.1, betas=(0.9, 1.0)), "are in"),
-        (lambda: dyn.muon_equilibrium(lr=0.1, decay=0.1, shape=(0, 4)), "at least one row"),
-        (lambda: dyn.rising_rates(lr=1.0, decay=0.1, momentum=0.9, steps=1), "oscillate"),
+        (lambda: dyn.adamw_equilibrium(lr=1.0, weight_decay=1.0), "leaves nothing"),
+        (lambda: dyn.adamw_equilibrium(lr=1.0, weight_decay=0.0), "no equilibrium"),
+        (lambda: dyn.lion_equilibrium(lr=0.1, weight_decay=0.1, betas=(0.9, 1.0)), "are in"),
+        (lambda: dyn.muon_equilibrium(lr=0.1, weight_decay=0.1, shape=(0, 4)), "at least one row"),
+        (lambda: dyn.rising_rates(lr=1.0, weight_decay=0.1, momentum=0.9, steps=1), "oscillate"),
         (lambda: dyn.effective_lr(0.1, 1.0, degree=3), "degree is 2"),
     ],
 )

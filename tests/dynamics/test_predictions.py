@@ -33,7 +33,7 @@ def test_eps_breaks_the_radial_identity():
 
 @pytest.mark.parametrize("wrong", ["lrs", "buffer"])
 def test_other_rising_rates_are_seen(wrong, monkeypatch):
-    right = dyn.rising_rates(lr=0.02, decay=0.05, steps=100, momentum=0.9)
+    right = dyn.rising_rates(lr=0.02, weight_decay=0.05, steps=100, momentum=0.9)
     changed = right._replace(**{wrong: 1.01 * getattr(right, wrong)})
     monkeypatch.setattr(dyn, "rising_rates", lambda **_: changed)
     assert predictions.rising(0) > 1e-7

@@ -26,7 +26,7 @@ def vectors(x, axes):
 def test_every_quantity_of_every_vector(axes, make, generator):
     w = torch.nn.Parameter(draw(generator, 4, 3, 2))
     optimizer = make([w], lr=0.1)
-    recorder = NormRecorder({"w": (w, axes)}, optimizer, per_vector=True)
+    recorder = NormRecorder(optimizer, {"w": (w, axes)}, per_vector=True)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
     for step in range(3):
         w.grad = draw(generator, 4, 3, 2)
@@ -50,7 +50,7 @@ def test_every_quantity_of_every_vector(axes, make, generator):
 def test_the_mean_leaves_dead_vectors_out():
     w = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     optimizer = torch.optim.SGD([w], lr=0.5)
-    recorder = NormRecorder({"w": (w, VectorAxes((0,)))}, optimizer)
+    recorder = NormRecorder(optimizer, {"w": (w, VectorAxes((0,)))})
     w.grad = torch.tensor([[-8.0, 6.0], [1.0, 0.0]])
     optimizer.step()
     got = {name: values.item() for name, values in recorder.series("w").items()}
@@ -63,7 +63,7 @@ def test_the_mean_leaves_dead_vectors_out():
 def test_small_rotations_keep_their_digits(angle):
     w = torch.nn.Parameter(torch.tensor([1.0, 0.0], dtype=torch.float64))
     optimizer = torch.optim.SGD([w], lr=1.0)
-    recorder = NormRecorder({"w": (w, VectorAxes())}, optimizer)
+    recorder = NormRecorder(optimizer, {"w": (w, VectorAxes())})
     w.grad = torch.tensor([1 - math.cos(angle), -math.sin(angle)], dtype=torch.float64)
     optimizer.step()
     assert recorder.series("w")["rotation"].item() == pytest.approx(angle, rel=1e-9)
@@ -72,7 +72,7 @@ def test_small_rotations_keep_their_digits(angle):
 def test_no_gradient_and_no_update():
     w = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.SGD([w], lr=0.5)
-    recorder = NormRecorder({"w": (w, VectorAxes((0,)))}, optimizer)
+    recorder = NormRecorder(optimizer, {"w": (w, VectorAxes((0,)))})
     optimizer.step()
     got = recorder.series("w")
     assert got["gradient_square"].isnan().all()
@@ -83,7 +83,7 @@ def test_sampling_detaching_and_nothing_recorded(generator):
     w = torch.nn.Parameter(draw(generator, 2, 3))
     optimizer = torch.optim.SGD([w], lr=0.1)
     with NormRecorder(
-        {"w": (w, VectorAxes((0,)))}, optimizer, every=3, per_vector=True
+        optimizer, {"w": (w, VectorAxes((0,)))}, every=3, per_vector=True
     ) as recorder:
         assert recorder.series("w")["norm"].shape == (0, 2)
         for _ in range(7):
@@ -109,4 +109,4 @@ def test_refused(tensor, axes, every, says):
     tensors = {"w": torch.nn.Parameter(torch.ones(2)), "other": torch.ones(2)}
     optimizer = torch.optim.SGD([tensors["w"]], lr=0.1)
     with pytest.raises(ValueError, match=says):
-        NormRecorder({"w": (tensors[tensor], axes)}, optimizer, every=every)
+        NormRecorder(optimizer, {"w": (tensors[tensor], axes)}, every=every)

@@ -8,10 +8,10 @@ from onsphere.dynamics.relaxation import mean_rotation, rotation_at
 from onsphere.dynamics.trajectory import Motion
 
 LAWS = {
-    "SGD": sgd_equilibrium(lr=0.1, decay=0.02, momentum=0.9, unit_gradient_square=3.0),
-    "AdamW": adamw_equilibrium(lr=0.05, decay=0.1, coordinates=7),
+    "SGD": sgd_equilibrium(lr=0.1, weight_decay=0.02, momentum=0.9, unit_gradient_square=3.0),
+    "AdamW": adamw_equilibrium(lr=0.05, weight_decay=0.1, coordinates=7),
 }
-ADAM_L2 = adam_l2_equilibrium(lr=0.01, decay=0.1, unit_gradient_square=2.0)
+ADAM_L2 = adam_l2_equilibrium(lr=0.01, weight_decay=0.1, unit_gradient_square=2.0)
 
 
 def walked(motion: Motion, start: float, steps: list[float]) -> float:

@@ -22,7 +22,7 @@ MAPS = [
 
 
 def draw(map: SphereMap, generator: torch.Generator, *batch: int) -> torch.Tensor:
-    shape = (3, 5) if map.sphere == "spectral" else (7,)
+    shape = (3, 5) if map.norm == "spectral" else (7,)
     return torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
 
 
@@ -134,7 +134,7 @@ def test_bad_maps_are_refused(wrong, message):
 
 
 @pytest.mark.parametrize(
-    ("field", "message"), [("sphere", "sphere must be"), ("eps_place", "eps_place must be")]
+    ("field", "message"), [("norm", "norm must be"), ("eps_place", "eps_place must be")]
 )
 def test_unknown_names_are_refused(field, message):
     """Called past the shape checks of the tests, which would refuse them first."""
@@ -145,7 +145,7 @@ def test_unknown_names_are_refused(field, message):
 
 def test_single_entries_have_no_tangent():
     assert spectrum(torch.tensor([3.0]), SphereMap()).expand().tolist() == [0.0]
-    assert spectrum(torch.tensor([[3.0]]), SphereMap(sphere="spectral")).expand().tolist() == [0.0]
+    assert spectrum(torch.tensor([[3.0]]), SphereMap(norm="spectral")).expand().tolist() == [0.0]
 
 
 def test_a_wrong_closed_form_is_caught(generator):

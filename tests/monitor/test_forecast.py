@@ -52,7 +52,7 @@ def test_the_equilibrium_is_that_of_the_settings(generator):
     make = lambda p: SGD(p, lr=0.1, momentum=0.5, weight_decay=0.1)  # noqa: E731
     run = watched(make, tangent_noise(generator), 2).run
     unit = run.series("w", "unit_gradient_square")[0]
-    rest = sgd_equilibrium(lr=0.1, decay=0.1, momentum=0.5, unit_gradient_square=float(unit))
+    rest = sgd_equilibrium(lr=0.1, weight_decay=0.1, momentum=0.5, unit_gradient_square=float(unit))
     expected = [run.predicted("w", f"equilibrium_{q}")[0] for q in ("norm", "rotation")]
     assert expected == pytest.approx([rest.norm, rest.rotation])
     assert run.predicted("w", "half_life")[0] == pytest.approx(half_life(rest))

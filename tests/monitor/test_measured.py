@@ -29,7 +29,7 @@ def noise(generator):
 def test_the_recorder_agrees(axes, dtype, generator):
     net = Weights(w=torch.randn(4, 6, generator=generator, dtype=dtype))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    recorder = NormRecorder({"w": (net.w, axes)}, optimizer, per_vector=True)
+    recorder = NormRecorder(optimizer, {"w": (net.w, axes)}, per_vector=True)
     with Monitor(net, optimizer, {"w": axes}, every=1) as monitor:
         steps(optimizer, 4, noise(generator))
     exact = recorder.series("w")

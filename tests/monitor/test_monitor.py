@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import onsphere as osp
 from monitor.networks import ROWS, Weights, steps, tangent_noise, watched
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.monitor import Monitor, Run, RunError, WatchError
+from onsphere.monitor import Monitor, MonitorError, Run, RunError
 from onsphere.optim import SphereAdamW, on_sphere
 
 SGD = torch.optim.SGD
@@ -266,7 +266,7 @@ def test_an_optimizer_that_is_copied_takes_no_hooks_along(generator):
 )
 def test_what_cannot_be_watched(spheres, says):
     net = Weights(w=torch.ones(2, 2))
-    with pytest.raises(WatchError, match=says):
+    with pytest.raises(MonitorError, match=says):
         Monitor(net, SGD(net.parameters(), lr=0.1), spheres)
 
 
@@ -301,7 +301,7 @@ def test_tied_weights_go_by_each_of_their_names():
     optimizer = SGD(net.parameters(), lr=0.1)
     with Monitor(net, optimizer, {"1.weight": ROWS}) as monitor:
         assert list(monitor.run.layers) == ["0.weight"]
-    with pytest.raises(WatchError, match=r"did you mean '1\.weight'"):
+    with pytest.raises(MonitorError, match=r"did you mean '1\.weight'"):
         Monitor(net, optimizer, {"1.wight": ROWS})
 
 

@@ -42,7 +42,7 @@ CASES = {
         (5, C, SIDE, SIDE),
     ),
     "gn": (
-        partial(ActivationNorm, "gn", C, groups=2),
+        partial(ActivationNorm, "gn", C, num_groups=2),
         partial(nn.GroupNorm, 2, C),
         (5, C, SIDE, SIDE),
     ),
@@ -119,10 +119,10 @@ def test_half_precision_follows_torch(name, dtype, generator):
         (lambda: ActivationNorm("bnn", 3), "did you mean 'bn'.*: bn, ln"),
         (lambda: ActivationNorm("wn", 3), "parametrize"),
         (lambda: ActivationNorm("gn", 6), "groups that divide 6"),
-        (lambda: ActivationNorm("gn", 6, groups=4), "groups that divide 6"),
+        (lambda: ActivationNorm("gn", 6, num_groups=4), "groups that divide 6"),
         (lambda: ActivationNorm("bn", (3, 4)), "number of channels"),
         (lambda: ActivationNorm("bn", 0), "positive size"),
-        (lambda: ActivationNorm("bn", 4, groups=2), "has no groups"),
+        (lambda: ActivationNorm("bn", 4, num_groups=2), "has no groups"),
         (lambda: ActivationNorm("ln", 4, track_running_stats=True), "no running statistics"),
     ],
 )
@@ -160,6 +160,6 @@ def test_reset_makes_it_new(name, generator):
 
 
 def test_repr_names_the_method():
-    assert repr(ActivationNorm("gn", 8, groups=2)) == (
-        "ActivationNorm('gn', 8, groups=2, eps=1e-05, affine=True)"
+    assert repr(ActivationNorm("gn", 8, num_groups=2)) == (
+        "ActivationNorm('gn', 8, num_groups=2, eps=1e-05, affine=True)"
     )

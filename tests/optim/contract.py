@@ -54,13 +54,13 @@ ADAMW = partial(T.AdamW, weight_decay=0.0)
 MEMBERS = {
     "SphereSGD": Member(partial(SphereSGD, momentum=0.9)),
     "SphereSGD, Nesterov, exponential": Member(
-        partial(SphereSGD, momentum=0.9, nesterov=True, step="exponential")
+        partial(SphereSGD, momentum=0.9, nesterov=True, retraction="exponential")
     ),
     "SphereSGD, rotation": Member(partial(SphereSGD, momentum=0.5, lr_mode="angle"), lr=0.05),
     "SphereAdamW": Member(SphereAdamW),
     "SphereAdamW, per vector": Member(partial(SphereAdamW, second_moment="vector")),
     "SphereAdamW, rotation, exponential": Member(
-        partial(SphereAdamW, lr_mode="angle", step="exponential"), lr=0.05
+        partial(SphereAdamW, lr_mode="angle", retraction="exponential"), lr=0.05
     ),
     "hard SGD": Member(SGD, "hard"),
     "hard AdamW": Member(ADAMW, "hard"),

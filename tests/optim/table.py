@@ -18,12 +18,12 @@ OPTIMIZERS = {
 }
 # name -> how a step is made
 TRAVELS = {
-    "retraction": {"lr_mode": "rate"},
-    "exponential": {"lr_mode": "rate", "step": "exponential"},
+    "projection": {"lr_mode": "rate"},
+    "exponential": {"lr_mode": "rate", "retraction": "exponential"},
     "relative": {},
-    "relative, exponential": {"step": "exponential"},
+    "relative, exponential": {"retraction": "exponential"},
     "rotation": {"lr_mode": "angle"},
-    "rotation, exponential": {"lr_mode": "angle", "step": "exponential"},
+    "rotation, exponential": {"lr_mode": "angle", "retraction": "exponential"},
 }
 # name -> shape, what is done to the memory, sphere
 LAYOUTS = {
@@ -58,7 +58,7 @@ def place(x: torch.Tensor, memory: str | None) -> torch.Tensor:
     return x.clone()
 
 
-def make(name, groups, options="retraction", **settings):
+def make(name, groups, options="projection", **settings):
     """Build an optimizer of the table."""
     kind, own = OPTIMIZERS[name]
     return kind(groups, **{**own, **TRAVELS[options], **settings})

@@ -224,7 +224,7 @@ OF_A_GROUP = {
     "maximize": {"maximize": True},
     "one by one": {"foreach": False, "fused": False},
     "rotation": {"lr_mode": "angle"},
-    "exponential": {"step": "exponential"},
+    "exponential": {"retraction": "exponential"},
     "moment per vector": {"second_moment": "vector"},
 }
 
@@ -878,7 +878,7 @@ WRONG_SETTINGS = [
     ({"betas": (0.9, -0.1)}, "betas are at least 0 and below 1"),
     ({"eps": -1.0}, "eps must be at least 0"),
     ({"second_moment": "row"}, "second_moment must be"),
-    ({"step": "straight"}, "step must be"),
+    ({"retraction": "straight"}, "retraction must be"),
     ({"lr_mode": "rotation"}, "lr_mode must be"),
     ({"nonfinite": "ignore"}, "nonfinite must be"),
     ({"foreach": True, "fused": True}, "cannot both be True"),

@@ -30,9 +30,9 @@ KINDS = {
     "adamw per vector": (SphereAdamW, {"second_moment": "vector"}),
 }
 MODES = [
-    {"lr_mode": mode, "step": step}
+    {"lr_mode": mode, "retraction": retraction}
     for mode in ("relative", "rate", "angle")
-    for step in ("retraction", "exponential")
+    for retraction in ("projection", "exponential")
 ]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereSGD
 
 ROWS = Sphere(VectorAxes((0,)))
-STEPS = ["retraction", "exponential"]
+RETRACTIONS = ["projection", "exponential"]
 SETTINGS = [
     {},
     {"momentum": 0.9},
@@ -52,13 +52,15 @@ def test_ordinary_groups_are_torch_sgd_bit_for_bit(settings, lr, generator):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
-def test_converges_to_the_least_eigenvector(step, settings, generator):
+def test_converges_to_the_least_eigenvector(retraction, settings, generator):
     matrix = draw(8, 8, generator=generator)
     matrix = matrix + matrix.T
     least = torch.linalg.eigvalsh(matrix)[0]
-    w, optimizer = on_sphere(draw(1, 8, generator=generator), step=step, lr=0.05, **settings)
+    w, optimizer = on_sphere(
+        draw(1, 8, generator=generator), retraction=retraction, lr=0.05, **settings
+    )
     losses = []
     for _ in range(600):
         optimizer.zero_grad()
@@ -71,13 +73,13 @@ def test_converges_to_the_least_eigenvector(step, settings, generator):
         assert all(b <= a + 1e-12 for a, b in itertools.pairwise(losses))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("radius", [None, 3.0])
-def test_radius_is_kept_and_momentum_stays_tangent(step, dtype, radius, generator):
+def test_radius_is_kept_and_momentum_stays_tangent(retraction, dtype, radius, generator):
     start = draw(6, 2, 5, generator=generator).to(dtype)
     w, optimizer = on_sphere(
-        start, Sphere(VectorAxes((0,)), radius), step=step, lr=0.1, momentum=0.9
+        start, Sphere(VectorAxes((0,)), radius), retraction=retraction, lr=0.1, momentum=0.9
     )
     goal = VectorAxes((0,)).norms(start).double() if radius is None else radius
     rounding = max(1e-6, 4 * torch.finfo(dtype).eps)
@@ -122,8 +124,8 @@ def test_plain_sgd_moves_directions_as_sphere_sgd_at_the_effective_rate(factor, 
 def test_small_steps_do_not_depend_on_the_way_to_step(settings, generator):
     start, grads = draw(3, 7, generator=generator), draw(3, 3, 7, generator=generator)
     ends = []
-    for step in STEPS:
-        w, optimizer = on_sphere(start, step=step, lr=1e-3, **settings)
+    for retraction in RETRACTIONS:
+        w, optimizer = on_sphere(start, retraction=retraction, lr=1e-3, **settings)
         feed([w], optimizer, *grads)
         ends.append(w.detach())
     gap = (ends[0] - ends[1]).abs().max()
@@ -131,11 +133,11 @@ def test_small_steps_do_not_depend_on_the_way_to_step(settings, generator):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30], ids=str)
-@pytest.mark.parametrize("step", STEPS)
-def test_unusable_vectors_stay_and_are_counted(bad, step, generator):
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_unusable_vectors_stay_and_are_counted(bad, retraction, generator):
     start = draw(4, 3, generator=generator).float()
     start[2] = 0
-    w, optimizer = on_sphere(start, step=step, lr=0.1, momentum=0.9)
+    w, optimizer = on_sphere(start, retraction=retraction, lr=0.1, momentum=0.9)
     grad = draw(4, 3, generator=generator)
     with pytest.warns(UserWarning, match="left 1 vectors where they were"):
         feed([w], optimizer, grad)
@@ -168,9 +170,9 @@ EDGES = {
 
 @pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning")
 @pytest.mark.parametrize(("tensor", "sphere"), EDGES.values(), ids=EDGES)
-@pytest.mark.parametrize("step", STEPS)
-def test_tensors_with_nowhere_to_go(tensor, sphere, step):
-    w, optimizer = on_sphere(tensor, sphere, step=step, lr=0.1, momentum=0.9)
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_tensors_with_nowhere_to_go(tensor, sphere, retraction):
+    w, optimizer = on_sphere(tensor, sphere, retraction=retraction, lr=0.1, momentum=0.9)
     feed([w], optimizer, torch.full_like(w, 1e6), torch.full_like(w, -1e6))
     assert torch.equal(w, tensor)
     assert optimizer.skipped == 0
@@ -188,8 +190,10 @@ def test_rate_zero_and_missing_gradient_move_nothing(lr, generator):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("step", STEPS)
-def test_memory_layout_does_not_matter_and_the_gradient_is_not_touched(settings, step, generator):
+@pytest.mark.parametrize("retraction", RETRACTIONS)
+def test_memory_layout_does_not_matter_and_the_gradient_is_not_touched(
+    settings, retraction, generator
+):
     start, grad = (draw(4, 3, 5, 5, generator=generator) for _ in range(2))
     sphere = Sphere(VectorAxes(pieces=((0, 2),)))
     ends = []
@@ -199,7 +203,9 @@ def test_memory_layout_does_not_matter_and_the_gradient_is_not_touched(settings,
         lambda x: x.mT.contiguous().mT,
     ):
         w = torch.nn.Parameter(place(start))
-        optimizer = SphereSGD([{"params": [w], "sphere": sphere}], lr=0.1, step=step, **settings)
+        optimizer = SphereSGD(
+            [{"params": [w], "sphere": sphere}], lr=0.1, retraction=retraction, **settings
+        )
         for _ in range(3):
             w.grad = place(grad)
             optimizer.step()
@@ -312,8 +318,8 @@ REFUSED = {
     "momentum": ({"momentum": -0.1}, {}, ValueError, "momentum must be"),
     "decay": ({"weight_decay": float("nan")}, {}, ValueError, "weight_decay must be"),
     "nesterov": ({"nesterov": True}, {}, ValueError, "nesterov needs momentum > 0"),
-    "step": ({"step": "jump"}, {}, ValueError, "got 'jump'"),
-    "step of a group": ({}, {"step": "jump"}, ValueError, "got 'jump'"),
+    "retraction": ({"retraction": "jump"}, {}, ValueError, "got 'jump'"),
+    "retraction of a group": ({}, {"retraction": "jump"}, ValueError, "got 'jump'"),
     "sphere": ({}, {"sphere": VectorAxes()}, TypeError, "Sphere or None"),
     "axes": ({}, {"sphere": Sphere(VectorAxes((5,)))}, ValueError, "parameter 0 of the group"),
     "complex": ({}, {"params": [torch.ones(2, 2, dtype=torch.complex64)]}, ValueError, "complex"),

@@ -181,3 +181,8 @@ def test_options_of_earlier_names_are_read():
         optimizer.load_state_dict({**saved, "param_groups": [{**group, "lr_is": before}]})
         assert optimizer.param_groups[0]["lr_mode"] == now
         assert "lr_is" not in optimizer.param_groups[0]
+    del group["retraction"]
+    for before, now in (("retraction", "projection"), ("exponential", "exponential")):
+        optimizer.load_state_dict({**saved, "param_groups": [{**group, "step": before}]})
+        assert optimizer.param_groups[0]["retraction"] == now
+        assert "step" not in optimizer.param_groups[0]

@@ -21,7 +21,7 @@ SETTINGS = {
 @pytest.fixture(scope="module", params=SETTINGS)
 def run(request):
     kind, settings = SETTINGS[request.param]
-    return watched(request.param, kind, settings, Schedule(200, "cosine"), start_norm=4.0)
+    return watched(request.param, kind, settings, Schedule(200, "cosine"), initial_norm=4.0)
 
 
 def test_a_walk_is_as_expected(run):
@@ -48,7 +48,7 @@ def test_another_decay_would_not_be_as_expected(run):
 def test_gradients_that_grow_are_followed():
     """Twice the gradient at half of the run: with the mean alone the norm would be off."""
     kind, settings = SETTINGS["sgd"]
-    run = watched("sgd", kind, settings, Schedule(200), start_norm=2.0)
+    run = watched("sgd", kind, settings, Schedule(200), initial_norm=2.0)
     walk, *_ = compare(run)
     grown = replace(run, samples=[
         replace(s, values=s.values * np.where(np.arange(6) == 5, 1 + (s.step > 100), 1)[:, None])
@@ -96,7 +96,7 @@ def as_law(run, law: str, **changes):
 
 def test_laws_by_the_monitors_names():
     kind, settings = SETTINGS["sgd"]
-    run = watched("sgd", kind, settings, Schedule(100), start_norm=2.0)
+    run = watched("sgd", kind, settings, Schedule(100), initial_norm=2.0)
     (coupled,), (decoupled,) = (compare(as_law(run, law)) for law in ("sgd", "sgdw"))
     assert coupled.settled.rotation == pytest.approx(decoupled.settled.rotation, rel=1e-2)
     (held,) = compare(as_law(run, "sphere"))
@@ -112,7 +112,7 @@ def test_laws_by_the_monitors_names():
 
 def test_muon_is_measured_in_vectors():
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True}
-    run = watched("sgd", *SETTINGS["sgd"], Schedule(30), start_norm=2.0)
+    run = watched("sgd", *SETTINGS["sgd"], Schedule(30), initial_norm=2.0)
     run = replace(run, optimizer={"name": "Muon", "groups": [settings]})
     whole, parts = (
         compare(as_law(run, "muon", shape=[64, 16], vectors=n))[0].settled for n in (1, 4)

@@ -19,17 +19,19 @@ SGD = {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9}
 
 def test_the_equilibrium_is_that_of_the_laws():
     found = plan("adamw", Schedule(10), **ADAMW, shape=(48, 12)).settled
-    assert found == pytest.approx(dyn.adamw_equilibrium(lr=1e-3, decay=0.1, coordinates=576))
+    assert found == pytest.approx(dyn.adamw_equilibrium(lr=1e-3, weight_decay=0.1, coordinates=576))
     found = plan("sgd", Schedule(10), **SGD, unit_gradient_square=7.0).settled
-    wanted = dyn.sgd_equilibrium(lr=0.1, decay=5e-4, momentum=0.9, unit_gradient_square=7.0)
+    wanted = dyn.sgd_equilibrium(lr=0.1, weight_decay=5e-4, momentum=0.9, unit_gradient_square=7.0)
     assert found == pytest.approx(wanted)
     found = plan("lion", Schedule(10), lr=1e-4, weight_decay=1.0, shape=(100,)).settled
-    assert found == pytest.approx(dyn.lion_equilibrium(lr=1e-4, decay=1.0, coordinates=100))
+    assert found == pytest.approx(dyn.lion_equilibrium(lr=1e-4, weight_decay=1.0, coordinates=100))
     found = plan("adam", Schedule(10), **ADAMW, shape=(100,), unit_gradient_square=7.0).settled
-    wanted = dyn.adam_l2_equilibrium(lr=1e-3, decay=0.1, unit_gradient_square=7.0, coordinates=100)
+    wanted = dyn.adam_l2_equilibrium(
+        lr=1e-3, weight_decay=0.1, unit_gradient_square=7.0, coordinates=100
+    )
     assert found == pytest.approx(wanted)
     found = plan("muon", Schedule(10), lr=0.02, weight_decay=0.1, shape=(256, 64)).settled
-    wanted = dyn.muon_equilibrium(lr=0.02, decay=0.1, shape=(256, 64), scale=2.0)
+    wanted = dyn.muon_equilibrium(lr=0.02, weight_decay=0.1, shape=(256, 64), scale=2.0)
     assert found == pytest.approx(wanted)
 
 
@@ -144,7 +146,7 @@ def test_the_lines_of_code_turn_the_weights_as_planned(method, settings, schedul
 
 @pytest.mark.parametrize(("method", "settings", "schedule"), PLANS.values(), ids=PLANS)
 def test_the_command_makes_the_same_plan(method, settings, schedule, capsys):
-    planned = plan(method, schedule, **settings, batch=32)
+    planned = plan(method, schedule, **settings, batch_size=32)
     program, *arguments = shlex.split(command_of(planned))
     assert program == "onsphere"
     assert cli.main([*arguments, "--json"]) == 0
@@ -154,7 +156,7 @@ def test_the_command_makes_the_same_plan(method, settings, schedule, capsys):
 
 
 def test_the_page_says_it_all():
-    shown = document(plan("sgd", Schedule(5000, "cosine"), **SGD, batch=64))
+    shown = document(plan("sgd", Schedule(5000, "cosine"), **SGD, batch_size=64))
     assert [section.name for section in shown.sections] == ["equilibrium", "run", "sphere"]
     (figure,) = shown.sections[1].figures
     rotation, norm, rate = figure.panels
@@ -188,7 +190,7 @@ def test_the_page_says_it_all():
         ("sgd", {"initial_norm": 1.0}, "give the gradient square as well"),
         ("adamw", {"initial_norm": math.inf}, "initial norm is above 0"),
         ("adam", {"unit_gradient_square": 1.0}, "give the shape"),
-        ("adamw", {"batch": 0}, "at least 1 example"),
+        ("adamw", {"batch_size": 0}, "at least 1 example"),
     ],
 )
 def test_what_cannot_be(method, settings, says):

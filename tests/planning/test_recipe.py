@@ -171,7 +171,7 @@ def train(net, optimizer, sphere, steps, generator, schedulers=()):
     """Fit labels that are mostly noise; return the rotations of the normalized layers."""
     teacher = torch.randn(24, 8, generator=generator)
     spheres = {name: (net.get_parameter(name), sphere.axes) for name in ("0.weight", "3.weight")}
-    recorder = NormRecorder(spheres, optimizer, per_vector=True)
+    recorder = NormRecorder(optimizer, spheres, per_vector=True)
     for _ in range(steps):
         x = torch.randn(16, 24, generator=generator)
         noise = torch.randint(8, (16,), generator=generator)
@@ -243,7 +243,7 @@ def test_a_drop_and_the_way_back():
     assert dropped(500) == pytest.approx(  # x = f + (1 - f) exp(-rate f t)
         0.25 / math.sqrt(0.25 + 0.75 * math.exp(-0.25 * 500 / recipe.relaxation))
     )
-    started = recipe.followed(lambda step: 1.0, start_norm=2.0)
+    started = recipe.followed(lambda step: 1.0, initial_norm_ratio=2.0)
     assert started(0) == 0.25  # SGD at twice the norm
     assert started(100_000) == pytest.approx(1)
 
@@ -277,7 +277,7 @@ SLOW = {
 def test_a_run_that_does_not_settle(case, begin, lives, generator):
     """The tuned run turns as far as the recipe says, from any norm and for any length."""
     method, options, (lr, decay), kind = SLOW[case]
-    given = {"start_norm": begin} if method == "sgd" else {}
+    given = {"initial_norm_ratio": begin} if method == "sgd" else {}
     settled = sphere_recipe(method, lr=lr, weight_decay=decay, **options)
     steps = round(lives * settled.relaxation * math.log(2))
     recipe = sphere_recipe(method, lr=lr, weight_decay=decay, **options, steps=steps, **given)
@@ -305,10 +305,12 @@ def test_a_run_too_short_to_settle_is_said():
         assert short.groups(groups)[0]["lr"] == short.equilibrium.rotation
     long = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=30_000)
     assert long.groups(groups)[0]["lr"] == long.rotation
-    known = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300, start_norm=3.0)
+    known = sphere_recipe(
+        "sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300, initial_norm_ratio=3.0
+    )
     assert known.groups(groups)[0]["lr"] == known.rotation < 0.2 * short.rotation
     with pytest.raises(RecipeError, match="give its steps"):
-        sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, start_norm=3.0)
+        sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, initial_norm_ratio=3.0)
     with pytest.raises(RecipeError, match="steps is positive"):
         sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, steps=0)
 
@@ -358,7 +360,7 @@ def test_decoupled_decay_of_ordinary_weights_keeps_its_size():
         ({"weight_decay": math.inf}, "weight_decay is a positive number"),
         ({"weight_decay": 0.0}, "has no equilibrium"),
         ({"lr": 0.0}, "has no equilibrium"),
-        ({"lr": 10.0, "weight_decay": 1.0}, "lr \\* decay"),
+        ({"lr": 10.0, "weight_decay": 1.0}, "lr \\* weight_decay"),
         ({"momentum": 0.9}, "adamw has no momentum; it takes betas"),
         ({"betas": (0.9, 1.0)}, "betas are two numbers"),
         ({"betas": 0.9}, "betas are two numbers"),
@@ -380,8 +382,8 @@ def test_a_schedule_that_cannot_be(factor):
     for turned in (recipe.schedule(lambda step: factor), recipe.followed(lambda step: factor)):
         with pytest.raises(RecipeError, match="factor is at least 0"):
             turned(1)
-    with pytest.raises(RecipeError, match="start_norm"):
-        recipe.followed(lambda step: 1.0, start_norm=0.0)
+    with pytest.raises(RecipeError, match="initial_norm_ratio"):
+        recipe.followed(lambda step: 1.0, initial_norm_ratio=0.0)
 
 
 def test_it_prints_as_one_line():

@@ -36,14 +36,16 @@ def planned(name: str, schedule: Schedule, **given):
     return plan(method, schedule, shape=(WIDTH,), **settings, **more, **given)
 
 
-def walked(name: str, schedule: Schedule, start_norm: float, generator) -> dict[str, torch.Tensor]:
+def walked(
+    name: str, schedule: Schedule, initial_norm: float, generator
+) -> dict[str, torch.Tensor]:
     """Root mean squares over vectors, smoothed over five steps."""
     _, kind, settings, _ = RUNS[name]
     make = partial(kind, **settings, **({"eps": 1e-30} if kind in (Adam, AdamW) else {}))
     lrs = settings["lr"] * schedule.factors(torch.arange(schedule.steps).double())
     walk = random_walk(
-        make, generator, steps=schedule.steps, shape=(WIDTH,), vectors=48, start_norm=start_norm,
-        unit_gradient_square=LEVEL, lrs=lrs,
+        make, steps=schedule.steps, shape=(WIDTH,), vectors=48, initial_norm=initial_norm,
+        unit_gradient_square=LEVEL, lrs=lrs, generator=generator,
     )  # fmt: skip
     return {key: walk[key].square().mean(1).sqrt() for key in ("norm", "rotation")}
 
@@ -145,8 +147,8 @@ def test_without_decay_a_walk_grows_and_turns_so(name, start, generator):
     level = {"unit_gradient_square": LEVEL} if method == "sgd" else {}
     expected = plan(method, Schedule(300), shape=(WIDTH,), initial_norm=start, **free, **level)
     walk = random_walk(
-        partial(kind, **free), generator, steps=300, shape=(WIDTH,), vectors=48, start_norm=start,
-        unit_gradient_square=LEVEL,
+        partial(kind, **free), steps=300, shape=(WIDTH,), vectors=48, initial_norm=start,
+        unit_gradient_square=LEVEL, generator=generator,
     )  # fmt: skip
     walk = {key: walk[key].square().mean(1).sqrt() for key in ("norm", "rotation")}
     off = differences(expected.path, walk, slice(40, 300))
@@ -194,8 +196,8 @@ def test_muon_is_that_of_torch(generator):
     expected = plan("muon", schedule, lr=0.02, weight_decay=0.5, shape=(96, 16))
     lrs = 0.02 * schedule.factors(torch.arange(300).double())
     walk = random_walk(
-        partial(Muon, lr=0.02, weight_decay=0.5), generator, steps=300, shape=(96, 16), vectors=2,
-        start_norm=0.87 * expected.settled.norm, lrs=lrs,
+        partial(Muon, lr=0.02, weight_decay=0.5), steps=300, shape=(96, 16), vectors=2,
+        initial_norm=0.87 * expected.settled.norm, lrs=lrs, generator=generator,
     )  # fmt: skip
     walk = {key: walk[key].square().mean(1).sqrt() for key in ("norm", "rotation")}
     ratios = (walk["norm"] / expected.path.norm)[100:]

@@ -12,13 +12,14 @@ from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Ru
 LEVEL, WIDTH, EVERY = 4.0, 64, 5
 
 
-def watched(law: str, kind, settings: dict, schedule, start_norm: float) -> Run:
+def watched(law: str, kind, settings: dict, schedule, initial_norm: float) -> Run:
     """Walk under an optimizer; a layer with a law, one without, and one that has no norm."""
     generator = torch.Generator().manual_seed(0)
     factors = schedule.factors(torch.arange(schedule.steps).double())
     walk = random_walk(
-        partial(kind, **settings), generator, steps=schedule.steps, shape=(WIDTH,), vectors=32,
-        start_norm=start_norm, unit_gradient_square=LEVEL, lrs=settings["lr"] * factors,
+        partial(kind, **settings), steps=schedule.steps, shape=(WIDTH,), vectors=32,
+        initial_norm=initial_norm, unit_gradient_square=LEVEL, lrs=settings["lr"] * factors,
+        generator=generator,
     )  # fmt: skip
     named = {"shape": [32, WIDTH], "vectors": 32, "coordinates": WIDTH, "group": 0, "degree": 2}
     layers = {

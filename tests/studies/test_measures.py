@@ -85,7 +85,9 @@ def test_the_recursions_are_exact_and_without_normalization_are_not(digits, mome
 
 def test_a_wrong_recursion_is_seen(digits, monkeypatch):
     exact = growth.sgd_growth
-    monkeypatch.setattr(growth, "sgd_growth", lambda s, d, lr, decay: exact(s, d, 1.1 * lr, decay))
+    monkeypatch.setattr(
+        growth, "sgd_growth", lambda s, d, lr, weight_decay: exact(s, d, 1.1 * lr, weight_decay)
+    )
     settings = Training("digits", "bn", momentum=0.0, steps=8, width=4)
     found = result(growth.check_recursion, {"training": asdict(settings)}, Inputs(digits))
     assert found["error"] > 1e-4

@@ -182,7 +182,7 @@ def _channel_norm(r: random.Random, width: int) -> nn.Module:
     """Make a norm of the library's that knows channels, with gain and bias or without."""
     row = r.choice(["bn", "in", "gn"])
     groups = r.choice([2, 3]) if row == "gn" else None
-    return ActivationNorm(row, width, groups=groups, eps=EPS, affine=r.random() < 0.6)
+    return ActivationNorm(row, width, num_groups=groups, eps=EPS, affine=r.random() < 0.6)
 
 
 def _swap(x: Tensor) -> Tensor:

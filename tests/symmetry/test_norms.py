@@ -37,7 +37,7 @@ def network(key: str) -> nn.Sequential:
         if METHODS[key].normalizes == "weight":
             return nn.Sequential(parametrize(layer, key), nn.Flatten(), nn.GELU(), head)
         size: Any = (6, 3, 3) if key in ("ln", "rms") else 6
-        norm = ActivationNorm(key, size, groups=2 if key == "gn" else None)
+        norm = ActivationNorm(key, size, num_groups=2 if key == "gn" else None)
         return nn.Sequential(layer, norm, nn.Flatten(), nn.GELU(), head)
 
 

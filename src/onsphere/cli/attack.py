@@ -264,7 +264,7 @@ def _evaluated(
     return evaluate(
         subject.model, (subject.x, subject.y), eps=options.eps, norm=options.norm,
         bounds=tuple(options.bounds), attacks=options.attacks, seed=options.seed,
-        budget=Budget(give_up=not options.full), progress=show,
+        budget=Budget(early_stopping=not options.full), progress=show,
     )  # fmt: skip
 
 
@@ -284,16 +284,16 @@ def _followed(
         steps=30, generator=torch.Generator().manual_seed(options.seed),
     )  # fmt: skip
     notes: list[str] = []
-    gauge = None
+    control = None
     try:
         show("looking for scale symmetries")
         found = audit(subject.model, x[:_AUDITED])
-        gauge = rescaled(subject.model, found, trades=options.control == "all")
+        control = rescaled(subject.model, found, rescalings=options.control == "all")
     except OnsphereError as error:
         notes.append(f"No control of scales: {error}.")
     try:
         result = amplification(
-            subject.model, x, attacked - x, y=y, norm=options.norm, gauge=gauge,
+            subject.model, x, attacked - x, y=y, norm=options.norm, control=control,
             seed=options.seed, progress=show,
         )  # fmt: skip
     except OnsphereError as error:

@@ -175,7 +175,7 @@ def _planned(options: argparse.Namespace) -> "Plan":
     return plan(
         options.optimizer, schedule, lr=options.lr, weight_decay=options.weight_decay,
         shape=_shape(options.shape), unit_gradient_square=options.gradient_square,
-        initial_norm=options.initial_norm, batch=options.batch, **settings,
+        initial_norm=options.initial_norm, batch_size=options.batch, **settings,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Equilibrium(NamedTuple):
 def sgd_equilibrium(
     *,
     lr: float,
-    decay: float,
+    weight_decay: float,
     unit_gradient_square: float = 1.0,
     momentum: float = 0.0,
     decoupled: bool = False,
@@ -71,7 +71,7 @@ def sgd_equilibrium(
 
     Args:
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
         unit_gradient_square: :math:`L`, the mean of the squared gradient norm at the unit-norm
             point, for the vector whose norm is asked for. The rotation does not depend on it.
         momentum: :math:`\alpha`, without dampening.
@@ -84,33 +84,38 @@ def sgd_equilibrium(
         ValueError: a value for which there is no equilibrium.
 
     Example:
-        >>> at_rest = sgd_equilibrium(lr=0.1, decay=5e-4, momentum=0.9)
+        >>> at_rest = sgd_equilibrium(lr=0.1, weight_decay=5e-4, momentum=0.9)
         >>> round(at_rest.rotation, 5), round(at_rest.norm, 3)
         (0.00725, 5.623)
-        >>> round(sgd_equilibrium(lr=0.1, decay=5e-4, momentum=0.9, decoupled=True).rotation, 5)
+        >>> at_rest = sgd_equilibrium(lr=0.1, weight_decay=5e-4, momentum=0.9, decoupled=True)
+        >>> round(at_rest.rotation, 5)
         0.00229
     """
-    _check(lr, decay, momentum=momentum, unit_gradient_square=unit_gradient_square)
-    shrink = lr * decay
+    _check(lr, weight_decay, momentum=momentum, unit_gradient_square=unit_gradient_square)
+    shrink = lr * weight_decay
     if decoupled:
         # The buffer sums what Memory averages: its update is longer by 1 / (1 - momentum).
         memory = Memory.of_momentum(momentum)
         square = memory.power * unit_gradient_square / (1 - momentum) ** 2
-        turned, fourth_power = _balance(lr, decay, square, memory, linear)
+        turned, fourth_power = _balance(lr, weight_decay, square, memory, linear)
         return Equilibrium(turned, fourth_power**0.25, 4 * shrink)
     if shrink >= 2 * (1 + momentum):
         raise ValueError(
-            f"lr * decay = {shrink:g} makes the decay itself diverge; it must be below "
+            f"lr * weight_decay = {shrink:g} makes the decay itself diverge; it must be below "
             f"2 (1 + momentum) = {2 * (1 + momentum):g}"
         )
     fourth_power = lr * unit_gradient_square
-    fourth_power /= decay * (1 - momentum) * (2 - shrink / (1 + momentum))
+    fourth_power /= weight_decay * (1 - momentum) * (2 - shrink / (1 + momentum))
     turned = _angle(shrink / (1 + momentum))
     return Equilibrium(turned, fourth_power**0.25, 4 * shrink / (1 - momentum))
 
 
 def adamw_equilibrium(
-    *, lr: float, decay: float, beta1: float = 0.9, coordinates: int = 1
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    coordinates: int = 1,
 ) -> Equilibrium:
     r"""Return the equilibrium of AdamW, as ``torch.optim.AdamW`` has it.
 
@@ -125,8 +130,8 @@ def adamw_equilibrium(
 
     Args:
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
-        beta1: :math:`\beta_1`.
+        weight_decay: :math:`\lambda`.
+        betas: :math:`\beta_1, \beta_2`, of which the balance depends on the first.
         coordinates: :math:`C`, entries of the weight; with 1 the norm is the root mean square of
             its entries.
 
@@ -137,20 +142,20 @@ def adamw_equilibrium(
         ValueError: a value for which there is no equilibrium.
 
     Example:
-        >>> at_rest = adamw_equilibrium(lr=1e-3, decay=0.1)
+        >>> at_rest = adamw_equilibrium(lr=1e-3, weight_decay=0.1)
         >>> round(at_rest.rotation, 5), round(at_rest.norm, 4)
         (0.00324, 0.0707)
     """
-    memory = Memory.of_momentum(beta1)
-    return _decoupled(lr, decay, memory.power * coordinates, memory, linear)
+    memory = Memory.of_momentum(betas[0])
+    return _decoupled(lr, weight_decay, memory.power * coordinates, memory, linear)
 
 
 def adam_l2_equilibrium(
     *,
     lr: float,
-    decay: float,
+    weight_decay: float,
     unit_gradient_square: float,
-    beta1: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
     coordinates: int = 1,
 ) -> Equilibrium:
     r"""Return the equilibrium of Adam with the decay in its gradient, as ``torch.optim.Adam``.
@@ -165,9 +170,9 @@ def adam_l2_equilibrium(
 
     Args:
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
         unit_gradient_square: :math:`L`, of the vector whose norm is asked for.
-        beta1: :math:`\beta_1`.
+        betas: :math:`\beta_1, \beta_2`, of which the balance depends on the first.
         coordinates: :math:`C`, entries of the weight.
 
     Returns:
@@ -179,23 +184,25 @@ def adam_l2_equilibrium(
     Example:
         >>> for unit_gradient_square in (1.0, 64.0):
         ...     at_rest = adam_l2_equilibrium(
-        ...         lr=1e-3, decay=1e-2, unit_gradient_square=unit_gradient_square)
+        ...         lr=1e-3, weight_decay=1e-2, unit_gradient_square=unit_gradient_square)
         ...     print(round(at_rest.rotation, 5), round(at_rest.norm, 3))
         0.00062 0.368
         0.00031 0.737
     """
-    _check(lr, decay, unit_gradient_square=unit_gradient_square, coordinates=float(coordinates))
-    memory = Memory.of_momentum(beta1)
-    norm = (lr * math.sqrt(coordinates * unit_gradient_square) / (2 * decay)) ** (1 / 3)
+    _check(
+        lr, weight_decay, unit_gradient_square=unit_gradient_square, coordinates=float(coordinates)
+    )
+    memory = Memory.of_momentum(betas[0])
+    norm = (lr * math.sqrt(coordinates * unit_gradient_square) / (2 * weight_decay)) ** (1 / 3)
     turned = lr * math.sqrt(coordinates * memory.power) / norm
-    rate = 3 * lr * decay * math.sqrt(coordinates / unit_gradient_square) * norm
+    rate = 3 * lr * weight_decay * math.sqrt(coordinates / unit_gradient_square) * norm
     return Equilibrium(turned, norm, rate, power=3, slope=1)
 
 
 def lion_equilibrium(
     *,
     lr: float,
-    decay: float,
+    weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.99),
     coordinates: int = 1,
 ) -> Equilibrium:
@@ -207,7 +214,7 @@ def lion_equilibrium(
 
     Args:
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
         betas: :math:`\beta_1, \beta_2`.
         coordinates: :math:`C`, entries of the weight that get a gradient; with 1 the norm is the
             root mean square of its entries.
@@ -219,17 +226,17 @@ def lion_equilibrium(
         ValueError: a value for which there is no equilibrium.
 
     Example:
-        >>> at_rest = lion_equilibrium(lr=1e-4, decay=1.0)
+        >>> at_rest = lion_equilibrium(lr=1e-4, weight_decay=1.0)
         >>> round(at_rest.rotation, 5), round(at_rest.norm, 4)
         (0.00209, 0.0477)
     """
-    return _decoupled(lr, decay, float(coordinates), Memory(*betas), arcsine)
+    return _decoupled(lr, weight_decay, float(coordinates), Memory(*betas), arcsine)
 
 
 def lion_published_equilibrium(
     *,
     lr: float,
-    decay: float,
+    weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.99),
     coordinates: int = 1,
 ) -> Equilibrium:
@@ -242,7 +249,7 @@ def lion_published_equilibrium(
 
     Args:
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
         betas: :math:`\beta_1, \beta_2`.
         coordinates: :math:`C`, entries of the weight.
 
@@ -253,22 +260,22 @@ def lion_published_equilibrium(
         ValueError: a value for which there is no equilibrium.
 
     Example:
-        >>> round(lion_published_equilibrium(lr=1e-4, decay=1.0).rotation, 5)
+        >>> round(lion_published_equilibrium(lr=1e-4, weight_decay=1.0).rotation, 5)
         0.0021
 
     Source: Kosson et al., 2023 (arXiv 2305.17212), table 1.
     """
-    _check(lr, decay, coordinates=float(coordinates))
+    _check(lr, weight_decay, coordinates=float(coordinates))
     blend = math.sqrt(Memory(*betas).power)
-    turned = blend * math.sqrt(math.pi * lr * decay)
-    norm = math.sqrt(lr * coordinates / (math.pi * decay)) / blend
-    return Equilibrium(turned, norm, 2 * lr * decay, power=2, slope=1)
+    turned = blend * math.sqrt(math.pi * lr * weight_decay)
+    norm = math.sqrt(lr * coordinates / (math.pi * weight_decay)) / blend
+    return Equilibrium(turned, norm, 2 * lr * weight_decay, power=2, slope=1)
 
 
 def muon_equilibrium(
     *,
     lr: float,
-    decay: float,
+    weight_decay: float,
     momentum: float = 0.95,
     nesterov: bool = True,
     shape: tuple[int, int] | None = None,
@@ -284,7 +291,7 @@ def muon_equilibrium(
 
     Args:
         lr: :math:`\eta`; the factor for the shape goes into ``scale``.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
         momentum: :math:`\alpha`.
         nesterov: whether the step looks ahead.
         shape: rows and columns of the weight, both large; without it the norm is that of a matrix
@@ -300,33 +307,36 @@ def muon_equilibrium(
 
     Example:
         >>> thin, square = (
-        ...     muon_equilibrium(lr=0.02, decay=0.1, shape=shape) for shape in (None, (64, 64)))
+        ...     muon_equilibrium(lr=0.02, weight_decay=0.1, shape=shape)
+        ...     for shape in (None, (64, 64)))
         >>> round(thin.rotation, 4), round(square.rotation, 4)
         (0.0111, 0.0128)
     """
-    _check(lr, decay, scale=scale)
+    _check(lr, weight_decay, scale=scale)
     memory = Memory.of_momentum(momentum, nesterov)
     response = linear if shape is None else polar(*shape)
     square = scale**2 * (1.0 if shape is None else min(shape))
-    return _decoupled(lr, decay, square, memory, response)
+    return _decoupled(lr, weight_decay, square, memory, response)
 
 
 def _decoupled(
-    lr: float, decay: float, update_square: float, memory: Memory, response: Response
+    lr: float, weight_decay: float, update_square: float, memory: Memory, response: Response
 ) -> Equilibrium:
     """Return the balance of decoupled decay where the length of an update is not the norm's."""
-    turned, square = _balance(lr, decay, update_square, memory, response)
-    return Equilibrium(turned, math.sqrt(square), 2 * lr * decay, power=2, slope=1)
+    turned, square = _balance(lr, weight_decay, update_square, memory, response)
+    return Equilibrium(turned, math.sqrt(square), 2 * lr * weight_decay, power=2, slope=1)
 
 
 def _balance(
-    lr: float, decay: float, update_square: float, memory: Memory, response: Response
+    lr: float, weight_decay: float, update_square: float, memory: Memory, response: Response
 ) -> tuple[float, float]:
     """Return the angle, and the square of the norm that updates of this square would give."""
-    _check(lr, decay, update_square=update_square)
-    shrink = lr * decay
+    _check(lr, weight_decay, update_square=update_square)
+    shrink = lr * weight_decay
     if shrink >= 1:
-        raise ValueError(f"lr * decay = {shrink:g} leaves nothing of the weight; it is below 1")
+        raise ValueError(
+            f"lr * weight_decay = {shrink:g} leaves nothing of the weight; it is below 1"
+        )
     kept = response(memory.correlations())
     lags = kept.new_tensor(range(len(kept)))
     repeated = float((kept * (1 - shrink) ** lags).sum())  # sum of a^(k-1) R_k / R_0
@@ -343,10 +353,10 @@ def _angle(one_minus_cosine: float) -> float:
     return 2 * math.asin(math.sqrt(one_minus_cosine / 2))
 
 
-def _check(lr: float, decay: float, momentum: float = 0.0, **positive: float) -> None:
+def _check(lr: float, weight_decay: float, momentum: float = 0.0, **positive: float) -> None:
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be in [0, 1), got {momentum}")
-    given = {"lr": lr, "decay": decay, **positive}
+    given = {"lr": lr, "weight_decay": weight_decay, **positive}
     if not all(value > 0 for value in given.values()):
         raise ValueError(
             "without a positive rate, decay and gradient there is no equilibrium (free_growth "

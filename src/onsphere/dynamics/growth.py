@@ -36,7 +36,9 @@ class MomentumState(NamedTuple):
     inner: Scalars = 0.0
 
 
-def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: float = 0.0) -> Scalars:
+def sgd_step(
+    square: Scalars, gradient_square: Scalars, lr: Scalars, weight_decay: float = 0.0
+) -> Scalars:
     r"""Return :math:`|w_{t+1}|^2 = (1-\eta\lambda)^2 |w_t|^2 + \eta^2 |g_t|^2`.
 
     Without decay this is Pythagoras: the step is orthogonal to the weight.
@@ -45,7 +47,7 @@ def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: floa
         square: :math:`|w_t|^2`.
         gradient_square: :math:`|g_t|^2`, of the loss alone (decay not added).
         lr: :math:`\eta`.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
 
     Returns:
         The squared norm after one step of SGD without momentum; exact.
@@ -54,11 +56,15 @@ def sgd_step(square: Scalars, gradient_square: Scalars, lr: Scalars, decay: floa
         >>> sgd_step(9.0, 16.0, lr=1.0)
         25.0
     """
-    return (1 - lr * decay) ** 2 * square + lr**2 * gradient_square
+    return (1 - lr * weight_decay) ** 2 * square + lr**2 * gradient_square
 
 
 def momentum_step(
-    state: MomentumState, buffer_square: Scalars, lr: Scalars, momentum: float, decay: float = 0.0
+    state: MomentumState,
+    buffer_square: Scalars,
+    lr: Scalars,
+    momentum: float,
+    weight_decay: float = 0.0,
 ) -> MomentumState:
     r"""Advance the squared norm by one step of SGD with momentum and coupled decay.
 
@@ -77,7 +83,7 @@ def momentum_step(
         buffer_square: :math:`|v_t|^2`, of the momentum buffer *after* the step's gradient went in.
         lr: :math:`\eta` of this step.
         momentum: :math:`\alpha`.
-        decay: :math:`\lambda`, coupled (added to the gradient).
+        weight_decay: :math:`\lambda`, coupled (added to the gradient).
 
     Returns:
         The state after the step; exact.
@@ -86,17 +92,17 @@ def momentum_step(
         >>> momentum_step(MomentumState(square=9.0), 16.0, lr=1.0, momentum=0.9)
         MomentumState(square=25.0, inner=-16.0)
     """
-    inner = momentum * state.inner + decay * state.square
+    inner = momentum * state.inner + weight_decay * state.square
     return MomentumState(
         state.square - 2 * lr * inner + lr**2 * buffer_square, inner - lr * buffer_square
     )
 
 
 def sgd_growth(
-    start_square: Scalars,
+    initial_square: Scalars,
     gradient_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Float[Tensor, "steps+1 *vectors"]:
     r"""Return the squared norms of a whole run of SGD without momentum, from its gradients.
 
@@ -104,10 +110,10 @@ def sgd_growth(
     + \eta^2\sum_k (1-\eta\lambda)^{2(n-1-k)}|g_k|^2`, by :func:`sgd_step`.
 
     Args:
-        start_square: :math:`|w_0|^2`.
+        initial_square: :math:`|w_0|^2`.
         gradient_squares: :math:`|g_t|^2` of every step.
         lr: :math:`\eta`, one number or a series of one per step.
-        decay: :math:`\lambda`.
+        weight_decay: :math:`\lambda`.
 
     Returns:
         The squared norms before the first step and after each.
@@ -121,27 +127,27 @@ def sgd_growth(
         tensor([1., 4., 9.])
     """
     rates = _per_step(lr, gradient_squares)
-    squares = [_like_one_step(start_square, gradient_squares)]
+    squares = [_like_one_step(initial_square, gradient_squares)]
     for gradient_square, rate in zip(gradient_squares, rates, strict=True):
-        squares.append(torch.as_tensor(sgd_step(squares[-1], gradient_square, rate, decay)))
+        squares.append(torch.as_tensor(sgd_step(squares[-1], gradient_square, rate, weight_decay)))
     return torch.stack(squares)
 
 
 def momentum_growth(
-    start_square: Scalars,
+    initial_square: Scalars,
     buffer_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     momentum: float,
-    decay: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> Float[Tensor, "steps+1 *vectors"]:
     r"""Return the squared norms of a whole run of SGD with momentum, from its buffers.
 
     Args:
-        start_square: :math:`|w_0|^2`.
+        initial_square: :math:`|w_0|^2`.
         buffer_squares: :math:`|v_t|^2` of every step, as in :func:`momentum_step`.
         lr: :math:`\eta`, one number or a series of one per step.
         momentum: :math:`\alpha`.
-        decay: :math:`\lambda`, coupled.
+        weight_decay: :math:`\lambda`, coupled.
 
     Returns:
         The squared norms before the first step and after each.
@@ -155,16 +161,16 @@ def momentum_growth(
         tensor([ 1.,  4., 12.])
     """
     rates = _per_step(lr, buffer_squares)
-    state = MomentumState(_like_one_step(start_square, buffer_squares))
+    state = MomentumState(_like_one_step(initial_square, buffer_squares))
     squares = [torch.as_tensor(state.square)]
     for buffer_square, rate in zip(buffer_squares, rates, strict=True):
-        state = momentum_step(state, buffer_square, rate, momentum, decay)
+        state = momentum_step(state, buffer_square, rate, momentum, weight_decay)
         squares.append(torch.as_tensor(state.square))
     return torch.stack(squares)
 
 
 def free_growth(
-    start_norm: Scalars,
+    initial_norm: Scalars,
     unit_gradient_squares: Float[Tensor, "steps *vectors"],
     lr: Scalars,
     momentum: float = 0.0,
@@ -179,7 +185,7 @@ def free_growth(
     changes little in :math:`1/(1-\alpha)` steps.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         unit_gradient_squares: :math:`L_t`, the squared gradient norm at the unit-norm point, one
             per step (``torch.full((steps,), L)`` if it is constant).
         lr: :math:`\eta`, one number or a series of one per step.
@@ -199,12 +205,12 @@ def free_growth(
     rates = _per_step(lr, unit_gradient_squares)
     rates = rates.reshape(-1, *([1] * (unit_gradient_squares.ndim - 1)))
     added = 2 * (rates**2 * unit_gradient_squares).cumsum(0) / (1 - momentum) ** 2
-    start = _like_one_step(start_norm, unit_gradient_squares) ** 4
+    start = _like_one_step(initial_norm, unit_gradient_squares) ** 4
     return torch.cat([start.unsqueeze(0), start + added]) ** 0.25
 
 
 def adaptive_growth(
-    start_norm: Scalars,
+    initial_norm: Scalars,
     lrs: Float[Tensor, "steps"],
     coordinates: int = 1,
     *,
@@ -221,7 +227,7 @@ def adaptive_growth(
     that changes little over the memory of the updates.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         lrs: :math:`\eta_t`, one per step.
         coordinates: :math:`C`.
         memory: the averages that a nonlinear update is made of; not needed for Adam.
@@ -239,7 +245,7 @@ def adaptive_growth(
     if memory is not None:
         scale = memory.power if response is linear else 1.0
         spread *= scale * (1 + 2 * float(response(memory.correlations()).sum()))
-    start = _like_one_step(start_norm, lrs) ** 2
+    start = _like_one_step(initial_norm, lrs) ** 2
     return torch.cat([start.unsqueeze(0), start + spread * (lrs**2).cumsum(0)]) ** 0.5
 
 

@@ -56,7 +56,9 @@ class RisingRates(NamedTuple):
     buffer: float
 
 
-def rising_rates(*, lr: float, decay: float, steps: int, momentum: float = 0.0) -> RisingRates:
+def rising_rates(
+    *, lr: float, weight_decay: float, steps: int, momentum: float = 0.0
+) -> RisingRates:
     r"""Return rates without weight decay that give the directions of a constant one with it.
 
     With :math:`w_{t+1} = w_t - \eta v_t,\ v_t = \alpha v_{t-1} + g_t + \lambda w_t` and :math:`a`
@@ -71,7 +73,7 @@ def rising_rates(*, lr: float, decay: float, steps: int, momentum: float = 0.0) 
 
     Args:
         lr: :math:`\eta` of the run with decay.
-        decay: :math:`\lambda`, coupled.
+        weight_decay: :math:`\lambda`, coupled.
         steps: how many rates.
         momentum: :math:`\alpha`.
 
@@ -83,18 +85,18 @@ def rising_rates(*, lr: float, decay: float, steps: int, momentum: float = 0.0) 
             (1-\sqrt\alpha)^2`.
 
     Example:
-        >>> equal = rising_rates(lr=0.1, decay=1.0, steps=3)
+        >>> equal = rising_rates(lr=0.1, weight_decay=1.0, steps=3)
         >>> equal.base, equal.lrs
         (0.9, tensor([0.1111, 0.1372, 0.1694], dtype=torch.float64))
 
     Source: Li & Arora, 2019 (arXiv 1910.07454), theorems 1.1 and 2.13.
     """
-    shrink = lr * decay
+    shrink = lr * weight_decay
     bound = (1 - math.sqrt(momentum)) ** 2
     if not 0 <= shrink < bound:
         raise ValueError(
-            f"lr * decay is from 0 to (1 - sqrt(momentum))**2 = {bound:g}, beyond which weights "
-            f"oscillate: got {shrink:g}"
+            f"lr * weight_decay is from 0 to (1 - sqrt(momentum))**2 = {bound:g}, beyond which "
+            f"weights oscillate: got {shrink:g}"
         )
     total = 1 + momentum - shrink
     base = (total + math.sqrt(total**2 - 4 * momentum)) / 2

@@ -127,13 +127,13 @@ class OptimizerLaw:
         return {**self.fixed, **found}
 
     def equilibrium(
-        self, lr: float, decay: float, vector: Vector, settings: Mapping[str, Any]
+        self, lr: float, weight_decay: float, vector: Vector, settings: Mapping[str, Any]
     ) -> Equilibrium:
         """Return where a vector settles.
 
         Args:
             lr: the learning rate, above 0.
-            decay: the weight decay, above 0.
+            weight_decay: its decay, above 0.
             vector: what moves.
             settings: by name; those that are missing have their defaults.
 
@@ -148,7 +148,7 @@ class OptimizerLaw:
         """
         if self.settle is None:
             raise ValueError(f"under {self.name!r} the norm stays what it is")
-        return self.settle(lr, decay, vector, **{**self.defaults, **self.fixed, **settings})
+        return self.settle(lr, weight_decay, vector, **{**self.defaults, **self.fixed, **settings})
 
     def growth(self, lr: float, vector: Vector, settings: Mapping[str, Any]) -> Motion:
         """Return the motion without decay: the limit of ever less decay, which takes nothing.
@@ -212,14 +212,16 @@ def law_of_class(kind: str, group: Mapping[str, Any]) -> OptimizerLaw | None:
 
 
 def _sgd(
-    lr: float, decay: float, vector: Vector, *, momentum: Any, dampening: Any, nesterov: Any,
+    lr: float, weight_decay: float, vector: Vector, *, momentum: Any, dampening: Any, nesterov: Any,
     decoupled: bool,
 ) -> Equilibrium:  # fmt: skip
     kept = float(momentum)
     # Dampening scales what enters the buffer: the gradient, and decay that is coupled with it.
     # Without momentum torch.optim.SGD has no buffer, and ignores it.
     rate = lr if decoupled or kept == 0 else lr * (1 - float(dampening))
-    rest = _remembered(sgd_equilibrium, lr=rate, decay=decay, momentum=kept, decoupled=decoupled)
+    rest = _remembered(
+        sgd_equilibrium, lr=rate, weight_decay=weight_decay, momentum=kept, decoupled=decoupled
+    )
     if nesterov:
         # The sum of the weights of past gradients, which sets the norm, stays; their squares do
         # not.
@@ -227,28 +229,34 @@ def _sgd(
     return _longer(rest, vector.unit_gradient_square**0.25)
 
 
-def _adamw(lr: float, decay: float, vector: Vector, *, betas: Sequence[Any]) -> Equilibrium:
-    rest = _remembered(adamw_equilibrium, lr=lr, decay=decay, beta1=float(betas[0]))
+def _adamw(lr: float, weight_decay: float, vector: Vector, *, betas: Sequence[Any]) -> Equilibrium:
+    rest = _remembered(
+        adamw_equilibrium, lr=lr, weight_decay=weight_decay, betas=tuple(map(float, betas))
+    )
     return _longer(rest, math.sqrt(vector.coordinates))
 
 
-def _adam_l2(lr: float, decay: float, vector: Vector, *, betas: Sequence[Any]) -> Equilibrium:
+def _adam_l2(
+    lr: float, weight_decay: float, vector: Vector, *, betas: Sequence[Any]
+) -> Equilibrium:
     return adam_l2_equilibrium(
         lr=lr,
-        decay=decay,
+        weight_decay=weight_decay,
         unit_gradient_square=vector.unit_gradient_square,
-        beta1=float(betas[0]),
+        betas=(float(betas[0]), float(betas[1])),
         coordinates=vector.coordinates,
     )
 
 
-def _lion(lr: float, decay: float, vector: Vector, *, betas: Sequence[Any]) -> Equilibrium:
-    rest = _remembered(lion_equilibrium, lr=lr, decay=decay, betas=tuple(map(float, betas)))
+def _lion(lr: float, weight_decay: float, vector: Vector, *, betas: Sequence[Any]) -> Equilibrium:
+    rest = _remembered(
+        lion_equilibrium, lr=lr, weight_decay=weight_decay, betas=tuple(map(float, betas))
+    )
     return _longer(rest, math.sqrt(vector.coordinates))
 
 
 def _muon(
-    lr: float, decay: float, vector: Vector, *, momentum: Any, nesterov: Any,
+    lr: float, weight_decay: float, vector: Vector, *, momentum: Any, nesterov: Any,
     shape: tuple[int, int] | None, adjust_lr_fn: str | None = None,
 ) -> Equilibrium:  # fmt: skip
     # A recipe knows the shape but no vector: then norms are in the law's own unit.
@@ -256,7 +264,7 @@ def _muon(
     rest = _remembered(
         muon_equilibrium,
         lr=lr,
-        decay=decay,
+        weight_decay=weight_decay,
         momentum=float(momentum),
         nesterov=bool(nesterov),
         shape=sides,

@@ -34,8 +34,8 @@ class NormRecorder:
     :meth:`series` is called.
 
     Args:
-        spheres: name -> (parameter, which of its entries form one vector).
         optimizer: the optimizer that moves those parameters.
+        spheres: name -> (parameter, which of its entries form one vector).
         every: record each ``every``-th step, the first one included.
         per_vector: keep every vector's value instead of their mean.
 
@@ -48,7 +48,7 @@ class NormRecorder:
         >>> from onsphere.geometry import VectorAxes
         >>> weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
         >>> optimizer = torch.optim.SGD([weight], lr=0.5)
-        >>> recorder = NormRecorder({"rows": (weight, VectorAxes(index=(0,)))}, optimizer)
+        >>> recorder = NormRecorder(optimizer, {"rows": (weight, VectorAxes(index=(0,)))})
         >>> weight.grad = torch.tensor([[-8.0, 6.0]])
         >>> optimizer.step()
         >>> for name, values in recorder.series("rows").items():
@@ -64,8 +64,8 @@ class NormRecorder:
 
     def __init__(
         self,
-        spheres: Mapping[str, tuple[Tensor, VectorAxes]],
         optimizer: Optimizer,
+        spheres: Mapping[str, tuple[Tensor, VectorAxes]],
         *,
         every: int = 1,
         per_vector: bool = False,

@@ -14,7 +14,7 @@ from onsphere.dynamics.equilibrium import Equilibrium
 
 
 def relaxation(
-    start_norm: float, equilibrium: Equilibrium, steps: Float[Tensor, "*times"]
+    initial_norm: float, equilibrium: Equilibrium, steps: Float[Tensor, "*times"]
 ) -> Float[Tensor, "*times"]:
     r"""Return the norm on its way to equilibrium.
 
@@ -23,7 +23,7 @@ def relaxation(
     :math:`1/(1-\alpha)` steps, while the buffer fills.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         equilibrium: as :func:`sgd_equilibrium` and the others give it.
         steps: the times, in steps.
 
@@ -39,7 +39,7 @@ def relaxation(
     power = equilibrium.power
     settled = equilibrium.norm**power
     left = torch.exp(-equilibrium.rate * steps)
-    return (settled + (start_norm**power - settled) * left) ** (1 / power)
+    return (settled + (initial_norm**power - settled) * left) ** (1 / power)
 
 
 def half_life(equilibrium: Equilibrium) -> float:
@@ -56,7 +56,7 @@ def half_life(equilibrium: Equilibrium) -> float:
 
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
-        >>> round(half_life(adamw_equilibrium(lr=1e-3, decay=0.1)))
+        >>> round(half_life(adamw_equilibrium(lr=1e-3, weight_decay=0.1)))
         3466
     """
     return math.log(2) / equilibrium.rate
@@ -94,7 +94,7 @@ def rotation_at(norm: float | Tensor, equilibrium: Equilibrium) -> float | Tenso
     return equilibrium.rotation * (equilibrium.norm / norm) ** equilibrium.slope
 
 
-def mean_rotation(start_norm: float, equilibrium: Equilibrium, steps: int) -> float:
+def mean_rotation(initial_norm: float, equilibrium: Equilibrium, steps: int) -> float:
     r"""Return the mean rotation per step of a run at a constant rate that starts at some norm.
 
     With :math:`x_0 = (|w_0|/|w_\infty|)^p` and :math:`T` steps
@@ -105,7 +105,7 @@ def mean_rotation(start_norm: float, equilibrium: Equilibrium, steps: int) -> fl
     the mean of :func:`rotation_at` over the norms of :func:`relaxation`.
 
     Args:
-        start_norm: :math:`|w_0|`.
+        initial_norm: :math:`|w_0|`.
         equilibrium: where the run goes; of a law whose rotation goes as :math:`|w|^{-p/2}`, as
             all do but that of Adam with L2.
         steps: :math:`T`.
@@ -127,7 +127,7 @@ def mean_rotation(start_norm: float, equilibrium: Equilibrium, steps: int) -> fl
             f"{equilibrium.power}"
         )
     time = equilibrium.rate * steps
-    begin = (start_norm / equilibrium.norm) ** equilibrium.power
+    begin = (initial_norm / equilibrium.norm) ** equilibrium.power
     end = 1 + (begin - 1) * math.exp(-time)
     gained = math.log((1 + math.sqrt(end)) / (1 + math.sqrt(begin)))
     return equilibrium.rotation * (1 + 2 * gained / time)

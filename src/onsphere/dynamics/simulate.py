@@ -101,15 +101,15 @@ def _with_gradient(weights: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def random_walk(
-    make: MakeOptimizer,
-    generator: torch.Generator,
+    make_optimizer: MakeOptimizer,
     *,
     steps: int,
     shape: tuple[int, ...] = (256,),
     vectors: int = 64,
-    start_norm: float = 1.0,
+    initial_norm: float = 1.0,
     unit_gradient_square: float = 1.0,
     lrs: Float[Tensor, "steps"] | None = None,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     r"""Let an optimizer follow random gradients that know nothing but the weight's direction.
 
@@ -117,15 +117,15 @@ def random_walk(
     :math:`\mathrm{E}|g|^2 = L/|w|^2`.
 
     Args:
-        make: makes the optimizer for a list of weights.
-        generator: of the noise.
+        make_optimizer: makes the optimizer for a list of weights.
         steps: how many.
         shape: of one weight. Weights with one axis are rows of a single tensor, which is the same
             for optimizers that treat entries alike; matrices are tensors of their own.
         vectors: how many independent weights.
-        start_norm: their length at the start.
+        initial_norm: their length at the start.
         unit_gradient_square: :math:`L`.
         lrs: learning rates, one per step, in place of the optimizer's own.
+        generator: source of the noise.
 
     Returns:
         The series of :class:`NormRecorder` with shape ``(steps, vectors)``, and ``step``.
@@ -133,16 +133,16 @@ def random_walk(
     Example:
         >>> walk = random_walk(
         ...     lambda weights: torch.optim.SGD(weights, lr=0.1),
-        ...     torch.Generator().manual_seed(0), steps=3, vectors=2)
+        ...     steps=3, vectors=2, generator=torch.Generator().manual_seed(0))
         >>> walk["rotation"].shape, round(float(walk["norm"][0, 0]), 9)
         (torch.Size([3, 2]), 1.0)
         >>> bool((walk["norm"].diff(dim=0) > 0).all())
         True
     """
-    weights, axes = _start(shape, vectors, start_norm, generator)
-    optimizer = make(weights)
+    weights, axes = _start(shape, vectors, initial_norm, generator)
+    optimizer = make_optimizer(weights)
     named = {str(i): (weight, axes) for i, weight in enumerate(weights)}
-    with NormRecorder(named, optimizer, per_vector=True) as recorder:
+    with NormRecorder(optimizer, named, per_vector=True) as recorder:
         for step in range(steps):
             if lrs is not None:
                 for group in optimizer.param_groups:

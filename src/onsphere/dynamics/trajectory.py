@@ -55,7 +55,7 @@ class Motion:
 
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
-        >>> motion = Motion.of(adamw_equilibrium(lr=1e-3, decay=0.1))
+        >>> motion = Motion.of(adamw_equilibrium(lr=1e-3, weight_decay=0.1))
         >>> round(motion.growth, 8), round(motion.rate, 6)  # lr^2, 2 lr decay
         (1e-06, 0.0002)
     """
@@ -187,7 +187,7 @@ Levels = Callable[[Tensor], Tensor]
 
 
 def follow(
-    motion: Motion, schedule: Rates, start_norm: float, levels: Levels | None = None
+    motion: Motion, schedule: Rates, initial_norm: float, levels: Levels | None = None
 ) -> Path:
     r"""Follow the norm and the rotation through a run.
 
@@ -198,7 +198,7 @@ def follow(
     Args:
         motion: at the full rate.
         schedule: of the rate.
-        start_norm: norm before the first step, in the motion's unit; 0 for the limit of a weight
+        initial_norm: norm before the first step, in the motion's unit; 0 for the limit of a weight
             that has outgrown its start.
         levels: of the gradients over the run, for SGD: they lengthen the weight and turn it.
             Without it they are those of the motion.
@@ -209,7 +209,7 @@ def follow(
     Example:
         >>> from onsphere.dynamics import adamw_equilibrium
         >>> from onsphere.dynamics.schedule import Schedule
-        >>> settled = adamw_equilibrium(lr=0.1, decay=0.1)
+        >>> settled = adamw_equilibrium(lr=0.1, weight_decay=0.1)
         >>> path = follow(Motion.of(settled), Schedule(1000), 2 * settled.norm)
         >>> halved, found = path.rotation[0] / settled.rotation, path.rotation[-1]
         >>> round(float(halved), 3), round(float(found / settled.rotation), 3)
@@ -221,7 +221,7 @@ def follow(
     pieces = zip(
         lengths.tolist(), schedule.factors(middles).tolist(), levels(middles).tolist(), strict=True
     )
-    power, left = start_norm**motion.power, 1.0
+    power, left = initial_norm**motion.power, 1.0
     powers, lefts = [power], [left]
     for length, factor, level in pieces:
         power, kept = motion.step(power, length, factor, level)

@@ -42,7 +42,7 @@ class SphereMap:
     Args:
         centered: subtract the mean of each vector (of each row, for the spectral sphere) first.
         radius: length of the result at ``eps = 0``.
-        sphere: ``"l2"`` for vectors along the last axis; ``"spectral"`` for matrices along the
+        norm: ``"l2"`` for vectors along the last axis; ``"spectral"`` for matrices along the
             last two, whose length is their largest singular value.
         eps: the constant that keeps zero vectors finite, in the units of the squared length
             (``"inside"``) or of the length (``"outside"``, ``"clamp"``).
@@ -55,7 +55,7 @@ class SphereMap:
 
     centered: bool = False
     radius: float = 1.0
-    sphere: Literal["l2", "spectral"] = "l2"
+    norm: Literal["l2", "spectral"] = "l2"
     eps: float = 0.0
     eps_place: EpsPlace = "inside"
 
@@ -64,8 +64,8 @@ class SphereMap:
             raise ValueError(f"eps must be at least 0, got {self.eps}")
         if not 0 < self.radius < math.inf:
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
-        if self.sphere not in ("l2", "spectral"):
-            raise ValueError(f'sphere must be "l2" or "spectral", got {self.sphere!r}')
+        if self.norm not in ("l2", "spectral"):
+            raise ValueError(f'norm must be "l2" or "spectral", got {self.norm!r}')
         if self.eps_place not in ("inside", "outside", "clamp"):
             raise ValueError(
                 f'eps_place must be "inside", "outside" or "clamp", got {self.eps_place!r}'
@@ -250,7 +250,7 @@ def spectrum(x: Float[Tensor, "*batch n"], map: SphereMap) -> Spectrum:
     size = math.prod(x.shape[x.ndim - rank :])
     constant = math.prod(x.shape[x.ndim - rank : -1]) if map.centered else 0
     free = size - constant  # the dimension of the space that centring leaves
-    if map.sphere == "spectral":
+    if map.norm == "spectral":
         square = at.radial.square().sum((-2, -1))  # |a|^2, and <m, a> = |m| = 1
         total = (4 - 4 * rho + (rho * rho * square)).clamp_min(0).sqrt()
         gap = rho * (square).sqrt()
@@ -266,7 +266,7 @@ def spectrum(x: Float[Tensor, "*batch n"], map: SphereMap) -> Spectrum:
 
 def raw_length(c: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*lengths 1"]:
     """Length of (centred) vectors before eps, with the axes of one vector kept at size 1."""
-    if map.sphere == "spectral":
+    if map.norm == "spectral":
         return torch.linalg.matrix_norm(c, ord=2)[..., None, None]
     return vector_norm(c)
 
@@ -308,18 +308,18 @@ def _local(x: Tensor, map: SphereMap) -> _Local:
         rho = (s >= map.eps).to(s.dtype)
     radial = c / torch.where(s == 0, torch.ones_like(s), s)
     dual = radial
-    if map.sphere == "spectral":
+    if map.norm == "spectral":
         u, _, vh = torch.linalg.svd(c, full_matrices=False)
         dual = u[..., :, :1] * vh[..., :1, :]
     return _Local(map.radius / regularized, rho, radial, dual)
 
 
 def _vector_rank(map: SphereMap) -> int:
-    return 2 if map.sphere == "spectral" else 1
+    return 2 if map.norm == "spectral" else 1
 
 
 def _inner(a: Tensor, b: Tensor, map: SphereMap) -> Tensor:
-    axes = (-2, -1) if map.sphere == "spectral" else (-1,)
+    axes = (-2, -1) if map.norm == "spectral" else (-1,)
     return (a * b).sum(axes, keepdim=True)
 
 

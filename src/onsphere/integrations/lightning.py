@@ -22,10 +22,15 @@ class Watch:
     monitor: Monitor | None = None
 
     def __init__(
-        self, spheres: Any, *, model: nn.Module | None = None, optimizer: int = 0, **options: Any
+        self,
+        spheres: Any,
+        *,
+        model: nn.Module | None = None,
+        optimizer_index: int = 0,
+        **options: Any,
     ) -> None:
         self._spheres, self._options = spheres, options
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer_index = model, optimizer_index
         self._logged = -1
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
@@ -34,7 +39,7 @@ class Watch:
         self._logged = -1
         self.monitor = Monitor(
             pl_module if self._model is None else self._model,
-            trainer.optimizers[self._optimizer],
+            trainer.optimizers[self._optimizer_index],
             self._spheres,
             start=int(trainer.global_step),
             **self._options,
@@ -61,7 +66,7 @@ class Watch:
 
 
 def monitor_callback(
-    spheres: Any, *, model: nn.Module | None = None, optimizer: int = 0, **options: Any
+    spheres: Any, *, model: nn.Module | None = None, optimizer_index: int = 0, **options: Any
 ) -> Any:
     """Return a callback that watches a training of Lightning, and logs to its loggers.
 
@@ -71,7 +76,7 @@ def monitor_callback(
     Args:
         spheres: an audit, or what else :class:`~onsphere.Monitor` takes.
         model: the audited model, where that is a part of the ``LightningModule``.
-        optimizer: number of the optimizer to watch.
+        optimizer_index: which of the module's optimizers to watch.
         options: for the monitor: ``every``, ``path``, ``writer``, ``thresholds``.
 
     Returns:
@@ -80,7 +85,7 @@ def monitor_callback(
     Raises:
         ModuleNotFoundError: neither is installed.
     """
-    watch = {"model": model, "optimizer": optimizer}
+    watch = {"model": model, "optimizer_index": optimizer_index}
     return type("MonitorCallback", (Watch, _callback()), {})(spheres, **watch, **options)
 
 

@@ -2,18 +2,18 @@
 
 from onsphere.monitor.flags import Thresholds
 from onsphere.monitor.html import to_html
-from onsphere.monitor.layers import WatchError
+from onsphere.monitor.layers import MonitorError
 from onsphere.monitor.monitor import Monitor, ScalarWriter
 from onsphere.monitor.run import Flag, Run, RunError, Sample
 
 __all__ = [
     "Flag",
     "Monitor",
+    "MonitorError",
     "Run",
     "RunError",
     "Sample",
     "ScalarWriter",
     "Thresholds",
-    "WatchError",
     "to_html",
 ]

@@ -12,10 +12,11 @@ from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.distributed import placement
-from onsphere.optim.wrapper import OnSphere, families
+from onsphere.optim.families import families
+from onsphere.optim.wrapper import OnSphere
 
 
-class WatchError(OnsphereError, ValueError):
+class MonitorError(OnsphereError, ValueError):
     """What was given cannot be watched."""
 
 
@@ -67,7 +68,7 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
         At least one layer.
 
     Raises:
-        WatchError: nothing is left to watch, or a weight does not fit its sphere.
+        MonitorError: nothing is left to watch, or a weight does not fit its sphere.
     """
     names = {id(p): bare_name(n) for n, p in unwrapped(model).named_parameters()}
     groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
@@ -82,7 +83,7 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
         _check(name, params, sphere)
         found.append(Layer(name, params, sphere, groups[id(params[0])]))
     if not found:
-        raise WatchError(
+        raise MonitorError(
             f"of the {len(given)} weights on spheres that were given, the optimizer moves none; "
             "give the audit of this model, and the optimizer that trains it"
         )
@@ -98,7 +99,7 @@ def _given(
         if held is not None:
             return [(tuple(one.params), one.sphere) for one in held]
         if not any(group.get("sphere") is not None for group in optimizer.param_groups):
-            raise WatchError(
+            raise MonitorError(
                 f"{type(optimizer).__name__} does not say which weights are on spheres; give an "
                 "audit: Monitor(model, optimizer, onsphere.audit(model, inputs))"
             )
@@ -112,7 +113,7 @@ def _given(
     for key, value in spheres.items():
         if isinstance(key, str):
             if key not in known:
-                raise WatchError(f"the model has no parameter {key!r}{nearest(key, list(known))}")
+                raise MonitorError(f"the model has no parameter {key!r}{nearest(key, list(known))}")
             key = known[key]
         pairs[key] = value
     return list(families(pairs))
@@ -126,17 +127,17 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def _check(name: str, params: tuple[Tensor, ...], sphere: object) -> None:
     if not isinstance(sphere, Sphere):
-        raise WatchError(f"{name} is given {sphere!r}; write a Sphere or VectorAxes")
+        raise MonitorError(f"{name} is given {sphere!r}; write a Sphere or VectorAxes")
     try:
         counts = {sphere.axes.count(p.shape) for p in params}
         if placement.any_in(params):
             placement.check(params, sphere)
     except ValueError as error:
-        raise WatchError(f"{name}: {error}") from error
+        raise MonitorError(f"{name}: {error}") from error
     if len(counts) > 1:
-        raise WatchError(f"{name}: the parts of a joint sphere have {sorted(counts)} vectors")
+        raise MonitorError(f"{name}: the parts of a joint sphere have {sorted(counts)} vectors")
     if any(not p.is_floating_point() for p in params):
-        raise WatchError(f"{name} is not real floating point")
+        raise MonitorError(f"{name} is not real floating point")
 
 
 def _distinct(layers: list[Layer]) -> list[Layer]:
@@ -144,5 +145,5 @@ def _distinct(layers: list[Layer]) -> list[Layer]:
     names = [layer.name for layer in layers]
     for name in names:
         if names.count(name) > 1:
-            raise WatchError(f"{name!r} is given twice; give each weight once")
+            raise MonitorError(f"{name!r} is given twice; give each weight once")
     return layers

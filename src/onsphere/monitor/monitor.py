@@ -17,7 +17,7 @@ from onsphere.monitor.flags import History, Thresholds, flags_of
 from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.journal import Journal, about, settings_of, vector_of
 from onsphere.monitor.layer_statistics import Limits
-from onsphere.monitor.layers import WatchError, layers_of, stepping
+from onsphere.monitor.layers import MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
 from onsphere.version import __version__
@@ -80,7 +80,7 @@ class Monitor:
         thresholds: when to flag.
 
     Raises:
-        WatchError: nothing to watch, or a weight that does not fit its sphere.
+        MonitorError: nothing to watch, or a weight that does not fit its sphere.
         RunError: ``path`` cannot be written, holds something else than a run of these layers, or
             samples while no ``start`` is given.
         ValueError: ``every`` below 1 or ``start`` below 0.
@@ -352,4 +352,4 @@ def _writes() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-__all__ = ["LOGGED", "Monitor", "ScalarWriter", "WatchError", "metrics"]
+__all__ = ["LOGGED", "Monitor", "MonitorError", "ScalarWriter", "metrics"]

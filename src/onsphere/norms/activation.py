@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere.geometry import normalize
-from onsphere.norms.methods import Method, method
+from onsphere.norms.methods import Method
+from onsphere.norms.methods import method as method_of
 
 
 class ActivationNorm(nn.Module):
@@ -20,10 +21,10 @@ class ActivationNorm(nn.Module):
     (LayerNorm, RMSNorm).
 
     Args:
-        row: the method, or its key.
+        method: a row of the table, or its key.
         size: number of channels; for LayerNorm and RMSNorm the trailing shape that forms one
             vector (an int or a tuple).
-        groups: number of groups, for GroupNorm (which needs it).
+        num_groups: number of groups, for GroupNorm (which needs it).
         eps: ``None`` takes the method's default.
         affine: learn a gain (and shift, where the method has one); ``None`` takes PyTorch's
             default, which is False for InstanceNorm and True for the others.
@@ -59,10 +60,10 @@ class ActivationNorm(nn.Module):
 
     def __init__(
         self,
-        row: Method | str,
+        method: Method | str,
         size: int | tuple[int, ...],
         *,
-        groups: int | None = None,
+        num_groups: int | None = None,
         eps: float | None = None,
         affine: bool | None = None,
         momentum: float | None = 0.1,
@@ -71,10 +72,10 @@ class ActivationNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.method = row = method(row) if isinstance(row, str) else row
+        self.method = row = method_of(method) if isinstance(method, str) else method
         if row.normalizes != "activation":
             raise ValueError(f"{row.name} normalizes weights; use onsphere.norms.parametrize")
-        self.size, self.groups = _checked_size(row, size, groups)
+        self.size, self.num_groups = _checked_size(row, size, num_groups)
         self.eps = row.eps if eps is None else eps
         self.momentum = momentum
         self.affine = (row.key != "in") if affine is None else affine
@@ -130,7 +131,7 @@ class ActivationNorm(nn.Module):
             :math:`\gamma\,N(x) + \beta`; equal to :meth:`forward` in training mode up to rounding.
         """
         trailing = len(self.size) if self.method.affine == "element" else None
-        axes = self.method.vector_axes(x.ndim, self.groups, trailing)
+        axes = self.method.vector_axes(x.ndim, self.num_groups, trailing)
         vectors = axes.gather(x)
         map = self.method.sphere_map(vectors.shape[-1], self.eps_for(x))
         y = axes.scatter(normalize(vectors, map), x.shape)
@@ -165,12 +166,12 @@ class ActivationNorm(nn.Module):
     def extra_repr(self) -> str:
         """Return the row and the options that were chosen."""
         size = self.size[0] if len(self.size) == 1 else self.size
-        groups = f", groups={self.groups}" if self.method.grouped else ""
+        groups = f", num_groups={self.num_groups}" if self.method.grouped else ""
         return f"{self.method.key!r}, {size}{groups}, eps={self.eps}, affine={self.affine}"
 
 
 def _checked_size(
-    row: Method, size: int | tuple[int, ...], groups: int | None
+    row: Method, size: int | tuple[int, ...], num_groups: int | None
 ) -> tuple[tuple[int, ...], int]:
     shape = (size,) if isinstance(size, int) else tuple(size)
     if not shape or any(extent < 1 for extent in shape):
@@ -178,13 +179,14 @@ def _checked_size(
     if row.affine == "channel" and len(shape) != 1:
         raise ValueError(f"{row.name} takes a number of channels, got {size}")
     if row.grouped:
-        if groups is None or groups < 1 or shape[0] % groups:
+        if num_groups is None or num_groups < 1 or shape[0] % num_groups:
             raise ValueError(
-                f"{row.name} needs groups that divide {shape[0]} channels, got groups={groups}"
+                f"{row.name} needs groups that divide {shape[0]} channels, got "
+                f"num_groups={num_groups}"
             )
-        return shape, groups
-    if groups is not None:
-        raise ValueError(f"{row.name} has no groups, got groups={groups}")
+        return shape, num_groups
+    if num_groups is not None:
+        raise ValueError(f"{row.name} has no groups, got num_groups={num_groups}")
     return shape, 1
 
 
@@ -209,7 +211,7 @@ def _instance_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
 
 
 def _group_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
-    return F.group_norm(x, norm.groups, norm.weight, norm.bias, norm.eps_for(x))
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps_for(x))
 
 
 def _layer_norm(norm: ActivationNorm, x: Tensor) -> Tensor:

@@ -188,7 +188,7 @@ def _layer(row: Method, space: int, eps: float) -> Layer:
     else:
         size = OUT if row.affine == "channel" else (OUT, space)
         groups = GROUPS if row.grouped else None
-        norm = ActivationNorm(row, size, groups=groups, eps=eps, dtype=torch.float64)
+        norm = ActivationNorm(row, size, num_groups=groups, eps=eps, dtype=torch.float64)
         net = nn.Sequential(conv, norm).train()
 
     def layer(weight: Tensor, bias: Tensor, data: Tensor) -> Tensor:

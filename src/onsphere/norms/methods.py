@@ -32,7 +32,7 @@ class Method:
         inside: roles of the axes that run inside one vector; the others enumerate vectors.
         grouped: channels are cut into groups, one vector per group.
         centered: the mean of each vector is subtracted first.
-        sphere: Euclidean length, or largest singular value.
+        norm: Euclidean length, or largest singular value.
         radius: ``"sqrt(n)"`` when the length is a root mean square, else ``"1"``.
         eps: PyTorch's default (the published one where PyTorch lacks the method); ``None`` is the
             machine epsilon of the dtype; 0 where the method divides by the bare length.
@@ -62,19 +62,21 @@ class Method:
     scale_unit: Unit
     source: str
     grouped: bool = False
-    sphere: Literal["l2", "spectral"] = "l2"
+    norm: Literal["l2", "spectral"] = "l2"
     eps_place: EpsPlace = "inside"
     statistics: Literal["none", "batch", "power iteration"] = "none"
     shift: bool = False
     scale_with_bias: bool = False
     shifts: tuple[Shift, ...] = ()
 
-    def vector_axes(self, ndim: int, groups: int = 1, trailing: int | None = None) -> VectorAxes:
+    def vector_axes(
+        self, ndim: int, num_groups: int = 1, trailing: int | None = None
+    ) -> VectorAxes:
         """Which axes of the normalized tensor form one vector.
 
         Args:
             ndim: number of axes of the tensor.
-            groups: number of channel groups, for a grouped method.
+            num_groups: number of channel groups, for a grouped method.
             trailing: for methods that normalize whole samples, how many trailing axes form the
                 vector (PyTorch's ``normalized_shape``); all but the first when ``None``.
 
@@ -92,14 +94,14 @@ class Method:
         )
         roles: list[Role] = [*head, *([tail] * (ndim - 2))][:ndim]
         index = tuple(axis for axis, role in enumerate(roles) if role not in self.inside)
-        return VectorAxes(index, pieces=((1, groups),) if self.grouped else ())
+        return VectorAxes(index, pieces=((1, num_groups),) if self.grouped else ())
 
-    def weight_axes(self, groups: int = 1) -> VectorAxes:
+    def weight_axes(self, num_groups: int = 1) -> VectorAxes:
         """Which parts of the layer's weight ``(out, in, *kernel)`` live on a sphere each."""
         if self.scale_unit == "filter":
             return VectorAxes(index=(0,))
         if self.scale_unit == "group":
-            return VectorAxes(pieces=((0, groups),))
+            return VectorAxes(pieces=((0, num_groups),))
         return VectorAxes()
 
     def sphere_map(self, n: int, eps: float) -> SphereMap:
@@ -116,7 +118,7 @@ class Method:
         """
         square = n if self.radius == "sqrt(n)" else 1
         scaled = eps * (square if self.eps_place == "inside" else math.sqrt(square))
-        return SphereMap(self.centered, math.sqrt(square), self.sphere, scaled, self.eps_place)
+        return SphereMap(self.centered, math.sqrt(square), self.norm, scaled, self.eps_place)
 
 
 _ROWS = (
@@ -237,7 +239,7 @@ _ROWS = (
         normalizes="weight",
         inside=("out", "in", "kernel"),
         centered=False,
-        sphere="spectral",
+        norm="spectral",
         radius="1",
         eps=0.0,
         statistics="power iteration",

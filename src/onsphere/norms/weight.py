@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from onsphere.geometry import VectorAxes, center, normalize, vector_norm
-from onsphere.norms.methods import Method, method
+from onsphere.norms.methods import Method
+from onsphere.norms.methods import method as method_of
 
 _WARM_UP = 15  # power iterations before the first step, as in PyTorch
 
@@ -21,7 +22,7 @@ class WeightSphere(nn.Module):
     r"""Project each row of a weight: :math:`w = g\,N(v)`, or :math:`N(v)` without a length.
 
     Args:
-        row: weight normalization, centred weight normalization, weight standardization.
+        method: weight normalization, centred weight normalization, weight standardization.
         dim: the axis whose entries are the rows (0; 1 for transposed convolutions).
         eps: the method's eps.
 
@@ -38,9 +39,9 @@ class WeightSphere(nn.Module):
         Hessian-vector products are what scale invariance is checked with.
     """
 
-    def __init__(self, row: Method, dim: int = 0, eps: float = 0.0) -> None:
+    def __init__(self, method: Method, dim: int = 0, eps: float = 0.0) -> None:
         super().__init__()
-        self.method, self.dim, self.eps = row, dim, eps
+        self.method, self.dim, self.eps = method, dim, eps
 
     def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
         """Return the weight from its length and direction (or its direction alone)."""
@@ -77,7 +78,7 @@ class SpectralSphere(nn.Module):
     converged.
 
     Args:
-        row: spectral normalization.
+        method: spectral normalization.
         weight: the weight to start from.
         n_power_iterations: steps per training forward.
         dim: the axis that becomes the rows of the matrix.
@@ -89,7 +90,7 @@ class SpectralSphere(nn.Module):
 
     def __init__(
         self,
-        row: Method,
+        method: Method,
         weight: Tensor,
         n_power_iterations: int = 1,
         dim: int = 0,
@@ -98,7 +99,7 @@ class SpectralSphere(nn.Module):
         super().__init__()
         if n_power_iterations < 1:
             raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
-        self.method, self.dim, self.eps = row, dim, eps
+        self.method, self.dim, self.eps = method, dim, eps
         self.n_power_iterations = n_power_iterations
         matrix = self._matrix(weight.detach())
         rows, columns = matrix.shape
@@ -132,7 +133,7 @@ class SpectralSphere(nn.Module):
 
 def parametrize(
     module: nn.Module,
-    row: Method | str,
+    method: Method | str,
     name: str = "weight",
     *,
     dim: int | None = None,
@@ -143,7 +144,7 @@ def parametrize(
 
     Args:
         module: the layer; any module with a float parameter ``name`` of at least two axes.
-        row: the method, or its key.
+        method: a row of the table, or its key.
         name: the parameter to normalize.
         dim: the axis whose entries are the rows; ``None`` takes 1 for transposed convolutions and
             0 for everything else.
@@ -163,7 +164,7 @@ def parametrize(
         >>> bool(layer.weight.sum(1).abs().max() < 1e-6)          # every row is centred
         True
     """
-    row = method(row) if isinstance(row, str) else row
+    row = method_of(method) if isinstance(method, str) else method
     if row.normalizes != "weight":
         raise ValueError(f"{row.name} normalizes activations; use onsphere.norms.ActivationNorm")
     weight = getattr(module, name, None)
@@ -176,7 +177,7 @@ def parametrize(
         dim = 1 if isinstance(module, transposed) else 0
     dim %= weight.ndim
     projection: nn.Module
-    if row.sphere == "spectral":
+    if row.norm == "spectral":
         guard = 1e-12 if eps is None else eps
         projection = SpectralSphere(row, weight, n_power_iterations, dim, guard)
     else:
@@ -191,7 +192,7 @@ class _OlderNames:
 
     def __init__(self, name: str, row: Method) -> None:
         stem = f"parametrizations.{name}"
-        if row.sphere == "spectral":
+        if row.norm == "spectral":
             self.names = {
                 f"{name}_orig": f"{stem}.original",
                 f"{name}_u": f"{stem}.0._u",

@@ -28,16 +28,18 @@ from torch import Tensor
 from torch.optim.adamw import adamw as plain_adamw
 from torch.optim.optimizer import ParamsT
 
+from onsphere.optim.checkpoint.state_dict import mend
+from onsphere.optim.checks.gradients import Nonfinite
+from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import local
-from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
-from onsphere.optim.state_dict import mend
-from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.master_weights import state_dtype
+from onsphere.optim.sphere_optimizer import SphereOptimizer
+from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
-from onsphere.optim.updates.geodesic import LrMode, Step
+from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate, VectorMoment
 from onsphere.optim.updates.types import Group
-from onsphere.optim.validation import check_options
 
 SecondMoment = Literal["coordinate", "vector"]
 
@@ -92,7 +94,7 @@ class SphereAdamW(SphereOptimizer):
             depend on the lengths at the start (but for ``eps``): the step in space begins as
             ``-lr * (r / ρ) * update``. ``"rate"``: it begins as ``-lr * update``, as in
             ``torch.optim.AdamW``. ``"angle"``: every vector turns by ``lr`` radians.
-        step: ``"retraction"`` or ``"exponential"``.
+        retraction: ``"projection"`` or ``"exponential"``, as in :class:`SphereSGD`.
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
             float32, too), and round it to the weights after each step. Without it turns below the
@@ -139,7 +141,7 @@ class SphereAdamW(SphereOptimizer):
         *,
         second_moment: SecondMoment = "coordinate",
         lr_mode: LrMode = "relative",
-        step: Step = "retraction",
+        retraction: Retraction = "projection",
         maximize: bool = False,
         master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
@@ -158,7 +160,7 @@ class SphereAdamW(SphereOptimizer):
             "weight_decay": weight_decay,
             "second_moment": second_moment,
             "lr_mode": lr_mode,
-            "step": step,
+            "retraction": retraction,
             "maximize": maximize,
             "master_weights": master_weights,
             "nonfinite": nonfinite,
@@ -185,7 +187,7 @@ class SphereAdamW(SphereOptimizer):
         for param in params:
             state, dtype = self.state[param], state_dtype(param, group)
             if "step" not in state:
-                device = param.device if group["capturable"] else None
+                device = param.device if capturable(group) else None
                 state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(param, dtype=dtype)
             if coordinate and "exp_avg_sq" not in state:
@@ -202,10 +204,11 @@ class SphereAdamW(SphereOptimizer):
         if counters:
             torch._foreach_add_(counters, 1.0)
         beta1, beta2 = (float(beta) for beta in group["betas"])
+        recorded = capturable(group)
         made: dict[float | Tensor, PerVectorUpdate | PerCoordinateUpdate] = {}
         found = []
         for param, counter in zip(params, counters, strict=True):
-            steps, state = counter if group["capturable"] else counter.item(), self.state[param]
+            steps, state = counter if recorded else counter.item(), self.state[param]
             if steps not in made:
                 made[steps] = adamw_update(
                     betas=(beta1, beta2), eps=group["eps"], steps=steps, second_moment=kind
@@ -275,7 +278,7 @@ class SphereAdamW(SphereOptimizer):
             counters,
             foreach=group["foreach"],
             fused=fused_as(group, fusable(params, grads, first, second)),
-            capturable=group["capturable"] and not params[0].is_cpu,
+            capturable=capturable(group) and not params[0].is_cpu,
             has_complex=any(p.is_complex() for p in params),
             amsgrad=False,
             beta1=beta1,

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from onsphere.geometry import Sphere
+from onsphere.optim.checks.validation import check_sphere
 from onsphere.optim.distributed import placement
+from onsphere.optim.families import Spheres, families
 from onsphere.optim.steps.project import ConstrainedParameters, record
 from onsphere.optim.updates.geodesic import center_, spread, total, working_dtype
-from onsphere.optim.validation import check_sphere
-from onsphere.optim.wrapper import Spheres, families
 
 AverageOne = Callable[[Tensor, Tensor, Tensor | int], Tensor]
 AverageMany = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]

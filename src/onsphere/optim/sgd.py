@@ -20,15 +20,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from torch.optim.sgd import sgd as plain_sgd
 
+from onsphere.optim.checkpoint.state_dict import mend
+from onsphere.optim.checks.gradients import Nonfinite
+from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import beside, local
-from onsphere.optim.sphere_optimizer import Nonfinite, SphereOptimizer, state_dtype
-from onsphere.optim.state_dict import mend
-from onsphere.optim.steps.fused import fusable, fused_as, plain_numbers
+from onsphere.optim.master_weights import state_dtype
+from onsphere.optim.sphere_optimizer import SphereOptimizer
+from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
-from onsphere.optim.updates.geodesic import LrMode, Step
+from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.types import Group
-from onsphere.optim.validation import check_options
 
 
 def sgd_update(
@@ -79,8 +81,8 @@ class SphereSGD(SphereOptimizer):
             ``-lr * (r / ρ)**2 * update``.
             ``"rate"``: it begins as ``-lr * update``, as in ``torch.optim.SGD``. ``"angle"``:
             every vector turns by ``lr`` radians.
-        step: ``"retraction"`` (step, then project back; no trigonometry) or ``"exponential"``
-            (along the geodesic, momentum transported in parallel).
+        retraction: ``"projection"`` (step, then project back; no trigonometry) or
+            ``"exponential"`` (along the geodesic, momentum transported in parallel).
         maximize: ascend instead of descending.
         master_weights: move a copy in float32 of weights on spheres in half precision (moments in
             float32, too), and round it to the weights after each step. Without it turns below the
@@ -124,7 +126,7 @@ class SphereSGD(SphereOptimizer):
         weight_decay: float = 0.0,
         *,
         lr_mode: LrMode = "relative",
-        step: Step = "retraction",
+        retraction: Retraction = "projection",
         maximize: bool = False,
         master_weights: bool = False,
         nonfinite: Nonfinite = "skip",
@@ -143,7 +145,7 @@ class SphereSGD(SphereOptimizer):
             "nesterov": nesterov,
             "weight_decay": weight_decay,
             "lr_mode": lr_mode,
-            "step": step,
+            "retraction": retraction,
             "maximize": maximize,
             "master_weights": master_weights,
             "nonfinite": nonfinite,
@@ -245,7 +247,7 @@ class SphereSGD(SphereOptimizer):
             maximize=group["maximize"],
             foreach=group["foreach"],
             # A rate in a tensor is waited for by all steps but this one.
-            fused=(group["capturable"] and not moved[0].is_cpu) or fused_as(group, fused),
+            fused=(capturable(group) and not moved[0].is_cpu) or fused_as(group, fused),
         )
         if momentum:
             for param, buffer in zip(params, buffers, strict=True):

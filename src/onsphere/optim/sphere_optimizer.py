@@ -6,8 +6,8 @@ update itself.
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,15 +15,27 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
+from onsphere.optim.checkpoint.state_dict import encode, merged, take_over, with_all_counts
+from onsphere.optim.checks.gradients import Nonfinite, check_gradients
+from onsphere.optim.checks.notices import (
+    immovable,
+    lost_in,
+    say_once,
+    warn_of_decay,
+    warn_of_rounding,
+    warn_of_skips,
+)
+from onsphere.optim.checks.validation import check_sphere
 from onsphere.optim.distributed import placement, sharded_step
-from onsphere.optim.state_dict import encode, mend, merged, numbers_of, per_vector, take_uncast
-from onsphere.optim.steps.fused import fusable
+from onsphere.optim.families import sets_of
+from onsphere.optim.master_weights import gradient_of, point_of, round_to_params
+from onsphere.optim.steps.fused import capturable, fusable
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace, ReadyOnSpheres
 from onsphere.optim.steps.sphere_step import advance_all
 from onsphere.optim.updates.geodesic import (
     LrMode,
-    Step,
+    Retraction,
     StepOptions,
     reference_length,
     working_dtype,
@@ -31,22 +43,7 @@ from onsphere.optim.updates.geodesic import (
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.types import Family, Group, Part
-from onsphere.optim.validation import (
-    check_sphere,
-    immovable,
-    lost_in,
-    refuse_sparse,
-    say_once,
-    warn_of_decay,
-    warn_of_rounding,
-    warn_of_skips,
-)
 
-Nonfinite = Literal["skip", "raise"]
-
-# Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
-# state tensor to the parameter's dtype, which in bfloat16 would move every radius.
-_PER_VECTOR = ("radius", "vector_moment")
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
 _CUDA = torch.version.cuda is not None or torch.version.hip is not None
@@ -94,7 +91,7 @@ class SphereOptimizer(Optimizer):
             if not settings[name] >= 0:
                 raise ValueError(f"{name} must be at least 0, got {settings[name]}")
         for name, allowed in (
-            ("step", get_args(Step)),
+            ("retraction", get_args(Retraction)),
             ("lr_mode", get_args(LrMode)),
             ("nonfinite", get_args(Nonfinite)),
         ):
@@ -143,14 +140,15 @@ class SphereOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if _is_capturing() and not all(group["capturable"] for group in self.param_groups):
+        if _is_capturing() and not all(capturable(group) for group in self.param_groups):
             raise RuntimeError(
                 f"a CUDA graph is being recorded, and a param group of {type(self).__name__} has "
                 "capturable=False: its step asks the device for numbers. Give capturable=True"
             )
         self._immovable = say_once(self._immovable, stacklevel=4)
         again = [self._again(group) for group in self.param_groups]
-        self._check_gradients([ready is not None for ready in again])
+        dense = [ready is not None for ready in again]
+        check_gradients(type(self).__name__, self.param_groups, dense, sharded=self._sharded)
         batches, counted, ways = [], [], []
         for group, ready in zip(self.param_groups, again, strict=True):
             if ready is not None and self._repeat(ready, group):
@@ -160,7 +158,7 @@ class SphereOptimizer(Optimizer):
                 self._step_in_space(moving, self._gradients(moving), group)
                 self._remember_in_space(group, moving)
             else:
-                sets = [s for s in _sets(group) if any(p.grad is not None for p in s)]
+                sets = [s for s in sets_of(group) if any(p.grad is not None for p in s)]
                 batches.append((self._families(sets, group), group["sphere"], _options_of(group)))
                 counted.append([members[0] for members in sets])
                 ways.append(group)
@@ -168,10 +166,10 @@ class SphereOptimizer(Optimizer):
         if batches:
             go = sharded_step.advance if self._sharded else advance_all
             for firsts, counts, group in zip(counted, go(batches), ways, strict=True):
-                self._count(firsts, counts, told=not group["capturable"])
+                self._count(firsts, counts, told=not capturable(group))
             for group, (families, _, _) in zip(ways, batches, strict=True):
                 self._remember(group, families)
-            self._round()
+            round_to_params(self.param_groups, self.state)
         self._look()
         return loss
 
@@ -198,7 +196,7 @@ class SphereOptimizer(Optimizer):
     def _remember(self, group: Group, families: list[Family]) -> None:
         """Keep what the next step of a group can be made of."""
         self._ready.pop(id(group), None)
-        if self._sharded or group["master_weights"] or group["capturable"]:
+        if self._sharded or group["master_weights"] or capturable(group):
             return
         if len(families) != len(group["params"]):
             return
@@ -271,7 +269,7 @@ class SphereOptimizer(Optimizer):
             self.param_groups.pop()  # a refused group leaves nothing behind
             raise
         sharded = placement.any_in(group["params"])
-        if sharded and group["capturable"]:
+        if sharded and capturable(group):
             self.param_groups.pop()
             raise ValueError(
                 "capturable=True does not take parameters that are spread over processes "
@@ -279,39 +277,22 @@ class SphereOptimizer(Optimizer):
             )
         self._sharded = self._sharded or sharded
         if group["sphere"] is not None:
-            for members in _sets(group):
+            for members in sets_of(group):
                 self._immovable = self._immovable or immovable(members, group["sphere"])
         # add_param_group also runs inside __init__, before a subclass could set the flag.
         decay = group.get("weight_decay", 0)
         asked = asked or decay != self._usual_decay
         if group["sphere"] is not None and decay and asked and not self._told_of_decay:
             self._told_of_decay = True
-            warn_of_decay(decay, stacklevel=2, ignored=True)
+            warn_of_decay(decay, "; it is ignored there", stacklevel=2)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as ``torch.optim`` does, with spheres as plain dictionaries."""
         packed = super().state_dict()
         if self._sharded:
-            packed = {**packed, "state": self._state_of_all(packed)}
+            packed = with_all_counts(packed, self.param_groups, self.state)
         groups = [{**g, "sphere": encode(g["sphere"])} for g in packed["param_groups"]]
         return {**packed, "param_groups": groups}
-
-    def _state_of_all(self, packed: Group) -> Group:
-        """Return a packed state whose counts are those of all processes."""
-        state, number_of = dict(packed["state"]), numbers_of(self.param_groups, packed)
-        counts = list(self._counts())
-        added = placement.added_counts(counts)
-        for (members, _, _), count in zip(counts, added, strict=True):
-            number = number_of[members[0]]
-            state[number] = {**state[number], "skipped": count}
-        return state
-
-    def _counts(self) -> Iterable[tuple[list[Tensor], Sphere, Tensor]]:
-        """Give each family of which vectors were counted, its sphere, and the count."""
-        for group in self.param_groups:
-            for members in _sets(group) if group["sphere"] is not None else ():
-                if "skipped" in self.state[members[0]]:
-                    yield members, group["sphere"], self.state[members[0]]["skipped"]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` gave; a base optimizer's state dict is accepted as well.
@@ -342,7 +323,8 @@ class SphereOptimizer(Optimizer):
         before = self.state, self.param_groups
         try:
             super().load_state_dict({**packed, "param_groups": saved})
-            self._take_over(packed["state"], [n for group in saved for n in group["params"]])
+            numbers = [n for group in saved for n in group["params"]]
+            take_over(self.param_groups, self.state, packed["state"], numbers)
         except ValueError:
             self.__dict__["state"], self.__dict__["param_groups"] = before
             raise
@@ -352,31 +334,6 @@ class SphereOptimizer(Optimizer):
         for after in hooks[1].values():
             after(self)
 
-    def _take_over(self, saved: Mapping[Any, Any], numbers: Sequence[Any]) -> None:
-        """Bring what was loaded to the shapes and precisions of this run."""
-        params = [param for group in self.param_groups for param in group["params"]]
-        number_of = dict(zip(params, numbers, strict=True))
-        for group in self.param_groups:
-            for members in _sets(group) if group["sphere"] is not None else ():
-                for key in _PER_VECTOR:
-                    entries = saved.get(number_of[members[0]], {})
-                    if key in entries:
-                        wanted = placement.numbers(members, group["sphere"])
-                        given = per_vector(key, entries[key], wanted, group["sphere"])
-                        self.state[members[0]][key] = given
-        for group in self.param_groups:
-            for param in group["params"]:
-                entries = self.state.get(param)
-                if entries:
-                    dtype = state_dtype(param, group)
-                    if dtype != param.dtype:  # which PyTorch has cast it to
-                        take_uncast(entries, saved.get(number_of[param], {}), dtype)
-                    mend(entries, param, dtype)
-        if self._sharded:
-            for members, sphere, count in self._counts():
-                if not placement.counts_for_all(members, sphere):
-                    count.zero_()
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
@@ -384,38 +341,6 @@ class SphereOptimizer(Optimizer):
                 if key != "differentiable":  # which PyTorch adds to the defaults, and is not taken
                     group.setdefault(key, value)
         self._sharded = any(placement.any_in(group["params"]) for group in self.param_groups)
-
-    def _check_gradients(self, dense: Sequence[bool]) -> None:
-        strict: dict[int, list[Tensor]] = {}
-        for number, group in enumerate(self.param_groups):
-            if group["nonfinite"] == "skip" and (dense[number] or group["sphere"] is None):
-                continue
-            params = [p for p in group["params"] if p.grad is not None]
-            if group["sphere"] is not None:
-                refuse_sparse([p.grad for p in params if p.grad is not None], type(self).__name__)
-            if group["nonfinite"] == "raise" and params:
-                strict[number] = params
-        unfinite = self._unfinite(list(strict.values())) if strict else []
-        for number, bad in zip(strict, unfinite, strict=True):
-            if bad:
-                raise FloatingPointError(
-                    f"{bad} gradients of param group {number} are "
-                    'not finite, and nonfinite="raise"; no parameter was moved. Clear '
-                    'them, or use nonfinite="skip"'
-                )
-
-    def _unfinite(self, groups: Sequence[list[Tensor]]) -> list[int]:
-        """Count the dense gradients that are not finite, of all groups in one look."""
-        if self._sharded:
-            found = iter(placement.unfinite([[p] for params in groups for p in params]))
-            return [sum(next(found) for _ in params) for params in groups]
-        counts = []
-        for params in groups:
-            grads = [p.grad for p in params if p.grad is not None]
-            dense = [grad for grad in grads if grad.layout is torch.strided]
-            norms = torch.stack(torch._foreach_norm(dense)) if dense else torch.zeros(1)
-            counts.append(int((~norms.isfinite()).sum()))
-        return counts
 
     def _gradients(self, params: list[Tensor]) -> list[Tensor]:
         """Return the gradients of parameters that have one, those of shards as their shards."""
@@ -427,7 +352,13 @@ class SphereOptimizer(Optimizer):
         sphere: Sphere = group["sphere"]
         moving = [p for members in sets for p in members]
         updates = dict(zip(moving, self._updates(moving, group), strict=True))
-        places = [[(self._point(p, group), self._slope(p, group)) for p in s] for s in sets]
+        places = [
+            [
+                (point_of(p, group, self.state), gradient_of(p, group, sharded=self._sharded))
+                for p in members
+            ]
+            for members in sets
+        ]
         if sphere.radius is not None:
             onto = sharded_step.put_on if self._sharded else put_on
             for number, members in enumerate(sets):
@@ -445,47 +376,15 @@ class SphereOptimizer(Optimizer):
             for members, at in zip(sets, places, strict=True)
         ]
 
-    def _point(self, param: Tensor, group: Group) -> Tensor:
-        """Return what a step moves: the parameter, or its copy in float32."""
-        if not group["master_weights"]:
-            return param
-        state, dtype = self.state[param], state_dtype(param, group)
-        if dtype == param.dtype:
-            state.pop("master", None)  # after model.float()
-            return param
-        if "master" not in state:
-            state["master"] = param.detach().to(dtype)
-        master: Tensor = state["master"]
-        return master
-
-    def _round(self) -> None:
-        """Write the copies in float32 to the parameters that they belong to."""
-        pairs = [
-            (p, self.state[p]["master"])
-            for group in self.param_groups
-            if group["master_weights"] and group["sphere"] is not None
-            for p in group["params"]
-            if "master" in self.state[p]
-        ]
-        for param, master in pairs:
-            param.copy_(master)
-
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
         if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:
             return
-        if isinstance(group["lr"], Tensor) and group["capturable"]:
+        if isinstance(group["lr"], Tensor) and capturable(group):
             return  # its value is not waited for
         lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
         if lost is not None:
             self._told_of_rounding = True
             warn_of_rounding(lost, group["lr"], "master_weights=True", stacklevel=5)
-
-    def _slope(self, param: Tensor, group: Group) -> Tensor:
-        dtype = state_dtype(param, group)
-        if param.grad is None:
-            return torch.zeros_like(param, dtype=dtype)
-        grad = param.grad if not self._sharded else self._gradients([param])[0]
-        return grad if grad.dtype == dtype else grad.to(dtype)
 
     def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
@@ -536,16 +435,8 @@ class SphereOptimizer(Optimizer):
     def _tell(self, left: int) -> None:
         if left and not self._told_of_skips:
             self._told_of_skips = True
-            why = "gradient is not finite, too small, or all along the radius"
-            warn_of_skips(type(self).__name__, left, why, stacklevel=5)
-
-
-def _sets(group: Group) -> list[list[Tensor]]:
-    """Cut a group's parameters into sets that share their vectors."""
-    params = [p for p in group["params"] if p.numel()]
-    if not group["sphere"].joint:
-        return [[p] for p in params]
-    return [params] if params else []
+            name, gradient = type(self).__name__, "not finite, too small, or all along the radius"
+            warn_of_skips(name, left, gradient, stacklevel=5)
 
 
 def _reference(members: list[Tensor], group: Group) -> float:
@@ -555,25 +446,18 @@ def _reference(members: list[Tensor], group: Group) -> float:
 
 
 def _options_of(group: Group) -> StepOptions:
-    sphere: Sphere = group["sphere"]
+    sphere, recorded = group["sphere"], capturable(group)
     return StepOptions(
-        group["lr"] if group["capturable"] else float(group["lr"]),
+        group["lr"] if recorded else float(group["lr"]),
         group["lr_mode"],
-        group["step"],
+        group["retraction"],
         sphere.radius,
         sphere.centered,
         group["maximize"],
-        capturable=group["capturable"],
+        capturable=recorded,
     )
 
 
 def _is_capturing() -> bool:
     """Whether a CUDA graph is being recorded, in which no device may be asked for anything."""
     return _CUDA and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def state_dtype(param: Tensor, group: Group) -> torch.dtype:
-    """Return the precision of a parameter's moments: its own, or that of its copy in float32."""
-    if group["master_weights"] and group["sphere"] is not None:
-        return working_dtype(param)
-    return param.dtype

@@ -1,7 +1,6 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,43 +8,28 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim import kernels
-from onsphere.optim.distributed import placement, sharded_step
-from onsphere.optim.hooks import without_global_hooks
-from onsphere.optim.state_dict import numbers_of
-from onsphere.optim.steps.displacement import Buffers, Displacements, steps_from_anywhere
-from onsphere.optim.steps.project import (
-    ConstrainedParameters,
-    constrain,
-    record,
-    repeated,
-    restore,
-)
-from onsphere.optim.steps.sphere_step import advance_all
-from onsphere.optim.updates.geodesic import StepOptions
-from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Group, Part
-from onsphere.optim.validation import (
-    check_sphere,
+from onsphere.optim.checkpoint.base_state_dict import take_radii, with_radii
+from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
+from onsphere.optim.checks.notices import (
     immovable,
     lost_in,
-    refuse_sparse,
     say_once,
     warn_of_decay,
     warn_of_rounding,
     warn_of_skips,
 )
+from onsphere.optim.checks.validation import check_sphere
+from onsphere.optim.distributed import placement, sharded_step
+from onsphere.optim.families import Spheres, families
+from onsphere.optim.hooks import without_global_hooks
+from onsphere.optim.modes.restore import Restorer
+from onsphere.optim.modes.rotate import rotate, step_for_updates
+from onsphere.optim.steps.displacement import Buffers, Displacements
+from onsphere.optim.steps.project import ConstrainedParameters, constrain, record, restore
+from onsphere.optim.updates.types import Group
 
 Mode = Literal["hard", "brake", "rotate"]
-Nonfinite = Literal["skip", "raise", "ignore"]
 Closure = Callable[[], float]
-Spheres = Mapping[Tensor, Sphere] | Mapping[tuple[Tensor, ...], Sphere] | Iterable[Group]
-
-
-# Where radii lie in the state dict of a base whose own is not like PyTorch's.
-_BESIDE = "on_sphere"
-# What is constrained, by number, with the gradients that are to be put back.
-_Hidden = dict[int, tuple[ConstrainedParameters, list[Tensor | None]]]
 
 
 def on_sphere(
@@ -53,15 +37,15 @@ def on_sphere(
     spheres: Spheres,
     mode: Mode = "hard",
     *,
-    growth: float = 0.0,
-    nonfinite: Nonfinite = "skip",
+    growth_factor: float = 0.0,
+    nonfinite: BaseNonfinite = "skip",
 ) -> "OnSphere":
     r"""Keep weights on spheres while any optimizer of PyTorch moves them.
 
     - ``"hard"``: after every step each vector is scaled back to its radius. The radial part of the
       update, weight decay included, only changes the effective rate a little
       (:mod:`~onsphere.optim.steps.project`). One number per vector is remembered.
-    - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth``.
+    - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth_factor``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
       into the direction of the update; neither its size nor weight decay matters. Keeps memory
       for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
@@ -80,7 +64,7 @@ def on_sphere(
             groups with ``params`` and ``sphere``, as :class:`~onsphere.optim.SphereAdamW` takes
             them (groups without a sphere are passed over).
         mode: see above.
-        growth: share of a vector's growth that the brake lets pass, from 0 to 1.
+        growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
             optimizer sees no gradient), ``"raise"`` before anything moves, or ``"ignore"``, which
             saves a pass over the gradients.
@@ -103,7 +87,7 @@ def on_sphere(
         >>> weight.detach().norm(dim=1).round(decimals=5)
         tensor([5., 1.])
     """
-    return OnSphere(optimizer, spheres, mode, growth=growth, nonfinite=nonfinite)
+    return OnSphere(optimizer, spheres, mode, growth_factor=growth_factor, nonfinite=nonfinite)
 
 
 class OnSphere(Optimizer):
@@ -116,7 +100,7 @@ class OnSphere(Optimizer):
     base: Optimizer
     constrained: list[ConstrainedParameters]
     mode: Mode
-    nonfinite: Nonfinite
+    nonfinite: BaseNonfinite
 
     def __init__(
         self,
@@ -124,20 +108,20 @@ class OnSphere(Optimizer):
         spheres: Spheres,
         mode: Mode = "hard",
         *,
-        growth: float = 0.0,
-        nonfinite: Nonfinite = "skip",
+        growth_factor: float = 0.0,
+        nonfinite: BaseNonfinite = "skip",
     ) -> None:
         for name, given, allowed in (
             ("mode", mode, get_args(Mode)),
-            ("nonfinite", nonfinite, get_args(Nonfinite)),
+            ("nonfinite", nonfinite, get_args(BaseNonfinite)),
         ):
             if given not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
-        if not 0 <= growth <= 1:
-            raise ValueError(f"growth is a share from 0 to 1, got {growth}")
+        if not 0 <= growth_factor <= 1:
+            raise ValueError(f"growth_factor is a share from 0 to 1, got {growth_factor}")
         self.base = optimizer
         self.constrained = []
-        self.mode, self.growth, self.nonfinite = mode, growth, nonfinite
+        self.mode, self.growth_factor, self.nonfinite = mode, growth_factor, nonfinite
         self.pending = True  # whether a vector may lack its radius
         self.sharded = False  # whether a parameter is spread over processes
         self.told_of_skips = self.told_of_decay = self.told_of_rounding = False
@@ -153,8 +137,8 @@ class OnSphere(Optimizer):
         super().__setstate__(state)
         # Of mode "rotate", and calls that can be made again: not worth a place in a file.
         self.buffers = Buffers()
-        self.finite: Callable[[list[Tensor]], bool | None] | None = None
-        self.restoring: list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]] = []
+        self.screen = Screen()
+        self.restorer = Restorer()
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -200,7 +184,7 @@ class OnSphere(Optimizer):
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
-        hidden: _Hidden = {}
+        hidden: Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
             if closure is None:
@@ -216,7 +200,16 @@ class OnSphere(Optimizer):
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
-        left = self._rotate(added) if self.mode == "rotate" else self._restore()
+        if self.mode == "rotate":
+            left = rotate(
+                self.constrained, self.param_groups, added, self.buffers,
+                sharded=self.sharded, before_turning=self._warn_of_rounding,
+            )  # fmt: skip
+        else:
+            left = self.restorer.restore(
+                self.constrained, brake=self.mode == "brake", growth=self.growth_factor,
+                sharded=self.sharded,
+            )  # fmt: skip
         for held, _ in hidden.values():
             vectors = placement.local(held.radius).numel()
             held.skipped.add_(vectors)
@@ -271,23 +264,9 @@ class OnSphere(Optimizer):
         """Return the base optimizer's state dict with the radii beside the rest."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        packed = self.base.state_dict()
-        skips = [held.skipped for held in self.constrained]
-        if self.sharded:
-            counts = [(held.params, held.sphere, held.skipped) for held in self.constrained]
-            skips = placement.added_counts(counts)
-        own = [
-            {"radius": held.radius, "skipped": skipped}
-            for held, skipped in zip(self.constrained, skips, strict=True)
-        ]
-        if not _is_of_pytorch(packed):
-            packed = {**packed, _BESIDE: own}
-        else:
-            numbers, state = numbers_of(self.param_groups, packed), dict(packed["state"])
-            for held, entries in zip(self.constrained, own, strict=True):
-                number = numbers[held.params[0]]
-                state[number] = {**state.get(number, {}), **entries}
-            packed = {**packed, "state": state}
+        packed = with_radii(
+            self.base.state_dict(), self.param_groups, self.constrained, sharded=self.sharded
+        )
         for after in self._optimizer_state_dict_post_hooks.values():
             packed = after(self, packed) or packed
         return packed
@@ -298,39 +277,7 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
-        if _BESIDE in packed:
-            for held, entries in zip(self.constrained, packed.pop(_BESIDE), strict=True):
-                self._load_own(held, entries["radius"], entries["skipped"])
-        if not _is_of_pytorch(packed):
-            self._load_base(packed)
-            return
-        # PyTorch takes step counts over without a copy: two runs would count on one tensor.
-        state = {
-            number: {key: _own_scalar(value) for key, value in entries.items()}
-            for number, entries in packed["state"].items()
-        }
-        numbers = numbers_of(self.param_groups, packed)
-        for held in self.constrained:
-            entries = state.get(numbers.get(held.params[0], -1), {})
-            if not {"radius", "skipped"} <= entries.keys():
-                continue  # an entry of the base optimizer's own may have one of these names
-            self._load_own(held, entries.pop("radius"), entries.pop("skipped"))
-        # What held nothing but radii was never seen by the base optimizer.
-        packed["state"] = {number: entries for number, entries in state.items() if entries}
-        self._load_base(packed)
-
-    def _load_own(self, held: ConstrainedParameters, radius: Tensor, skipped: Tensor) -> None:
-        if radius.shape != held.radius.shape:
-            raise ValueError(
-                f"the saved radii have shape {tuple(radius.shape)}, the spheres given here "
-                f"want {tuple(held.radius.shape)}; resume with the same spheres"
-            )
-        held.radius.copy_(radius)
-        held.skipped.copy_(skipped)
-        if self.sharded and not placement.counts_for_all(held.params, held.sphere):
-            held.skipped.zero_()
-
-    def _load_base(self, packed: dict[str, Any]) -> None:
+        packed = take_radii(packed, self.param_groups, self.constrained, sharded=self.sharded)
         self.base.load_state_dict(packed)
         self.pending = True
         for after in self._optimizer_load_state_dict_post_hooks.values():
@@ -343,7 +290,7 @@ class OnSphere(Optimizer):
             "pending",
             "sharded",
             "mode",
-            "growth",
+            "growth_factor",
             "nonfinite",
             "between",
         )
@@ -378,64 +325,12 @@ class OnSphere(Optimizer):
     def _moving(self) -> list[Tensor]:
         return [p for held in self.constrained for p in held.params]
 
-    def _hide(self, hidden: _Hidden) -> None:
+    def _hide(self, hidden: Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
-        grads = [grad for p in self._moving() if (grad := p.grad) is not None]
-        refuse_sparse(grads, "on_sphere")
-        if self.nonfinite == "ignore" or not grads:
-            return
-        bad = self._unfinite(grads)
-        if bad and self.nonfinite == "raise":
-            raise FloatingPointError(
-                f"gradients of {len(bad)} weights on spheres are not finite, and "
-                'nonfinite="raise"; no parameter was moved. Clear them, or use nonfinite="skip"'
-            )
-        for number in bad:
-            held = self.constrained[number]
-            hidden.setdefault(number, (held, [p.grad for p in held.params]))
-            for param in held.params:
-                param.grad = None
-
-    def _unfinite(self, grads: list[Tensor]) -> list[int]:
-        """Return the numbers of the constrained whose gradients are not finite."""
-        if self.sharded:
-            flags = placement.unfinite([held.params for held in self.constrained])
-            return [number for number, flag in enumerate(flags) if flag]
-        fine = None if self.finite is None else self.finite(grads)
-        if fine is None:
-            fine, self.finite = kernels.finite(grads), kernels.finite_of(grads)
-        if fine:
-            return []
-        norms = torch.stack([x.float() for x in torch._foreach_norm(grads)])
-        if bool(norms.isfinite().all()):
-            return []
-        return [
-            number
-            for number, held in enumerate(self.constrained)
-            if any(p.grad is not None and not p.grad.float().norm().isfinite() for p in held.params)
-        ]
-
-    def _restore(self) -> int | Tensor:
-        """Bring the weights back to their spheres; return how many vectors could not be."""
-        brake, growth = self.mode == "brake", self.growth
-        if self.sharded:
-            return sharded_step.restore(self.constrained, brake=brake, growth=growth)
-        calls = self.restoring
-        if sum(len(held) for _, held in calls) != len(self.constrained) or not all(
-            call.again() for call, _ in calls
-        ):
-            self.restoring = repeated(self.constrained)
-            return restore(self.constrained, brake=brake, growth=growth)
-        left = 0
-        for call, many in calls:
-            for held, count in zip(many, call.restore(brake=brake, growth=growth), strict=True):
-                if count:
-                    held.skipped.add_(count)
-                    left += count
-        return left
+        self.screen.hide(self.constrained, hidden, nonfinite=self.nonfinite, sharded=self.sharded)
 
     def _guarded(
-        self, closure: Closure, hidden: _Hidden, displaced: Displacements | None = None
+        self, closure: Closure, hidden: Hidden, displaced: Displacements | None = None
     ) -> Closure:
         """Return a closure that sees the weights, and hides gradients that are not finite."""
 
@@ -452,57 +347,19 @@ class OnSphere(Optimizer):
         return guarded
 
     def _step_for_updates(
-        self, closure: Closure | None, hidden: _Hidden
+        self, closure: Closure | None, hidden: Hidden
     ) -> tuple[float | None, dict[Tensor, Tensor]]:
         """Step with the base, the weights kept; return the loss and what it adds to each."""
-        moving = [p for p in self._moving() if p.grad is not None or closure is not None]
-        if not steps_from_anywhere(self.base):
-            before = [p.detach().clone() for p in moving]
-            loss = (
-                self.base.step()
-                if closure is None
-                else self.base.step(self._guarded(closure, hidden))
-            )
-            added = {p: p.detach() - x for p, x in zip(moving, before, strict=True)}
-            for p, x in zip(moving, before, strict=True):
-                p.copy_(x)
-            return loss, added
-        displaced = Displacements(moving, self.buffers)
-        try:
-            if closure is None:
-                loss = self.base.step()
-            else:
-                loss = self.base.step(self._guarded(closure, hidden, displaced))
-        finally:
-            added = displaced.arrive()
-        return loss, added
-
-    def _rotate(self, added: dict[Tensor, Tensor]) -> int | Tensor:
-        """Turn the vectors of parameters that something was added to."""
-        rates = {p: group["lr"] for group in self.param_groups for p in group["params"]}
-        alike: dict[tuple[Sphere, float], list[ConstrainedParameters]] = {}
-        for held in self.constrained:
-            if any(param in added for param in held.params):
-                rate = _rate(rates[held.params[0]])
-                self._warn_of_rounding(held.params[0].dtype, rate)
-                alike.setdefault((held.sphere, rate), []).append(held)
-        batches, moved = [], []
-        for (sphere, rate), many in alike.items():
-            families = []
-            for held in many:
-                parts = [_turning(p, added.get(p), sphere) for p in held.params]
-                families.append(Family(parts, held.radius))
-            options = StepOptions(rate, "angle", "retraction", sphere.radius, sphere.centered)
-            batches.append((families, sphere, options))
-            moved += many
-        left: int | Tensor = 0
-        counts = (sharded_step.advance if self.sharded else advance_all)(batches)
-        for held, count in zip(moved, itertools.chain(*counts), strict=True):
-            held.skipped.add_(count)
-            left = left + count
-            if not isinstance(count, int) or count or held.sphere.centered:
-                self.buffers.forget(held.params)
-        return left
+        if closure is None:
+            moving = [p for p in self._moving() if p.grad is not None]
+            return step_for_updates(self.base, moving, self.buffers, None)
+        given = closure
+        return step_for_updates(
+            self.base,
+            self._moving(),
+            self.buffers,
+            lambda displaced: self._guarded(given, hidden, displaced),
+        )
 
     def _warn_of_rounding(self, dtype: torch.dtype, rate: float) -> None:
         if not self.told_of_rounding and lost_in(dtype, rate):
@@ -517,7 +374,7 @@ class OnSphere(Optimizer):
             decay = group.get("weight_decay", 0)
             if decay and any(p is q for p in params for q in group["params"]):
                 self.told_of_decay = True
-                warn_of_decay(decay, stacklevel=5)
+                warn_of_decay(decay, "", stacklevel=5)
                 return
 
     def _warn_of_skips(self, left: int | Tensor) -> None:
@@ -527,51 +384,5 @@ class OnSphere(Optimizer):
             return  # reading it would wait for the device; `skipped` has the count
         if int(left):
             self.told_of_skips = True
-            why = "gradient is not finite, or their update all along the radius"
-            warn_of_skips("on_sphere", int(left), why, stacklevel=4)
-
-
-def _turning(param: Tensor, added: Tensor | None, sphere: Sphere) -> Part:
-    """Turn a parameter towards what was added to it; that is zero afterwards, where it could."""
-    if added is None:
-        added = torch.zeros_like(param)
-    if sphere.centered:  # which takes the mean off gradients only
-        return Part(param, -added, None, None, PerVectorUpdate(0.0, 1.0, 1.0, 0.0))
-    # As momentum that nothing remains of; the gradient has no weight but must be there.
-    return Part(param, added, added, None, PerVectorUpdate(0.0, 0.0, 0.0, -1.0))
-
-
-def _is_of_pytorch(packed: Mapping[str, Any]) -> bool:
-    """Whether a state dict is one of PyTorch's, with a state by number that radii can be put in."""
-    groups = packed.get("param_groups", ())
-    return isinstance(packed.get("state"), Mapping) and all("params" in g for g in groups)
-
-
-def _rate(lr: Any) -> float:
-    if lr is None:
-        raise ValueError(
-            'mode="rotate" turns vectors by the lr of their param group, and this one has lr=None; '
-            'give it a number of radians, or use mode="hard"'
-        )
-    return float(lr)
-
-
-def _own_scalar(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and not value.ndim else value
-
-
-def families(spheres: Spheres) -> Iterable[tuple[tuple[Tensor, ...], Sphere]]:
-    """Cut what the user gave into sets of parameters that share spheres."""
-    if isinstance(spheres, Mapping):
-        pairs = [(key if isinstance(key, tuple) else (key,), s) for key, s in spheres.items()]
-    else:
-        pairs = [
-            (tuple([g["params"]] if isinstance(g["params"], Tensor) else g["params"]), g["sphere"])
-            for g in spheres
-            if g.get("sphere") is not None
-        ]
-    for params, sphere in pairs:
-        if getattr(sphere, "joint", False):
-            yield params, sphere
-        else:
-            yield from (((param,), sphere) for param in params)
+            radial = "not finite, or their update all along the radius"
+            warn_of_skips("on_sphere", int(left), radial, stacklevel=4)

@@ -69,7 +69,7 @@ def command_of(plan: Plan) -> str:
     if plan.schedule.kind != "constant":
         given["schedule"] = plan.schedule.kind
     given |= _schedule_options(plan.schedule)
-    beside = ("initial_norm", "unit_gradient_square", "batch")
+    beside = ("initial_norm", "unit_gradient_square", "batch_size")
     given |= {name: getattr(plan, name) for name in beside if getattr(plan, name) is not None}
     if plan.shape:
         given["shape"] = "x".join(map(str, plan.shape))
@@ -83,7 +83,7 @@ def _flag(name: str, value: Any) -> str:
     return f"--{word} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-_FLAGS = {"unit_gradient_square": "gradient_square"}
+_FLAGS = {"unit_gradient_square": "gradient_square", "batch_size": "batch"}
 
 
 def _schedule_options(schedule: Schedule) -> dict[str, Any]:

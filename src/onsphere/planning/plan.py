@@ -44,7 +44,7 @@ class Plan:
         shape: of the weight; empty where it is not known.
         unit_gradient_square: L, or ``None``: then norms are for L = 1, see ``depends``.
         initial_norm: of the weight, or ``None``.
-        batch: examples per step, or ``None``.
+        batch_size: examples per step, or ``None``.
         settled: the equilibrium at the full rate; ``None`` without decay.
         motion: how the norm moves there.
         path: norm and rotation over the run. Without an initial norm it starts in the equilibrium,
@@ -62,7 +62,7 @@ class Plan:
     shape: tuple[int, ...]
     unit_gradient_square: float | None
     initial_norm: float | None
-    batch: int | None
+    batch_size: int | None
     settled: Equilibrium | None
     motion: Motion
     path: Path | None
@@ -103,7 +103,7 @@ class Plan:
             "shape": list(self.shape) or None,
             "gradient_square": self.unit_gradient_square,
             "initial_norm": self.initial_norm,
-            "batch": self.batch,
+            "batch_size": self.batch_size,
             "norm_is": self.norm_unit,
             "equilibrium": self._equilibrium_dict(),
             "left_at_the_end": None if self.path is None else float(self.path.left[-1]),
@@ -142,7 +142,7 @@ def plan(
     shape: tuple[int, ...] = (),
     unit_gradient_square: float | None = None,
     initial_norm: float | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
 ) -> Plan:
     r"""Say what a run will do to a weight on a sphere, before it is made.
 
@@ -167,7 +167,7 @@ def plan(
             norm at the unit-norm point, for that weight. The norm under SGD depends on it, and
             everything under Adam with L2.
         initial_norm: of the weight, in the unit of the norm.
-        batch: examples per step.
+        batch_size: examples per step.
 
     Returns:
         The plan.
@@ -187,7 +187,7 @@ def plan(
     if method == "muon" and shape:
         given["shape"] = shape  # type: ignore[assignment]
     settings = settings_of(method, lr, weight_decay, given)
-    _check(method, lr, weight_decay, shape, unit_gradient_square, initial_norm, batch)
+    _check(method, lr, weight_decay, shape, unit_gradient_square, initial_norm, batch_size)
     options = {name: value for name, value in settings.items() if value is not None}
     level = 1.0 if unit_gradient_square is None else unit_gradient_square
     law, vector = OPTIMIZERS[method], Vector(math.prod(shape), 1, shape, level)
@@ -207,10 +207,10 @@ def plan(
         ) from None
     recipe = None
     if settled is not None and law.has_recipe:
-        recipe = sphere_recipe(method, lr, weight_decay, **options)
+        recipe = sphere_recipe(method, lr=lr, weight_decay=weight_decay, **options)
     return Plan(
         method, lr, weight_decay, settings, schedule, shape, unit_gradient_square, initial_norm,
-        batch, settled, motion, path, around, depends, recipe,
+        batch_size, settled, motion, path, around, depends, recipe,
     )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def _check(
     shape: tuple[int, ...],
     level: float | None,
     initial_norm: float | None,
-    batch: int | None,
+    batch_size: int | None,
 ) -> None:
     if lr == 0:
         raise PlanError("at learning rate 0 nothing moves; lr is above 0")
@@ -267,8 +267,8 @@ def _check(
     for name, value in (("gradient square", level), ("initial norm", initial_norm)):
         if value is not None and not 0 < value < math.inf:
             raise PlanError(f"the {name} is above 0 and finite, got {value}")
-    if batch is not None and not 1 <= batch <= MOST:
-        raise PlanError(f"a batch has at least 1 example and at most {MOST}, got {batch}")
+    if batch_size is not None and not 1 <= batch_size <= MOST:
+        raise PlanError(f"a batch has at least 1 example and at most {MOST}, got {batch_size}")
     law = OPTIMIZERS[method]
     if level is None and initial_norm is not None and _dependence(law, weight_decay, level).norm:
         raise PlanError(

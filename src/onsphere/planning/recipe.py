@@ -53,26 +53,26 @@ class SphereRecipe:
         keywords: arguments of the tuned optimizer, for those of PyTorch and the sphere optimizers
             alike. Ordinary parameters go on with them.
         steps: how long the run lasts; ``None`` for one that settles.
-        start_norm: the norm at its start in units of the equilibrium's; ``None`` where it is not
-            known.
+        initial_norm_ratio: the norm at its start in units of the equilibrium's; ``None`` where it
+            is not known.
     """
 
     method: str
     equilibrium: Equilibrium
     keywords: dict[str, Any] = field(hash=False)
     steps: int | None = None
-    start_norm: float | None = None
+    initial_norm_ratio: float | None = None
 
     @property
     def rotation(self) -> float:
         """Radians per step: in equilibrium, or on average over a run that is known not to last."""
-        return self.rotation_from(self.start_norm)
+        return self.rotation_from(self.initial_norm_ratio)
 
-    def rotation_from(self, start_norm: float | None) -> float:
+    def rotation_from(self, initial_norm_ratio: float | None) -> float:
         """Return the mean rotation per step of a run that starts at some norm.
 
         Args:
-            start_norm: in units of the equilibrium's; ``None`` where it is not known.
+            initial_norm_ratio: in units of the equilibrium's; ``None`` where it is not known.
 
         Returns:
             Radians per step; those of the equilibrium without a norm or :attr:`steps`.
@@ -82,9 +82,9 @@ class SphereRecipe:
             >>> [round(recipe.rotation_from(norm) / recipe.rotation, 2) for norm in (0.5, 1, 5)]
             [1.78, 1.0, 0.21]
         """
-        if start_norm is None or self.steps is None:
+        if initial_norm_ratio is None or self.steps is None:
             return self.equilibrium.rotation
-        return mean_rotation(float(start_norm), self._of_norm_1, self.steps)
+        return mean_rotation(float(initial_norm_ratio), self._of_norm_1, self.steps)
 
     @property
     def _of_norm_1(self) -> Equilibrium:
@@ -97,12 +97,12 @@ class SphereRecipe:
             group: a param group with a sphere.
 
         Returns:
-            :attr:`start_norm` where it was given; else what the weights say, for AdamW and Lion,
-            whose updates have a known size in every coordinate; else ``None``.
+            :attr:`initial_norm_ratio` where it was given; else what the weights say, for AdamW and
+            Lion, whose updates have a known size in every coordinate; else ``None``.
         """
         by_entry = OPTIMIZERS[self.method].norm_of == "entry"
-        if self.start_norm is not None or self.steps is None or not by_entry:
-            return self.start_norm
+        if self.initial_norm_ratio is not None or self.steps is None or not by_entry:
+            return self.initial_norm_ratio
         given = group["params"]
         params = [given] if isinstance(given, Tensor) else [_tensor(param) for param in given]
         entries = sum(param.numel() for param in params)
@@ -166,8 +166,8 @@ class SphereRecipe:
             warnings.warn(
                 f"in {self.steps:,} steps {self.method} does not settle (that takes some "
                 f"{_SETTLED * self.relaxation:,.0f}), so its weights do not turn by the angle of "
-                "the equilibrium. Give sphere_recipe(start_norm=...), the norm at the start in "
-                "units of the equilibrium's, which osp.plan and osp.Monitor tell",
+                "the equilibrium. Give sphere_recipe(initial_norm_ratio=...), the norm at the "
+                "start in units of the equilibrium's, which osp.plan and osp.Monitor tell",
                 UserWarning,
                 stacklevel=3,
             )
@@ -227,7 +227,7 @@ class SphereRecipe:
 
         return rotation
 
-    def followed(self, factor: Schedule, start_norm: float = 1.0) -> Schedule:
+    def followed(self, factor: Schedule, initial_norm_ratio: float = 1.0) -> Schedule:
         r"""Turn a schedule of the tuned rate into the rotation of a tuned run, norm and all.
 
         By the recursion of :mod:`onsphere.dynamics.trajectory`: a rate that falls quickly takes the
@@ -235,14 +235,14 @@ class SphereRecipe:
 
         Args:
             factor: step -> :math:`f_t`, as for :meth:`schedule`.
-            start_norm: the norm at step 0 in units of the equilibrium at :math:`f = 1`.
+            initial_norm_ratio: the norm at step 0 in units of the equilibrium at :math:`f = 1`.
 
         Returns:
             Step -> :math:`\theta_t/\theta_\infty`. A step costs as many calls of ``factor`` as
             there are steps since the last one that was asked for.
 
         Raises:
-            RecipeError: ``start_norm`` is not positive; when it is called, a factor that is
+            RecipeError: ``initial_norm_ratio`` is not positive; when it is called, a factor that is
                 negative or not finite.
 
         Example:
@@ -251,10 +251,12 @@ class SphereRecipe:
             >>> [round(dropped(step), 3) for step in (0, 10, 100_000)]
             [0.01, 0.01, 0.1]
         """
-        if not 0 < start_norm < math.inf:
-            raise RecipeError(f"start_norm is positive and finite, got {start_norm}")
+        if not 0 < initial_norm_ratio < math.inf:
+            raise RecipeError(
+                f"initial_norm_ratio is positive and finite, got {initial_norm_ratio}"
+            )
         motion = Motion.of(self._of_norm_1)
-        powers = [float(start_norm) ** motion.power]
+        powers = [float(initial_norm_ratio) ** motion.power]
 
         def rotation(step: int) -> float:
             while len(powers) <= step:
@@ -307,9 +309,9 @@ class SphereRecipe:
 
 def sphere_recipe(
     method: str,
+    *,
     lr: float,
     weight_decay: float,
-    *,
     betas: tuple[float, float] | None = None,
     momentum: float | None = None,
     dampening: float | None = None,
@@ -317,7 +319,7 @@ def sphere_recipe(
     decoupled: bool | None = None,
     shape: tuple[int, int] | None = None,
     steps: int | None = None,
-    start_norm: float | None = None,
+    initial_norm_ratio: float | None = None,
 ) -> SphereRecipe:
     r"""Say what a tuned recipe does to weights on spheres, ready for the sphere optimizers.
 
@@ -343,7 +345,7 @@ def sphere_recipe(
         steps: how long the run lasts. A run of few relaxation times does not get to the
             equilibrium; with its length the recipe turns by what the tuned run would on average,
             and its schedules follow that run.
-        start_norm: the norm at the start in units of the equilibrium's (``osp.plan`` and
+        initial_norm_ratio: the norm at the start in units of the equilibrium's (``osp.plan`` and
             ``osp.Monitor`` tell). AdamW and Lion do without: for them the weights say it.
 
     Returns:
@@ -363,11 +365,13 @@ def sphere_recipe(
     """  # noqa: E501
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
-    for name, value in (("steps", steps), ("start_norm", start_norm)):
+    for name, value in (("steps", steps), ("initial_norm_ratio", initial_norm_ratio)):
         if value is not None and not 0 < value < math.inf:
             raise RecipeError(f"{name} is positive and finite, got {value}")
-    if start_norm is not None and steps is None:
-        raise RecipeError("start_norm says what a run does before it settles; give its steps, too")
+    if initial_norm_ratio is not None and steps is None:
+        raise RecipeError(
+            "initial_norm_ratio says what a run does before it settles; give its steps, too"
+        )
     given = {
         "betas": betas,
         "momentum": momentum,
@@ -394,7 +398,7 @@ def sphere_recipe(
     if keywords.pop("decoupled", False):
         # Coupled decay comes out of the momentum buffer larger by 1 / (1 - momentum).
         keywords["weight_decay"] *= 1 - keywords["momentum"]
-    return SphereRecipe(method, equilibrium, keywords, steps, start_norm)
+    return SphereRecipe(method, equilibrium, keywords, steps, initial_norm_ratio)
 
 
 # So many relaxation times, and what is left of the way to the equilibrium is 5%.

@@ -43,7 +43,7 @@ def heading(plan: Plan) -> str:
     said = [f"{name} {_SHOWN[name](value)}" for name, value in options.items()]
     said += [name for name in ("nesterov", "decoupled") if plan.settings.get(name)]
     shape = [f"shape {'x'.join(map(str, plan.shape))}"] if plan.shape else []
-    batch = [f"batch {plan.batch:,}"] if plan.batch else []
+    batch = [f"batch {plan.batch_size:,}"] if plan.batch_size else []
     first = [plan.method, f"lr {plan.lr:g}", f"weight decay {plan.weight_decay:g}"]
     return ", ".join([*first, *said, *shape, *batch]) + f": {plan.schedule}"
 
@@ -75,9 +75,9 @@ def quantities(plan: Plan) -> list[tuple[str, str, str]]:
             f"steps, of {_norm(plan)}",
         ),
     ]
-    if plan.batch is not None:
-        examples = _times(steps * plan.batch, depends.half_life, whole=True)
-        rows.append(("", examples, f"examples, in batches of {plan.batch:,}"))
+    if plan.batch_size is not None:
+        examples = _times(steps * plan.batch_size, depends.half_life, whole=True)
+        rows.append(("", examples, f"examples, in batches of {plan.batch_size:,}"))
     return rows
 
 
@@ -225,11 +225,11 @@ def _drops(plan: Plan, path: Path) -> Iterator[str]:
 
 
 def _batch(plan: Plan) -> Iterator[str]:
-    if plan.batch is None or plan.settled is None or plan.method == "adam":
+    if plan.batch_size is None or plan.settled is None or plan.method == "adam":
         return
     yield (
-        f"At k times the batch of {plan.batch:,}, lr * weight_decay times k keeps half-life and "
-        "turning per example: the angles of noisy steps add by their squares."
+        f"At k times the batch of {plan.batch_size:,}, lr * weight_decay times k keeps half-life "
+        "and turning per example: the angles of noisy steps add by their squares."
     )
 
 

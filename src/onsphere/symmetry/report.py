@@ -44,10 +44,14 @@ class Audit(AuditResult):
         """Return plain data that JSON can hold."""
         return serialize.plain(self)
 
-    def to_json(self, path: str | Path) -> None:
-        """Write the audit to a file that :meth:`from_json` reads back; whole or not at all."""
+    def to_json(self, path: str | Path) -> Path:
+        """Write the audit to a file that :meth:`from_json` reads back; return the path.
+
+        The file is written whole or not at all.
+        """
         text = json.dumps(self.to_dict(), indent=1)
         write_whole(Path(path), (text + "\n").encode())
+        return Path(path)
 
     def to_html(self, path: str | Path) -> Path:
         """Write the audit as one page that needs no network and no script.

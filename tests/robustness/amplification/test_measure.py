@@ -1,4 +1,4 @@
-"""Gains, singular values and the gauge control against closed forms."""
+"""Gains, singular values and the rescaled control against closed forms."""
 
 import copy
 import json
@@ -13,9 +13,9 @@ from onsphere.robustness.amplification.gains import gains, passed
 from onsphere.robustness.amplification.layer_trace import LayerTraceError
 from onsphere.robustness.amplification.singular_values import is_affine
 
-SHARED = ("relative", "effective", "alignment", "singular")  # what no gauge moves
+SHARED = ("relative", "effective", "alignment", "singular")  # what no rescale moves
 SCALES = ("absolute", "incremental", "weight_norm")
-FEW = {"steps": 10}  # of power iteration, where singular values are not the point
+FEW = {"n_power_iterations": 10}  # of power iteration, where singular values are not the point
 
 
 def draw(shape, generator):
@@ -91,7 +91,9 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
     layer = copy.deepcopy(layer).double()
     for p in layer.parameters():
         p.data = draw(p.shape, generator)
-    value, vector = spectral_norm(layer, torch.zeros(1, *shape, dtype=torch.float64), steps=500)
+    value, vector = spectral_norm(
+        layer, torch.zeros(1, *shape, dtype=torch.float64), n_power_iterations=500
+    )
     _, exact, right = torch.linalg.svd(matrix_of(layer, shape))
     torch.testing.assert_close(value, exact[:1], rtol=1e-5, atol=0)
     if exact[0] > 1.001 * exact[1]:
@@ -102,7 +104,7 @@ def test_the_largest_singular_value_is_that_of_the_matrix(layer, shape, generato
 def test_singular_values_of_a_normalization_are_those_of_its_jacobian_at_each_example(generator):
     layer = nn.Sequential(linear(5, 6, generator), nn.LayerNorm(5).double())
     x = draw((3, 6), generator)
-    value, _ = spectral_norm(layer, x, steps=500)
+    value, _ = spectral_norm(layer, x, n_power_iterations=500)
     exact = [torch.linalg.matrix_norm(torch.func.jacrev(layer)(row), 2) for row in x]
     torch.testing.assert_close(value, torch.stack(exact), rtol=1e-5, atol=0)
 
@@ -122,7 +124,7 @@ def test_which_layers_are_affine(dtype):
 def test_the_value_is_never_too_large_and_a_layer_of_zeros_has_none(generator):
     layer, zeros = linear(30, 30, generator), torch.zeros(1, 30, dtype=torch.float64)
     exact = torch.linalg.matrix_norm(layer.weight.detach(), 2)
-    found = [float(spectral_norm(layer, zeros, steps=n)[0]) for n in (1, 5, 50)]
+    found = [float(spectral_norm(layer, zeros, n_power_iterations=n)[0]) for n in (1, 5, 50)]
     assert found == sorted(found)
     assert found[-1] <= float(exact) * (1 + 1e-12)
     layer.weight.data.zero_()
@@ -141,7 +143,9 @@ def test_what_cannot_be_differentiated_is_refused():
 
 def effective_of(net, x):
     steps, _ = passed(net, x)
-    found = effective_layers([s.call for s in steps], [s.given for s in steps], steps=500)
+    found = effective_layers(
+        [s.call for s in steps], [s.given for s in steps], n_power_iterations=500
+    )
     return {steps[e.start].call.name: e for e in found}
 
 
@@ -194,7 +198,7 @@ def test_a_linear_network_has_closed_forms(generator):
     first, second = linear(5, 4, generator, bias=False), linear(3, 5, generator, bias=False)
     net, x = nn.Sequential(first, second), draw((40, 4), generator)
     right = torch.linalg.svd(first.weight.detach())[2][0]
-    result = amplification(net, x, 0.3 * right.expand_as(x), steps=500)
+    result = amplification(net, x, 0.3 * right.expand_as(x), n_power_iterations=500)
     before, after = result.layers
     top = float(torch.linalg.matrix_norm(first.weight.detach(), 2))
     product = second.weight.detach() @ first.weight.detach()
@@ -240,7 +244,7 @@ def test_random_perturbations_gain_what_theory_says(generator):
 def test_batches_do_not_matter(conv_net):
     net, x, delta = conv_net
     whole = amplification(net, x, delta, draws=0, **FEW)
-    parts = amplification(net, x, delta, draws=0, batch=7, **FEW)
+    parts = amplification(net, x, delta, draws=0, batch_size=7, **FEW)
     for one, other in zip(whole.layers, parts.layers, strict=True):
         for measure, found in one.adversarial.items():
             assert other.adversarial[measure].middle == pytest.approx(found.middle, rel=1e-9)
@@ -261,7 +265,7 @@ def test_chosen_layers(conv_net):
 def test_slope_and_distance_of_a_linear_classifier(norm, dual, generator):
     net, x = linear(2, 6, generator), draw((30, 6), generator)
     y = net(x).argmax(1)
-    found = margin_slope(net, x, y, norm=norm, batch=7)
+    found = margin_slope(net, x, y, norm=norm, batch_size=7)
     gap = net.weight.detach()[0] - net.weight.detach()[1]
     torch.testing.assert_close(found.slope, gap.norm(dual).expand(30))
     nearest = x - found.distance[:, None] * (gap if norm == "l2" else gap.sign()) * torch.where(
@@ -286,7 +290,7 @@ def test_a_flat_margin_is_infinitely_far_and_counted(generator):
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["distance"]["middle"] == "inf"
 
 
-# --- the gauge control -------------------------------------------------------------------------
+# --- the rescaled control -------------------------------------------------------------------------
 
 
 def test_powers_of_two_before_batchnorm_move_bookkeeping_and_nothing_else(conv_net):
@@ -308,13 +312,13 @@ def test_powers_of_two_before_batchnorm_move_bookkeeping_and_nothing_else(conv_n
 def test_the_control_marks_what_moves(conv_net):
     net, x, delta = conv_net
     twin = rescaled(net, {0: 8.0, 3: 0.25})
-    result = amplification(net, x, delta, gauge=lambda _: twin, **FEW)
+    result = amplification(net, x, delta, control=lambda _: twin, **FEW)
     marked = {layer.name: layer.bookkeeping for layer in result.layers if layer.bookkeeping}
     before, after = ("absolute", "incremental", "weight_norm"), ("incremental",)
     assert marked == {"0": before, "1": after, "3": before, "4": after}
-    assert result.layers[0].gauge["absolute"] == 8
-    assert result.layers[4].gauge["incremental"] == 4
-    assert (result.gauge.change, result.gauge.slope, result.gauge.distance) == (0, 1, 1)
+    assert result.layers[0].control["absolute"] == 8
+    assert result.layers[4].control["incremental"] == 4
+    assert (result.control.change, result.control.slope, result.control.distance) == (0, 1, 1)
     assert set(result.bookkeeping) == set(SCALES)
     assert "Not moved at any layer: relative, effective, singular, alignment" in " ".join(
         str(result).split()
@@ -326,12 +330,12 @@ def test_a_copy_that_is_another_function_is_called_that(conv_net):
     net, x, delta = conv_net
     twin = copy.deepcopy(net)
     twin[10].weight.data *= 2
-    result = amplification(net, x, delta, gauge=twin, **FEW)
-    assert result.gauge.change > 0.1
+    result = amplification(net, x, delta, control=twin, **FEW)
+    assert result.control.change > 0.1
     assert "does not compute the same function" in str(result)
-    assert result.layers[-1].gauge["singular"] == 2
+    assert result.layers[-1].control["singular"] == 2
     with pytest.raises(LayerTraceError, match="runs other layers"):
-        amplification(net, x, delta, gauge=nn.Sequential(net, nn.Identity()), **FEW)
+        amplification(net, x, delta, control=nn.Sequential(net, nn.Identity()), **FEW)
 
 
 # --- the model is left alone, and mistakes are told ---------------------------------------------

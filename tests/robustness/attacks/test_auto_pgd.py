@@ -137,7 +137,13 @@ def test_giving_up_costs_nothing_here_and_saves_calls(generator):
         factor: correct_mask(
             net,
             apgd_targeted(
-                counted(factor), x, y, eps=0.02, steps=50, give_up=factor, generator=seeded()
+                counted(factor),
+                x,
+                y,
+                eps=0.02,
+                steps=50,
+                early_stopping_factor=factor,
+                generator=seeded(),
             ),
             y,
         )
@@ -181,7 +187,7 @@ def test_no_examples(attack):
         (apgd, {"restarts": 0}, "restarts is at least 1"),
         (apgd, {"loss": "hinge"}, "loss must be one of tempered_cross_entropy"),
         (apgd_targeted, {"targets": 0}, "targets is at least 1"),
-        (apgd_targeted, {"batch": 0}, "batch is at least 1"),
+        (apgd_targeted, {"batch_size": 0}, "batch_size is at least 1"),
     ],
 )
 def test_refused(attack, change, says):

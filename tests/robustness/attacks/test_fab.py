@@ -71,7 +71,7 @@ def test_points_lie_in_the_box_and_what_suffices_ends_the_search(norm, generator
     assert not correct_mask(net, nearest, y).any()
     shown.clear()
     within = size.median().item() * 1.05
-    quick = fab(spy, x, y, norm=norm, steps=80, within=within, give_up=8.0)
+    quick = fab(spy, x, y, norm=norm, steps=80, eps=within, early_stopping_factor=8.0)
     reached = Threat(1.0, norm).distance(quick, x) <= within
     assert reached.double().mean() >= 0.45
     assert sum(shown) < 0.6 * exhaustive
@@ -99,7 +99,7 @@ def test_what_is_wrong_already_and_what_has_no_gradient_stays(generator):
     assert fab(net, x[:0], y[:0]).shape == (0, 1, 6, 6)
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"targets": 0}, {"batch": 0}, {"within": 0.0}])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"targets": 0}, {"batch_size": 0}, {"eps": 0.0}])
 def test_refused(change):
     with pytest.raises(ValueError, match=r"at least 1|must be positive"):
         fab(torch.nn.Linear(4, 3), torch.rand(2, 4), torch.tensor([0, 1]), **change)

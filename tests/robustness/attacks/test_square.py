@@ -83,7 +83,7 @@ def test_who_gives_up_asks_less_and_loses_little(generator):
             correct_mask(
                 net,
                 square_attack(
-                    counted(factor), x, y, eps=0.03, queries=2200, give_up=factor,
+                    counted(factor), x, y, eps=0.03, queries=2200, early_stopping_factor=factor,
                     generator=seeded(),
                 ),
                 y,
@@ -107,7 +107,9 @@ def test_who_gets_there_in_time_is_not_given_up(at):
         return torch.stack([left.expand(len(z)), torch.zeros(len(z))], 1)
 
     y = torch.zeros(3, dtype=torch.long)
-    square_attack(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=1.5, generator=seeded())
+    square_attack(
+        model, torch.rand(3, 1, 4, 4), y, eps=0.1, early_stopping_factor=1.5, generator=seeded()
+    )
     assert at <= asked <= at + 2
 
 
@@ -120,7 +122,9 @@ def test_who_makes_no_progress_is_given_up():
         return torch.tensor([[1.0, 0.0]]).expand(len(z), 2)
 
     y = torch.zeros(3, dtype=torch.long)
-    square_attack(model, torch.rand(3, 1, 4, 4), y, eps=0.1, give_up=3.0, generator=seeded())
+    square_attack(
+        model, torch.rand(3, 1, 4, 4), y, eps=0.1, early_stopping_factor=3.0, generator=seeded()
+    )
     assert asked <= 1001
 
 

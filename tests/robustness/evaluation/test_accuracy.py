@@ -23,13 +23,13 @@ def breaker(row):
 
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_accuracy(batch):
-    assert correct_mask(NET, X, Y, batch=batch).tolist() == [True, True, True, False]
-    assert accuracy(NET, X, Y, batch=batch) == 0.75
+    assert correct_mask(NET, X, Y, batch_size=batch).tolist() == [True, True, True, False]
+    assert accuracy(NET, X, Y, batch_size=batch) == 0.75
 
 
 @pytest.mark.parametrize("batch", [1, 3, 1000])
 def test_the_worst_case_is_taken_per_example(batch):
-    share = partial(robust_accuracy, NET, X, Y, batch=batch)
+    share = partial(robust_accuracy, NET, X, Y, batch_size=batch)
     assert share([]) == 0.75
     assert share([breaker(0)]) == 0.25
     assert share([breaker(1)]) == 0.5
@@ -61,7 +61,7 @@ def test_attacks_differentiate_inside(generator):
     [
         (lambda: accuracy(NET, X[:0], Y[:0]), "no examples"),
         (lambda: accuracy(NET, X, Y[:1]), "one label per example"),
-        (lambda: accuracy(NET, X, Y, batch=0), "batch is at least 1"),
+        (lambda: accuracy(NET, X, Y, batch_size=0), "batch_size is at least 1"),
         (lambda: accuracy(NET, X, Y + 2), "has 3 classes"),
         (lambda: robust_accuracy(NET, X, Y, [lambda m, x, y: x[:1]]), "another|like those"),
     ],

@@ -29,6 +29,6 @@ def test_robust_accuracy_is_at_most_the_references(norm, name, eps, trained):
     with torch.random.fork_rng():
         _, predicted = autoattack(net, norm=name, eps=eps, seed=0).run_standard_evaluation(x, y)
     reference = int((predicted == y).sum())
-    ours = evaluate(net, (x, y), eps=eps, norm=norm, trust=False).robust_accuracy.count
+    ours = evaluate(net, (x, y), eps=eps, norm=norm, checks=False).robust_accuracy.count
     assert 5 < reference < 95
     assert ours <= reference + 1

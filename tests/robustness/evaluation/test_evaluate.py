@@ -46,7 +46,7 @@ def test_a_linear_classifier_has_its_exact_robust_accuracy(norm, generator):
         norm=norm,
         bounds=WIDE,
         budget=Budget(steps=60, queries=50),
-        trust=False,
+        checks=False,
     )
     expected = ["wrong"] * 5 + ["robust" if far else "broken" for far in (reach[5:] > eps).tolist()]
     known = {"wrong", "robust"}
@@ -60,7 +60,7 @@ def test_robust_accuracy_does_not_depend_on_the_scale_of_the_logits(norm, digits
     net, x, y = digits
     run = partial(
         evaluate, batches=(x, y), eps={"linf": 0.08, "l2": 0.35}[norm], norm=norm, budget=SHORT,
-        trust=False,
+        checks=False,
     )  # fmt: skip
     plain = run(net)
     assert 0.1 < plain.robust_accuracy.value < plain.clean_accuracy.value - 0.1
@@ -75,7 +75,7 @@ def test_attacks_run_from_cheap_to_expensive_on_what_is_left(digits):
     net, x, y = digits
     seen = []
     found = evaluate(
-        net, (x, y), eps=0.08, attacks=["square", "apgd-t", "apgd-ce"], budget=SHORT, trust=False,
+        net, (x, y), eps=0.08, attacks=["square", "apgd-t", "apgd-ce"], budget=SHORT, checks=False,
         progress=lambda *done: seen.append(done),
     )  # fmt: skip
     assert [stage.attack for stage in found.stages] == ["apgd-ce", "apgd-t", "square"]
@@ -98,7 +98,7 @@ def test_batches_may_come_in_any_usual_form(digits):
         torch.utils.data.DataLoader(data, batch_size=7),
         iter([(x[:30], y[:30])]),
     ]
-    run = partial(evaluate, net, eps=0.05, attacks="apgd-ce", budget=Budget(steps=5), trust=False)
+    run = partial(evaluate, net, eps=0.05, attacks="apgd-ce", budget=Budget(steps=5), checks=False)
     first, *others = (run(form) for form in forms)
     assert all(found == first for found in others)
 
@@ -112,7 +112,12 @@ def test_a_model_may_compute_in_another_precision(inner, outer, norm, generator)
     x = x.to(outer)
     y = net(x.to(inner)).argmax(1).to(torch.int32)
     found = evaluate(
-        lambda z: net(z.to(inner)), (x, y), eps=0.5, norm=norm, budget=Budget(5, 2, 20), trust=False
+        lambda z: net(z.to(inner)),
+        (x, y),
+        eps=0.5,
+        norm=norm,
+        budget=Budget(5, 2, 20),
+        checks=False,
     )
     assert found.robust_accuracy.value < found.clean_accuracy.value == 1
 
@@ -127,7 +132,7 @@ def test_half_precision_hides_no_success(dtype):
         seen.append(z.dtype)
         return z
 
-    found = evaluate(model, (x.to(dtype), y), eps=0.1007, attacks="quick", trust=False)
+    found = evaluate(model, (x.to(dtype), y), eps=0.1007, attacks="quick", checks=False)
     assert found.fates == ("apgd-ce", "robust")
     assert set(seen) == {dtype}
 
@@ -148,11 +153,11 @@ def test_without_gradients_search_still_works():
         eps=0.1,
         attacks="square",
         budget=SHORT,
-        trust=False,
+        checks=False,
     )
     with torch.no_grad():
         frozen = evaluate(
-            lambda x: NET(x).detach(), (X, Y), eps=0.1, attacks="square", budget=SHORT, trust=False
+            lambda x: NET(x).detach(), (X, Y), eps=0.1, attacks="square", budget=SHORT, checks=False
         )
     assert frozen == found
 

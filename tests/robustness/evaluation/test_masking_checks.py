@@ -67,7 +67,7 @@ def test_no_more_examples_than_a_batch_go_through_the_model(generator):
         most = max(most, len(z))
         return net(z)
 
-    checks = trust_checks(watched, x, y, torch.arange(3), Threat(0.03), (), batch=2)
+    checks = trust_checks(watched, x, y, torch.arange(3), Threat(0.03), (), batch_size=2)
     assert most == 2
     assert {check.finding for check in checks} == {"passed"}
 

@@ -91,15 +91,15 @@ def test_it_controls_the_gains_of_a_batchnorm_network():
     with torch.random.fork_rng():
         net, x = conv_net()
     found = audit(net, x)
-    result = amplification(net, x, 0.1 * torch.ones_like(x), gauge=lambda m: rescaled(m, found))
-    assert result.gauge.change == 0
+    result = amplification(net, x, 0.1 * torch.ones_like(x), control=lambda m: rescaled(m, found))
+    assert result.control.change == 0
     for layer in result.layers:
         assert not {"relative", "alignment"} & set(layer.bookkeeping)
     assert {"absolute", "incremental", "weight_norm"} <= set(result.bookkeeping)
-    assert (result.gauge.slope, result.gauge.distance) == (1, 1)
+    assert (result.control.slope, result.control.distance) == (1, 1)
     # Without trades between layers, what a layer does together with its norm does not move either.
     alone = amplification(
-        net, x, 0.1 * torch.ones_like(x), gauge=lambda m: rescaled(m, found, trades=False)
+        net, x, 0.1 * torch.ones_like(x), control=lambda m: rescaled(m, found, rescalings=False)
     )
     assert set(alone.bookkeeping) == {"absolute", "incremental", "weight_norm"}
     assert {"effective", "singular"} <= set(result.bookkeeping)

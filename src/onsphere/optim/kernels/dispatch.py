@@ -225,6 +225,6 @@ def settings_of(
     limits = limits_of(dtype)
     return [
         *(float(options.lr), options.radius or 0.0, 0.0, limits.close, limits.floor),
-        *(kind, _DTYPES[dtype], _LR_MODE[options.lr_mode], options.step == "exponential"),
+        *(kind, _DTYPES[dtype], _LR_MODE[options.lr_mode], options.retraction == "exponential"),
         *(0, 0, options.ascend),
     ]

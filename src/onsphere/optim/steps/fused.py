@@ -1,4 +1,4 @@
-"""When ordinary parameters move by PyTorch's fused step, and what it takes."""
+"""When ordinary parameters move by PyTorch's fused step, and which steps a graph may record."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +14,15 @@ def fused_as(group: Group, possible: bool) -> bool | None:
     if group["fused"] is False or group["foreach"]:
         return False
     return True if possible else None
+
+
+def capturable(group: Group) -> bool:
+    """Whether a CUDA graph may record the steps of a group.
+
+    ``torch.compile`` sets the flag by itself while it traces a step. It takes the kernels as they
+    are, so that a compiled step gives the numbers of one that is not.
+    """
+    return group["capturable"] and not torch.compiler.is_compiling()
 
 
 def fusable(params: Sequence[Tensor], *columns: Sequence[Tensor]) -> bool:

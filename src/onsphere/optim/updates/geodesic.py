@@ -17,7 +17,7 @@ With :math:`t` the tangent part of the update at the point :math:`p`, on the sph
 
 .. math:: a = \frac{r}{|p|}\cos\theta,\qquad b = -\frac{r}{|t|}\sin\theta,
 
-where ``lr_mode="rate"`` means :math:`\tan\theta = \eta |t| / r` for the retraction and
+where ``lr_mode="rate"`` means :math:`\tan\theta = \eta |t| / r` for the projection and
 :math:`\theta = \eta |t| / r` for the exponential map (in space, both steps begin as
 :math:`-\eta t`), and ``lr_mode="angle"`` means :math:`\theta = \eta` whatever the size of the
 update. A rate depends on the length: where the function does not, a gradient is as large as
@@ -25,7 +25,7 @@ update. A rate depends on the length: where the function does not, a gradient is
 :math:`\eta/r` times what has nothing to do with the length. ``lr_mode="relative"`` puts a reference
 length :math:`\rho` in its place: the optimizer does to a vector of any length what the rate does to
 one of length :math:`\rho`, which is to step by :math:`-\eta (r/\rho)\,t`, and by
-:math:`-\eta (r/\rho)^2\,t` for SGD. The retraction projects :math:`m` to the tangent space at the
+:math:`-\eta (r/\rho)^2\,t` for SGD. The projection takes :math:`m` to the tangent space at the
 new point; the exponential map transports it in parallel along the geodesic.
 
 What cannot be known of a turn is not made up. Three kinds of vectors are at rest:
@@ -58,7 +58,7 @@ from torch import Tensor
 
 from onsphere.geometry import Sphere
 
-Step = Literal["retraction", "exponential"]
+Retraction = Literal["projection", "exponential"]
 LrMode = Literal["relative", "rate", "angle"]
 Axes = tuple[int, ...]
 
@@ -71,7 +71,8 @@ class StepOptions:
         lr: the learning rate; a tensor only where a step is ``capturable``.
         lr_mode: ``"rate"`` as in the base optimizer, ``"relative"`` for that at a reference length,
             ``"angle"`` for radians per step.
-        step: along the ``"retraction"`` or the ``"exponential"`` map.
+        retraction: how the step comes back to the sphere, by ``"projection"`` or along the
+            geodesic, by the ``"exponential"`` map.
         radius: the radius that vectors not seen before get; ``None`` for the one they have.
         centered: whether vectors have a mean of zero.
         ascend: maximize instead of minimizing.
@@ -82,7 +83,7 @@ class StepOptions:
 
     lr: float | Tensor
     lr_mode: LrMode = "rate"
-    step: Step = "retraction"
+    retraction: Retraction = "projection"
     radius: float | None = None
     centered: bool = False
     ascend: bool = False
@@ -232,13 +233,13 @@ def step_coefficients(
     moving = (angle > 0) & seen & (tangent > needed * whole)
     angle = torch.where(moving, angle, 0)
     over = torch.where(moving, angle / size, 0)
-    if rotation or options.step == "exponential":
+    if rotation or options.retraction == "exponential":
         cosine, sine = angle.cos(), torch.sinc(angle / torch.pi) * over
     else:
         cosine = (1 + angle * angle).rsqrt()
         sine = cosine * over
     a, b = cosine * radius / length, torch.where(moving, -sine * radius, 0)
-    if options.step == "exponential":
+    if options.retraction == "exponential":
         half = torch.sinc(angle / (2 * torch.pi)) / 2 * over
         d, e = along * sine / length, -2 * half * half * along
     else:

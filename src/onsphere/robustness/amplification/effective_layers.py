@@ -50,7 +50,7 @@ class Effective:
 
 
 def effective_layers(
-    calls: Sequence[Call], inputs: Sequence[Tensor], *, steps: int = 100
+    calls: Sequence[Call], inputs: Sequence[Tensor], *, n_power_iterations: int = 100
 ) -> list[Effective]:
     """Find the effective layers of a passage, each with its largest singular value.
 
@@ -60,7 +60,7 @@ def effective_layers(
     Args:
         calls: the layers in the order in which they ran.
         inputs: what each was given, a few examples.
-        steps: the most steps of power iteration.
+        n_power_iterations: the most steps of power iteration.
 
     Returns:
         One entry per linear layer.
@@ -76,7 +76,7 @@ def effective_layers(
         affine = norm is None or is_affine(layer, given[:1])
         at = given[:1] if affine else given
         try:
-            singular, vectors = spectral_norm(layer, at, steps=steps)
+            singular, vectors = spectral_norm(layer, at, n_power_iterations=n_power_iterations)
         except (RuntimeError, ValueError):  # cannot be differentiated (twice)
             continue
         end, through = (i, "") if norm is None else (i + 1, norm.label)

@@ -9,8 +9,8 @@ from onsphere.robustness.amplification.result import (
     Amplification,
     LayerGain,
     Quantiles,
-    gain_table,
 )
+from onsphere.robustness.amplification.text import gain_table, lines
 
 _STATEMENT = (
     "How large a perturbation of the input is at each layer, beside random perturbations of the "
@@ -43,7 +43,7 @@ def sections(found: Amplification, command: str = "") -> Iterator[Section]:
         title="What each layer does to a perturbation",
         statement=_STATEMENT,
         figure_of_merit=_merit(found),
-        findings=found.lines(),
+        findings=lines(found),
         conditions=_conditions(found),
         figures=[_depth(found), *_linear(found)],
         tables=[gain_table(found), _quantiles(found)],
@@ -88,7 +88,7 @@ def _panel(found: Amplification, measure: str, title: str, label: str) -> Panel:
         _line("adversarial", [layer.adversarial.get(measure) for layer in layers]),
         _line("random, same length", [layer.random.get(measure) for layer in layers], dashed=True),
     ]
-    if found.gauge is not None:
+    if found.control is not None:
         series.append(_points("rescaled copy", layers, measure))
     named = len(layers) <= _NAMES_THAT_FIT
     return Panel(
@@ -115,7 +115,7 @@ def _points(label: str, layers: list[LayerGain], measure: str) -> Series:
     """Return where the rescale brought the median."""
     nan = float("nan")
     moved = [
-        layer.adversarial[measure].middle * layer.gauge.get(measure, nan)
+        layer.adversarial[measure].middle * layer.control.get(measure, nan)
         if measure in layer.adversarial
         else nan
         for layer in layers
@@ -183,7 +183,7 @@ def _quantiles(found: Amplification) -> Table:
                     measure,
                     *ends,
                     None if drawn is None else drawn.middle,
-                    layer.gauge.get(measure),
+                    layer.control.get(measure),
                 ]
             )
     columns = ("layer", "kind", "measure", "10%", "median", "90%", "random", "× by the rescale")

@@ -34,7 +34,7 @@ def margin_slope(
     y: Int[Tensor, "batch"],
     *,
     norm: Norm = "l2",
-    batch: int = 250,
+    batch_size: int = 250,
 ) -> MarginSlopes:
     r"""Return margin, local Lipschitz estimate and linearized distance to the border.
 
@@ -48,7 +48,7 @@ def margin_slope(
         x: inputs.
         y: labels.
         norm: of the perturbation: ``"linf"`` (dual: the sum of absolute values) or ``"l2"``.
-        batch: how many examples go through the model at once.
+        batch_size: how many examples go through the model at once.
 
     Returns:
         Three numbers per example, in at least float32.
@@ -68,8 +68,8 @@ def margin_slope(
     its gradient.
     """
     parts = []
-    for first in range(0, len(x), batch):
-        rows = slice(first, first + batch)
+    for first in range(0, len(x), batch_size):
+        rows = slice(first, first + batch_size)
         with torch.enable_grad():
             point = x[rows].detach().clone().requires_grad_()
             logits = model(point)

@@ -40,7 +40,7 @@ from onsphere.robustness.amplification.layer_trace import (
     inside,
 )
 from onsphere.robustness.amplification.margin import MarginSlopes, margin_slope
-from onsphere.robustness.amplification.result import Amplification, Gauge, LayerGain, Quantiles
+from onsphere.robustness.amplification.result import Amplification, Control, LayerGain, Quantiles
 from onsphere.robustness.attacks.threat_model import Norm, lengths
 
 Rescaled = nn.Module | Callable[[nn.Module], nn.Module]
@@ -54,12 +54,12 @@ def amplification(
     y: Tensor | None = None,
     norm: Norm = "l2",
     layers: Sequence[str] = (),
+    control: Rescaled | None = None,
     draws: int = 4,
-    gauge: Rescaled | None = None,
-    seed: int = 0,
-    batch: int = 250,
     probes: int = 4,
-    steps: int = 100,
+    n_power_iterations: int = 100,
+    batch_size: int = 250,
+    seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> Amplification:
     r"""Follow perturbations through a model, layer by layer.
@@ -78,15 +78,15 @@ def amplification(
         y: labels, for the margin; without, the model's own decisions at ``x``.
         norm: the norm in which an attacker is bounded: slopes are in its dual.
         layers: names of modules to measure at; without, every module inside which no other runs.
-        draws: random perturbations per example.
-        gauge: the control: a copy of the model that was rescaled without changing its function,
+        control: a copy of the model that was rescaled without changing its function,
             or a function that makes one. Best rescaled by powers of two, which do not round
             (``onsphere.symmetry.rescaled`` does, for any model).
-        seed: of the random perturbations and of power iteration.
-        batch: how many examples are measured at once; activations of so many are held.
+        draws: random perturbations per example.
         probes: at how many examples singular values are taken where they differ (LayerNorm and
             its like; with BatchNorm in evaluation mode, or none, they do not).
-        steps: the most steps of power iteration.
+        n_power_iterations: the most steps of power iteration.
+        batch_size: how many examples are measured at once; activations of so many are held.
+        seed: of the random perturbations and of power iteration.
         progress: told in words what is being done.
 
     Returns:
@@ -107,7 +107,7 @@ def amplification(
         3.0
     """
     x, delta, y, unchanged = _checked(x, delta, y)
-    settings = _Settings(norm, tuple(layers), draws, seed, batch, probes, steps)
+    settings = _Settings(norm, tuple(layers), draws, seed, batch_size, probes, n_power_iterations)
     tell = progress or _say_nothing
     tell("following the perturbations")
     found = _measured(model, x, delta, y, settings)
@@ -123,10 +123,10 @@ def amplification(
         notes=found.notes,
         **_at_logits(found.slopes),
     )
-    if gauge is None:
+    if control is None:
         return result
     tell("following them through a rescaled copy")
-    copy = gauge if isinstance(gauge, nn.Module) else gauge(model)
+    copy = control if isinstance(control, nn.Module) else control(model)
     moved = _measured(copy, x, delta, y, replace(settings, draws=0))
     if [c.label for c in moved.calls] != [c.label for c in found.calls]:
         raise LayerTraceError(
@@ -145,9 +145,9 @@ class _Settings:
     layers: tuple[str, ...]
     draws: int
     seed: int
-    batch: int
+    batch_size: int
     probes: int
-    steps: int
+    n_power_iterations: int
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def _measured(
         if not first:
             raise LayerTraceError("the input passes no layer that can be measured")
         calls = [step.call for step in first]
-        found = effective_layers(calls, [step.given for step in first], steps=settings.steps)
+        found = effective_layers(
+            calls, [step.given for step in first], n_power_iterations=settings.n_power_iterations
+        )
         effective = {layer.start: layer for layer in found}
         outputs, adversarial, random = _followed(model, x, delta, calls, effective, settings, notes)
         slopes = _slopes(model, x, y, outputs, settings, notes)
@@ -225,8 +227,8 @@ def _followed(
     generator = torch.Generator().manual_seed(settings.seed)
     outputs, adversarial, random = [], [], []
     here = effective
-    for start in range(0, len(x), settings.batch):
-        at, by = (t[start : start + settings.batch] for t in (x, delta))
+    for start in range(0, len(x), settings.batch_size):
+        at, by = (t[start : start + settings.batch_size] for t in (x, delta))
         steps, result = passed(model, at, settings.layers)
         if [step.call for step in steps] != calls:
             raise LayerTraceError("the model takes different paths for different examples")
@@ -290,7 +292,7 @@ def _slopes(
         made = first_tensor(model(z))
         return z if made is None else made
 
-    return margin_slope(logits, x, labels, norm=settings.norm, batch=settings.batch)
+    return margin_slope(logits, x, labels, norm=settings.norm, batch_size=settings.batch_size)
 
 
 # --- summing up -----------------------------------------------------------------------------------
@@ -330,18 +332,18 @@ def _at_logits(slopes: MarginSlopes | None) -> dict[str, Any]:
 def _controlled(result: Amplification, found: _Found, moved: _Found) -> Amplification:
     """Add what a rescale that preserves the function did to each measure."""
     layers = [
-        replace(layer, gauge=_factors(found, moved, i)) for i, layer in enumerate(result.layers)
+        replace(layer, control=_factors(found, moved, i)) for i, layer in enumerate(result.layers)
     ]
     change = (moved.outputs - found.outputs).abs().amax() / found.outputs.abs().amax()
     slopes = (found.slopes, moved.slopes)
-    gauge = Gauge(
+    control = Control(
         float(change),
         *(
             None if None in slopes else _factor(*(getattr(s, name) for s in slopes))
             for name in ("slope", "distance")
         ),
     )
-    return replace(result, layers=layers, gauge=gauge)
+    return replace(result, layers=layers, control=control)
 
 
 def _factors(found: _Found, moved: _Found, i: int) -> dict[str, float]:

@@ -5,18 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from onsphere._utils.files import write_whole
-from onsphere.report import Table
-from onsphere.report.document import Cell
-from onsphere.report.number import number
+from onsphere.robustness.amplification import text
 
-WIDTH = 100
 MOVES = 0.01
 """A measure whose factor under the rescale is further than this from 1 has moved."""
 
@@ -86,7 +82,7 @@ class LayerGain:
         through: the normalization that is taken together with it; empty for none.
         singular: largest singular value of the two together; quantiles over examples.
         weight_norm: norm of its weight as it is stored; ``None`` without one.
-        gauge: measure -> factor by which the function-preserving rescale changed it.
+        control: measure -> factor by which the function-preserving rescale changed it.
     """
 
     name: str
@@ -96,12 +92,12 @@ class LayerGain:
     through: str = ""
     singular: Quantiles | None = None
     weight_norm: float | None = None
-    gauge: Mapping[str, float] = field(default_factory=dict)
+    control: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bookkeeping(self) -> tuple[str, ...]:
         """The measures that a function-preserving rescale moves: they say nothing of it."""
-        return tuple(m for m, factor in self.gauge.items() if not abs(factor - 1) <= MOVES)
+        return tuple(m for m, factor in self.control.items() if not abs(factor - 1) <= MOVES)
 
     @property
     def excess(self) -> float | None:
@@ -113,7 +109,7 @@ class LayerGain:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class Control:
     """What the control experiment did.
 
     Args:
@@ -126,6 +122,11 @@ class Gauge:
     change: float
     slope: float | None
     distance: float | None
+
+    @property
+    def is_same_function(self) -> bool:
+        """Whether the rescaled copy gives the same outputs."""
+        return self.change <= MOVES
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Amplification:
         slope: dual norm of the margin's gradient by the input.
         distance: margin over slope.
         flat: share of examples at which that gradient is exactly 0.
-        gauge: the control experiment; ``None`` if there was none.
+        control: the control experiment; ``None`` if there was none.
         notes: what could not be measured, and what to know before reading.
     """
 
@@ -161,7 +162,7 @@ class Amplification:
     slope: Quantiles | None = None
     distance: Quantiles | None = None
     flat: float | None = None
-    gauge: Gauge | None = None
+    control: Control | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -171,14 +172,7 @@ class Amplification:
         return tuple(m for m in MEASURES if m in moved)
 
     def __str__(self) -> str:
-        from onsphere.report import plain_text, table
-
-        shown = plain_text(table(gain_table(self)), width=1000)  # names in full
-        return "\n".join([shown, *(fill(line, WIDTH) for line in self.lines())])
-
-    def lines(self) -> list[str]:
-        """Say in plain words what the table does not hold."""
-        return [*_logit_lines(self), *_gauge_lines(self), *self.notes]
+        return text.plain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold; numbers that are infinite become text."""
@@ -190,84 +184,6 @@ class Amplification:
     def to_json(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all."""
         return write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
-
-
-_TITLES = {
-    "absolute": "absolute",
-    "incremental": "increm.",
-    "relative": "relative",
-    "effective": "with norm",
-    "singular": "σ max",
-    "alignment": "aligned",
-    "weight_norm": "|W|",
-}
-
-
-def gain_table(found: Amplification) -> Table:
-    """Return the median gains, a row per layer; ``~`` marks what the rescale moves."""
-    titles = ["layer", "absolute", "÷ random", *list(_TITLES.values())[1:]]
-    return Table(
-        f"What {found.model} does to perturbations: medians of {found.examples} examples",
-        titles,
-        [_row(layer) for layer in found.layers],
-        "~ moves under a rescale that keeps the function: bookkeeping" if found.gauge else "",
-    )
-
-
-def _row(layer: LayerGain) -> list[Cell]:
-    values = {m: q.middle for m, q in layer.adversarial.items()}
-    if layer.singular is not None:
-        values["singular"] = layer.singular.middle
-    else:
-        values.pop("effective", None)
-    if layer.weight_norm is not None:
-        values["weight_norm"] = layer.weight_norm
-
-    def cell(measure: str) -> Cell:
-        if measure not in values:
-            return None
-        mark = " ~" if measure in layer.bookkeeping else ""
-        return number(values[measure], 3) + mark
-
-    excess = None if layer.excess is None else number(layer.excess, 3)
-    first, *rest = (cell(m) for m in _TITLES)
-    return [layer.name, first, excess, *rest]
-
-
-def _logit_lines(found: Amplification) -> list[str]:
-    if found.slope is None or found.margin is None or found.distance is None:
-        return []
-    dual = {"linf": "l1", "l2": "l2"}[found.norm]
-    flat = f"; the gradient is 0 at {found.flat:.1%} of them" if found.flat else ""
-    return [
-        f"At the logits: margin {_spread(found.margin)}, slope ({dual} norm of its gradient) "
-        f"{_spread(found.slope)}, margin over slope {_spread(found.distance)} in {found.norm} "
-        f"(median [10%, 90%] of examples{flat})."
-    ]
-
-
-def _gauge_lines(found: Amplification) -> list[str]:
-    if found.gauge is None:
-        return []
-    change = found.gauge.change
-    near = f"to {number(change, 2)}" if change else "to the last bit"
-    kept = f"A rescaled copy computes the same function {near}"
-    if not change <= MOVES:
-        return [
-            f"The rescaled copy does not compute the same function: outputs differ by "
-            f"{number(change, 2)}, so what moves between the two says nothing."
-        ]
-    if not found.bookkeeping:
-        return [f"{kept}; no measure moved."]
-    still = [m for m in _TITLES if m not in found.bookkeeping]
-    return [
-        f"{kept}. Moved by it, so bookkeeping of scales: {', '.join(found.bookkeeping)}. "
-        f"Not moved at any layer: {', '.join(still)}."
-    ]
-
-
-def _spread(q: Quantiles) -> str:
-    return f"{number(q.middle, 3)} [{number(q.low, 3)}, {number(q.high, 3)}]"
 
 
 def _plain(value: Any) -> Any:

@@ -18,9 +18,9 @@ Layer = Callable[[Tensor], Tensor]
 
 def spectral_norm(
     layer: Layer,
-    at: Float[Tensor, "batch *shape"],
+    x: Float[Tensor, "batch *shape"],
     *,
-    steps: int = 100,
+    n_power_iterations: int = 100,
     tolerance: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch *shape"]]:
@@ -29,21 +29,21 @@ def spectral_norm(
     Power iteration :math:`v \leftarrow J^T J v / |J^T J v|` from a random start, for every example
     by itself. The value is :math:`|Jv|` for the returned unit vector, so it is never above the
     true one; it stops where :math:`J^T J v` is :math:`|Jv|^2 v` to ``tolerance``, or after
-    ``steps`` steps. Where the largest singular values lie close together the value is right long
-    before the vector is.
+    ``n_power_iterations`` steps. Where the largest singular values lie close together the value is
+    right long before the vector is.
 
     :math:`J^T u` is linear in :math:`u`, and :math:`Jv` is its derivative: both come from one
     forward pass.
 
     Args:
         layer: maps inputs to outputs, each example by itself; not changed, nor are its gradients.
-        at: where the Jacobian is taken; for an affine layer any point gives the same.
-        steps: the most steps.
+        x: where the Jacobian is taken; for an affine layer any point gives the same.
+        n_power_iterations: the most steps.
         tolerance: relative residual of the eigenvalue equation at which to stop.
         generator: source of the starting vectors; seeded with 0 if not given.
 
     Returns:
-        The value per example, and unit vectors of the shape of ``at``. A Jacobian of 0 gives 0,
+        The value per example, and unit vectors of the shape of ``x``. A Jacobian of 0 gives 0,
         and some unit vector.
 
     Raises:
@@ -57,11 +57,11 @@ def spectral_norm(
         >>> round(float(value), 4), [round(abs(float(x)), 4) for x in vector[0]]
         (3.0, [1.0, 0.0])
     """
-    push, pull = jacobian(layer, at)
+    push, pull = jacobian(layer, x)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    v = torch.randn(at.shape, generator=generator, dtype=at.dtype).to(at.device)
+    v = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     v = v / lengths(v)
-    for _ in range(steps):
+    for _ in range(n_power_iterations):
         back = pull(push(v))
         size = lengths(back)
         aligned = per_example((back * v).flatten(1).sum(1), v)  # |Jv|², the Rayleigh quotient

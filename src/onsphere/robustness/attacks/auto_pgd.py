@@ -46,10 +46,10 @@ def apgd(
     *,
     eps: float,
     norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
     loss: str = "tempered_cross_entropy",
     steps: int = 100,
     restarts: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Climb the loss by Auto-PGD from random points of the ball.
@@ -64,12 +64,12 @@ def apgd(
         y: labels, shape ``(batch,)``.
         eps: radius of the ball, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
+        bounds: least and greatest value of an entry.
         loss: ``"tempered_cross_entropy"``, which no scale of the logits changes
             (:func:`~onsphere.robustness.attacks.losses.tempered_cross_entropy`),
             ``"cross_entropy"``, which large logits blind, or ``"dlr"``.
         steps: gradient evaluations per run.
         restarts: number of runs.
-        bounds: least and greatest value of an entry.
         generator: source of the random starts, on the device of ``x``; torch's global one if not
             given.
 
@@ -117,12 +117,12 @@ def apgd_targeted(
     *,
     eps: float,
     norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
     targets: int = 9,
     steps: int = 100,
     restarts: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    batch: int = 256,
-    give_up: float | None = None,
+    early_stopping_factor: float | None = None,
+    batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Climb the targeted DLR loss by Auto-PGD, for each of the nearest wrong classes (APGD-T).
@@ -136,14 +136,14 @@ def apgd_targeted(
         y: labels, shape ``(batch,)``.
         eps: radius of the ball, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
+        bounds: least and greatest value of an entry.
         targets: how many of the wrong classes, those with the largest clean logits.
         steps: gradient evaluations per target and run.
         restarts: number of runs over all targets.
-        bounds: least and greatest value of an entry.
-        batch: pairs of example and target that go through the model at once, if there are more
+        early_stopping_factor: if given, a target is also left when, at a checkpoint, this many
+            times the rise of its loss since the last checkpoint would not bring the loss to zero.
+        batch_size: pairs of example and target that go through the model at once, if there are more
             pairs than examples.
-        give_up: if given, a target is also left when, at a checkpoint, ``give_up`` times the rise
-            of its loss since the last checkpoint would not bring the loss to zero.
         generator: source of the random starts, on the device of ``x``; torch's global one if not
             given.
 
@@ -162,7 +162,7 @@ def apgd_targeted(
 
     Source: Croce & Hein, 2020 (arXiv 2003.01690), section 4.
     """
-    counts = {"steps": steps, "restarts": restarts, "targets": targets, "batch": batch}
+    counts = {"steps": steps, "restarts": restarts, "targets": targets, "batch_size": batch_size}
     threat = _checked(eps, norm, bounds, x, y, counts)
     logits, best, standing = _clean(model, x, y)
     if not len(standing):
@@ -172,13 +172,13 @@ def apgd_targeted(
     for _ in range(restarts):
         column = 0
         while column < order.shape[1] and len(standing):
-            width = at_once(len(standing), order.shape[1] - column, batch)
+            width = at_once(len(standing), order.shape[1] - column, batch_size)
             aim = order[standing, column : column + width]
             rows = standing.repeat_interleave(width)
             goal = Goal(losses.targeted_dlr, aim.flatten())
             start = threat.sample(x[rows], generator)
             found, value, fooled = climb(
-                model, x[rows], y[rows], start, goal, threat, steps, give_up
+                model, x[rows], y[rows], start, goal, threat, steps, early_stopping_factor
             )
             # A misclassified point counts more than any loss.
             rank = torch.where(fooled, torch.inf, value).view(-1, width)
@@ -261,7 +261,7 @@ class _State:
         points = torch.where(per_example(fools, self.z), found[self.rows], self.best)
         return points, torch.where(fools, value[self.rows], self.best_loss)
 
-    def give_up(self, factor: float) -> None:
+    def stop_early(self, factor: float) -> None:
         """Let those leave that ``factor`` times their last progress would not bring to zero."""
         rise = self.best_loss - self.mark
         self.gone |= self.best_loss + factor * rise < 0
@@ -287,7 +287,7 @@ def climb(
     goal: Goal,
     threat: Threat,
     steps: int,
-    give_up: float | None = None,
+    early_stopping_factor: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run Auto-PGD once, from ``z``: the best points, their losses, and whether they fool."""
     loss, fooled, gradient = loss_and_gradient(model, z, y, goal, differentiate=True)
@@ -315,8 +315,8 @@ def climb(
         fooled[state.rows[new]] = True
         state.gone |= wrong
         if step in stops:
-            if give_up is not None:
-                state.give_up(give_up)
+            if early_stopping_factor is not None:
+                state.stop_early(early_stopping_factor)
             state.halve(step - last)
             last = step
     found[state.rows], value[state.rows] = state.outcome(found, value, fooled)

@@ -37,13 +37,13 @@ def fab(
     x: Tensor,
     y: Tensor,
     *,
+    eps: float | None = None,
     norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
     targets: int = 9,
     steps: int = 100,
-    within: float | None = None,
-    give_up: float | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    batch: int = 256,
+    early_stopping_factor: float | None = None,
+    batch_size: int = 256,
 ) -> Tensor:
     r"""Look for the nearest misclassified point of each example, aiming at the nearest classes.
 
@@ -55,14 +55,15 @@ def fab(
         model: a classifier.
         x: inputs, shape ``(batch, ...)``, inside the bounds.
         y: labels, shape ``(batch,)``.
+        eps: a distance that suffices: an example leaves once it has a point as near as that.
         norm: in which the change is small, ``"linf"`` or ``"l2"``.
+        bounds: least and greatest value of an entry.
         targets: how many of the wrong classes, those with the largest clean logits.
         steps: gradient evaluations per target.
-        within: a distance that suffices: an example leaves once it has a point as near as that.
-        give_up: if given, a target is also left when its distance, falling ``give_up`` times as
-            much as in the last 20 steps, would not come to ``within``. Asked at steps 40, 60, ...
-        bounds: least and greatest value of an entry.
-        batch: pairs of example and target that go through the model at once, if there are more
+        early_stopping_factor: if given, a target is also left when its distance, falling this many
+            times as much as in the last 20 steps, would not come to ``eps``. Asked at steps 40,
+            60, ...
+        batch_size: pairs of example and target that go through the model at once, if there are more
             pairs than examples.
 
     Returns:
@@ -82,8 +83,8 @@ def fab(
 
     Source: Croce & Hein, 2019 (arXiv 1907.02044), algorithm 1.
     """
-    threat = Threat(1.0 if within is None else within, norm, bounds)
-    for name, count in {"steps": steps, "targets": targets, "batch": batch}.items():
+    threat = Threat(1.0 if eps is None else eps, norm, bounds)
+    for name, count in {"steps": steps, "targets": targets, "batch_size": batch_size}.items():
         if count < 1:
             raise ValueError(f"{name} is at least 1, got {count}")
     threat.check(x, y)
@@ -98,19 +99,19 @@ def fab(
     standing = (logits.argmax(1) == y).nonzero().squeeze(1)
     column = 0
     while column < order.shape[1] and len(standing):
-        width = at_once(len(standing), order.shape[1] - column, batch)
+        width = at_once(len(standing), order.shape[1] - column, batch_size)
         rows = standing.repeat_interleave(width)
         aim = order[standing, column : column + width].flatten()
         found, reached = _approach(
-            model, x.detach()[rows], y[rows], aim, threat, steps, within, give_up
+            model, x.detach()[rows], y[rows], aim, threat, steps, eps, early_stopping_factor
         )
         nearest, choice = reached.view(-1, width).min(1)
         better = nearest < distance[standing]
         chosen = (torch.arange(len(standing), device=x.device) * width + choice)[better]
         best[standing[better]] = found[chosen]
         distance[standing[better]] = nearest[better]
-        if within is not None:
-            standing = standing[distance[standing] > within]
+        if eps is not None:
+            standing = standing[distance[standing] > eps]
         column += width
     refine = standing[distance[standing].isfinite()]
     best[refine] = _bisect(model, x.detach()[refine], y[refine], best[refine])
@@ -124,8 +125,8 @@ def _approach(
     target: Tensor,
     threat: Threat,
     steps: int,
-    within: float | None,
-    give_up: float | None,
+    eps: float | None,
+    early_stopping_factor: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Run FAB for one target per row: the nearest misclassified points, and their distances."""
     rows = torch.arange(len(x), device=x.device)
@@ -142,10 +143,10 @@ def _approach(
         better = wrong & (size < nearest[rows])
         best[rows[better]], nearest[rows[better]] = z[better], size[better]
         reached = nearest[rows]
-        done = torch.zeros_like(wrong) if within is None else reached <= within
+        done = torch.zeros_like(wrong) if eps is None else reached <= eps
         if step % _WINDOW == 0:
-            if within is not None and give_up is not None:
-                done |= mark.isfinite() & (reached - give_up * (mark - reached) > within)
+            if eps is not None and early_stopping_factor is not None:
+                done |= mark.isfinite() & (reached - early_stopping_factor * (mark - reached) > eps)
             mark = reached
         if done.all():
             break

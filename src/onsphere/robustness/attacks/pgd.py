@@ -30,8 +30,8 @@ def fgsm(
     *,
     eps: float,
     norm: Norm = "linf",
-    loss: str = "cross_entropy",
     bounds: tuple[float, float] = (0.0, 1.0),
+    loss: str = "cross_entropy",
 ) -> Tensor:
     r"""Take one step of length ``eps`` along the steepest ascent of the loss.
 
@@ -44,8 +44,8 @@ def fgsm(
         y: labels, shape ``(batch,)``.
         eps: size of the change, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
-        loss: ``"cross_entropy"`` or ``"dlr"``.
         bounds: least and greatest value of an entry.
+        loss: ``"cross_entropy"`` or ``"dlr"``.
 
     Returns:
         The changed inputs, whether or not they fool the model.
@@ -79,11 +79,11 @@ def pgd(
     *,
     eps: float,
     norm: Norm = "linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
     loss: str = "cross_entropy",
     steps: int = 20,
     step_size: float | None = None,
     restarts: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Climb the loss by projected gradient steps, and keep the best point of each example.
@@ -103,11 +103,11 @@ def pgd(
         y: labels, shape ``(batch,)``.
         eps: radius of the ball, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
+        bounds: least and greatest value of an entry.
         loss: ``"cross_entropy"`` or ``"dlr"``.
         steps: gradient evaluations per run.
         step_size: length of a step in the norm; ``2.5 * eps / steps`` if not given.
         restarts: number of runs.
-        bounds: least and greatest value of an entry.
         generator: source of the random starts, on the device of ``x``; torch's global one if not
             given. Used only by ``restarts > 1``.
 

@@ -36,9 +36,9 @@ def square_attack(
     *,
     eps: float,
     norm: Norm = "linf",
-    queries: int = 5000,
-    give_up: float | None = None,
     bounds: tuple[float, float] = (0.0, 1.0),
+    queries: int = 5000,
+    early_stopping_factor: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Search for misclassified points by changing windows at random.
@@ -53,11 +53,11 @@ def square_attack(
         y: labels, shape ``(batch,)``.
         eps: radius of the ball, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
-        queries: of the model, per example. The windows' schedule is that of 10,000, as published.
-        give_up: if given, an example also leaves when its margin, falling ``give_up`` times as
-            much per doubling of the queries as it did in the last doubling, would not reach zero
-            by the end. Asked after 1,000 queries and at every doubling.
         bounds: least and greatest value of an entry.
+        queries: of the model, per example. The windows' schedule is that of 10,000, as published.
+        early_stopping_factor: if given, an example also leaves when its margin, falling this many
+            times as much per doubling of the queries as it did in the last doubling, would not
+            reach zero by the end. Asked after 1,000 queries and at every doubling.
         generator: source of windows and signs, on the device of ``x``; torch's global one if not
             given.
 
@@ -88,10 +88,14 @@ def square_attack(
     images = result.clone() if x.ndim == 4 else result.flatten(1)[:, None, None, :].clone()
     search = _Search(model, threat, x.shape[1:], generator)
     state = search.begin(images, y)
-    marks = {1000 * 2**k for k in range(20) if 1000 * 2**k < queries and give_up is not None}
+    marks = {
+        1000 * 2**k
+        for k in range(20)
+        if 1000 * 2**k < queries and early_stopping_factor is not None
+    }
     for query in range(1, queries):
-        if query in marks and give_up is not None:
-            state.give_up(query, queries, give_up)
+        if query in marks and early_stopping_factor is not None:
+            state.stop_early(query, queries, early_stopping_factor)
         elif 2 * query in marks:
             state.before = state.margin.clone()
         left = int(state.done.sum())
@@ -143,7 +147,7 @@ class _State:
         """Return the search of some of the examples."""
         return _State(**{name: value[keep] for name, value in vars(self).items()})
 
-    def give_up(self, query: int, queries: int, factor: float) -> None:
+    def stop_early(self, query: int, queries: int, factor: float) -> None:
         """Mark the examples whose margin will not reach zero at ``factor`` times their progress."""
         fall = self.before - self.margin
         self.done |= self.margin > factor * fall * math.log2(queries / query)

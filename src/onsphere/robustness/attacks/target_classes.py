@@ -23,7 +23,7 @@ def nearest_classes(
     return others.topk(min(count, logits.shape[1] - 1), dim=1).indices
 
 
-def at_once(examples: int, targets: int, batch: int) -> int:
+def at_once(examples: int, targets: int, batch_size: int) -> int:
     """Return how many targets of each example to attack together.
 
     One model call costs little less for few examples than for a full batch. While many examples
@@ -34,4 +34,4 @@ def at_once(examples: int, targets: int, batch: int) -> int:
         >>> at_once(200, 9, 256), at_once(40, 9, 256), at_once(3, 9, 256)
         (1, 6, 9)
     """
-    return max(1, min(targets, batch // max(examples, 1)))
+    return max(1, min(targets, batch_size // max(examples, 1)))

@@ -12,43 +12,45 @@ Attack = Callable[[Model, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def correct_mask(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> Bool[Tensor, "batch"]:
+def correct_mask(
+    model: Model, x: Tensor, y: Tensor, *, batch_size: int = 1000
+) -> Bool[Tensor, "batch"]:
     """Return, per example, whether the largest logit is the label's.
 
     Args:
         model: a classifier, run in the mode it is in.
         x: inputs, shape ``(batch, ...)``.
         y: labels, shape ``(batch,)``.
-        batch: how many examples go through the model at once.
+        batch_size: how many examples go through the model at once.
 
     Returns:
         One truth value per example. Logits that are not numbers are never right.
 
     Raises:
-        ValueError: logits of a wrong shape, labels out of range, ``batch`` below 1, or a number of
-            labels other than that of examples.
+        ValueError: logits of a wrong shape, labels out of range, ``batch_size`` below 1, or a
+            number of labels other than that of examples.
 
     Example:
         >>> import torch
         >>> correct_mask(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 0]))
         tensor([ True,  True, False])
     """
-    if batch < 1:
-        raise ValueError(f"batch is at least 1, got {batch}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"one label per example: got {tuple(x.shape)} inputs, {tuple(y.shape)} labels"
         )
     right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for first in range(0, len(x), batch):
-        part = slice(first, first + batch)
+    for first in range(0, len(x), batch_size):
+        part = slice(first, first + batch_size)
         logits = model(x[part])
         check_logits(logits, y[part])
         right[part] = (logits.argmax(1) == y[part]) & ~logits.isnan().any(1)
     return right
 
 
-def accuracy(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> float:
+def accuracy(model: Model, x: Tensor, y: Tensor, *, batch_size: int = 1000) -> float:
     """Return the share of examples that the model gets right (see :func:`correct_mask`).
 
     Raises:
@@ -59,11 +61,11 @@ def accuracy(model: Model, x: Tensor, y: Tensor, *, batch: int = 1000) -> float:
         >>> accuracy(torch.nn.Identity(), torch.eye(4), torch.tensor([0, 1, 2, 0]))
         0.75
     """
-    return _share(correct_mask(model, x, y, batch=batch))
+    return _share(correct_mask(model, x, y, batch_size=batch_size))
 
 
 def robust_mask(
-    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
+    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch_size: int = 1000
 ) -> Bool[Tensor, "batch"]:
     """Return, per example, whether the model is right on it and after every attack.
 
@@ -76,7 +78,7 @@ def robust_mask(
         x: inputs, shape ``(batch, ...)``.
         y: labels, shape ``(batch,)``.
         attacks: functions ``(model, x, y) -> x'``, such as ``partial(pgd, eps=0.1)``.
-        batch: how many examples are attacked at once.
+        batch_size: how many examples are attacked at once.
 
     Returns:
         One truth value per example.
@@ -93,23 +95,23 @@ def robust_mask(
         >>> robust_mask(torch.nn.Identity(), x, torch.tensor([0, 0, 0]), attacks)
         tensor([False,  True, False])
     """
-    standing = correct_mask(model, x, y, batch=batch)
+    standing = correct_mask(model, x, y, batch_size=batch_size)
     for attack in attacks:
         todo = standing.nonzero().squeeze(1)
-        for first in range(0, len(todo), batch):
-            rows = todo[first : first + batch]
+        for first in range(0, len(todo), batch_size):
+            rows = todo[first : first + batch_size]
             attacked = attack(model, x[rows], y[rows])
             if attacked.shape != x[rows].shape:
                 raise ValueError(
                     f"an attack returns inputs like those it was given: got shape "
                     f"{tuple(attacked.shape)} for {tuple(x[rows].shape)}"
                 )
-            standing[rows] = correct_mask(model, attacked, y[rows], batch=batch)
+            standing[rows] = correct_mask(model, attacked, y[rows], batch_size=batch_size)
     return standing
 
 
 def robust_accuracy(
-    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch: int = 1000
+    model: Model, x: Tensor, y: Tensor, attacks: Sequence[Attack], *, batch_size: int = 1000
 ) -> float:
     """Return the share of examples that withstand every attack (see :func:`robust_mask`).
 
@@ -124,7 +126,7 @@ def robust_accuracy(
         >>> robust_accuracy(torch.nn.Identity(), x, torch.tensor([0, 0]), [partial(pgd, eps=0.25)])
         0.5
     """
-    return _share(robust_mask(model, x, y, attacks, batch=batch))
+    return _share(robust_mask(model, x, y, attacks, batch_size=batch_size))
 
 
 def _share(flags: Tensor) -> float:

@@ -36,10 +36,10 @@ def evaluate(
     norm: Norm = "linf",
     bounds: tuple[float, float] = (0.0, 1.0),
     attacks: str | Sequence[str] = "standard",
-    seed: int = 0,
     budget: Budget | None = None,
+    checks: bool = True,
+    seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
-    trust: bool = True,
 ) -> Evaluation:
     """Measure the accuracy of a classifier in the worst case of several attacks.
 
@@ -64,10 +64,10 @@ def evaluate(
         bounds: least and greatest value of an entry.
         attacks: ``"standard"`` (the members of standard AutoAttack: APGD on cross-entropy,
             targeted APGD, targeted FAB, Square), ``"quick"`` (the first two), or names of attacks.
-        seed: of everything random. Equal calls on the CPU give equal results.
         budget: what the attacks may spend; ``Budget()`` if not given.
+        checks: run the checks.
+        seed: of everything random. Equal calls on the CPU give equal results.
         progress: called with the attack's name, examples done, and examples in all.
-        trust: run the checks.
 
     Returns:
         Accuracies with intervals, the fate of every example, and the checks.
@@ -98,7 +98,7 @@ def evaluate(
     refuse_batch_statistics(model, x)
     model, x = _in_full_precision(model, x)
     _check_model(model, x, y, names)
-    standing = correct_mask(model, x, y, batch=budget.batch)
+    standing = correct_mask(model, x, y, batch_size=budget.batch_size)
     fates = [ROBUST if right else WRONG for right in standing.tolist()]
     right = standing.nonzero().squeeze(1)
     stages = []
@@ -111,14 +111,16 @@ def evaluate(
         stages.append(
             Stage(name, len(todo), int(broken.sum()), round(time.perf_counter() - start, 3))
         )
-    checks: tuple[Check, ...] = ()
-    if trust:
-        checks = trust_checks(model, x, y, right, threat, stages, seed=seed, batch=budget.batch)
+    checked: tuple[Check, ...] = ()
+    if checks:
+        checked = trust_checks(
+            model, x, y, right, threat, stages, seed=seed, batch_size=budget.batch_size
+        )
     settings = {
         "eps": float(eps), "norm": norm, "bounds": (float(bounds[0]), float(bounds[1])),
         "attacks": list(names), "seed": seed, **asdict(budget),
     }  # fmt: skip
-    return Evaluation(tuple(fates), tuple(stages), checks, settings)
+    return Evaluation(tuple(fates), tuple(stages), checked, settings)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from onsphere.report.number import number
 from onsphere.robustness.amplification.html import sections as gain_sections
 from onsphere.robustness.amplification.result import Amplification
 from onsphere.robustness.evaluation.result import Evaluation
+from onsphere.robustness.evaluation.text import tables
 
 _ROBUST = (
     "An example counts as robust when no attack breaks it: the worst case over all attacks, each "
@@ -81,7 +82,7 @@ def _robustness(evaluation: Evaluation, command: str) -> Iterator[Section]:
             *found,
         ],
         figures=[_accuracies(evaluation)],
-        tables=evaluation.tables(),
+        tables=tables(evaluation),
         command=command,
     )
 

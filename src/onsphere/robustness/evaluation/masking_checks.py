@@ -42,7 +42,7 @@ def trust_checks(
     stages: Sequence[Stage],
     *,
     seed: int = 0,
-    batch: int = 128,
+    batch_size: int = 128,
 ) -> tuple[Check, ...]:
     """Run all checks.
 
@@ -54,7 +54,7 @@ def trust_checks(
         threat: the radius, norm and bounds of the evaluation.
         stages: what its attacks found.
         seed: of the choice of examples and of the attacks.
-        batch: how many examples go through the model at once.
+        batch_size: how many examples go through the model at once.
 
     Returns:
         One check per line of :data:`CHECKS`; all "not run" where the model is right nowhere. One
@@ -72,7 +72,7 @@ def trust_checks(
     rows = right[order[:_EXAMPLES]].sort().values
     if not len(rows):
         return tuple(Check(name, "not run", None, text) for name, (_, text) in CHECKS.items())
-    sample = _Sample(model, x[rows], y[rows], threat, tuple(stages), seed, batch)
+    sample = _Sample(model, x[rows], y[rows], threat, tuple(stages), seed, batch_size)
     return tuple(_checked(name, sample) for name in CHECKS)
 
 
@@ -126,15 +126,19 @@ class _Sample:
     threat: Threat
     stages: tuple[Stage, ...]
     seed: int
-    batch: int
+    batch_size: int
 
     def accuracy(self, attacked: Tensor) -> float:
         """Return the share that is right after an attack."""
-        return float(correct_mask(self.model, attacked, self.y, batch=self.batch).double().mean())
+        return float(
+            correct_mask(self.model, attacked, self.y, batch_size=self.batch_size).double().mean()
+        )
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return inputs and labels, as many at once as may go through the model."""
-        return zip(torch.split(self.x, self.batch), torch.split(self.y, self.batch), strict=True)
+        return zip(
+            torch.split(self.x, self.batch_size), torch.split(self.y, self.batch_size), strict=True
+        )
 
     @torch.no_grad()
     def logits(self) -> Tensor:
@@ -195,7 +199,7 @@ def _gradient_free(sample: _Sample) -> float:
     if by_gradient and by_search:
         return by_search[0].broken / max(1, by_gradient[0].attacked)
     attacked = sample.climb()
-    left = correct_mask(sample.model, attacked, sample.y, batch=sample.batch)
+    left = correct_mask(sample.model, attacked, sample.y, batch_size=sample.batch_size)
     if not left.any():
         return 0.0
     standing, threat, generator = sample.take(left), sample.threat, sample.seeded()
@@ -204,7 +208,7 @@ def _gradient_free(sample: _Sample) -> float:
         queries=_QUERIES, generator=generator,
     )  # fmt: skip
     found = torch.cat([run(x, y) for x, y in standing.parts()])
-    broken = ~correct_mask(sample.model, found, standing.y, batch=sample.batch)
+    broken = ~correct_mask(sample.model, found, standing.y, batch_size=sample.batch_size)
     return float(broken.sum()) / len(sample.x)
 
 
@@ -232,7 +236,7 @@ def _repeats(sample: _Sample) -> float:
 
 
 def _alone(sample: _Sample) -> float:
-    together = max(2, min(_ALONE, sample.batch))
+    together = max(2, min(_ALONE, sample.batch_size))
     return _one_by_one(sample.model, sample.x[:together])
 
 
@@ -283,7 +287,7 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
     "gradient-free is not stronger": (
         (_gradient_free, _CHANCE),
         "share of examples that Square breaks and gradients do not; if large, gradients mislead: "
-        "run it with give_up=False (--full), and take the number for an upper bound",
+        "run it with early_stopping=False (--full), and take the number for an upper bound",
     ),
     "gradients are there": (
         (_lost_gradients, _HIDDEN),

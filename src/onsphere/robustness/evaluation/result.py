@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from onsphere._utils.files import write_whole
 from onsphere.errors import OnsphereError
-from onsphere.report import Table
 from onsphere.report.number import number
+from onsphere.robustness.evaluation import text
 
 FORMAT = 1
 """Version of the file format; raised when an older reader would misunderstand a file."""
@@ -153,34 +153,8 @@ class Evaluation:
         """The checks that speak against the number."""
         return tuple(check for check in self.checks if check.finding == "suspicious")
 
-    def tables(self) -> tuple[Table, ...]:
-        """Return what was found as tables for a report: accuracies, then checks."""
-        right = self.clean_accuracy
-        rows = [["no attack", right.count, None, right.value, *right.interval, None]]
-        for stage, share in zip(self.stages, self.accuracies.values(), strict=True):
-            rows.append(
-                [stage.attack, share.count, stage.broken, share.value, *share.interval,
-                 stage.seconds]
-            )  # fmt: skip
-        columns = ("after", "right", "broken", "accuracy", "from", "to", "seconds")
-        radius = f"{self.settings['norm']}, eps = {number(self.settings['eps'])}"
-        accuracies = Table(
-            f"Robust accuracy of {self.examples} examples, {radius}",
-            columns,
-            rows,
-            "From, to: Wilson's 95 % interval. Each attack sees what the former left standing.",
-        )
-        checks = [[c.name, c.finding, c.measured, c.meaning] for c in self.checks]
-        headings = ("can it be trusted?", "finding", "measured", "what was measured")
-        return (accuracies, Table("", headings, checks)) if checks else (accuracies,)
-
     def __str__(self) -> str:
-        from rich.text import Text
-
-        from onsphere.report import plain_text, table
-
-        warnings = [Text(f"! {check.name}: {check.meaning}") for check in self.suspicious]
-        return plain_text(*map(table, self.tables()), *warnings, width=100)
+        return text.plain(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold, the accuracies among it."""
@@ -193,9 +167,13 @@ class Evaluation:
             "settings": dict(self.settings),
         }
 
-    def to_json(self, path: str | Path) -> None:
-        """Write the evaluation to a file that :meth:`from_json` reads back; whole or not at all."""
+    def to_json(self, path: str | Path) -> Path:
+        """Write the evaluation to a file that :meth:`from_json` reads back; return the path.
+
+        The file is written whole or not at all.
+        """
         write_whole(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        return Path(path)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Evaluation":

@@ -28,11 +28,12 @@ class Budget:
         targets: how many of the wrong classes targeted attacks aim at; 9 in AutoAttack.
         queries: of Square; 5,000 in AutoAttack.
         restarts: random starts of Auto-PGD; 1 in AutoAttack.
-        give_up: stop an attack on an example early where its own progress, extrapolated
+        early_stopping: stop an attack on an example early where its own progress, extrapolated
             generously, does not reach success: on a robust network this saves more than half of
             the time. ``False`` spends everything on every example.
-        batch: examples in one call of the model that takes gradients; Square, which takes none,
-            has four times as many. On a CPU small batches stay in the cache; on a GPU take more.
+        batch_size: examples in one call of the model that takes gradients; Square, which takes
+            none, has four times as many. On a CPU small batches stay in the cache; on a GPU take
+            more.
 
     Raises:
         EvaluationError: a number below 1.
@@ -46,20 +47,20 @@ class Budget:
     targets: int = 9
     queries: int = 5000
     restarts: int = 1
-    give_up: bool = True
-    batch: int = 128
+    early_stopping: bool = True
+    batch_size: int = 128
 
     def together(self, attack: str) -> int:
         """How many examples an attack takes at a time.
 
         Example:
-            >>> Budget(batch=100).together("square")
+            >>> Budget(batch_size=100).together("square")
             400
         """
-        return self.batch * (4 if attack in WITHOUT_GRADIENTS else 1)
+        return self.batch_size * (4 if attack in WITHOUT_GRADIENTS else 1)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "targets", "queries", "restarts", "batch"):
+        for name in ("steps", "targets", "queries", "restarts", "batch_size"):
             if getattr(self, name) < 1:
                 raise EvaluationError(f"{name} is at least 1, got {getattr(self, name)}")
 
@@ -84,8 +85,9 @@ def _apgd_targeted(
 ) -> Tensor:
     return apgd_targeted(
         model, x, y, eps=threat.eps, norm=threat.norm, bounds=threat.bounds, steps=budget.steps,
-        targets=budget.targets, restarts=budget.restarts, batch=budget.batch, generator=seeded,
-        give_up=_ASCENT if budget.give_up else None,
+        targets=budget.targets, restarts=budget.restarts, batch_size=budget.batch_size,
+        generator=seeded,
+        early_stopping_factor=_ASCENT if budget.early_stopping else None,
     )  # fmt: skip
 
 
@@ -94,8 +96,8 @@ def _fab(
 ) -> Tensor:
     return fab(
         model, x, y, norm=threat.norm, bounds=threat.bounds, steps=budget.steps,
-        targets=budget.targets, batch=budget.batch, within=threat.eps,
-        give_up=_APPROACH if budget.give_up else None,
+        targets=budget.targets, batch_size=budget.batch_size, eps=threat.eps,
+        early_stopping_factor=_APPROACH if budget.early_stopping else None,
     )  # fmt: skip
 
 
@@ -104,7 +106,8 @@ def _square(
 ) -> Tensor:
     return square_attack(
         model, x, y, eps=threat.eps, norm=threat.norm, bounds=threat.bounds,
-        queries=budget.queries, generator=seeded, give_up=_SEARCH if budget.give_up else None,
+        queries=budget.queries, generator=seeded,
+        early_stopping_factor=_SEARCH if budget.early_stopping else None,
     )  # fmt: skip
 
 

@@ -149,7 +149,7 @@ def _layer_laws(name: str, settings: Training, inputs: Inputs) -> dict[str, Any]
         level = float(unit_gradient[late].mean())
         balance = sgd_equilibrium(
             lr=settings.lr,
-            decay=settings.weight_decay,
+            weight_decay=settings.weight_decay,
             momentum=settings.momentum,
             unit_gradient_square=max(level, 1e-30),
         )

@@ -78,20 +78,20 @@ class _Site:
         if eps is not None:
             module.eps = eps
         trailing = len(module.size) if module.method.affine == "element" else None
-        self.axes = module.method.vector_axes(z.ndim, module.groups, trailing)
+        self.axes = module.method.vector_axes(z.ndim, module.num_groups, trailing)
         size = self.axes.gather(z).shape[-1]
         self.map = module.method.sphere_map(size, module.eps_for(z))
 
     def vectors(self, z: Tensor) -> Tensor:
         """Return the vectors (one matrix, for the spectral sphere) of a tensor."""
-        if self.map.sphere == "spectral":
+        if self.map.norm == "spectral":
             return z.flatten(1)[None]
         gathered = self.axes.gather(z)
         return gathered.reshape(-1, gathered.shape[-1])
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Run the real module on vectors."""
-        spectral = self.map.sphere == "spectral"
+        spectral = self.map.norm == "spectral"
         z = vectors.reshape(self.shape) if spectral else self.axes.scatter(vectors, self.shape)
         if isinstance(self.module, WeightSphere) and self.module.method.affine == "length":
             lengths = z.new_ones([n if axis == 0 else 1 for axis, n in enumerate(z.shape)])
@@ -154,7 +154,7 @@ def _converge(module: nn.Module, z: Tensor) -> None:
 
 def _lengths(vectors: Tensor, map: SphereMap) -> Tensor:
     centered = vectors - vectors.mean(-1, keepdim=True) if map.centered else vectors
-    if map.sphere == "spectral":
+    if map.norm == "spectral":
         return torch.linalg.matrix_norm(centered, ord=2).flatten()
     return VectorAxes(index=(0,)).norms(centered).flatten()
 

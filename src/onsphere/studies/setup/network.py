@@ -135,7 +135,9 @@ def _norm(row: Method | None, conv: nn.Conv2d, extent: int, eps: float | None) -
         eps = torch.finfo(torch.float32).eps if row.eps is None else row.eps
     channels = conv.out_channels
     size = channels if row.affine == "channel" else (channels, extent, extent)
-    return ActivationNorm(row, size, groups=GROUPS if row.grouped else None, eps=eps, affine=True)
+    return ActivationNorm(
+        row, size, num_groups=GROUPS if row.grouped else None, eps=eps, affine=True
+    )
 
 
 def _is_length(name: str) -> bool:

@@ -95,7 +95,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
             weight.requires_grad_(True)
     optimizer = optimizer_for(model, settings)
     recorder = (
-        NormRecorder(model.hidden_weights(), optimizer, per_vector=True)
+        NormRecorder(optimizer, model.hidden_weights(), per_vector=True)
         if settings.record
         else None
     )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from onsphere._torch.execution import ModelError
+from onsphere.symmetry.numeric.float64_mode import TINY
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import (
@@ -113,7 +114,8 @@ def _rounding_floor(probe: Probe, point: Point, real_eps: bool) -> float:
     if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
         return float("inf")
     nudge = 1e-12
-    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps)
+    # Another eps, too: where it shows, a normalization divides by it, and hides what is added.
+    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps, tiny=100 * TINY)
     return max(relative_change(before, after) / nudge, 1.0) * EPSILON
 
 
@@ -360,10 +362,14 @@ def largest_change(
     clear, unclear = [], []
     for point in points:
         moved = edited(probe, claims, point)
-        change = changed(probe, point, moved)
+        try:
+            after = probe.outputs(moved)
+        except ModelError:
+            return inf
+        change = relative_change(probe.baseline(point), after)
         if change <= FINITE_TOLERANCE:
             clear.append(change)
-        elif change < inf and change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
+        elif change < inf and change <= NOISES * rounding(probe, moved, after):
             unclear.append(change)
         else:
             return change

@@ -42,6 +42,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         real_eps: leave them as they are.
         draws: the type in which the model draws random numbers, by place and operation.
         precisions: the model's own ``torch.finfo(x.dtype).eps``, by place and operation.
+        tiny: what replaces an eps.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         real_eps: bool,
         draws: Mapping[tuple[str, str], torch.dtype] | None = None,
         precisions: Mapping[tuple[str, str], float] | None = None,
+        tiny: float = TINY,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         moved = () if real_eps else sites
@@ -58,6 +60,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fused = any(site.key is None for site in moved)
         self.draws = dict(draws or {})
         self.precisions = dict(precisions or {})
+        self.tiny = tiny
         self.where = ""
         self.backward = False
         self._occurrences = Occurrences(float)
@@ -111,17 +114,22 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for eps in ("eps", "epsilon"):
                 i = schema.index(eps) if eps in schema else len(args)
                 if i < len(args):
-                    return (*args[:i], TINY, *args[i + 1 :]), kwargs
+                    return (*args[:i], self.tiny, *args[i + 1 :]), kwargs
             return args, kwargs
         if self.backward or (self.where, name) not in self.places:
             return args, kwargs
         met = self._occurrences.met(self.where, func, args, kwargs)
         for place, key in met.items():
             if key in self.sites and isinstance(place, int):
-                args = (*args[:place], _tiny(args[place]), *args[place + 1 :])
+                args = (*args[:place], self._tiny(args[place]), *args[place + 1 :])
             elif key in self.sites:
-                kwargs = {**kwargs, str(place): _tiny(kwargs[str(place)])}
+                kwargs = {**kwargs, str(place): self._tiny(kwargs[str(place)])}
         return args, kwargs
+
+    def _tiny(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return torch.full_like(value, self.tiny).copysign(value)
+        return self.tiny if value > 0 else -self.tiny
 
 
 def _fresh(value: Any) -> Any:
@@ -134,12 +142,6 @@ def _fresh(value: Any) -> Any:
 def wide(t: Tensor) -> Tensor:
     """Return a tensor of a short type in float64, or in complex numbers of it."""
     return t.to(_WIDE.get(t.dtype, t.dtype))
-
-
-def _tiny(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.full_like(value, TINY).copysign(value)
-    return TINY if value > 0 else -TINY
 
 
 class _Draw:
@@ -197,11 +199,12 @@ class Composed(TorchFunctionMode):
 
     Args:
         real_eps: leave the eps as it is.
+        tiny: what replaces it otherwise.
     """
 
-    def __init__(self, real_eps: bool) -> None:
+    def __init__(self, real_eps: bool, tiny: float = TINY) -> None:
         super().__init__()
-        self.real_eps = real_eps
+        self.real_eps, self.tiny = real_eps, tiny
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -231,7 +234,7 @@ class Composed(TorchFunctionMode):
         eps: float,
     ) -> Tensor:
         shape = (1, -1, *([1] * (input.ndim - 2)))
-        scale = (running_var + (eps if self.real_eps else TINY)).rsqrt()
+        scale = (running_var + (eps if self.real_eps else self.tiny)).rsqrt()
         scale = scale if weight is None else scale * weight
         y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)

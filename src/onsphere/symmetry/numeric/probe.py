@@ -33,7 +33,7 @@ from onsphere._torch.materialize import unwrapped
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
-from onsphere.symmetry.numeric.float64_mode import Composed, Float64Mode, wide
+from onsphere.symmetry.numeric.float64_mode import TINY, Composed, Float64Mode, wide
 
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
@@ -282,10 +282,11 @@ class Probe:
             return False
         return True
 
-    def outputs(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
-        """Evaluate the model."""
+    def outputs(self, point: Point, *, real_eps: bool = False, tiny: float = TINY) -> list[Tensor]:
+        """Evaluate the model, where asked at its own eps and else with this in its place."""
+        mode = self._mode(real_eps, tiny)
         with gradients_as_used(self.model, self.traced.differentiates):
-            return [t.detach().clone() for t in self._run(point, point.state, real_eps)]
+            return [t.detach().clone() for t in self._run(point, point.state, real_eps, mode)]
 
     def baseline(self, point: Point, *, real_eps: bool = False) -> list[Tensor]:
         """Evaluate the model at a point that is used again: the outputs are remembered."""
@@ -353,14 +354,13 @@ class Probe:
         """Evaluate the model as it is, at the real eps, once."""
         return self.baseline(self._given, real_eps=True)
 
-    def _mode(self, real_eps: bool) -> Float64Mode:
+    def _mode(self, real_eps: bool, tiny: float = TINY) -> Float64Mode:
         traced = self.traced
-        return Float64Mode(traced.eps, real_eps, traced.draws, traced.precisions)
+        return Float64Mode(traced.eps, real_eps, traced.draws, traced.precisions, tiny)
 
     def _run(
-        self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Any = None
+        self, point: Point, state: Mapping[str, Tensor], real_eps: bool, mode: Float64Mode
     ) -> list[Tensor]:
-        mode = mode or self._mode(real_eps)
 
         def enter(path: str) -> None:
             mode.where = bare_name(path)
@@ -375,7 +375,7 @@ class Probe:
             fresh |= {n: leaf_as(p, fresh[n]) for n, p in own.items()}
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
         outside = unchanged(self.traced.outside)
-        with plain_execution(point.seed), outside, mode, Composed(real_eps):
+        with plain_execution(point.seed), outside, mode, Composed(real_eps, mode.tiny):
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
             return self.outputs_in(result)
 

@@ -30,7 +30,7 @@ def rescaled(
     model: nn.Module,
     audit: Audit,
     *,
-    trades: bool = True,
+    rescalings: bool = True,
     octaves: int = 4,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
@@ -45,7 +45,7 @@ def rescaled(
     Args:
         model: the audited model, in the mode it was audited in.
         audit: its audit.
-        trades: follow the symmetries that make one weight larger and another smaller as well.
+        rescalings: follow the symmetries that make one weight larger and another smaller as well.
             Without, weights only move together with the statistics that normalize them.
         octaves: the most octaves along one symmetry.
         generator: source of the random numbers; seeded with 0 if not given.
@@ -74,10 +74,10 @@ def rescaled(
     symmetries = [
         v
         for v in audit.scale_symmetries
-        if not set(v) <= set(audit.inert) and (trades or len({e > 0 for e in v.values()}) == 1)
+        if not set(v) <= set(audit.inert) and (rescalings or len({e > 0 for e in v.values()}) == 1)
     ]
     if not symmetries:
-        kind = "scale symmetry" if trades else "weight that can be scaled alone"
+        kind = "scale symmetry" if rescalings else "weight that can be scaled alone"
         raise RescaleError(f"the model has no {kind}: there is no other copy of it")
     if octaves < 1:
         raise RescaleError(f"octaves is at least 1, got {octaves}")

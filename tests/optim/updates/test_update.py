@@ -38,14 +38,14 @@ def oracle(name, p, grads, lr, options, radius, count_steps=0):
 
 def _turn(p, u, m, lr, options, normed):
     radius = p.norm()
-    rotation, exponential = options.get("lr_mode") == "angle", "step" in options
+    rotation, exponential = options.get("lr_mode") == "angle", "retraction" in options
     step = -lr * u
     if "lr_mode" not in options:  # rows and centred rows: the length at which torch.nn starts them
         step = step * (radius * 3**0.5) ** (1 if normed else 2)
     if rotation:
         step = -lr * radius * u / u.norm()
     if not exponential:
-        if rotation:  # the retraction that turns by lr
+        if rotation:  # the projection that turns by lr
             step = step * math.tan(lr) / lr
         q = geometry.retract(p, step)
         return q, geometry.tangent(q, m)
@@ -134,12 +134,12 @@ def test_layouts_are_views_of_vectors(name, layout, generator):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("step", ["retraction", "exponential"])
-def test_rotation_is_exact_in_radians(name, step, generator):
+@pytest.mark.parametrize("retraction", ["projection", "exponential"])
+def test_rotation_is_exact_in_radians(name, retraction, generator):
     start = torch.randn(5, 9, generator=generator, dtype=torch.float64)
     w = torch.nn.Parameter(start.clone())
     group = {"params": [w], "sphere": LAYOUTS["rows"][2]}
-    optimizer = make(name, [group], lr=0.3, step=step, lr_mode="angle")
+    optimizer = make(name, [group], lr=0.3, retraction=retraction, lr_mode="angle")
     for _ in range(3):
         before = w.detach().clone()
         w.grad = torch.randn(5, 9, generator=generator, dtype=torch.float64)

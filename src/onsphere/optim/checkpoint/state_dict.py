@@ -5,18 +5,27 @@ belongs to a vector must have one number per vector, or the kernels would read w
 """
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import Sphere, VectorAxes
+from onsphere.optim.distributed import placement
+from onsphere.optim.families import sets_of
+from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.updates.types import Group
 
 _OF_THE_PARAMS = ("params", "param_names")
+# Numbers per vector that must come back as they were saved. Optimizer.load_state_dict casts every
+# state tensor to the parameter's dtype, which in bfloat16 would move every radius.
+_PER_VECTOR = ("radius", "vector_moment")
 # Moments that have an entry for each of the parameter's.
 _PER_ENTRY = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+# What options of a group were called in earlier versions, and their values.
+_EARLIER_KEYS = {"lr_is": "lr_mode", "step": "retraction"}
+_EARLIER_VALUES = (("lr_mode", "rotation", "angle"), ("retraction", "retraction", "projection"))
 
 
 def encode(sphere: Sphere | None) -> Group | None:
@@ -73,17 +82,81 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
             stacklevel=3,
         )
     given = {_renamed(key): value for key, value in theirs.items()}
-    if given.get("lr_mode") == "rotation":
-        given["lr_mode"] = "angle"
+    for key, was, name in _EARLIER_VALUES:
+        if given.get(key) == was:
+            given[key] = name
     return {**kept, **given, "sphere": sphere}
 
 
 def _renamed(key: str) -> str:
-    """Return what an option is called now; ``lr_mode`` was ``lr_is`` in earlier versions."""
-    return "lr_mode" if key == "lr_is" else key
+    """Return what an option is called now."""
+    return _EARLIER_KEYS.get(key, key)
 
 
-def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tensor:
+def with_all_counts(
+    packed: Group, groups: list[Group], state: MutableMapping[Tensor, Group]
+) -> Group:
+    """Return a packed state dict whose counts of skipped vectors are those of all processes."""
+    packed_state, number_of = dict(packed["state"]), numbers_of(groups, packed)
+    counts = list(_counts(groups, state))
+    added = placement.added_counts(counts)
+    for (members, _, _), count in zip(counts, added, strict=True):
+        number = number_of[members[0]]
+        packed_state[number] = {**packed_state[number], "skipped": count}
+    return {**packed, "state": packed_state}
+
+
+def _counts(
+    groups: list[Group], state: MutableMapping[Tensor, Group]
+) -> Iterator[tuple[list[Tensor], Sphere, Tensor]]:
+    """Give each family of which vectors were counted, its sphere, and the count."""
+    for group in groups:
+        for members in sets_of(group) if group["sphere"] is not None else ():
+            if "skipped" in state[members[0]]:
+                yield members, group["sphere"], state[members[0]]["skipped"]
+
+
+def take_over(
+    groups: list[Group],
+    state: MutableMapping[Tensor, Group],
+    saved: Mapping[Any, Any],
+    numbers: Sequence[Any],
+) -> None:
+    """Bring what was loaded to the shapes and precisions of this run.
+
+    Args:
+        groups: the param groups.
+        state: what ``torch.optim.Optimizer`` has made of the saved state, changed in place.
+        saved: the state as it was saved.
+        numbers: of the parameters in it, in their order.
+
+    Raises:
+        ValueError: what is saved for a parameter has another size than its vectors here.
+    """
+    params = [param for group in groups for param in group["params"]]
+    number_of = dict(zip(params, numbers, strict=True))
+    for group in groups:
+        for members in sets_of(group) if group["sphere"] is not None else ():
+            for key in _PER_VECTOR:
+                entries = saved.get(number_of[members[0]], {})
+                if key in entries:
+                    wanted = placement.numbers(members, group["sphere"])
+                    given = _per_vector(key, entries[key], wanted, group["sphere"])
+                    state[members[0]][key] = given
+    for group in groups:
+        for param in group["params"]:
+            entries = state.get(param)
+            if entries:
+                dtype = state_dtype(param, group)
+                if dtype != param.dtype:  # which PyTorch has cast it to
+                    _take_uncast(entries, saved.get(number_of[param], {}), dtype)
+                mend(entries, param, dtype)
+    for members, sphere, count in _counts(groups, state):
+        if not placement.counts_for_all(members, sphere):
+            count.zero_()
+
+
+def _per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tensor:
     """Return saved numbers, one per vector, in the precision and place that is wanted.
 
     Raises:
@@ -97,7 +170,7 @@ def per_vector(key: str, saved: Tensor, wanted: Tensor, sphere: Sphere) -> Tenso
     return saved.detach().to(device=wanted.device, dtype=wanted.dtype, copy=True)
 
 
-def take_uncast(entries: Group, saved: Mapping[str, Any], dtype: torch.dtype) -> None:
+def _take_uncast(entries: Group, saved: Mapping[str, Any], dtype: torch.dtype) -> None:
     """Take moments and the copy of a weight over in another precision than the parameter's."""
     for key in (*_PER_ENTRY, "master"):
         held, given = entries.get(key), saved.get(key)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim import kernels, on_sphere
+from onsphere.optim import OnSphere, kernels, on_sphere
 from optim.table import OPTIMIZERS, ROWS, make
 
 pytestmark = pytest.mark.skipif(
@@ -51,7 +51,7 @@ class Twins:
             with self.patch.context() as patch:
                 if number:
                     patch.setattr(kernels, "Repeated", Never)
-                    patch.setattr("onsphere.optim.wrapper.repeated", lambda _: [])
+                    patch.setattr("onsphere.optim.modes.restore.repeated", lambda _: [])
                     patch.setattr(kernels, "finite_of", lambda _: None)
                 for p, g in zip(own, grads, strict=True):
                     p.grad = None if g is None else g.to(p.dtype, copy=True)
@@ -72,7 +72,7 @@ def twins(request, monkeypatch, generator):
 
 def test_it_is_used(twins):
     ours, theirs = twins.optimizers
-    used = [getattr(o, "_ready", None) or getattr(o, "restoring", None) for o in (ours, theirs)]
+    used = [o.restorer.calls if isinstance(o, OnSphere) else o._ready for o in (ours, theirs)]
     if twins.name != "rotate":
         assert used[0]
     assert not used[1]

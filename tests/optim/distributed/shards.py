@@ -50,7 +50,7 @@ OPTIMIZERS = {
     "SGD": partial(SphereSGD, lr=0.05, momentum=0.9, lr_mode="rate"),
     "SGD, Nesterov, exponential": partial(
         partial(SphereSGD, lr=0.05, lr_mode="rate", momentum=0.9, nesterov=True),
-        step="exponential",
+        retraction="exponential",
         maximize=True,
     ),
     "SGD, relative": partial(SphereSGD, lr=1e-3, momentum=0.9),

@@ -42,7 +42,7 @@ def moved(p, t, m, options):
 def test_exponential_is_the_geodesic_and_parallel_transport(size, generator):
     p, v, m = point_and_tangents(generator)
     v = v * (size * 2.0 / v.norm(dim=1, keepdim=True))
-    q, carried = moved(p, v, m, StepOptions(lr=1.0, step="exponential"))
+    q, carried = moved(p, v, m, StepOptions(lr=1.0, retraction="exponential"))
     torch.testing.assert_close(q, geometry.expmap(p, -v), rtol=0, atol=1e-13)
     # Transport in two halves: geometry's goes along the shortest arc, and size 3.5 passes pi.
     half = geometry.expmap(p, -v / 2)
@@ -62,7 +62,7 @@ def test_retraction_and_exponential_differ_in_third_order(generator):
     gaps = [
         (
             moved(p, s * v, m, StepOptions(1.0))[0]
-            - moved(p, s * v, m, StepOptions(1.0, step="exponential"))[0]
+            - moved(p, s * v, m, StepOptions(1.0, retraction="exponential"))[0]
         )
         .norm(dim=1)
         .max()
@@ -89,11 +89,11 @@ def test_the_reference_is_the_length_at_which_torch_starts():
     assert reference_length(((0, 3),), Sphere()) == 1
 
 
-@pytest.mark.parametrize("step", ["retraction", "exponential"])
-def test_a_rotation_without_a_direction_goes_nowhere(step):
+@pytest.mark.parametrize("retraction", ["projection", "exponential"])
+def test_a_rotation_without_a_direction_goes_nowhere(retraction):
     one = torch.ones(2, dtype=torch.float64)
     tangents = torch.tensor([0.0, 1e-20], dtype=torch.float64)
-    options = StepOptions(lr=0.3, lr_mode="angle", step=step)
+    options = StepOptions(lr=0.3, lr_mode="angle", retraction=retraction)
     update = Update(tangents, 0 * one, one, one, one, 0 * one)
     a, b, d, e = step_coefficients(options, one, one, update, LIMITS)
     assert torch.equal(a, one)

@@ -5,8 +5,8 @@ import torch.distributed as dist
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 if dist.is_available():
-    from optim.processes import run
-    from optim.shards import CHECKS
+    from optim.distributed.processes import run
+    from optim.distributed.shards import CHECKS
 else:
     CHECKS = {}
 

@@ -1,0 +1,1 @@
+"""State dicts: what is kept for every vector, saved and loaded."""

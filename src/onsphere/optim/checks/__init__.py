@@ -1,0 +1,1 @@
+"""What optimizers on spheres refuse, and what they warn of."""

@@ -8,8 +8,9 @@ STAMP := .venv/.installed
 study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
 	$(BIN)/onsphere study --out results
 
+# Bytecode is kept, for the many processes that the tests start.
 test: $(STAMP)  ## The test suite: everything but what is slow or needs a GPU
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 lint: $(STAMP)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from onsphere.symmetry.numeric.certificate import is_well_conditioned, relative_
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialRows, join, radial_rows
 from onsphere.symmetry.rewrite.canonicalize import Factors
+from onsphere.symmetry.rewrite.rescale import octaves_of
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 RANDOM = {
@@ -38,7 +40,7 @@ RANDOM = {
     "mixed": ("mixed", "mixed_case"),
 }
 """Networks -> module of the tests and the function there that makes them from a seed."""
-WHAT = ("families", "canonical", "llama", "gpt2", "resnet", *RANDOM)
+WHAT = ("families", "canonical", "fixed", "llama", "gpt2", "resnet", *RANDOM)
 
 
 def main() -> None:
@@ -54,6 +56,7 @@ def main() -> None:
     {
         "families": lambda: families(chosen.only),
         "canonical": lambda: canonical(chosen.only),
+        "fixed": lambda: fixed(chosen.only),
         "llama": llama,
         "gpt2": lambda: gpt2(chosen.checkpoint),
         "resnet": resnet,
@@ -77,6 +80,34 @@ def canonical(only: Sequence[str] | None) -> None:
           "| norm before | after | powers of two | twice is once | s |")  # fmt: skip
     print("|" + "---|" * 10)
     each_family(only, canonicalized)
+
+
+def fixed(only: Sequence[str] | None) -> None:
+    """Choose weights whose norms are held, and move these norms by random factors."""
+    print("| family | mode | parameters | scale symmetries | held | left | change | s |")
+    print("|" + "---|" * 8)
+    each_family(only, fixed_on)
+
+
+def fixed_on(family: Family, train: bool) -> str:
+    model, kwargs = family.build()
+    found = audit(model.train(train), (), kwargs, output=family.output)
+    start = time.monotonic()
+    chosen = found.fixed_scales(model)
+    seconds = time.monotonic() - start
+    probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=family.output),
+                  output=family.output)  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    factors = {n: 2.0 ** float(torch.randn((), generator=generator)) for n in chosen.held}
+    changes = []
+    drawn = (probe.redrawn(0.4, 1.0, turn) for turn in range(9))
+    random = islice((point for point in drawn if is_well_conditioned(probe, point)), 2)
+    for point in (probe.given(), *random):
+        moved = probe.rescaled(point, octaves_of(found, factors), base=2.0)
+        changes.append(relative_change(probe.baseline(point), probe.outputs(moved)))
+    return (f"| {family.name} | {found.mode} | {len(found.parameters)} "
+            f"| {chosen.removed + chosen.left} | {len(chosen.held)} | {chosen.left} "
+            f"| {max(changes):.0e} | {seconds:.2f} |")  # fmt: skip
 
 
 def each_family(only: Sequence[str] | None, row: Callable[[Family, bool], str]) -> None:

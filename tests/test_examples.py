@@ -111,6 +111,17 @@ def test_the_tutorial_to_the_sphere_prints_what_it_shows(capsys):
         assert capsys.readouterr().out.strip() == shown.strip()
 
 
+@pytest.mark.parametrize("name", ["resnet", "gpt"])
+def test_a_tutorial_prints_what_it_shows(name, capsys):
+    page = MOVE.with_name(f"{name}.md")
+    scope: dict[str, object] = {"__name__": name}
+    examples = printed(page.read_text(encoding="utf-8"))
+    assert len([shown for _, shown in examples if shown]) >= 3
+    for code, shown in examples:
+        exec(compile(code, str(page), "exec"), scope)
+        assert rounded(capsys.readouterr().out) == rounded(shown)
+
+
 SHARD = AUDIT.with_name("shard.md")
 
 

@@ -116,7 +116,7 @@ def test_it_prints_accuracies_checks_and_gains(command, checkpoint, tmp_path):
     assert (code, error) == (0, "printed by the user's own code\n")
     for part in (
         "Robust accuracy of 4 examples, linf, eps = 0.05", "no attack", "apgd-ce", "apgd-t",
-        "can it be trusted?", "What Sequential does to perturbations", "bookkeeping",
+        "can it be trusted?", "What Sequential does to perturbations", "scale-dependent",
         "Page: page.html",
     ):  # fmt: skip
         assert part in out
@@ -253,7 +253,7 @@ MISTAKES = {
     ),
     "outside bounds": (
         ["nets.py:net", "--eps", 0.1, "--bounds", 0, 0.5],
-        ["inputs lie in", "outside bounds", "normalization inside the model"],
+        ["inputs lie in", "outside --bounds", "normalization inside the model"],
     ),
     "bounds without end": (
         ["nets.py:net", "--eps", 1, "--bounds", 0, "inf"],
@@ -268,7 +268,7 @@ MISTAKES = {
         ["nets.py:net", "--eps", 1, "--std", "nan"],
         ["--std must be positive"],
     ),
-    "no gradient": (["nets.py:cut", "--eps", 1], ["output carries no gradient to its input"]),
+    "no gradient": (["nets.py:cut", "--eps", 0.1], ["output carries no gradient to its input"]),
     "a checkpoint without names": (
         ["nets.py:net", "--eps", 1, "--checkpoint", "unnamed.pt"],
         ["'unnamed.pt' must hold tensors by name: 1 is no name"],
@@ -385,3 +385,43 @@ def test_a_classifier_keeps_state_and_mode_of_its_model():
     x = torch.rand(2, 3, 4, 4)
     expected = net((x - torch.arange(3.0).reshape(3, 1, 1)) / 2)
     assert torch.equal(made(x), expected)
+
+
+def test_an_eps_as_wide_as_the_box_is_refused(command, checkpoint):
+    code, _, error = command(
+        "nets.py:net", "--checkpoint", checkpoint, "--data", "test.npz", "--eps", "8"
+    )
+    assert code == 2
+    assert "--eps 8 reaches across the whole box between 0 and 1" in error
+
+
+def test_names_of_norms_and_of_data_may_have_capitals(command, checkpoint):
+    code, out, _ = command(
+        "nets.py:net",
+        "--checkpoint",
+        checkpoint,
+        "--data",
+        "test.npz",
+        "--eps",
+        "0.01",
+        "--norm",
+        "Linf",
+        "--quick",
+        "--json",
+    )
+    assert code == 0
+    assert json.loads(out)["evaluation"]["settings"]["norm"] == "linf"
+
+
+def test_a_network_that_guesses_is_said(command):
+    _, out, _ = command(
+        "nets.py:net", "--data", "test.npz", "--eps", "0.01", "--quick", "--images", "1e1"
+    )
+    assert "as by guessing among 3 classes. The network looks untrained" in out
+
+
+def test_test_images_do_not_need_the_training_file(tmp_path):
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    with pytest.raises(OnsphereError, match=r"t10k-images-idx3-ubyte.gz"):
+        labelled("MNIST", tmp_path)

@@ -34,6 +34,11 @@ def net():
     )
 
 def given(): return net(), {"input": torch.eye(3)}
+def too_much(): return net(), {"input": torch.eye(3), "labels": torch.eye(3)}
+class Batched(Split):
+    def forward(self, batch):
+        return self.inner(batch["x"])
+def batched(): return Batched(), {"x": torch.eye(3)}
 def wide(): return nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 2))
 def tied():
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False))
@@ -102,8 +107,8 @@ MISTAKES = {
         ["there is no checkpoint 'in.safetensors'"],
     ),
     "another format": (
-        ["canonicalize", "in.pt", "out.safetensors", "--model", "nets.py:net"],
-        ["'in.pt' must end in .safetensors"],
+        ["canonicalize", "in.npz", "out.safetensors", "--model", "nets.py:net"],
+        ["'in.npz' must end in one of .safetensors, .pt, .pth"],
     ),
     "no model": (["canonicalize", "in.safetensors", "out.safetensors"], ["--model"]),
     "unknown radius": (
@@ -195,9 +200,11 @@ def test_an_unreadable_checkpoint(command, tmp_path, name, content):
 
 
 def test_the_table_is_all_that_is_printed(command):
-    code, out, error = command(*audit_of("net", "--train"))
+    code, out, error = command(*audit_of("net"))
     assert (code, error) == (0, "printed by the user's own code\n")
-    assert out.startswith("Sequential in train mode: 6 weights")
+    assert out.startswith("Sequential in training mode: 6 weights")
+    there = command(*audit_of("net", "--eval"))[1]
+    assert there.startswith("Sequential in evaluation mode: 6 weights")
     assert "0.weight: per row" in out
     assert "printed" not in out
 
@@ -207,7 +214,7 @@ def test_json_is_an_audit(command, words):
     code, out, _ = command("audit", *words, "--json")
     found = Audit.from_dict(json.loads(out, parse_constant=pytest.fail))
     assert code == 0
-    assert found.mode == "eval"
+    assert found.mode == "train"
     assert found.parameters["0.weight"] == (4, 3)
 
 
@@ -265,19 +272,53 @@ def test_canonicalize_keeps_the_function_the_names_and_the_metadata(command, tmp
     torch.testing.assert_close(after["3.weight"].norm(), after["5.weight"].norm())
     old, new = (run_of(tmp_path / f"{n}.safetensors", x) for n in "ab")
     torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    old, new = (run_of(tmp_path / f"{n}.safetensors", x, train=True) for n in "ab")
+    torch.testing.assert_close(new, old, rtol=1e-5, atol=1e-6)
+    assert done["modes"] == ["train", "eval"]
+
+
+def test_canonicalize_says_in_which_modes_the_output_stayed(command, tmp_path):
+    uneven(tmp_path)
+    assert command(*CANONICALIZE)[1].endswith("the output stayed in train and in eval mode\n")
+    alone = command(*CANONICALIZE, "--force", "--modes", "audited", "--eval")[1]
+    assert alone.endswith("the output stayed in eval mode\n")
 
 
 def test_canonicalize_to_unit_vectors(command, tmp_path):
     uneven(tmp_path)
     code, _, err = command(*CANONICALIZE, "--train", "--radius", "unit")
     assert code == 2  # an eps notices, and the message says how to go on
-    assert "`tolerance`" in err
+    assert "with a larger --tolerance, or keep --radius initial" in err
     assert not (tmp_path / "b.safetensors").exists()
     code, out, _ = command(*CANONICALIZE, "--train", "--radius", "unit", "--tolerance", "0.01")
     assert code == 0
     assert out.startswith("b.safetensors: 9 tensors; the norm of all weights went from")
     rows = load_file(tmp_path / "b.safetensors")["0.weight"].norm(dim=1)
     torch.testing.assert_close(rows, torch.ones(4))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+def test_canonicalize_takes_every_kind_of_checkpoint(command, tmp_path, suffix, inside):
+    state = uneven(tmp_path)
+    held = {inside: state, "epoch": 3} if inside else state
+    torch.save(held, tmp_path / f"a{suffix}")
+    words = ["canonicalize", f"a{suffix}", f"b{suffix}", *CANONICALIZE[3:]]
+    assert command(*words)[0] == 0
+    after = torch.load(tmp_path / f"b{suffix}", weights_only=True)
+    assert {n: t.shape for n, t in after.items()} == {n: t.shape for n, t in state.items()}
+    torch.testing.assert_close(after["3.weight"].norm(), after["5.weight"].norm())
+
+
+def test_a_batch_goes_in_as_forward_takes_it(command):
+    """By keyword where forward takes its keys, as the one input where it takes a batch."""
+    for factory in ("given", "batched"):
+        code, out, _ = command("audit", f"nets.py:{factory}", "--json")
+        assert code == 0
+        assert "inner.weight" in out or "0.weight" in out
+    code, _, error = command("audit", "nets.py:too_much")
+    assert code == 2
+    assert "forward of Sequential takes input, and not labels, which the batch holds" in error
 
 
 def test_nothing_is_overwritten_unasked(command, tmp_path):

@@ -1,9 +1,11 @@
 """The command line in this process: mistakes are one line, exit code 2, and change nothing."""
 
+import argparse
 import json
 
 import pytest
 
+from onsphere.cli._parser import whole
 from onsphere.version import __version__
 
 MISTAKES = {
@@ -22,7 +24,6 @@ MISTAKES = {
     "no jobs": (["study", "--jobs", "0"], ["--jobs must be at least 1, got 0"]),
     "two sizes": (["study", "--quick", "--full"], ["--full", "not allowed with", "--quick"]),
     "unknown option": (["study", "--sedes", "3"], ["--sedes"]),
-    "no command": ([], ["COMMAND", "onsphere --help"]),
     "unknown command": (["studdy"], ["'studdy'", "study"]),
 }
 
@@ -37,6 +38,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing(command, tmp_path, words, says
     for part in says:
         assert part in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_command_the_help_is_shown(command):
+    code, out, error = command()
+    assert (code, error) == (0, "")
+    assert "usage: onsphere" in out
+    assert "audit" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e5", 100_000), ("100_000", 100_000), ("100,000", 100_000), ("7", 7)]
+)
+def test_whole_numbers_as_people_write_them(text, value):
+    assert whole(text) == value
+
+
+@pytest.mark.parametrize("text", ["1.5", "many", "1,5", "1e-3"])
+def test_no_whole_number(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="no whole number"):
+        whole(text)
 
 
 def test_a_truncated_data_file_is_named_with_what_it_should_be(command, tmp_path):

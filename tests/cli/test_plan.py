@@ -172,3 +172,15 @@ def test_options_that_the_plan_does_not_take_are_refused(words, command):
     code, out, error = command(*planned(*words))
     assert (code, out) == (2, "")
     assert error.count("\n") == 1
+
+
+def test_names_and_numbers_as_people_write_them(command):
+    said = [
+        command("plan", *words.split(), "--json")
+        for words in (
+            "adamw --lr 1e-3 --weight-decay 0.1 --steps 100000 --betas 0.9,0.95 --schedule cosine",
+            "AdamW --lr 1e-3 --weight-decay 0.1 --steps 1e5 --betas 0.9 0.95 --schedule Cosine",
+        )
+    ]
+    assert said[0] == said[1]
+    assert said[0][0] == 0

@@ -131,7 +131,7 @@ class TestConfigs:
         target = load_target(str(config))
         assert all(p.is_meta for p in target.model.parameters())
         assert len(target.model.model.layers) == 5
-        assert "without memory" in target.note
+        assert "meta device" in target.note
 
     def test_shrunk_it_has_two_layers_and_memory(self, config):
         target = load_target(str(config), size="shrink", shape=(1, 9))

@@ -8,7 +8,7 @@ import torch
 
 from monitor.networks import ROWS, Weights
 from onsphere.integrations import huggingface, lightning
-from onsphere.monitor import Run
+from onsphere.monitor import Run, RunError
 
 
 def weights():
@@ -128,6 +128,44 @@ def test_a_real_lightning_trainer():
     assert logged.metrics["onsphere/norm/inner.weight"] > 0
 
 
+class TwoLayers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.h = torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, x, labels=None):
+        logits = self.h[1](torch.relu(self.h[0](x)))
+        return torch.nn.functional.cross_entropy(logits, labels), logits
+
+
+@pytest.mark.filterwarnings("ignore")  # TensorBoard's own
+def test_metrics_reach_a_tensorboard_of_the_trainer(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    transformers = pytest.importorskip("transformers")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    spheres = {f"h.{k}.weight": ROWS for k in range(2)}
+    data = [{"x": torch.randn(4), "labels": k % 4} for k in range(16)]
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=4, logging_steps=2, report_to=["tensorboard"], use_cpu=True,
+        save_strategy="no", per_device_train_batch_size=4, eval_strategy="steps", eval_steps=4,
+    )  # fmt: skip
+    callback = huggingface.monitor_callback(spheres, every=1)
+    trainer = transformers.Trainer(
+        TwoLayers(), args, train_dataset=data, eval_dataset=data, callbacks=[callback]
+    )
+    trainer.train()
+    board = EventAccumulator(str(tmp_path / "board")).Reload()
+    events = board.Scalars("train/onsphere/rotation/h.all.weight")
+    assert [event.step for event in events] == [2, 4]
+    logged = [row for row in trainer.state.log_history if "onsphere/norm/h.all.weight" in row]
+    assert [row["step"] for row in logged] == [2, 4]
+    assert all("loss" in row for row in logged)
+    assert [k for k in logged[0] if k.startswith("onsphere/norm")] == ["onsphere/norm/h.all.weight"]
+
+
 def test_the_callback_is_one_of_transformers():
     transformers = pytest.importorskip("transformers")
     callback = huggingface.monitor_callback({"w": ROWS}, every=1)
@@ -143,6 +181,38 @@ def test_the_callback_is_one_of_transformers():
     handler.on_train_end(args, state, control)
     assert callback.monitor.run.steps.tolist() == [0, 1]
     assert "onsphere/norm/w" in logs
+
+
+def test_a_training_that_starts_anew_does_not_replace_the_last_one(fake_lightning, tmp_path):
+    """With the same file it is refused with a line, unless start=0 says so."""
+    net, optimizer = weights()
+    path = tmp_path / "run.jsonl"
+    trainer = SimpleNamespace(optimizers=[optimizer], global_step=0)
+    module = SimpleNamespace(log_dict=lambda _: None)
+    begin = {"model": net, "optimizer": optimizer}
+
+    def lightning_starts(**options):
+        watch = lightning.monitor_callback({"w": ROWS}, model=net, every=1, path=path, **options)
+        watch.on_train_start(trainer, module)
+        return lambda: watch.on_train_end(trainer, module)
+
+    def hugging_face_starts(**options):
+        watch = huggingface.Watch({"w": ROWS}, every=1, path=path, **options)
+        watch.on_train_begin(None, SimpleNamespace(global_step=0), None, **begin)
+        return lambda: watch.on_train_end(None, None, None)
+
+    for start in (lightning_starts, hugging_face_starts):
+        path.unlink(missing_ok=True)
+        end = start()
+        train(net, optimizer, 3)
+        end()
+        with pytest.raises(RunError, match="give start= to go on"):
+            start()
+        assert Run.read(path).steps.tolist() == [0, 1, 2]
+        end = start(start=0)
+        train(net, optimizer, 1)
+        end()
+        assert Run.read(path).steps.tolist() == [0]
 
 
 def test_a_second_training_closes_the_first_monitor(fake_lightning):

@@ -132,3 +132,8 @@ def test_files_that_are_not_there_and_names_that_are_not_in_it(tmp_path):
         with pytest.raises(RunError, match="the run has no"):
             ask()
     assert json.loads(dataclasses.replace(run, every=3).header())["every"] == 3
+
+
+def test_a_short_repr():
+    run = Run({"name": "SGD"}, {f"layer {k}": {} for k in range(99)})
+    assert repr(run) == "<Run of SGD: 99 layers, 0 samples, 0 flags>"

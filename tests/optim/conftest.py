@@ -1,8 +1,22 @@
 """Fixtures that the tests of the optimizers share."""
 
+from pathlib import Path
+
 import pytest
 
 from onsphere.optim import kernels
+
+HERE = Path(__file__).parent
+
+# Ordinary groups alone are compared with PyTorch's here; the warning has tests of its own.
+_NO_SPHERE = pytest.mark.filterwarnings("ignore:Sphere.* was given no sphere:UserWarning")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(_NO_SPHERE)
+
 
 PATHS = {"native": True, "torch": False}
 

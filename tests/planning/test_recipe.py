@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
 
 import onsphere as osp
 from onsphere.dynamics import NormRecorder
 from onsphere.dynamics.optimizers import OPTIMIZERS
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
+from onsphere.optim.updates.types import rate_of
 from onsphere.planning.recipe import RecipeError, SphereRecipe, sphere_recipe
 
 ROWS, WHOLE = Sphere(VectorAxes((0,))), Sphere()
@@ -263,6 +264,49 @@ def test_schedules_go_to_their_groups(generator):
     assert rates == pytest.approx([1e-2] * len(rates))
 
 
+SCHEDULERS = {
+    "cosine": lambda optimizer: CosineAnnealingLR(optimizer, 8, eta_min=1e-3),
+    "steps": lambda optimizer: StepLR(optimizer, 2, 0.3),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, 1e-2, total_steps=9),
+    "one lambda for all": lambda optimizer: LambdaLR(optimizer, lambda step: 0.5**step),
+}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+def test_any_scheduler_acts_as_on_the_tuned_run(schedule, wrapped, generator):
+    """The rotation follows the root of the rate that the tuned run has at each step."""
+    weight, plain = (nn.Parameter(torch.randn(4, 6, generator=generator)) for _ in range(2))
+    recipe = sphere_recipe("adamw", lr=1e-2, weight_decay=0.1)
+    groups = [{"params": [weight], "sphere": ROWS}, {"params": [plain]}]
+    if wrapped:
+        base = torch.optim.AdamW(recipe.plain_groups(groups), **recipe.keywords)
+        optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
+    else:
+        optimizer = SphereAdamW(recipe.groups(groups), **recipe.keywords)
+    scheduler = SCHEDULERS[schedule](optimizer)
+    for _ in range(6):
+        rate, before = optimizer.param_groups[1]["lr"], weight.detach().clone()
+        weight.grad, plain.grad = (torch.randn(4, 6, generator=generator) for _ in range(2))
+        optimizer.step()
+        turned = torch.arccos(torch.cosine_similarity(before, weight.detach()).double())
+        wanted = recipe.rotation * (rate / 1e-2) ** 0.5
+        torch.testing.assert_close(turned.mean().item(), wanted, rtol=2e-2, atol=0)
+        scheduler.step()
+
+
+def test_a_state_from_before_keeps_its_rotation():
+    """Groups that were saved with the rotation as their rate turn by it."""
+    recipe = sphere_recipe("adamw", lr=1e-2, weight_decay=0.1)
+    weight = nn.Parameter(torch.eye(3))
+    optimizer = SphereAdamW(recipe.groups([{"params": [weight], "sphere": ROWS}]))
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["rotation_scale"]
+    state["param_groups"][0]["lr"] = 0.03
+    optimizer.load_state_dict(state)
+    assert rate_of(optimizer.param_groups[0]) == 0.03
+
+
 # method, options, rate and decay: settles in some 1,000 steps
 SLOW = {
     "SGD": ("sgd", {"momentum": 0.9}, (0.01, 2.5e-3), torch.optim.SGD),
@@ -287,14 +331,14 @@ def test_a_run_that_does_not_settle(case, begin, lives, generator):
         weight.detach(), replace(ROWS, radius=begin * unit * settled.equilibrium.norm)
     )
     groups = [{"params": [weight], "sphere": ROWS}]
-    expected = recipe.groups(groups)[0]["lr"]
+    expected = rate_of(recipe.groups(groups)[0])
     (schedule,) = recipe.schedules(groups, lambda step: 1.0)
     optimizer = kind([weight], lr=lr, weight_decay=decay, **options)
     measured = angles(walk(optimizer, [weight], ROWS, steps + 1, generator))[20:]
-    followed = torch.tensor([expected * schedule(k + 20) for k in range(len(measured))])
+    followed = torch.tensor([expected * schedule(k + 20) ** 0.5 for k in range(len(measured))])
     # The momentum fills first; what was left out of the mean is a part of the shortest runs.
     assert (measured / followed).mean().item() == pytest.approx(1, abs=0.06)
-    path = [expected * schedule(k) for k in range(steps)]
+    path = [expected * schedule(k) ** 0.5 for k in range(steps)]
     assert sum(path) / steps == pytest.approx(expected, rel=0.01)
 
 
@@ -302,13 +346,14 @@ def test_a_run_too_short_to_settle_is_said():
     groups = [{"params": [torch.nn.Parameter(torch.ones(2, 3))], "sphere": ROWS}]
     short = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300)
     with pytest.warns(UserWarning, match="does not settle"):
-        assert short.groups(groups)[0]["lr"] == short.equilibrium.rotation
+        assert rate_of(short.groups(groups)[0]) == pytest.approx(short.equilibrium.rotation)
     long = sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=30_000)
-    assert long.groups(groups)[0]["lr"] == long.rotation
+    assert rate_of(long.groups(groups)[0]) == pytest.approx(long.rotation)
     known = sphere_recipe(
         "sgd", lr=0.1, weight_decay=5e-4, momentum=0.9, steps=300, initial_norm_ratio=3.0
     )
-    assert known.groups(groups)[0]["lr"] == known.rotation < 0.2 * short.rotation
+    assert rate_of(known.groups(groups)[0]) == pytest.approx(known.rotation)
+    assert known.rotation < 0.2 * short.rotation
     with pytest.raises(RecipeError, match="give its steps"):
         sphere_recipe("sgd", lr=0.1, weight_decay=5e-4, initial_norm_ratio=3.0)
     with pytest.raises(RecipeError, match="steps is positive"):
@@ -324,11 +369,14 @@ def test_groups_are_copies_and_ordinary_ones_stay():
     recipe = sphere_recipe("sgd", lr=0.1, weight_decay=0.1)
     turned, rest = recipe.groups(given)
     assert rest == given[1]
-    assert turned["lr"] == recipe.rotation
+    assert turned["lr"] == 0.1
+    assert rate_of(turned) == pytest.approx(recipe.rotation)
     assert turned["weight_decay"] == 0
     assert given[0]["weight_decay"] == 0.3
     assert "lr" not in given[0]
-    assert set(recipe.plain_groups(given)[0]) == {"params", "lr", "weight_decay"}
+    assert set(recipe.plain_groups(given)[0]) == {
+        "params", "lr", "weight_decay", "rotation_scale",
+    }  # fmt: skip
 
 
 def test_nothing_on_a_sphere_is_told():

@@ -161,3 +161,15 @@ def test_write_where_nothing_can_be_written(tmp_path):
     with pytest.raises(OSError, match="file"):
         write(EMPTY, tmp_path / "file" / "report.html")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_table_with_explanations_names_its_cells_for_a_phone():
+    """On a narrow screen its rows become lists, so the column that explains stays on it."""
+    long = "a sentence that is longer than a cell of a table on a phone"
+    explained = Table("T", ["name", "what it means"], [["a", long]])
+    page = render(Document("", "", [section("s", tables=[explained])]))
+    assert 'class=" explained"' in page
+    assert f'<td data-column="what it means" class="wide">{long}</td>' in page
+    assert "content: attr(data-column)" in page
+    plain = render(Document("", "", [section("s", tables=[Table("T", ["name"], [["a"]])])]))
+    assert "data-column=" not in plain

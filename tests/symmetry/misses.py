@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symmetry.judge import Judge, Place, State, change, evaluate, redrawn
+from symmetry.judge import Judge, Place, State, change, redrawn
 
 Symmetry = dict[str, Fraction]
 
@@ -110,7 +110,7 @@ class Search:
         """Places with other weights than the judge's."""
         for seed in range(500, 600):
             inputs = self.judge.case.inputs
-            place = self.judge.place(redrawn(self.net, seed), inputs[seed % len(inputs)])
+            place = self.judge.place(redrawn(self.net, seed), inputs[seed % len(inputs)], seed)
             if place is not None:
                 yield place
 
@@ -140,9 +140,7 @@ class Search:
         return rows[smooth & (rows != 0).any(1)]
 
     def _slope(self, place: Place, name: str, h: float, sizes: Sequence[float]) -> Tensor:
-        up, down = (
-            evaluate(self.net, _stretched(place.state, {name: s}, 1.0), place.x) for s in (h, -h)
-        )
+        up, down = (place.after(self.net, _stretched(place.state, {name: s}, 1.0)) for s in (h, -h))
         if any(a.shape != b.shape for a, b in zip(up, down, strict=True)):
             return torch.full((sum(t.numel() for t in place.outputs),), float("nan")).double()
         parts = zip(up, down, sizes, strict=True)
@@ -183,21 +181,19 @@ class Search:
         for power in (2.0, -2.0, 6.0, -6.0):
             for place in self.judge.places:
                 state = _stretched(place.state, candidate, power * whole * _LOG2)
-                after = evaluate(self.net, state, place.x)
+                after = place.after(self.net, state)
                 if change(place.outputs, after) > self.judge.tolerance:
                     yield place, power * whole * _LOG2
 
     def _beyond(self, place: Place, v: Symmetry, length: float) -> Iterator[Tensor]:
         """Derivatives where the outputs have left their values, and how a jump moves, if any."""
         low, high = self._first(place, v, length)
-        before, after = (
-            evaluate(self.net, _stretched(place.state, v, s), place.x) for s in (low, high)
-        )
+        before, after = (place.after(self.net, _stretched(place.state, v, s)) for s in (low, high))
         if change(before, after) > self.judge.tolerance:
             yield self._jump(place, v, low)
         for share in (0.01, 0.1, 0.5, 1.0):
             state = _stretched(place.state, v, high + share * (length - high))
-            there = self.judge.place(state, place.x)
+            there = self.judge.place(state, place.x, place.noise)
             if there is not None:
                 yield self._derivatives(there)
 
@@ -206,7 +202,7 @@ class Search:
         low, high = 0.0, length
         for _ in range(48):
             middle = (low + high) / 2
-            moved = evaluate(self.net, _stretched(place.state, v, middle), place.x)
+            moved = place.after(self.net, _stretched(place.state, v, middle))
             near = change(place.outputs, moved) <= self.judge.tolerance
             low, high = (middle, high) if near else (low, middle)
         return low, high
@@ -231,7 +227,7 @@ class Search:
         state = _stretched(place.state, push, 1.0)
 
         def at(s: float) -> list[Tensor]:
-            return evaluate(self.net, _stretched(state, v, where + s), place.x)
+            return place.after(self.net, _stretched(state, v, where + s))
 
         for reach in (3e-4, 3e-3):
             low, high = -reach, reach

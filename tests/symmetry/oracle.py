@@ -92,7 +92,10 @@ def judged(case: Case, found: Any, judge: Judge | None = None) -> list[Verdict]:
     listed = getattr(found, "limits", [])
     more, undecided = missed(case, claims, found.unreached, judge)
     for v in more:
-        limits = [x.kind for x in listed if x.kind != "buffers" or v.keys() & set(x.names)]
+        limits = [
+            x.kind for x in listed
+            if x.kind not in ("buffers", "effect") or v.keys() & set(x.names)
+        ]  # fmt: skip
         kind, said = ("note", f"limit {limits}: ") if limits else ("missed", "")
         verdicts.append((kind, f"{said}{shown(v)} is a symmetry, and not claimed"))
     if undecided:
@@ -113,7 +116,7 @@ def _at_home(case: Case, found: Any) -> list[str]:
 def _rests(judge: Judge, place: Place, name: str) -> bool:
     """Whether other values of a weight change nothing at one place."""
     state = replacing(name)(place.state, random.Random(0))
-    return change(place.outputs, evaluate(judge.net, state, place.x)) <= judge.tolerance
+    return change(place.outputs, place.after(judge.net, state)) <= judge.tolerance
 
 
 def missed(

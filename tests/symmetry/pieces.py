@@ -6,6 +6,7 @@ in place, masks row by row, loops over time, experts by index, scales detached, 
 
 import math
 import random
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -272,15 +273,16 @@ class Constants(Piece):
 
 
 class Casts(Piece):
-    """Other types inside."""
+    """Other types inside; ``rounds`` says whether they are short ones."""
 
+    rounds = True
     ways = ("norm", "mask", "double", "bf16", "half mask", "whole")
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.a(x)
         match self.way:
             case "norm":
-                z = y.float()
+                z = y.float() if self.rounds else y.double()
                 return (z / z.norm(dim=-1, keepdim=True)).to(x.dtype)
             case "mask":
                 return y * (torch.arange(WIDTH) % 2).float()
@@ -288,7 +290,7 @@ class Casts(Piece):
                 z = y.double()
                 return (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
             case "bf16":
-                return y.to(torch.bfloat16).to(x.dtype)
+                return y.to(torch.bfloat16).to(x.dtype) if self.rounds else y
             case "half mask":
                 return y * torch.ones(x.shape[1], 1).half().tril().to(y.dtype)
         return y * torch.arange(1, WIDTH + 1).int().to(y.dtype)
@@ -428,6 +430,15 @@ def written_piece(r: random.Random) -> Piece:
 def is_rough(net: nn.Module) -> bool:
     """Whether a network rounds to a shorter type inside."""
     return any(isinstance(m, Casts) and m.way in ("norm", "bf16") for m in net.modules())
+
+
+def without_rounding(net: nn.Module) -> nn.Module:
+    """A copy of a network that rounds to no shorter type."""
+    copy = deepcopy(net)
+    for m in copy.modules():
+        if isinstance(m, Casts):
+            m.rounds = False
+    return copy
 
 
 Inputs = tuple[Any, ...]

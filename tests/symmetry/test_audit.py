@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
+import onsphere as osp
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import Audit, ModelError, audit
 from onsphere.symmetry.exact.trace import trace
@@ -61,7 +63,7 @@ def test_json_round_trips(mixed: Audit, tmp_path: Path) -> None:
 
 def test_the_table_names_every_kind(mixed: Audit) -> None:
     text = str(mixed)
-    for words in ("ON A SPHERE", "ON ONE SPHERE TOGETHER", "TRADES", "SHIFTS", "INERT"):
+    for words in ("SCALE-INVARIANT,", "TOGETHER", "RESCALING", "SHIFT", "INERT"):
         assert words in text
 
 
@@ -70,6 +72,17 @@ def test_param_groups_hold_every_parameter_once(mixed: Audit) -> None:
     groups = mixed.param_groups(net, weight_decay=0.1)
     assert sorted(n for g in groups for n in g["names"]) == sorted(dict(net.named_parameters()))
     assert [g["names"] for g in groups if g["sphere"] is not None] == [["0.weight"]]
+
+
+def test_the_decay_of_the_optimizer_holds_where_groups_were_told_none(mixed: Audit) -> None:
+    net = mixed_network()
+    for groups in (mixed.param_groups(net), mixed.param_groups(net, weight_decay=5e-4)):
+        optimizer = osp.optim.SphereSGD(groups, lr=0.1, weight_decay=5e-4)
+        for group in optimizer.param_groups:
+            matrices = group["sphere"] is None and group["params"][0].ndim > 1
+            assert group["weight_decay"] == (5e-4 if matrices else 0.0), group["names"]
+    vectors = mixed.param_groups(net, weight_decay=5e-4, decay_vectors=True)
+    assert [g["weight_decay"] for g in vectors] == [0.0, 5e-4]
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -164,3 +177,38 @@ def test_five_thousand_random_networks() -> None:
     print("\n".join(reports))
     assert false == 0
     assert missed == 0, reports
+
+
+def test_a_batch_with_more_than_forward_takes_is_one_line() -> None:
+    net, x = nn.Linear(3, 2), torch.ones(2, 3)
+    assert audit(net, {"input": x}).parameters.keys() == {"weight", "bias"}
+    with pytest.raises(ModelError, match="forward of Linear takes input, and not labels, which"):
+        audit(net, {"input": x, "labels": torch.ones(2)})
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors are a prototype
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_refused_with_a_line(layout: torch.layout) -> None:
+    rows = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+    for given in (rows, {"input": rows}, (rows,)):
+        with pytest.raises(ModelError, match=r"an input is a nested tensor.*to_padded_tensor"):
+            audit(nn.Linear(3, 2), given)
+
+
+class Flex(nn.Module):
+    """Attention by compiled kernels, which the CPU has no gradient of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return flex_attention(h, h, h)
+
+
+@pytest.mark.filterwarnings("ignore")  # flex_attention wants to be compiled
+@pytest.mark.parametrize("train", [True, False])
+def test_flex_attention_is_refused_with_a_line(train: bool) -> None:
+    with pytest.raises(ModelError, match=r"calls flex_attention, .* scaled_dot_product_attention"):
+        audit(Flex().train(train), _normal(1, 2, 16, 8))

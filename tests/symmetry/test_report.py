@@ -101,7 +101,7 @@ def test_no_line_is_broken_inside_a_factor(deep):
 
 def test_advice_names_what_matters(deep):
     said = " ".join(deep.advice())
-    assert "64 weights on spheres" in said
+    assert "64 weights are scale-invariant" in said
     assert "1 weight cannot affect the output and can be removed: bias" in said
     assert "eps takes part in 1 of 129 symmetries" in said
     assert "50%" in said
@@ -111,7 +111,7 @@ def test_advice_names_what_matters(deep):
     )
     said = " ".join(unsure.advice())
     assert "my::op" in said
-    assert "without memory" in said
+    assert "meta device" in said
     assert "eps takes part" not in said
 
 
@@ -145,7 +145,7 @@ def test_parts_are_shown(deep, tmp_path):
     assert "  model.layers.0-31.o: 2 parts of axis 0, from 0 to 3" in lines
     assert "  head: entries 4 to 7 of axis 1" in lines
     page = found.to_html(tmp_path / "a.html").read_text(encoding="utf-8")
-    assert "Weights partly on spheres" in page
+    assert "Partly scale-invariant weights" in page
     assert "Weights partly without effect" in page
 
 
@@ -176,9 +176,10 @@ def test_param_groups_leave_embeddings_out_unless_asked():
                         nn.Linear(4, 2))  # fmt: skip
     found = audit(net, torch.arange(9))
     assert list(found.own_spheres()) == ["0.weight"]
-    assert [g["sphere"] for g in found.param_groups(net)] == [None]
+    with pytest.warns(UserWarning, match="embeddings=True"):
+        assert [g["sphere"] for g in found.param_groups(net)] == [None, None]
     spheres = [g["sphere"] for g in found.param_groups(net, embeddings=True)]
-    assert [s is None for s in spheres] == [False, True]
+    assert [s is None for s in spheres] == [False, True, True]
 
 
 def test_the_page_says_it_all(deep, tmp_path):
@@ -187,7 +188,7 @@ def test_the_page_says_it_all(deep, tmp_path):
     for words in (
         "<h1>Audit of Decoder</h1>", "Contents", "model.layers.0-31.q: per row", "v * a, o / a",
         "one amount per column", "eps takes part in: embed", "model.layers.31.norm",
-        "remove or freeze it", "a real penalty", "lives on a sphere of its own",
+        "remove or freeze it", "a real penalty", "is scale-invariant, on a sphere of its own",
     ):  # fmt: skip
         assert words in page
     assert "verdict" not in page.partition("</style>")[2].lower()
@@ -235,7 +236,7 @@ def test_a_frame_has_a_row_per_weight():
     plain = found.to_frame()
     assert list(plain.index) == list(found.parameters)
     assert "norm" not in plain
-    assert plain.loc["0.weight", "kind"] == "sphere"
+    assert plain.loc["0.weight", "kind"] == "scale-invariant"
     assert plain.loc["0.weight", "granularity"] == "per row"
     assert plain.loc["0.bias", "advice"] == "remove or freeze it"
     full = found.to_frame(net, torch.optim.SGD(net.parameters(), lr=0.1))
@@ -243,10 +244,19 @@ def test_a_frame_has_a_row_per_weight():
     assert full.loc["0.weight", "vectors"] == 4
     assert full.loc["0.weight", "angular_update"] > 0
     assert full["effective_rate"].isna().sum() == len(full) - 1
-    assert full.query("kind == 'fixed'").index.tolist() == ["3.bias"]
+    assert full.query("kind == 'scale-dependent'").index.tolist() == ["3.bias"]
 
 
 def test_a_frame_says_what_is_not_installed(monkeypatch, deep):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install \"onsphere\[frame\]\""):
         deep.to_frame()
+
+
+def test_a_short_repr_and_one_for_notebooks() -> None:
+    net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)), nn.LayerNorm(4))
+    found = audit(net, torch.ones(2, 4))
+    assert repr(found).startswith("<Audit of Sequential in training mode: 26 weights, ")
+    assert len(repr(found)) < 150
+    assert found._repr_html_().startswith("<pre>Sequential in training mode")
+    assert "a &gt; 0" in found._repr_html_()

@@ -83,9 +83,13 @@ def inputs_of(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword inputs as ``forward`` takes them.
 
-    A dictionary (a batch of a data loader) given as ``args`` goes in by keyword where ``forward``
-    takes all of its keys by name, and as the one positional input elsewhere.
+    A dictionary (a batch of a data loader, of a tokenizer) given as ``args`` goes in by keyword
+    where ``forward`` takes its keys by name, and as the one positional input where it takes none.
+
+    Raises:
+        ModelError: ``forward`` takes some of the keys and not the others; a nested tensor.
     """
+    _refuse_nested((args, kwargs))
     named = dict(kwargs or {})
     if isinstance(args, Tensor):
         return (args,), named
@@ -95,14 +99,31 @@ def inputs_of(
     return tuple(args), named
 
 
+def _refuse_nested(inputs: Any) -> None:
+    """Raise where an input is a nested tensor, whose rows have lengths of their own."""
+    if any(isinstance(t, Tensor) and t.is_nested for t in _leaves(inputs)):
+        raise ModelError(
+            "an input is a nested tensor, of which no entry can be moved alone; give a padded one "
+            "(torch.nested.to_padded_tensor) with its mask, or a batch of equal lengths"
+        )
+
+
 def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
     """Return whether ``forward`` takes each of these names, or any name at all."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
         return False
-    some = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return set(names) <= some or any(p.kind is p.VAR_KEYWORD for p in parameters)
+    some = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [str(n) for n in names if n not in some]
+    if not unknown or any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return True
+    if len(unknown) < len(names):
+        raise ModelError(
+            f"forward of {type(model).__name__} takes {', '.join(some)}, and not "
+            f"{', '.join(unknown)}, which the batch holds as well; leave that out"
+        )
+    return False
 
 
 def refuse_scripts(model: nn.Module) -> None:
@@ -308,4 +329,12 @@ def call(
         except Exception as error:
             place = f" in module {where[0]!r}" if where[0] else ""
             first = (str(error) or repr(error)).splitlines()[0]
+            if "flex_attention" in first or "FlexAttention" in first:
+                raise ModelError(
+                    f"the model calls flex_attention{place}, whose kernels cannot be followed; "
+                    "give it with scaled_dot_product_attention in its place (in transformers: "
+                    "attn_implementation='sdpa'), which has the same symmetries"
+                ) from error
+            if "more than 1 value per channel when training" in first:
+                first += "; give more than one example, or ask about evaluation mode"
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

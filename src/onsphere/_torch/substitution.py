@@ -26,9 +26,16 @@ def substituted(
         state: tensors by the model's own names.
         held: makes the tensor that stands for one that the model keeps as a plain attribute.
     """
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    paths = dict(model.named_modules())
+    own = {
+        f"{path}.{name}".removeprefix("."): t
+        for path, module in paths.items()
+        for table in (module._parameters, module._buffers)
+        for name, t in table.items()
+        if t is not None
+    }
     instead = _Substitutes({id(own[n]): (own[n], t) for n, t in state.items()}, held)
-    modules = list(model.modules())
+    modules = list(paths.values())
     saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
     classes = [(c, dict(vars(c))) for c in _classes(modules)]
     shared = [(c, n, v) for c, names in classes for n, v in names.items() if _is_state(n, v)]

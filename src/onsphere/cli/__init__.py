@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from onsphere.cli import attack, audit, canonicalize, norms, plan, study
-from onsphere.cli._parser import Parser
+from onsphere.cli._parser import Parser, in_flags
 from onsphere.errors import OnsphereError
 from onsphere.version import __version__
 
@@ -26,13 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after a user's mistake, or 130 when interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
     command: Callable[[argparse.Namespace], None] = options.run
     try:
         with _plain_warnings():
             command(options)
     except OnsphereError as error:
-        print(f"onsphere: {error}", file=sys.stderr)
+        print(f"onsphere: {in_flags(str(error), options)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("onsphere"):
@@ -59,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"onsphere {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in (study, audit, canonicalize, attack, plan, norms):
         command.add(commands)
     return parser

@@ -42,8 +42,8 @@ def labelled(data: str, folder: Path, *, download: bool = False) -> Examples:
         return _checked(path.name, *_arrays(path))
     from onsphere.studies.setup.data import Source
 
-    images = Source(data, folder, download).load()
-    return Examples(data, images.test_x, images.test_y)
+    data = data.lower()
+    return Examples(data, *Source(data, folder, download).load_test())
 
 
 def is_file(data: str) -> bool:

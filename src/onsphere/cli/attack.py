@@ -5,13 +5,14 @@ import json
 import math
 import shlex
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onsphere.cli._data import Examples, is_file, labelled
 from onsphere.cli._files import check_writable, writing
+from onsphere.cli._parser import keyword, number, whole
 from onsphere.cli._progress import bar
+from onsphere.cli.audit import add_checkpoint
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def add(commands: "Commands") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", help="the model, as for onsphere audit")
-    parser.add_argument("--checkpoint", metavar="FILE", help="tensors to load into the model")
+    add_checkpoint(parser)
     parser.add_argument("--data", required=True, metavar="DATA", help="a file, or a data set")
     parser.add_argument(
         "--data-dir", type=Path, default=_DATA_DIR, metavar="DIR",
@@ -77,28 +78,32 @@ def add(commands: "Commands") -> None:
         "--download", action="store_true", help="download missing data files into --data-dir"
     )
     parser.add_argument(
-        "--eps", required=True, type=_number, metavar="EPS", help="radius of the attack, as 8/255"
+        "--eps", required=True, type=number, metavar="EPS", help="radius of the attack, as 8/255"
     )
     parser.add_argument(
-        "--norm", choices=["linf", "l2"], default="linf", help="of the attack (default: linf)"
+        "--norm",
+        type=keyword,
+        choices=["linf", "l2"],
+        default="linf",
+        help="of the attack (default: linf)",
     )
     parser.add_argument(
-        "--images", type=int, metavar="N",
+        "--images", type=whole, metavar="N",
         help="the first N examples (default: 1000; 200 with --quick)",
     )  # fmt: skip
     parser.add_argument(
-        "--bounds", type=_number, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        "--bounds", type=number, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="least and greatest value of an input (default: 0 1)",
     )  # fmt: skip
     parser.add_argument(
         "--mean",
-        type=_number,
+        type=number,
         nargs="+",
         metavar="M",
         help="subtract inside the model, per channel",
     )
     parser.add_argument(
-        "--std", type=_number, nargs="+", metavar="S", help="divide by inside the model"
+        "--std", type=number, nargs="+", metavar="S", help="divide by inside the model"
     )
     spent = parser.add_mutually_exclusive_group()
     spent.add_argument(
@@ -111,7 +116,7 @@ def add(commands: "Commands") -> None:
         "their gradients",
     )  # fmt: skip
     parser.add_argument(
-        "--control", choices=["all", "norms"], default="all",
+        "--control", type=keyword, choices=["all", "norms"], default="all",
         help="what the rescaled copy changes: every scale that is free (default), or weights "
         "together with the statistics that normalize them",
     )  # fmt: skip
@@ -119,14 +124,6 @@ def add(commands: "Commands") -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
     parser.set_defaults(run=_run, attacks="standard")
-
-
-def _number(text: str) -> float:
-    """Read a number or a fraction of two."""
-    try:
-        return float(text) if "/" not in text else float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -138,6 +135,7 @@ def _run(options: argparse.Namespace) -> None:
         subject = _subject(options, examples)
         evaluation = _evaluated(options, subject, show)
         amplification, notes = _followed(options, subject, show)
+        notes = [*_on_guessing(evaluation, subject), *notes]
         if options.html is not None:
             show(f"drawing {options.html}")
             with writing(options.html):
@@ -191,7 +189,7 @@ def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
 
     count = options.images or _IMAGES[options.attacks]
     x, y = examples.x[:count], examples.y[:count]
-    target = load(options.target, shape=tuple(x[:1].shape), weights=options.checkpoint)
+    target = load(options.target, shape=tuple(x[:1].shape), weights=options.weights)
     if any(p.is_meta for p in target.model.parameters()):
         raise OnsphereError("a config has no weights to attack: add --checkpoint FILE")
     model, name = target.model, type(target.model).__name__
@@ -268,6 +266,22 @@ def _evaluated(
     )  # fmt: skip
 
 
+def _on_guessing(evaluation: "Evaluation", subject: _Subject) -> list[str]:
+    """Say it where the network is right no more often than by guessing."""
+    import torch
+
+    with torch.no_grad():
+        classes = subject.model(subject.x[:1]).shape[1]
+    right = evaluation.clean_accuracy
+    if right.interval[0] > 1 / classes:
+        return []
+    return [
+        f"Without attack {right.value:.0%} are right, as by guessing among {classes} classes. The "
+        "network looks untrained (is --checkpoint given?), or its data are prepared otherwise "
+        "(--mean, --std): the robust accuracy says nothing then."
+    ]
+
+
 def _followed(
     options: argparse.Namespace, subject: _Subject, show: Callable[..., None]
 ) -> tuple["Amplification | None", list[str]]:
@@ -334,7 +348,7 @@ def _command(options: argparse.Namespace) -> str:
     words = ["onsphere", "attack", options.target, "--data", options.data]
     elsewhere = options.data_dir != _DATA_DIR and not is_file(options.data)
     words += ["--data-dir", str(options.data_dir)] if elsewhere else []
-    words += ["--checkpoint", options.checkpoint] if options.checkpoint else []
+    words += ["--checkpoint", options.weights] if options.weights else []
     words += ["--eps", repr(options.eps), "--norm", options.norm, "--seed", str(options.seed)]
     words += ["--control", options.control] if options.control != "all" else []
     words += ["--images", str(options.images)] if options.images else []

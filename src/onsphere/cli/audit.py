@@ -13,21 +13,23 @@ if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
 
 _EXAMPLES = """examples:
-  onsphere audit mypackage.models:resnet --input 8x3x32x32 --train
+  onsphere audit mypackage.models:resnet --input 8x3x32x32
   onsphere audit train.py:build                      build() returns (model, inputs)
   onsphere audit llama/config.json                   7 billion weights, no memory, seconds
-  onsphere audit llama/config.json --shrink          two layers of it, with certificates
+  onsphere audit llama/config.json --shrink          two layers of it, with certificates, in minutes
   onsphere audit gpt2/ --html audit.html             its own weights, and a page
   onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
 
-TARGET is package.module:factory or path.py:factory, where calling the factory gives a module, or a
-module and its inputs (a tensor, a tuple, or a dict of keyword inputs); or a config file or model
-directory of transformers. Nothing is downloaded, and no pickled code is run.
+The model is audited as it trains, unless --eval says otherwise.
 
-A config is built at its full size without memory: exact, in seconds, but not certified on numbers
-and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with memory,
-which shows all of them. A model directory with safetensors of at most 200 million weights is
-audited with these weights.
+TARGET is package.module:factory or path.py:factory, where calling the factory gives a module, or a
+module and its inputs (a tensor, a tuple, or a dict: a batch); or a config file or model directory
+of transformers. Nothing is downloaded, and no pickled code is run.
+
+A config is built at its full size on the meta device: exact, in seconds, but not certified on
+numbers and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with
+memory, which shows all of them, in minutes where they are wide. A model directory with safetensors
+of at most 200 million weights is audited with these weights.
 """
 
 
@@ -48,10 +50,9 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     size.add_argument(
         "--full", action="store_const", dest="size", const="full",
-        help="of a config: the full size without memory, also where weights lie beside it",
+        help="of a config: the full size on the meta device, also where weights lie beside it",
     )  # fmt: skip
-    parser.add_argument("--weights", metavar="CHECKPOINT", help="tensors to load: safetensors, "
-                        "or a pickle that holds nothing else")  # fmt: skip
+    add_checkpoint(parser)
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
     parser.set_defaults(run=_run, size="auto")
@@ -63,21 +64,33 @@ def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help:
     parser.add_argument(*names, metavar=metavar, help=help, **required)  # type: ignore[arg-type]
     parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--train", action="store_true", help="in training mode")
     mode.add_argument(
-        "--eval", action="store_false", dest="train", help="in evaluation mode (default)"
+        "--train", action="store_true", default=True, help="in training mode (default)"
     )
+    mode.add_argument(
+        "--eval", action="store_false", dest="train",
+        help="in evaluation mode, where running statistics are numbers like weights",
+    )  # fmt: skip
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add what says which tensors to load: the same for every command."""
+    parser.add_argument(
+        "--checkpoint", "--weights", dest="weights", metavar="FILE",
+        help="tensors to load: safetensors, or a .pt or .pth that holds nothing else",
+    )  # fmt: skip
 
 
 def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit
+    from onsphere.symmetry.audit import STAGES
 
     shape = None if options.input is None else parse_shape(options.input)
     if options.html is not None:
         check_writable(options.html)
-    with stages(options.json) as stage:
+    with stages(options.json, STAGES) as stage:
         stage(f"loading {options.target}")
         target = load(
             options.target, shape=shape, train=options.train, size=options.size,

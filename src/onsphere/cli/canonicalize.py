@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onsphere.cli._parser import keyword
 from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
 from onsphere.errors import OnsphereError
@@ -20,8 +21,9 @@ _EXAMPLES = """examples:
   onsphere canonicalize in.safetensors out.safetensors --model net.py:build --radius unit
 
 Traded scales are balanced at the least total norm; weights on spheres get the length asked for.
-The output of the model on the given inputs is compared before anything is written, and the file is
-there whole or not at all. Names, dtypes and metadata of the input file are kept.
+The output of the model on the given inputs is compared before anything is written, in training and
+in evaluation mode, and the file is there whole or not at all. Names, dtypes and metadata of the
+input file are kept.
 """
 
 
@@ -31,21 +33,27 @@ def add(commands: "Commands") -> None:
         "canonicalize",
         help="rewrite a checkpoint: the same function from balanced weights",
         epilog=_EXAMPLES,
-        description="Rewrite a safetensors checkpoint so that the same function has balanced "
-        "weights.",
+        description="Rewrite a checkpoint so that the same function has balanced weights.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="a safetensors file")
-    parser.add_argument("result", type=Path, metavar="OUT", help="the safetensors file to write")
+    parser.add_argument("source", type=Path, metavar="IN", help="safetensors, .pt or .pth")
+    parser.add_argument(
+        "result", type=Path, metavar="OUT", help="the file to write, of any of these"
+    )
     add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
     parser.add_argument(
-        "--radius", choices=["initial", "unit", "fan_in"], default="initial",
+        "--radius", type=keyword, choices=["initial", "unit", "fan_in"], default="initial",
         help="length of weights on spheres: the one they have (default), 1, or the square root of "
         "the entries of a vector",
     )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=float, metavar="X",
         help="largest relative change of the output to accept (default: rounding)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--modes", type=keyword, choices=["both", "audited"], default="both",
+        help="where the output must stay: in training and in evaluation mode (default), or in the "
+        "audited mode alone, for a network that is never used in the other",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite OUT")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
@@ -57,10 +65,11 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit, canonicalize
+    from onsphere.symmetry.audit import STAGES
 
     shape = None if options.input is None else parse_shape(options.input)
     _check_files(options.source, options.result, options.force)
-    with stages(options.json) as stage:
+    with stages(options.json, STAGES) as stage:
         stage(f"loading {options.source}")
         source = checkpoint.read(options.source)
         target = load(
@@ -73,18 +82,23 @@ def _run(options: argparse.Namespace) -> None:
         )
         stage("balancing, and comparing the outputs")
         canonicalize(
-            target.model, found, radius=options.radius, tolerance=options.tolerance, inplace=True
-        )
+            target.model, found, radius=options.radius, modes=options.modes,
+            tolerance=options.tolerance, inplace=True,
+        )  # fmt: skip
         stage(f"writing {options.result}")
         names = checkpoint.matched(target.model, source)
         checkpoint.write(source, target.model, names, options.result)
-    _say(options, len(source.tensors), before, _norm(target.model))
+    modes = ["train", "eval"] if options.modes == "both" else [found.mode]
+    _say(options, len(source.tensors), modes, before, _norm(target.model))
 
 
-def _say(options: argparse.Namespace, tensors: int, before: float, after: float) -> None:
+def _say(
+    options: argparse.Namespace, tensors: int, modes: list[str], before: float, after: float
+) -> None:
     done: dict[str, Any] = {
         "output": str(options.result),
         "tensors": tensors,
+        "modes": modes,
         "norm_before": before,
         "norm_after": after,
     }
@@ -93,7 +107,7 @@ def _say(options: argparse.Namespace, tensors: int, before: float, after: float)
         return
     print(
         f"{options.result}: {tensors} tensors; the norm of all weights went from {before:.6g} to "
-        f"{after:.6g}, and the output stayed"
+        f"{after:.6g}, and the output stayed in {' and in '.join(modes)} mode"
     )
 
 
@@ -103,8 +117,12 @@ def _norm(model: "nn.Module") -> float:
 
 
 def _check_files(source: Path, result: Path, force: bool) -> None:
+    from onsphere.models import checkpoint
+
     for path in (source, result):
-        if path.suffix != ".safetensors":
-            raise OnsphereError(f"{str(path)!r} must end in .safetensors: only such are rewritten")
+        if path.suffix not in checkpoint.SUFFIXES:
+            raise OnsphereError(
+                f"{str(path)!r} must end in one of {', '.join(checkpoint.SUFFIXES)}"
+            )
     if result.exists() and not force:
         raise OnsphereError(f"{str(result)!r} is there already; --force overwrites it")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onsphere.cli._files import check_writable, writing
+from onsphere.cli._parser import keyword, whole
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   onsphere plan adamw --lr 1e-3 --weight-decay 0.1 --steps 100000 --schedule cosine --warmup 2000
   onsphere plan sgd --lr 0.1 --weight-decay 5e-4 --momentum 0.9 --steps 90000 \\
-      --schedule step --drops 30000,60000 --batch 256
+      --schedule step --drops 30000 60000 --batch 256
   onsphere plan muon --lr 0.02 --weight-decay 0.1 --shape 768x768 --steps 5000 --schedule wsd
   onsphere plan adam --lr 1e-3 --weight-decay 0 --steps 50000 --shape 576 --initial-norm 8
   onsphere plan adamw --lr 1e-3 --weight-decay 0.1 --steps 20000 --html plan.html
@@ -49,7 +50,11 @@ def add(commands: "Commands") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "optimizer", nargs="?", metavar="OPTIMIZER", help="sgd, adam, adamw, lion or muon"
+        "optimizer",
+        nargs="?",
+        type=keyword,
+        metavar="OPTIMIZER",
+        help="sgd, adam, adamw, lion or muon",
     )
     _add_optimizer(parser)
     _add_schedule(parser)
@@ -70,7 +75,9 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument("--lr", type=float, metavar="X", help="the full learning rate")
     group.add_argument("--weight-decay", type=float, metavar="X", help="0 for none")
-    group.add_argument("--betas", metavar="X,Y", help="of adam, adamw (0.9,0.999), lion (0.9,0.99)")
+    group.add_argument(
+        "--betas", nargs="+", metavar="X", help="of adam, adamw (0.9 0.999), lion (0.9 0.99)"
+    )
     group.add_argument("--momentum", type=float, metavar="X", help="of sgd (0) and muon (0.95)")
     group.add_argument(
         "--nesterov", action=argparse.BooleanOptionalAction, help="of sgd (no) and muon (yes)"
@@ -80,18 +87,19 @@ def _add_optimizer(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="of sgd (no): decay that does not pass through the momentum",
     )
-    group.add_argument("--batch", type=int, metavar="N", help="examples per step")
+    group.add_argument("--batch", type=whole, metavar="N", help="examples per step")
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("schedule")
-    group.add_argument("--steps", type=int, metavar="N", help="length of the run")
+    group.add_argument("--steps", type=whole, metavar="N", help="length of the run")
     group.add_argument(
         "--schedule",
+        type=keyword,
         metavar="KIND",
         help="constant (default), linear, cosine, wsd (constant, then linear), step",
     )
-    group.add_argument("--warmup", type=int, metavar="N", help="steps until the full rate")
+    group.add_argument("--warmup", type=whole, metavar="N", help="steps until the full rate")
     group.add_argument(
         "--final",
         type=float,
@@ -104,7 +112,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="of wsd: part of the run in which the rate falls (default: 0.2)",
     )
-    group.add_argument("--drops", metavar="N,N", help="of step: where the rate is divided")
+    group.add_argument("--drops", nargs="+", metavar="N", help="of step: where the rate is divided")
     group.add_argument("--drop-by", type=float, metavar="X", help="by what (default: 10)")
 
 
@@ -179,30 +187,35 @@ def _planned(options: argparse.Namespace) -> "Plan":
     )  # fmt: skip
 
 
-def _numbers(name: str, text: str) -> tuple[int, ...]:
+def _numbers(option: str, words: Sequence[str]) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
+        return tuple(whole(word) for word in _split(words))
+    except argparse.ArgumentTypeError:
         raise OnsphereError(
-            f"--{name} takes whole numbers with commas between, as 1000,2000; got {text!r}"
+            f"--{option} takes whole numbers, as 1000 2000; got {' '.join(words)!r}"
         ) from None
 
 
-def _betas(text: str) -> tuple[float, float]:
+def _betas(words: Sequence[str]) -> tuple[float, float]:
     try:
-        first, second = (float(word) for word in text.split(","))
+        first, second = (float(word) for word in _split(words))
         return first, second
     except ValueError:
         raise OnsphereError(
-            f"--betas takes two numbers with a comma between, as 0.9,0.95; got {text!r}"
+            f"--betas takes two numbers, as 0.9 0.95; got {' '.join(words)!r}"
         ) from None
+
+
+def _split(words: Sequence[str]) -> list[str]:
+    """Cut at commas and spaces: both are in use."""
+    return [part for word in words for part in word.replace(",", " ").split()]
 
 
 def _shape(text: str | None) -> tuple[int, ...]:
     if text is None:
         return ()
     try:
-        return tuple(int(word) for word in text.split("x"))
+        return tuple(int(word) for word in text.lower().replace("×", "x").split("x"))
     except ValueError:
         raise OnsphereError(f"{text!r} is no shape; write it as 768x768 or 576") from None
 
@@ -233,7 +246,7 @@ def _lines(planned: "Plan") -> Iterator[str]:
         yield from ("  " + line for line in code)
     notes = text.notes(planned)
     if notes:
-        yield from ("", "MIND")
+        yield from ("", "NOTES")
         yield from _items(notes, width)
 
 

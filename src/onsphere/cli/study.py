@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from onsphere.cli._parser import keyword
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
-  onsphere study --quick                  see that it runs, in less than a minute
+  onsphere study --quick                  see that it runs, in a few minutes
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
   onsphere study --full --jobs 8          as large as it must be to settle the claims
@@ -41,9 +42,12 @@ def add(commands: "Commands") -> None:
         description="Run the claims of the paper on this machine, and write records and a report.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    study.add_argument("claims", nargs="*", metavar="CLAIM", help="which claims (default: all)")
+    study.add_argument(
+        "claims", nargs="*", type=keyword, metavar="CLAIM", help="which claims (default: all)"
+    )
     study.add_argument(
         "--data",
+        type=keyword,
         default="digits",
         metavar="NAME",
         help="digits, mnist, fashion-mnist or cifar10 (default: digits)",

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from onsphere.monitor import Monitor
+from onsphere.monitor.monitor import By
 
 _HOMES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -27,9 +28,10 @@ class Watch:
         *,
         model: nn.Module | None = None,
         optimizer_index: int = 0,
+        by: By = "kind",
         **options: Any,
     ) -> None:
-        self._spheres, self._options = spheres, options
+        self._spheres, self._options, self._by = spheres, options, by
         self._model, self._optimizer_index = model, optimizer_index
         self._logged = -1
 
@@ -41,15 +43,14 @@ class Watch:
             pl_module if self._model is None else self._model,
             trainer.optimizers[self._optimizer_index],
             self._spheres,
-            start=int(trainer.global_step),
-            **self._options,
+            **{"start": int(trainer.global_step) or None, **self._options},
         )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:  # noqa: ARG002
         """Log the metrics of a sample when they are here."""
         if self.monitor is None:
             return
-        metrics = self.monitor.latest(wait=False)
+        metrics = self.monitor.latest(wait=False, by=self._by)
         samples = self.monitor.seen.samples
         if samples and samples[-1].step > self._logged:
             self._logged = samples[-1].step
@@ -66,7 +67,12 @@ class Watch:
 
 
 def monitor_callback(
-    spheres: Any, *, model: nn.Module | None = None, optimizer_index: int = 0, **options: Any
+    spheres: Any,
+    *,
+    model: nn.Module | None = None,
+    optimizer_index: int = 0,
+    by: By = "kind",
+    **options: Any,
 ) -> Any:
     """Return a callback that watches a training of Lightning, and logs to its loggers.
 
@@ -77,7 +83,10 @@ def monitor_callback(
         spheres: an audit, or what else :class:`~onsphere.Monitor` takes.
         model: the audited model, where that is a part of the ``LightningModule``.
         optimizer_index: which of the module's optimizers to watch.
-        options: for the monitor: ``every``, ``path``, ``writer``, ``thresholds``.
+        by: what is logged: the mean over layers of one ``"kind"``, or each ``"layer"``.
+        options: for the monitor: ``every``, ``path``, ``writer``, ``thresholds``, and ``start``, by
+            default the step of the checkpoint. A training that starts anew needs a ``path`` of its
+            own; ``start=0`` replaces what the file holds.
 
     Returns:
         A ``lightning.pytorch.Callback``, or one of ``pytorch_lightning``.
@@ -85,7 +94,7 @@ def monitor_callback(
     Raises:
         ModuleNotFoundError: neither is installed.
     """
-    watch = {"model": model, "optimizer_index": optimizer_index}
+    watch = {"model": model, "optimizer_index": optimizer_index, "by": by}
     return type("MonitorCallback", (Watch, _callback()), {})(spheres, **watch, **options)
 
 

@@ -4,6 +4,7 @@ Safetensors files hold nothing but tensors. A pickle can hold code; it is read w
 restricted unpickler (``weights_only=True``), which refuses everything but tensors.
 """
 
+import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 
 from onsphere._utils.files import write_whole
 from onsphere.errors import OnsphereError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".bin")
+"""How the names of checkpoints end; all but the first are pickles of tensors."""
+
+_INSIDE = ("state_dict", "model_state_dict", "model")
+"""Where training scripts put the state dict of the model, beside the optimizer's and the step."""
 
 
 class CheckpointError(OnsphereError, ValueError):
@@ -64,8 +71,8 @@ def read(path: str | Path) -> Checkpoint:
         raise CheckpointError(
             f"{str(path)!r} is no checkpoint of tensors: {line_of(error)}"
         ) from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping):
+        state = next((state[k] for k in _INSIDE if isinstance(state.get(k), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{str(path)!r} holds no plain state dict of tensors")
     unnamed = next((name for name in state if not isinstance(name, str)), None)
@@ -147,9 +154,17 @@ def write(
             after = own[names[name]].to(before.dtype)
             tensors[name] = after.contiguous().clone()  # tied tensors get memory of their own
     try:
-        return write_whole(Path(path), save(tensors, dict(checkpoint.metadata) or None))
+        return write_whole(Path(path), _packed(tensors, checkpoint.metadata, Path(path).suffix))
     except OSError as error:
         raise CheckpointError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def _packed(tensors: dict[str, Tensor], metadata: Mapping[str, str], suffix: str) -> bytes:
+    if suffix == ".safetensors":
+        return save(tensors, dict(metadata) or None)
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    return buffer.getvalue()
 
 
 def line_of(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from onsphere._torch.execution import inputs_of
 from onsphere.errors import nearest
 from onsphere.models import checkpoint
 from onsphere.models.checkpoint import line_of
@@ -35,7 +36,8 @@ def load(
     Args:
         text: ``package.module:factory``, ``path.py:factory``, a config file, or a directory with
             ``config.json``. A factory takes nothing and returns a module, or a module and its
-            inputs (a tensor, a tuple, or a dict of keyword inputs).
+            inputs (a tensor, a tuple, or a dict, a tokenizer's batch: by keyword where ``forward``
+            takes its keys, and as the one input elsewhere).
         shape: shape of a random input, where the factory gives none: of tokens for a model of
             transformers that takes them, of floats for everything else.
         train: put the model in training mode.
@@ -67,7 +69,7 @@ def load(
         )
     if weights is not None:
         if any(p.is_meta for p in target.model.parameters()):
-            raise TargetError("a model without memory takes no weights: leave out --full")
+            raise TargetError("a model on the meta device takes no weights: leave out --full")
         checkpoint.load(target.model, checkpoint.read(weights))
         target = _with_dtype_of_model(replace(target, note=""))
     target.model.train(train)
@@ -109,7 +111,7 @@ def _from_factory(text: str, shape: tuple[int, ...] | None) -> Target:
     if given is None:
         raise TargetError(f"{text} gave no inputs: return (model, inputs), or say --input SHAPE")
     if isinstance(given, Mapping):
-        return Target(model, (), dict(given))
+        return Target(model, *inputs_of(model, given, None))
     if not isinstance(given, Tensor | tuple | list):
         raise TargetError(
             f"{text} gave inputs of type {type(given).__name__}: give a tensor, a tuple of "

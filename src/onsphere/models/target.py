@@ -46,7 +46,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
         >>> parse_shape("8x3x32x32")
         (8, 3, 32, 32)
     """
-    parts = text.replace("x", ",").split(",")
+    parts = text.lower().replace("×", "x").replace("x", ",").split(",")
     sizes = tuple(int(n) for n in parts if n.isascii() and n.isdigit())
     if len(sizes) != len(parts) or min(sizes) < 1:
         raise TargetError(f"{text!r} is no shape: give positive sizes, as 8x3x32x32")

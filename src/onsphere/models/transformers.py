@@ -70,7 +70,7 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
                 torch.manual_seed(0)
                 model = architecture._from_config(config)
         else:
-            note = "built at its full size without memory"
+            note = "built at its full size on the meta device"
     except TargetError:
         raise
     except Exception as error:  # a config can break a model in any way

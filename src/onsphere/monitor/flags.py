@@ -108,6 +108,25 @@ def flags_of(history: History, thresholds: Thresholds) -> list[Flag]:
     ]
 
 
+def together(flags: Sequence[Flag]) -> list[Flag]:
+    """Make one flag of those of a sample that say of several layers that they are on no sphere.
+
+    Args:
+        flags: raised at one sample.
+    """
+    off = [flag for flag in flags if flag.message.endswith(_OFF_SPHERES)]
+    if len(off) < 2:
+        return list(flags)
+    names = ", ".join(flag.layer for flag in off[:3]) + (", ..." if len(off) > 3 else "")
+    message = (
+        f"of {len(off)} weights ({names}) a share of the gradient points along the weight, so they "
+        "are on no sphere, or an eps or a penalty acts on their length: what is expected of them "
+        'does not hold. An audit says which are; Monitor(..., "matrices") expects nothing'
+    )
+    one = Flag(off[0].kind, off[0].layer, off[0].step, message)
+    return [one, *(flag for flag in flags if flag not in off)]
+
+
 def _first(messages: Iterator[str]) -> list[str]:
     message = next(messages, None)
     return [] if message is None else [message]
@@ -140,12 +159,11 @@ def _dead(seen: History, limits: Thresholds) -> Iterator[str]:
 
 
 def _eps(seen: History, limits: Thresholds) -> Iterator[str]:
-    if _lasting(seen, limits) and all(seen.count(s, "eps") for s in seen.recent):
+    invariant = seen.about.get("invariant", True)
+    if invariant and _lasting(seen, limits) and all(seen.count(s, "eps") for s in seen.recent):
         yield (
             f"of {_of(seen.count(seen.now, 'eps'), seen)} more than {limits.leak:.0%} of the "
-            "gradient points along the weight, so they are on no sphere: the eps of the "
-            "normalization outweighs their output (the vector is too short), or a penalty in the "
-            "loss acts on their length"
+            f"gradient points along the weight, so they are on no sphere: {_OFF_SPHERES}"
         )
     if _lasting(seen, limits) and all(seen.count(s, "optimizer_eps") for s in seen.recent):
         yield (
@@ -173,14 +191,16 @@ def _runaway(seen: History, limits: Thresholds) -> Iterator[str]:
 def _collapse(seen: History, limits: Thresholds) -> Iterator[str]:
     best, now = (seen.value(s, "effective_lr", _MEDIAN) for s in (seen.peak, seen.now))
     lrs = [float(s.lrs[seen.row]) for s in (seen.peak, seen.now)]
+    if not seen.about.get("invariant", True):
+        return  # its rate does not depend on its norm
     if not (now > 0 and lrs[1] > 0) or _settling(seen, limits):
         return
     fall, meant = best / now, max(1.0, lrs[0] / lrs[1])
     if fall >= limits.collapse * meant:
         yield (
-            f"the effective rate has fallen {fall:.0f} times since step {seen.peak.step}, and the "
-            f"learning rate only {meant:.3g} times: the norm has grown instead. Use weight decay, "
-            "or a sphere optimizer"
+            f"the effective learning rate has fallen {fall:.0f} times since step "
+            f"{seen.peak.step}, and the learning rate only {meant:.3g} times: the norm has "
+            "grown instead. Use weight decay, or a sphere optimizer"
         )
 
 
@@ -210,6 +230,11 @@ _DRIFTS = {
 _WHY_DRIFT = (
     "The law takes gradients for noise of constant size, orthogonal to the weight: either they are "
     "not, or something else than the optimizer changes the weight"
+)
+
+_OFF_SPHERES = (
+    "the eps of the normalization outweighs their output (the vector is too short), or a penalty "
+    "in the loss acts on their length"
 )
 
 RULES: dict[str, Callable[[History, Thresholds], Iterator[str]]] = {

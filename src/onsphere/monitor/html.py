@@ -79,7 +79,7 @@ def _pictures(run: Run) -> Iterator[Section]:
     for quantity, label, expects in (
         ("norm", "norm", _NORMS),
         ("rotation", "radians per step", _ROTATIONS),
-        ("effective_lr", "effective rate", None),
+        ("effective_lr", "effective learning rate", None),
         ("radial", "radial share of the update", None),
     ):
         caption = _CAPTION.format(expects) if expects else _CAPTION.partition(" Dashed")[0]
@@ -146,7 +146,14 @@ def _layers(run: Run) -> Section:
     ]
     columns = (
         *("layer", "vectors", "entries of one", "norm", "expected norm", "rotation"),
-        *("expected rotation", "effective rate", "radial", "law", "settles at", "half-life"),
+        *(
+            "expected rotation",
+            "effective learning rate",
+            "radial",
+            "law",
+            "settles at",
+            "half-life",
+        ),
     )
     return Section(
         name="layers",

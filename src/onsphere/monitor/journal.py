@@ -163,6 +163,7 @@ def about(layer: Layer, law: str | None, degree: int) -> dict[str, Any]:
         "group": layer.group,
         "law": law,
         "degree": degree,
+        **({} if layer.invariant else {"invariant": False}),
     }
 
 

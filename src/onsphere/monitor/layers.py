@@ -29,12 +29,14 @@ class Layer:
         params: the weight; of a joint sphere all its parts.
         sphere: which entries form one vector.
         group: number of its param group in the optimizer.
+        invariant: whether it is said to be on a sphere; otherwise it is watched as it is.
     """
 
     name: str
     params: tuple[Tensor, ...]
     sphere: Sphere
     group: int
+    invariant: bool = True
 
     @property
     def vectors(self) -> int:
@@ -62,7 +64,8 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
     Args:
         model: for the names; it may be wrapped.
         optimizer: only weights that it moves are watched.
-        spheres: an audit, a mapping, param groups, or ``None``, as :class:`Monitor` takes them.
+        spheres: an audit, a mapping, param groups, ``"matrices"`` or ``None``, as :class:`Monitor`
+            takes them. All matrices are watched where an audit found no sphere, too.
 
     Returns:
         At least one layer.
@@ -73,7 +76,10 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
     names = {id(p): bare_name(n) for n, p in unwrapped(model).named_parameters()}
     groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     order = {key: place for place, key in enumerate(names)}
-    given = list(_given(model, optimizer, spheres))
+    given = [] if spheres == "matrices" else list(_given(model, optimizer, spheres))
+    invariant = bool(given) or not (spheres == "matrices" or hasattr(spheres, "spheres_of"))
+    if not invariant:
+        given = _matrices(model)
     found = []
     for params, axes in given:
         if not all(id(p) in groups and p.numel() for p in params):
@@ -81,11 +87,13 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
         name = "+".join(names.get(id(p), f"parameter of shape {tuple(p.shape)}") for p in params)
         sphere = Sphere(axes) if isinstance(axes, VectorAxes) else axes
         _check(name, params, sphere)
-        found.append(Layer(name, params, sphere, groups[id(params[0])]))
+        found.append(Layer(name, params, sphere, groups[id(params[0])], invariant))
     if not found:
         raise MonitorError(
-            f"of the {len(given)} weights on spheres that were given, the optimizer moves none; "
-            "give the audit of this model, and the optimizer that trains it"
+            f"of the {len(given)} weights to watch, the optimizer moves none: it trains another "
+            "model, or another copy of this one"
+            if given
+            else "no weight to watch was given; name some, or say 'matrices' for all matrices"
         )
     return _distinct(sorted(found, key=lambda layer: order.get(id(layer.params[0]), len(order))))
 
@@ -117,6 +125,11 @@ def _given(
             key = known[key]
         pairs[key] = value
     return list(families(pairs))
+
+
+def _matrices(model: nn.Module) -> list[tuple[tuple[Tensor, ...], Sphere | VectorAxes]]:
+    """Return every weight that is no vector, as one vector each."""
+    return [((p,), VectorAxes()) for p in unwrapped(model).parameters() if p.ndim > 1]
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """The monitor: hooks on an optimizer, samples kept and written, and flags raised."""
 
 import math
+import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from onsphere.monitor.flags import History, Thresholds, flags_of
+from onsphere.monitor.flags import History, Thresholds, flags_of, together
 from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.journal import Journal, about, settings_of, vector_of
 from onsphere.monitor.layer_statistics import Limits
 from onsphere.monitor.layers import MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
+from onsphere.optim.updates.types import rate_of
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 LOGGED = ("norm", "rotation", "effective_lr", "radial")
 """The quantities that go to loggers, as ``onsphere/QUANTITY/LAYER``: means over vectors."""
 
+By = Literal["layer", "kind"]
+_NUMBER = re.compile(r"(?<![^./])[0-9]+(?=\.|$)")
 _EFFECTIVE = QUANTITIES.index("effective_lr")
 _SHAPE = (len(QUANTITIES), len(STATISTICS))
 
@@ -71,7 +76,8 @@ class Monitor:
         spheres: an :class:`~onsphere.Audit` of the model (anything with ``spheres_of(model)``);
             or parameters, or their names -> :class:`~onsphere.geometry.Sphere` or
             :class:`~onsphere.geometry.VectorAxes`; or param groups with ``sphere``. Not needed for
-            an optimizer that has spheres itself.
+            an optimizer that has spheres itself. ``"matrices"`` watches all matrices, on spheres or
+            not, without laws; so does an audit that found no sphere, after a warning.
         every: sample each ``every``-th step, the first one included.
         start: number of the first step: that of the checkpoint when a run is resumed; by default 0.
         path: a JSON-lines file to append to. If it holds samples, ``start`` must be given, and
@@ -123,7 +129,10 @@ class Monitor:
         self._writer = writer if _writes() else None
         groups = [self._optimizer.param_groups[layer.group] for layer in self._layers]
         pairs = list(zip(self._layers, groups, strict=True))
-        laws = [law_of(self._optimizer, group, layer) for layer, group in pairs]
+        laws = [
+            law_of(self._optimizer, group, layer) if layer.invariant else None
+            for layer, group in pairs
+        ]
         degrees = [degree_of(self._optimizer, law) for law in laws]
         self._run = Run(
             optimizer=settings_of(self._optimizer, self._layers),
@@ -162,6 +171,12 @@ class Monitor:
 
         return text(self.run)
 
+    def __repr__(self) -> str:
+        return f"<Monitor, next step {self.step}: {self.seen!r}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
     @property
     def run(self) -> Run:
         """Everything sampled so far; waits for numbers on their way."""
@@ -195,18 +210,23 @@ class Monitor:
 
         return frame(self.run)
 
-    def latest(self, *, wait: bool = True) -> dict[str, float]:
+    def latest(self, *, wait: bool = True, by: By = "layer") -> dict[str, float]:
         """Return the metrics of the last sample, named as loggers know them.
 
         Args:
             wait: for numbers that are still on their way; otherwise the last ones that are here.
+            by: ``"layer"``, or ``"kind"`` for the mean over layers whose names differ in a number
+                only: ``layers.all.q_proj.weight``. A deep model has few kinds.
 
         Returns:
             ``onsphere/QUANTITY/LAYER`` -> mean over the layer's vectors; nothing before the first
             sample.
         """
         samples = (self.run if wait else self._drained()).samples
-        return metrics(samples[-1], list(self._run.layers)) if samples else {}
+        if not samples:
+            return {}
+        found = metrics(samples[-1], list(self._run.layers))
+        return found if by == "layer" else by_kind(found)
 
     def to_html(self, path: str | Path) -> Path:
         """Write the run as one page: what was measured, what was expected, what was flagged.
@@ -262,7 +282,7 @@ class Monitor:
         groups = [optimizer.param_groups[layer.group] for layer in self._layers]
         parcel = None
         if self.step % self._run.every == 0:
-            parcel = self._sampler.after([group["lr"] for group in groups])
+            parcel = self._sampler.after([rate_of(group) for group in groups])
         if parcel is not None:
             settings: list[Mapping[str, Any]] = [
                 {k: v for k, v in g.items() if k != "params"} for g in groups
@@ -292,6 +312,7 @@ class Monitor:
 
     def _flag(self, sample: Sample, skipped: Sequence[bool]) -> None:
         self._peaks = self._peaks or [sample] * len(self._layers)
+        raised: list[Flag] = []
         first, recent = self._run.samples[0], self._run.samples[-self._thresholds.patience :]
         for row, (name, told) in enumerate(self._run.layers.items()):
             if not _peak(sample, row) <= _peak(self._peaks[row], row):
@@ -300,9 +321,11 @@ class Monitor:
             for flag in flags_of(history, self._thresholds):
                 if (flag.kind, name) not in self._raised:
                     self._raised.add((flag.kind, name))
-                    self._run.flags.append(flag)
-                    if self._journal is not None:
-                        self._journal.flag(flag)
+                    raised.append(flag)
+        for flag in together(raised):
+            self._run.flags.append(flag)
+            if self._journal is not None:
+                self._journal.flag(flag)
 
 
 def metrics(sample: Sample, layers: Sequence[str]) -> dict[str, float]:
@@ -316,6 +339,22 @@ def metrics(sample: Sample, layers: Sequence[str]) -> dict[str, float]:
         f"onsphere/{quantity}/{layer}": float(sample.values[row, QUANTITIES.index(quantity), 0])
         for row, layer in enumerate(layers)
         for quantity in LOGGED
+    }
+
+
+def by_kind(found: Mapping[str, float]) -> dict[str, float]:
+    """Return means over metrics whose names differ in whole numbers between dots only.
+
+    Example:
+        >>> by_kind({"norm/h.0.q": 1.0, "norm/h.1.q": 3.0, "norm/h.0.k": 2.0})
+        {'norm/h.all.q': 2.0, 'norm/h.0.k': 2.0}
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in found:
+        kinds.setdefault(_NUMBER.sub("all", name), []).append(name)
+    return {
+        kind if len(names) > 1 else names[0]: sum(found[n] for n in names) / len(names)
+        for kind, names in kinds.items()
     }
 
 
@@ -336,7 +375,7 @@ def _peak(sample: Sample, row: int) -> float:
 
 def _rate(parcel: Parcel, number: int, group: Mapping[str, Any]) -> float:
     held = parcel.rates.get(number)
-    return float(group["lr"]) if held is None else float(held.double().numpy())
+    return float(rate_of(group)) if held is None else float(held.double().numpy())
 
 
 def _has_gradients(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -125,6 +125,13 @@ class Run:
     every: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        last = f" up to step {self.samples[-1].step}" if self.samples else ""
+        return (
+            f"<Run of {self.optimizer.get('name')}: {len(self.layers)} layers, "
+            f"{len(self.samples)} samples{last}, {len(self.flags)} flags>"
+        )
+
     @classmethod
     def read(cls, path: str | Path) -> "Run":
         """Read a file that a monitor wrote, or is still writing.

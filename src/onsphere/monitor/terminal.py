@@ -39,6 +39,12 @@ def overview(run: Run) -> Table:
 
 def without_law(run: Run) -> str:
     """Say it where no law covers the optimizer of a layer; otherwise nothing."""
+    plain = [name for name, about in run.layers.items() if not about.get("invariant", True)]
+    if plain:
+        return (
+            f"{len(plain)} of {len(run.layers)} layers are watched without being on spheres, so no "
+            "law says what to expect of them"
+        )
     lacking = [name for name, about in run.layers.items() if not about.get("law")]
     if not lacking:
         return ""

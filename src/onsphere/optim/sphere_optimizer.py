@@ -24,6 +24,7 @@ from onsphere.optim.checks.notices import (
     warn_of_decay,
     warn_of_rounding,
     warn_of_skips,
+    without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
 from onsphere.optim.distributed import placement, sharded_step
@@ -42,7 +43,7 @@ from onsphere.optim.updates.geodesic import (
 )
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Group, Part
+from onsphere.optim.updates.types import Family, Group, Part, rate_of
 
 # Counts of skipped vectors stay on their device, and are looked at now and then.
 _STEPS_BETWEEN_LOOKS = 128
@@ -70,6 +71,8 @@ class SphereOptimizer(Optimizer):
     _steps_unlooked = 0
     # What is to be said of spheres that let nothing move, at the next step.
     _immovable = ""
+    # Whether a group said of spheres that it has one, or (as an audit does) that it has none.
+    _told_of_spheres = False
     _told_of_rounding = False
     # Whether a parameter is spread over processes (:mod:`~onsphere.optim.distributed.placement`).
     _sharded = False
@@ -146,6 +149,7 @@ class SphereOptimizer(Optimizer):
                 "capturable=False: its step asks the device for numbers. Give capturable=True"
             )
         self._immovable = say_once(self._immovable, stacklevel=4)
+        self._warn_of_no_sphere()
         again = [self._again(group) for group in self.param_groups]
         dense = [ready is not None for ready in again]
         check_gradients(type(self).__name__, self.param_groups, dense, sharded=self._sharded)
@@ -260,6 +264,7 @@ class SphereOptimizer(Optimizer):
         """
         self._check_settings({**self.defaults, **param_group})
         asked = param_group.get("weight_decay", 0) != 0
+        self._told_of_spheres = self._told_of_spheres or "sphere" in param_group
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -376,15 +381,25 @@ class SphereOptimizer(Optimizer):
             for members, at in zip(sets, places, strict=True)
         ]
 
+    def _warn_of_no_sphere(self) -> None:
+        if self._told_of_spheres:
+            return
+        self._told_of_spheres = True
+        if not any(group["sphere"] is not None for group in self.param_groups):
+            name = type(self).__name__
+            words = without_sphere(name, f"torch.optim.{name.removeprefix('Sphere')}")
+            say_once(words, stacklevel=5)
+
     def _warn_of_rounding(self, sets: list[list[Tensor]], group: Group) -> None:
         if self._told_of_rounding or group["lr_mode"] != "angle" or group["master_weights"]:
             return
         if isinstance(group["lr"], Tensor) and capturable(group):
             return  # its value is not waited for
-        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, group["lr"])), None)
+        rate = rate_of(group)
+        lost = next((p.dtype for s in sets for p in s if lost_in(p.dtype, rate)), None)
         if lost is not None:
             self._told_of_rounding = True
-            warn_of_rounding(lost, group["lr"], "master_weights=True", stacklevel=5)
+            warn_of_rounding(lost, rate, "master_weights=True", stacklevel=5)
 
     def _number(self, members: list[Tensor], key: str, sphere: Sphere) -> Tensor:
         """Return one number per vector from the state, zeros at first."""
@@ -448,7 +463,7 @@ def _reference(members: list[Tensor], group: Group) -> float:
 def _options_of(group: Group) -> StepOptions:
     sphere, recorded = group["sphere"], capturable(group)
     return StepOptions(
-        group["lr"] if recorded else float(group["lr"]),
+        rate_of(group) if recorded else float(rate_of(group)),
         group["lr_mode"],
         group["retraction"],
         sphere.radius,

@@ -17,10 +17,11 @@ from onsphere.optim.checks.notices import (
     warn_of_decay,
     warn_of_rounding,
     warn_of_skips,
+    without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
 from onsphere.optim.distributed import placement, sharded_step
-from onsphere.optim.families import Spheres, families
+from onsphere.optim.families import Spheres, families, resolved
 from onsphere.optim.hooks import without_global_hooks
 from onsphere.optim.modes.restore import Restorer
 from onsphere.optim.modes.rotate import rotate, step_for_updates
@@ -60,9 +61,9 @@ def on_sphere(
 
     Args:
         optimizer: the optimizer to wrap.
-        spheres: parameter -> sphere, or a tuple of parameters -> their joint sphere; or param
-            groups with ``params`` and ``sphere``, as :class:`~onsphere.optim.SphereAdamW` takes
-            them (groups without a sphere are passed over).
+        spheres: an audit of the model; or parameter -> sphere, or a tuple of parameters -> their
+            joint sphere; or param groups with ``params`` and ``sphere``, as
+            :class:`~onsphere.optim.SphereAdamW` takes them; those without a sphere are passed over.
         mode: see above.
         growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
@@ -130,8 +131,12 @@ class OnSphere(Optimizer):
         self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
-        for params, sphere in families(spheres):
+        asked = resolved(spheres)
+        for params, sphere in families(asked):
             self._put(params, sphere)
+        if isinstance(asked, list) and not any("sphere" in group for group in asked):
+            base = type(optimizer).__name__
+            say_once(without_sphere("on_sphere", base), stacklevel=3)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

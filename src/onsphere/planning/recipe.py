@@ -124,7 +124,7 @@ class SphereRecipe:
         )
 
     def groups(self, groups: Iterable[Mapping[str, Any]]) -> list[Group]:
-        """Return param groups for ``SphereSGD`` and ``SphereAdamW``.
+        r"""Return param groups for ``SphereSGD`` and ``SphereAdamW``.
 
         Args:
             groups: as ``audit.param_groups(model)`` gives them; those with a ``sphere`` shall turn.
@@ -132,8 +132,10 @@ class SphereRecipe:
         Returns:
             The same groups; those on spheres turn by :attr:`rotation` per step, without decay (by
             that of their own start where the recipe knows how long the run lasts:
-            :meth:`start_of`). Use them with :attr:`keywords`: with another momentum the same
-            rotation per step is another path.
+            :meth:`start_of`). Their ``lr`` is the tuned one, of which ``rotation_scale`` makes the
+            rotation, :math:`\propto\sqrt\eta`: any scheduler does to them what it does to the tuned
+            run. Use them with :attr:`keywords`: with another momentum the same rotation per step
+            is another path.
 
         Raises:
             TypeError: something else than groups is given.
@@ -151,11 +153,14 @@ class SphereRecipe:
             >>> round(recipe.rotation, 4), round(-torch.atan2(weight[1], weight[0]).item(), 4)
             (0.1, 0.1)
         """
-        turning = {"lr_mode": "angle", "weight_decay": 0.0}
+        lr = self.keywords["lr"]
+        turning = {"lr": lr, "lr_mode": "angle", "weight_decay": 0.0}
         copied = _checked(groups)
         self._warn_of_a_short_run(copied)
         return [
-            {**g, **turning, "lr": self.rotation_from(self.start_of(g))} if _on_sphere(g) else g
+            {**g, **turning, "rotation_scale": self.rotation_from(self.start_of(g)) / lr**0.5}
+            if _on_sphere(g)
+            else g
             for g in copied
         ]
 
@@ -193,8 +198,10 @@ class SphereRecipe:
             >>> recipe = sphere_recipe("muon", lr=0.02, weight_decay=0.1)
             >>> base = torch.optim.Muon(recipe.plain_groups(groups), **recipe.keywords)
             >>> optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
-            >>> optimizer.param_groups[0]["lr"] == recipe.rotation
-            True
+            >>> optimizer.param_groups[0]["lr"]  # the tuned rate; the weight turns by
+            0.02
+            >>> round(optimizer.param_groups[0]["rotation_scale"] * 0.02**0.5 / recipe.rotation, 9)
+            1.0
         """
         unknown = ("sphere", "lr_mode")
         return [
@@ -273,12 +280,14 @@ class SphereRecipe:
 
         Args:
             groups: those that the optimizer was made of, with ``sphere`` where there is one.
-            factor: the tuned run's schedule. Ordinary groups keep it.
+            factor: the tuned run's schedule, which all groups keep unless they follow the norm:
+                a plain ``LambdaLR(optimizer, factor)`` or any other scheduler does the same then.
             follow: on spheres :meth:`followed` instead of :meth:`schedule`. By default where the
                 recipe knows how long the run lasts and the norm at its start.
 
         Returns:
-            A list for ``torch.optim.lr_scheduler.LambdaLR(optimizer, ...)``.
+            A list for ``torch.optim.lr_scheduler.LambdaLR(optimizer, ...)``: factors of ``lr``,
+            whose root multiplies the rotation.
 
         Raises:
             TypeError: something else than groups is given.
@@ -288,7 +297,7 @@ class SphereRecipe:
             >>> groups = [{"params": [], "sphere": Sphere()}, {"params": []}]
             >>> recipe = sphere_recipe("lion", lr=1e-4, weight_decay=1.0)
             >>> [schedule(0) for schedule in recipe.schedules(groups, lambda step: 0.25)]
-            [0.5, 0.25]
+            [0.25, 0.25]
         """
         return [
             self._schedule_of(group, factor, follow) if _on_sphere(group) else factor
@@ -296,15 +305,15 @@ class SphereRecipe:
         ]
 
     def _schedule_of(self, group: Group, factor: Schedule, follow: bool | None) -> Schedule:
-        """Return a schedule in units of the rotation that the group begins with."""
+        """Return a schedule of the group's ``lr``, whose root is that of its rotation."""
         start = self.start_of(group)
         if follow is None:
             follow = start is not None
         if not follow:
-            return self.schedule(factor)
+            return lambda step: _factor_at(factor, step)
         unit = self.equilibrium.rotation / self.rotation_from(start)
         path = self.followed(factor, 1.0 if start is None else start)
-        return lambda step: unit * path(step)
+        return lambda step: (unit * path(step)) ** 2
 
 
 def sphere_recipe(
@@ -363,6 +372,7 @@ def sphere_recipe(
     Source: Kosson et al., 2023 (arXiv 2305.17212), and the derivations of
     :mod:`onsphere.dynamics.equilibrium`.
     """  # noqa: E501
+    method = method.lower()
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
     for name, value in (("steps", steps), ("initial_norm_ratio", initial_norm_ratio)):

@@ -164,7 +164,7 @@ def _growth(plan: Plan) -> Iterator[str]:
     )
     yield (
         f"The norm grows from {start:.3g} to {end:.3g}; {outgrown}. That alone divides the "
-        f"effective rate by {(end / start) ** slope:.3g}."
+        f"effective learning rate by {(end / start) ** slope:.3g}."
     )
 
 

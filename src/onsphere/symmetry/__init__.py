@@ -12,16 +12,18 @@ from onsphere.symmetry.claims import (
     WeightReport,
 )
 from onsphere.symmetry.exact.rules import register_rule
+from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.serialize import ArchiveError
 from onsphere.symmetry.report import Audit
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
-from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled
+from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
 from onsphere.symmetry.search.shift import Shift
 
 __all__ = [
     "ArchiveError",
     "Audit",
     "CanonicalizeError",
+    "FixedScales",
     "Kind",
     "Leak",
     "Limit",
@@ -36,4 +38,5 @@ __all__ = [
     "canonicalize",
     "register_rule",
     "rescaled",
+    "with_norms",
 ]

@@ -1,10 +1,10 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
-from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
+from onsphere.symmetry.exact.linear_forms import Constraints, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
     on_another_model,
+    on_doubtful,
     on_gradients,
+    on_hidden,
     on_moving,
     on_reads,
     on_unreached,
@@ -42,19 +44,25 @@ from onsphere.symmetry.numeric.certificate import (
     is_well_conditioned,
     rounding_floor,
 )
-from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
+from onsphere.symmetry.numeric.probe import NoGradients, Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.report import Audit
-from onsphere.symmetry.result import Inputs
+from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
-from onsphere.symmetry.search.null_space import SEARCH_SECONDS, completed, extended
+from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
 from onsphere.symmetry.search.reach import followed, unreached, without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 
 __all__ = ["Audit", "Inputs", "audit"]
 
+STAGES = (
+    "following the operations", "comparing the run in float64 with the model",
+    "measuring gradients", "looking for weights without effect", "certifying on numbers",
+    "looking for symmetries that units cannot see", "looking for finer spheres and shifts",
+)  # fmt: skip
+"""What is told of the progress of an audit, in its order."""
 COTANGENTS = 3
 """Random combinations of the outputs per point."""
 _SIZES = (1.0, 0.4, 2.5)
@@ -70,6 +78,8 @@ _SMALL = 100_000
 _WIDE_SIZES = (1.0, 0.1, 0.4, 2.5, 0.25, 10.0, 0.7)
 _VECTORS = (1.0, 0.3, 0.1, 3.0)
 """Sizes of random matrices and vectors there."""
+_MUCH_LESS = 0.5
+"""Share of the numbers given with which other inputs cost so much less that they are preferred."""
 _DRAW_SECONDS = 30.0
 """How long well-conditioned weights are looked for."""
 
@@ -82,7 +92,7 @@ def audit(
     *,
     output: OutputPicker | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: bool | Callable[[str], None] | None = None,
 ) -> Audit:
     r"""Find every scale symmetry of a model, exactly, and certify each on numbers.
 
@@ -97,7 +107,8 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
-        progress: told what is being done, stage by stage.
+        progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
+            a function to be told what is being done, stage by stage.
 
     Returns:
         The audit. A model on the meta device is analysed without certificates.
@@ -114,17 +125,18 @@ def audit(
         ['0.bias']
     """
     args, kwargs = inputs_of(model, args, kwargs)
-    say = progress or (lambda _: None)
+    from onsphere.report.progress import staged
+
     _check_numbers(model)
-    say("following the operations")
-    with plain_execution():
+    with staged(progress, STAGES) as say, plain_execution():
+        say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
             found = _concluded(model, traced, _Findings([dict(v) for v in traced.basis]))
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
-    return replace(found, inputs=Inputs(args, kwargs, output))
+    return replace(found, inputs=Inputs(args, kwargs, output, ModelReference(model)))
 
 
 @dataclass(frozen=True)
@@ -171,32 +183,39 @@ def _points(probe: Probe) -> list[Point]:
     return [*_random_points(probe, 2), *given]
 
 
-def _refuting_points(probe: Probe) -> list[Point]:
-    """Return points at which what only numbers say is put to the test.
+def _refuting_points(probe: Probe) -> Iterator[Point]:
+    """Draw points at which what only numbers say is put to the test.
 
     Weights of other sizes, large batches of inputs that differ much, and inputs that look up the
     same rows several times: what a threshold or a meeting of inputs does shows at some of them
     only. A small model has few tokens to show it, and is drawn more often.
     """
-    rows = bool(probe.others.rows)
+    yield from islice(far_points(probe), 3)
+    drawn = chain(_wide_points(probe), _meeting_points(probe), _small_points(probe))
+    yield from (point for point in drawn if is_well_conditioned(probe, point))
+
+
+def _wide_points(probe: Probe) -> Iterator[Point]:
+    for noise, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4)):
+        yield probe.redrawn(noise, size, many=True)
+
+
+def _meeting_points(probe: Probe) -> Iterator[Point]:
+    for turn in range(_LOOKUPS if probe.others.rows else 0):
+        yield probe.redrawn(0.4, 1.0, turn, meet=True)
+
+
+def _small_points(probe: Probe) -> Iterator[Point]:
     entries = sum(t.numel() for t in probe.given().state.values())
-    drawn = [
-        *(probe.redrawn(n, size, many=True) for n, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))),
-        *(probe.redrawn(0.4, 1.0, turn, meet=True) for turn in range(_LOOKUPS * rows)),
-    ]
-    drawn += [
-        probe.redrawn(
+    for turn in range(_REDRAWS if entries <= _SMALL else 0):
+        yield probe.redrawn(
             (0.3, 1.0)[turn % 2],
             _WIDE_SIZES[turn % len(_WIDE_SIZES)],
             turn,
-            meet=rows and turn % 3 == 0,
+            meet=bool(probe.others.rows) and turn % 3 == 0,
             anew=turn % 3 == 1,
             vectors=_VECTORS[turn % len(_VECTORS)],
         )
-        for turn in range(_REDRAWS if entries <= _SMALL else 0)
-    ]
-    usable = [point for point in drawn if is_well_conditioned(probe, point)]
-    return [*islice(far_points(probe), 3), *usable]
 
 
 def _with_gradients(
@@ -213,7 +232,7 @@ def _with_gradients(
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
     evidence = gather(probe, points, COTANGENTS, shifts.see)
     say("looking for weights without effect")
-    further = _refuting_points(probe)
+    further = Points(_refuting_points(probe))
     effects = without_effect(probe, evidence, points, further, others)
     inert, silent = effects.inert, effects.unshown
     if inert:
@@ -227,13 +246,13 @@ def _with_gradients(
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, points, evidence))
     say("looking for symmetries that units cannot see")
-    more, complete = _further(probe, claims, certificates, evidence, unsaid)
+    more, search = _further(probe, claims, certificates, evidence, unsaid)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, points, evidence))
     say("looking for finer spheres and shifts")
-    random = [*points[:2], *further]
+    random = Points(chain(points[:2], further))
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
     return _Findings(
@@ -241,11 +260,16 @@ def _with_gradients(
         certificates,
         inert,
         _divisions(probe, claims, inert, random, _told(certificates, evidence)),
-        shifts.certified(probe, alive, [*random, *_SHIFTS * further]),
+        shifts.certified(probe, alive, Points(chain(random, *(_SHIFTS * [further])))),
         find_parts(probe, [n for n in alive if n not in alone], points[:2], further, evidence),
         silent,
-        [*on_reads(traced), *on_moving(traced)],
-        complete=complete,
+        [
+            *on_reads(traced),
+            *on_moving(traced),
+            *on_doubtful({*effects.doubtful, *effects.through_eps}),
+            *([on_hidden()] if search.hidden else []),
+        ],
+        complete=search.complete,
     )
 
 
@@ -262,7 +286,7 @@ def _without_gradients(
     more, certified = _held(more, certify(probe, more, points, None))
     claims, certificates = [*claims, *more], [*certificates, *certified]
     say("looking for finer spheres")
-    far = [*points, *_refuting_points(probe)]
+    far = Points(chain(points, _refuting_points(probe)))
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
         claims, certificates, inert, divisions, unreached=unreached(traced),
@@ -284,18 +308,22 @@ def _further(
     certificates: Sequence[Certificate],
     evidence: RadialDerivatives,
     unsaid: set[str],
-) -> tuple[list[dict[str, Fraction]], bool]:
-    """Return symmetries that units cannot see, and whether the numbers were searched for them."""
+) -> tuple[list[dict[str, Fraction]], Completed]:
+    """Return symmetries that units cannot see, and how the search for them went."""
     tangent = [v for v, c in zip(claims, certificates, strict=True) if c.tangent]
-    found, complete = completed(
-        probe, tangent, evidence, lambda n: _random_points(probe, 1, turn=n)[0], unsaid
-    )
+    step = probe.others.turns if probe.others.share < _MUCH_LESS else 1  # small inputs only
+
+    def draw(n: int) -> Point:
+        return _random_points(probe, 1, turn=step * n)[0]
+
+    seconds = evidence.seconds * (probe.others.share if step > 1 else 1.0)
+    search = completed(probe, tangent, seconds, draw, unsaid)
     # A scale that is detached hides from gradients which weights act alone.
-    detached = len(tangent) < len(claims) and evidence.seconds * len(probe.names) < SEARCH_SECONDS
+    detached = len(tangent) < len(claims) and seconds * len(probe.names) < SEARCH_SECONDS
     alone = probe.names if detached else read_weights(probe.traced)
     alone = [n for n in alone if n in probe.traced.parameters]
-    candidates = [*found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
-    return extended(probe, claims, candidates)[len(claims) :], complete
+    candidates = [*search.found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
+    return extended(probe, claims, candidates)[len(claims) :], search
 
 
 def _sparse(claims: Sequence[Exponents], traced: Trace) -> list[dict[str, Fraction]]:
@@ -365,7 +393,7 @@ def _divisions(
     probe: Probe,
     claims: Sequence[Exponents],
     inert: Sequence[str],
-    points: Sequence[Point],
+    points: Iterable[Point],
     evidence: Sequence[RadialDerivatives | None],
 ) -> dict[int, VectorAxes]:
     wanted = [
@@ -432,8 +460,10 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
 def _spanned(exact: Sequence[Exponents], claims: Sequence[Exponents]) -> list[dict[str, Fraction]]:
     """Keep the exact symmetries that follow from claims which passed their certificates."""
     index = {n: i for i, n in enumerate({n for v in [*exact, *claims] for n in v})}
-    basis = [{index[n]: e for n, e in v.items()} for v in claims]
-    return [dict(v) for v in exact if in_span({index[n]: e for n, e in v.items()}, basis)]
+    held = Constraints(len(index))
+    for v in claims:
+        held.require_zero({index[n]: e for n, e in v.items()})
+    return [dict(v) for v in exact if not held.reduced({index[n]: e for n, e in v.items()})]
 
 
 def _key(v: Exponents) -> tuple[tuple[str, Fraction], ...]:

@@ -17,16 +17,16 @@ class Kind(StrEnum):
 
     INERT = "inert"
     UNREACHED = "unreached"
-    SPHERE = "sphere"
-    SHARED = "shared"
-    TRADED = "traded"
-    FIXED = "fixed"
+    SPHERE = "scale-invariant"
+    SHARED = "scale-invariant together"
+    TRADED = "rescaling"
+    FIXED = "scale-dependent"
 
 
 EFFECT_OF_DECAY = {
     Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
-    Kind.TRADED: "a penalty on products: of weights that trade, which it pulls towards balance",
+    Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
     Kind.FIXED: "a real penalty: the scale is part of the function",
     Kind.INERT: "nothing: the weight has no effect",
     Kind.UNREACHED: "unknown: this input did not reach the weight",
@@ -105,7 +105,8 @@ class Limit:
     Args:
         kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
             ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
-            them while it runs).
+            them while it runs), ``"effect"`` (a gradient, and no effect that can be seen),
+            ``"search"`` (numbers do not tell of further symmetries).
         names: weights that it concerns; none where it concerns all.
         words: what it means, a sentence or two.
     """

@@ -36,6 +36,29 @@ def on_moving(traced: Trace) -> list[Limit]:
     ]  # fmt: skip
 
 
+def on_doubtful(names: Collection[str]) -> list[Limit]:
+    """Say of which weights the numbers do not tell whether they have an effect."""
+    if not names:
+        return []
+    return [
+        Limit(
+            "effect", tuple(sorted(names)),
+            f"Whether {_listed(sorted(names))} can affect the output is not told: no large change "
+            "of it changed the output by more than rounding, yet its gradient is not 0, or it "
+            "acts where an eps does.",
+        )
+    ]  # fmt: skip
+
+
+def on_hidden() -> Limit:
+    """Say that gradients tell nothing of further symmetries."""
+    return Limit(
+        "search", (),
+        "Whether there are symmetries beyond those that units give is not told: at the random "
+        "weights that were tried, rounding hides what gradients say.",
+    )  # fmt: skip
+
+
 def on_another_model(differs: str) -> Limit:
     """Say that the run in float64 is not the model."""
     return Limit(

@@ -1,24 +1,31 @@
 """What an audit found, in one frozen object that prints, saves and feeds an optimizer."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from onsphere import geometry
 from onsphere._utils.files import write_whole
+from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
 from onsphere.symmetry.embeddings import embeddings_and_heads
+from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering import advice, serialize, text
 from onsphere.symmetry.result import AuditResult
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Fix = Literal["maximal"]
+"""Which weights are put on spheres beside those with a sphere of their own."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,12 @@ class Audit(AuditResult):
 
     def __str__(self) -> str:
         return text.rendered(self)
+
+    def __repr__(self) -> str:
+        return f"<Audit of {text.headline(self)}; print() shows all>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def advice(self) -> list[str]:
         """Say in plain words what to do with this model, a sentence or two each."""
@@ -115,62 +128,136 @@ class Audit(AuditResult):
         except TypeError as error:
             raise serialize.ArchiveError(f"this is no audit: {error}") from error
 
+    def fixed_scales(self, model: nn.Module) -> FixedScales:
+        """Choose a largest set of weights whose norms can be held without losing a function.
+
+        Embeddings and heads are held only where no other weight fixes a scale; so are vectors,
+        before them. Printed, it says how many scale symmetries that fixes and who carries the rest.
+
+        Args:
+            model: the audited model, or one with the same parameters.
+
+        Raises:
+            ValueError: the model lacks a parameter of this audit.
+
+        Example:
+            >>> import onsphere as osp
+            >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> print(osp.audit(net, torch.ones(2, 3)).fixed_scales(net))
+            1 weight is held at its norm, which fixes 1 of 1 scale symmetries: 0.weight
+            2 weights carry the scales: 0.bias, 2.weight
+        """
+        frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
+        last = embeddings_and_heads(model, self.inputs)
+        return gauge.fixed_scales(self, frozen=frozen, last=last)
+
     def spheres_of(
-        self, model: nn.Module, *, embeddings: bool = False
+        self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
     ) -> dict[nn.Parameter, geometry.Sphere]:
         """Return the parameters on spheres of their own, as an optimizer takes them.
 
         Args:
             model: the audited model, or one with the same parameters.
             embeddings: put embedding tables and the head on spheres too, where they are.
+            fix: ``"maximal"``: the weights of :meth:`fixed_scales`, so that no scale symmetry is
+                left.
 
         Returns:
-            Parameter -> the product of spheres it lives on; radii are the present norms.
+            Parameter -> the product of spheres it lives on; radii are the present norms. Where
+            there is none, a warning says what was found instead.
 
         Raises:
-            ValueError: the model lacks a parameter of this audit.
+            ValueError: the model lacks a parameter of this audit, or an unknown ``fix``.
         """
+        return self._spheres_of(model, embeddings=embeddings, fix=fix)
+
+    def _spheres_of(
+        self, model: nn.Module, *, embeddings: bool, fix: Fix | None = None
+    ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
+        if fix not in (None, "maximal"):
+            raise ValueError(f'fix must be "maximal" or None, got {fix!r}')
+        if fix:
+            held = self.fixed_scales(model).held
+            if not held:
+                warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
+            return {owned[n]: geometry.Sphere(axes) for n, axes in held.items()}
         on_spheres = self.own_spheres()
         skipped = (
             set() if embeddings or not on_spheres else embeddings_and_heads(model, self.inputs)
         )
+        if on_spheres.keys() <= skipped:
+            warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
         return {
             owned[n]: geometry.Sphere(s.axes) for n, s in on_spheres.items() if n not in skipped
         }
 
+    def spheres_of_audited(self) -> dict[nn.Parameter, geometry.Sphere]:
+        """Return :meth:`spheres_of` of the very model that was audited.
+
+        Raises:
+            ValueError: this audit does not hold it any more: it was read from a file, or the model
+                is gone.
+        """
+        model = None if self.inputs is None else self.inputs.model()
+        if model is None:
+            raise ValueError(
+                "this audit does not know its model any more (it was read from a file, or the "
+                "model is gone); give audit.spheres_of(model)"
+            )
+        return self._spheres_of(model, embeddings=False)
+
     def param_groups(
-        self, model: nn.Module, *, weight_decay: float = 0.0, embeddings: bool = False
+        self,
+        model: nn.Module,
+        *,
+        weight_decay: float | None = None,
+        decay_vectors: bool = False,
+        embeddings: bool = False,
+        fix: Fix | None = None,
     ) -> list[dict[str, Any]]:
         """Return groups ready for an optimizer: spheres, the rest with and without decay.
 
         Args:
             model: the audited model, or one with the same parameters.
-            weight_decay: decay of matrices that are not on spheres; vectors (gains, biases) and
-                weights on spheres get none.
+            weight_decay: decay of matrices that are not on spheres. Without, their groups do not
+                name one, so that the optimizer's own holds.
+            decay_vectors: decay vectors (gains, biases) as well; they get none otherwise.
+                Weights on spheres never get any.
             embeddings: put embedding tables and the head on spheres too, where they are.
+            fix: ``"maximal"``: put a largest set of weights on spheres whose norms can be held
+                without losing a function (:meth:`fixed_scales`): of weights that trade scales, too.
 
         Returns:
             One group per kind of sphere with ``"sphere"`` set, then at most two without; every
-            trainable parameter is in exactly one.
+            trainable parameter is in exactly one. Where no weight is on a sphere, a warning says
+            what was found instead.
 
         Raises:
             ValueError: the model lacks a parameter of this audit.
+
+        Example:
+            >>> import onsphere as osp
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+            >>> groups = osp.audit(net, torch.ones(2, 3)).param_groups(net)
+            >>> optimizer = osp.optim.SphereSGD(groups, lr=0.1, weight_decay=5e-4)
+            >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][0]
+            (['0.weight', '2.weight'], 0.0005)
         """
-        spheres = self.spheres_of(model, embeddings=embeddings)
+        spheres = self._spheres_of(model, embeddings=embeddings, fix=fix)
         groups: dict[Any, dict[str, Any]] = {}
         for name, p in self.parameters_of(model).items():
             if not p.requires_grad:
                 continue
             sphere = spheres.get(p)
-            decay = weight_decay if sphere is None and p.ndim > 1 else 0.0
+            decays = sphere is None and (decay_vectors or p.ndim > 1)
+            decay = weight_decay if decays else 0.0
             group = groups.setdefault(
-                (sphere, decay),
-                {"params": [], "names": [], "sphere": sphere, "weight_decay": decay},
+                (sphere, decays), {"params": [], "names": [], "sphere": sphere} | _option(decay)
             )
             group["params"].append(p)
             group["names"].append(name)
-        return sorted(groups.values(), key=lambda g: (g["sphere"] is None, -g["weight_decay"]))
+        return [groups[key] for key in sorted(groups, key=lambda k: (k[0] is None, not k[1]))]
 
     def weight_reports(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
@@ -191,3 +278,8 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
+
+
+def _option(decay: float | None) -> dict[str, float]:
+    """Return the weight decay of a group; nothing where the optimizer's own shall hold."""
+    return {} if decay is None else {"weight_decay": decay}

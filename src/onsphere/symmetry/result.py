@@ -1,5 +1,6 @@
 """What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -24,6 +25,20 @@ from onsphere.symmetry.search.shift import Shift
 from onsphere.symmetry.weight_decay import shrinkable
 
 
+class ModelReference:
+    """Says which model was audited as long as it lives; a copy or a pickle of it says nothing."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._reference = None if model is None else weakref.ref(model)
+
+    def __call__(self) -> nn.Module | None:
+        """Return the model; ``None`` where it is gone."""
+        return None if self._reference is None else self._reference()
+
+    def __reduce__(self) -> tuple[type["ModelReference"], tuple[()]]:
+        return ModelReference, ()
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a model was run on.
@@ -32,11 +47,13 @@ class Inputs:
         args: positional inputs.
         kwargs: keyword inputs.
         output: picks the tensors to keep fixed.
+        model: which model that was.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: OutputPicker | None
+    model: ModelReference = field(default_factory=ModelReference, repr=False)
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_every_network_on_the_orbit_has_the_same_canonical_form(build: Any) -> N
         for i, v in enumerate(found.exact_symmetries):
             for n, e in v.items():
                 tensors[n].mul_((1.3 + i) ** float(e))
-    one, two = canonicalize(net, found), canonicalize(other, found)
+    one, two = (canonicalize(net, found, modes="audited") for net in (net, other))
     for p, q in zip(one.state_dict().values(), two.state_dict().values(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=0)
 
@@ -276,6 +276,86 @@ def test_a_model_that_rounds_inside_moves_by_powers_of_two_there_only() -> None:
     canonicalize(net, found, factors="real", tolerance=1e-6)
 
 
+# --- the other mode -----------------------------------------------------------------------------
+
+
+def settled_conv(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Return a network whose running statistics are those of the images."""
+    net = made(conv, dtype)
+    for _ in range(200):
+        net(IMAGES.to(dtype))
+    return net
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_function_stays_in_training_mode_and_in_evaluation_mode(train: bool) -> None:
+    net, x = settled_conv().train(train), IMAGES.double()
+    once = canonicalize(net, audit(net, x))
+    assert shrinks(net, once)
+    assert once.training == train
+    for mode in (True, False):
+        assert change(net.train(mode), once.train(mode), x) < 1e-12, mode
+
+
+def test_a_fine_tuning_begins_where_it_began() -> None:
+    net, x = settled_conv().eval(), IMAGES.double()
+    once = canonicalize(net, audit(net, x)).train()
+    statistics = run_and_keep(net.train(), x), run_and_keep(once, x)
+    before, after = ([b for n, b in s.items() if "running" in n] for s in statistics)
+    ratios = [(q / p) for p, q in zip(before, after, strict=True)]
+    for ratio in ratios:  # a running statistic still estimates what the batch has
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+    assert change(net.eval(), once.eval(), x) < 1e-6
+
+
+def run_and_keep(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Run in training mode; return the buffers as the run left them."""
+    with torch.no_grad():
+        net(x + 0.1)
+    return dict(net.named_buffers())
+
+
+def test_the_audited_mode_alone_is_kept_when_asked() -> None:
+    net, x = settled_conv().eval(), IMAGES.double()
+    found = audit(net, x)
+    both, alone = canonicalize(net, found), canonicalize(net, found, modes="audited")
+    assert total_norm(alone) < total_norm(both)
+    assert change(net, alone, x) < 1e-12
+    assert change(net.train(), alone.train(), x) > 1e-3
+
+
+class OnlyInEvaluation(nn.Module):
+    """A network that the other mode shows to be another one."""
+
+    def __init__(self, refuses: bool) -> None:
+        super().__init__()
+        self.net, self.refuses = mlp(), refuses
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.net(x)
+        if self.refuses:
+            raise ValueError("no training here")
+        return self.net[4](F.gelu(self.net[2](F.gelu(self.net[0](x)))))
+
+
+def test_what_the_other_mode_does_not_have_stays_or_is_said() -> None:
+    net = made(lambda: OnlyInEvaluation(refuses=False)).eval()
+    found = audit(net, X)
+    assert same_tensors(canonicalize(net, found), net)
+    assert shrinks(net, canonicalize(net, found, modes="audited"))
+    net.refuses = True
+    with pytest.raises(CanonicalizeError, match="train mode, where the model does not run"):
+        canonicalize(net, found)
+    assert not net.training
+
+
+def test_a_radius_without_a_sphere_is_said() -> None:
+    net = made(mlp)
+    with pytest.warns(UserWarning, match="no weight is on a sphere of its own in both modes"):
+        canonicalize(net, audit(net, X), radius="unit")
+
+
 # --- spheres of their own ---------------------------------------------------------------------
 
 
@@ -303,7 +383,8 @@ def test_running_statistics_move_along_with_each_filter(train: bool, bias: bool)
     for _ in range(200):  # until the statistics are those of this batch
         net(x)
     net.train(train)
-    unit = canonicalize(net, audit(net, x), radius="unit", tolerance=1e-2)
+    found = audit(net, x)
+    unit = canonicalize(net, found, radius="unit", modes="audited", tolerance=1e-2)
     scale = 1 / net[0].weight.detach().flatten(1).norm(dim=1)
     torch.testing.assert_close(unit[1].running_mean, net[1].running_mean * scale)
     if not train:  # there the gain is on a sphere as well, and the variance follows both
@@ -373,12 +454,12 @@ def test_what_cannot_be_verified_is_refused(inplace: bool, tmp_path: Path) -> No
     read = Audit.from_json(tmp_path / "audit.json")
     for bad, words in ((wrong, "output would change"), (read, "give `args`")):
         with pytest.raises(CanonicalizeError, match=words):
-            canonicalize(net, bad, inplace=inplace)
+            canonicalize(net, bad, inplace=inplace, modes="audited")
     with pytest.raises(CanonicalizeError, match="eval mode"):
         canonicalize(net.eval(), found, inplace=inplace)
     with pytest.raises(CanonicalizeError, match=r"'0.weight' with shape \(8, 3, 3, 3\)"):
         canonicalize(mlp(), found, inplace=inplace)
-    with pytest.raises(CanonicalizeError, match="without memory"):
+    with pytest.raises(CanonicalizeError, match="meta device"):
         canonicalize(copy.deepcopy(net.train()).to("meta"), found, inplace=inplace)
     with torch.no_grad():
         poisoned = copy.deepcopy(net)

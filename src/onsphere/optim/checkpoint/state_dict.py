@@ -85,6 +85,8 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
     for key, was, name in _EARLIER_VALUES:
         if given.get(key) == was:
             given[key] = name
+    if given.get("lr_mode") == "angle" and "rotation_scale" not in given:
+        kept.pop("rotation_scale", None)  # the saved rate is the rotation itself
     return {**kept, **given, "sphere": sphere}
 
 

@@ -22,6 +22,15 @@ def immovable(params: Sequence[Tensor], sphere: Sphere) -> str:
     )
 
 
+def without_sphere(name: str, base: str) -> str:
+    """Return what is to be said of an optimizer whose groups say nothing of spheres."""
+    return (
+        f"{name} was given no sphere in any param group, so it is {base} and nothing else. Give "
+        "it the groups of an audit, onsphere.audit(model, inputs).param_groups(model), or name "
+        "weights by hand: {'params': [weight], 'sphere': onsphere.geometry.Sphere()}"
+    )
+
+
 def say_once(words: str, stacklevel: int) -> str:
     """Warn where there is something to say; return what is left to be said."""
     if words:

@@ -15,7 +15,7 @@ from onsphere.optim.steps.project import ConstrainedParameters
 from onsphere.optim.steps.sphere_step import advance_all
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_vector import PerVectorUpdate
-from onsphere.optim.updates.types import Family, Group, Part
+from onsphere.optim.updates.types import Family, Group, Part, rate_of
 
 Closure = Callable[[], float]
 
@@ -69,7 +69,7 @@ def rotate(
         sharded: whether a parameter is spread over processes.
         before_turning: told the precision of a weight, and by how much it turns.
     """
-    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    rates = {p: rate_of(group) for group in groups for p in group["params"]}
     alike: dict[tuple[Sphere, float], list[ConstrainedParameters]] = {}
     for held in constrained:
         if any(param in added for param in held.params):

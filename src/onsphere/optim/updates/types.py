@@ -1,6 +1,6 @@
 """What one step is made of: tensors with their gradients and state, and which belong together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,27 @@ from onsphere.optim.updates.per_vector import PerVectorUpdate
 
 Group = dict[str, Any]
 """A param group of an optimizer, or the state of one parameter."""
+
+
+def rate_of(group: Mapping[str, Any]) -> Any:
+    r"""Return the rate of a group: its ``lr``, or the rotation that a recipe makes of it.
+
+    A tuned run turns by :math:`c\sqrt\eta` per step, where :math:`c` depends on its decay and
+    momentum. A group with ``rotation_scale`` :math:`c` keeps the tuned rate :math:`\eta` as its
+    ``lr``, so that any scheduler does to it what it does to the tuned run.
+
+    Args:
+        group: a param group.
+
+    Returns:
+        Radians per step where there is a ``rotation_scale``; else ``lr`` as it is.
+
+    Example:
+        >>> rate_of({"lr": 0.25}), rate_of({"lr": 0.25, "rotation_scale": 0.1})
+        (0.25, 0.05)
+    """
+    scale, lr = group.get("rotation_scale"), group["lr"]
+    return lr if scale is None or lr is None else scale * lr**0.5
 
 
 @dataclass

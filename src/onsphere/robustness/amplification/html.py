@@ -21,7 +21,7 @@ _CAPTION = (
     "Layers in the order in which they run. Lines: medians over examples; bands: from a tenth to "
     "nine tenths of them. Dashed: random perturbations of the same length. Points: the same "
     "perturbation in a rescaled copy of the model that computes the same function; where they "
-    "leave the line, the measure is bookkeeping."
+    "leave the line, the measure is scale-dependent."
 )
 _LAYER_CAPTION = (
     "Linear layers with the normalization after them. What a layer does to the perturbation that "

@@ -40,7 +40,9 @@ def gain_table(found: "Amplification") -> Table:
         f"What {found.model} does to perturbations: medians of {found.examples} examples",
         titles,
         [_row(layer) for layer in found.layers],
-        "~ moves under a rescale that keeps the function: bookkeeping" if found.control else "",
+        "~ moves under a rescaling that keeps the function: scale-dependent"
+        if found.control
+        else "",
     )
 
 
@@ -91,7 +93,7 @@ def _control_lines(found: "Amplification") -> list[str]:
         return [f"{kept}; no measure moved."]
     still = [m for m in _TITLES if m not in found.bookkeeping]
     return [
-        f"{kept}. Moved by it, so bookkeeping of scales: {', '.join(found.bookkeeping)}. "
+        f"{kept}. Moved by it, so scale-dependent: {', '.join(found.bookkeeping)}. "
         f"Not moved at any layer: {', '.join(still)}."
     ]
 

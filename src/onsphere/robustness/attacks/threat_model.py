@@ -104,6 +104,11 @@ class Threat:
             return change.new_zeros(len(change))
         return change.abs().amax(1) if self.norm == "linf" else vector_norm(change).squeeze(1)
 
+    def width(self, x: Tensor) -> float:
+        """Return the largest distance within the box, in this norm, of examples like these."""
+        side = self.bounds[1] - self.bounds[0]
+        return side if self.norm == "linf" else side * math.sqrt(max(1, x[0].numel()))
+
     def check(self, x: Tensor, y: Tensor) -> None:
         """Refuse examples that this threat cannot be applied to.
 

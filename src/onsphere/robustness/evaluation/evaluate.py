@@ -39,7 +39,7 @@ def evaluate(
     budget: Budget | None = None,
     checks: bool = True,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: bool | Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Measure the accuracy of a classifier in the worst case of several attacks.
 
@@ -67,13 +67,15 @@ def evaluate(
         budget: what the attacks may spend; ``Budget()`` if not given.
         checks: run the checks.
         seed: of everything random. Equal calls on the CPU give equal results.
-        progress: called with the attack's name, examples done, and examples in all.
+        progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
+            a function of the attack's name, examples done, and examples in all.
 
     Returns:
         Accuracies with intervals, the fate of every example, and the checks.
 
     Raises:
-        EvaluationError: ``eps`` not positive, inputs outside the bounds, labels out of range,
+        EvaluationError: ``eps`` not positive or as wide as the box, inputs outside the bounds,
+            labels out of range,
             something that is no logits, logits that carry no gradient to an attack that needs one,
             an unknown attack, no examples, or a module whose outputs depend on the batch. What
             the model itself raises is not caught.
@@ -88,12 +90,19 @@ def evaluate(
     Source: Croce & Hein, 2020 (arXiv 2003.01690); Carlini et al., 2019 (arXiv 1902.06705), on
     what to check.
     """
+    from onsphere.report.progress import shown
+
     names, budget = chosen(attacks), budget or Budget()
     with _refusing():
         threat = Threat(eps, norm, bounds)
     x, y = _gathered(batches, model)
     with _refusing():
         threat.check(x, y)
+    if eps >= threat.width(x):
+        raise EvaluationError(
+            f"eps={eps:g} reaches across the whole box between {bounds[0]:g} and {bounds[1]:g}, "
+            "where no classifier withstands; give it in the units of the data, as 8/255"
+        )
     y = y.long()
     refuse_batch_statistics(model, x)
     model, x = _in_full_precision(model, x)
@@ -102,15 +111,16 @@ def evaluate(
     fates = [ROBUST if right else WRONG for right in standing.tolist()]
     right = standing.nonzero().squeeze(1)
     stages = []
-    for name in names:
-        start, todo = time.perf_counter(), standing.nonzero().squeeze(1)
-        broken = _run(name, model, x, y, todo, threat, budget, seed, progress)
-        for row in todo[broken].tolist():
-            fates[row] = name
-        standing[todo[broken]] = False
-        stages.append(
-            Stage(name, len(todo), int(broken.sum()), round(time.perf_counter() - start, 3))
-        )
+    with shown(progress) as show:
+        for name in names:
+            start, todo = time.perf_counter(), standing.nonzero().squeeze(1)
+            broken = _run(name, model, x, y, todo, threat, budget, seed, show)
+            for row in todo[broken].tolist():
+                fates[row] = name
+            standing[todo[broken]] = False
+            stages.append(
+                Stage(name, len(todo), int(broken.sum()), round(time.perf_counter() - start, 3))
+            )
     checked: tuple[Check, ...] = ()
     if checks:
         checked = trust_checks(
@@ -176,7 +186,7 @@ def _run(
     threat: Threat,
     budget: Budget,
     seed: int,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Callable[[str, int, int], None],
 ) -> Tensor:
     """Attack some of the examples: which of them are wrong afterwards, inside the ball."""
     generator = torch.Generator(x.device).manual_seed(seed)
@@ -188,8 +198,7 @@ def _run(
         attacked = ATTACKS[name](model, x[rows], y[rows], threat, budget, generator)
         near = threat.distance(attacked, x[rows]) <= threat.eps + slack
         broken[first : first + len(rows)] = near & ~correct_mask(model, attacked, y[rows])
-        if progress is not None:
-            progress(name, first + len(rows), len(todo))
+        progress(name, first + len(rows), len(todo))
     return broken
 
 

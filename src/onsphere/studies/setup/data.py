@@ -12,7 +12,7 @@ import pickle
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,17 @@ class Source:
         """
         return DATASETS[self.name](self)
 
+    def load_test(self) -> tuple[Tensor, Tensor]:
+        """Read the test images and labels alone; of files with both, the whole.
+
+        Raises:
+            OnsphereError: a file is missing, truncated or not the published one.
+        """
+        if DATASETS[self.name] is _idx:
+            return _labelled(self, _FILES[self.name][2:])
+        images = self.load()
+        return images.test_x, images.test_y
+
 
 @dataclass(frozen=True)
 class _File:
@@ -144,15 +155,14 @@ def _digits(source: Source) -> Images:
 
 def _idx(source: Source) -> Images:
     """MNIST's format: four gzipped idx files."""
-    tensors = [_parse_idx(_read(source, file), file.name) for file in _FILES[source.name]]
-    train_x, train_y, test_x, test_y = tensors
-    return Images(
-        source.name,
-        train_x.float().div(255).unsqueeze(1),
-        train_y.long(),
-        test_x.float().div(255).unsqueeze(1),
-        test_y.long(),
-    )
+    files = _FILES[source.name]
+    return Images(source.name, *_labelled(source, files[:2]), *_labelled(source, files[2:]))
+
+
+def _labelled(source: Source, files: Sequence[_File]) -> tuple[Tensor, Tensor]:
+    """Read a file of images and the one of their labels."""
+    x, y = (_parse_idx(_read(source, file), file.name) for file in files)
+    return x.float().div(255).unsqueeze(1), y.long()
 
 
 def _parse_idx(packed: bytes, name: str) -> Tensor:

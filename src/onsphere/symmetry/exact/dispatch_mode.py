@@ -81,6 +81,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tensors outside the model that it has written into."""
         return [t for t, _ in self._before if key_of(t) not in self._own]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
@@ -188,7 +192,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = f"module {self.ledger.where!r}" if self.ledger.where else "the model"
         return ModelError(
             f"what {place} computes depends on the values of a tensor ({operation}), and "
-            "this model has none: it was built without memory. Give inputs with values if it is "
+            "this model has none: it is on the meta device. Give inputs with values if it is "
             "they that decide, or else build the model with memory"
         )
 

@@ -9,6 +9,7 @@ value came before it there.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class Occurrences:
         return value if 0 < abs(value) <= LARGEST_EPS**0.5 else None
 
 
+@cache
 def short_name(func: Any) -> str:
     """Return the name of an operation without its library and the mark of writing in place."""
     return str(func._schema.name).removeprefix("aten::").rstrip("_")

@@ -41,6 +41,8 @@ _TRIES = 12
 """How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
+_LONG = 32
+"""From which length on half as many entries of an axis are tried first."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -175,6 +177,12 @@ class OtherInputs:
                     if count > size and self._takes_some(tried):
                         return tried
         return leaves
+
+    @property
+    def share(self) -> float:
+        """How many numbers the other shapes hold, for one that the given ones hold; at most 1."""
+        sizes = [sum(t.numel() for t in x if isinstance(t, Tensor)) for x in self._shapes]
+        return min(1.0, sizes[0] / max(sizes[-1], 1))
 
     @property
     def turns(self) -> int:
@@ -362,10 +370,14 @@ class OtherInputs:
 
 
 def _sizes(size: int) -> list[int]:
-    """Return other lengths to try: one more, one less, half as many; three for a single one."""
+    """Return other lengths to try: one more, one less, half as many; three for a single one.
+
+    Of many, such as the pixels of an image, half as many come first: they cost less.
+    """
     if size == 1:
         return [3]
-    return list(dict.fromkeys(n for n in (size + 1, size - 1, size // 2) if n > 1))
+    some = [size + 1, size - 1, size // 2]
+    return list(dict.fromkeys(n for n in (some[::-1] if size >= _LONG else some) if n > 1))
 
 
 def _are_places(t: Tensor) -> bool:

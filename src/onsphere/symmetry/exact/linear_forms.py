@@ -243,38 +243,54 @@ def sparse_basis(basis: Iterable[Mapping[int, Fraction]], counted: int | None = 
                 for k in better:
                     having[k].add(i)
                 changed = True
-    return [dict(sorted(v.items())) for v in vectors]
+    return [{k: Fraction(c) for k, c in sorted(v.items())} for v in vectors]
+
+
+_Whole = dict[int, int]
+"""A form with whole coefficients and no common divisor: faster than fractions by far."""
 
 
 def _shortened(
-    i: int, vectors: list[Form], having: Mapping[int, set[int]], counted: int | None
-) -> Form | None:
-    best, best_cost = None, _cost(vectors[i], counted)
-    neighbours = {j for k in vectors[i] for j in having[k]} - {i}
+    i: int, vectors: list[_Whole], having: Mapping[int, set[int]], counted: int | None
+) -> _Whole | None:
+    here = vectors[i]
+    best, best_cost = None, _cost(here, counted)
+    neighbours = {j for k in here for j in having[k]} - {i}
     for j in sorted(neighbours):
-        ratios = {-c / vectors[j][k] for k, c in vectors[i].items() if k in vectors[j]}
-        for ratio in sorted(ratios | {Fraction(1), Fraction(-1)}):
-            candidate = _coprime(add_scaled(vectors[i], vectors[j], ratio))
+        there = vectors[j]
+        ratios = {_reduced(-c, there[k]) for k, c in here.items() if k in there}
+        for up, down in sorted(ratios | {(1, 1), (-1, 1)}, key=lambda r: r[0] / r[1]):
+            candidate = {k: down * c for k, c in here.items()}
+            for k, c in there.items():
+                candidate[k] = candidate.get(k, 0) + up * c
+            candidate = _coprime({k: c for k, c in candidate.items() if c})
             if candidate and (cost := _cost(candidate, counted)) < best_cost:
                 best, best_cost = candidate, cost
     return best
 
 
-def _cost(v: Form, counted: int | None) -> tuple[bool, Fraction, int, int]:
+def _reduced(up: int, down: int) -> tuple[int, int]:
+    """Return a quotient in lowest terms, its denominator positive."""
+    common = math.gcd(up, down) if down > 0 else -math.gcd(up, down)
+    return up // common, down // common
+
+
+def _cost(v: _Whole, counted: int | None) -> tuple[bool, int, int, int]:
     """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
     negative = sum(c < 0 for c in v.values())
     own = len(v) if counted is None else sum(k < counted for k in v)
     shared = own > 1 or 0 < negative < len(v)
-    return shared, max(abs(c) for c in v.values()), len(v), min(negative, len(v) - negative)
+    return shared, max(map(abs, v.values())), len(v), min(negative, len(v) - negative)
 
 
-def _coprime(v: Mapping[int, Fraction]) -> Form:
+def _coprime(v: Mapping[int, Fraction | int]) -> _Whole:
     """Scale to coprime integers; more positive exponents than negative ones, the first positive."""
     if not v:
         return {}
     common = math.lcm(*(c.denominator for c in v.values()))
-    divisor = math.gcd(*(int(c * common) for c in v.values()))
-    positive = sum(c > 0 for c in v.values())
+    whole = {k: c.numerator * (common // c.denominator) for k, c in v.items()}
+    divisor = math.gcd(*whole.values())
+    positive = sum(c > 0 for c in whole.values())
     flip = 2 * positive < len(v) or (2 * positive == len(v) and v[min(v)] < 0)
-    scale = Fraction(-common if flip else common, divisor)
-    return {k: c * scale for k, c in v.items()}
+    divisor = -divisor if flip else divisor
+    return {k: c // divisor for k, c in whole.items()}

@@ -6,7 +6,7 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -30,6 +30,8 @@ from onsphere.symmetry.numeric.radial_derivatives import (
 RADIAL_TOLERANCE = 1e-7
 """Largest relative radial derivative of a claim that counts as 0 in float64: deep networks amplify
 rounding in the backward pass, so the finite rescale is the sharper test."""
+_NO_ROUNDING = 1e-4
+"""Relative radial derivative that rounding does not explain at a well-conditioned point."""
 FINITE_TOLERANCE = 1e-10
 """Largest relative change of the output under a finite rescale that counts as 0."""
 
@@ -188,10 +190,14 @@ def certify(
         residuals: list[float | None] = [None] * len(claims)
         real = None
     else:
-        rows = [r for i in range(len(points)) if len((r := evidence.radial(i)).values)]
+        rows = [
+            (r, is_well_conditioned(probe, point))
+            for i, point in enumerate(points)
+            if len((r := evidence.radial(i)).values)
+        ]
         seen = set(evidence.names)
         residuals = [
-            min(_residual(r, claim) for r in rows) if rows and seen.issuperset(claim) else None
+            _least_residual(rows, claim) if rows and seen.issuperset(claim) else None
             for claim in claims
         ]
         real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
@@ -259,6 +265,21 @@ def _withstood(probe: Probe, claim: Exponents, point: Point, *, huge: bool) -> i
         if not change <= max(allowed, _ROUNDINGS * floor):
             return None
     return tested
+
+
+def _least_residual(rows: Sequence[tuple[RadialRows, bool]], claim: Exponents) -> float:
+    """Return the residual at the point that rounds least, or one that is no rounding anywhere.
+
+    Where the claimed weights act hardly at all, as behind a saturated softmax, any residual is
+    small; so one that is large where numbers can be trusted counts.
+
+    Args:
+        rows: of every point, with whether it is well conditioned.
+        claim: exponents by name.
+    """
+    found = [(_residual(r, claim), trusted) for r, trusted in rows]
+    clear = [residual for residual, trusted in found if trusted and residual > _NO_ROUNDING]
+    return max(clear) if clear else min(residual for residual, _ in found)
 
 
 def _residual(rows: RadialRows, claim: Exponents) -> float:
@@ -344,7 +365,7 @@ def _combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[s
 
 def largest_change(
     probe: Probe,
-    points: Sequence[Point],
+    points: Iterable[Point],
     edited: Callable[[Probe, Sequence[T], Point], Point],
     claims: Sequence[T],
 ) -> float:

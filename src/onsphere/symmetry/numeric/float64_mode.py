@@ -10,6 +10,7 @@ views; random numbers are drawn in the type in which the model draws them, and s
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -66,17 +67,19 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._occurrences = Occurrences(float)
         self._twins: dict[int, tuple[Any, Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and not self.backward:
-            return _Draw(func, self.draws.get((self.where, short_name(func))), self.lift)(
-                args, kwargs
-            )
+        name, draws = _facts(func)
+        if draws and not self.backward:
+            return _Draw(func, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         args = tuple(map(self.lift, args))
         kwargs = {k: self.lift(v) for k, v in kwargs.items()} if kwargs else kwargs
-        name = short_name(func)
         if name in _PADDED:
             args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
         if self.precisions and not self.backward:
@@ -89,11 +92,13 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
-        if isinstance(value, torch.dtype):
-            return _WIDE.get(value, value)
-        if isinstance(value, list | tuple):
-            return type(value)(map(self.lift, value))
-        if not isinstance(value, Tensor) or value.dtype not in _WIDE:
+        if not isinstance(value, Tensor):
+            if isinstance(value, torch.dtype):
+                return _WIDE.get(value, value)
+            if isinstance(value, list | tuple):
+                return type(value)(map(self.lift, value))
+            return value
+        if value.dtype not in _WIDE:
             return value
         if value.layout is not torch.strided:
             return wide(value)
@@ -134,14 +139,22 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
+    if isinstance(value, Tensor):
+        return wide(value)
     if isinstance(value, list | tuple):
         return type(value)(map(_fresh, value))
-    return wide(value) if isinstance(value, Tensor) else value
+    return value
 
 
 def wide(t: Tensor) -> Tensor:
     """Return a tensor of a short type in float64, or in complex numbers of it."""
-    return t.to(_WIDE.get(t.dtype, t.dtype))
+    return t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t
+
+
+@cache
+def _facts(func: Any) -> tuple[str, bool]:
+    """Return the short name of an operation, and whether it draws random numbers."""
+    return short_name(func), torch.Tag.nondeterministic_seeded in func.tags
 
 
 class _Draw:

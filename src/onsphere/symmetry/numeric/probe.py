@@ -5,9 +5,10 @@ gradients of random combinations of the outputs. Casts to a smaller dtype inside
 lifted, so that the noise is that of float64.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -54,6 +55,27 @@ class Point:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     seed: int = 0
+
+
+class Points:
+    """Points that are drawn when they are first asked for, once for all who ask.
+
+    Args:
+        drawn: draws them.
+    """
+
+    def __init__(self, drawn: Iterable[Point]) -> None:
+        self._drawn = iter(drawn)
+        self._known: list[Point] = []
+
+    def __iter__(self) -> Iterator[Point]:
+        for i in itertools.count():
+            if i == len(self._known):
+                point = next(self._drawn, None)
+                if point is None:
+                    return
+                self._known.append(point)
+            yield self._known[i]
 
 
 @dataclass(frozen=True)
@@ -375,7 +397,9 @@ class Probe:
             fresh |= {n: leaf_as(p, fresh[n]) for n, p in own.items()}
         args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
         outside = unchanged(self.traced.outside)
-        with plain_execution(point.seed), outside, mode, Composed(real_eps, mode.tiny):
+        differentiable = any(t.requires_grad for t in fresh.values())
+        composed = Composed(real_eps, mode.tiny) if differentiable else nullcontext()
+        with plain_execution(point.seed), outside, mode, composed:
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
             return self.outputs_in(result)
 

@@ -56,14 +56,13 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     given = Call(args, kwargs)
     try:
         probe.real_baseline()
-        compared = next(
-            (c for c in _calls(probe, given) if _rounding(probe, c) <= _TOO_ROUGH), None
-        )
+        measured = ((c, _rounding(probe, c)) for c in _calls(probe, given))
+        found = next(((c, rounding) for c, rounding in measured if rounding <= _TOO_ROUGH), None)
     except ModelError as error:
         return str(error)
-    if compared is None:
+    if found is None:
         return None if _same_in_float64(probe, given) else "rounding decides what comes out"
-    rounding = _rounding(probe, compared)
+    compared, rounding = found
     ours = probe.outputs(probe.on(compared), real_eps=True)
     change = relative_change(_outputs(probe, compared), ours)
     if change <= min(_SLACK * rounding, max(_MOST, 10 * rounding)):

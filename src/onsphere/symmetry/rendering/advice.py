@@ -1,5 +1,7 @@
 """What to do with a model's weights, in plain words."""
 
+from collections.abc import Iterable
+
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
@@ -8,10 +10,10 @@ LEAK_THAT_MATTERS = 0.01
 """Relative change of the output, per e-fold of rescale, above which eps takes part."""
 
 KINDS = {
-    Kind.SPHERE: "lives on a sphere of its own",
-    Kind.SHARED: "free to shrink together with others",
-    Kind.TRADED: "trades its scale against others",
-    Kind.FIXED: "no symmetry moves its scale",
+    Kind.SPHERE: "is scale-invariant, on a sphere of its own",
+    Kind.SHARED: "is scale-invariant together with others",
+    Kind.TRADED: "is in a rescaling symmetry with others",
+    Kind.FIXED: "is scale-dependent: no symmetry moves its scale",
     Kind.INERT: "has no effect on the output",
     Kind.UNREACHED: "not reached by this input",
 }
@@ -19,7 +21,7 @@ KINDS = {
 _WEIGHT = {
     Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
-    Kind.TRADED: "decay it like the weights it trades with, so that they stay in balance",
+    Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
     Kind.INERT: "remove or freeze it",
     Kind.UNREACHED: "audit on inputs that reach it",
@@ -61,14 +63,43 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         return []
     if not count:
         return [
-            "No weight has a sphere of its own: fixing the length of one loses nothing only if a "
-            "weight that it trades with stays free."
+            "No weight is scale-invariant on its own: fixing the norm of one loses nothing only if "
+            "a weight that shares a rescaling symmetry with it stays free. "
+            "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
+            "which loses nothing; audit.fixed_scales(model) says which."
         ]
     return [
-        f"{_weights(count)} on spheres: pass audit.param_groups(model) to a sphere optimizer "
-        "(embeddings and heads stay off spheres unless you ask). With an ordinary optimizer, "
-        "weight decay on them is a schedule of their learning rate."
+        f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
+        "optimizer (embeddings and heads stay off spheres unless you ask). With an ordinary "
+        "optimizer, weight decay on them is a schedule of their learning rate."
     ]
+
+
+def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
+    """Say why no weight goes to a sphere of its own, what was found instead, and what can be done.
+
+    Args:
+        audit: of a model without spheres, or with some that were left out.
+        skipped: embeddings and heads, which are left out unless asked for.
+    """
+    left_out = sorted({*audit.own_spheres()} & {*skipped})
+    if left_out:
+        return (
+            f"of {audit.model} only embeddings or heads are on spheres of their own "
+            f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
+        )
+    found = [
+        f"{_weights(len(_of(audit, Kind.SHARED)))} on joint spheres (scaled all at once, and only "
+        "together, they change nothing)",
+        f"{_weights(len(_of(audit, Kind.TRADED)))} in rescaling symmetries",
+    ]
+    return (
+        f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode; there are "
+        f"{' and '.join(found)}. So no group gets a sphere, and an optimizer on spheres is its "
+        "base optimizer here; a Monitor watches all matrices instead. "
+        "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
+        "which loses no function"
+    )
 
 
 def _nothing_shown(audit: AuditResult) -> bool:
@@ -86,8 +117,8 @@ def _on_shared(audit: AuditResult) -> list[str]:
 def _on_traded(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.TRADED))
     return [] if not count else [
-        f"{_weights(count)} trade scales: weight decay penalizes their products and balances them; "
-        "canonicalize() balances them at once, with the same function."
+        f"{_weights_are(count)} in rescaling symmetries: weight decay penalizes their products and "
+        "balances them; canonicalize() balances them at once, with the same function."
     ]  # fmt: skip
 
 
@@ -149,13 +180,17 @@ def limits(audit: AuditResult) -> list[str]:
         )
     if not audit.certified:
         said.append(
-            "The model was built without memory: spheres, trades and shared scales are exact, but "
+            "The model is on the meta device, without values: its symmetries are exact, but "
             "not certified on numbers, and inert weights, shifts and finer spheres are not looked "
             "for. A small copy with memory has them (on the command line: --shrink)."
         )
     elif not audit.complete and not audit.limits:
         said.append("The model is large: the numeric search for further symmetries was cut short.")
     return said
+
+
+def _weights_are(count: int) -> str:
+    return f"{_weights(count)} {'is' if count == 1 else 'are'}"
 
 
 def _weights(count: int) -> str:

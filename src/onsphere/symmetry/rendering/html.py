@@ -61,7 +61,8 @@ def document(audit: AuditResult) -> Document:
     return Document(
         title=f"Audit of {audit.model}",
         summary=(
-            f"{len(audit.parameters)} weights with {entries:,} entries in {audit.mode} mode: "
+            f"{len(audit.parameters)} weights with {entries:,} entries in "
+            f"{text.MODES[audit.mode]} mode: "
             f"{len(audit.scale_symmetries)} independent ways to rescale them change nothing."
             + (f" Audited: {audit.note}." if audit.note else "")
         ),
@@ -96,15 +97,15 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
     sets = len(audit.spheres) - count
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
-        ("spheres", "Weights on spheres of their own", _SPHERES,
+        ("spheres", "Scale-invariant weights", _SPHERES,
          _counted(count, "weight"), text.sphere_lines(audit)),
-        ("parts", "Weights partly on spheres", _PARTS,
+        ("parts", "Partly scale-invariant weights", _PARTS,
          _counted(len(partly), "weight"), partly),
-        ("joint", "Weights on one sphere together", _SHARED,
+        ("joint", "Weights that are scale-invariant together", _SHARED,
          _counted(sets, "set"), text.joint_lines(audit)),
-        ("trades", "Weights that trade scales", _TRADES,
-         _counted(len(audit.rescalings), "trade"), text.trade_lines(audit)),
-        ("shifts", "Weights that can shift", _SHIFTS,
+        ("trades", "Rescaling symmetries", _TRADES,
+         _counted(len(audit.rescalings), "generator"), text.trade_lines(audit)),
+        ("shifts", "Shift symmetries", _SHIFTS,
          _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
          _counted(len(audit.inert), "weight"), folded(audit.inert)),
@@ -207,7 +208,7 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
 
 def _provenance(audit: AuditResult) -> dict[str, str]:
     if not audit.certified:
-        certified = "no: built without memory; exact by the units of the operations"
+        certified = "no: on the meta device, without values; exact by the units of the operations"
     else:
         certified = "yes: in float64, by radial derivatives and finite rescales"
     return {

@@ -14,6 +14,8 @@ from onsphere.symmetry.search.partial import Part
 
 WIDTH = 100
 
+MODES = {"train": "training", "eval": "evaluation"}
+
 _DECAYS = (
     ((Kind.SPHERE, Kind.SHARED), "sets learning rates and penalizes nothing, on"),
     ((Kind.TRADED,), "penalizes products of weights and balances them, on"),
@@ -21,22 +23,32 @@ _DECAYS = (
 )
 
 
+def headline(audit: AuditResult) -> str:
+    """Return in one line what an audit found."""
+    return (
+        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights, "
+        f"{len(audit.own_spheres())} on spheres of their own, {len(audit.rescalings)} "
+        f"rescaling symmetries, {len(audit.inert)} inert"
+    )
+
+
 def rendered(audit: AuditResult) -> str:
     """Return the audit as a table for a terminal: plain text, at most 100 columns."""
     entries = sum(size(s) for s in audit.parameters.values())
     parts = [
-        f"{audit.model} in {audit.mode} mode: {len(audit.parameters)} weights with {entries:,} "
-        f"entries, {len(audit.scale_symmetries)} scale symmetries"
+        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights with "
+        f"{entries:,} entries, {len(audit.scale_symmetries)} scale symmetries"
         + (f"\n({audit.note})" if audit.note else ""),
-        *_section("ON A SPHERE: the length does nothing, only the direction counts",
+        *_section("SCALE-INVARIANT, on a sphere of its own: only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
-        *_section("PARTLY ON A SPHERE: each part can be scaled alone", _count(audit, "sphere"),
+        *_section("PARTLY SCALE-INVARIANT: each part can be scaled alone", _count(audit, "sphere"),
                   part_lines(audit, "sphere")),
-        *_section("ON ONE SPHERE TOGETHER: scaling all of these at once does nothing",
+        *_section("SCALE-INVARIANT TOGETHER, on a joint sphere: "
+                  "scaling all of these at once changes nothing",
                   len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
-        *_section("TRADES: for any a > 0 this rescaling does nothing",
+        *_section("RESCALING SYMMETRIES: for any a > 0 this changes nothing",
                   len(audit.rescalings), trade_lines(audit)),
-        *_section("SHIFTS: adding such amounts does nothing", len(audit.shifts),
+        *_section("SHIFT SYMMETRIES: adding such amounts changes nothing", len(audit.shifts),
                   shift_lines(audit)),
         *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
         *_section("PARTLY INERT: these parts have no effect", _count(audit, "inert"),

@@ -3,7 +3,8 @@ r"""The same function, a canonical representative of its weights.
 Weights that the symmetries of a model carry into each other compute the same function. Among them
 is one of least total norm, at which every traded pair is balanced
 (:mod:`onsphere.symmetry.rewrite.least_norm` finds it). Weights on spheres have no least norm; they
-keep their length, or get the one asked for.
+keep their length, or get the one asked for. A network is used in two modes, so it moves along those
+symmetries only that hold in training and in evaluation (:mod:`onsphere.symmetry.rewrite.modes`).
 
 Mathematically the output does not change at all. In floating point it does, by rounding, unless
 every factor is a power of two. And a model computes with eps, which notices the length of weights
@@ -12,6 +13,7 @@ on spheres. So the result is measured before it is returned, and refused if it m
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,9 +39,11 @@ from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
+from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, shared, value
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
+Modes = Literal["both", "audited"]
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative change of the output that counts as rounding, by the output's type."""
@@ -90,6 +94,7 @@ def canonicalize(
     radius: Radius = "initial",
     factors: Factors = "auto",
     exact: bool = True,
+    modes: Modes = "both",
     tolerance: float | None = None,
     output: OutputPicker | None = None,
     inplace: bool = False,
@@ -103,6 +108,10 @@ def canonicalize(
     estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
     any others. Applied twice the result is that of applying once, bit by bit, and without
     ``radius`` the total norm never grows.
+
+    The function stays in training mode *and* in evaluation mode, and is compared in both: what
+    evaluation alone leaves free (a BatchNorm's gain against its running variance) is another
+    network as soon as it trains.
 
     Args:
         model: the audited model, in the mode it was audited in; compiled and data-parallel ones
@@ -120,6 +129,8 @@ def canonicalize(
             inside), and real elsewhere.
         exact: trade only in ways that the real eps does not notice. ``False`` also trades scales
             that stand beside an eps; the function then changes by the audit's leaks.
+        modes: ``"audited"`` keeps the function in the mode of the audit alone, which leaves more
+            scales free. Only for a network that is never used in the other one.
         tolerance: largest relative change of the output to accept; rounding of the output's type
             without: 1e-12 in float64, 1e-5 in float32.
         output: picks the tensors to keep fixed, if ``args`` or ``kwargs`` are given.
@@ -129,8 +140,9 @@ def canonicalize(
         The model with canonical weights.
 
     Raises:
-        CanonicalizeError: the audit does not fit, there are no inputs, a weight holds NaN, or
-            the output would move further than the tolerance.
+        CanonicalizeError: the audit does not fit, there are no inputs, a weight holds NaN, the
+            model does not run in the other mode, or the output would move further than the
+            tolerance.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -144,7 +156,7 @@ def canonicalize(
     """
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
-        changed = _changed(source, audit, inputs, radius, factors, exact, tolerance)
+        changed = _changed(source, audit, inputs, radius, factors, exact, modes, tolerance)
     target = model if inplace else _copied(model)
     with gathered(target, write=True) as inner:
         _write(_tensors(inner), changed)
@@ -158,26 +170,61 @@ def _changed(
     radius: Radius,
     factors: Factors,
     exact: bool,
+    modes: Modes,
     tolerance: float | None,
 ) -> dict[str, Tensor]:
-    """Return the weights and buffers that change, verified."""
+    """Return the weights and buffers that change, verified in every mode that shall stay."""
     own = _tensors(model)
     _check_fits(model, own, audit)
     traced = _traced(model, inputs)
-    moves = {} if radius == "initial" else _on_radius(own, audit, traced, radius, factors)
+    other = None if modes == "audited" else _traced_in_other_mode(model, inputs)
+    asked = _Asked(audit, traced, other, factors)
+    moves = {} if radius == "initial" else _on_radius(own, asked, radius)
     held = set(moves) & set(audit.parameters)
-    for name, move in _balanced(own, audit, traced, factors, exact, held).items():
+    for name, move in _balanced(own, asked, exact, held).items():
         moves[name] = move.after(moves.get(name))
     changed = {n: m.applied(own[n]) for n, m in moves.items()}
-    change = _change(model, own, changed, inputs)
-    allowed = change.rounding if tolerance is None else tolerance
-    if not change.amount <= allowed:
-        reason = _reason(audit, moves, change.amount, factors)
-        raise CanonicalizeError(
-            f"the output would change by {change.amount:.1e} of its size, more than "
-            f"{allowed:.0e}, so the model is left as it was: {reason}"
-        )
+    for training in [model.training] if other is None else [model.training, not model.training]:
+        with in_mode(model, training):
+            change = _change(model, own, changed, inputs)
+        allowed = change.rounding if tolerance is None else tolerance
+        if not change.amount <= allowed:
+            raise CanonicalizeError(
+                f"in {mode_of(training)} mode the output would change by {change.amount:.1e} of "
+                f"its size, more than {allowed:.0e}, so the model is left as it was: "
+                f"{_reason(audit, moves, change.amount, factors)}"
+            )
     return changed
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is known of a model, and how it may move.
+
+    Args:
+        audit: its audit.
+        traced: its trace in the mode of the audit.
+        other: its trace in the other mode, whose function stays as well; ``None`` if it need not.
+        factors: what to multiply with.
+    """
+
+    audit: Audit
+    traced: Trace
+    other: Trace | None
+    factors: Factors
+
+    def demands(self, own: Mapping[str, Tensor], exact: bool) -> list[Vector]:
+        """Return what the other mode demands of a rescale."""
+        if self.other is None:
+            return []
+        followed = _passengers(self.audit, self.traced, self.audit.scale_symmetries)
+        inert = {*self.audit.inert} - {n for f in followed for n in f}
+        return demands(self.other, self.other.exact if exact else self.other.basis, inert, own)
+
+    @property
+    def rounded(self) -> list[Vector]:
+        """What the model rounds while it runs, in the modes whose function stays."""
+        return [*self.traced.rounded, *(self.other.rounded if self.other else ())]
 
 
 # --- what is there ------------------------------------------------------------------------------
@@ -219,7 +266,7 @@ def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> No
                 "audit this model again"
             )
         if own[name].is_meta:
-            raise CanonicalizeError("the model has no values: it was built without memory")
+            raise CanonicalizeError("the model has no values: it is on the meta device")
         if not bool(own[name].detach().isfinite().all()):
             raise CanonicalizeError(f"parameter {name!r} holds NaN or infinity")
 
@@ -228,58 +275,54 @@ def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> No
 
 
 def _balanced(
-    own: Mapping[str, Tensor],
-    audit: Audit,
-    traced: Trace,
-    factors: Factors,
-    exact: bool,
-    held: set[str],
+    own: Mapping[str, Tensor], asked: _Asked, exact: bool, held: set[str]
 ) -> dict[str, _Move]:
     """Return the moves to the least total norm, with ``held`` weights where they are."""
+    audit = asked.audit
     claims = audit.exact_symmetries if exact else audit.scale_symmetries
     claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
-    passengers = _passengers(audit, traced, claims)
-    symmetries = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    passengers = _passengers(audit, asked.traced, claims)
+    moving = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
+    symmetries = shared(moving, asked.demands(own, exact))
     names = sorted({n for v in symmetries for n in v})
     scales = least_norm(
         symmetries,
         {n: _square(own[n]) for n in names if n in audit.parameters},
         fixed=held,
-        octaves=_octaves(own, traced, factors, names),
+        octaves=_octaves(own, asked, names),
         still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)]),
     )
     return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
 
 
-def _octaves(
-    own: Mapping[str, Tensor], traced: Trace, factors: Factors, names: Sequence[str]
-) -> list[Vector]:
+def _octaves(own: Mapping[str, Tensor], asked: _Asked, names: Sequence[str]) -> list[Vector]:
     """Return what may only move by powers of two: combinations of log scales, by name."""
     single: list[Vector] = [{n: Fraction(1)} for n in names]
-    if factors == "auto":
+    if asked.factors == "auto":
         short = [v for n, v in zip(names, single, strict=True) if own[n].element_size() < 4]
-        return [*short, *traced.rounded]
-    return single if factors == "binary" else []
+        return [*short, *asked.rounded]
+    return single if asked.factors == "binary" else []
 
 
-def _on_radius(
-    own: Mapping[str, Tensor], audit: Audit, traced: Trace, radius: Radius, factors: Factors
-) -> dict[str, _Move]:
+def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict[str, _Move]:
     """Return the moves that give weights on spheres of their own the length asked for."""
     moves: dict[str, _Move] = {}
-    for sphere in audit.spheres:
-        names = [n for n in sphere.names if n in audit.parameters]
-        if len(names) != 1 or names[0] in moves:
+    demanded = asked.demands(own, exact=False)
+    for sphere in asked.audit.spheres:
+        names = [n for n in sphere.names if n in asked.audit.parameters]
+        passengers = _passengers(asked.audit, asked.traced, [sphere.exponents])[0]
+        exponents = {**passengers, **sphere.exponents}
+        elsewhere = any(value(demand, exponents) for demand in demanded)
+        if len(names) != 1 or names[0] in moves or elsewhere:
             continue
         (name,) = names
         vectors = sphere.axes.gather(own[name].detach().to(torch.float64))
         norms = vectors.norm(dim=-1).flatten()
         length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
         scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
-        if factors == "binary":
+        if asked.factors == "binary":
             scale = torch.exp2(scale.log2().round())
         scale = torch.where((scale - 1).abs() <= 4 * torch.finfo(own[name].dtype).eps, 1.0, scale)
-        exponents = {**_passengers(audit, traced, [sphere.exponents])[0], **sphere.exponents}
         for moved, e in exponents.items():
             power = float(e / sphere.exponents[name])
             if moved == name:
@@ -287,7 +330,19 @@ def _on_radius(
             else:
                 follow = _following(own[moved], scale**power, name)
                 moves[moved] = follow.after(moves.get(moved))
+    if not moves:
+        _warn_of_no_sphere(asked)
     return moves
+
+
+def _warn_of_no_sphere(asked: _Asked) -> None:
+    where = f"in {asked.audit.mode} mode" if asked.other is None else "in both modes"
+    mended = "" if asked.audit.mode == "train" else "; audit the model in training mode"
+    warnings.warn(
+        f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}",
+        UserWarning,
+        stacklevel=6,
+    )
 
 
 def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
@@ -355,6 +410,19 @@ def _traced(model: nn.Module, inputs: Inputs) -> Trace:
         return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
     except ModelError as error:
         raise CanonicalizeError(str(error)) from error
+
+
+def _traced_in_other_mode(model: nn.Module, inputs: Inputs) -> Trace:
+    here, there = mode_of(model.training), mode_of(not model.training)
+    try:
+        with in_mode(model, not model.training):
+            return trace(model, inputs.args, inputs.kwargs, output=inputs.output)
+    except ModelError as error:
+        raise CanonicalizeError(
+            f"nothing says that the function stays in {there} mode, where the model does not run "
+            f"on these inputs ({error}); give inputs that it runs on in both modes, or "
+            f"modes='audited' to keep that of {here} mode alone"
+        ) from error
 
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:

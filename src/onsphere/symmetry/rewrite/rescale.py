@@ -9,7 +9,7 @@ every rounding inside the model is the same as before.
 import copy
 from collections.abc import Mapping
 from fractions import Fraction
-from math import lcm
+from math import inf, lcm, log2
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,8 @@ def rescaled(
     all of them whole.
 
     Args:
-        model: the audited model, in the mode it was audited in.
+        model: the audited model, in the mode it was audited in; the copy is the same function in
+            that mode only, for measuring and not for training.
         audit: its audit.
         rescalings: follow the symmetries that make one weight larger and another smaller as well.
             Without, weights only move together with the statistics that normalize them.
@@ -65,12 +66,7 @@ def rescaled(
         >>> bool(twin[0].weight.norm() > net[0].weight.norm()), torch.equal(twin(x), net(x))
         (True, True)
     """
-    mode = "train" if model.training else "eval"
-    if mode != audit.mode:
-        raise RescaleError(
-            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
-            f"scales are free; call model.{audit.mode}() or audit it again"
-        )
+    _check_mode(model, audit)
     symmetries = [
         v
         for v in audit.scale_symmetries
@@ -82,14 +78,94 @@ def rescaled(
     if octaves < 1:
         raise RescaleError(f"octaves is at least 1, got {octaves}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    moves = _drawn(symmetries, audit, octaves, generator)
+    return _moved_copy(model, _drawn(symmetries, audit, octaves, generator))
+
+
+def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn.Module:
+    r"""Return a copy of a model with given norms of some weights that computes the same function.
+
+    Moves along the scale symmetries by :math:`e^{t_k}` with
+    :math:`\sum_k t_k e_{ki} = \log(r_i/|p_i|)` for every named weight :math:`i`, at the least
+    :math:`|t|` where several do it.
+
+    Args:
+        model: the audited model, in the mode it was audited in.
+        audit: its audit.
+        norms: parameter -> the norm it shall have; those of
+            :meth:`onsphere.Audit.fixed_scales` can be chosen freely.
+
+    Returns:
+        The copy: the same up to rounding, and up to eps, which stay (but for those of running
+        variances).
+
+    Raises:
+        RescaleError: the audit is of another model or mode; a norm that is not positive, or that no
+            symmetry reaches; a weight that is 0.
+
+    Example:
+        >>> from onsphere.symmetry import audit
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+        >>> x = torch.ones(1, 2)
+        >>> twin = with_norms(net, audit(net, x), {"0.weight": 5.0})
+        >>> round(float(twin[0].weight.norm()), 4), torch.allclose(twin(x), net(x))
+        (5.0, True)
+    """
+    _check_mode(model, audit)
+    own = audit.parameters_of(model)
+    for name, norm in norms.items():
+        if name not in own:
+            raise RescaleError(f"the model has no parameter {name!r}")
+        if not 0 < norm < inf or not bool(own[name].detach().any()):
+            raise RescaleError(f"{name!r} shall get norm {norm}, and has {own[name].norm():g}")
+    factors = {n: r / float(own[n].detach().double().norm()) for n, r in norms.items()}
+    return _moved_copy(model, octaves_of(audit, factors))
+
+
+def octaves_of(audit: Audit, factors: Mapping[str, float]) -> dict[str, float]:
+    """Return how many octaves every weight and buffer moves where some change by given factors.
+
+    Args:
+        audit: whose scale symmetries are followed.
+        factors: parameter -> by what it is multiplied.
+
+    Raises:
+        RescaleError: no combination of the symmetries does it.
+    """
+    rows = [[float(v.get(n, 0)) for v in audit.scale_symmetries] for n in factors]
+    a = torch.tensor(rows, dtype=torch.float64).reshape(len(factors), len(audit.scale_symmetries))
+    b = torch.tensor([log2(x) for x in factors.values()], dtype=torch.float64)
+    steps = torch.linalg.pinv(a) @ b
+    left = (a @ steps - b).abs()
+    if factors and float(left.max()) > 1e-9 * max(1.0, float(b.abs().max())):
+        name = list(factors)[int(left.argmax())]
+        raise RescaleError(
+            f"no rescale of this model reaches these norms together (see {name!r}); those of "
+            "audit.fixed_scales(model).held can be chosen freely"
+        )
+    moves: dict[str, float] = {}
+    for symmetry, step in zip(audit.scale_symmetries, steps.tolist(), strict=True):
+        for n, e in symmetry.items():
+            moves[n] = moves.get(n, 0.0) + step * float(e)
+    return moves
+
+
+def _check_mode(model: nn.Module, audit: Audit) -> None:
+    mode = "train" if model.training else "eval"
+    if mode != audit.mode:
+        raise RescaleError(
+            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
+            f"scales are free; call model.{audit.mode}() or audit it again"
+        )
+
+
+def _moved_copy(model: nn.Module, octaves: Mapping[str, float]) -> nn.Module:
     try:
         twin = copy.deepcopy(model)
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
         raise RescaleError(f"the model cannot be copied ({first})") from error
     with gathered(twin, write=True) as inner:
-        _rescale(inner, moves)
+        _rescale(inner, octaves)
     return twin
 
 
@@ -128,7 +204,7 @@ def _direction(symmetry: Mapping[str, Fraction], audit: Audit, generator: torch.
 
 
 @torch.no_grad()
-def _rescale(model: nn.Module, moves: Mapping[str, int]) -> None:
+def _rescale(model: nn.Module, moves: Mapping[str, float]) -> None:
     own: dict[str, Tensor] = {
         bare_name(n): t for n, t in [*model.named_parameters(), *model.named_buffers()]
     }

@@ -6,7 +6,7 @@ for which all of them vanish is the answer, and a finite rescale of the slices b
 certifies it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
@@ -54,7 +54,7 @@ def divisions(shape: Sequence[int], axis: int) -> list[VectorAxes]:
 def finest_divisions(
     probe: Probe,
     spheres: Sequence[Exponents],
-    points: Sequence[Point],
+    points: Iterable[Point],
     evidence: Sequence[RadialDerivatives | None],
 ) -> list[VectorAxes]:
     """Find for each sphere the finest division into spheres of their own.

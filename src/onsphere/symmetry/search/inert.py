@@ -7,7 +7,7 @@ anything.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -59,7 +59,7 @@ Slab = tuple[str, int, Sequence[tuple[int, int]]]
 
 
 def are_inert(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Sequence[Point] = ()
+    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Iterable[Point] = ()
 ) -> list[str]:
     """Return the weights that can be replaced by something else without changing any output.
 
@@ -74,7 +74,7 @@ def are_inert(
 
 
 def are_inert_parts(
-    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Sequence[Point] = ()
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Iterable[Point] = ()
 ) -> list[float | None]:
     """Replace parts of weights by something else; return how much the output changed.
 
@@ -88,7 +88,37 @@ def are_inert_parts(
         Per candidate a bound of the relative change of the output, which rounding explains, or
         ``None`` where the part has an effect.
     """
-    alive = [i for i, real in enumerate(_have_slopes(probe, parts, points)) if not real]
+    real = _have_slopes(probe, parts, points)
+    return _unmoved(probe, parts, [i for i, r in enumerate(real) if not r], points, further)
+
+
+def are_doubtful(
+    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Iterable[Point] = ()
+) -> list[str]:
+    """Return the weights that have a small gradient, though no replacement changes any output.
+
+    Rounding of a few tokens may look like a gradient, and an effect may be smaller than rounding.
+
+    Args:
+        probe: the model.
+        names: candidates that are not inert by :func:`are_inert`.
+        points: where to test.
+        further: where to replace them too.
+    """
+    parts: list[Slab] = [(n, -1, ()) for n in names]
+    changes = _unmoved(probe, parts, range(len(parts)), points, further)
+    return [n for n, change in zip(names, changes, strict=True) if change is not None]
+
+
+def _unmoved(
+    probe: Probe,
+    parts: Sequence[Slab],
+    tried: Iterable[int],
+    points: Sequence[Point],
+    further: Iterable[Point],
+) -> list[float | None]:
+    """Replace the parts with these numbers; return how much the output changed, as above."""
+    alive = list(tried)
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
     near = ((point, 1.0) for point in chain(points, far_points(probe)))
     for point, most in chain(near, ((point, _EFFECT) for point in further)):
@@ -113,10 +143,14 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     Args:
         probe: the model.
         parts: what has no effect at almost 0 eps.
-        points: where to test, beside the model's own weights.
+        points: where to test, beside the model's own weights on other inputs: among equal ones a
+            norm divides rounding by its eps.
     """
     largest = [0.0] * len(parts)
-    for point in [*points[:1], probe.given()] if probe.traced.eps and parts else []:
+    if not (probe.traced.eps and parts):
+        return [False] * len(parts)
+    own = replace(probe.redrawn(turn=1), state=probe.given().state)
+    for point in (*points[:1], own):
         if is_well_conditioned(probe, point, real_eps=True):
             found = group_test(parts, partial(_excess, probe, point, real_eps=True), 1.0)
             largest = [max(pair) for pair in zip(largest, found, strict=True)]
@@ -149,8 +183,8 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
                 share = 0.0 if g is None else float(g.norm()) * sizes[i] / (row.output or 1.0)
                 if g is not None and h is not None and share > _VANISHING:
                     rows[i].append((bool((g - h).norm() <= 0.1 * g.norm()), share))
-        for i, seen in enumerate(rows):
-            if seen and all(agrees for agrees, _ in seen):
+        for i, seen in enumerate(rows):  # 0 for one combination only is rounding
+            if seen and len(seen) == len(here) and all(agrees for agrees, _ in seen):
                 agreeing[i] += 1
                 clear[i] |= min(share for _, share in seen) > _CLEAR
     return [a or n > 1 for a, n in zip(clear, agreeing, strict=True)]

@@ -10,6 +10,7 @@ from where it was seen.
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -19,13 +20,12 @@ from onsphere.symmetry.exact.linear_forms import Constraints, in_span, sparse_ba
 from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import (
-    RadialDerivatives,
     RadialRows,
     join,
     radial_rows,
 )
 
-SEARCH_SECONDS = 20.0
+SEARCH_SECONDS = 8.0
 """How long the search may take; a larger model's symmetries are those that the units give."""
 SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
@@ -37,34 +37,47 @@ _IDLE_POINTS = 12
 """After how many points in a row that tell nothing the search is given up."""
 
 
+@dataclass(frozen=True)
+class Completed:
+    """What the search for further symmetries gave.
+
+    Args:
+        found: a basis of known and new symmetries of the parameters.
+        complete: whether the search was made.
+        hidden: whether the numbers do not tell if there are more, since rounding hides it.
+    """
+
+    found: list[dict[str, Fraction]]
+    complete: bool
+    hidden: bool = False
+
+
 def completed(
     probe: Probe,
     claims: Sequence[dict[str, Fraction]],
-    evidence: RadialDerivatives,
+    seconds: float,
     draw: Callable[[int], Point],
     unreached: Collection[str] = (),
-) -> tuple[list[dict[str, Fraction]], bool]:
+) -> Completed:
     """Add the symmetries that only the numbers show, while looking for them is cheap.
 
     Args:
         probe: the model.
         claims: the symmetries that the units gave.
-        evidence: what was gathered, for the time that one row takes.
+        seconds: how long one row takes.
         draw: makes the n-th random point.
         unreached: weights that no input reaches, which is said of the audit as a whole.
-
-    Returns:
-        A basis of known and new symmetries of the parameters, and whether the search was made.
     """
     count = len(probe.names) - len(claims) + _SPARE_ROWS
-    if evidence.seconds * count > SEARCH_SECONDS:
-        return list(claims), False
+    if seconds * count > SEARCH_SECONDS:
+        return Completed(list(claims), complete=False)
     start, found = time.thread_time(), None
     rows: list[RadialRows] = []
     for _ in range(_ROUNDS):
         more, enough = _measured(probe, claims, count, draw, len(rows), start)
         if not more or not enough:
-            return list(claims), enough
+            hidden = more is None
+            return Completed(list(claims), enough and not hidden, hidden)
         rows += more
         measured = join(rows)
         found = missed_symmetries(measured, claims)
@@ -74,7 +87,9 @@ def completed(
     # A gradient of exactly 0 may mean that no input reached a weight.
     bounds = zip(measured.names, measured.bounds.amax(0).tolist(), strict=True)
     silent = {n for n, bound in bounds if bound == 0} - known - set(unreached)
-    return extended(probe, claims, found or [], silent), True
+    unclear = found is None
+    basis = extended(probe, claims, found or [], silent)
+    return Completed(basis, complete=not unclear, hidden=unclear)
 
 
 def _measured(
@@ -84,14 +99,15 @@ def _measured(
     draw: Callable[[int], Point],
     first: int,
     start: float,
-) -> tuple[list[RadialRows], bool]:
+) -> tuple[list[RadialRows] | None, bool]:
     """Measure so many rows that tell something, from the first point on, while there is time.
 
     Returns:
-        The rows, and whether there was time; no rows where none tells anything.
+        The rows, and whether there was time; ``None`` where rounding hides what they tell, no rows
+        where there is nothing to tell.
     """
     rows: list[RadialRows] = []
-    total = idle = 0
+    total, idle, hidden = 0, 0, False
     while total < count:
         point = draw(first + len(rows))
         size = sum(t.numel() for t in probe.baseline(point))
@@ -100,11 +116,12 @@ def _measured(
         if not len(part.values):
             return [], True
         rows.append(_telling(part, claims))
+        hidden |= bool(part.bounds.any())
         seen = len(rows[-1].values)
         total += seen
         idle = 0 if seen else idle + 1
         if idle == _IDLE_POINTS:
-            return [], True
+            return (None if hidden else []), True
         if time.thread_time() - start > 2 * SEARCH_SECONDS:
             return [], False
     return rows, True

@@ -7,9 +7,10 @@ for every combination of the outputs (or over which the gradient itself is lost 
 is certified by a finite change of the parts alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from onsphere.symmetry.numeric.certificate import (
     largest_change,
 )
 from onsphere.symmetry.numeric.group_testing import group_test
-from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.numeric.probe import Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
 from onsphere.symmetry.search.granularity import SPREAD, divisors
 from onsphere.symmetry.search.inert import SILENT, act_through_eps, along, are_inert_parts
@@ -60,7 +61,7 @@ def find_parts(
     probe: Probe,
     names: Sequence[str],
     points: Sequence[Point],
-    further: Sequence[Point],
+    further: Iterable[Point],
     evidence: RadialDerivatives,
 ) -> list[Part]:
     """Find parts of weights that are on spheres or inert while the whole weight is not.
@@ -81,7 +82,7 @@ def find_parts(
     inert = [w for w in wanted if w[3] == "inert"]
     changes = group_test(
         spheres,
-        partial(largest_change, probe, [*points, *further], _rescaled),
+        partial(largest_change, probe, Points(chain(points, further)), _rescaled),
         FINITE_TOLERANCE,
     )
     held = [

@@ -7,7 +7,7 @@ input reached is called neither inert nor anything else.
 """
 
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
@@ -18,7 +18,12 @@ from onsphere.symmetry.exact.linear_forms import in_span
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives
-from onsphere.symmetry.search.inert import act_through_eps, are_inert, inert_candidates
+from onsphere.symmetry.search.inert import (
+    act_through_eps,
+    are_doubtful,
+    are_inert,
+    inert_candidates,
+)
 
 _IDLE_DRAWS = 4
 """After how many draws that reach nothing new no more are made."""
@@ -125,18 +130,20 @@ class WithoutEffect:
         inert: they have no effect.
         unshown: no input shows whether they have one.
         through_eps: they have one through an eps only, which is no eps then.
+        doubtful: they have a small gradient, and no effect that rounding does not explain.
     """
 
     inert: list[str]
     unshown: set[str] = field(default_factory=set)
     through_eps: set[str] = field(default_factory=set)
+    doubtful: list[str] = field(default_factory=list)
 
 
 def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
     points: Sequence[Point],
-    further: Sequence[Point],
+    further: Iterable[Point],
     others: Sequence[Call],
 ) -> WithoutEffect:
     """Find weights without effect, and weights of which no input shows whether they have one.
@@ -151,7 +158,10 @@ def without_effect(
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
     rows = [evidence.radial(i) for i in range(min(2, len(points)))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
-    found = are_inert(probe, [n for n in probe.names if n in silent], points, further)
+    candidates = [n for n in probe.names if n in silent]
+    found = are_inert(probe, candidates, points, further)
+    rest = [n for n in candidates if n not in found]
+    doubtful = are_doubtful(probe, rest, points, further) if rest else []
     acting = act_through_eps(probe, [(n, -1, ()) for n in found], points)
     through_eps = {n for n, acts in zip(found, acting, strict=True) if acts}
     found = [n for n in found if n not in through_eps]
@@ -162,7 +172,7 @@ def without_effect(
         and state[probe.own_name[n]].numel()
     ]  # fmt: skip
     if not doubted:
-        return WithoutEffect(found, set(), through_eps)
+        return WithoutEffect(found, set(), through_eps, doubtful)
     # What few inputs reach shows on many of them; what is disconnected has no gradient at all.
     wide = [point for x in others if probe.runs(point := probe.on(x))]
     reached = {n for point in wide for n in probe.reached(point, doubted)}
@@ -180,7 +190,7 @@ def without_effect(
     stepwise = (set(doubted) & probe.traced.jumping) - touched - _free(probe.traced)
     unshown = (touched - reached) | stepwise
     inert = [n for n in found if n not in unshown | effective]
-    return WithoutEffect(inert, unshown, through_eps)
+    return WithoutEffect(inert, unshown, through_eps, doubtful)
 
 
 def _free(traced: Trace) -> set[str]:

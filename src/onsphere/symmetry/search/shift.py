@@ -6,7 +6,7 @@ weight standardization: entries that move together form the vectors of a
 over each of them. Found by that sum, certified by a finite move.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -64,7 +64,7 @@ class ShiftSearch:
                     before = self._seen.get((name, division))
                     self._seen[name, division] = reached if before is None else before | reached
 
-    def certified(self, probe: Probe, names: Sequence[str], points: Sequence[Point]) -> list[Shift]:
+    def certified(self, probe: Probe, names: Sequence[str], points: Iterable[Point]) -> list[Shift]:
         """Return the shifts of the named weights that a finite random move confirms.
 
         Args:

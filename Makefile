@@ -2,15 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-DOCS := .venv/.installed-docs
 
 .PHONY: study test lint format docs bench clean
 
 study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
 	$(BIN)/onsphere study --out results
 
+# Bytecode is kept, for the many processes that the tests start.
 test: $(STAMP)  ## The test suite: everything but what is slow or needs a GPU
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 lint: $(STAMP)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -22,7 +22,7 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(DOCS)  ## These pages: build/docs/index.html; a warning stops the build
+docs: $(STAMP)  ## These pages: build/docs/index.html; a warning stops the build
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html -d build/doctrees docs build/docs
 
 bench: $(STAMP)  ## Measure against peers, side by side (see benchmarks/)
@@ -37,7 +37,3 @@ $(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
-
-$(DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	touch $(DOCS)

@@ -3,7 +3,7 @@
 import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import Any
@@ -192,10 +192,13 @@ def _nothing_recomputed() -> Iterator[None]:
         yield
 
     reentrant: Any = checkpoint.CheckpointFunction
-    with (
-        _replaced(reentrant, "apply", at_once),
-        _replaced(checkpoint, "_checkpoint_without_reentrant_generator", nothing_saved),
-    ):
+    with ExitStack() as replaced:
+        replaced.enter_context(_replaced(reentrant, "apply", at_once))
+        # The latter since PyTorch 2.14.
+        for ending in ("", "_impl"):
+            name = f"_checkpoint_without_reentrant_generator{ending}"
+            if hasattr(checkpoint, name):
+                replaced.enter_context(_replaced(checkpoint, name, nothing_saved))
         yield
 
 

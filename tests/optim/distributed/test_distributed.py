@@ -3,19 +3,13 @@
 import pytest
 import torch.distributed as dist
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
-if dist.is_available():
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_in_several_processes(world, tmp_path):
+    """One test of all checks: two workers of the suite would each start processes of their own."""
     from optim.distributed.processes import run
     from optim.distributed.shards import CHECKS
-else:
-    CHECKS = {}
 
-
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def found(request, tmp_path_factory):
-    return run(CHECKS, request.param, tmp_path_factory.mktemp(f"of{request.param}"))
-
-
-@pytest.mark.parametrize("name", CHECKS)
-def test_in_several_processes(found, name):
-    assert not found[name], found[name]
+    found = run(CHECKS, world, tmp_path)
+    assert not any(found.values()), "\n".join(f"{name}: {text}" for name, text in found.items())

@@ -1,10 +1,12 @@
 """The Triton kernels against pure PyTorch: in Triton's interpreter, and on a GPU if there is one.
 
 The interpreter is chosen when Triton is imported, so its tests run in a process of their own,
-which ``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``.
+which ``test_in_the_interpreter`` starts: this file again, with ``ONSPHERE_NATIVE=triton``. The
+longest vectors take most of its time, and are marked ``slow``.
 """
 
 import importlib.util
+import inspect
 import itertools
 import os
 import subprocess
@@ -36,6 +38,28 @@ WAYS = {
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
+def look_once():
+    """Have the interpreter look for a module's builtins once, not in every call: half its time."""
+    from triton.runtime import interpreter
+
+    names = {}
+
+    def patch_builtin(module, *rest):
+        if module not in names:
+            members = inspect.getmembers(module)
+            names[module] = [name for name, x in members if interpreter.tl.core.is_builtin(x)]
+        for name in names[module]:
+            member = getattr(module, name)
+            if interpreter.tl.core.is_builtin(member):
+                interpreter._patch_attr(module, name, member, *rest)
+
+    interpreter._patch_builtin = patch_builtin
+
+
+if launch.interpreted:
+    look_once()
+
+
 def here(device):
     if device == "cpu":
         return launch.interpreted
@@ -50,11 +74,13 @@ def device(request):
         yield request.param
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(MISSING or launch.interpreted, reason="Triton is not installed")
-def test_in_the_interpreter():
+@pytest.mark.parametrize(
+    "chosen", ["not gpu and not slow", pytest.param("not gpu and slow", marks=pytest.mark.slow)]
+)
+def test_in_the_interpreter(chosen):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not gpu and not slow", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-m", chosen, __file__],
         env={**os.environ, "TRITON_INTERPRET": "1", "ONSPHERE_NATIVE": "triton"},
         capture_output=True,
         text=True,
@@ -165,7 +191,11 @@ def test_every_way_to_step(name, options, ascend, device, generator):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(3, 1), (5, 3), (3, 1000), (2, 70_000)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 1), (5, 3), (3, 1000), pytest.param((2, 70_000), marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW", "AdamW, moment per vector"])
 def test_every_length_every_way(name, shape, way, device, generator, monkeypatch):
     if way == "registers" and shape[1] > 8192:
@@ -304,6 +334,7 @@ def test_radius_is_kept(name, dtype, device, generator):
     assert drift.abs().max() < (1e-6 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SGD momentum", "AdamW"])
 def test_every_run_gives_the_same_bits(name, device, generator):
     start = torch.randn(2, 40_000, generator=generator).to(device)

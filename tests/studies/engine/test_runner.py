@@ -123,6 +123,12 @@ def test_no_jobs_are_refused(tmp_path, jobs):
 # --- studies that are stopped from outside -------------------------------------------------
 
 
+def heeds_ctrl_c():
+    """Whatever the caller set: background jobs ignore the signal, and a mask is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def start(folder, script=("-m", "studies.tiny"), jobs="2"):
     """Start the study in a process group of its own, heeding Ctrl-C, as a terminal does."""
     return subprocess.Popen(
@@ -132,9 +138,7 @@ def start(folder, script=("-m", "studies.tiny"), jobs="2"):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # background jobs ignore it
+        preexec_fn=heeds_ctrl_c,
     )
 
 

@@ -1,12 +1,13 @@
 """Activation norms against torch.nn: outputs, gradients, running statistics, state dicts."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from onsphere.norms import ActivationNorm
+from onsphere.norms import METHODS, ActivationNorm
 
 C, SIDE = 6, 4
 
@@ -163,3 +164,12 @@ def test_repr_names_the_method():
     assert repr(ActivationNorm("gn", 8, num_groups=2)) == (
         "ActivationNorm('gn', 8, num_groups=2, eps=1e-05, affine=True)"
     )
+
+
+def test_a_method_without_gain_learns_none():
+    pixel = replace(METHODS["rms"], key="pixel", name="PixelNorm", affine="none")
+    module = ActivationNorm(pixel, C)
+    assert list(module.state_dict()) == []
+    assert module(torch.ones(2, C, 3, 3)).shape == (2, C, 3, 3)
+    with pytest.raises(ValueError, match="PixelNorm has no gain or shift"):
+        ActivationNorm(pixel, C, affine=True)

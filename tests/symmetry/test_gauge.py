@@ -95,7 +95,8 @@ def test_any_norms_of_the_held_weights_are_met_by_the_same_function(
     own = dict(twin.named_parameters())
     for name, norm in norms.items():
         assert float(own[name].detach().norm()) == pytest.approx(norm, rel=1e-12)
-    before, after = net(IDS), twin(IDS)
+    with torch.no_grad():
+        before, after = net(IDS), twin(IDS)
     assert float((before - after).abs().max() / before.abs().max()) < 1e-12
 
 
@@ -183,7 +184,7 @@ def test_held_norms_stay_while_a_decoder_trains(
             loss = nn.functional.cross_entropy(net(IDS).flatten(0, 1), (IDS + 1).flatten() % 8)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
     for name in held:
         assert float(own[name].detach().norm()) == pytest.approx(before[name], rel=1e-9)
@@ -203,9 +204,13 @@ def test_what_cannot_be_asked_is_said(decoder: tuple[nn.Module, osp.Audit]) -> N
     net, audit = decoder
     with pytest.raises(ValueError, match="fix must be"):
         audit.param_groups(net, fix="all")  # type: ignore[arg-type]
-    with pytest.raises(RescaleError, match="no parameter 'nope'"):
+    with pytest.raises(RescaleError, match="has no parameter 'nope'"):
         with_norms(net, audit, {"nope": 1.0})
-    with pytest.raises(RescaleError, match="shall get norm"):
+    with pytest.raises(RescaleError, match="a norm is positive and finite"):
         with_norms(net, audit, {"head.weight": 0.0})
+    empty = copy.deepcopy(net)
+    empty.get_parameter("head.weight").data.zero_()
+    with pytest.raises(RescaleError, match="is 0, and no factor"):
+        with_norms(empty, audit, {"head.weight": 1.0})
     with pytest.raises(RescaleError, match="reaches these norms together"):
         with_norms(net, audit, dict.fromkeys(audit.parameters, 3.0))

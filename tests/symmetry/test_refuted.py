@@ -343,3 +343,23 @@ def test_a_condition_names_what_inputs_never_reach_by_values() -> None:
     assert found.unreached == ["b.bias", "b.weight"]
     assert not any(n.startswith("b.") for v in found.scale_symmetries for n in v)
     assert any("No input that was tried reached b.bias" in words for words in found.conditions)
+
+
+class Merged(nn.Module):
+    """Pairs of tokens normalized together; an odd number of them is padded, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(3, 4), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = nn.functional.pad(h, (0, 0, 0, h.shape[1] % 2))
+        return self.head(self.norm(h.unflatten(1, (-1, 2)).flatten(2)))
+
+
+@pytest.mark.parametrize("length", [6, 32, 64])
+def test_a_shift_that_padding_refutes_is_not_claimed_of_long_inputs(length: int) -> None:
+    torch.manual_seed(0)
+    found = audit(Merged(), torch.randn(2, length, 3))
+    assert not [s for s in found.shifts if s.name.startswith("first")]

@@ -62,7 +62,8 @@ def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help:
     """Add what says which model to look at, and how."""
     required = {"required": True} if names[0].startswith("-") else {}
     parser.add_argument(*names, metavar=metavar, help=help, **required)  # type: ignore[arg-type]
-    parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32")
+    parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32; "
+                        "for token ids let the factory return (model, ids)")  # fmt: skip
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--train", action="store_true", default=True, help="in training mode (default)"

@@ -78,7 +78,9 @@ class ActivationNorm(nn.Module):
         self.size, self.num_groups = _checked_size(row, size, num_groups)
         self.eps = row.eps if eps is None else eps
         self.momentum = momentum
-        self.affine = (row.key != "in") if affine is None else affine
+        if affine and row.affine == "none":
+            raise ValueError(f"{row.name} has no gain or shift to learn; leave affine out")
+        self.affine = row.key != "in" and row.affine != "none" if affine is None else affine
         tracks = row.statistics == "batch" if track_running_stats is None else track_running_stats
         if tracks and not self._can_track():
             raise ValueError(f"{row.name} has no running statistics to track")

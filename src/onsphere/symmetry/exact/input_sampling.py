@@ -42,7 +42,7 @@ _TRIES = 12
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
 _LONG = 32
-"""From which length on half as many entries of an axis are tried first."""
+"""From which length on about half as many entries of an axis are tried first."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -372,12 +372,13 @@ class OtherInputs:
 def _sizes(size: int) -> list[int]:
     """Return other lengths to try: one more, one less, half as many; three for a single one.
 
-    Of many, such as the pixels of an image, half as many come first: they cost less.
+    Of many, such as the pixels of an image, about half as many come first, which cost less: one
+    more than half, so that what patches or windows do not divide is padded.
     """
     if size == 1:
         return [3]
-    some = [size + 1, size - 1, size // 2]
-    return list(dict.fromkeys(n for n in (some[::-1] if size >= _LONG else some) if n > 1))
+    half = [size // 2 + size // 2 % 2 + 1] if size >= _LONG else []
+    return list(dict.fromkeys(n for n in (*half, size + 1, size - 1, size // 2) if n > 1))
 
 
 def _are_places(t: Tensor) -> bool:

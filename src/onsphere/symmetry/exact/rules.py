@@ -1,7 +1,7 @@
 """One rule per operation: how the units of its inputs give the unit of its result.
 
 The table at the end is the whole knowledge of dimensional analysis. Most operations follow one of
-five patterns; the others have a function of their own in
+ten patterns; the others have a function of their own in
 :mod:`onsphere.symmetry.exact.arithmetic_rules` or
 :mod:`onsphere.symmetry.exact.normalization_rules`. To teach a new operation, add one entry (or call
 :func:`register_rule`) and one test case.
@@ -18,7 +18,7 @@ from onsphere.symmetry.exact.operation import Operation, Rule, flat_tensors
 _HALF = Fraction(1, 2)
 
 
-# --- the five patterns -------------------------------------------------------------------------
+# --- the ten patterns --------------------------------------------------------------------------
 
 
 def passes(op: Operation) -> Unit:

@@ -88,14 +88,16 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
             f"of {audit.model} only embeddings or heads are on spheres of their own "
             f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
         )
+    shared, traded = len(_of(audit, Kind.SHARED)), len(_of(audit, Kind.TRADED))
     found = [
-        f"{_weights(len(_of(audit, Kind.SHARED)))} on joint spheres (scaled all at once, and only "
-        "together, they change nothing)",
-        f"{_weights(len(_of(audit, Kind.TRADED)))} in rescaling symmetries",
-    ]
+        *([f"{_weights_are(shared)} on joint spheres (scaled all at once, and only together, they "
+           "change nothing)"] if shared else []),
+        *([f"{_weights_are(traded)} in rescaling symmetries"] if traded else []),
+    ]  # fmt: skip
+    instead = f"; {' and '.join(found)}" if found else ", and no scale of it is free at all"
     return (
-        f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode; there are "
-        f"{' and '.join(found)}. So no group gets a sphere, and an optimizer on spheres is its "
+        f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode{instead}. "
+        "So no group gets a sphere, and an optimizer on spheres is its "
         "base optimizer here; a Monitor watches all matrices instead. "
         "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
         "which loses no function"

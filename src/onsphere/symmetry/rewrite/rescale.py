@@ -114,9 +114,13 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
     own = audit.parameters_of(model)
     for name, norm in norms.items():
         if name not in own:
-            raise RescaleError(f"the model has no parameter {name!r}")
-        if not 0 < norm < inf or not bool(own[name].detach().any()):
-            raise RescaleError(f"{name!r} shall get norm {norm}, and has {own[name].norm():g}")
+            raise RescaleError(
+                f"the audit has no parameter {name!r}; a tied weight is named by its first place"
+            )
+        if not 0 < norm < inf:
+            raise RescaleError(f"a norm is positive and finite; {name!r} shall get {norm}")
+        if not bool(own[name].detach().any()):
+            raise RescaleError(f"{name!r} is 0, and no factor gives it norm {norm}")
     factors = {n: r / float(own[n].detach().double().norm()) for n, r in norms.items()}
     return _moved_copy(model, octaves_of(audit, factors))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from onsphere.geometry import VectorAxes
+from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereSGD
 from onsphere.symmetry import audit
 from onsphere.symmetry.angular_updates import next_angles
@@ -34,6 +34,15 @@ def angles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return 2 * torch.asin((a - b).norm(dim=1) / 2)
 
 
+def on_rows(parameters: list[nn.Parameter]) -> list[dict[str, object]]:
+    """Put the first weight on spheres, row by row."""
+    first, *rest = parameters
+    return [
+        {"params": [first], "sphere": Sphere(VectorAxes((0,)))},
+        {"params": rest, "sphere": None},
+    ]
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum, decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -41,7 +50,7 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.1),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
-    "sphere": lambda p: SphereSGD(p, lr=0.1, momentum=0.9),
+    "sphere": lambda p: SphereSGD(on_rows(list(p)), lr=0.1, momentum=0.9),
 }
 
 

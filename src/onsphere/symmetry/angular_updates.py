@@ -96,7 +96,9 @@ def next_angles(
     copies = {p: _copied(p, p in spheres) for p in held}
     try:
         rehearsal = copy.deepcopy(optimizer, {id(p): c for p, c in copies.items()})
-        rehearsal.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the optimizer's own steps say it
+            rehearsal.step()
     except Exception as error:
         warnings.warn(
             f"the next step of {type(optimizer).__name__} cannot be rehearsed "

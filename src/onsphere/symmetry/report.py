@@ -238,11 +238,11 @@ class Audit(AuditResult):
 
         Example:
             >>> import onsphere as osp
-            >>> net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-            >>> groups = osp.audit(net, torch.ones(2, 3)).param_groups(net)
+            >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+            >>> groups = osp.audit(net, torch.eye(3)).param_groups(net)
             >>> optimizer = osp.optim.SphereSGD(groups, lr=0.1, weight_decay=5e-4)
-            >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][0]
-            (['0.weight', '2.weight'], 0.0005)
+            >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][:2]
+            [(['0.weight'], 0.0), (['2.weight'], 0.0005)]
         """
         spheres = self._spheres_of(model, embeddings=embeddings, fix=fix)
         groups: dict[Any, dict[str, Any]] = {}

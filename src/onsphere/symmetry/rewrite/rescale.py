@@ -107,7 +107,7 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
         >>> x = torch.ones(1, 2)
         >>> twin = with_norms(net, audit(net, x), {"0.weight": 5.0})
-        >>> round(float(twin[0].weight.norm()), 4), torch.allclose(twin(x), net(x))
+        >>> round(twin[0].weight.norm().item(), 4), torch.allclose(twin(x), net(x))
         (5.0, True)
     """
     _check_mode(model, audit)

@@ -142,7 +142,7 @@ def test_what_does_not_train_counts_first_and_single_entries_are_never_held(
     found = fixed_scales(audit, frozen=["a"])
     assert (dict(found.held), found.frozen, found.carriers) == ({}, ("a",), ("b", "c", "d"))
     assert (found.removed, found.left) == (1, 1)
-    assert "1 stay: only weights with a single entry fix them" in str(found)
+    assert "1 stay: only single entries, or zeros, would fix them" in str(found)
 
 
 def test_where_every_weight_has_its_sphere_it_is_these() -> None:
@@ -214,3 +214,32 @@ def test_what_cannot_be_asked_is_said(decoder: tuple[nn.Module, osp.Audit]) -> N
         with_norms(empty, audit, {"head.weight": 1.0})
     with pytest.raises(RescaleError, match="reaches these norms together"):
         with_norms(net, audit, dict.fromkeys(audit.parameters, 3.0))
+
+
+class Scaled(nn.Module):
+    """A head over a constant that no optimizer trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 3, bias=False)
+        self.register_buffer("temperature", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) / self.temperature
+
+
+def test_buffers_do_not_train_so_no_weight_is_held_against_them() -> None:
+    net, x = Scaled(), torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    found = osp.audit(net, x).fixed_scales(net)
+    assert (dict(found.held), found.frozen) == ({}, ("temperature",))
+    norms = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    held = osp.audit(norms, x).fixed_scales(norms).held
+    assert set(held) == {"1.weight"} or set(held) == {"3.weight"}  # the gain trades with the head
+
+
+def test_zeros_are_never_held() -> None:
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 24, bias=False))
+    nn.init.zeros_(net[1].weight)  # as LoRA starts
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    found = osp.audit(net, x).fixed_scales(net)
+    assert (list(found.held), found.carriers) == (["0.weight"], ("1.weight",))

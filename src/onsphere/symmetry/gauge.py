@@ -34,10 +34,11 @@ class FixedScales:
 
     Args:
         held: the weights to put on spheres, with how each divides into vectors.
-        frozen: weights that do not train, which hold their norms as they are.
+        frozen: weights and buffers that do not train, which hold their norms as they are.
         carriers: trained weights that a symmetry moves and whose norms stay free.
         removed: how many independent scale symmetries this fixes.
-        left: how many stay, since only single numbers move along them.
+        left: how many stay, since only weights that cannot be held move along them: single numbers,
+            and zeros.
     """
 
     held: Mapping[str, VectorAxes]
@@ -66,7 +67,7 @@ class FixedScales:
             carry = "weight carries" if len(self.carriers) == 1 else "weights carry"
             lines.append(f"{len(self.carriers)} {carry} the scales: {_listed(self.carriers)}")
         if self.left:
-            lines.append(f"{self.left} stay: only weights with a single entry fix them")
+            lines.append(f"{self.left} stay: only single entries, or zeros, would fix them")
         return "\n".join(w for line in lines for w in wrap(line, 100, subsequent_indent="    "))
 
 
@@ -75,17 +76,23 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def fixed_scales(
-    audit: AuditResult, *, frozen: Collection[str] = (), last: Collection[str] = ()
+    audit: AuditResult,
+    *,
+    frozen: Collection[str] = (),
+    last: Collection[str] = (),
+    never: Collection[str] = (),
 ) -> FixedScales:
     """Choose a largest set of weights whose norms can be held.
 
     Weights on spheres of their own come first, then matrices, the largest first, then vectors, then
-    those named last. A weight with a single entry is never held: it would not train.
+    those named last. A weight with a single entry is never held: it would not train. Buffers count
+    as frozen: a symmetry that moves them as well is of no use to what an optimizer trains.
 
     Args:
         audit: of the model.
         frozen: parameters that do not train; they count as held before all others.
         last: parameters to be held only where nothing else can be (embeddings and heads).
+        never: parameters that cannot be held (all zero, complex).
 
     Example:
         >>> import torch
@@ -102,9 +109,11 @@ def fixed_scales(
     def fixes(name: str) -> bool:
         return rank.require_zero({k: v[name] for k, v in enumerate(symmetries) if name in v})
 
-    still = tuple(n for n in moved if n in frozen and fixes(n))
+    buffers = dict.fromkeys(n for v in symmetries for n in v if n not in audit.parameters)
+    still = tuple(n for n in (*buffers, *moved) if n in {*buffers, *frozen} and fixes(n))
     trained = [n for n in moved if n not in frozen]
-    wanted = sorted((n for n in trained if _entries(audit, n) > 1), key=_preference(audit, last))
+    usable = [n for n in trained if _entries(audit, n) > 1 and n not in never]
+    wanted = sorted(usable, key=_preference(audit, last))
     chosen = {n for n in wanted if fixes(n)}
     removed = len(still) + len(chosen)
     total = sum(fixes(n) for n in moved) + removed

@@ -148,8 +148,9 @@ class Audit(AuditResult):
             2 weights carry the scales: 0.bias, 2.weight
         """
         frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
+        never = [n for n, p in self.parameters_of(model).items() if not _can_be_held(p)]
         last = embeddings_and_heads(model, self.inputs)
-        return gauge.fixed_scales(self, frozen=frozen, last=last)
+        return gauge.fixed_scales(self, frozen=frozen, last=last, never=never)
 
     def spheres_of(
         self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
@@ -278,6 +279,11 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
+
+
+def _can_be_held(p: nn.Parameter) -> bool:
+    """Return whether a weight has a norm to hold: zeros would stay, complex ones are refused."""
+    return not p.is_complex() and (p.is_meta or bool(p.detach().any()))
 
 
 def _option(decay: float | None) -> dict[str, float]:

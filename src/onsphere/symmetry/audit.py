@@ -21,7 +21,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
-from onsphere.symmetry.exact.linear_forms import Constraints, sparse_basis
+from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
     on_another_model,
@@ -460,10 +460,8 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
 def _spanned(exact: Sequence[Exponents], claims: Sequence[Exponents]) -> list[dict[str, Fraction]]:
     """Keep the exact symmetries that follow from claims which passed their certificates."""
     index = {n: i for i, n in enumerate({n for v in [*exact, *claims] for n in v})}
-    held = Constraints(len(index))
-    for v in claims:
-        held.require_zero({index[n]: e for n, e in v.items()})
-    return [dict(v) for v in exact if not held.reduced({index[n]: e for n, e in v.items()})]
+    rows, basis = ([{index[n]: e for n, e in v.items()} for v in some] for some in (exact, claims))
+    return [dict(v) for v, held in zip(exact, in_span(rows, basis), strict=True) if held]
 
 
 def _key(v: Exponents) -> tuple[tuple[str, Fraction], ...]:

@@ -198,12 +198,14 @@ def row_space(vectors: Iterable[Mapping[int, Fraction]], keep: set[int]) -> list
     ]
 
 
-def in_span(vector: Mapping[int, Fraction], basis: Iterable[Mapping[int, Fraction]]) -> bool:
-    """Return whether a vector is a rational combination of others."""
+def in_span(
+    vectors: Iterable[Mapping[int, Fraction]], basis: Iterable[Mapping[int, Fraction]]
+) -> list[bool]:
+    """Return of each vector whether it is a rational combination of a basis."""
     seen = Constraints(0)
     for other in basis:
         seen.require_zero(other)
-    return not seen.reduced(vector)
+    return [not seen.reduced(vector) for vector in vectors]
 
 
 def sparse_basis(basis: Iterable[Mapping[int, Fraction]], counted: int | None = None) -> list[Form]:

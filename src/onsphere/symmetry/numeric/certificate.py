@@ -343,7 +343,7 @@ def _rescaled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
     """Rescale along every claim at once, each by its own random factor."""
     strengths = torch.rand(len(claims), generator=probe.generator, dtype=torch.float64) + 0.2
     strengths *= torch.where(torch.rand(len(claims), generator=probe.generator) < 0.5, -1.0, 1.0)
-    return probe.rescaled(point, _combined(claims, strengths.tolist()))
+    return probe.rescaled(point, combined(claims, strengths.tolist()))
 
 
 def _doubled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
@@ -352,10 +352,11 @@ def _doubled(probe: Probe, claims: Sequence[Exponents], point: Point) -> Point:
     powers *= 2 * torch.randint(0, 2, (len(claims),), generator=probe.generator) - 1
     whole = [lcm(*(e.denominator for e in claim.values())) for claim in claims]
     strengths = [p * d for p, d in zip(powers.tolist(), whole, strict=True)]
-    return probe.rescaled(point, _combined(claims, strengths), base=2.0)
+    return probe.rescaled(point, combined(claims, strengths), base=2.0)
 
 
-def _combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[str, float]:
+def combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[str, float]:
+    """Return by how much every name moves when each claim is followed by its own strength."""
     total: dict[str, float] = {}
     for claim, t in zip(claims, strengths, strict=True):
         for name, e in claim.items():

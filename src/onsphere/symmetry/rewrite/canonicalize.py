@@ -39,7 +39,7 @@ from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
-from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, shared, value
+from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
@@ -252,12 +252,8 @@ def _inputs(
 
 
 def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> None:
-    mode = "train" if model.training else "eval"
-    if mode != audit.mode:
-        raise CanonicalizeError(
-            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
-            f"scales are free; call model.{audit.mode}() or audit it again"
-        )
+    if words := other_mode(model, audit):
+        raise CanonicalizeError(words)
     for name, shape in audit.parameters.items():
         found = tuple(own[name].shape) if name in own else "no such parameter"
         if found != tuple(shape):

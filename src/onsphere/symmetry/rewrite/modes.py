@@ -13,12 +13,24 @@ from torch import nn
 
 from onsphere.symmetry.exact.linear_forms import null_space
 from onsphere.symmetry.exact.trace import Trace
+from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.rewrite.least_norm import Vector, annihilated
 
 
 def mode_of(training: bool) -> str:
     """Return the name of a mode as an audit writes it."""
     return "train" if training else "eval"
+
+
+def other_mode(model: nn.Module, audit: AuditResult) -> str:
+    """Return what refuses a model in another mode than it was audited in; nothing where it fits."""
+    mode = mode_of(model.training)
+    if mode == audit.mode:
+        return ""
+    return (
+        f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
+        f"scales are free; call model.{audit.mode}() or audit it again"
+    )
 
 
 @contextmanager

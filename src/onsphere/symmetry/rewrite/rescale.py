@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import gathered
 from onsphere.errors import OnsphereError
+from onsphere.symmetry.numeric.certificate import combined
 from onsphere.symmetry.report import Audit
+from onsphere.symmetry.rewrite.modes import other_mode
 
 _TRIES = 50
 
@@ -146,20 +148,12 @@ def octaves_of(audit: Audit, factors: Mapping[str, float]) -> dict[str, float]:
             f"no rescale of this model reaches these norms together (see {name!r}); those of "
             "audit.fixed_scales(model).held can be chosen freely"
         )
-    moves: dict[str, float] = {}
-    for symmetry, step in zip(audit.scale_symmetries, steps.tolist(), strict=True):
-        for n, e in symmetry.items():
-            moves[n] = moves.get(n, 0.0) + step * float(e)
-    return moves
+    return combined(audit.scale_symmetries, steps.tolist())
 
 
 def _check_mode(model: nn.Module, audit: Audit) -> None:
-    mode = "train" if model.training else "eval"
-    if mode != audit.mode:
-        raise RescaleError(
-            f"the model is in {mode} mode, but was audited in {audit.mode} mode, where other "
-            f"scales are free; call model.{audit.mode}() or audit it again"
-        )
+    if words := other_mode(model, audit):
+        raise RescaleError(words)
 
 
 def _moved_copy(model: nn.Module, octaves: Mapping[str, float]) -> nn.Module:

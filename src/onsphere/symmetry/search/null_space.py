@@ -203,7 +203,7 @@ def missed_symmetries(
             return None
         vectors.append(entries)
     mapped = [{position[n]: e for n, e in k.items() if n in position} for k in known]
-    if not all(in_span(v, vectors) for v in mapped):
+    if not all(in_span(mapped, vectors)):
         return None
     return [{rows.names[i]: e for i, e in v.items()} for v in sparse_basis(vectors)]
 

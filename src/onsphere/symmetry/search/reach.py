@@ -201,7 +201,8 @@ def _free(traced: Trace) -> set[str]:
     """
     index = {n: i for i, n in enumerate({n for v in traced.basis for n in v})}
     basis = [{index[n]: e for n, e in v.items()} for v in traced.basis]
-    return {n for n, i in index.items() if in_span({i: Fraction(1)}, basis)}
+    alone = in_span([{i: Fraction(1)} for i in index.values()], basis)
+    return {n for n, free in zip(index, alone, strict=True) if free}
 
 
 def _with_gradients(probe: Probe, names: Sequence[str], point: Point) -> set[str]:

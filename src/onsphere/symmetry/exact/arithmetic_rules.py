@@ -34,7 +34,7 @@ def add(op: Operation) -> Unit:
     common = op.equal(self, other)
     if op.name in ("aten::sub", "aten::rsub") and not isinstance(other, Tensor):
         unit = op.unit(self)
-        return Unit(unit.terms, unit.free, unit.binary and other == 1)
+        return Unit(unit.terms, unit.free, unit.binary and other == 1, fields=unit.fields)
     return common
 
 
@@ -48,14 +48,15 @@ def _of_two(op: Operation, self: Tensor, other: Tensor) -> Unit:
         for difference, added in ((self, other), (other, self)):
             unit = ledger.read(difference)
             if ledger.cancels(unit, added):
-                return Unit(unit.terms)
+                return Unit(unit.terms, fields=unit.fields)
     elif op.name.startswith("aten::sub") and self.shape == other.shape:
         if same_view(self, other):
             return ANY
         above, below = op.unit(self), op.unit(other)
-        form = ledger.constraints.reduced((above - below).terms)
-        if form and not above.free and not below.free and other.is_floating_point():
-            return ledger.add_difference(above, other, form)
+        sides = above - below
+        differ = sides.fields or ledger.constraints.reduced(sides.terms)
+        if differ and not above.free and not below.free and other.is_floating_point():
+            return ledger.add_difference(above, other, sides)
     return op.equal(self, other)
 
 
@@ -73,7 +74,7 @@ def mul(op: Operation) -> Unit:
         return both(op)
     if isinstance(op["self"], Tensor) and isinstance(op["other"], int | float):
         vanishes = op["other"] == 0 or left.free or (right.free and left.binary)
-        return ANY if vanishes else Unit(left.terms)
+        return ANY if vanishes else Unit(left.terms, fields=left.fields)
     return left + right
 
 

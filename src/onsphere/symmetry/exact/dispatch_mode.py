@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere._torch.execution import ModelError
+from onsphere.symmetry.exact.axis_rules import units_of
 from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
@@ -103,7 +104,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
         rule = rule_of(name)
-        units = self._pin(operation) if rule is None else rule(operation)
+        if self.ledger.channels is None:
+            units = self._pin(operation) if rule is None else rule(operation)
+        else:
+            units = units_of(operation, rule or self._pin, self.ledger.channels)
         self.written |= written
         self._describe(tensors, written, results, units)
         self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
@@ -200,10 +204,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Treat an operation nobody described: its inputs must have unit 0."""
         reduced = self.ledger.constraints.reduced
         units = [operation.unit(t) for t in operation.tensors()]
-        if any(u.terms for u in units):
-            known = all(not reduced(u.terms) for u in units)
+        if any(not u.vanishes for u in units):
+            known = all(not reduced(u.terms) and not u.fields for u in units)
             for unit in units:
-                self.ledger.require_zero(unit.terms)
+                self.ledger.require_zero(unit)
             if not known:
                 self.ledger.unknown[operation.name, self.ledger.where] = None
         return ZERO
@@ -219,6 +223,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.update(tensor, unit)
             elif key not in read:
                 self.ledger.write(tensor, unit)
+            else:
+                self.ledger.view(tensor, unit)
             if unit.terms and _shortens(tensor, tensors):
                 self.ledger.rounded.append(dict(unit.terms))
 

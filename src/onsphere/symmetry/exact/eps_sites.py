@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.linear_forms import Form
+from onsphere.symmetry.exact.fields import NONE, Fields
+from onsphere.symmetry.exact.linear_forms import Form, Unit
 
 LARGEST_EPS = 1e-2
 """A constant up to this size, added before a root or a division, counts as an eps."""
@@ -42,6 +43,7 @@ class EpsSite:
         value: the constant.
         key: which of its kind it is; empty for the eps of a fused normalization.
         form: what would have to vanish if the constant were an ordinary number.
+        fields: the part of it that varies along axes.
     """
 
     where: str
@@ -49,6 +51,12 @@ class EpsSite:
     value: float
     key: Key | None = None
     form: Form = field(default_factory=dict)
+    fields: Fields = NONE
+
+    @property
+    def unit(self) -> Unit:
+        """What the constant stands beside."""
+        return Unit(self.form, fields=self.fields)
 
 
 class Occurrences:

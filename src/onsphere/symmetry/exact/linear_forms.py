@@ -12,9 +12,11 @@ Source: Buckingham's pi theorem (1914) gives the same null space for physical qu
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+
+from onsphere.symmetry.exact.fields import NONE, Fields
 
 Form = dict[int, Fraction]
 """A sparse linear form: unknown -> non-zero coefficient."""
@@ -33,6 +35,7 @@ class Unit:
             a root or a denominator (ids of :class:`EpsSite`).
         difference: the tensor is a difference whose two sides need equal units, *unless* what was
             taken away is added again (an id).
+        fields: what varies along the axes of the tensor, beside ``terms``.
 
     Example:
         >>> weight, gain = Unit.of(0), Unit.of(1)
@@ -48,6 +51,16 @@ class Unit:
     guard: bool = False
     eps: frozenset[int] = frozenset()
     difference: int | None = None
+    fields: Fields = NONE
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether the tensor is like data: no rescale changes it, as far as it was written."""
+        return not self.terms and not self.fields
+
+    def with_fields(self, fields: Fields, terms: Mapping[int, Fraction] | None = None) -> "Unit":
+        """Return a unit with other fields, and maybe other terms."""
+        return replace(self, fields=fields, terms=self.terms if terms is None else terms)
 
     @classmethod
     def of(cls, unknown: int) -> "Unit":
@@ -58,13 +71,15 @@ class Unit:
         """Return the unit of a product."""
         if self.free or other.free:
             return ANY
-        return Unit(add_scaled(self.terms, other.terms, Fraction(1)))
+        terms = add_scaled(self.terms, other.terms, Fraction(1))
+        return Unit(terms, fields=self.fields.plus(other.fields))
 
     def __sub__(self, other: "Unit") -> "Unit":
         """Return the unit of a quotient."""
         if self.free or other.free:
             return ANY
-        return Unit(add_scaled(self.terms, other.terms, Fraction(-1)))
+        terms = add_scaled(self.terms, other.terms, Fraction(-1))
+        return Unit(terms, fields=self.fields.plus(other.fields, -1))
 
     def __mul__(self, power: Fraction | int) -> "Unit":
         """Return the unit of a power."""
@@ -72,7 +87,7 @@ class Unit:
             return ANY
         if self.free or power == 0:
             return ZERO
-        return Unit({k: c * power for k, c in self.terms.items()})
+        return Unit({k: c * power for k, c in self.terms.items()}, fields=self.fields.times(power))
 
     def __str__(self) -> str:
         if self.free:
@@ -163,6 +178,10 @@ class Constraints:
         self._rows[pivot] = row
         for k in row:
             self._rows_with[k].add(pivot)
+
+    def rows(self) -> Iterator[tuple[int, Form]]:
+        """Yield each unknown that others determine, and how: ``unknown = form``."""
+        yield from self._rows.items()
 
     def null_space(self) -> list[Form]:
         """Return a basis of all exponents that satisfy the demands: sparse, small integers."""

@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Flag, auto
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from onsphere.symmetry.exact.constants import KnownValues
+from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
+from onsphere.symmetry.exact.field_memory import FieldMemory
+from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
+from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Unit
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
@@ -34,10 +38,11 @@ class UnitTracker:
 
     Args:
         constraints: what earlier runs demanded, to be added to.
+        channels: the same for what varies along axes; without, units are those of whole tensors.
     """
 
-    def __init__(self, constraints: Constraints) -> None:
-        self.constraints = constraints
+    def __init__(self, constraints: Constraints, channels: ChannelDemands | None = None) -> None:
+        self.constraints, self.channels = constraints, channels
         self.sites: dict[int, EpsSite] = {}
         self.numbers: set[Key] = set()
         self.unknown: dict[tuple[str, str], None] = {}
@@ -54,35 +59,81 @@ class UnitTracker:
         self.met: Mapping[int | str, Key] = {}
         self._occurrences = Occurrences(self.constant)
         self._site_ids = itertools.count()  # never used twice: units remember the ids
-        self._differences: dict[int, tuple[Form, tuple[Any, ...]]] = {}
+        self._differences: dict[int, tuple[Unit, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
+        self._fields = FieldMemory()
         self._origins: dict[int, Origin] = {}
         self._sources: dict[int, frozenset[int]] = {}
         self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
 
     def read(self, tensor: Tensor) -> Unit:
         """Return the unit of a tensor; a tensor nobody has described is data."""
-        return self._units.get(key_of(tensor), ZERO)
+        key = key_of(tensor)
+        unit = self._units.get(key, ZERO)
+        if not self._fields.knows(key):
+            return unit
+        try:
+            return unit.with_fields(self._fields.read(key, tensor))
+        except TooLargeError:
+            return self._collapsed(key)
 
     def write(self, tensor: Tensor, unit: Unit) -> None:
         """Describe the storage of a tensor."""
-        self._units[key_of(tensor)] = unit
-        self._alive[key_of(tensor)] = _memory(tensor)
+        key = key_of(tensor)
+        self._units[key] = unit.with_fields(NONE) if unit.fields else unit
+        self._fields.write(key, tensor, unit.fields)
+        self._alive[key] = _memory(tensor)
+
+    def view(self, tensor: Tensor, unit: Unit) -> None:
+        """Describe a view of a storage: which of its entries it shows."""
+        self._fields.view(key_of(tensor), tensor, unit.fields)
 
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
-        before = self.read(tensor)
         if _covers_storage(tensor):
             self.write(tensor, unit)
             return
         unit = self.settle(unit)  # what is added to a part is no eps of the whole
+        key = key_of(tensor)
+        before = self._units.get(key, ZERO)
         if before.difference is not None:
             before = self.settle(before)
+        if self.channels is not None and not self._fits(key, before, unit):
+            try:
+                self._update_part(key, tensor, before, unit)
+                return
+            except TooLargeError:
+                before = self._collapsed(key)
+                unit = self.channels.collapsed(unit)
         if before.free:
             self.write(tensor, unit)
         elif not unit.free:
-            self.require_zero(before.terms, unit.terms)
+            self.require_zero(before - unit)
             self.write(tensor, Unit(before.terms, eps=before.eps))
+
+    def _fits(self, key: int, before: Unit, unit: Unit) -> bool:
+        """Return whether a part that was written has the exponents of the whole."""
+        if self._fields.knows(key) or unit.fields or before.free != unit.free:
+            return False
+        return not self.constraints.reduced((before - unit).terms)
+
+    def _update_part(self, key: int, tensor: Tensor, before: Unit, unit: Unit) -> None:
+        old, new = (_all_in_fields(u) for u in (before, unit))
+        self._fields.write_part(key, tensor, old, new)
+        self._units[key] = Unit(eps=before.eps)
+        self._alive[key] = _memory(tensor)
+
+    def _collapsed(self, key: int) -> Unit:
+        """Demand that nothing varies in a storage, and return its unit."""
+        unit = self._units.get(key, ZERO)
+        if not self._fields.knows(key) or self.channels is None:
+            return unit
+        found = [self.channels.collapsed(unit.with_fields(f)) for f in self._fields.all(key)]
+        for other in found[1:]:
+            self.require_zero(found[0] - other)
+        self._units[key] = found[0]
+        self._fields.forget(key)
+        return found[0]
 
     def origin(self, tensor: Tensor) -> Origin:
         """Return what the values of a tensor were made from."""
@@ -108,14 +159,18 @@ class UnitTracker:
         """Number the small constants that the operation about to be described is given."""
         self.met = self._occurrences.met(self.where, func, args, kwargs)
 
-    def require_zero(self, form: Form | Any, minus: Any = None) -> None:
-        """Demand that a form (or the difference of two) vanishes."""
-        self.constraints.require_zero((Unit(form) - Unit(minus or {})).terms)
+    def require_zero(self, unit: Unit) -> None:
+        """Demand that a unit vanishes."""
+        if self.channels is not None and unit.fields:
+            self.channels.vanish(unit)
+        elif not unit.free:
+            self.constraints.require_zero(unit.terms)
 
-    def add_site(self, operation: str, value: float, form: Form, key: Key | None = None) -> int:
-        """Record an eps; return its id."""
+    def add_site(self, operation: str, value: float, beside: Unit, key: Key | None = None) -> int:
+        """Record an eps beside something of a unit; return its id."""
         site = next(self._site_ids)
-        self.sites[site] = EpsSite(self.where, operation, value, key, dict(form))
+        form, fields = dict(beside.terms), beside.fields
+        self.sites[site] = EpsSite(self.where, operation, value, key, form, fields)
         return site
 
     def settle(self, unit: Unit) -> Unit:
@@ -123,19 +178,21 @@ class UnitTracker:
         for number in unit.eps:
             site = self.sites.pop(number, None)
             if site is not None:
-                self.require_zero(site.form)
+                self.require_zero(site.unit)
                 if site.key is not None:
                     self.numbers.add(site.key)
         if unit.difference is not None:
             self.require_zero(self._differences[unit.difference][0])
         pending = unit.eps or unit.difference is not None
-        return Unit(unit.terms, unit.free, unit.binary) if pending else unit
+        if not pending:
+            return unit
+        return Unit(unit.terms, unit.free, unit.binary, fields=unit.fields)
 
-    def add_difference(self, unit: Unit, taken: Tensor, form: Form) -> Unit:
+    def add_difference(self, unit: Unit, taken: Tensor, sides: Unit) -> Unit:
         """Describe ``something - taken``, whose sides need equal units if it goes on like this."""
         number = next(self._site_ids)
-        self._differences[number] = (dict(form), _identity(taken))
-        return Unit(unit.terms, difference=number)
+        self._differences[number] = (sides, _identity(taken))
+        return Unit(unit.terms, difference=number, fields=unit.fields)
 
     def cancels(self, unit: Unit, added: Tensor) -> bool:
         """Return whether adding a tensor gives a difference back what was taken away."""
@@ -146,15 +203,15 @@ class UnitTracker:
     def note_read(self, tensor: Tensor) -> None:
         """Note that Python reads the values of a tensor: they must not change their scale."""
         self.taken |= bool(self.origin(tensor) & Origin.WEIGHTS)
-        terms = self.settle(self.read(tensor)).terms
-        if self.constraints.reduced(terms):
-            self.reads.setdefault(self.where, set()).update(terms)
-            self.require_zero(terms)
+        unit = self.settle(self.read(tensor))
+        if unit.fields or self.constraints.reduced(unit.terms):
+            self.reads.setdefault(self.where, set()).update(unit.terms)
+            self.require_zero(unit)
 
     def constant(self, tensor: Tensor) -> float | None:
         """Return the number that a tensor with one entry holds, if it is a plain constant."""
         known = self.shadows.value(tensor)
-        if known is None or self.origin(tensor) or self.read(tensor).terms:
+        if known is None or self.origin(tensor) or not self.read(tensor).vanishes:
             return None
         return constant_value(known)
 
@@ -179,6 +236,7 @@ class Operation:
         result: Any,
     ) -> None:
         self.ledger, self.func, self.result = ledger, func, result
+        self.arrange: Callable[[Tensor, Unit], Unit] | None = None
         self.name: str = func._schema.name
         schema = func._schema.arguments
         self._args = {a.name: a.default_value for a in schema if a.has_default_value()}
@@ -213,9 +271,11 @@ class Operation:
             if not value.numel():
                 return ANY  # what has no entries fits any unit
             unit = self.ledger.read(value)
-            if keep_eps and unit.difference is None:
-                return unit
-            return self.ledger.settle(unit)
+            if not keep_eps or unit.difference is not None:
+                unit = self.ledger.settle(unit)
+            if unit.fields and self.arrange is not None:
+                unit = self.arrange(value, unit)
+            return unit
         if isinstance(value, Unit):
             return value
         return ANY if is_free_number(value) else ZERO
@@ -234,21 +294,24 @@ class Operation:
                 common = unit
                 held = value
                 continue
-            difference = self.ledger.constraints.reduced((common - unit).terms)
-            if not difference or self._is_free_constant(value, unit):
+            difference = common - unit
+            if not difference.fields and not self.ledger.constraints.reduced(difference.terms):
+                continue
+            if self._is_free_constant(value, unit):
                 continue
             if self._is_free_constant(held, common):
                 common, held = unit, value
                 continue
             self.ledger.require_zero(difference)
-        return Unit(common.terms, common.free)
+            common = _where_bound(common, unit)
+        return Unit(common.terms, common.free, fields=common.fields)
 
     def _is_free_constant(self, value: Any, unit: Unit) -> bool:
         """Return whether a constant or a mask of unit 0 holds nothing but zeros and infinities.
 
         What comes from weights or float data is 0 by accident only.
         """
-        if not isinstance(value, Tensor) or unit.terms or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or not unit.vanishes:
             return False
         origin = self.ledger.origin(value)
         if origin & (Origin.WEIGHTS | Origin.DATA):
@@ -280,7 +343,7 @@ class Operation:
         for value in values:
             unit = self.unit(value)
             if not unit.free:
-                self.ledger.require_zero(unit.terms)
+                self.ledger.require_zero(unit)
         return ZERO
 
     def small(self, name: str, limit: float = LARGEST_EPS) -> bool:
@@ -296,24 +359,28 @@ class Operation:
     def with_eps(self, unit: Unit, name: str) -> Unit:
         """Return a unit with an eps pending on it, which is the argument of this name."""
         terms = self.ledger.constraints.reduced(unit.terms)
-        if not terms:
+        if not terms and not unit.fields:
             return unit
         value = self._args[name]
         number = self.ledger.constant(value) if isinstance(value, Tensor) else value
         met = self.ledger.met
         key = met.get(self._places[name], met.get(name))
-        site = self.ledger.add_site(self.name, float(number or 0.0), terms, key)
-        return Unit(unit.terms, eps=unit.eps | {site})
+        beside = unit.with_fields(unit.fields, terms)
+        site = self.ledger.add_site(self.name, float(number or 0.0), beside, key)
+        return Unit(unit.terms, eps=unit.eps | {site}, fields=unit.fields)
 
     def note_eps(self, value: float | None, beside: Unit) -> None:
         """Record the eps of a fused normalization, added beside something of a unit."""
         number = float(value) if value is not None else torch.finfo(torch.float32).eps
-        self.ledger.add_site(self.name, number, dict(beside.terms))
+        self.ledger.add_site(self.name, number, beside)
 
     def follow(self, buffer: Any, unit: Unit) -> None:
         """Record that a buffer estimates something of this unit without acting on the output."""
         if isinstance(buffer, Tensor):
-            self.ledger.followers.append((self.ledger.read(buffer), unit))
+            own = self.ledger.read(buffer)
+            if own.fields and self.arrange is not None:
+                own = self.arrange(buffer, own)
+            self.ledger.followers.append((own, unit))
             self.ledger.estimates.add(key_of(buffer))
 
 
@@ -338,6 +405,26 @@ def is_free_number(value: Any) -> bool:
         return False
     extremes = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
     return value == 0 or math.isinf(value) or abs(value) >= HUGE or value in extremes
+
+
+def _all_in_fields(unit: Unit) -> Fields:
+    """Write a unit as fields alone, entry by entry."""
+    if unit.free:
+        return Fields((), np.ones(1, bool))
+    more = tuple((c, np.array([k], np.int32)) for k, c in unit.terms.items())
+    return Fields(unit.fields.terms + more, unit.fields.free)
+
+
+def _where_bound(common: Unit, unit: Unit) -> Unit:
+    """Take from another unit what one leaves open: its entries that fit any exponent."""
+    free = common.fields.free
+    if free is None:
+        return common
+    old, new = _all_in_fields(common), _all_in_fields(unit)
+    terms = [(c, np.where(free, NOTHING, i).astype(np.int32)) for c, i in old.terms]
+    terms += [(c, np.where(free, i, NOTHING).astype(np.int32)) for c, i in new.terms]
+    both = None if new.free is None else free & new.free
+    return Unit(fields=Fields(tuple(terms), both if both is not None and both.any() else None))
 
 
 def same_view(a: Tensor, b: Tensor) -> bool:

@@ -39,7 +39,7 @@ def bends(op: Operation) -> Unit:
 def reduces(op: Operation) -> Unit:
     """Keep the unit of the first argument, but mix entries: 0-or-1 becomes something between."""
     unit = passes(op)
-    return Unit(unit.terms, unit.free, eps=unit.eps)
+    return Unit(unit.terms, unit.free, eps=unit.eps, fields=unit.fields)
 
 
 def multiplies(op: Operation) -> Unit:

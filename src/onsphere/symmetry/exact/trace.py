@@ -24,8 +24,10 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere._torch.substitution import kept
+from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.dispatch_mode import Reads, Tracer
 from onsphere.symmetry.exact.eps_sites import EpsSite
+from onsphere.symmetry.exact.fields import NONE, Fields
 from onsphere.symmetry.exact.input_sampling import InputUse, marked
 from onsphere.symmetry.exact.linear_forms import (
     ANY,
@@ -161,8 +163,44 @@ def trace(
         raise ModelError(f"{type(model).__name__} has no parameters")
     system = Constraints(len(parameters) + len(buffers))
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
-    runs = [_run_as_used(model, parameters, buffers, system, x, output, inert) for x in calls]
+    runs = runs_on(model, calls, system, output=output, inert=inert)
     return _concluded(system, parameters, buffers, runs)
+
+
+def runs_on(
+    model: nn.Module,
+    calls: Sequence["Call"],
+    system: Constraints,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    starts: "Starts | None" = None,
+) -> list["Run"]:
+    """Run a model on inputs, and write down what its operations demand.
+
+    Args:
+        model: any module.
+        calls: inputs, maybe with other weights.
+        system: takes the demands on whole weights.
+        output: picks from the result the tensors that must not change.
+        inert: parameters that fit any unit.
+        starts: what varies along the axes of weights, and takes the demands on that.
+    """
+    held = weights(model)
+    return [_run_as_used(model, *held, system, x, output, inert, starts) for x in calls]
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What varies along the axes of weights before anything is run.
+
+    Args:
+        channels: takes the demands.
+        fields: by the model's own names.
+    """
+
+    channels: ChannelDemands
+    fields: Mapping[str, Fields]
 
 
 @dataclass(frozen=True)
@@ -183,7 +221,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One run of a model, followed to its end.
 
     Args:
@@ -210,7 +248,7 @@ class _Run:
         return {n for n, t in self.held.items() if key_of(t) in keys}
 
 
-def _run_as_used(model: nn.Module, *rest: Any) -> _Run:
+def _run_as_used(model: nn.Module, *rest: Any) -> Run:
     """Run a model; one in evaluation mode that needs autograd for what it computes has it."""
     try:
         return _run(model, *rest, differentiates=False)
@@ -228,15 +266,16 @@ def _run(
     of: Call,
     output: OutputPicker | None,
     inert: Collection[str],
+    starts: Starts | None,
     *,
     differentiates: bool,
-) -> _Run:
-    ledger = UnitTracker(system)
+) -> Run:
+    ledger = UnitTracker(system, starts and starts.channels)
     given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {n: given[n].clone() for n, _ in model.named_buffers()}
     leaves = {n: leaf_as(p, given[n].detach()) for n, p in parameters.items()}
     held = {**leaves, **{n: state[n] for n in buffers}}
-    _introduce(ledger, list(held), held, inert)
+    _introduce(ledger, held, inert, {} if starts is None else starts.fields)
     without_memory = any(p.is_meta for p in parameters.values())
     copied = ledger.shadows.to_meta if without_memory else kept
     inputs = (of.args, dict(of.kwargs))
@@ -260,33 +299,37 @@ def _run(
         tracer.restore()
     for tensor in outputs:
         unit = ledger.settle(ledger.read(tensor))
-        ledger.require_zero(unit.terms)
+        ledger.require_zero(unit)
     touched = tracer.touched | {id(t) for t in outputs} | set(map(key_of, outputs))
     acting = frozenset(ledger.decisive).union(*map(ledger.sources, outputs))
-    return _Run(ledger, tracer, held, touched, acting)
+    return Run(ledger, tracer, held, touched, acting)
 
 
 def _introduce(
-    ledger: UnitTracker, names: Sequence[str], held: Mapping[str, Tensor], inert: Collection[str]
+    ledger: UnitTracker,
+    held: Mapping[str, Tensor],
+    inert: Collection[str],
+    fields: Mapping[str, Fields],
 ) -> None:
     """Give every weight its own unknown; weights that share memory share one unit."""
-    for unknown, name in enumerate(names):
-        ledger.mark(held[name], Origin.WEIGHTS)
-        ledger.derive(held[name], frozenset({unknown}))
-        seen = ledger.read(held[name])
+    for unknown, (name, tensor) in enumerate(held.items()):
+        ledger.mark(tensor, Origin.WEIGHTS)
+        ledger.derive(tensor, frozenset({unknown}))
+        seen = ledger.read(tensor)
+        unit = Unit.of(unknown).with_fields(fields.get(name, NONE))
         if bare_name(name) in inert:
-            ledger.write(held[name], ANY)
-        elif seen.terms:
-            ledger.require_zero(seen.terms, Unit.of(unknown).terms)
+            ledger.write(tensor, ANY)
+        elif not seen.vanishes:
+            ledger.require_zero(seen - unit)
         else:
-            ledger.write(held[name], Unit.of(unknown))
+            ledger.write(tensor, unit)
 
 
 def _concluded(
     system: Constraints,
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
-    runs: Sequence[_Run],
+    runs: Sequence[Run],
 ) -> Trace:
     own = [*parameters, *buffers]
     names = [bare_name(n) for n in own]
@@ -338,7 +381,7 @@ def _concluded(
     )
 
 
-def _eps_sites(system: Constraints, runs: Sequence[_Run]) -> tuple[EpsSite, ...]:
+def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[EpsSite, ...]:
     """Return what is an eps in every run, and demand what would have to hold if none were."""
     numbers = {key for run in runs for key in run.ledger.numbers}
     sites: dict[Any, EpsSite] = {}
@@ -350,7 +393,7 @@ def _eps_sites(system: Constraints, runs: Sequence[_Run]) -> tuple[EpsSite, ...]
     return tuple(sites.values())
 
 
-def _roles(name: str, runs: Sequence[_Run]) -> frozenset[str]:
+def _roles(name: str, runs: Sequence[Run]) -> frozenset[str]:
     found: set[str] = set()
     for run in runs:
         heads = run.tracer.heads
@@ -371,7 +414,7 @@ def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:
     return {k: c for k, c in v.items() if k not in idle}
 
 
-def _following(v: Form, runs: Sequence[_Run], buffers: set[int]) -> Form:
+def _following(v: Form, runs: Sequence[Run], buffers: set[int]) -> Form:
     """Return how far estimating buffers move when a symmetry acts, where that is well defined."""
     found: dict[int, set[Fraction]] = {}
     for buffer, unit in (pair for run in runs for pair in run.ledger.followers):

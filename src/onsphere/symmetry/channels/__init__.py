@@ -1,0 +1,1 @@
+"""Scale symmetries per row, column and channel: families of them, found without numbers."""

@@ -1,0 +1,290 @@
+r"""Families of scale symmetries: the same rescaling for each of many channels.
+
+A family says: for each channel :math:`j`, multiply slices :math:`S_j` of some weights by
+:math:`a_j^{e}`, all :math:`a_j > 0` at once, and the function stays. For two linear maps with a ReLU
+between them it is one line at any width: rows of the first by :math:`a_j`, columns of the second by
+:math:`1/a_j`. The symmetries of whole weights are their sums, or are listed beside them.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
+from onsphere._torch.materialize import on_gathered
+from onsphere.symmetry.channels.components import Kind, kinds_of
+from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
+from onsphere.symmetry.exact.fields import Fields
+from onsphere.symmetry.exact.linear_forms import Constraints, Form, row_space, sparse_basis
+from onsphere.symmetry.exact.trace import Call, Run, Starts, runs_on
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices of one weight, those of each channel.
+
+    Args:
+        name: which weight or buffer.
+        exponent: how they scale.
+        axes: the axes along which they are cut.
+        index: places along these axes, flattened: a row for each channel.
+    """
+
+    name: str
+    exponent: Fraction
+    axes: tuple[int, ...]
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """The same scale symmetry for each of many channels.
+
+    Args:
+        slices: what scales.
+        count: how many channels there are.
+        exact: whether no small constant (an eps) notices it.
+    """
+
+    slices: tuple[Slices, ...]
+    count: int
+    exact: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights and buffers that it moves."""
+        return tuple(dict.fromkeys(s.name for s in self.slices))
+
+
+@dataclass(frozen=True)
+class ChannelSymmetries:
+    """Every scale symmetry of a model by row, column and channel.
+
+    Args:
+        families: those that leave all common exponents alone.
+        further: others, each a family with one member; ``count`` is 1.
+        dimension: how many independent symmetries there are, those of whole weights included.
+    """
+
+    families: tuple[Family, ...]
+    further: tuple[Family, ...]
+    dimension: int
+
+
+@on_gathered
+def channel_symmetries(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    others: Sequence[Call] = (),
+    roles: Mapping[str, frozenset[str]] | None = None,
+) -> ChannelSymmetries:
+    """Find every scale symmetry of a model by row, column and channel, without numbers.
+
+    Args:
+        model: any module; on the meta device it needs no memory.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        inert: parameters known not to affect the output.
+        others: further inputs that the symmetries must hold for.
+        roles: what the model does with its weights, as a trace tells.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+        >>> found = channel_symmetries(net, torch.ones(5, 3))
+        >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found.families]
+        [(('0.weight', '2.weight'), [1, -1], 8)]
+        >>> found.dimension
+        8
+    """
+    parameters, buffers = weights(model)
+    held = {**parameters, **buffers}
+    system = Constraints(len(held))
+    channels = ChannelDemands(system, len(held))
+    fields: dict[str, Fields] = {}
+    for number, (name, tensor) in enumerate(held.items()):
+        if bare_name(name) not in inert:
+            role = (roles or {}).get(bare_name(name), frozenset())
+            fields[name] = _starting(channels, number, tuple(tensor.shape), role)
+    calls = [Call(*inputs_of(model, args, kwargs)), *others]
+    runs = runs_on(
+        model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
+    )
+    kinds = kinds_of(channels)
+    used = [any(run.used(n) for run in runs) and bare_name(n) not in inert for n in held]
+    return _Solution(channels, system, kinds, list(held), len(parameters), used).symmetries()
+
+
+def _starting(
+    channels: ChannelDemands, number: int, shape: tuple[int, ...], role: frozenset[str]
+) -> Fields:
+    """Give a weight an unknown per entry of each of its axes; a filter slides, so it has two."""
+    axes = [a for a, n in enumerate(shape) if n > 1]
+    if role & {"convolution", "transposed"}:
+        axes = [a for a in axes if a < 2]
+    terms = []
+    for a in axes:
+        own = channels.new(shape[a : a + 1], number, (a,))
+        ones = (1,) * (len(shape) - a - 1)
+        terms.append((Fraction(1), own.reshape(own.shape + ones)))
+    return Fields(tuple(terms))
+
+
+class _Solution:
+    """What the demands leave free."""
+
+    def __init__(
+        self,
+        channels: ChannelDemands,
+        system: Constraints,
+        kinds: Sequence[Kind],
+        names: Sequence[str],
+        parameters: int,
+        used: Sequence[bool],
+    ) -> None:
+        self.channels, self.system, self.kinds = channels, system, kinds
+        self.names, self.parameters, self.used = [bare_name(n) for n in names], parameters, used
+        self._starts = np.array([b.start for b in channels.blocks], np.int64)
+
+    def symmetries(self) -> ChannelSymmetries:
+        """Return families and count dimensions."""
+        found: list[Family] = []
+        dimension = 0
+        for kind in self.kinds:
+            vectors = self._basis(kind)
+            dimension += len(kind.members) * len(vectors)
+            found += [self._family(kind, v) for v in vectors]
+        dimension += self._common()
+        return ChannelSymmetries(tuple(_merged(found)), (), dimension)
+
+    def _basis(self, kind: Kind) -> list[Form]:
+        """Return how the weights of a component can scale while common unknowns stay."""
+        columns = kind.members[0]
+        weights = {i for i, k in enumerate(columns) if self._block(k).weight is not None}
+        parameters = {i for i in weights if self._block(columns[i]).weight < self.parameters}  # type: ignore[operator]
+        parameters = {i for i in parameters if self.used[self._block(columns[i]).weight]}  # type: ignore[index]
+        vectors = []
+        for f in kind.free:
+            v = {f: Fraction(1)} | {
+                p: c for p, form in kind.solution.items() for k, c in form.items() if k == f
+            }
+            vectors.append({i: c for i, c in v.items() if i in weights})
+        nothing = self._without_effect(columns)
+        held = Constraints(0)
+        for v in nothing:
+            held.require_zero(v)
+        kept = []
+        for v in vectors:
+            if held.require_zero({i: c for i, c in v.items() if i in parameters}):
+                kept.append(v)
+        return sparse_basis(kept)
+
+    def _without_effect(self, columns: np.ndarray) -> list[Form]:  # type: ignore[type-arg]
+        """Return rescalings of all rows against all columns of one weight."""
+        by_block: defaultdict[Block, list[int]] = defaultdict(list)
+        for i, k in enumerate(columns):
+            block = self._block(k)
+            if block.weight is not None:
+                by_block[block].append(i)
+        whole = [(b, places) for b, places in by_block.items() if len(places) == b.size]
+        found = []
+        for i, (b, places) in enumerate(whole):
+            for c, more in whole[:i]:
+                if b.weight == c.weight:
+                    found.append({p: Fraction(1) for p in places} | {p: Fraction(-1) for p in more})
+        return found
+
+    def _common(self) -> int:
+        """Count what is left to common unknowns, beyond families."""
+        aside = {b.weight for b in self.channels.blocks if b.weight is not None}
+        count = len(self.names)
+        scalars = [k for k in range(count) if self.used[k]] + self.channels.common
+        system = Constraints(0)
+        for pivot, rest in self.system.rows():
+            system.require_zero({pivot: Fraction(-1), **rest})
+        pivots = {p for p, _ in system.rows()}
+        vectors: dict[int, Form] = {k: {k: Fraction(1)} for k in scalars if k not in pivots}
+        for p, rest in system.rows():
+            for k, c in rest.items():
+                if k in vectors:
+                    vectors[k][p] = c
+        buffers = set(range(self.parameters, count))
+        kept = row_space(vectors.values(), set(scalars) - buffers)
+        gauge = sum(
+            1 for b in self.channels.blocks
+            if b.weight is not None and b.weight < self.parameters and self.used[b.weight]
+        )  # fmt: skip
+        del aside
+        return len(kept) - gauge
+
+    def _block(self, number: int) -> Block:
+        return self.channels.blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
+
+    def _family(self, kind: Kind, v: Form) -> Family:
+        grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
+        for i, c in sorted(v.items()):
+            grouped[self._block(kind.members[0][i]), c].append(i)
+        slices = [
+            Slices(
+                self.names[block.weight],  # type: ignore[index]
+                c,
+                block.axes,
+                torch.from_numpy(kind.members[:, places] - block.start),
+            )
+            for (block, c), places in grouped.items()
+        ]
+        return Family(tuple(slices), len(kind.members))
+
+
+def _merged(families: Iterable[Family]) -> list[Family]:
+    """Join families that scale the same axes of the same weights alike."""
+    found: dict[Any, Family] = {}
+    for f in families:
+        key = tuple((s.name, s.exponent, s.axes, s.index.shape[1]) for s in f.slices)
+        if key not in found:
+            found[key] = f
+            continue
+        first = found[key]
+        slices = tuple(
+            replace(a, index=torch.cat([a.index, b.index]))
+            for a, b in zip(first.slices, f.slices, strict=True)
+        )
+        found[key] = Family(slices, first.count + f.count, first.exact and f.exact)
+    return list(found.values())
+
+
+def log_factors(
+    families: Sequence[Family], amounts: Sequence[Tensor], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Return by how much the logarithm of each entry moves, when every channel has its own amount.
+
+    Args:
+        families: what moves.
+        amounts: of each family, one number per channel.
+        shapes: of the weights and buffers.
+
+    Returns:
+        By name, tensors that broadcast against the weights.
+    """
+    found: dict[str, Tensor] = {}
+    for family, amount in zip(families, amounts, strict=True):
+        for s in family.slices:
+            shape = tuple(shapes[s.name])
+            wide = [shape[a] if a in s.axes else 1 for a in range(len(shape))]
+            flat = torch.zeros(math.prod(wide), dtype=torch.float64)
+            values = (float(s.exponent) * amount.to(torch.float64))[:, None].expand(s.index.shape)
+            flat.index_add_(0, s.index.reshape(-1), values.reshape(-1))
+            here = flat.reshape(wide)
+            found[s.name] = found[s.name] + here if s.name in found else here
+    return found

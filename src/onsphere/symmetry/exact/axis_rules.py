@@ -1,0 +1,792 @@
+"""What operations do to the axes along which exponents vary.
+
+A rule of :mod:`onsphere.symmetry.exact.rules` says how units combine; here stands where each axis
+of the inputs goes. Most operations work entry by entry, and broadcasting is all there is to it.
+Rearrangements move index arrays as they move entries. Sums over an axis, products of matrices and
+convolutions need a common exponent along the axes that they sum over. Whatever is not listed has
+inputs that do not vary at all, which is always true of fewer symmetries, and never of too many.
+
+To teach an operation, add it to the table at the end, and a case to ``tests``.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onsphere.symmetry.exact.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.fields import (
+    NOTHING,
+    Fields,
+    Index,
+    TooLargeError,
+    compressed,
+    joined,
+    reshaped,
+)
+from onsphere.symmetry.exact.linear_forms import ANY, Unit
+from onsphere.symmetry.exact.operation import Operation, Origin, Rule, flat_tensors, is_free_number
+
+Array = NDArray[np.generic]
+AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
+"""From an operation and its rule to the units of its results, in their axes."""
+
+
+def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Return the units of an operation's results, with what varies along their axes."""
+    axis_rule = AXIS_RULES.get(_plain(op.name), collapse)
+    try:
+        return axis_rule(op, rule, channels)
+    except TooLargeError:
+        return collapse(op, rule, channels)
+
+
+def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Demand that no input varies."""
+    op.arrange = lambda tensor, unit: channels.collapsed(unit)
+    return rule(op)
+
+
+def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Combine entry by entry; inputs broadcast."""
+    return rule(op)
+
+
+# --- rearrangements ----------------------------------------------------------------------------
+
+Move = Callable[[Operation, Array, int], Array]
+"""From an array with the axes of the first input to one with those of a result (its number)."""
+
+
+def rearranges(move: Move) -> AxisRule:
+    """Return the rule of an operation that only moves entries."""
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+        units = rule(op)
+        unit = units if isinstance(units, Unit) else units[0]
+        if not unit.fields:
+            return units
+        ndim = flat_tensors(op.first)[0].ndim
+        count = len(flat_tensors(op.result))
+        return tuple(
+            unit.with_fields(unit.fields.moved(ndim, lambda a, i=i: move(op, a, i)))
+            for i in range(count)
+        )
+
+    return axis_rule
+
+
+def _source(op: Operation) -> Tensor:
+    return flat_tensors(op.first)[0]
+
+
+def _result(op: Operation, i: int = 0) -> Tensor:
+    return flat_tensors(op.result)[i]
+
+
+def _axis(op: Operation, name: str = "dim") -> int:
+    dim = op[name] if op.has(name) and op[name] is not None else 0
+    return int(dim) % max(1, _source(op).ndim)
+
+
+def _view(op: Operation, a: Array, i: int) -> Array:
+    return reshaped(a, tuple(_source(op).shape), tuple(_result(op, i).shape))
+
+
+def _transpose(op: Operation, a: Array, i: int) -> Array:
+    return a.swapaxes(_axis(op, "dim0"), _axis(op, "dim1"))
+
+
+def _reverse(op: Operation, a: Array, i: int) -> Array:
+    return a.T
+
+
+def _permute(op: Operation, a: Array, i: int) -> Array:
+    return a.transpose([int(d) % a.ndim for d in op["dims"]])
+
+
+def _unsqueeze(op: Operation, a: Array, i: int) -> Array:
+    return np.expand_dims(a, int(op["dim"]) % (a.ndim + 1))
+
+
+def _squeeze(op: Operation, a: Array, i: int) -> Array:
+    dims = op["dim"] if op.has("dim") else None
+    every = range(a.ndim)
+    asked = list(every) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    shape = _source(op).shape
+    gone = [d % a.ndim for d in asked if a.ndim and shape[d] == 1]
+    return a.reshape([n for d, n in enumerate(a.shape) if d not in gone])
+
+
+def _along(op: Operation, a: Array, axis: int, pick: Any) -> Array:
+    """Pick entries along an axis, where the array has them."""
+    if a.shape[axis] == 1:
+        return a
+    return compressed(a[(slice(None),) * axis + (pick,)])
+
+
+def _slice(op: Operation, a: Array, i: int) -> Array:
+    axis = _axis(op)
+    return _along(op, a, axis, slice(op["start"], op["end"], op["step"] or 1))
+
+
+def _select(op: Operation, a: Array, i: int) -> Array:
+    axis = _axis(op)
+    at = int(op["index"])
+    return _along(op, a, axis, [at if a.shape[axis] > 1 else 0]).squeeze(axis)
+
+
+def _parts(op: Operation, a: Array, i: int) -> Array:
+    axis = _axis(op)
+    sizes = [t.shape[axis] for t in flat_tensors(op.result)]
+    start = sum(sizes[:i])
+    return _along(op, a, axis, slice(start, start + sizes[i]))
+
+
+def _unbind(op: Operation, a: Array, i: int) -> Array:
+    axis = _axis(op)
+    return _along(op, a, axis, [i if a.shape[axis] > 1 else 0]).squeeze(axis)
+
+
+def _flip(op: Operation, a: Array, i: int) -> Array:
+    return np.flip(a, [int(d) % a.ndim for d in op["dims"]])
+
+
+def _roll(op: Operation, a: Array, i: int) -> Array:
+    dims = [op["dims"]] if isinstance(op["dims"], int) else list(op["dims"] or [])
+    shifts = [op["shifts"]] if isinstance(op["shifts"], int) else list(op["shifts"])
+    if not dims:
+        raise TooLargeError
+    for shift, dim in zip(shifts, dims, strict=True):
+        a = np.roll(a, shift, dim) if a.shape[dim] > 1 else a
+    return a
+
+
+def _repeat(op: Operation, a: Array, i: int) -> Array:
+    times = list(op["repeats"])
+    a = a.reshape((1,) * (len(times) - a.ndim) + a.shape)
+    return np.tile(a, [n if size > 1 else 1 for n, size in zip(times, a.shape, strict=True)])
+
+
+def _same_axes(op: Operation, a: Array, i: int) -> Array:
+    return a
+
+
+def _as_real(op: Operation, a: Array, i: int) -> Array:
+    return a[..., None]
+
+
+# --- common exponents along axes ---------------------------------------------------------------
+
+
+def _dims(op: Operation, name: str = "dim") -> list[int]:
+    """Return the axes that an operation reduces, counted from the last as -1."""
+    ndim = _source(op).ndim
+    dims = op[name] if op.has(name) else None
+    dims = [dims] if isinstance(dims, int) else list(dims or range(ndim))
+    return [d % ndim - ndim for d in dims] if ndim else []
+
+
+def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent along the reduced axes, which go."""
+    dims = _dims(op)
+    op.arrange = lambda tensor, unit: channels.constant(unit, dims)
+    units = rule(op)
+    if op.has("keepdim") and op["keepdim"]:
+        return units
+    ndim = _source(op).ndim
+    kept = [d for d in range(ndim) if d - ndim not in dims]
+
+    def move(a: Array) -> Index:
+        return a.reshape([a.shape[d] for d in kept])  # type: ignore[return-value]
+
+    return _each(units, lambda u: u.with_fields(u.fields.moved(ndim, move)))
+
+
+def along(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent along one axis, which stays: sorting, cumulative sums."""
+    ndim = _source(op).ndim
+    axis = _axis(op) if op.has("dim") else ndim - 1
+    op.arrange = lambda tensor, unit: channels.constant(unit, [axis - ndim])
+    return rule(op)
+
+
+def pools(count: int) -> AxisRule:
+    """Return the rule of what mixes the last axes: pooling, interpolation."""
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+        op.arrange = lambda tensor, unit: channels.constant(unit, range(-count, 0))
+        return rule(op)
+
+    return axis_rule
+
+
+def _each(units: Any, change: Callable[[Unit], Unit]) -> Any:
+    if isinstance(units, Unit):
+        return change(units) if units.fields else units
+    return tuple(change(u) if u.fields else u for u in units)
+
+
+# --- products that sum over an axis ------------------------------------------------------------
+
+
+def _contracted(
+    op: Operation,
+    rule: Rule,
+    channels: ChannelDemands,
+    arranged: Mapping[str, Callable[[Array], Array]],
+    ndim: int,
+    inner: int = 1,
+) -> Unit:
+    """Lay the axes that are summed over in front of those of the result.
+
+    Args:
+        op: the operation.
+        rule: combines units.
+        channels: takes the demands.
+        arranged: name of an argument -> what brings its axes into this order.
+        ndim: number of axes of the result.
+        inner: number of axes summed over.
+    """
+    moves: dict[int, Callable[[Array], Array]] = {}
+    for name, move in arranged.items():
+        if isinstance(op[name], Tensor):
+            if id(op[name]) in moves:
+                raise TooLargeError  # one tensor in two places
+            moves[id(op[name])] = move
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if id(tensor) not in moves:
+            return channels.collapsed(unit)
+        move = moves[id(tensor)]
+        return unit.with_fields(unit.fields.moved(tensor.ndim, move))  # type: ignore[arg-type]
+
+    op.arrange = arrange
+    units = rule(op)
+    unit = units if isinstance(units, Unit) else units[0]
+    unit = channels.constant(unit, range(-ndim - inner, -ndim))
+    return unit.with_fields(_last(unit.fields, ndim))
+
+
+def _last(fields: Fields, ndim: int) -> Fields:
+    """Drop axes in front, all of size 1."""
+    return fields.moved(
+        max([ndim, *(a.ndim for a in fields.arrays())]),
+        lambda a: a.reshape(a.shape[a.ndim - ndim :]),  # type: ignore[return-value]
+    )
+
+
+def matrix_product(left: str, right: str) -> AxisRule:
+    """Return the rule of a product of (batches of) matrices."""
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+        batch = op[left].ndim - 2
+        moves = {
+            left: lambda a: np.moveaxis(a, -1, 0)[..., None],
+            right: lambda a: np.moveaxis(a, -2, 0)[..., None, :],
+        } | ({"self": _same} if op.has("self") and left != "self" else {})
+        if op.name.endswith("addbmm") and not op.name.endswith("baddbmm"):
+            return collapse(op, rule, channels)  # type: ignore[no-any-return]
+        return _contracted(op, rule, channels, moves, batch + 2)
+
+    return axis_rule
+
+
+def _same(a: Array) -> Array:
+    return a
+
+
+def matrix_vector(left: str, right: str) -> AxisRule:
+    """Return the rule of a matrix times a vector, or of two vectors."""
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+        ndim = op[left].ndim - 1
+        moves = {
+            left: lambda a: np.moveaxis(a, -1, 0),
+            right: lambda a: a.reshape(a.shape + (1,) * ndim),
+        } | ({"self": _same} if op.has("self") and left != "self" else {})
+        return _contracted(op, rule, channels, moves, ndim)
+
+    return axis_rule
+
+
+def outer(left: str, right: str) -> AxisRule:
+    """Return the rule of an outer product."""
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+        moves: dict[str, Callable[[Array], Array]] = {left: lambda a: a[:, None], right: _same}
+        if left != "self":
+            moves["self"] = _same
+        return _contracted(op, rule, channels, moves, 2, inner=0)
+
+    return axis_rule
+
+
+def linear(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+    """Multiply the last axis of the input with the last of the weight."""
+    ndim = op["input"].ndim
+    moves: dict[str, Callable[[Array], Array]] = {
+        "input": lambda a: np.moveaxis(a, -1, 0)[..., None],
+        "weight": lambda a: a.T.reshape((a.shape[1],) + (1,) * (ndim - 1) + (a.shape[0],)),
+        "bias": _same,
+    }
+    return _contracted(op, rule, channels, moves, ndim)
+
+
+def convolution(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+    """Sum over the input channels of each group, and over positions."""
+    name = "input" if op.has("input") else "self"
+    given: Tensor = op[name]
+    weight: Tensor = op["weight"]
+    space = weight.ndim - 2
+    transposed = bool(op["transposed"])
+    groups = int(op["groups"] or 1)
+    result: Tensor = _result(op)
+    per = given.shape[-space - 1] // groups
+    out = result.shape[-space - 1] // groups
+    ones = (1,) * space
+    batch = tuple(result.shape[: -space - 1])
+
+    def of_input(a: Array) -> Array:
+        a = reshaped(a, (*batch, groups * per, *ones), (*batch, groups, per, *ones))
+        return np.moveaxis(a, len(batch) + 1, 0)[(slice(None),) * (len(batch) + 2) + (None,)]
+
+    def of_weight(a: Array) -> Array:
+        a = a.reshape(a.shape[:2])
+        if transposed:  # [groups * per, out]
+            a = reshaped(a, (groups * per, out), (groups, per, out)).transpose(1, 0, 2)
+        else:  # [groups * out, per]
+            a = reshaped(a, (groups * out, per), (groups, out, per)).transpose(2, 0, 1)
+        return a.reshape(a.shape[:1] + (1,) * len(batch) + a.shape[1:] + ones)
+
+    def of_bias(a: Array) -> Array:
+        return reshaped(a, (groups * out,), (groups, out)).reshape(
+            reshaped(a, (groups * out,), (groups, out)).shape + ones
+        )
+
+    moves = {id(given): of_input, id(weight): of_weight, id(op["bias"]): of_bias}
+    if op["bias"] is None:
+        moves.pop(id(None))
+    if given is weight:
+        raise TooLargeError
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if tensor is not op["bias"]:
+            unit = channels.constant(unit, range(-space, 0))
+        return unit.with_fields(
+            unit.fields.moved(tensor.ndim, moves[id(tensor)])  # type: ignore[arg-type]
+        )
+
+    op.arrange = arrange
+    ndim = len(batch) + 2 + space
+    unit = rule(op)
+    assert isinstance(unit, Unit)
+    unit = channels.constant(unit, [-ndim - 1])
+    fields = _last(unit.fields, ndim).moved(
+        ndim,
+        lambda a: reshaped(a, (*batch, groups, out, *ones), (*batch, groups * out, *ones)),
+    )
+    return unit.with_fields(fields)
+
+
+def attention(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Queries meet keys along their last axis, values are summed over the tokens."""
+    query, key, value = op["query"], op["key"], op["value"]
+    if key is query or value is query or value is key:
+        raise TooLargeError
+    ndim = query.ndim
+    shared = query.shape[-3] // key.shape[-3] if ndim > 2 else 1
+
+    def heads(a: Array) -> Array:
+        """Repeat heads that several queries share."""
+        return np.repeat(a, shared, -3) if shared > 1 and a.shape[-3] > 1 else a
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if tensor is query:
+            return _moved(unit, ndim, lambda a: np.moveaxis(a, -1, 0)[..., None])
+        if tensor is key:
+            return _moved(unit, ndim, lambda a: np.moveaxis(heads(a), -1, 0)[..., None, :])
+        if tensor is value:
+            return _moved(channels.constant(unit, [-2]), ndim, heads)
+        return unit
+
+    op.arrange = arrange
+    return rule(op)
+
+
+def _moved(unit: Unit, ndim: int, move: Callable[[Array], Array]) -> Unit:
+    return unit.with_fields(unit.fields.moved(ndim, move))  # type: ignore[arg-type]
+
+
+# --- normalizations ----------------------------------------------------------------------------
+
+
+def layer_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent along the axes that are normalized."""
+    given = op["input"]
+    count = len(op["normalized_shape"])
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        return channels.constant(unit, range(-count, 0)) if tensor is given else unit
+
+    op.arrange = arrange
+    return rule(op)
+
+
+def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent along all axes but that of channels, which the norm forgets."""
+    given: Tensor = op["input"]
+    space = given.ndim - 2
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if tensor is given:
+            return channels.constant(unit, [-given.ndim, *range(-space, 0)])
+        return _moved(unit, 1, lambda a: a.reshape(a.shape + (1,) * space))
+
+    op.arrange = arrange
+    out, *rest = rule(op)  # type: ignore[misc]
+    vectors = _each(
+        tuple(rest), lambda u: _moved(u, given.ndim, lambda a: a.reshape(a.shape[1 : a.ndim - space]))
+    )
+    return (out, *vectors)
+
+
+def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent inside each group of channels of each sample."""
+    given: Tensor = op["input"]
+    space = given.ndim - 2
+    groups = int(op["group"])
+    batch, width = given.shape[:2]
+    inside = (groups, width // groups)
+    ones = (1,) * space
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if tensor is not given:
+            return _moved(unit, 1, lambda a: a.reshape(a.shape + ones))
+        unit = channels.constant(unit, range(-space, 0))
+        unit = _moved(
+            unit, given.ndim, lambda a: reshaped(a, (batch, width, *ones), (batch, *inside, *ones))
+        )
+        return channels.constant(unit, [-space - 1])
+
+    op.arrange = arrange
+    out, *rest = rule(op)  # type: ignore[misc]
+    vectors = _each(
+        tuple(rest), lambda u: _moved(u, given.ndim + 1, lambda a: a.reshape(a.shape[:2]))
+    )
+    return (out, *vectors)
+
+
+def weight_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Need a common exponent along all axes but one, which the norm forgets."""
+    given: Tensor = op["v"]
+    kept = int(op["dim"]) % given.ndim - given.ndim
+    others = [d for d in range(-given.ndim, 0) if d != kept]
+    op.arrange = lambda t, u: channels.constant(u, others) if t is given else u
+    return rule(op)
+
+
+# --- choices by index --------------------------------------------------------------------------
+
+
+def _known(op: Operation, index: Any) -> Array | None:
+    """Return the positions that an index names, where no input decides them."""
+    if not isinstance(index, Tensor) or op.ledger.origin(index) & (Origin.DATA | Origin.WHOLE):
+        return None
+    known = op.ledger.shadows.value(index)
+    return None if known is None or known.is_meta else known.detach().cpu().numpy()
+
+
+def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Pick along an axis; where data decide, its exponents are the same."""
+    ndim, axis = _source(op).ndim, _axis(op)
+    known = _known(op, op["index"])
+    if known is not None:
+        return rearranges(lambda o, a, i: _along(o, a, axis, known))(op, rule, channels)
+    op.arrange = lambda tensor, unit: channels.constant(unit, [axis - ndim])
+    return rule(op)
+
+
+def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Pick along an axis, differently for the others."""
+    source, index = _source(op), op["index"]
+    axis = _axis(op) - source.ndim
+    same = all(
+        a == b for d, (a, b) in enumerate(zip(source.shape, index.shape, strict=True))
+        if d - source.ndim != axis
+    )  # fmt: skip
+    if not same:
+        return collapse(op, rule, channels)
+    op.arrange = lambda t, u: channels.constant(u, [axis]) if t is source else u
+    return rule(op)
+
+
+def embedding(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Look up rows: data decide which."""
+    op.arrange = lambda tensor, unit: channels.constant(unit, [-2])
+    return rule(op)
+
+
+def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Pick by tensors of positions or by masks."""
+    source: Tensor = op["self"]
+    indices: list[Tensor | None] = list(op["indices"])
+    axes: list[int] = []
+    at, wide, position = 0, 0, None
+    for k in indices:
+        count = k.ndim if k is not None and k.dtype.is_floating_point is False and _is_mask(k) else 1
+        if k is not None:
+            position = at if position is None else position
+            if axes and axes[-1] != at - 1:
+                position = 0  # apart: the picked axes go to the front
+            axes += range(at, at + count)
+            wide = max(wide, 1 if _is_mask(k) else k.ndim)
+        at += count
+    ndim = source.ndim
+    first = next(k for k in indices if k is not None)
+    known = _known(op, first) if len(axes) == 1 and not _is_mask(first) else None
+
+    def move(_: Operation, a: Array, i: int) -> Array:
+        if known is not None:
+            picked = a.take(known, axes[0]) if a.shape[axes[0]] > 1 else None
+            if picked is not None:
+                return compressed(picked)
+        kept = [n for d, n in enumerate(a.shape) if d not in axes]
+        return a.reshape(kept[:position] + [1] * wide + kept[position:])
+
+    if known is None:
+        op.arrange = lambda tensor, unit: channels.constant(unit, [d - ndim for d in axes])
+    return rearranges(move)(op, rule, channels)
+
+
+def _is_mask(index: Tensor) -> bool:
+    return str(index.dtype) in ("torch.bool", "torch.uint8")
+
+
+def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Write or add along an axis at positions that data decide."""
+    target: Tensor = op["self"]
+    source = next((op[n] for n in ("source", "src", "value") if isinstance(op[n], Tensor)), None)
+    if source is None or source.ndim != target.ndim or target is source:
+        return collapse(op, rule, channels)
+    axis = _axis(op) - target.ndim
+    op.arrange = lambda tensor, unit: channels.constant(unit, [axis])
+    return rule(op)
+
+
+def index_put(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Write at positions of the first axes."""
+    target: Tensor = op["self"]
+    indices = list(op["indices"])
+    if any(k is None for k in indices) or target is op["values"]:
+        return collapse(op, rule, channels)
+    count = sum(k.ndim if _is_mask(k) else 1 for k in indices)
+    rest = target.ndim - count
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        ndim = tensor.ndim
+        return channels.constant(unit, range(-ndim, -rest) if rest else range(-ndim, 0))
+
+    op.arrange = arrange
+    return rule(op)
+
+
+# --- joins and padding -------------------------------------------------------------------------
+
+
+def concatenates(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Lay tensors one after the other; each keeps its exponents."""
+    tensors = [t for t in flat_tensors(op["tensors"]) if t.numel()]
+    if len({t.ndim for t in tensors}) != 1:
+        return collapse(op, rule, channels)
+    axis = int(op["dim"] or 0) % tensors[0].ndim
+    return _joined(op, channels, [(op.unit(t), tuple(t.shape)) for t in tensors], axis)
+
+
+def stacks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Lay tensors one after the other along a new axis."""
+    tensors = flat_tensors(op["tensors"])
+    axis = int(op["dim"] or 0) % (tensors[0].ndim + 1)
+    parts = []
+    for t in tensors:
+        unit = _moved(op.unit(t), t.ndim, lambda a: np.expand_dims(a, axis))
+        shape = tuple(t.shape)
+        parts.append((unit, (*shape[:axis], 1, *shape[axis:])))
+    return _joined(op, channels, parts, axis)
+
+
+def _joined(
+    op: Operation,
+    channels: ChannelDemands,
+    parts: Sequence[tuple[Unit, tuple[int, ...]]],
+    axis: int,
+) -> Unit:
+    units = [u for u, _ in parts]
+    bound = [u for u in units if not u.free]
+    if not bound:
+        return ANY
+    same = all(not channels.scalars.reduced((u - bound[0]).terms) for u in bound)
+    if len(bound) == len(units) and same and not any(u.fields for u in units):
+        return Unit(bound[0].terms)
+    terms = bound[0].terms if same else {}
+    fields = []
+    for u, shape in parts:
+        scalars = {} if same or u.free else u.terms
+        more = tuple((c, np.array(k, np.int32)) for k, c in scalars.items())
+        free = np.ones(1, bool) if u.free else u.fields.free
+        fields.append((Fields(u.fields.terms + more, free), shape))
+    return channels.flat(Unit(terms, fields=joined(fields, axis)))
+
+
+def pads(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Add entries at the ends of axes: zeros, which every exponent fits, or others."""
+    unit = rule(op)
+    assert isinstance(unit, Unit)
+    source: Tensor = op["self"]
+    amounts = [int(n) for n in op["pad"]]
+    if unit.free or not is_free_number(op["value"]):
+        return unit
+    widths = [(0, 0)] * source.ndim
+    for k in range(len(amounts) // 2):
+        widths[source.ndim - 1 - k] = (amounts[2 * k], amounts[2 * k + 1])
+    free = np.zeros((1,) * source.ndim, bool)
+    for d, ends in enumerate(widths):
+        if any(n > 0 for n in ends):
+            free = free | _padded(np.zeros((1,) * d + (source.shape[d],) + (1,) * (source.ndim - d - 1), bool), d, ends, True)  # fmt: skip
+
+    def move(a: Array) -> Array:
+        for d, ends in enumerate(widths):
+            if a.shape[d] > 1 and ends != (0, 0):
+                a = _padded(a, d, ends, NOTHING if a.dtype != bool else True)
+        return a
+
+    fields = unit.fields.moved(source.ndim, move)  # type: ignore[arg-type]
+    old = np.zeros(1, bool) if fields.free is None else fields.free
+    return channels.flat(unit.with_fields(Fields(fields.terms, old | free)))
+
+
+def _padded(a: Array, axis: int, ends: tuple[int, int], value: Any) -> Array:
+    for side, n in enumerate(ends):
+        if n < 0:
+            cut = slice(-n, None) if side == 0 else slice(None, n)
+            a = a[(slice(None),) * axis + (cut,)]
+    widths = [(0, 0)] * a.ndim
+    widths[axis] = (max(ends[0], 0), max(ends[1], 0))
+    return np.pad(a, widths, constant_values=value)
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+AXIS_RULES: dict[str, AxisRule] = {}
+
+_TABLE: list[tuple[AxisRule, str]] = [
+    (entrywise, """
+        clone contiguous lift_fresh lift lift_fresh_copy tril triu abs neg negative positive
+        real imag conj _conj resolve_conj resolve_neg _conj_physical _neg_view conj_physical
+        nan_to_num detach alias relu leaky_relu rrelu_with_noise rrelu_with_noise_functional
+        dropout native_dropout _fused_dropout feature_dropout expand expand_copy
+        add sub rsub hypot mul multiply div divide true_divide floor_divide pow float_power sqrt
+        rsqrt reciprocal square clamp clamp_min clamp_max clip maximum fmax minimum fmin where
+        masked_fill fill _to_copy to type_as copy complex lerp polar addcmul addcdiv
+        eq ne lt le gt ge isclose atan2 arctan2 logical_and bitwise_and __and__ fmod remainder
+        sign signbit sgn isnan isinf isfinite isposinf isneginf angle logical_not logical_or
+        logical_xor bitwise_or bitwise_not bitwise_xor nonzero
+        exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh
+        acosh atanh erf erfc erfinv sigmoid log_sigmoid_forward silu gelu mish elu celu softplus
+        hardswish hardsigmoid hardshrink softshrink _softmax _log_softmax _safe_softmax
+        logsumexp glu floor ceil round trunc frac lgamma digamma i0 special_i0 sinc xlogy
+        selu erfcx special_erfcx hardtanh threshold _prelu_kernel
+        ones ones_like new_ones rand rand_like randn randn_like randint randint_like randperm
+        random uniform normal_functional exponential geometric cauchy log_normal arange range
+        linspace logspace eye scalar_tensor zeros zeros_like new_zeros empty empty_like new_empty
+        empty_strided new_empty_strided zero full full_like new_full
+        threshold_backward tanh_backward sigmoid_backward silu_backward gelu_backward
+        elu_backward softplus_backward mish_backward hardswish_backward hardsigmoid_backward
+        log_sigmoid_backward leaky_relu_backward bernoulli normal
+    """),
+    (rearranges(_view), """
+        view _unsafe_view reshape _reshape_alias view_copy flatten unflatten
+    """),
+    (rearranges(_transpose), "transpose transpose_copy"),
+    (rearranges(_reverse), "t numpy_T mT"),
+    (rearranges(_permute), "permute permute_copy"),
+    (rearranges(_unsqueeze), "unsqueeze"),
+    (rearranges(_squeeze), "squeeze squeeze_copy"),
+    (rearranges(_slice), "slice slice_copy"),
+    (rearranges(_select), "select select_copy"),
+    (rearranges(_parts), "split split_with_sizes unsafe_split unsafe_split_with_sizes split_copy"),
+    (rearranges(_unbind), "unbind unbind_copy"),
+    (rearranges(_flip), "flip"),
+    (rearranges(_roll), "roll"),
+    (rearranges(_repeat), "repeat"),
+    (rearranges(_as_real), "view_as_real"),
+    (reduces, """
+        sum mean nansum nanmean amax amin max min std var prod linalg_vector_norm norm var_mean
+        std_mean argmax argmin any all median nanmedian mode kthvalue
+    """),
+    (along, "cumsum sort topk cummax cummin argsort"),
+    (pools(1), """
+        max_pool1d avg_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d
+        reflection_pad1d replication_pad1d
+    """),
+    (pools(2), """
+        max_pool2d max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_avg_pool2d
+        mkldnn_adaptive_avg_pool2d adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d
+        _upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa
+        _upsample_nearest_exact2d reflection_pad2d replication_pad2d fractional_max_pool2d
+    """),
+    (pools(3), """
+        max_pool3d max_pool3d_with_indices avg_pool3d _adaptive_avg_pool3d upsample_trilinear3d
+        upsample_nearest3d reflection_pad3d replication_pad3d adaptive_max_pool3d
+    """),
+    (matrix_product("self", "mat2"), "mm bmm"),
+    (matrix_product("mat1", "mat2"), "addmm"),
+    (matrix_product("batch1", "batch2"), "baddbmm"),
+    (matrix_vector("self", "vec"), "mv"),
+    (matrix_vector("self", "tensor"), "dot vdot"),
+    (matrix_vector("mat", "vec"), "addmv"),
+    (outer("self", "vec2"), "outer"),
+    (outer("vec1", "vec2"), "addr"),
+    (linear, "linear mkldnn_linear"),
+    (convolution, """
+        convolution convolution_overrideable mkldnn_convolution _slow_conv2d_forward thnn_conv2d
+        _conv_depthwise2d slow_conv3d_forward _convolution
+    """),
+    (attention, """
+        scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_attention_math _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_fused_attention_overrideable
+    """),
+    (layer_norm, "native_layer_norm _fused_rms_norm rms_norm"),
+    (batch_norm, """
+        native_batch_norm _native_batch_norm_legit cudnn_batch_norm
+        _native_batch_norm_legit_no_training _batch_norm_with_update
+        _batch_norm_no_update miopen_batch_norm batch_norm
+    """),
+    (group_norm, "native_group_norm"),
+    (weight_norm, "_weight_norm_interface _weight_norm"),
+    (index_select, "index_select"),
+    (gather, "gather take_along_dim"),
+    (embedding, "embedding"),
+    (index, "index"),
+    (written_at, "index_add index_copy scatter scatter_add scatter_reduce index_reduce"),
+    (index_put, "index_put _index_put_impl _unsafe_index_put"),
+    (concatenates, "cat concat"),
+    (stacks, "stack"),
+    (pads, "constant_pad_nd pad"),
+]  # fmt: skip
+for _rule, _names in _TABLE:
+    for _name in _names.split():
+        AXIS_RULES[f"aten::{_name}"] = _rule
+
+
+def _plain(name: str) -> str:
+    """Return the name of an operation without the mark of writing in place."""
+    if name.endswith("_") and not name.endswith("__"):
+        return name.removesuffix("_")
+    return name

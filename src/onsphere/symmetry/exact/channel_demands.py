@@ -1,0 +1,208 @@
+"""Unknown exponents by row, column and channel, and what operations demand of them.
+
+Unknowns come in blocks: one per row of a weight, one per column, or one for each place where a
+sum over an axis must have a common exponent. Demands come in batches, one per operation, with a
+row for each channel. :mod:`onsphere.symmetry.channels.components` solves them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
+from onsphere.symmetry.exact.linear_forms import Constraints, Unit
+
+_ONE = Fraction(1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of unknowns.
+
+    Args:
+        start: number of its first unknown.
+        shape: how they are arranged.
+        weight: number of the weight whose exponents they are, if they are.
+        axes: the axes of that weight along which they vary.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    weight: int | None = None
+    axes: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many unknowns it has."""
+        return math.prod(self.shape)
+
+    def index(self) -> Index:
+        """Return the numbers of its unknowns, in its shape."""
+        return np.arange(self.start, self.start + self.size, dtype=np.int32).reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """Sums that must vanish, one for each row: terms that vary, and terms that do not.
+
+    Args:
+        coefficients: of the terms that vary.
+        index: number of the unknown, by term and row.
+        scalars: the terms that every row has.
+        eps: the id of the small constant that this demand hangs on: only if it is no eps.
+    """
+
+    coefficients: tuple[Fraction, ...]
+    index: Index
+    scalars: Mapping[int, Fraction]
+    eps: int | None = None
+
+
+class ChannelDemands:
+    """Blocks of unknowns, and the demands on them.
+
+    Args:
+        scalars: demands on units of whole tensors, which every demand without a varying part joins.
+        first: number of the first unknown that is free to be given out.
+    """
+
+    def __init__(self, scalars: Constraints, first: int) -> None:
+        self.scalars = scalars
+        self.blocks: list[Block] = []
+        self.demands: list[Demand] = []
+        self.common: list[int] = []
+        self._next = first
+        self._seen: set[tuple[object, ...]] = set()
+
+    def new(
+        self, shape: Sequence[int], weight: int | None = None, axes: Sequence[int] = ()
+    ) -> Index:
+        """Give out a block of unknowns; return their numbers in this shape."""
+        block = Block(self._next, tuple(shape), weight, tuple(axes))
+        self._next += block.size
+        if block.size > 1:
+            self.blocks.append(block)
+        else:
+            self.common.append(block.start)
+        return block.index()
+
+    def vanish(self, unit: Unit, eps: int | None = None) -> None:
+        """Demand that a unit vanishes, entry by entry where it varies.
+
+        A sum of a part that varies along one axis and a part that varies along another vanishes
+        when both are constant and cancel: no row per pair is needed.
+        """
+        if unit.free:
+            return
+        shape = np.broadcast_shapes(*(a.shape for a in unit.fields.arrays()))
+        if math.prod(shape) > LARGEST and len(unit.fields.arrays()) > len(unit.fields.terms):
+            unit = unit.with_fields(Fields(unit.fields.terms))  # demands more than is needed
+        terms = [(c, i) for c, i in unit.fields.terms]
+        free = unit.fields.free
+        axes = {a for _, i in terms for a in varying(i)}
+        while free is None and axes:
+            joint = {a: {b for _, i in terms if a in varying(i) for b in varying(i)} for a in axes}
+            apart = [a for a in axes if joint[a] != axes]
+            if not apart:
+                break
+            axis = min(apart, key=lambda a: (len(joint[a]), a))
+            terms = self._constant(terms, axis)
+            axes = {a for _, i in terms for a in varying(i)}
+        self._add(terms, dict(unit.terms), free, eps)
+
+    def constant(self, unit: Unit, axes: Sequence[int]) -> Unit:
+        """Demand that a unit does not vary along some axes, and return it so.
+
+        Args:
+            unit: of a tensor.
+            axes: counted from the last as -1.
+        """
+        terms = list(unit.fields.terms)
+        free = unit.fields.free
+        for axis in axes:
+            if any(axis in varying(i) for _, i in terms):
+                terms = self._constant(terms, axis)
+            if free is not None and axis in varying(free):
+                free = free.all(axis, keepdims=True)
+        fields = Fields(tuple(terms), free if free is not None and free.any() else None)
+        return unit.with_fields(fields)
+
+    def collapsed(self, unit: Unit) -> Unit:
+        """Demand that a unit does not vary at all."""
+        axes = sorted({a for i in unit.fields.arrays() for a in varying(i)})
+        return self.flat(self.constant(unit, axes))
+
+    def flat(self, unit: Unit) -> Unit:
+        """Write what does not vary into the unit of the whole tensor."""
+        terms = dict(unit.terms)
+        kept = []
+        for c, i in unit.fields.terms:
+            if i.size > 1:
+                kept.append((c, i))
+            elif (k := int(i.flat[0])) != NOTHING:
+                terms[k] = terms.get(k, Fraction(0)) + c
+        free = unit.fields.free
+        if free is not None and free.size == 1:
+            return Unit(free=True) if free.all() else unit.with_fields(Fields(tuple(kept)))
+        whole = {k: c for k, c in terms.items() if c}
+        return unit.with_fields(Fields(tuple(kept), free), whole)
+
+    def _constant(
+        self, terms: Sequence[tuple[Fraction, Index]], axis: int
+    ) -> list[tuple[Fraction, Index]]:
+        """Give the terms that vary along an axis a common value along it: a new unknown."""
+        here = [(c, i) for c, i in terms if axis in varying(i)]
+        rest = [(c, i) for c, i in terms if axis not in varying(i)]
+        shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
+        if len(here) > 1 and math.prod(shape) > LARGEST:
+            each = (self.collapsed(Unit(fields=Fields((term,)))) for term in here)
+            return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
+        shape[axis] = 1
+        common = self.new(shape)
+        self._add([*here, (-_ONE, common)], {}, None, None)
+        return [*rest, (_ONE, common)]
+
+    def _add(
+        self,
+        terms: Sequence[tuple[Fraction, Index]],
+        scalars: dict[int, Fraction],
+        free: NDArray[np.bool_] | None,
+        eps: int | None,
+    ) -> None:
+        """Write one demand per entry that varies."""
+        varied = [(c, i) for c, i in terms if i.size > 1]
+        for c, i in terms:
+            if i.size == 1 and (k := int(i.flat[0])) != NOTHING:
+                scalars[k] = scalars.get(k, Fraction(0)) + c
+        scalars = self.scalars.reduced({k: c for k, c in scalars.items() if c})
+        if not varied:
+            if (free is None or not free.all()) and eps is None:
+                self.scalars.require_zero(scalars)
+            elif free is None or not free.all():
+                self._append(Demand((), np.zeros((0, 1), np.int32), scalars, eps))
+            return
+        arrays = [*(i for _, i in varied), *([] if free is None else [free])]
+        shape = np.broadcast_shapes(*(a.shape for a in arrays))
+        index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in varied])
+        if free is not None:
+            index = index[:, ~np.broadcast_to(free, shape).ravel()]
+        if index.shape[1]:
+            self._append(Demand(tuple(c for c, _ in varied), index, scalars, eps))
+
+    def _append(self, demand: Demand) -> None:
+        digest = blake2b(demand.index.tobytes()).digest()
+        key = (demand.coefficients, digest, frozenset(demand.scalars.items()), demand.eps)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.demands.append(demand)
+
+
+def varying(array: NDArray[np.generic]) -> list[int]:
+    """Return the axes along which an array varies, counted from the last as -1."""
+    return [a - array.ndim for a, n in enumerate(array.shape) if n > 1]
+

@@ -22,8 +22,8 @@ from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.channels.components import Kind, kinds_of
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.fields import Fields
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, row_space, sparse_basis
-from onsphere.symmetry.exact.trace import Call, Run, Starts, runs_on
+from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
+from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,10 @@ class ChannelSymmetries:
     Args:
         families: those that leave all common exponents alone.
         further: others, each a family with one member; ``count`` is 1.
-        dimension: how many independent symmetries there are, those of whole weights included.
     """
 
     families: tuple[Family, ...]
     further: tuple[Family, ...]
-    dimension: int
 
 
 @on_gathered
@@ -105,9 +103,91 @@ def channel_symmetries(
         >>> found = channel_symmetries(net, torch.ones(5, 3))
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found.families]
         [(('0.weight', '2.weight'), [1, -1], 8)]
-        >>> found.dimension
+    """
+    return _followed(model, args, kwargs, output, inert, others, roles).solution().symmetries()
+
+
+@on_gathered
+def channel_dimension(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    others: Sequence[Call] = (),
+    roles: Mapping[str, frozenset[str]] | None = None,
+) -> int:
+    """Count independent scale symmetries by row, column and channel, those of whole weights too.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        inert: parameters known not to affect the output, which are not counted.
+        others: further inputs that the symmetries must hold for.
+        roles: what the model does with its weights, as a trace tells.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
+        >>> channel_dimension(net, torch.ones(5, 3))
         8
     """
+    done = _followed(model, args, kwargs, output, inert, others, roles)
+    idle = {k for k in range(len(done.names)) if k not in done.used}
+    whole = done.dimension(idle)
+    if all(k < done.parameters for k in done.used):
+        return whole
+    done = _followed(model, args, kwargs, output, inert, others, roles)
+    return whole - done.dimension(idle | set(range(done.parameters)))
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """What the operations of a model demand of its weights.
+
+    Args:
+        channels: the demands.
+        names: of parameters, then of buffers.
+        parameters: how many there are of these.
+        used: numbers of the weights that operations touched, and that are not inert.
+    """
+
+    channels: ChannelDemands
+    names: list[str]
+    parameters: int
+    used: set[int]
+
+    def solution(self) -> "_Solution":
+        """Solve the demands."""
+        return _Solution(self, kinds_of(self.channels))
+
+    def dimension(self, still: Collection[int]) -> int:
+        """Count the independent ways to rescale, while some weights stay; uses up the demands."""
+        blocks = [b for b in self.channels.blocks if b.weight is not None]
+        for block in blocks:
+            if block.weight in still:
+                self.channels.vanish(Unit(fields=Fields(((Fraction(1), block.index()),))))
+        for k in still:
+            self.channels.scalars.require_zero({k: Fraction(1)})
+        kinds = kinds_of(self.channels)
+        determined = {p for p, _ in self.channels.scalars.rows()}
+        common = {*range(len(self.names)), *self.channels.common} - determined
+        # All rows times a and the whole by 1/a is no rescaling.
+        nothing = sum(b.weight not in still for b in blocks)
+        return sum(len(k.members) * len(k.free) for k in kinds) + len(common) - nothing
+
+
+def _followed(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    output: OutputPicker | None,
+    inert: Collection[str],
+    others: Sequence[Call],
+    roles: Mapping[str, frozenset[str]] | None,
+) -> _Followed:
     parameters, buffers = weights(model)
     held = {**parameters, **buffers}
     system = Constraints(len(held))
@@ -121,9 +201,12 @@ def channel_symmetries(
     runs = runs_on(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
     )
-    kinds = kinds_of(channels)
-    used = [any(run.used(n) for run in runs) and bare_name(n) not in inert for n in held]
-    return _Solution(channels, system, kinds, list(held), len(parameters), used).symmetries()
+    channels.finish()
+    used = {
+        k for k, n in enumerate(held)
+        if bare_name(n) not in inert and any(run.used(n) for run in runs)
+    }  # fmt: skip
+    return _Followed(channels, [bare_name(n) for n in held], len(parameters), used)
 
 
 def _starting(
@@ -144,36 +227,23 @@ def _starting(
 class _Solution:
     """What the demands leave free."""
 
-    def __init__(
-        self,
-        channels: ChannelDemands,
-        system: Constraints,
-        kinds: Sequence[Kind],
-        names: Sequence[str],
-        parameters: int,
-        used: Sequence[bool],
-    ) -> None:
-        self.channels, self.system, self.kinds = channels, system, kinds
-        self.names, self.parameters, self.used = [bare_name(n) for n in names], parameters, used
-        self._starts = np.array([b.start for b in channels.blocks], np.int64)
+    def __init__(self, done: _Followed, kinds: Sequence[Kind]) -> None:
+        self.done, self.kinds = done, kinds
+        self._blocks = done.channels.blocks
+        self._starts = np.array([b.start for b in self._blocks], np.int64)
 
     def symmetries(self) -> ChannelSymmetries:
         """Return families and count dimensions."""
-        found: list[Family] = []
-        dimension = 0
-        for kind in self.kinds:
-            vectors = self._basis(kind)
-            dimension += len(kind.members) * len(vectors)
-            found += [self._family(kind, v) for v in vectors]
-        dimension += self._common()
-        return ChannelSymmetries(tuple(_merged(found)), (), dimension)
+        found = [self._family(kind, v) for kind in self.kinds for v in self._basis(kind)]
+        place = {n: i for i, n in enumerate(self.done.names)}
+        found.sort(key=lambda f: [place[n] for n in f.names])
+        return ChannelSymmetries(tuple(_merged(found)), ())
 
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""
         columns = kind.members[0]
         weights = {i for i, k in enumerate(columns) if self._block(k).weight is not None}
-        parameters = {i for i in weights if self._block(columns[i]).weight < self.parameters}  # type: ignore[operator]
-        parameters = {i for i in parameters if self.used[self._block(columns[i]).weight]}  # type: ignore[index]
+        parameters = {i for i in weights if self._counts(self._block(columns[i]).weight)}
         vectors = []
         for f in kind.free:
             v = {f: Fraction(1)} | {
@@ -190,6 +260,9 @@ class _Solution:
                 kept.append(v)
         return sparse_basis(kept)
 
+    def _counts(self, weight: int | None) -> bool:
+        return weight in self.done.used and weight < self.done.parameters
+
     def _without_effect(self, columns: np.ndarray) -> list[Form]:  # type: ignore[type-arg]
         """Return rescalings of all rows against all columns of one weight."""
         by_block: defaultdict[Block, list[int]] = defaultdict(list)
@@ -205,31 +278,8 @@ class _Solution:
                     found.append({p: Fraction(1) for p in places} | {p: Fraction(-1) for p in more})
         return found
 
-    def _common(self) -> int:
-        """Count what is left to common unknowns, beyond families."""
-        aside = {b.weight for b in self.channels.blocks if b.weight is not None}
-        count = len(self.names)
-        scalars = [k for k in range(count) if self.used[k]] + self.channels.common
-        system = Constraints(0)
-        for pivot, rest in self.system.rows():
-            system.require_zero({pivot: Fraction(-1), **rest})
-        pivots = {p for p, _ in system.rows()}
-        vectors: dict[int, Form] = {k: {k: Fraction(1)} for k in scalars if k not in pivots}
-        for p, rest in system.rows():
-            for k, c in rest.items():
-                if k in vectors:
-                    vectors[k][p] = c
-        buffers = set(range(self.parameters, count))
-        kept = row_space(vectors.values(), set(scalars) - buffers)
-        gauge = sum(
-            1 for b in self.channels.blocks
-            if b.weight is not None and b.weight < self.parameters and self.used[b.weight]
-        )  # fmt: skip
-        del aside
-        return len(kept) - gauge
-
     def _block(self, number: int) -> Block:
-        return self.channels.blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
+        return self._blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
 
     def _family(self, kind: Kind, v: Form) -> Family:
         grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
@@ -237,7 +287,7 @@ class _Solution:
             grouped[self._block(kind.members[0][i]), c].append(i)
         slices = [
             Slices(
-                self.names[block.weight],  # type: ignore[index]
+                self.done.names[block.weight],  # type: ignore[index]
                 c,
                 block.axes,
                 torch.from_numpy(kind.members[:, places] - block.start),

@@ -194,7 +194,13 @@ def _dims(op: Operation, name: str = "dim") -> list[int]:
 def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Need a common exponent along the reduced axes, which go."""
     dims = _dims(op)
-    op.arrange = lambda tensor, unit: channels.constant(unit, dims)
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        if "norm" in op.name:
+            return channels.lengths(unit, dims, tensor.shape)
+        return channels.constant(unit, dims)
+
+    op.arrange = arrange
     units = rule(op)
     if op.has("keepdim") and op["keepdim"]:
         return units
@@ -507,7 +513,8 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     known = _known(op, op["index"])
     if known is not None:
         return rearranges(lambda o, a, i: _along(o, a, axis, known))(op, rule, channels)
-    op.arrange = lambda tensor, unit: channels.constant(unit, [axis - ndim])
+    shape = tuple(op["index"].reshape(-1).shape)
+    op.arrange = lambda tensor, unit: channels.looked_up(unit, axis - ndim, shape)
     return rule(op)
 
 
@@ -527,7 +534,8 @@ def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def embedding(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Look up rows: data decide which."""
-    op.arrange = lambda tensor, unit: channels.constant(unit, [-2])
+    shape = tuple(op["indices"].shape)
+    op.arrange = lambda tensor, unit: channels.looked_up(unit, -2, shape)
     return rule(op)
 
 

@@ -18,6 +18,8 @@ from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
 from onsphere.symmetry.exact.linear_forms import Constraints, Unit
 
 _ONE = Fraction(1)
+MOST_LENGTHS = 100_000
+"""Up to how many norms at once may change by numbers of their own."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ class Demand:
     eps: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class _Tie:
+    """Exponents that equal the common value of others along some axes, if anybody asks."""
+
+    terms: list[tuple[Fraction, Index]]
+    axes: list[int]
+    own: Index
+
+
 class ChannelDemands:
     """Blocks of unknowns, and the demands on them.
 
@@ -76,6 +87,7 @@ class ChannelDemands:
         self.blocks: list[Block] = []
         self.demands: list[Demand] = []
         self.common: list[int] = []
+        self._ties: list[_Tie] = []
         self._next = first
         self._seen: set[tuple[object, ...]] = set()
 
@@ -131,6 +143,82 @@ class ChannelDemands:
                 free = free.all(axis, keepdims=True)
         fields = Fields(tuple(terms), free if free is not None and free.any() else None)
         return unit.with_fields(fields)
+
+    def looked_up(self, unit: Unit, axis: int, shape: Sequence[int]) -> Unit:
+        """Pick entries along an axis that data decide.
+
+        Whoever is picked brings an exponent along. Where nothing is demanded of it (a norm forgets
+        it), the entries along the axis scale one by one; :meth:`finish` has them equal elsewhere.
+
+        Args:
+            unit: of what is picked from.
+            axis: along which axis, counted from the last as -1.
+            shape: of the positions; they take the place of the axis.
+        """
+        here = [(c, i) for c, i in unit.fields.terms if axis in varying(i)]
+        rest = [(c, i) for c, i in unit.fields.terms if axis not in varying(i)]
+        if len(here) != 1 or here[0][1].size != here[0][1].shape[axis] or math.prod(shape) < 2:
+            unit = self.constant(unit, [axis])
+            picked = []
+        else:
+            unit = unit.with_fields(Fields(tuple(rest), unit.fields.free))
+            own = self.new(shape)
+            self._ties.append(_Tie([(_ONE, here[0][1])], [axis], own))
+            picked = [(here[0][0], own.reshape(tuple(shape) + (1,) * (-1 - axis)))]
+        wide = len(shape)
+
+        def move(a: NDArray[np.generic]) -> Index:
+            at = a.ndim + axis if a.ndim >= -axis else None
+            if at is None:
+                return a  # type: ignore[return-value]
+            return a.reshape(a.shape[:at] + (1,) * wide + a.shape[at + 1 :])  # type: ignore[return-value]
+
+        ndim = max([-axis, *(a.ndim for a in unit.fields.arrays())])
+        fields = unit.fields.moved(ndim, move)
+        return unit.with_fields(fields.plus(Fields(tuple(picked))))
+
+    def lengths(self, unit: Unit, axes: Sequence[int], shape: Sequence[int]) -> Unit:
+        """Take a norm over some axes, which keep size 1.
+
+        A norm of a vector whose entries scale differently changes by a positive number that
+        depends on the vector. Where another norm forgets it again, that is no harm.
+
+        Args:
+            unit: of the tensor.
+            axes: counted from the last as -1.
+            shape: of the tensor.
+        """
+        varied = [(c, i) for c, i in unit.fields.terms if set(axes) & set(varying(i))]
+        left = [1 if a - len(shape) in axes else n for a, n in enumerate(shape)]
+        if not varied or unit.fields.free is not None or math.prod(left) > MOST_LENGTHS:
+            return self.constant(unit, axes)
+        rest = [(c, i) for c, i in unit.fields.terms if not set(axes) & set(varying(i))]
+        own = self.new(left)
+        self._ties.append(_Tie(varied, list(axes), own))
+        return unit.with_fields(Fields((*rest, (_ONE, own))))
+
+    def finish(self) -> None:
+        """Tie exponents to what they depend on, where anything is demanded of them."""
+        asked, at = np.zeros(self._next + 1, bool), 0  # the last stands for NOTHING
+        while True:
+            for d in self.demands[at:]:
+                if d.eps is None:
+                    asked[d.index] = True
+                    asked[list(d.scalars)] = True
+            for pivot, rest in self.scalars.rows():
+                asked[[pivot, *rest]] = True
+            asked[NOTHING], at = False, len(self.demands)
+            met = [bool(asked[t.own].any()) for t in self._ties]
+            if not any(met):
+                break
+            for tie, is_met in zip(self._ties, met, strict=True):
+                if is_met:
+                    unit = self.constant(Unit(fields=Fields(tuple(tie.terms))), tie.axes)
+                    self.vanish(unit - Unit(fields=Fields(((_ONE, tie.own),))))
+            self._ties = [t for t, m in zip(self._ties, met, strict=True) if not m]
+            asked = np.append(asked[:-1], np.zeros(self._next + 1 - len(asked) + 1, bool))
+        for tie in self._ties:
+            self._add([(_ONE, tie.own)], {}, None, None)  # nobody asks, so any number will do
 
     def collapsed(self, unit: Unit) -> Unit:
         """Demand that a unit does not vary at all."""

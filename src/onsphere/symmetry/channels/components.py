@@ -44,8 +44,6 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     """Solve all components; what they demand of common unknowns is added to ``channels.scalars``."""
     blocks = channels.blocks
     if not blocks:
-        for demand in channels.demands:
-            _only_scalars(channels.scalars, demand)
         return []
     starts = np.array([b.start for b in blocks], np.int64)
     ends = np.array([b.start + b.size for b in blocks], np.int64)
@@ -211,8 +209,9 @@ def _kinds(
         parts = (entries.demand, entries.slot, row_rank[entries.row], place)
         np.add.at(hashes, of[inside], _mixed(seed + 1, *parts)[inside])
         signs.append(hashes)
-    keys = np.stack([*signs, size.astype(np.uint64)], 1)
-    _, kind = np.unique(keys, axis=0, return_inverse=True)
+    for part in (*signs, size.astype(np.uint64)):
+        key = part if part is signs[0] else _mixed(7, key, part)
+    _, kind = np.unique(key, return_inverse=True)
     return kind.reshape(-1)
 
 
@@ -229,7 +228,7 @@ def _mixed(seed: int, *parts: Ints) -> NDArray[np.uint64]:
 
 def _common_rows(channels: ChannelDemands, entries: _Entries, bound: NDArray[np.bool_]) -> None:
     """Demand what rows without any channel say about common unknowns."""
-    if not len(entries.row) and not any(not len(d.coefficients) for d in channels.demands):
+    if not len(entries.row):
         return
     rows: dict[int, Form] = {}
     loose = ~bound[entries.row] if len(entries.row) else np.zeros(0, bool)

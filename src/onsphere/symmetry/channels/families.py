@@ -8,13 +8,14 @@ between them it is one line at any width: rows of the first by :math:`a_j`, colu
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
@@ -24,6 +25,9 @@ from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.fields import Fields
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
+
+Ints = NDArray[np.int64]
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,13 @@ class Family:
         slices: what scales.
         count: how many channels there are.
         exact: whether no small constant (an eps) notices it.
+        followers: buffers that only estimate, and how they should move along.
     """
 
     slices: tuple[Slices, ...]
     count: int
     exact: bool = True
+    followers: tuple[Slices, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,12 +158,16 @@ class _Followed:
         names: of parameters, then of buffers.
         parameters: how many there are of these.
         used: numbers of the weights that operations touched, and that are not inert.
+        beside_eps: what varies beside small constants.
+        followers: units of buffers that only estimate, with those of what they estimate.
     """
 
     channels: ChannelDemands
     names: list[str]
     parameters: int
     used: set[int]
+    beside_eps: list[Fields]
+    followers: list[tuple[Unit, Unit]]
 
     def solution(self) -> "_Solution":
         """Solve the demands."""
@@ -202,11 +212,14 @@ def _followed(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
     )
     channels.finish()
+    beside_eps = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
+    followers = [pair for run in runs for pair in run.ledger.followers]
     used = {
         k for k, n in enumerate(held)
         if bare_name(n) not in inert and any(run.used(n) for run in runs)
     }  # fmt: skip
-    return _Followed(channels, [bare_name(n) for n in held], len(parameters), used)
+    names = [bare_name(n) for n in held]
+    return _Followed(channels, names, len(parameters), used, beside_eps, followers)
 
 
 def _starting(
@@ -263,7 +276,7 @@ class _Solution:
     def _counts(self, weight: int | None) -> bool:
         return weight in self.done.used and weight < self.done.parameters
 
-    def _without_effect(self, columns: np.ndarray) -> list[Form]:  # type: ignore[type-arg]
+    def _without_effect(self, columns: Ints) -> list[Form]:
         """Return rescalings of all rows against all columns of one weight."""
         by_block: defaultdict[Block, list[int]] = defaultdict(list)
         for i, k in enumerate(columns):
@@ -285,7 +298,7 @@ class _Solution:
         grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
         for i, c in sorted(v.items()):
             grouped[self._block(kind.members[0][i]), c].append(i)
-        slices = [
+        slices = tuple(
             Slices(
                 self.done.names[block.weight],  # type: ignore[index]
                 c,
@@ -293,25 +306,88 @@ class _Solution:
                 torch.from_numpy(kind.members[:, places] - block.start),
             )
             for (block, c), places in grouped.items()
-        ]
-        return Family(tuple(slices), len(kind.members))
+        )
+        member, value = self._moved(kind, v)
+        followers = self._following(member, value, len(kind.members))
+        return Family(slices, len(kind.members), self._is_exact(member, value), tuple(followers))
+
+    def _moved(self, kind: Kind, v: Form) -> tuple[Ints, Numbers]:
+        """Return of every unknown to which channel it belongs (-1: none), and its exponent."""
+        whole = {f: v.get(f, Fraction(0)) for f in kind.free}
+        for pivot, form in kind.solution.items():
+            whole[pivot] = sum((c * whole[k] for k, c in form.items() if k >= 0), Fraction(0))
+        last = self.done.channels.unknowns  # stands for NOTHING
+        member, value = np.full(last + 1, -1), np.zeros(last + 1)
+        for column, c in whole.items():
+            if c:
+                member[kind.members[:, column]] = np.arange(len(kind.members))
+                value[kind.members[:, column]] = float(c)
+        return member, value
+
+    def _is_exact(self, member: Ints, value: Numbers) -> bool:
+        amounts = np.append(np.cos(1.0 + np.arange(member.max() + 1)), 0.0)  # all different
+        moved = value * amounts[member]
+        return not any(
+            np.any(np.where(f.free if f.free is not None else False, 0.0, _value(f, moved)))
+            for f in self.done.beside_eps
+        )
+
+    def _following(self, member: Ints, value: Numbers, count: int) -> Iterator[Slices]:
+        """Yield how buffers that estimate something move along."""
+        for own, unit in self.done.followers:
+            if len(own.fields.terms) != 1 or not unit.fields.terms:
+                continue
+            places = own.fields.terms[0][1].ravel()
+            if any(i.size not in (1, places.size) for _, i in unit.fields.terms):
+                continue
+            flat = Fields(tuple((c, i.ravel()) for c, i in unit.fields.terms))
+            power = np.broadcast_to(_value(flat, value), places.shape)
+            owners = np.stack([np.broadcast_to(member[i], places.shape) for _, i in flat.terms])
+            moving = np.flatnonzero(power)
+            owner = owners.max(0)[moving]
+            alone = ((owners[:, moving] == owner) | (owners[:, moving] < 0)).all()
+            width = np.bincount(owner, minlength=count)
+            if not len(moving) or not alone or len({*power[moving]}) > 1 or len({*width}) > 1:
+                continue
+            block = self._block(int(places[0]))
+            at = places[moving[np.argsort(owner, kind="stable")]] - block.start
+            yield Slices(
+                self.done.names[block.weight],  # type: ignore[index]
+                Fraction(float(power[moving[0]])).limit_denominator(1000),
+                block.axes,
+                torch.from_numpy(at.astype(np.int64).reshape(count, -1)),
+            )
+
+
+def _value(fields: Fields, moved: Numbers) -> Numbers:
+    """Return what fields come to where unknowns have some exponents."""
+    return sum((float(c) * moved[i] for c, i in fields.terms), np.zeros(1))
 
 
 def _merged(families: Iterable[Family]) -> list[Family]:
     """Join families that scale the same axes of the same weights alike."""
     found: dict[Any, Family] = {}
     for f in families:
-        key = tuple((s.name, s.exponent, s.axes, s.index.shape[1]) for s in f.slices)
+        key = tuple(
+            (s.name, s.exponent, s.axes, s.index.shape[1]) for s in (*f.slices, *f.followers)
+        )
         if key not in found:
             found[key] = f
             continue
         first = found[key]
-        slices = tuple(
-            replace(a, index=torch.cat([a.index, b.index]))
-            for a, b in zip(first.slices, f.slices, strict=True)
+        found[key] = Family(
+            _side_by_side(first.slices, f.slices),
+            first.count + f.count,
+            first.exact and f.exact,
+            _side_by_side(first.followers, f.followers),
         )
-        found[key] = Family(slices, first.count + f.count, first.exact and f.exact)
     return list(found.values())
+
+
+def _side_by_side(some: Sequence[Slices], more: Sequence[Slices]) -> tuple[Slices, ...]:
+    return tuple(
+        replace(a, index=torch.cat([a.index, b.index])) for a, b in zip(some, more, strict=True)
+    )
 
 
 def log_factors(

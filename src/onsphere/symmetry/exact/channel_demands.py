@@ -56,13 +56,11 @@ class Demand:
         coefficients: of the terms that vary.
         index: number of the unknown, by term and row.
         scalars: the terms that every row has.
-        eps: the id of the small constant that this demand hangs on: only if it is no eps.
     """
 
     coefficients: tuple[Fraction, ...]
     index: Index
     scalars: Mapping[int, Fraction]
-    eps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +89,11 @@ class ChannelDemands:
         self._next = first
         self._seen: set[tuple[object, ...]] = set()
 
+    @property
+    def unknowns(self) -> int:
+        """How many numbers were given out."""
+        return self._next
+
     def new(
         self, shape: Sequence[int], weight: int | None = None, axes: Sequence[int] = ()
     ) -> Index:
@@ -103,7 +106,7 @@ class ChannelDemands:
             self.common.append(block.start)
         return block.index()
 
-    def vanish(self, unit: Unit, eps: int | None = None) -> None:
+    def vanish(self, unit: Unit) -> None:
         """Demand that a unit vanishes, entry by entry where it varies.
 
         A sum of a part that varies along one axis and a part that varies along another vanishes
@@ -125,7 +128,7 @@ class ChannelDemands:
             axis = min(apart, key=lambda a: (len(joint[a]), a))
             terms = self._constant(terms, axis)
             axes = {a for _, i in terms for a in varying(i)}
-        self._add(terms, dict(unit.terms), free, eps)
+        self._add(terms, dict(unit.terms), free)
 
     def constant(self, unit: Unit, axes: Sequence[int]) -> Unit:
         """Demand that a unit does not vary along some axes, and return it so.
@@ -202,9 +205,8 @@ class ChannelDemands:
         asked, at = np.zeros(self._next + 1, bool), 0  # the last stands for NOTHING
         while True:
             for d in self.demands[at:]:
-                if d.eps is None:
-                    asked[d.index] = True
-                    asked[list(d.scalars)] = True
+                asked[d.index] = True
+                asked[list(d.scalars)] = True
             for pivot, rest in self.scalars.rows():
                 asked[[pivot, *rest]] = True
             asked[NOTHING], at = False, len(self.demands)
@@ -218,7 +220,7 @@ class ChannelDemands:
             self._ties = [t for t, m in zip(self._ties, met, strict=True) if not m]
             asked = np.append(asked[:-1], np.zeros(self._next + 1 - len(asked) + 1, bool))
         for tie in self._ties:
-            self._add([(_ONE, tie.own)], {}, None, None)  # nobody asks, so any number will do
+            self._add([(_ONE, tie.own)], {}, None)  # nobody asks, so any number will do
 
     def collapsed(self, unit: Unit) -> Unit:
         """Demand that a unit does not vary at all."""
@@ -252,7 +254,7 @@ class ChannelDemands:
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
         common = self.new(shape)
-        self._add([*here, (-_ONE, common)], {}, None, None)
+        self._add([*here, (-_ONE, common)], {}, None)
         return [*rest, (_ONE, common)]
 
     def _add(
@@ -260,7 +262,6 @@ class ChannelDemands:
         terms: Sequence[tuple[Fraction, Index]],
         scalars: dict[int, Fraction],
         free: NDArray[np.bool_] | None,
-        eps: int | None,
     ) -> None:
         """Write one demand per entry that varies."""
         varied = [(c, i) for c, i in terms if i.size > 1]
@@ -269,23 +270,17 @@ class ChannelDemands:
                 scalars[k] = scalars.get(k, Fraction(0)) + c
         scalars = self.scalars.reduced({k: c for k, c in scalars.items() if c})
         if not varied:
-            if (free is None or not free.all()) and eps is None:
+            if free is None or not free.all():
                 self.scalars.require_zero(scalars)
-            elif free is None or not free.all():
-                self._append(Demand((), np.zeros((0, 1), np.int32), scalars, eps))
             return
         arrays = [*(i for _, i in varied), *([] if free is None else [free])]
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
         index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in varied])
         if free is not None:
             index = index[:, ~np.broadcast_to(free, shape).ravel()]
-        if index.shape[1]:
-            self._append(Demand(tuple(c for c, _ in varied), index, scalars, eps))
-
-    def _append(self, demand: Demand) -> None:
-        digest = blake2b(demand.index.tobytes()).digest()
-        key = (demand.coefficients, digest, frozenset(demand.scalars.items()), demand.eps)
-        if key not in self._seen:
+        demand = Demand(tuple(c for c, _ in varied), index, scalars)
+        key = (demand.coefficients, blake2b(index.tobytes()).digest(), frozenset(scalars.items()))
+        if index.shape[1] and key not in self._seen:
             self._seen.add(key)
             self.demands.append(demand)
 

@@ -20,6 +20,8 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.channels.certified import certified
+from onsphere.symmetry.channels.families import Family, channel_symmetries
 from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
@@ -61,6 +63,7 @@ STAGES = (
     "following the operations", "comparing the run in float64 with the model",
     "measuring gradients", "looking for weights without effect", "certifying on numbers",
     "looking for symmetries that units cannot see", "looking for finer spheres and shifts",
+    "looking at rows, columns and channels",
 )  # fmt: skip
 """What is told of the progress of an audit, in its order."""
 COTANGENTS = 3
@@ -132,7 +135,9 @@ def audit(
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
-            found = _concluded(model, traced, _Findings([dict(v) for v in traced.basis]))
+            families = channel_symmetries(model, args, kwargs, output=output, roles=traced.roles)
+            claims = [dict(v) for v in traced.basis]
+            found = _concluded(model, traced, _Findings(claims, families=families))
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
@@ -153,6 +158,7 @@ class _Findings:
     limits: list[Limit] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
     complete: bool = False
+    families: list[Family] = field(default_factory=list)
 
 
 def _investigated(
@@ -168,13 +174,22 @@ def _investigated(
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
     points = _points(probe)
+    further = Points(_refuting_points(probe))
     try:
         probe.drop_opaque()
-        found = _with_gradients(probe, args, kwargs, others, points, say)
+        found = _with_gradients(probe, args, kwargs, others, points, further, say)
     except NoGradients as error:
-        found = _without_gradients(probe, str(error), points, say)
+        found = _without_gradients(probe, str(error), points, further, say)
     conditions += on_unreached(unreached(probe.traced) | found.unreached)
-    return probe.traced, replace(found, conditions=conditions)
+    say("looking at rows, columns and channels")
+    families = channel_symmetries(
+        probe.model, args, kwargs, output=probe.output, inert=found.inert, others=others,
+        roles=probe.traced.roles,
+    )  # fmt: skip
+    unsaid = unreached(probe.traced) | found.unreached
+    said = [f for f in families if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
+    families = certified(probe, said, Points(chain(points, further)))
+    return probe.traced, replace(found, conditions=conditions, families=families)
 
 
 def _points(probe: Probe) -> list[Point]:
@@ -224,6 +239,7 @@ def _with_gradients(
     kwargs: Mapping[str, Any],
     others: Sequence[Call],
     points: Sequence[Point],
+    further: Points,
     say: Callable[[str], None],
 ) -> _Findings:
     """Certify by gradients and finite rescales, and look for what only numbers can tell."""
@@ -232,7 +248,6 @@ def _with_gradients(
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
     evidence = gather(probe, points, COTANGENTS, shifts.see)
     say("looking for weights without effect")
-    further = Points(_refuting_points(probe))
     effects = without_effect(probe, evidence, points, further, others)
     inert, silent = effects.inert, effects.unshown
     if inert:
@@ -274,7 +289,11 @@ def _with_gradients(
 
 
 def _without_gradients(
-    probe: Probe, why: str, points: Sequence[Point], say: Callable[[str], None]
+    probe: Probe,
+    why: str,
+    points: Sequence[Point],
+    further: Points,
+    say: Callable[[str], None],
 ) -> _Findings:
     """Certify by finite rescales alone."""
     traced = probe.traced
@@ -286,7 +305,7 @@ def _without_gradients(
     more, certified = _held(more, certify(probe, more, points, None))
     claims, certificates = [*claims, *more], [*certificates, *certified]
     say("looking for finer spheres")
-    far = Points(chain(points, _refuting_points(probe)))
+    far = Points(chain(points, further))
     divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
     return _Findings(
         claims, certificates, inert, divisions, unreached=unreached(traced),
@@ -443,6 +462,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         rescalings=rescalings,
         shifts=findings.shifts,
         inert=[n for n in inert if n in traced.parameters],
+        families=findings.families,
         parts=findings.parts,
         leaks=leaks,
         scale_symmetries=[dict(v) for v in claims],

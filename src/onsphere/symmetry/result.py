@@ -11,6 +11,7 @@ from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
+from onsphere.symmetry.channels.families import Family
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
     Kind,
@@ -74,6 +75,8 @@ class AuditResult:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
+        families: scale symmetries by row, column and channel: a line for any number of channels.
+            Those of whole weights are sums of these, or stand in ``scale_symmetries`` alone.
         parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
@@ -101,6 +104,7 @@ class AuditResult:
     certified: bool
     complete: bool
     parts: list[Part] = field(default_factory=list)
+    families: list[Family] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
     note: str = ""

@@ -69,19 +69,6 @@ class Family:
         return tuple(dict.fromkeys(s.name for s in self.slices))
 
 
-@dataclass(frozen=True)
-class ChannelSymmetries:
-    """Every scale symmetry of a model by row, column and channel.
-
-    Args:
-        families: those that leave all common exponents alone.
-        further: others, each a family with one member; ``count`` is 1.
-    """
-
-    families: tuple[Family, ...]
-    further: tuple[Family, ...]
-
-
 @on_gathered
 def channel_symmetries(
     model: nn.Module,
@@ -92,7 +79,7 @@ def channel_symmetries(
     inert: Collection[str] = (),
     others: Sequence[Call] = (),
     roles: Mapping[str, frozenset[str]] | None = None,
-) -> ChannelSymmetries:
+) -> list[Family]:
     """Find every scale symmetry of a model by row, column and channel, without numbers.
 
     Args:
@@ -107,10 +94,10 @@ def channel_symmetries(
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
         >>> found = channel_symmetries(net, torch.ones(5, 3))
-        >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found.families]
+        >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    return _followed(model, args, kwargs, output, inert, others, roles).solution().symmetries()
+    return _followed(model, args, kwargs, output, inert, others, roles).solution().families()
 
 
 @on_gathered
@@ -245,12 +232,12 @@ class _Solution:
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)
 
-    def symmetries(self) -> ChannelSymmetries:
-        """Return families and count dimensions."""
+    def families(self) -> list[Family]:
+        """Return all ways to rescale channels that leave common unknowns alone."""
         found = [self._family(kind, v) for kind in self.kinds for v in self._basis(kind)]
         place = {n: i for i, n in enumerate(self.done.names)}
         found.sort(key=lambda f: [place[n] for n in f.names])
-        return ChannelSymmetries(tuple(_merged(found)), ())
+        return _merged(found)
 
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""

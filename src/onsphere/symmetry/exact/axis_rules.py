@@ -20,6 +20,7 @@ from torch import Tensor
 
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.fields import (
+    LARGEST,
     NOTHING,
     Fields,
     Index,
@@ -528,6 +529,12 @@ def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     )  # fmt: skip
     if not same:
         return collapse(op, rule, channels)
+    known = _known(op, index)
+    if known is not None and known.size and known.size <= LARGEST:
+        places = compressed(known)
+        if places.size == places.shape[axis]:  # the same for all others
+            at = places.ravel()
+            return rearranges(lambda o, a, i: _along(o, a, axis + a.ndim, at))(op, rule, channels)
     op.arrange = lambda t, u: channels.constant(u, [axis]) if t is source else u
     return rule(op)
 

@@ -1,0 +1,47 @@
+"""Put families of symmetries to the test: every channel rescaled by a factor of its own, at once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from onsphere.symmetry.channels.families import Family, log_factors
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
+from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.probe import Point, Probe
+
+_SPREAD = 1.0
+"""Logarithm of the largest ratio of two factors of a family, half of it up and half down."""
+
+
+def certified(probe: Probe, families: Sequence[Family], points: Iterable[Point]) -> list[Family]:
+    """Return the families that hold: random factors for all channels of all of them together.
+
+    A random combination of symmetries is one itself, and of directions one of which is none it is
+    none, whatever the factors, but for a set of measure 0. So one evaluation per point tests all;
+    only where that fails are they tested by halves.
+
+    Args:
+        probe: the model.
+        families: what is claimed.
+        points: weights and inputs; one at least.
+    """
+    if not families:
+        return []
+    changes = group_test(families, partial(largest_change, probe, points, _rescaled), FINITE_TOLERANCE)
+    return [f for f, c in zip(families, changes, strict=True) if c <= FINITE_TOLERANCE]
+
+
+def _rescaled(probe: Probe, families: Sequence[Family], point: Point) -> Point:
+    shapes = {n: tuple(point.state[own].shape) for n, own in probe.own_name.items()}
+    amounts = [
+        _SPREAD * (torch.rand(f.count, generator=probe.generator, dtype=torch.float64) - 0.5)
+        / max(abs(float(s.exponent)) for s in f.slices)
+        for f in families
+    ]  # fmt: skip
+    state = dict(point.state)
+    for name, moved in log_factors(families, amounts, shapes).items():
+        own = probe.own_name[name]
+        state[own] = state[own] * moved.exp().to(state[own].device)
+    return replace(point, state=state)

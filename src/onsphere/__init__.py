@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onsphere import monitor, symmetry
     from onsphere.monitor import Monitor
     from onsphere.symmetry.audit import audit
-    from onsphere.symmetry.report import Audit
+    from onsphere.symmetry.audit_result import Audit
     from onsphere.symmetry.rewrite.canonicalize import canonicalize
 
 __all__ = [

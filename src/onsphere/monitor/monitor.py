@@ -1,13 +1,12 @@
 """The monitor: hooks on an optimizer, samples kept and written, and flags raised."""
 
 import math
-import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -22,27 +21,16 @@ from onsphere.monitor.layer_statistics import Limits
 from onsphere.monitor.layers import MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
+from onsphere.monitor.tensorboard import ScalarWriter, by_kind, metrics, write
 from onsphere.optim.updates.types import rate_of
 from onsphere.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOGGED = ("norm", "rotation", "effective_lr", "radial")
-"""The quantities that go to loggers, as ``onsphere/QUANTITY/LAYER``: means over vectors."""
-
 By = Literal["layer", "kind"]
-_NUMBER = re.compile(r"(?<![^./])[0-9]+(?=\.|$)")
 _EFFECTIVE = QUANTITIES.index("effective_lr")
 _SHAPE = (len(QUANTITIES), len(STATISTICS))
-
-
-class ScalarWriter(Protocol):
-    """What is needed of a TensorBoard ``SummaryWriter``."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> object:
-        """Log one number."""
-        ...
 
 
 class Monitor:
@@ -306,8 +294,7 @@ class Monitor:
         if self._journal is not None:
             self._journal.sample(sample)
         if self._writer is not None:
-            for tag, value in metrics(sample, list(self._run.layers)).items():
-                self._writer.add_scalar(tag, value, step)
+            write(self._writer, sample, list(self._run.layers))
         self._flag(sample, parcel.skipped)
 
     def _flag(self, sample: Sample, skipped: Sequence[bool]) -> None:
@@ -326,36 +313,6 @@ class Monitor:
             self._run.flags.append(flag)
             if self._journal is not None:
                 self._journal.flag(flag)
-
-
-def metrics(sample: Sample, layers: Sequence[str]) -> dict[str, float]:
-    """Return the metrics of a sample by the names that loggers know.
-
-    Args:
-        sample: one sampled step.
-        layers: the names of its layers.
-    """
-    return {
-        f"onsphere/{quantity}/{layer}": float(sample.values[row, QUANTITIES.index(quantity), 0])
-        for row, layer in enumerate(layers)
-        for quantity in LOGGED
-    }
-
-
-def by_kind(found: Mapping[str, float]) -> dict[str, float]:
-    """Return means over metrics whose names differ in whole numbers between dots only.
-
-    Example:
-        >>> by_kind({"norm/h.0.q": 1.0, "norm/h.1.q": 3.0, "norm/h.0.k": 2.0})
-        {'norm/h.all.q': 2.0, 'norm/h.0.k': 2.0}
-    """
-    kinds: dict[str, list[str]] = {}
-    for name in found:
-        kinds.setdefault(_NUMBER.sub("all", name), []).append(name)
-    return {
-        kind if len(names) > 1 else names[0]: sum(found[n] for n in names) / len(names)
-        for kind, names in kinds.items()
-    }
 
 
 def _sample(step: int, table: Tensor, lrs: Sequence[float]) -> Sample:
@@ -391,4 +348,4 @@ def _writes() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-__all__ = ["LOGGED", "Monitor", "MonitorError", "ScalarWriter", "metrics"]
+__all__ = ["Monitor", "MonitorError"]

@@ -27,6 +27,7 @@ from onsphere.optim.checks.notices import (
     without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
+from onsphere.optim.compiled import untraceable
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import sets_of
 from onsphere.optim.master_weights import gradient_of, point_of, round_to_params
@@ -139,6 +140,8 @@ class SphereOptimizer(Optimizer):
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``. No
                 parameter has moved.
         """
+        if untraceable():
+            return torch.compiler.disable(SphereOptimizer.step)(self, closure)  # type: ignore[no-untyped-call]
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -20,6 +20,7 @@ from onsphere.optim.checks.notices import (
     without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
+from onsphere.optim.compiled import untraceable
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import Spheres, families, resolved
 from onsphere.optim.hooks import without_global_hooks
@@ -186,6 +187,8 @@ class OnSphere(Optimizer):
             RuntimeError: a parameter on a sphere has a sparse gradient.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
+        if untraceable():
+            return torch.compiler.disable(_step)(self, closure)  # type: ignore[no-untyped-call]
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
@@ -391,3 +394,6 @@ class OnSphere(Optimizer):
             self.told_of_skips = True
             radial = "not finite, or their update all along the radius"
             warn_of_skips("on_sphere", int(left), radial, stacklevel=4)
+
+
+_step = OnSphere.step  # before PyTorch puts its hooks around it

@@ -2,6 +2,7 @@
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.audit import audit
+from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.claims import (
     Kind,
     Leak,
@@ -13,8 +14,7 @@ from onsphere.symmetry.claims import (
 )
 from onsphere.symmetry.exact.rules import register_rule
 from onsphere.symmetry.gauge import FixedScales
-from onsphere.symmetry.rendering.serialize import ArchiveError
-from onsphere.symmetry.report import Audit
+from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
 from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
 from onsphere.symmetry.search.shift import Shift

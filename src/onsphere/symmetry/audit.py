@@ -20,6 +20,7 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
 from onsphere.symmetry.channels.families import Family, channel_symmetries
 from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
@@ -49,7 +50,6 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
-from onsphere.symmetry.report import Audit
 from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended

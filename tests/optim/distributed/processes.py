@@ -49,6 +49,8 @@ def _work(rank, checks, world, folder):
                 warnings.simplefilter("error")
                 # What torch says of loading without a process group, which is meant.
                 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+                # What torch 2.9 says of its own way to write a checkpoint.
+                warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
                 # What is said of spheres whose vectors have one entry.
                 warnings.filterwarnings("ignore", "a parameter of shape", UserWarning)
                 check(Path(folder))

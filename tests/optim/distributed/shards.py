@@ -90,7 +90,8 @@ def tensors(shapes, step=0):
 
 def placed(x, mesh, placements):
     placements = [p if not isinstance(p, Shard) or p.dim < x.ndim else Shard(0) for p in placements]
-    return distribute_tensor(x, mesh, placements, src_data_rank=None)
+    # Of a clone: in torch 2.9 a shard is a view of the tensor it is cut from.
+    return distribute_tensor(x.clone(), mesh, placements, src_data_rank=None)
 
 
 def apart(p, q):

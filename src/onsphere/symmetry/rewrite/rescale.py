@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import gathered
 from onsphere.errors import OnsphereError
+from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.numeric.certificate import combined
-from onsphere.symmetry.report import Audit
 from onsphere.symmetry.rewrite.modes import other_mode
 
 _TRIES = 50

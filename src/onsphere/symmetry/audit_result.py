@@ -18,7 +18,8 @@ from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.gauge import FixedScales
-from onsphere.symmetry.rendering import advice, serialize, text
+from onsphere.symmetry.rendering import advice, text
+from onsphere.symmetry.rendering import json as audit_json
 from onsphere.symmetry.result import AuditResult
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Audit(AuditResult):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that JSON can hold."""
-        return serialize.plain(self)
+        return audit_json.plain(self)
 
     def to_json(self, path: str | Path) -> Path:
         """Write the audit to a file that :meth:`from_json` reads back; return the path.
@@ -112,8 +113,8 @@ class Audit(AuditResult):
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, serialize.ArchiveError) as error:
-            raise serialize.ArchiveError(f"{path} does not hold an audit: {error}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, audit_json.ArchiveError) as error:
+            raise audit_json.ArchiveError(f"{path} does not hold an audit: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Audit":
@@ -122,11 +123,11 @@ class Audit(AuditResult):
         Raises:
             ArchiveError: the data is something else, or another version's audit.
         """
-        fields = serialize.fields_of(data)
+        fields = audit_json.fields_of(data)
         try:
             return cls(**fields)
         except TypeError as error:
-            raise serialize.ArchiveError(f"this is no audit: {error}") from error
+            raise audit_json.ArchiveError(f"this is no audit: {error}") from error
 
     def fixed_scales(self, model: nn.Module) -> FixedScales:
         """Choose a largest set of weights whose norms can be held without losing a function.

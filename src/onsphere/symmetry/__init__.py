@@ -4,12 +4,14 @@ from onsphere._torch.execution import ModelError
 from onsphere.symmetry.audit import audit
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.claims import (
+    Family,
     Kind,
     Leak,
     Limit,
     MinMedianMax,
     Rescaling,
     ScaleInvariance,
+    Slices,
     WeightReport,
 )
 from onsphere.symmetry.exact.rules import register_rule
@@ -23,6 +25,7 @@ __all__ = [
     "ArchiveError",
     "Audit",
     "CanonicalizeError",
+    "Family",
     "FixedScales",
     "Kind",
     "Leak",
@@ -33,6 +36,7 @@ __all__ = [
     "Rescaling",
     "ScaleInvariance",
     "Shift",
+    "Slices",
     "WeightReport",
     "audit",
     "canonicalize",

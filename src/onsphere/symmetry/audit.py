@@ -22,8 +22,8 @@ from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
-from onsphere.symmetry.channels.families import Family, channel_symmetries
-from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.channels.families import channel_symmetries
+from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (

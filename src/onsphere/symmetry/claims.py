@@ -1,9 +1,13 @@
 """What an audit says about weights: frozen descriptions, each with the numbers behind it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
+
+import torch
+from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 
@@ -83,6 +87,91 @@ class Rescaling:
     def names(self) -> tuple[str, ...]:
         """The weights that trade."""
         return tuple(self.exponents)
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Slices of one weight, those of each of many channels.
+
+    Args:
+        name: which weight or buffer.
+        exponent: how they scale.
+        axes: the axes along which they are cut.
+        index: places along these axes, flattened: a row for each channel.
+    """
+
+    name: str
+    exponent: Fraction
+    axes: tuple[int, ...]
+    index: Tensor
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Slices):
+            return NotImplemented
+        same = (self.name, self.exponent, self.axes) == (other.name, other.exponent, other.axes)
+        return same and torch.equal(self.index, other.index)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.exponent, self.axes))
+
+    def spread(self, amounts: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return by how much the logarithm of each entry of the weight moves.
+
+        Args:
+            amounts: how far each channel is followed, one number each.
+            shape: of the weight.
+
+        Returns:
+            A tensor of the same type that broadcasts against the weight.
+        """
+        wide = [n if a in self.axes else 1 for a, n in enumerate(shape)]
+        found = amounts.new_zeros(math.prod(wide))
+        values = (float(self.exponent) * amounts)[:, None].expand(self.index.shape)
+        return found.index_add_(0, self.index.reshape(-1), values.reshape(-1)).reshape(wide)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The same scale symmetry for each of many channels.
+
+    Args:
+        slices: what scales.
+        count: how many channels there are.
+        exact: whether no small constant (an eps) notices it.
+        followers: buffers that only estimate, and how they should move along.
+    """
+
+    slices: tuple[Slices, ...]
+    count: int
+    exact: bool = True
+    followers: tuple[Slices, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights and buffers that it moves."""
+        return tuple(dict.fromkeys(s.name for s in self.slices))
+
+    def log_factors(
+        self, amounts: Tensor, shapes: Mapping[str, Sequence[int]], *, followers: bool = False
+    ) -> dict[str, Tensor]:
+        """Return by how much the logarithm of each entry moves, by name.
+
+        Args:
+            amounts: how far each channel is followed, one number each.
+            shapes: of the weights and buffers.
+            followers: move buffers that only estimate as well.
+
+        Example:
+            >>> rows = Slices("w", Fraction(2), (0,), torch.tensor([[0], [1]]))
+            >>> Family((rows,), 2).log_factors(torch.tensor([1.0, -1.0]), {"w": (2, 3)})
+            {'w': tensor([[ 2.],
+                    [-2.]])}
+        """
+        found: dict[str, Tensor] = {}
+        for s in (*self.slices, *(self.followers if followers else ())):
+            moved = s.spread(amounts, shapes[s.name])
+            found[s.name] = found[s.name] + moved if s.name in found else moved
+        return found
 
 
 @dataclass(frozen=True)

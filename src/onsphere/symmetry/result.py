@@ -11,9 +11,9 @@ from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
-from onsphere.symmetry.channels.families import Family
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
+    Family,
     Kind,
     Leak,
     Limit,

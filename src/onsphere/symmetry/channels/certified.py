@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from onsphere.symmetry.channels.families import Family, log_factors
+from onsphere.symmetry.claims import Family
 from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
@@ -34,14 +34,12 @@ def certified(probe: Probe, families: Sequence[Family], points: Iterable[Point])
 
 
 def _rescaled(probe: Probe, families: Sequence[Family], point: Point) -> Point:
-    shapes = {n: tuple(point.state[own].shape) for n, own in probe.own_name.items()}
-    amounts = [
-        _SPREAD * (torch.rand(f.count, generator=probe.generator, dtype=torch.float64) - 0.5)
-        / max(abs(float(s.exponent)) for s in f.slices)
-        for f in families
-    ]  # fmt: skip
     state = dict(point.state)
-    for name, moved in log_factors(families, amounts, shapes).items():
-        own = probe.own_name[name]
-        state[own] = state[own] * moved.exp().to(state[own].device)
+    shapes = {n: tuple(state[own].shape) for n, own in probe.own_name.items()}
+    for family in families:
+        largest = max(abs(float(s.exponent)) for s in family.slices)
+        random = torch.rand(family.count, generator=probe.generator, dtype=torch.float64) - 0.5
+        for name, moved in family.log_factors(_SPREAD / largest * random, shapes).items():
+            own = probe.own_name[name]
+            state[own] = state[own] * moved.exp().to(state[own].device)
     return replace(point, state=state)

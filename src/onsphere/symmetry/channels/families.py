@@ -6,7 +6,6 @@ between them it is one line at any width: rows of the first by :math:`a_j`, colu
 :math:`1/a_j`. The symmetries of whole weights are their sums, or are listed beside them.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
 from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.channels.components import Kind, kinds_of
+from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.fields import Fields
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
@@ -28,45 +28,6 @@ from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Slices:
-    """Slices of one weight, those of each channel.
-
-    Args:
-        name: which weight or buffer.
-        exponent: how they scale.
-        axes: the axes along which they are cut.
-        index: places along these axes, flattened: a row for each channel.
-    """
-
-    name: str
-    exponent: Fraction
-    axes: tuple[int, ...]
-    index: Tensor
-
-
-@dataclass(frozen=True)
-class Family:
-    """The same scale symmetry for each of many channels.
-
-    Args:
-        slices: what scales.
-        count: how many channels there are.
-        exact: whether no small constant (an eps) notices it.
-        followers: buffers that only estimate, and how they should move along.
-    """
-
-    slices: tuple[Slices, ...]
-    count: int
-    exact: bool = True
-    followers: tuple[Slices, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights and buffers that it moves."""
-        return tuple(dict.fromkeys(s.name for s in self.slices))
 
 
 @on_gathered
@@ -282,6 +243,8 @@ class _Solution:
         return self._blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
 
     def _family(self, kind: Kind, v: Form) -> Family:
+        if v[min(v)] < 0:
+            v = {i: -c for i, c in v.items()}
         grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
         for i, c in sorted(v.items()):
             grouped[self._block(kind.members[0][i]), c].append(i)
@@ -375,29 +338,3 @@ def _side_by_side(some: Sequence[Slices], more: Sequence[Slices]) -> tuple[Slice
     return tuple(
         replace(a, index=torch.cat([a.index, b.index])) for a, b in zip(some, more, strict=True)
     )
-
-
-def log_factors(
-    families: Sequence[Family], amounts: Sequence[Tensor], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, Tensor]:
-    """Return by how much the logarithm of each entry moves, when every channel has its own amount.
-
-    Args:
-        families: what moves.
-        amounts: of each family, one number per channel.
-        shapes: of the weights and buffers.
-
-    Returns:
-        By name, tensors that broadcast against the weights.
-    """
-    found: dict[str, Tensor] = {}
-    for family, amount in zip(families, amounts, strict=True):
-        for s in family.slices:
-            shape = tuple(shapes[s.name])
-            wide = [shape[a] if a in s.axes else 1 for a in range(len(shape))]
-            flat = torch.zeros(math.prod(wide), dtype=torch.float64)
-            values = (float(s.exponent) * amount.to(torch.float64))[:, None].expand(s.index.shape)
-            flat.index_add_(0, s.index.reshape(-1), values.reshape(-1))
-            here = flat.reshape(wide)
-            found[s.name] = found[s.name] + here if s.name in found else here
-    return found

@@ -39,6 +39,10 @@ _TRADES = (
     "For every a > 0 this rescaling changes nothing: what some weights gain, others give. Lines "
     "combine: doing two of them after each other changes nothing either."
 )
+_CHANNELS = (
+    "Each channel can be rescaled by an a > 0 of its own: rows of one weight against columns of the "
+    "next. The rescalings above are these with the same a for all channels, where both are listed."
+)
 _SHIFTS = "Adding such an amount to these weights, whatever its size, changes nothing."
 _INERT = "Whatever values these weights have, the output is the same."
 _INERT_PARTS = "Whatever values these parts have, the output is the same; the rest matters."
@@ -105,6 +109,8 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
          _counted(sets, "set"), text.joint_lines(audit)),
         ("trades", "Rescaling symmetries", _TRADES,
          _counted(len(audit.rescalings), "generator"), text.trade_lines(audit)),
+        ("channels", "Rescaling by channel", _CHANNELS,
+         _counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
         ("shifts", "Shift symmetries", _SHIFTS,
          _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,

@@ -1,14 +1,17 @@
 """An audit as plain data and back: what a JSON file holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance, Slices
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
@@ -26,9 +29,10 @@ class ArchiveError(OnsphereError, ValueError):
 
 def plain(audit: AuditResult) -> dict[str, Any]:
     """Return an audit as data that JSON can hold; its inputs are left out."""
-    fields = asdict(replace(audit, inputs=None))
+    fields = asdict(replace(audit, inputs=None, families=[]))
     del fields["inputs"]
-    return {"format": FORMAT, **_plain(fields)}
+    families = [_plain_family(f) for f in audit.families]
+    return {"format": FORMAT, **_plain(fields), "families": families}
 
 
 def fields_of(data: Any) -> dict[str, Any]:
@@ -67,8 +71,53 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         for p in data["parts"]
     ]
     fields["limits"] = [Limit(x["kind"], tuple(x["names"]), x["words"]) for x in data["limits"]]
+    fields["families"] = [_family(f) for f in data.get("families", [])]
     fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
     return fields
+
+
+def _plain_family(family: Family) -> dict[str, Any]:
+    return {
+        "count": family.count,
+        "exact": family.exact,
+        "slices": [_plain_slices(s) for s in family.slices],
+        "followers": [_plain_slices(s) for s in family.followers],
+    }
+
+
+def _plain_slices(slices: Slices) -> dict[str, Any]:
+    """Write places as runs: for each slice of a channel, ``[first, how many]`` over the channels."""
+    runs = []
+    for places in slices.index.T.tolist():
+        found: list[list[int]] = []
+        for place in places:
+            if found and place == sum(found[-1]):
+                found[-1][1] += 1
+            else:
+                found.append([place, 1])
+        runs.append(found)
+    return {
+        "name": slices.name,
+        "exponent": str(slices.exponent),
+        "axes": list(slices.axes),
+        "runs": runs,
+    }
+
+
+def _family(data: Mapping[str, Any]) -> Family:
+    slices, followers = (
+        tuple(
+            Slices(s["name"], Fraction(s["exponent"]), tuple(s["axes"]), _places(s["runs"]))
+            for s in data[key]
+        )
+        for key in ("slices", "followers")
+    )
+    return Family(slices, int(data["count"]), bool(data["exact"]), followers)
+
+
+def _places(runs: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    columns = [[first + k for first, count in run for k in range(count)] for run in runs]
+    return torch.tensor(columns, dtype=torch.int64).T.contiguous()
 
 
 def _scaled(data: Mapping[str, Any]) -> dict[str, Any]:

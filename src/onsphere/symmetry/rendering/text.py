@@ -6,7 +6,7 @@ from fractions import Fraction
 from textwrap import wrap
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Kind
+from onsphere.symmetry.claims import Family, Kind, Slices
 from onsphere.symmetry.rendering import advice
 from onsphere.symmetry.rendering.name_ranges import folded, folded_symmetries
 from onsphere.symmetry.result import AuditResult
@@ -48,6 +48,8 @@ def rendered(audit: AuditResult) -> str:
                   len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
         *_section("RESCALING SYMMETRIES: for any a > 0 this changes nothing",
                   len(audit.rescalings), trade_lines(audit)),
+        *_section("RESCALING BY CHANNEL: each channel by an a > 0 of its own changes nothing",
+                  len(traded_families(audit)), family_lines(audit)),
         *_section("SHIFT SYMMETRIES: adding such amounts changes nothing", len(audit.shifts),
                   shift_lines(audit)),
         *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
@@ -110,6 +112,53 @@ def joint_lines(audit: AuditResult) -> list[str]:
 def trade_lines(audit: AuditResult) -> list[str]:
     """Return the rescalings, as products with a scale ``a``."""
     return _folded(audit, [r.exponents for r in audit.rescalings])
+
+
+def traded_families(audit: AuditResult) -> list[Family]:
+    """Return the families that move slices of several weights, or not all slices of one."""
+    return [
+        f for f in audit.families if len(f.slices) > 1 or _range(f.slices[0], audit.parameters)
+    ]
+
+
+def family_lines(audit: AuditResult) -> list[str]:
+    """Return the families, one line for alike layers of any width."""
+    by_count: dict[tuple[int, bool], list[dict[str, Fraction]]] = {}
+    for family in traded_families(audit):
+        terms: dict[str, Fraction] = {}
+        for s in family.slices:
+            if s.name in audit.parameters:
+                words = _axis_words(s, audit.parameters[s.name])
+                terms[f"{s.name} {words}{_range(s, audit.parameters)}"] = s.exponent
+        buffers = any(s.name not in audit.parameters for s in family.slices)
+        by_count.setdefault((family.count, buffers), []).append(terms)
+    return [
+        f"{line}{', and buffers with it' if buffers else ''}, for each of {count}"
+        for (count, buffers), found in by_count.items()
+        for line in folded_symmetries(found)
+    ]
+
+
+def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
+    """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel."""
+    axis, per = slices.axes[0], slices.index.shape[1]
+    if len(shape) == 1 or size(shape) == shape[axis]:
+        words = "entries"
+    elif len(shape) == 2:
+        words = ("rows", "columns")[axis]
+    elif axis < 2:
+        words = ("filters", "channels")[axis]
+    else:
+        words = f"slices of axis {axis}"
+    return words if per == 1 else f"{words} by {per}"
+
+
+def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
+    """Say between which places slices lie, if not all of them belong to a family."""
+    shape = parameters.get(slices.name)
+    if shape is None or slices.index.numel() == size([shape[a] for a in slices.axes]):
+        return ""
+    return f" {int(slices.index.min())} to {int(slices.index.max())}"
 
 
 def shift_lines(audit: AuditResult) -> list[str]:

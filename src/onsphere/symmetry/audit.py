@@ -23,6 +23,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
 from onsphere.symmetry.channels.families import channel_symmetries
+from onsphere.symmetry.channels.granularity import divisions
 from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
@@ -137,7 +138,11 @@ def audit(
         if any(p.is_meta for p in model.parameters()):
             families = channel_symmetries(model, args, kwargs, output=output, roles=traced.roles)
             claims = [dict(v) for v in traced.basis]
-            found = _concluded(model, traced, _Findings(claims, families=families))
+            shapes = {bare_name(n): p.shape for n, p in model.named_parameters()}
+            findings = _Findings(
+                claims, divisions=divisions(claims, families, shapes), families=families
+            )
+            found = _concluded(model, traced, findings)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))

@@ -11,7 +11,7 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,9 +41,20 @@ def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
     axis_rule = AXIS_RULES.get(_plain(op.name), collapse)
     try:
-        return axis_rule(op, rule, channels)
+        units = axis_rule(op, rule, channels)
     except TooLargeError:
         return collapse(op, rule, channels)
+    return replace(units, squares=True) if _squares(op) and isinstance(units, Unit) else units
+
+
+def _squares(op: Operation) -> bool:
+    """Return whether an operation never gives negative numbers."""
+    name = _plain(op.name).removeprefix("aten::")
+    if name == "pow":
+        return isinstance(op["exponent"], int | float) and op["exponent"] % 2 == 0
+    if name == "mul":
+        return op["self"] is op["other"]
+    return name in ("square", "abs", "relu")
 
 
 def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -192,12 +203,15 @@ def _dims(op: Operation, name: str = "dim") -> list[int]:
     return [d % ndim - ndim for d in dims] if ndim else []
 
 
+_SUMS = ("aten::sum", "aten::mean")
+
+
 def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Need a common exponent along the reduced axes, which go."""
     dims = _dims(op)
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
-        if "norm" in op.name:
+        if "norm" in op.name or (op.name in _SUMS and unit.squares):
             return channels.lengths(unit, dims, tensor.shape)
         return channels.constant(unit, dims)
 
@@ -582,14 +596,33 @@ def _is_mask(index: Tensor) -> bool:
     return str(index.dtype) in ("torch.bool", "torch.uint8")
 
 
+def _overwrites(
+    op: Operation, channels: ChannelDemands, source: Tensor, axis: int, places: Array
+) -> Unit:
+    """Write slices over those at known places along an axis; the others stay."""
+    target: Tensor = op["self"]
+    parts = [(op.unit(t), tuple(t.shape)) for t in (target, source)]
+    both = _joined(op, channels, parts, axis)
+    pick = np.arange(target.shape[axis])
+    pick[places] = target.shape[axis] + np.arange(len(places))
+
+    def move(a: Array) -> Array:
+        return compressed(a.take(pick, axis)) if a.shape[axis] > 1 else a
+
+    return channels.flat(_moved(both, target.ndim, move))
+
+
 def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Write or add along an axis at positions that data decide."""
     target: Tensor = op["self"]
     source = next((op[n] for n in ("source", "src", "value") if isinstance(op[n], Tensor)), None)
     if source is None or source.ndim != target.ndim or target is source:
         return collapse(op, rule, channels)
-    axis = _axis(op) - target.ndim
-    op.arrange = lambda tensor, unit: channels.constant(unit, [axis])
+    axis = _axis(op)
+    known = _known(op, op["index"])
+    if known is not None and known.ndim == 1 and op.name.rstrip("_") == "aten::index_copy":
+        return _overwrites(op, channels, source, axis, known)
+    op.arrange = lambda tensor, unit: channels.constant(unit, [axis - target.ndim])
     return rule(op)
 
 
@@ -597,7 +630,14 @@ def index_put(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Write at positions of the first axes."""
     target: Tensor = op["self"]
     indices = list(op["indices"])
-    if any(k is None for k in indices) or target is op["values"]:
+    named = [d for d, k in enumerate(indices) if k is not None]
+    values: Tensor = op["values"]
+    if len(named) == 1 and values.ndim == target.ndim and not op["accumulate"]:
+        (axis,) = named
+        known = None if _is_mask(indices[axis]) else _known(op, indices[axis])
+        if known is not None and known.ndim == 1 and len(known) == values.shape[axis]:
+            return _overwrites(op, channels, values, axis, known)
+    if len(named) < len(indices) or target is values:
         return collapse(op, rule, channels)
     count = sum(k.ndim if _is_mask(k) else 1 for k in indices)
     rest = target.ndim - count

@@ -160,7 +160,7 @@ class ChannelDemands:
         """
         here = [(c, i) for c, i in unit.fields.terms if axis in varying(i)]
         rest = [(c, i) for c, i in unit.fields.terms if axis not in varying(i)]
-        if len(here) != 1 or here[0][1].size != here[0][1].shape[axis] or math.prod(shape) < 2:
+        if len(here) != 1 or here[0][1].size != here[0][1].shape[axis]:
             unit = self.constant(unit, [axis])
             picked = []
         else:

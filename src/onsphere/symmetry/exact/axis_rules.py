@@ -30,7 +30,14 @@ from onsphere.symmetry.exact.fields import (
     reshaped,
 )
 from onsphere.symmetry.exact.linear_forms import ANY, Unit
-from onsphere.symmetry.exact.operation import Operation, Origin, Rule, flat_tensors, is_free_number
+from onsphere.symmetry.exact.operation import (
+    MOST_ZEROS,
+    Operation,
+    Origin,
+    Rule,
+    flat_tensors,
+    is_free_number,
+)
 
 Array = NDArray[np.generic]
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
@@ -184,8 +191,12 @@ def _repeat(op: Operation, a: Array, i: int) -> Array:
     return np.tile(a, [n if size > 1 else 1 for n, size in zip(times, a.shape, strict=True)])
 
 
-def _same_axes(op: Operation, a: Array, i: int) -> Array:
-    return a
+def _unfold(op: Operation, a: Array, i: int) -> Array:
+    axis, size, step = _axis(op, "dimension"), int(op["size"]), int(op["step"])
+    if a.shape[axis] == 1:
+        return a[..., None]
+    windows = np.lib.stride_tricks.sliding_window_view(a, size, axis)
+    return windows[(slice(None),) * axis + (slice(None, None, step),)]
 
 
 def _as_real(op: Operation, a: Array, i: int) -> Array:
@@ -650,6 +661,20 @@ def index_put(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Write a constant where a mask says; every exponent fits a 0."""
+    unit = rule(op)
+    assert isinstance(unit, Unit)
+    if unit.free or not unit.fields or not is_free_number(op["value"]):
+        return unit
+    known = _known(op, op["mask"])
+    if known is None or known.size > MOST_ZEROS or not known.any():
+        return unit
+    mask = compressed(known.astype(bool)).astype(bool)
+    old = unit.fields.free
+    return unit.with_fields(Fields(unit.fields.terms, mask if old is None else old | mask))
+
+
 # --- joins and padding -------------------------------------------------------------------------
 
 
@@ -746,7 +771,7 @@ _TABLE: list[tuple[AxisRule, str]] = [
         dropout native_dropout _fused_dropout feature_dropout expand expand_copy
         add sub rsub hypot mul multiply div divide true_divide floor_divide pow float_power sqrt
         rsqrt reciprocal square clamp clamp_min clamp_max clip maximum fmax minimum fmin where
-        masked_fill fill _to_copy to type_as copy complex lerp polar addcmul addcdiv
+        fill _to_copy to type_as copy complex lerp polar addcmul addcdiv
         eq ne lt le gt ge isclose atan2 arctan2 logical_and bitwise_and __and__ fmod remainder
         sign signbit sgn isnan isinf isfinite isposinf isneginf angle logical_not logical_or
         logical_xor bitwise_or bitwise_not bitwise_xor nonzero
@@ -779,6 +804,8 @@ _TABLE: list[tuple[AxisRule, str]] = [
     (rearranges(_roll), "roll"),
     (rearranges(_repeat), "repeat"),
     (rearranges(_as_real), "view_as_real"),
+    (rearranges(_unfold), "unfold"),
+    (masks, "masked_fill"),
     (reduces, """
         sum mean nansum nanmean amax amin max min std var prod linalg_vector_norm norm var_mean
         std_mean argmax argmin any all median nanmedian mode kthvalue

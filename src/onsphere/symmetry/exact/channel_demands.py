@@ -86,7 +86,8 @@ class ChannelDemands:
         self.demands: list[Demand] = []
         self.common: list[int] = []
         self._ties: list[_Tie] = []
-        self._next = first
+        self._is_common: set[int] = set()
+        self._first = self._next = first
         self._seen: set[tuple[object, ...]] = set()
 
     @property
@@ -104,6 +105,7 @@ class ChannelDemands:
             self.blocks.append(block)
         else:
             self.common.append(block.start)
+            self._is_common.add(block.start)
         return block.index()
 
     def vanish(self, unit: Unit) -> None:
@@ -141,7 +143,7 @@ class ChannelDemands:
         free = unit.fields.free
         for axis in axes:
             if any(axis in varying(i) for _, i in terms):
-                terms = self._constant(terms, axis)
+                terms = self._constant(terms, axis, free)
             if free is not None and axis in varying(free):
                 free = free.all(axis, keepdims=True)
         fields = Fields(tuple(terms), free if free is not None and free.any() else None)
@@ -232,7 +234,7 @@ class ChannelDemands:
         terms = dict(unit.terms)
         kept = []
         for c, i in unit.fields.terms:
-            if i.size > 1:
+            if i.size > 1 or self._is_of_channel(int(i.flat[0])):
                 kept.append((c, i))
             elif (k := int(i.flat[0])) != NOTHING:
                 terms[k] = terms.get(k, Fraction(0)) + c
@@ -242,19 +244,28 @@ class ChannelDemands:
         whole = {k: c for k, c in terms.items() if c}
         return unit.with_fields(Fields(tuple(kept), free), whole)
 
+    def _is_of_channel(self, number: int) -> bool:
+        """Return whether an unknown is one of many: not of a whole weight, and not common."""
+        return number >= self._first and number not in self._is_common
+
     def _constant(
-        self, terms: Sequence[tuple[Fraction, Index]], axis: int
+        self,
+        terms: Sequence[tuple[Fraction, Index]],
+        axis: int,
+        free: NDArray[np.bool_] | None = None,
     ) -> list[tuple[Fraction, Index]]:
         """Give the terms that vary along an axis a common value along it: a new unknown."""
         here = [(c, i) for c, i in terms if axis in varying(i)]
         rest = [(c, i) for c, i in terms if axis not in varying(i)]
         shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
+        if free is not None and math.prod(np.broadcast_shapes(shape, free.shape)) > LARGEST:
+            free = None
         if len(here) > 1 and math.prod(shape) > LARGEST:
             each = (self.collapsed(Unit(fields=Fields((term,)))) for term in here)
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
         common = self.new(shape)
-        self._add([*here, (-_ONE, common)], {}, None)
+        self._add([*here, (-_ONE, common)], {}, free)
         return [*rest, (_ONE, common)]
 
     def _add(
@@ -264,9 +275,11 @@ class ChannelDemands:
         free: NDArray[np.bool_] | None,
     ) -> None:
         """Write one demand per entry that varies."""
-        varied = [(c, i) for c, i in terms if i.size > 1]
+        varied = []
         for c, i in terms:
-            if i.size == 1 and (k := int(i.flat[0])) != NOTHING:
+            if i.size > 1 or self._is_of_channel(int(i.flat[0])):
+                varied.append((c, i))
+            elif (k := int(i.flat[0])) != NOTHING:
                 scalars[k] = scalars.get(k, Fraction(0)) + c
         scalars = self.scalars.reduced({k: c for k, c in scalars.items() if c})
         if not varied:

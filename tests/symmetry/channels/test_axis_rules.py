@@ -108,7 +108,6 @@ CASES = (
     Case("heads", _heads, 2),
     Case("rotated halves", _rotated, 3),
     Case("a table added", lambda y: y + TABLE[:, : y.shape[-1]], 0),
-    Case("a sparse table added", lambda y: y + TABLE[0] * (TABLE[0] == 3), 5),
     Case("pooled", lambda y: F.max_pool1d(y.transpose(1, 2), 2).transpose(1, 2), 6),
     Case("unfolded channels", lambda y: y.unfold(2, 2, 2).mean(-1), 3, 3),
     Case("masked channels", lambda y: y.masked_fill(torch.arange(6) < 2, 0.0), 8),

@@ -31,7 +31,6 @@ from onsphere.symmetry.exact.fields import (
 )
 from onsphere.symmetry.exact.linear_forms import ANY, Unit
 from onsphere.symmetry.exact.operation import (
-    MOST_ZEROS,
     Operation,
     Origin,
     Rule,
@@ -668,7 +667,7 @@ def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     if unit.free or not unit.fields or not is_free_number(op["value"]):
         return unit
     known = _known(op, op["mask"])
-    if known is None or known.size > MOST_ZEROS or not known.any():
+    if known is None or known.size > LARGEST or not known.any():
         return unit
     mask = compressed(known.astype(bool)).astype(bool)
     old = unit.fields.free

@@ -156,6 +156,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
         self.operations = hash((self.operations, name))
         self.data_dependent |= name in _DATA_DEPENDENT
+        self.ledger.read_values |= name in _DATA_DEPENDENT
         short = name.removeprefix("aten::")
         if short in _ROLES:
             role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
@@ -251,7 +252,7 @@ class Reads(TorchFunctionMode):
         if func in self._TAKE:
             if args[0].is_floating_point():
                 self.tracer.ledger.note_read(args[0])
-            self.tracer.data_dependent = True
+            self.tracer.data_dependent = self.tracer.ledger.read_values = True
             self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
             known = self.tracer.ledger.shadows.value(args[0])
             if known is None:

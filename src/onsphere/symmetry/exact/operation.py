@@ -14,15 +14,11 @@ from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.field_memory import FieldMemory
-from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError, compressed
+from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Unit
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
-MOST_ZEROS = 100_000
-"""Up to how many entries a constant is asked which of them are zeros."""
-
-
 class Origin(Flag):
     """What the values of a tensor were made from, beside plain numbers."""
 
@@ -54,6 +50,7 @@ class UnitTracker:
         self.reads: dict[str, set[int]] = {}
         self.decided = False
         self.taken = False
+        self.read_values = False
         self.jumping: set[int] = set()
         self.decisive: set[int] = set()
         self.shadows = KnownValues()
@@ -102,11 +99,13 @@ class UnitTracker:
             before = self.settle(before)
         if self.channels is not None and not self._fits(key, before, unit):
             try:
-                self._update_part(key, tensor, before, unit)
-                return
+                if not self.read_values:  # else the inputs may say where this part lies
+                    self._update_part(key, tensor, before, unit)
+                    return
             except TooLargeError:
-                before = self._collapsed(key)
-                unit = self.channels.collapsed(unit)
+                pass
+            before = self._collapsed(key)
+            unit = self.channels.collapsed(unit)
         if before.free:
             self.write(tensor, unit)
         elif not unit.free:
@@ -304,8 +303,7 @@ class Operation:
             if self._is_free_constant(held, common):
                 common, held = unit, value
                 continue
-            common, unit = self._with_zeros(held, common), self._with_zeros(value, unit)
-            self.ledger.require_zero(common - unit)
+            self.ledger.require_zero(difference)
             common = _where_bound(common, unit)
         return Unit(common.terms, common.free, fields=common.fields)
 
@@ -321,21 +319,11 @@ class Operation:
             return False
         self.ledger.decided |= bool(origin)
         known = self.ledger.shadows.value(value)
-        return known is not None and type(known) is Tensor and bool(_is_free(known).all())
-
-    def _with_zeros(self, value: Any, unit: Unit) -> Unit:
-        """Say of a constant which of its entries are zeros, which every exponent fits."""
-        if self.ledger.channels is None or not isinstance(value, Tensor) or not unit.vanishes:
-            return unit
-        if self.ledger.origin(value) or not value.is_floating_point() or value.numel() > MOST_ZEROS:
-            return unit
-        known = self.ledger.shadows.value(value)
         if known is None or type(known) is not Tensor:
-            return unit
-        free = _is_free(known)
-        if not bool(free.any()):
-            return unit
-        return unit.with_fields(Fields((), compressed(free.cpu().numpy()).astype(bool)))
+            return False
+        low = torch.finfo(known.dtype).min
+        free = (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
+        return bool(free.all())
 
     def settled(self, mask: Any) -> bool | None:
         """Return whether a guard is true everywhere or nowhere; ``None`` if it is neither.
@@ -418,12 +406,6 @@ def is_free_number(value: Any) -> bool:
         return False
     extremes = (torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
     return value == 0 or math.isinf(value) or abs(value) >= HUGE or value in extremes
-
-
-def _is_free(known: Tensor) -> Tensor:
-    """Return which entries fit any unit: zeros, infinities, extremes."""
-    low = torch.finfo(known.dtype).min
-    return (known == 0) | known.isinf() | (known <= low) | (known.abs() >= HUGE)
 
 
 def _all_in_fields(unit: Unit) -> Fields:

@@ -37,7 +37,7 @@ from onsphere.symmetry.rewrite.folding.certificate import (
 )
 from onsphere.symmetry.rewrite.folding.gains import gains, is_norm, propose_gain
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap, linear_maps
-from onsphere.symmetry.rewrite.folding.offsets import GAIN, offset_norms, with_gains_outside
+from onsphere.symmetry.rewrite.folding.offsets import GAIN, SHIFT, offset_norms, with_gains_outside
 from onsphere.symmetry.rewrite.folding.parametrizations import (
     Computed,
     computed_weights,
@@ -447,10 +447,11 @@ class _Folding:
         self, work: nn.Module, state: State
     ) -> tuple[list[Fold], dict[str, str], dict[str, str]]:
         """Return what families propose, why they do not propose the rest, and of what kind it is."""
-        offsets = offset_norms(work) if "gain" in self.kinds else {}
-        seen = with_gains_outside(work) if offsets else work
+        offsets = offset_norms(work) if "gain" in self.kinds else []
+        seen = with_gains_outside(work, offsets) if offsets else work
         families = channel_symmetries(seen, self.args, dict(self.kwargs), output=self.output)
-        inside = {f"{path}.{GAIN}": name for path, name in offsets.items()}
+        inside = {f"{path}.{GAIN}": f"{path}.weight" for path in offsets}
+        inside |= {f"{path}.{SHIFT}": f"{path}.bias" for path in offsets}
         families = [
             replace(f, slices=tuple(replace(s, name=inside.get(s.name, s.name)) for s in f.slices))
             for f in families
@@ -458,7 +459,7 @@ class _Folding:
         families = [f for f in families if all(s.name in state for s in f.slices)]
         known = Known(
             work, families, linear_maps(work), state, not self.library,
-            dict.fromkeys(offsets.values(), 1.0),
+            {f"{path}.weight": 1.0 for path in offsets},
         )  # fmt: skip
         proposed: list[Fold] = []
         reasons: dict[str, str] = {}

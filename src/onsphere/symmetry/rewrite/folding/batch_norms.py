@@ -84,10 +84,6 @@ class BatchNormFold:
             made[self.gain] = normal(state[self.gain]) + 0.1
         if self.shift:
             made[self.shift] = state[self.shift] + normal(state[self.shift])
-        for t in self.scaled:
-            bias = state[t.name]
-            if bias.ndim == 1:
-                made[t.name] = bias + float(variance.mean()) ** 0.5 * normal(bias)
         return made
 
     def alternatives(self) -> "list[BatchNormFold]":

@@ -84,7 +84,7 @@ class Certificate:
         self._before = before
         args, kwargs = tree_map(_wide, (tuple(args), dict(kwargs)))
         drawn = self._other_inputs(args, kwargs)
-        random = self._at_random(folds)
+        random = self._at_random(folds, drawn)
         self._points: list[tuple[State, Any, float]] = [
             (random, drawn, _ELSEWHERE), (state, (args, kwargs), EXACT), (state, drawn, EXACT),
         ]  # fmt: skip
@@ -189,11 +189,46 @@ class Certificate:
     def _normal(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, generator=self._generator, dtype=torch.float64).to(t.device)
 
-    def _at_random(self, folds: Sequence[Fold]) -> State:
-        """Draw what folds move: gains of both signs, and shifts that a ReLU would notice."""
+    def _at_random(self, folds: Sequence[Fold], inputs: Any) -> State:
+        """Draw what folds move: gains of both signs, and shifts that a ReLU would notice.
+
+        Statistics become those of the batch first, so that signals neither die nor explode.
+        """
         now = dict(self.state)
         for f in folds:
-            now |= f.drawn(now, self._normal)
+            if f.kind != "batchnorm":
+                now |= f.drawn(now, self._normal)
+        owners = {f.path: f for f in folds if isinstance(f, BatchNormFold)}
+        if not owners:
+            return now
+
+        def measure(path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+            x = given[0].detach()
+            axes = [a for a in range(x.ndim) if a != 1]
+            f = owners[path]
+            variance = x.var(axes, correction=0)
+            now[f.mean] = x.mean(axes)
+            now[f.variance] = torch.where(variance > 0, variance, torch.ones_like(variance))
+            now.update(f.drawn(now, self._normal))
+            for own in f.own:
+                getattr(module, own.rpartition(".")[2]).data.copy_(now[own])
+
+        hooks = [
+            self.model.get_submodule(path).register_forward_pre_hook(
+                lambda module, given, path=path: measure(path, module, given)
+            )
+            for path in owners
+        ]
+        try:
+            copied = {n: t.clone() for n, t in now.items()}
+            self._outputs(copied, *inputs)
+        except (ModelError, RuntimeError, ValueError, IndexError):
+            now = dict(self.state)
+            for f in folds:
+                now |= f.drawn(now, self._normal)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return now
 
 

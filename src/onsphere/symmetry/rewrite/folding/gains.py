@@ -161,7 +161,7 @@ def _with_shift(known: Known, made: GainFold, targets: Sequence[Target]) -> Gain
             continue
         for one in known.maps.get(t.name, ()):
             if not known.gives_bias(one):
-                why = f"{one.path} has no bias" + ("" if known.takes_bias else " in its file")
+                why = f"{one.path} has no bias" + ("" if known.takes_bias else ", and would load none")
             elif one.pads_with_zeros:
                 why = f"{one.path} pads with zeros"
             elif one.transposed:

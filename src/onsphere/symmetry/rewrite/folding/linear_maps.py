@@ -84,7 +84,8 @@ class LinearMap:
         """
         if self.transposed or self.pads_with_zeros:
             return None
-        matrix = weight.movedim((self.rows, self.columns), (0, 1)).flatten(2).sum(2)
+        matrix = weight.movedim((self.rows, self.columns), (0, 1))
+        matrix = matrix.reshape(*matrix.shape[:2], -1).sum(2)
         if shift.numel() != matrix.shape[1] * self.groups:
             return None
         by_group = matrix.reshape(self.groups, -1, matrix.shape[1])

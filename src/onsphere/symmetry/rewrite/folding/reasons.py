@@ -38,6 +38,11 @@ class _Node:
     outputs: tuple[Key, ...]
 
     @property
+    def moves(self) -> bool:
+        """Whether it moves numbers, or multiplies all of them by one."""
+        return self.name in _MOVES or (self.name in ("mul", "div", "neg") and len(self.inputs) == 1)
+
+    @property
     def said(self) -> str:
         return f"{self.name!r} in {self.where!r}" if self.where else f"{self.name!r}"
 
@@ -123,7 +128,7 @@ class Neighbours:
         writer = self._writer.get(key)
         if writer is None:
             return "its input is one of the model's inputs: no linear map writes it"
-        if writer.name in _MOVES:
+        if writer.moves:
             found = (self._behind(k, writer) for k in writer.inputs if k not in self._names)
             return next(filter(None, found), None)
         if writer.name not in _LINEAR:
@@ -150,7 +155,7 @@ class Neighbours:
         if not readers:
             return "its output is the model's output, or nothing reads it"
         for node in readers:
-            if node.name in _MOVES:
+            if node.moves:
                 found = next(filter(None, (self._before(k) for k in self._seen(node))), None)
             elif node.name in _LINEAR:
                 found = self._shared(node, "reads its output")

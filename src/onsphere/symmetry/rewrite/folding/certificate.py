@@ -1,6 +1,6 @@
 """Try folds on numbers: all at once, then by halves until those that are wrong stand out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,16 +81,13 @@ class Certificate:
     ) -> None:
         self.model, self.output, self.state = model, output, state
         self._generator = torch.Generator().manual_seed(0)
-        self._before = before
         args, kwargs = tree_map(_wide, (tuple(args), dict(kwargs)))
-        drawn = self._other_inputs(args, kwargs)
-        random = self._at_random(folds, drawn)
+        random, drawn, outputs = self._elsewhere(folds, (args, kwargs))
         self._points: list[tuple[State, Any, float]] = [
-            (random, drawn, _ELSEWHERE), (state, (args, kwargs), EXACT), (state, drawn, EXACT),
+            (random, drawn, _ELSEWHERE), (state, (args, kwargs), EXACT),
         ]  # fmt: skip
-        self._baselines: dict[int, list[Tensor]] = {1: list(before)}
+        self._baselines: dict[int, list[Tensor]] = {0: outputs, 1: list(before)}
         self._floors: dict[int, float] = {}
-        self.exact = EXACT
 
     def held(self, folds: Sequence[Fold]) -> tuple[list[Fold], list[Fold]]:
         """Return the folds that keep the function, and those that do not."""
@@ -156,22 +153,22 @@ class Certificate:
             self._floors[i] = min(relative_change(self._baseline(i), after), 1e-4)
         return self._floors[i]
 
-    @property
-    def allowed(self) -> float:
-        """Relative change that counts as rounding at the given weights and inputs."""
-        return max(EXACT, _ROUNDINGS * self._floor(1))
-
     def _outputs(self, state: State, args: Any, kwargs: Any) -> list[Tensor]:
         return outputs_in_float64(self.model, state, args, kwargs, self.output)
 
-    def _other_inputs(self, args: Any, kwargs: Any) -> Any:
-        drawn = tree_map(self._drawn, (args, kwargs))
-        try:
-            found = self._outputs(self.state, *drawn)
-        except (ModelError, RuntimeError, ValueError, IndexError):
-            return args, kwargs
-        finite = all(bool(t.isfinite().any()) for t in found)
-        return drawn if finite else (args, kwargs)
+    def _elsewhere(
+        self, folds: Sequence[Fold], given: Any
+    ) -> tuple[State, Any, list[Tensor]]:
+        """Return random weights, other inputs if the model takes them, and what it makes there."""
+        drawn = tree_map(self._drawn, given)
+        for inputs in (drawn, given):
+            try:
+                random, outputs = self._at_random(folds, inputs)
+            except (ModelError, RuntimeError, ValueError, IndexError):
+                continue
+            if all(bool(t.isfinite().any()) for t in outputs):
+                return random, inputs, outputs
+        return self.state, given, self._outputs(self.state, *given)
 
     def _drawn(self, t: Any) -> Any:
         """Draw floats of the same mean and spread; whole numbers change places."""
@@ -189,7 +186,7 @@ class Certificate:
     def _normal(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, generator=self._generator, dtype=torch.float64).to(t.device)
 
-    def _at_random(self, folds: Sequence[Fold], inputs: Any) -> State:
+    def _at_random(self, folds: Sequence[Fold], inputs: Any) -> tuple[State, list[Tensor]]:
         """Draw what folds move: gains of both signs, and shifts that a ReLU would notice.
 
         Statistics become those of the batch first, so that signals neither die nor explode.
@@ -199,13 +196,13 @@ class Certificate:
             if f.kind != "batchnorm":
                 now |= f.drawn(now, self._normal)
         owners = {f.path: f for f in folds if isinstance(f, BatchNormFold)}
-        if not owners:
-            return now
 
         def measure(path: str, module: nn.Module, given: tuple[Any, ...]) -> None:
+            f = owners.pop(path, None)
+            if f is None:  # a norm that is used twice keeps the statistics of its first use
+                return
             x = given[0].detach()
             axes = [a for a in range(x.ndim) if a != 1]
-            f = owners[path]
             variance = x.var(axes, correction=0)
             now[f.mean] = x.mean(axes)
             now[f.variance] = torch.where(variance > 0, variance, torch.ones_like(variance))
@@ -220,23 +217,13 @@ class Certificate:
             for path in owners
         ]
         try:
-            copied = {n: t.clone() for n, t in now.items()}
-            self._outputs(copied, *inputs)
-        except (ModelError, RuntimeError, ValueError, IndexError):
-            now = dict(self.state)
-            for f in folds:
-                now |= f.drawn(now, self._normal)
+            outputs = self._outputs({n: t.clone() for n, t in now.items()}, *inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        return now
+        return now, outputs
 
 
 def _wide(t: Any) -> Any:
     """Return a tensor in float64 that the model may write into."""
     return wide(t.detach().clone()) if isinstance(t, Tensor) else t
-
-
-def rounds(values: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield the names of tensors that hold something that is no number."""
-    yield from (n for n, t in values.items() if not bool(t.isfinite().all()))

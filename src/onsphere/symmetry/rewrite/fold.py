@@ -43,6 +43,7 @@ from onsphere.symmetry.rewrite.folding.parametrizations import (
     computed_weights,
     in_float64,
     make_plain,
+    without_graphs,
 )
 from onsphere.symmetry.rewrite.folding.reasons import Neighbours
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
@@ -404,22 +405,25 @@ class _Folding:
     def _plain_weights(self, work: nn.Module) -> tuple[list[Computed], State]:
         done: list[Computed] = []
         values: State = {}
-        for one in list(computed_weights(work)) if "weight" in self.kinds else []:
+        there = list(computed_weights(work)) if "weight" in self.kinds else []
+        for one in there:
             reason = self._why_computed(work, one)
             if reason:
                 self.kept.append(KeptPart(one.weight, "weight", reason))
-                continue
-            values[one.weight] = in_float64(self.model, one)
+            else:
+                values[one.weight] = in_float64(self.model, one)
+                done.append(one)
+                self.folded.append(FoldedPart(one.weight, "weight", (one.weight,), one.how))
+        for one in done:
             make_plain(work, one)
-            done.append(one)
-            self.folded.append(FoldedPart(one.weight, "weight", (one.weight,), one.how))
         return done, {**wide_state(work), **values}
 
     def _why_computed(self, work: nn.Module, one: Computed) -> str:
         if self.library:
             return "its class computes it, and would not load a plain weight"
-        if one.hook and one.how == "SpectralNorm" or "pectral" in one.how:
-            if work.get_submodule(one.path).training:
+        if work.get_submodule(one.path).training:
+            beside = [c for c in computed_weights(work) if c.path == one.path]
+            if any("pectral" in c.how for c in beside):
                 return "spectral norm iterates in training mode; call model.eval() first"
         return ""
 
@@ -573,7 +577,8 @@ def _add_bias(model: nn.Module, one: LinearMap) -> None:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with without_graphs(model):
+            return copy.deepcopy(model)
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
         raise FoldError(f"the model cannot be copied ({first})") from error

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from onsphere.symmetry.claims import Family
 from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap
 from onsphere.symmetry.rewrite.folding.targets import Known, Normal, State, Target, listed
@@ -104,7 +105,7 @@ def gains(known: Known) -> dict[str, str]:
         for s in family.slices:
             path, _, leaf = s.name.rpartition(".")
             t = known.state[s.name]
-            vector = t.numel() == max(t.shape, default=0) and s.index.shape[1] == 1
+            vector = t.numel() == max(t.shape, default=0)
             if vector and path not in norms and s.name not in biases and leaf not in _SHIFTS:
                 found[s.name] = path
     return found
@@ -117,11 +118,8 @@ _SHIFTS = ("bias", "beta", "b", "running_mean", "running_var")
 def propose_gain(known: Known, name: str, path: str) -> GainFold | str:
     """Return how to fold a gain into linear maps, or why not."""
     count = known.state[name].numel()
-    options = []
-    for family in known.families:
-        for s in family.slices:
-            if s.name == name and s.index.shape[1] == 1:
-                options.append((family, s))
+    tied = [(f, s) for f in known.families for s in f.slices if s.name == name]
+    options = [(f, s) for f, s in tied if s.index.shape[1] == 1]
     shift = _shift_of(known, name, path)
     targets: list[Target] = []
     taken = torch.zeros(count, dtype=torch.bool)
@@ -137,7 +135,10 @@ def propose_gain(known: Known, name: str, path: str) -> GainFold | str:
             continue
         taken[channels] = True
         targets += [Target(s.name, s.axes, s.index, channels) for s in against]
-    if not bool(taken.all()):
+    grouped = None if bool(taken.all()) else _grouped_reader(known, [f for f, _ in tied], count)
+    if grouped is not None:
+        targets, mixed = [grouped], ""
+    elif not bool(taken.all()):
         if mixed:
             return f"it trades with more than linear maps: {mixed}"
         return "no linear maps alone read it or write it"
@@ -151,6 +152,27 @@ def propose_gain(known: Known, name: str, path: str) -> GainFold | str:
     if shift is None or not bool(known.state[shift].any()):
         return replace(made, shift=None)
     return _with_shift(known, made, targets)
+
+
+def _grouped_reader(known: Known, families: Sequence[Family], count: int) -> Target | None:
+    """Return the inputs of a grouped convolution: no axis of its weight has them.
+
+    Its weight has outputs of all groups along the first axis and the inputs of one group along the
+    second, so an input is a group's part of the first axis at one place of the second.
+    """
+    names = {s.name for f in families for s in f.slices}
+    found = [m for n in sorted(names) for m in known.maps.get(n, ())]
+    if len(found) != 1 or found[0].groups == 1 or found[0].transposed:
+        return None
+    (one,) = found
+    outputs, per_group = known.state[one.weight].shape[:2]
+    if per_group * one.groups != count:
+        return None
+    each = outputs // one.groups
+    channel = torch.arange(count)
+    first = (channel // per_group)[:, None] * each + torch.arange(each)
+    index = first * per_group + (channel % per_group)[:, None]
+    return Target(one.weight, (0, 1), index, channel)
 
 
 def _with_shift(known: Known, made: GainFold, targets: Sequence[Target]) -> GainFold | str:

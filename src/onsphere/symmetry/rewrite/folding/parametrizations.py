@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,8 @@ def _name(step: nn.Module) -> str:
 
 def in_float64(model: nn.Module, one: Computed) -> Tensor:
     """Return a computed weight, computed in float64."""
-    module = copy.deepcopy(model.get_submodule(one.path)).to(torch.float64)
+    with without_graphs(model):
+        module = copy.deepcopy(model.get_submodule(one.path)).to(torch.float64)
     with torch.no_grad():
         if one.hook:
             _made_plain(module, one)
@@ -68,6 +71,43 @@ def make_plain(model: nn.Module, one: Computed) -> None:
 
 def _made_plain(module: nn.Module, one: Computed) -> None:
     if one.hook:
+        wants = any(p.requires_grad for p in module.parameters(recurse=False))
         _OLD[one.how](module, one.name)
-    else:
-        parametrize.remove_parametrizations(module, one.name, leave_parametrized=True)
+        if one.name not in module._parameters:
+            weight: Tensor = vars(module).pop(one.name)
+            module.register_parameter(one.name, nn.Parameter(weight.detach().clone(), wants))
+    elif parametrize.is_parametrized(module):  # not done yet for another weight of the module
+        _without_parametrizations(module)
+
+
+def _without_parametrizations(module: nn.Module) -> None:
+    """Make all computed weights of a module plain.
+
+    ``remove_parametrizations`` changes the class, which copies of a module share.
+    """
+    steps: Any = module.parametrizations
+    weights = {
+        name: (getattr(module, name).detach().clone(), any(p.requires_grad for p in s.parameters()))
+        for name, s in steps.items()
+    }
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, (weight, wants) in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, wants))
+
+
+@contextmanager
+def without_graphs(model: nn.Module) -> Iterator[None]:
+    """Detach weights that hooks computed with a graph behind them, which cannot be copied."""
+    saved = []
+    for one in computed_weights(model):
+        module = model.get_submodule(one.path)
+        weight = vars(module).get(one.name)
+        if one.hook and isinstance(weight, Tensor):
+            saved.append((module, one.name, weight))
+            vars(module)[one.name] = weight.detach()
+    try:
+        yield
+    finally:
+        for module, name, weight in saved:
+            vars(module)[name] = weight

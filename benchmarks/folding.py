@@ -99,7 +99,9 @@ def convolutions() -> Table:
     return Table("Conv, BatchNorm, ReLU", columns, [_said(r) for r in rows], note)
 
 
-def _one(dimensions: int, of: str, groups: int, bias: bool, affine: bool) -> tuple[nn.Module, Tensor]:
+def _one(
+    dimensions: int, of: str, groups: int, bias: bool, affine: bool
+) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     outputs = 8 if groups == 8 else 12
     conv = getattr(nn, f"{of}{dimensions}d")(8, outputs, 3, 1, 1, groups=groups, bias=bias)
@@ -155,9 +157,7 @@ def _said(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def families() -> Table:
     """Fold tiny models of many `transformers` families."""
-    rows = []
-    for family in FAMILIES:
-        rows.append((family.name, *_of_family(family)))
+    rows = [(family.name, *_of_family(family)) for family in FAMILIES]
     columns = ("family", "folded", "stays", "float64", "float32", "why it stays, mostly")
     note = "Tiny random models, two layers, random gains and shifts."
     return Table("transformers", columns, [_said(r) for r in rows], note)
@@ -271,7 +271,13 @@ def sentences(folder: Path) -> Table:
         report.change_in_float64, report.change, moved, f"{seconds:.1f}", _mostly(report),
     )  # fmt: skip
     columns = (
-        "encoder", "folded", "float64", "float32", "cosines move by", "CPU s", "why the rest stays"
+        "encoder",
+        "folded",
+        "float64",
+        "float32",
+        "cosines move by",
+        "CPU s",
+        "why the rest stays",
     )
     return Table("A published sentence encoder", columns, [_said(row)])
 

@@ -46,6 +46,8 @@ from onsphere.symmetry.rewrite.folding.parametrizations import (
     without_graphs,
 )
 from onsphere.symmetry.rewrite.folding.reasons import Neighbours
+from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
+from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, remove, write
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
 
 What = Literal["all", "batchnorm", "gain", "scale", "weight"]
@@ -59,112 +61,6 @@ _ROUNDINGS = 4.0
 
 class FoldError(OnsphereError, ValueError):
     """A model cannot be folded as given; the message says why."""
-
-
-@dataclass(frozen=True)
-class FoldedPart:
-    """Something that was folded.
-
-    Args:
-        name: the module, or the weight.
-        kind: ``"batchnorm"``, ``"gain"``, ``"scale"`` or ``"weight"``.
-        into: the modules that it went into.
-        note: what stayed behind, and why.
-    """
-
-    name: str
-    kind: str
-    into: tuple[str, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class KeptPart:
-    """Something that could not be folded.
-
-    Args:
-        name: the module, or the weight.
-        kind: as for a folded part.
-        reason: why it stays.
-    """
-
-    name: str
-    kind: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class FoldReport:
-    """What was folded, what was not and why, and how far the output moved.
-
-    Args:
-        folded: what was.
-        kept: what was not.
-        removed: modules that became the identity and were replaced by it.
-        change_in_float64: relative change of the output on the given inputs, in float64.
-        change: the same as the model computes.
-        dtype: the type of its outputs.
-    """
-
-    folded: tuple[FoldedPart, ...]
-    kept: tuple[KeptPart, ...]
-    removed: tuple[str, ...]
-    change_in_float64: float
-    change: float
-    dtype: torch.dtype
-
-    def count(self, kind: str) -> tuple[int, int]:
-        """Return how many parts of a kind were folded, and how many there are."""
-        done = sum(p.kind == kind for p in self.folded)
-        return done, done + sum(p.kind == kind for p in self.kept)
-
-    def __str__(self) -> str:
-        """Return it as lines of text."""
-        lines = []
-        for kind, words in _WORDS.items():
-            done, there = self.count(kind)
-            if there:
-                lines.append(f"{words}: {done} of {there} folded")
-        if not lines:
-            lines.append("nothing to fold")
-        if self.removed:
-            lines.append(f"{len(self.removed)} modules became the identity and were replaced")
-        lines += [
-            f"  {p.name} -> {listed(p.into)}" + (f" ({p.note})" if p.note else "")
-            for p in self.folded
-        ]
-        lines += [f"  {p.name} stays: {p.reason}" for p in self.kept]
-        kind = str(self.dtype).removeprefix("torch.")
-        lines.append(
-            f"the output moved by {self.change_in_float64:.1e} of its size in float64, and by "
-            f"{self.change:.1e} in {kind}"
-        )
-        return "\n".join(lines)
-
-
-_WORDS = {
-    "batchnorm": "norms with running statistics",
-    "gain": "gains of norms",
-    "scale": "scales of layers",
-    "weight": "computed weights",
-}
-
-
-@dataclass(frozen=True)
-class Folded:
-    """A folded model, and what was done to it.
-
-    Args:
-        model: the model.
-        report: what was folded, what not and why.
-    """
-
-    model: nn.Module
-    report: FoldReport
-
-    def __str__(self) -> str:
-        """Return the report as text."""
-        return str(self.report)
 
 
 def fold(
@@ -315,11 +211,11 @@ class _Plan:
         """Do the same to a model."""
         for one in self.plain:
             make_plain(model, one)
-        for one in self.fresh:
-            _add_bias(model, one)
-        _write(model, self.state)
+        for reader in self.fresh:
+            add_bias(model, reader)
+        write(model, self.state)
         for path in self.removed:
-            _remove(model, path)
+            remove(model, path)
 
 
 class _Folding:
@@ -340,7 +236,7 @@ class _Folding:
         model: nn.Module,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        kinds: Collection[str],
+        kinds: frozenset[str],
         output: OutputPicker | None,
         tolerance: float | None,
         library: bool,
@@ -365,10 +261,10 @@ class _Folding:
             state |= f.applied(state)
         names = {n for f in accepted for n in _touched(f)} | {one.weight for one in plain}
         changed = {n: t for n, t in state.items() if n in names}
-        _write(work, changed)
+        write(work, changed)
         for one in _of_all(f.fresh for f in self._tried):
             if one.path not in {m.path for m in fresh}:
-                work.get_submodule(one.path).bias = None
+                work.get_submodule(one.path)._parameters["bias"] = None
         removed = self._without_identities(work, accepted)
         there = {n for n, _ in [*work.named_parameters(), *work.named_buffers()]}
         after = outputs_in_float64(
@@ -436,7 +332,7 @@ class _Folding:
         proposed, reasons, kinds = self._proposed(work, state)
         self._tried = list(proposed)
         for one in _of_all(f.fresh for f in proposed):
-            _add_bias(work, one)
+            add_bias(work, one)
             state[one.bias] = state[one.weight].new_zeros(one.outputs)
         accepted: list[Fold] = []
         if proposed:
@@ -465,7 +361,7 @@ class _Folding:
     def _proposed(
         self, work: nn.Module, state: State
     ) -> tuple[list[Fold], dict[str, str], dict[str, str]]:
-        """Return what families propose, why they do not propose the rest, and of what kind it is."""
+        """Return what families propose, why not the rest, and of what kind each is."""
         offsets = offset_norms(work) if "gain" in self.kinds else []
         seen = with_gains_outside(work, offsets) if offsets else work
         families = channel_symmetries(seen, self.args, dict(self.kwargs), output=self.output)
@@ -532,24 +428,11 @@ class _Folding:
             for f in accepted
             if f.kind == "batchnorm"
             and not getattr(f, "keeps_shift", False)
-            and _is_plain(work.get_submodule(f.path))
+            and is_plain_norm(work.get_submodule(f.path))
         ]
         for path in paths:
-            _remove(work, path)
+            remove(work, path)
         return paths
-
-
-_PLAIN_NORMS = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
-    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Return whether a norm does nothing else: some bring an activation along."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    named = type(module) in _PLAIN_NORMS or type(module).__name__ == "FrozenBatchNorm2d"
-    return named and not hooks
 
 
 def _has_vector(module: nn.Module) -> bool:
@@ -568,13 +451,6 @@ def _of_all(some: Iterable[Sequence[LinearMap]]) -> list[LinearMap]:
     return list({m.path: m for maps in some for m in maps}.values())
 
 
-def _add_bias(model: nn.Module, one: LinearMap) -> None:
-    module = model.get_submodule(one.path)
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    bias = torch.zeros(one.outputs, dtype=weight.dtype, device=weight.device)
-    module.bias = nn.Parameter(bias, requires_grad=weight.requires_grad)
-
-
 def _copied(model: nn.Module) -> nn.Module:
     try:
         with without_graphs(model):
@@ -582,23 +458,3 @@ def _copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
         raise FoldError(f"the model cannot be copied ({first})") from error
-
-
-def _write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, t in state.items():
-            if name in own:
-                own[name].copy_(t)
-
-
-def _remove(model: nn.Module, path: str) -> None:
-    """Put the identity in the place of a module, wherever it stands."""
-    gone = model.get_submodule(path)
-    if gone is model:
-        return
-    for owner in model.modules():
-        for name, child in owner._modules.items():
-            if child is gone:
-                owner._modules[name] = nn.Identity()
-                owner._modules[name].train(gone.training)  # type: ignore[union-attr]

@@ -135,7 +135,9 @@ def propose_batch_norm(known: Known, path: str, module: nn.Module) -> BatchNormF
             return "no linear map writes some of the channels of its input"
         targets = [t for _, _, ts in chosen for t in ts]
         outputs = _outputs(known, targets)
-    own = {n: f"{path}.{n}" for n in ("weight", "bias") if isinstance(getattr(module, n, None), Tensor)}
+    own = {
+        n: f"{path}.{n}" for n in ("weight", "bias") if isinstance(getattr(module, n, None), Tensor)
+    }
     made = _biases(known, outputs)
     covered = torch.zeros(count, dtype=torch.bool)
     for t, _ in made:
@@ -158,7 +160,9 @@ def eps_of(module: nn.Module) -> float | None:
         return eps
     held = {n: b for n, b in module._buffers.items() if b is not None}
     one = {n: torch.ones_like(b) for n, b in held.items()}
-    one |= {n: torch.zeros_like(one[n]) for n in ("running_mean", "running_var", "bias") if n in one}
+    one |= {
+        n: torch.zeros_like(one[n]) for n in ("running_mean", "running_var", "bias") if n in one
+    }
     count = one["running_mean"].numel()
     x = torch.ones(1, count, 1, 1, dtype=one["running_mean"].dtype)
     try:

@@ -35,9 +35,7 @@ _ROUNDINGS = 30.0
 
 def wide_state(model: nn.Module) -> State:
     """Return all weights and buffers in float64, by the model's own names."""
-    return {
-        n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]
-    }
+    return {n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def outputs_in_float64(
@@ -156,9 +154,7 @@ class Certificate:
     def _outputs(self, state: State, args: Any, kwargs: Any) -> list[Tensor]:
         return outputs_in_float64(self.model, state, args, kwargs, self.output)
 
-    def _elsewhere(
-        self, folds: Sequence[Fold], given: Any
-    ) -> tuple[State, Any, list[Tensor]]:
+    def _elsewhere(self, folds: Sequence[Fold], given: Any) -> tuple[State, Any, list[Tensor]]:
         """Return random weights, other inputs if the model takes them, and what it makes there."""
         drawn = tree_map(self._drawn, given)
         for inputs in (drawn, given):
@@ -178,7 +174,7 @@ class Certificate:
             if not bool(t.isfinite().all()) or float(t.std()) == 0:
                 return t
             return t.mean() + t.std() * self._normal(t)
-        if t.is_complex() or int(t.min()) >= 0 and int(t.max()) <= 1:
+        if t.is_complex() or (int(t.min()) >= 0 and int(t.max()) <= 1):
             return t
         order = torch.randperm(t.numel(), generator=self._generator).to(t.device)
         return t.reshape(-1)[order].reshape(t.shape)

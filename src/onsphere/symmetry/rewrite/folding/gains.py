@@ -183,7 +183,9 @@ def _with_shift(known: Known, made: GainFold, targets: Sequence[Target]) -> Gain
             continue
         for one in known.maps.get(t.name, ()):
             if not known.gives_bias(one):
-                why = f"{one.path} has no bias" + ("" if known.takes_bias else ", and would load none")
+                why = f"{one.path} has no bias" + (
+                    "" if known.takes_bias else ", and would load none"
+                )
             elif one.pads_with_zeros:
                 why = f"{one.path} pads with zeros"
             elif one.transposed:
@@ -229,6 +231,7 @@ def _shift_of(known: Known, name: str, path: str) -> str | None:
 
 
 def is_norm(model: nn.Module, path: str) -> bool:
+    """Return whether the class of a module calls itself a norm."""
     return "norm" in type(model.get_submodule(path)).__name__.lower()
 
 

@@ -1,4 +1,4 @@
-"""Linear maps of PyTorch and of the libraries around it: where their outputs, inputs and bias are."""
+"""Linear maps of PyTorch and of libraries: where their outputs, inputs and bias are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class LinearMap:
         m = self.module
         if not isinstance(m, Convolution) or m.padding_mode != "zeros":
             return False
-        return m.padding == "same" and max(m.kernel_size) > 1 or (
+        return (m.padding == "same" and max(m.kernel_size) > 1) or (
             m.padding not in ("same", "valid") and any(m.padding)
         )  # fmt: skip
 

@@ -39,12 +39,12 @@ def computed_weights(model: nn.Module) -> Iterator[Computed]:
     """Yield the weights that modules compute from others."""
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            for name, steps in module.parametrizations.items():  # type: ignore[union-attr,operator]
+            for name, steps in module.parametrizations.items():
                 how = " after ".join(_name(s) for s in reversed(list(steps)))
                 yield Computed(path, name, how, False)
         for hook in module._forward_pre_hooks.values():
             if type(hook).__name__ in _OLD and isinstance(getattr(hook, "name", None), str):
-                yield Computed(path, hook.name, type(hook).__name__, True)  # type: ignore[union-attr]
+                yield Computed(path, hook.name, type(hook).__name__, True)
 
 
 def _name(step: nn.Module) -> str:

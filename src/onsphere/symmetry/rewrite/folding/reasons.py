@@ -14,15 +14,59 @@ from onsphere._torch.execution import bare_name, call, plain_execution
 from onsphere.symmetry.exact.eps_sites import short_name
 
 _MOVES = frozenset(
-    """view _unsafe_view reshape _reshape_alias permute transpose t expand clone contiguous alias
-    slice select split split_with_sizes chunk unbind cat stack squeeze unsqueeze flatten _to_copy
-    detach roll pixel_shuffle pixel_unshuffle as_strided lift_fresh unfold narrow repeat
-    movedim""".split()
+    (
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "clone",
+        "contiguous",
+        "alias",
+        "slice",
+        "select",
+        "split",
+        "split_with_sizes",
+        "chunk",
+        "unbind",
+        "cat",
+        "stack",
+        "squeeze",
+        "unsqueeze",
+        "flatten",
+        "_to_copy",
+        "detach",
+        "roll",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "as_strided",
+        "lift_fresh",
+        "unfold",
+        "narrow",
+        "repeat",
+        "movedim",
+    )
 )
 """Operations that move numbers, and leave them what they are."""
 _LINEAR = frozenset(
-    """convolution _convolution addmm mm bmm baddbmm linear matmul mv addmv dot _grouped_mm
-    mkldnn_convolution""".split()
+    (
+        "convolution",
+        "_convolution",
+        "addmm",
+        "mm",
+        "bmm",
+        "baddbmm",
+        "linear",
+        "matmul",
+        "mv",
+        "addmv",
+        "dot",
+        "_grouped_mm",
+        "mkldnn_convolution",
+    )
 )
 """Operations that multiply by a matrix."""
 
@@ -94,8 +138,7 @@ class Neighbours:
         with plain_execution(), torch.no_grad(), recorder:
             call(model, {}, args, kwargs, enter, held=lambda t: t)
         self._names = {
-            (id(t), 0): bare_name(n)
-            for n, t in [*model.named_parameters(), *model.named_buffers()]
+            (id(t), 0): bare_name(n) for n, t in [*model.named_parameters(), *model.named_buffers()]
         }
         self._readers: defaultdict[Key, list[_Node]] = defaultdict(list)
         self._writer: dict[Key, _Node] = {}

@@ -111,6 +111,15 @@ def test_folds_into_several_writers_behind_a_concatenation() -> None:
     assert set(folded.report.folded[0].into) == {"a", "b"}
 
 
+def test_folds_depthwise_transposed_writers_behind_a_concatenation() -> None:
+    net = Net(
+        lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 1)).relu(),
+        a=nn.ConvTranspose2d(3, 3, 2, groups=3), b=nn.ConvTranspose2d(3, 3, 2, groups=3),
+        norm=nn.BatchNorm2d(6),
+    )  # fmt: skip
+    check(shaken(net), torch.randn(2, 3, 5, 5), batchnorm=(1, 1))
+
+
 def test_folds_a_slice_of_a_map_into_its_rows() -> None:
     net = Net(
         lambda m, x: (lambda y: m.norm(y[:, :4]) + y[:, 4:].sigmoid())(m.a(x)),

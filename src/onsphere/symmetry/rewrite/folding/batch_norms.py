@@ -205,18 +205,8 @@ def _cover(writers: Sequence[Writer], count: int) -> list[Writer] | None:
 
 def _outputs(known: Known, targets: Iterable[Target]) -> list[tuple[Target, LinearMap]]:
     """Return the targets that are outputs of known maps."""
-    found = []
-    for t in targets:
-        maps = known.maps.get(t.name, ())
-        found += [(t, m) for m in maps[:1] if t.axes == (m.rows,) or t.axes == (0, 1)]
-        if not found and maps and t.axes == (m_rows(maps[0]),):
-            found.append((t, maps[0]))
-    return found
-
-
-def m_rows(one: LinearMap) -> int:
-    """Return the axis that a depthwise map's outputs lie along."""
-    return 0 if one.transposed and one.groups > 1 else one.rows
+    pairs = [(t, m) for t in targets for m in known.maps.get(t.name, ())[:1]]
+    return [(t, m) for t, m in pairs if t.axes in ((m.outputs_along,), (0, 1))]
 
 
 def _biases(
@@ -231,7 +221,7 @@ def _biases(
         if not known.gives_bias(one) or channels & taken:
             continue
         taken |= channels
-        index = t.channels[:, None] if t.axes == (0, 1) or m_rows(one) != one.rows else t.index
+        index = t.channels[:, None] if t.axes == (0, 1) else t.index
         found.append((Target(one.bias, (0,), index, t.channels), one))
     return found
 

@@ -57,6 +57,12 @@ class LinearMap:
         return weight.shape[self.rows] * (self.groups if self.transposed else 1)
 
     @property
+    def outputs_along(self) -> int:
+        """The axis of the weight along which outputs lie, if one of them has them all."""
+        depthwise = self.transposed and self.groups > 1
+        return self.columns if depthwise else self.rows
+
+    @property
     def transposed(self) -> bool:
         """Whether it is a transposed convolution."""
         return isinstance(self.module, Transposed)

@@ -1,7 +1,8 @@
 """Print measurements as one table of ratios.
 
 ``python -m benchmarks [norms|optim|attacks|optim-cuda ...]``; ``python -m benchmarks dynamics``
-prints laws and predictions beside what comes out instead.
+prints laws and predictions beside what comes out instead, ``python -m benchmarks folding`` what
+folding does beside PyTorch's own tools.
 """
 
 import sys
@@ -9,7 +10,7 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, dynamics, norms, optim
+from benchmarks import attacks, dynamics, folding, norms, optim
 from onsphere.report import Table, table
 
 
@@ -18,6 +19,10 @@ def main() -> None:
     if sys.argv[1:] == ["dynamics"]:
         for page in dynamics.tables():
             Console(width=120).print(table(page))
+        return
+    if sys.argv[1:2] == ["folding"]:
+        for page in folding.tables(sys.argv[2:]):
+            Console(width=160).print(table(page))
         return
     measures = {"norms": norms.measure, "optim": optim.measure, "attacks": attacks.measure}
     on_request = {"optim-cuda": optim.measure_on_cuda}

@@ -117,12 +117,18 @@ class _ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def _resnet20(folder: Path) -> Attacked:
-    """The published ResNet-20 on CIFAR-10's own pixels (training images: others are not there)."""
-    model = _ResNet(3)
-    path = next((folder / "checkpoints").glob("resnet20-*.th"))
+def cifar_resnet(folder: Path, name: str, blocks: int) -> nn.Module:
+    """Return a published CIFAR ResNet, in evaluation mode."""
+    model = _ResNet(blocks)
+    path = next((folder / "checkpoints").glob(f"{name}-*.th"))
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return model.eval()
+
+
+def _resnet20(folder: Path) -> Attacked:
+    """The published ResNet-20 on CIFAR-10's own pixels (training images: others are not there)."""
+    model = cifar_resnet(folder, "resnet20", 3)
     with np.load(folder / "cifar10" / "cifar10_lossless_first4000_train.npz") as file:
         pixels, labels = file["images"], file["labels"]
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

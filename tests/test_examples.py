@@ -98,6 +98,13 @@ def test_how_to_audit_prints_what_it_shows(capsys):
         assert rounded(capsys.readouterr().out) == rounded(shown)
 
 
+def test_how_to_fold_prints_what_it_shows(capsys):
+    page = AUDIT.with_name("fold.md")
+    ((code, shown),) = printed(page.read_text(encoding="utf-8"))
+    exec(compile(code, str(page), "exec"), {"__name__": "fold"})
+    assert rounded(capsys.readouterr().out) == rounded(shown)
+
+
 MOVE = Path(__file__).parents[1] / "docs" / "tutorials" / "move-to-the-sphere.md"
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from onsphere.symmetry.audit import audit
     from onsphere.symmetry.audit_result import Audit
     from onsphere.symmetry.rewrite.canonicalize import canonicalize
+    from onsphere.symmetry.rewrite.fold import fold
 
 __all__ = [
     "Audit",
@@ -32,6 +33,7 @@ __all__ = [
     "audit",
     "canonicalize",
     "dynamics",
+    "fold",
     "geometry",
     "monitor",
     "norms",
@@ -44,7 +46,7 @@ __all__ = [
 ]
 
 _HEAVY = ("monitor", "symmetry")
-_OF_SYMMETRY = ("Audit", "audit", "canonicalize")
+_OF_SYMMETRY = ("Audit", "audit", "canonicalize", "fold")
 
 
 def __getattr__(name: str) -> Any:

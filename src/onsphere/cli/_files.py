@@ -1,4 +1,4 @@
-"""Pages that a command writes: what stands in the way is said in one line, before the work."""
+"""Files that a command writes: what stands in the way is said in one line, before the work."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,3 +27,16 @@ def check_writable(path: Path) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
         raise OnsphereError(f"cannot write the page {str(path)!r}: {str(parent)!r} is no folder")
+
+
+def check_checkpoints(source: Path, result: Path, force: bool) -> None:
+    """Say before the work that a checkpoint cannot be read or written so."""
+    from onsphere.models import checkpoint
+
+    for path in (source, result):
+        if path.suffix not in checkpoint.SUFFIXES:
+            raise OnsphereError(
+                f"{str(path)!r} must end in one of {', '.join(checkpoint.SUFFIXES)}"
+            )
+    if result.exists() and not force:
+        raise OnsphereError(f"{str(result)!r} is there already; --force overwrites it")

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onsphere.cli._files import check_checkpoints
 from onsphere.cli._parser import keyword
 from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
-from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry.audit import STAGES
 
     shape = None if options.input is None else parse_shape(options.input)
-    _check_files(options.source, options.result, options.force)
+    check_checkpoints(options.source, options.result, options.force)
     with stages(options.json, STAGES) as stage:
         stage(f"loading {options.source}")
         source = checkpoint.read(options.source)
@@ -114,15 +114,3 @@ def _say(
 def _norm(model: "nn.Module") -> float:
     squares = [float(p.detach().double().square().sum()) for p in model.parameters()]
     return float(sum(squares)) ** 0.5
-
-
-def _check_files(source: Path, result: Path, force: bool) -> None:
-    from onsphere.models import checkpoint
-
-    for path in (source, result):
-        if path.suffix not in checkpoint.SUFFIXES:
-            raise OnsphereError(
-                f"{str(path)!r} must end in one of {', '.join(checkpoint.SUFFIXES)}"
-            )
-    if result.exists() and not force:
-        raise OnsphereError(f"{str(result)!r} is there already; --force overwrites it")

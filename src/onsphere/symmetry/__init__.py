@@ -18,6 +18,14 @@ from onsphere.symmetry.exact.rules import register_rule
 from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
+from onsphere.symmetry.rewrite.fold import (
+    Folded,
+    FoldedPart,
+    FoldError,
+    FoldReport,
+    KeptPart,
+    fold,
+)
 from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
 from onsphere.symmetry.search.shift import Shift
 
@@ -27,6 +35,11 @@ __all__ = [
     "CanonicalizeError",
     "Family",
     "FixedScales",
+    "FoldError",
+    "FoldReport",
+    "Folded",
+    "FoldedPart",
+    "KeptPart",
     "Kind",
     "Leak",
     "Limit",
@@ -40,6 +53,7 @@ __all__ = [
     "WeightReport",
     "audit",
     "canonicalize",
+    "fold",
     "register_rule",
     "rescaled",
     "with_norms",

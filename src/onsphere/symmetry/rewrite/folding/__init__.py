@@ -1,0 +1,1 @@
+"""Folding of normalization: what may be moved where, tried on numbers."""

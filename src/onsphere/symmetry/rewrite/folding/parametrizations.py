@@ -1,0 +1,113 @@
+"""Weights that are computed from others: weight norm, spectral norm, and what else there is."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+
+_OLD = {"WeightNorm": remove_weight_norm, "SpectralNorm": remove_spectral_norm}
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A weight that a module computes.
+
+    Args:
+        path: of the module.
+        name: of the weight in it.
+        how: the class that computes it.
+        hook: whether a hook before ``forward`` does (the older way).
+    """
+
+    path: str
+    name: str
+    how: str
+    hook: bool
+
+    @property
+    def weight(self) -> str:
+        """The full name of the weight."""
+        return f"{self.path}.{self.name}" if self.path else self.name
+
+
+def computed_weights(model: nn.Module) -> Iterator[Computed]:
+    """Yield the weights that modules compute from others."""
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            for name, steps in module.parametrizations.items():
+                how = " after ".join(_name(s) for s in reversed(list(steps)))
+                yield Computed(path, name, how, False)
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__name__ in _OLD and isinstance(getattr(hook, "name", None), str):
+                yield Computed(path, hook.name, type(hook).__name__, True)
+
+
+def _name(step: nn.Module) -> str:
+    method = getattr(step, "method", None)
+    return str(getattr(method, "name", None) or type(step).__name__.lstrip("_"))
+
+
+def in_float64(model: nn.Module, one: Computed) -> Tensor:
+    """Return a computed weight, computed in float64."""
+    with without_graphs(model):
+        module = copy.deepcopy(model.get_submodule(one.path)).to(torch.float64)
+    with torch.no_grad():
+        if one.hook:
+            _made_plain(module, one)
+        weight: Tensor = getattr(module, one.name)
+        return weight.detach().clone()
+
+
+def make_plain(model: nn.Module, one: Computed) -> None:
+    """Put a plain weight in the place of a computed one."""
+    with torch.no_grad():
+        _made_plain(model.get_submodule(one.path), one)
+
+
+def _made_plain(module: nn.Module, one: Computed) -> None:
+    if one.hook:
+        wants = any(p.requires_grad for p in module.parameters(recurse=False))
+        _OLD[one.how](module, one.name)
+        if one.name not in module._parameters:
+            weight: Tensor = vars(module).pop(one.name)
+            module.register_parameter(one.name, nn.Parameter(weight.detach().clone(), wants))
+    elif parametrize.is_parametrized(module):  # not done yet for another weight of the module
+        _without_parametrizations(module)
+
+
+def _without_parametrizations(module: nn.Module) -> None:
+    """Make all computed weights of a module plain.
+
+    ``remove_parametrizations`` changes the class, which copies of a module share.
+    """
+    steps: Any = module.parametrizations
+    weights = {
+        name: (getattr(module, name).detach().clone(), any(p.requires_grad for p in s.parameters()))
+        for name, s in steps.items()
+    }
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, (weight, wants) in weights.items():
+        module.register_parameter(name, nn.Parameter(weight, wants))
+
+
+@contextmanager
+def without_graphs(model: nn.Module) -> Iterator[None]:
+    """Detach weights that hooks computed with a graph behind them, which cannot be copied."""
+    saved = []
+    for one in computed_weights(model):
+        module = model.get_submodule(one.path)
+        weight = vars(module).get(one.name)
+        if one.hook and isinstance(weight, Tensor):
+            saved.append((module, one.name, weight))
+            vars(module)[one.name] = weight.detach()
+    try:
+        yield
+    finally:
+        for module, name, weight in saved:
+            vars(module)[name] = weight

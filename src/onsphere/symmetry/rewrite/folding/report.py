@@ -1,0 +1,114 @@
+"""What a fold did: what was folded, what was not and why, and how far the output moved."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from onsphere.symmetry.rewrite.folding.targets import listed
+
+
+@dataclass(frozen=True)
+class FoldedPart:
+    """Something that was folded.
+
+    Args:
+        name: the module, or the weight.
+        kind: ``"batchnorm"``, ``"gain"``, ``"scale"`` or ``"weight"``.
+        into: the modules that it went into.
+        note: what stayed behind, and why.
+    """
+
+    name: str
+    kind: str
+    into: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class KeptPart:
+    """Something that could not be folded.
+
+    Args:
+        name: the module, or the weight.
+        kind: as for a folded part.
+        reason: why it stays.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What was folded, what was not and why, and how far the output moved.
+
+    Args:
+        folded: what was.
+        kept: what was not.
+        removed: modules that became the identity and were replaced by it.
+        change_in_float64: relative change of the output on the given inputs, in float64.
+        change: the same as the model computes.
+        dtype: the type of its outputs.
+    """
+
+    folded: tuple[FoldedPart, ...]
+    kept: tuple[KeptPart, ...]
+    removed: tuple[str, ...]
+    change_in_float64: float
+    change: float
+    dtype: torch.dtype
+
+    def count(self, kind: str) -> tuple[int, int]:
+        """Return how many parts of a kind were folded, and how many there are."""
+        done = sum(p.kind == kind for p in self.folded)
+        return done, done + sum(p.kind == kind for p in self.kept)
+
+    def __str__(self) -> str:
+        """Return it as lines of text."""
+        lines = []
+        for kind, words in _WORDS.items():
+            done, there = self.count(kind)
+            if there:
+                lines.append(f"{words}: {done} of {there} folded")
+        if not lines:
+            lines.append("nothing to fold")
+        if self.removed:
+            lines.append(f"{len(self.removed)} modules became the identity and were replaced")
+        lines += [
+            f"  {p.name} -> {listed(p.into)}" + (f" ({p.note})" if p.note else "")
+            for p in self.folded
+        ]
+        lines += [f"  {p.name} stays: {p.reason}" for p in self.kept]
+        kind = str(self.dtype).removeprefix("torch.")
+        lines.append(
+            f"the output moved by {self.change_in_float64:.1e} of its size in float64, and by "
+            f"{self.change:.1e} in {kind}"
+        )
+        return "\n".join(lines)
+
+
+_WORDS = {
+    "batchnorm": "norms with running statistics",
+    "gain": "gains of norms",
+    "scale": "scales of layers",
+    "weight": "computed weights",
+}
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded model, and what was done to it.
+
+    Args:
+        model: the model.
+        report: what was folded, what not and why.
+    """
+
+    model: nn.Module
+    report: FoldReport
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        return str(self.report)

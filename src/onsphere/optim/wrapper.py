@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
-from onsphere.optim.checkpoint.base_state_dict import take_radii, with_radii
+from onsphere.optim.checkpoint.base_state_dict import rates_of, take_radii, with_radii
 from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
 from onsphere.optim.checks.notices import (
     immovable,
@@ -282,6 +282,8 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
+        if self.mode == "rotate":
+            packed = rates_of(packed, self.param_groups)
         packed = take_radii(packed, self.param_groups, self.constrained, sharded=self.sharded)
         self.base.load_state_dict(packed)
         self.pending = True

@@ -21,6 +21,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import on_gathered
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
@@ -136,7 +137,9 @@ def audit(
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
-    return replace(found, inputs=Inputs(args, kwargs, output, ModelReference(model)))
+    inputs = Inputs(args, kwargs, output, ModelReference(model))
+    kept = sorted(embeddings_and_heads(model, inputs))
+    return replace(found, inputs=inputs, embeddings_and_heads=kept)
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,13 @@ class Audit(AuditResult):
         """
         frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
         never = [n for n, p in self.parameters_of(model).items() if not _can_be_held(p)]
-        last = embeddings_and_heads(model, self.inputs)
-        return gauge.fixed_scales(self, frozen=frozen, last=last, never=never)
+        return gauge.fixed_scales(self, frozen=frozen, last=self._kept_off(model), never=never)
+
+    def _kept_off(self, model: nn.Module) -> set[str]:
+        """Return the embeddings and heads: those of the audited run, and what modules declare."""
+        if self.embeddings_and_heads is None:  # an earlier version's file
+            return embeddings_and_heads(model, self.inputs)
+        return {*self.embeddings_and_heads, *embeddings_and_heads(model)}
 
     def spheres_of(
         self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
@@ -184,9 +189,7 @@ class Audit(AuditResult):
                 warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
             return {owned[n]: geometry.Sphere(axes) for n, axes in held.items()}
         on_spheres = self.own_spheres()
-        skipped = (
-            set() if embeddings or not on_spheres else embeddings_and_heads(model, self.inputs)
-        )
+        skipped = set() if embeddings or not on_spheres else self._kept_off(model)
         if on_spheres.keys() <= skipped:
             warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
         return {

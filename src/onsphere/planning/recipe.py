@@ -372,7 +372,7 @@ def sphere_recipe(
     Source: Kosson et al., 2023 (arXiv 2305.17212), and the derivations of
     :mod:`onsphere.dynamics.equilibrium`.
     """  # noqa: E501
-    method = method.lower()
+    method = str(method).lower()
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
     for name, value in (("steps", steps), ("initial_norm_ratio", initial_norm_ratio)):

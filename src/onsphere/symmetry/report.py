@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from onsphere import geometry
 from onsphere._utils.files import write_whole
+from onsphere.errors import choice
 from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
@@ -181,14 +182,17 @@ class Audit(AuditResult):
         self, model: nn.Module, *, embeddings: bool, fix: Fix | None = None
     ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
-        if fix not in (None, "maximal"):
-            raise ValueError(f'fix must be "maximal" or None, got {fix!r}')
+        if fix is not None:
+            choice("fix", fix, get_args(Fix))
+        on_spheres = {n: s for n, s in self.own_spheres().items() if not owned[n].is_complex()}
         if fix:
             held = self.fixed_scales(model).held
             if not held:
                 warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
-            return {owned[n]: geometry.Sphere(axes) for n, axes in held.items()}
-        on_spheres = self.own_spheres()
+            return {
+                owned[n]: geometry.Sphere(axes, invariant=n in on_spheres)
+                for n, axes in held.items()
+            }
         skipped = set() if embeddings or not on_spheres else self._kept_off(model)
         if on_spheres.keys() <= skipped:
             warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
@@ -255,9 +259,11 @@ class Audit(AuditResult):
                 continue
             sphere = spheres.get(p)
             decays = sphere is None and (decay_vectors or p.ndim > 1)
+            invariant = sphere is not None and sphere.invariant
             decay = weight_decay if decays else 0.0
             group = groups.setdefault(
-                (sphere, decays), {"params": [], "names": [], "sphere": sphere} | _option(decay)
+                (sphere, decays, invariant),
+                {"params": [], "names": [], "sphere": sphere} | _option(decay),
             )
             group["params"].append(p)
             group["names"].append(name)

@@ -73,7 +73,9 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
     """Return a saved group with the options it lacks, and its sphere read."""
     kept = {key: value for key, value in mine.items() if key not in _OF_THE_PARAMS}
     sphere = decode(theirs["sphere"]) if "sphere" in theirs else mine["sphere"]
-    if sphere != mine["sphere"]:
+    if sphere == mine["sphere"]:
+        sphere = mine["sphere"]  # which also says whether it is invariant
+    else:
         warnings.warn(
             f"the state of param group {number} was saved on {sphere}, and the code here says "
             f"{mine['sphere']}; the saved one is used. Make the optimizer with the saved sphere, "

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.materialize import gathered
-from onsphere.errors import OnsphereError
+from onsphere.errors import OnsphereError, choice
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.exact.linear_forms import Constraints
@@ -40,6 +40,7 @@ from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
 from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
+from onsphere.symmetry.rewrite.rescale import norm_of
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
@@ -77,7 +78,7 @@ class _Move:
 
     def applied(self, t: Tensor) -> Tensor:
         """Multiply in float64, and round once."""
-        wide = t.detach().to(torch.float64)
+        wide = _wide(t)
         if self.factors.numel() == 1:
             return (wide * self.factors.item()).to(t.dtype)
         vectors = self.axes.gather(wide)
@@ -154,6 +155,9 @@ def canonicalize(
         >>> bool(torch.isclose(balanced[0].weight.norm(), balanced[2].weight.norm()))
         True
     """
+    radius = cast(Radius, choice("radius", radius, get_args(Radius), CanonicalizeError))
+    factors = cast(Factors, choice("factors", factors, get_args(Factors), CanonicalizeError))
+    modes = cast(Modes, choice("modes", modes, get_args(Modes), CanonicalizeError))
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
         changed = _changed(source, audit, inputs, radius, factors, exact, modes, tolerance)
@@ -312,7 +316,7 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict
         if len(names) != 1 or names[0] in moves or elsewhere:
             continue
         (name,) = names
-        vectors = sphere.axes.gather(own[name].detach().to(torch.float64))
+        vectors = sphere.axes.gather(_wide(own[name]))
         norms = vectors.norm(dim=-1).flatten()
         length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
         scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
@@ -378,7 +382,11 @@ def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> li
 
 
 def _square(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) ** 2
+    return norm_of(t) ** 2
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.detach().to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 # --- whether it may go there ----------------------------------------------------------------------

@@ -199,3 +199,8 @@ class Sphere:
                 "a joint sphere cannot be centred: its parts have no common mean to remove; "
                 "give joint=True or centered=True"
             )
+
+
+# Param groups carry spheres, and any optimizer of PyTorch saves its groups as they are. Both are
+# plain data, so that such a file loads with ``weights_only=True``, the default of ``torch.load``.
+torch.serialization.add_safe_globals([Sphere, VectorAxes])

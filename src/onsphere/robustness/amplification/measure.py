@@ -179,6 +179,9 @@ def _checked(
     x: Tensor, delta: Tensor, y: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return the examples with a perturbation, and how many have none."""
+    for what, given in (("inputs", x), ("perturbations", delta), ("labels", y)):
+        if not isinstance(given, Tensor | None):
+            raise LayerTraceError(f"{what} are a tensor, got a {type(given).__name__}")
     if not x.is_floating_point() or x.ndim < 2 or x.shape != delta.shape:
         raise LayerTraceError(
             "inputs are floating point, shape (batch, ...), and perturbations are like them: got "

@@ -116,6 +116,9 @@ class Threat:
             TypeError: ``x`` is not floating point, or ``y`` not integer.
             ValueError: shapes that do not fit, or entries of ``x`` outside the bounds.
         """
+        for what, given in (("inputs", x), ("labels", y)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{what} are a tensor, got a {type(given).__name__}")
         if not x.is_floating_point():
             raise TypeError(f"inputs are floating point, got {x.dtype}; scale integers to [0, 1]")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:

@@ -121,7 +121,11 @@ def canonicalize(
         args: inputs to verify on, as :func:`audit` takes them; those of the audit without.
         kwargs: keyword inputs to verify on.
         radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
-            square root of the number of entries of a vector. A vector that is 0 stays 0.
+            square root of the number of entries of a vector. A vector that is 0 stays 0. An eps
+            notices a length: with a normalization's variance :math:`v` the output moves by about
+            :math:`(\epsilon/2v)\,|1-1/f^2|` for a factor :math:`f`, 1e-5 at the usual eps and
+            :math:`v=1/2`. In float32 that is at the limit of rounding, so say with ``tolerance``
+            (1e-3, say) that it may.
         factors: ``"real"`` reaches the minimum, which is the same for all weights on the orbit,
             and rounds each weight once. ``"binary"`` moves by powers of two, to the least norm
             that these reach: every product and every rounding inside the model is the same as

@@ -166,7 +166,16 @@ def test_version(command):
 def test_help_has_examples(command, words):
     code, out, _ = command(*words, "--help")
     assert code == 0
-    assert f"examples:\n  onsphere {words[0]} " in out
+    assert f"examples:\n  onsphere {words[0]}" in out
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["audit"], ["canonicalize"], ["attack"], ["plan"], ["norms"], ["study"]]
+)
+def test_every_help_fits_a_terminal(command, words):
+    code, out, _ = command(*words, "--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
 def test_every_claim_is_in_the_help(command):

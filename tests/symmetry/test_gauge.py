@@ -312,4 +312,13 @@ def test_zeros_are_never_held() -> None:
     nn.init.zeros_(net[1].weight)  # as LoRA starts
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     found = osp.audit(net, x).fixed_scales(net)
-    assert (list(found.held), found.carriers) == (["0.weight"], ("1.weight",))
+    assert (list(found.held), found.carriers) == (["0.weight"], ())
+    assert found.zeros == ("1.weight",)
+
+
+def test_zeros_carry_nothing() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].bias.data.zero_()
+    found = osp.audit(net, torch.ones(2, 3)).fixed_scales(net)
+    assert (found.carriers, found.zeros) == (("2.weight",), ("0.bias",))
+    assert "1 weight carries the scales: 2.weight\n1 weight is 0 and carries none" in str(found)

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and tells numbers from flags and from other words."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        for part in ("description", "epilog"):
+            if options.get(part):
+                options[part] = fitted(options[part])
         super().__init__(*args, **options)
         self._negative_number_matcher = _NEGATIVE
 
@@ -52,6 +56,37 @@ def number(text: str) -> float:
         return float(Fraction(text)) if "/" in text else float(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def fitted(text: str, width: int = 79) -> str:
+    r"""Wrap a help to the width of a terminal: prose as a whole, an example that is longer alone.
+
+    Example:
+        >>> print(fitted("examples:\n  onsphere plan sgd --lr 0.1    what it does", 30))
+        examples:
+          onsphere plan sgd --lr 0.1
+              # what it does
+    """
+    parts = [_fitted_part(part.splitlines(), width) for part in text.strip("\n").split("\n\n")]
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+
+
+def _fitted_part(lines: list[str], width: int) -> list[str]:
+    if not any(line.startswith(" ") for line in lines):
+        return wrap(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
+    return [part for line in lines for part in _fitted_line(line, width)]
+
+
+def _fitted_line(line: str, width: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    command, *comment = re.split(r"(?<=\S) {2,}", line, maxsplit=1)
+    lines = [command]
+    while len(lines[-1]) > width:  # continued as a shell takes it
+        flag = lines[-1].rfind(" --", 8, width - 2)
+        place = lines[-1].rfind(" ", 0, width - 2) if flag < 0 else flag
+        lines[-1:] = [lines[-1][:place] + " \\", "      " + lines[-1][place + 1 :]]
+    return [*lines, *("      # " + part for part in comment)]
 
 
 class Numbers(argparse.Action):

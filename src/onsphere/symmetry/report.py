@@ -1,7 +1,6 @@
 """What an audit found, in one frozen object that prints, saves and feeds an optimizer."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from torch import nn
 
 from onsphere import geometry
 from onsphere._utils.files import write_whole
+from onsphere._utils.warning import warn
 from onsphere.errors import choice
 from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
@@ -133,7 +133,8 @@ class Audit(AuditResult):
         """Choose a largest set of weights whose norms can be held without losing a function.
 
         Embeddings and heads are held only where no other weight fixes a scale; so are vectors,
-        before them. Printed, it says how many scale symmetries that fixes and who carries the rest.
+        before them. A weight that is 0 has no norm to hold, and carries no scale. Printed, it says
+        how many scale symmetries that fixes and who carries the rest.
 
         Args:
             model: the audited model, or one with the same parameters.
@@ -149,8 +150,14 @@ class Audit(AuditResult):
             2 weights carry the scales: 0.bias, 2.weight
         """
         frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
-        never = [n for n, p in self.parameters_of(model).items() if not _can_be_held(p)]
-        return gauge.fixed_scales(self, frozen=frozen, last=self._kept_off(model), never=never)
+        owned = self.parameters_of(model)
+        return gauge.fixed_scales(
+            self,
+            frozen=frozen,
+            last=self._kept_off(model),
+            never=[n for n, p in owned.items() if p.is_complex()],  # which optimizers refuse
+            zeros=[n for n, p in owned.items() if not p.is_meta and not bool(p.detach().any())],
+        )
 
     def _kept_off(self, model: nn.Module) -> set[str]:
         """Return the embeddings and heads: those of the audited run, and what modules declare."""
@@ -188,14 +195,14 @@ class Audit(AuditResult):
         if fix:
             held = self.fixed_scales(model).held
             if not held:
-                warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
+                warn(advice.without_spheres(self))
             return {
                 owned[n]: geometry.Sphere(axes, invariant=n in on_spheres)
                 for n, axes in held.items()
             }
         skipped = set() if embeddings or not on_spheres else self._kept_off(model)
         if on_spheres.keys() <= skipped:
-            warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
+            warn(advice.without_spheres(self, skipped))
         return {
             owned[n]: geometry.Sphere(s.axes) for n, s in on_spheres.items() if n not in skipped
         }
@@ -288,11 +295,6 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
-
-
-def _can_be_held(p: nn.Parameter) -> bool:
-    """Return whether a weight has a norm to hold: zeros would stay, complex ones are refused."""
-    return not p.is_complex() and (p.is_meta or bool(p.detach().any()))
 
 
 def _option(decay: float | None) -> dict[str, float]:

@@ -4,13 +4,13 @@ A file may hold the state of another precision, of a plain optimizer, or of othe
 belongs to a vector must have one number per vector, or the kernels would read what is not there.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onsphere._utils.warning import warn
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.distributed import placement
 from onsphere.optim.families import sets_of
@@ -76,12 +76,10 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
     if sphere == mine["sphere"]:
         sphere = mine["sphere"]  # which also says whether it is invariant
     else:
-        warnings.warn(
+        warn(
             f"the state of param group {number} was saved on {sphere}, and the code here says "
             f"{mine['sphere']}; the saved one is used. Make the optimizer with the saved sphere, "
-            "or remove 'sphere' from the saved param groups to keep the one here",
-            UserWarning,
-            stacklevel=3,
+            "or remove 'sphere' from the saved param groups to keep the one here"
         )
     given = {_renamed(key): value for key, value in theirs.items()}
     for key, was, name in _EARLIER_VALUES:
@@ -118,12 +116,10 @@ def of_a_recipe(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
     first = theirs.get("initial_lr")
     if first is not None and float(first) > 0:
         scale = float(first) ** 0.5
-    warnings.warn(
+    warn(
         f"the state of param group {number} was saved by an earlier version, in which the lr of a "
         "recipe's group was the rotation. It turns as it did; load the state of its scheduler as "
-        "well, for one that starts anew does not know the saved rate",
-        UserWarning,
-        stacklevel=4,
+        "well, for one that starts anew does not know the saved rate"
     )
     return {**theirs, "lr": (rotation / scale) ** 2, "rotation_scale": scale}
 

@@ -13,7 +13,6 @@ on spheres. So the result is measured before it is returned, and refused if it m
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +31,7 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.materialize import gathered
+from onsphere._utils.warning import warn
 from onsphere.errors import OnsphereError, choice
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
@@ -342,11 +342,7 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict
 def _warn_of_no_sphere(asked: _Asked) -> None:
     where = f"in {asked.audit.mode} mode" if asked.other is None else "in both modes"
     mended = "" if asked.audit.mode == "train" else "; audit the model in training mode"
-    warnings.warn(
-        f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}",
-        UserWarning,
-        stacklevel=6,
-    )
+    warn(f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}")
 
 
 def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:

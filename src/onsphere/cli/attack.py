@@ -25,8 +25,8 @@ _EXAMPLES = """examples:
   onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 8/255
   onsphere attack net.py:Net --checkpoint net.pt --data mnist --data-dir ~/data --eps 0.1
   onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 0.5 --norm l2 --html net.html
-  onsphere attack net.py:Net --checkpoint cifar.th --data cifar10 --eps 1/255 --quick
-      --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+  onsphere attack net.py:Net --checkpoint cifar.th --data cifar10 --eps 1/255 \\
+      --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --quick
 
 TARGET is as for onsphere audit: package.module:factory, path.py:factory, or a model directory. The
 checkpoint is safetensors, or a pickle that holds nothing but tensors; no pickled code is run. DATA

@@ -108,6 +108,9 @@ class Audit(AuditResult):
     def from_json(cls, path: str | Path) -> "Audit":
         """Read an audit that :meth:`to_json` wrote.
 
+        It holds no inputs, so ``canonicalize(model, audit, args)`` needs them, and
+        ``on_sphere(optimizer, audit)`` does not know the model.
+
         Raises:
             ArchiveError: the file holds something else, or another version's audit.
         """

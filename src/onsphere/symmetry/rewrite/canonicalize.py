@@ -118,7 +118,8 @@ def canonicalize(
         model: the audited model, in the mode it was audited in; compiled and data-parallel ones
             come back as such.
         audit: its audit.
-        args: inputs to verify on, as :func:`audit` takes them; those of the audit without.
+        args: inputs to verify on, as :func:`audit` takes them; those of the audit without. An
+            audit that was read from a file has none: give them.
         kwargs: keyword inputs to verify on.
         radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
             square root of the number of entries of a vector. A vector that is 0 stays 0. An eps
@@ -254,7 +255,7 @@ def _inputs(
     if audit.inputs is None:
         raise CanonicalizeError(
             "there is nothing to verify the result on: this audit was read from a file; "
-            "give `args` (and `kwargs`), the inputs of the model"
+            "give `args` (and `kwargs`), the inputs of the model: canonicalize(model, audit, args)"
         )
     return audit.inputs
 

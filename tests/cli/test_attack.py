@@ -136,7 +136,7 @@ def test_json_holds_both_parts_and_nothing_else_is_printed(command, checkpoint):
         0,
         "Sequential",
         "test.npz",
-        [],
+        ["Names of the checkpoint read without 'module.', the prefix of data parallelism."],
     )
     assert found["evaluation"]["settings"]["norm"] == "l2"
     assert found["evaluation"]["clean_accuracy"]["value"] == 1

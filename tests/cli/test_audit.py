@@ -190,13 +190,43 @@ def test_a_checkpoint_that_does_not_match(command, tmp_path, change, says):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
-@pytest.mark.parametrize("content", [b"", b"rubbish" * 9])
-def test_an_unreadable_checkpoint(command, tmp_path, name, content):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "empty"), (b"rubbish" * 9, "a text file"), (b"\0rubbish" * 9, "no ")],
+)
+def test_an_unreadable_checkpoint(command, tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     code, out, error = command(*audit_of("net", "--weights", name))
     error = error.replace("printed by the user's own code\n", "")
     assert (code, out, error.count("\n")) == (2, "", 1)
-    assert f"'{name}' is no" in error
+    assert f"'{name}' is {says}" in error
+
+
+@pytest.mark.parametrize(
+    ("prefix", "made"),
+    [
+        ("module.", "data parallelism"),
+        ("_orig_mod.", "torch.compile"),
+        ("module._orig_mod.", "data parallelism and torch.compile"),
+    ],
+)
+def test_the_prefix_of_a_wrapper_is_left_out_and_said(command, tmp_path, prefix, made):
+    uneven(tmp_path)
+    state = load_file(tmp_path / "a.safetensors")
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    save_file(wrapped, tmp_path / "a.safetensors")
+    code, out, _ = command(*audit_of("net", "--checkpoint", "a.safetensors"))
+    assert code == 0
+    assert f"read without '{prefix}', the prefix of {made})" in out.replace("\n", " ")
+    code, out, _ = command(*CANONICALIZE)
+    assert code == 0
+    assert f"'{prefix}'" in out
+    assert load_file(tmp_path / "b.safetensors").keys() == wrapped.keys()
+    wrapped["0.weight"] = wrapped.pop(f"{prefix}0.weight")
+    save_file(wrapped, tmp_path / "a.safetensors")
+    code, _, error = command(*audit_of("net", "--checkpoint", "a.safetensors"))
+    assert code == 2
+    assert "does not match" in error
 
 
 def test_the_table_is_all_that_is_printed(command):

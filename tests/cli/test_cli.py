@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import runpy
 
 import pytest
 
@@ -24,6 +25,18 @@ MISTAKES = {
     "no jobs": (["study", "--jobs", "0"], ["--jobs must be at least 1, got 0"]),
     "two sizes": (["study", "--quick", "--full"], ["--full", "not allowed with", "--quick"]),
     "unknown option": (["study", "--sedes", "3"], ["--sedes"]),
+    "a negative rate": (
+        ["plan", "adamw", "--lr", "-1e-3", "--weight-decay", "0.1", "--steps", "9"],
+        ["--lr is a positive number, got -0.001"],
+    ),
+    "a negative fraction": (
+        ["attack", "nets:net", "--data", "digits", "--eps", "-8/255"],
+        ["--eps must be positive", "-0.03"],
+    ),
+    "no number among several": (
+        ["attack", "--mean", "0.5,x", "nets:net", "--data", "digits", "--eps", "1"],
+        ["--mean", "'x' is no number"],
+    ),
     "unknown command": (["studdy"], ["'studdy'", "study"]),
 }
 
@@ -45,6 +58,30 @@ def test_without_a_command_the_help_is_shown(command):
     assert (code, error) == (0, "")
     assert "usage: onsphere" in out
     assert "audit" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--betas", "0.9", "0.95", "AdamW"],
+        ["--betas", "0.9,0.95", "AdamW"],
+        ["--betas", "0.9,", "0.95", "AdamW"],
+        ["AdamW", "--betas", "0.9", "0.95"],
+    ],
+)
+def test_several_numbers_end_before_a_word(command, words):
+    rest = ["--lr", "1e-3", "--weight-decay", "0.1", "--steps", "1e4", "--json"]
+    code, out, error = command("plan", *words, *rest)
+    assert (code, error) == (0, "")
+    assert json.loads(out)["betas"] == [0.9, 0.95]
+
+
+def test_it_is_run_as_a_module_too(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["onsphere", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("onsphere", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"onsphere {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +166,16 @@ def test_version(command):
 def test_help_has_examples(command, words):
     code, out, _ = command(*words, "--help")
     assert code == 0
-    assert f"examples:\n  onsphere {words[0]} " in out
+    assert f"examples:\n  onsphere {words[0]}" in out
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["audit"], ["canonicalize"], ["attack"], ["plan"], ["norms"], ["study"]]
+)
+def test_every_help_fits_a_terminal(command, words):
+    code, out, _ = command(*words, "--help")
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80] == []
 
 
 def test_every_claim_is_in_the_help(command):

@@ -73,7 +73,9 @@ def test_the_examples_of_the_help_are_plans(command):
     lines = [line for line in examples.splitlines() if "--from" not in line and line.strip()]
     assert len(lines) >= 4
     for line in lines:
-        _, *words = shlex.split(line)
+        words = shlex.split(line, comments=True)[1:]
+        if not words:
+            continue
         assert command(*words)[0] == 0
 
 

@@ -93,3 +93,15 @@ def test_descriptions_are_plain_values():
     sphere = Sphere(VectorAxes((0,)), 1.0)
     assert copy.deepcopy(sphere) == sphere == eval(repr(sphere))
     assert len({sphere, Sphere(VectorAxes((0,)), 1.0)}) == 1
+
+
+def test_a_plain_optimizer_with_a_sphere_in_a_group_loads_as_weights_only(tmp_path):
+    sphere = Sphere(VectorAxes((0,), ((1, 2),)), radius=2.0, invariant=False)
+    weight = torch.nn.Parameter(torch.eye(4))
+    optimizer = torch.optim.AdamW([{"params": [weight], "sphere": sphere}])
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    optimizer.load_state_dict(state)
+    loaded = optimizer.param_groups[0]["sphere"]
+    assert loaded == sphere
+    assert loaded.invariant is False

@@ -137,3 +137,13 @@ def test_files_that_are_not_there_and_names_that_are_not_in_it(tmp_path):
 def test_a_short_repr():
     run = Run({"name": "SGD"}, {f"layer {k}": {} for k in range(99)})
     assert repr(run) == "<Run of SGD: 99 layers, 0 samples, 0 flags>"
+
+
+def test_a_notebook_shows_a_table():
+    run = run_of(sample(0), sample(10), flags=[Flag("dead", "b", 10, "no <gradient>")])
+    shown = run._repr_html_()
+    assert "2 layers, 2 samples up to step 10, 1 flags" in shown
+    assert shown.count("<tr>") == 3
+    assert f"<td>a.weight</td><td>{run.series('a.weight', 'norm')[-1]:.4g}</td>" in shown
+    assert "no &lt;gradient&gt;" in shown
+    assert run_of()._repr_html_().count("<tr>") == 1

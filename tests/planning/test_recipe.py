@@ -295,16 +295,92 @@ def test_any_scheduler_acts_as_on_the_tuned_run(schedule, wrapped, generator):
         scheduler.step()
 
 
-def test_a_state_from_before_keeps_its_rotation():
-    """Groups that were saved with the rotation as their rate turn by it."""
+@pytest.mark.parametrize("follow", [False, True])
+@pytest.mark.parametrize("kind", ["sphere", "wrapped"])
+def test_a_state_from_before_turns_on_as_it_did(kind, follow, generator):
+    """Groups once had the rotation as their lr, and schedules the root of the tuned factor."""
     recipe = sphere_recipe("adamw", lr=1e-2, weight_decay=0.1)
-    weight = nn.Parameter(torch.eye(3))
-    optimizer = SphereAdamW(recipe.groups([{"params": [weight], "sphere": ROWS}]))
+
+    def factor(step):
+        return 1 - step / 20
+
+    def made():
+        weight = nn.Parameter(torch.eye(3))
+        groups = [{"params": [weight], "sphere": ROWS}]
+        if kind == "sphere":
+            return groups, SphereAdamW(recipe.groups(groups))
+        base = torch.optim.AdamW(recipe.plain_groups(groups), **recipe.keywords)
+        return groups, osp.optim.on_sphere(base, groups, mode="rotate")
+
+    def scheduled(groups, optimizer):
+        schedules = recipe.schedules(groups, factor, follow=follow)
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
+
+    rotation = recipe.followed(factor) if follow else recipe.schedule(factor)
+    groups, optimizer = made()
+    scheduler = scheduled(groups, optimizer)
+    groups[0]["params"][0].grad = torch.randn(3, 3, generator=generator)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    state, schedule = optimizer.state_dict(), scheduler.state_dict()
+    saved = state["param_groups"][0]
+    del saved["rotation_scale"]
+    saved |= {"lr": recipe.rotation * rotation(5), "initial_lr": recipe.rotation}
+    schedule["base_lrs"] = [recipe.rotation]
+
+    groups, optimizer = made()
+    scheduler = scheduled(groups, optimizer)
+    with pytest.warns(UserWarning, match=r"saved by an earlier version.*scheduler"):
+        optimizer.load_state_dict(state)
+    scheduler.load_state_dict(schedule)
+    groups[0]["params"][0].grad = torch.randn(3, 3, generator=generator)
+    for step in range(5, 12):
+        expected = recipe.rotation * rotation(step)
+        assert rate_of(optimizer.param_groups[0]) == pytest.approx(expected, rel=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_state_from_before_without_a_scheduler_gets_the_rate_of_the_recipe():
+    recipe = sphere_recipe("adamw", lr=1e-2, weight_decay=0.1)
+    groups = [{"params": [nn.Parameter(torch.eye(3))], "sphere": ROWS}]
+    optimizer = SphereAdamW(recipe.groups(groups))
     state = optimizer.state_dict()
     del state["param_groups"][0]["rotation_scale"]
-    state["param_groups"][0]["lr"] = 0.03
-    optimizer.load_state_dict(state)
-    assert rate_of(optimizer.param_groups[0]) == 0.03
+    state["param_groups"][0]["lr"] = recipe.rotation / 2
+    with pytest.warns(UserWarning, match="saved by an earlier version"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 4)
+    assert rate_of(optimizer.param_groups[0]) == pytest.approx(recipe.rotation / 2)
+
+
+def test_the_state_of_a_plain_run_turns_as_the_recipe_says():
+    recipe = sphere_recipe("muon", lr=0.02, weight_decay=0.1)
+    groups = [{"params": [nn.Parameter(torch.eye(4, 2))], "sphere": ROWS}]
+    plain = torch.optim.Muon([nn.Parameter(torch.eye(4, 2))], **recipe.keywords)
+    base = torch.optim.Muon(recipe.plain_groups(groups), **recipe.keywords)
+    optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
+    optimizer.load_state_dict(plain.state_dict())
+    assert rate_of(optimizer.param_groups[0]) == pytest.approx(recipe.rotation)
+
+
+@pytest.mark.parametrize("lr", [-1e-3, torch.tensor(-1e-3)])
+@pytest.mark.parametrize("kind", ["sphere", "wrapped"])
+def test_a_rate_below_zero_is_said(kind, lr):
+    recipe = sphere_recipe("adamw", lr=1e-2, weight_decay=0.1)
+    weight = nn.Parameter(torch.eye(3))
+    groups = [{"params": [weight], "sphere": ROWS}]
+    if kind == "sphere":
+        optimizer = SphereAdamW(recipe.groups(groups))
+    else:
+        base = torch.optim.AdamW(recipe.plain_groups(groups), **recipe.keywords)
+        optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
+    weight.grad = torch.ones(3, 3)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(ValueError, match=r"lr must be at least 0, got -0\.001.*recipe"):
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.eye(3))
 
 
 # method, options, rate and decay: settles in some 1,000 steps

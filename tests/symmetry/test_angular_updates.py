@@ -121,3 +121,24 @@ def test_a_zero_vector_and_half_a_turn():
         warnings.simplefilter("error")
         found = next_angles(torch.optim.SGD([w], lr=1.0), {w: VectorAxes(index=(0,))})[w]
     assert found.tolist() == pytest.approx([0.0, math.pi, 0.0])
+
+
+def test_a_complex_weight_turns_as_its_parts_do():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[3.0 + 4.0j, 0.0]]))
+
+        def forward(self, x):
+            y = torch.view_as_real(x.to(torch.complex64) @ self.weight.T).flatten(1)
+            return nn.functional.rms_norm(y, (2,), eps=1e-9)
+
+    net = Net()
+    found = audit(net, torch.eye(2))
+    net.weight.grad = torch.tensor([[-4.0 + 3.0j, 0.0]])  # i times the weight: orthogonal to it
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    (report,) = found.weight_reports(net, optimizer)
+    assert report.norm == pytest.approx(5)
+    assert report.angular_update.median == pytest.approx(math.atan(1))
+    with pytest.warns(UserWarning, match="no weight"):
+        assert found.spheres_of(net) == {}  # sphere optimizers take real weights

@@ -4,10 +4,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import onsphere as osp
 from onsphere.geometry import VectorAxes
@@ -193,6 +195,47 @@ def test_a_nested_tensor_is_refused_with_a_line(layout: torch.layout) -> None:
     for given in (rows, {"input": rows}, (rows,)):
         with pytest.raises(ModelError, match=r"an input is a nested tensor.*to_padded_tensor"):
             audit(nn.Linear(3, 2), given)
+
+
+def test_a_packed_sequence_is_one_input() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.inner = nn.LSTM(3, 4), nn.Linear(4, 5)
+            self.norm, self.head = nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 2)
+
+        def forward(self, packed: PackedSequence) -> Tensor:
+            return self.head(self.norm(self.inner(self.lstm(packed)[0].data)))
+
+    generator = torch.Generator().manual_seed(0)
+    rows = pack_sequence([torch.randn(n, 3, generator=generator) for n in (4, 2)])
+    found = audit(Packed(), rows)
+    assert [s.names for s in found.spheres] == [("inner.weight", "inner.bias")]
+    assert found.certified
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+
+
+OTHER = {
+    "numpy": (lambda: nn.Linear(3, 2), np.ones((2, 3)), "is a numpy array.*from_numpy.*float64"),
+    "loader": (
+        lambda: nn.Linear(3, 2), torch.utils.data.DataLoader([torch.ones(3)]), "a data loader; give"
+    ),
+    "lazy": (lazy, torch.ones(2, 4), "'0.weight' is not initialized yet.*run the model once"),
+    "function": (lambda: torch.relu, torch.ones(2), "is a torch.nn.Module, got a builtin"),
+    "state dict": (lambda: nn.Linear(3, 2).state_dict(), torch.ones(2, 3), "got a OrderedDict"),
+    "nothing": (lambda: nn.Linear(3, 2), None, "raised TypeError"),
+    "words": (lambda: nn.Linear(3, 2), "abc", "raised TypeError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "given", "says"), OTHER.values(), ids=OTHER.keys())
+def test_another_model_or_input_is_one_line(make: Any, given: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says) as raised:
+        audit(make(), given)
+    assert "\n" not in str(raised.value)
 
 
 class Flex(nn.Module):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import onsphere as osp
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.result import Inputs
 
@@ -88,3 +89,37 @@ def test_the_model_is_left_as_it_was():
     assert embeddings_and_heads(net, Inputs((torch.eye(4),), {}, None)) == {"2.weight", "2.bias"}
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+class Written(nn.Module):
+    """A lookup and a head that no module declares."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(64, 6))
+        self.up, self.down = nn.Linear(6, 8, bias=False), nn.Linear(8, 6, bias=False)
+        self.head = nn.Parameter(torch.randn(64, 6))
+
+    def forward(self, ids):
+        x = nn.functional.embedding(ids, self.table)
+        x = x + self.down(self.up(nn.functional.layer_norm(x, (6,))).relu())
+        return nn.functional.linear(nn.functional.layer_norm(x, (6,)), self.head)
+
+
+def test_an_audit_from_a_file_knows_embeddings_and_heads(tmp_path):
+    net = Written()
+    audit = osp.audit(net, torch.arange(8).reshape(2, 4))
+    assert audit.embeddings_and_heads == ["head", "table"]
+    read = osp.Audit.from_json(audit.to_json(tmp_path / "audit.json"))
+    assert read == audit
+    assert read.fixed_scales(net) == audit.fixed_scales(net)
+    assert not {"head", "table"} & set(read.fixed_scales(net).held)
+
+
+def test_a_file_of_an_earlier_version_is_read():
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 9))
+    data = osp.audit(net, torch.tensor([[1, 2]])).to_dict()
+    del data["embeddings_and_heads"]
+    read = osp.Audit.from_dict(data)
+    assert read.embeddings_and_heads is None
+    assert "0.weight" not in read.fixed_scales(net).held

@@ -1,6 +1,7 @@
 """A largest set of weights whose norms can be held: full rank, and no function is lost."""
 
 import copy
+import threading
 from fractions import Fraction
 
 import pytest
@@ -190,6 +191,39 @@ def test_held_norms_stay_while_a_decoder_trains(
         assert float(own[name].detach().norm()) == pytest.approx(before[name], rel=1e-9)
     assert abs(float(own["head.weight"].detach().norm()) / free - 1) > 1e-3
     assert {f"onsphere/norm/{n}" for n in held} <= monitor.latest().keys()
+    assert monitor.flags == []  # their gradients are not tangent, and need not be
+
+
+def test_held_weights_whose_norm_moves_are_flagged(decoder: tuple[nn.Module, osp.Audit]) -> None:
+    net, audit = copy.deepcopy(decoder[0]), decoder[1]
+    optimizer = osp.optim.SphereAdamW(audit.param_groups(net, fix="maximal"), lr=0.01)
+    weight = net.get_parameter("blocks.0.q.weight")
+    with osp.Monitor(net, optimizer, every=1) as monitor:  # the spheres of its groups
+        for _ in range(4):
+            optimizer.zero_grad()
+            net(IDS).square().mean().backward()
+            optimizer.step()
+            weight.data.mul_(1.1)
+            optimizer.state[weight]["radius"] *= 1.1
+    assert [(f.kind, f.layer) for f in monitor.flags] == [("drift", "blocks.0.q.weight")]
+    groups = optimizer.param_groups
+    assert {g["sphere"].invariant for g in groups if g["sphere"]} == {False}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert {g["sphere"].invariant for g in optimizer.param_groups if g["sphere"]} == {False}
+
+
+def test_a_plain_optimizer_has_no_law_for_weights_that_are_not_invariant(
+    decoder: tuple[nn.Module, osp.Audit],
+) -> None:
+    net, audit = copy.deepcopy(decoder[0]), decoder[1]
+    optimizer = torch.optim.AdamW(net.parameters())
+    with osp.Monitor(net, optimizer, audit.spheres_of(net, fix="maximal"), every=1) as monitor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(IDS).square().mean().backward()
+            optimizer.step()
+    assert monitor.flags == []
+    assert {about["law"] for about in monitor.run.layers.values()} == {None}
 
 
 def test_a_recipe_takes_the_groups(decoder: tuple[nn.Module, osp.Audit]) -> None:
@@ -198,6 +232,42 @@ def test_a_recipe_takes_the_groups(decoder: tuple[nn.Module, osp.Audit]) -> None
     groups = recipe.groups(audit.param_groups(net, fix="maximal"))
     turned = [n for g in groups if g["sphere"] for n in g["names"]]
     assert sorted(turned) == sorted(audit.fixed_scales(net).held)
+
+
+class Complex(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Parameter(30 * torch.randn(3, 2, dtype=torch.complex64))
+        self.outer = nn.Parameter(torch.randn(1, 3, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.view_as_real(x.to(torch.complex64) @ self.inner.T @ self.outer.T)
+
+
+def test_norms_of_complex_weights_are_theirs() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Complex()
+    x = torch.eye(2)
+    audit = osp.audit(net, x)
+    twin = with_norms(net, audit, {"inner": 5.0})
+    assert float(twin.get_parameter("inner").detach().abs().norm()) == pytest.approx(5, rel=1e-6)
+    balanced = osp.canonicalize(net, audit)
+    norms = [float(p.detach().abs().norm()) for p in balanced.parameters()]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+    for other in (twin, balanced):
+        torch.testing.assert_close(other(x), net(x), rtol=1e-5, atol=1e-4)
+
+
+def test_a_model_without_memory_or_that_cannot_be_copied_is_one_line() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    audit = osp.audit(net, torch.ones(2, 3))
+    net.lock = threading.Lock()
+    with pytest.raises(RescaleError, match="cannot be copied"):
+        with_norms(net, audit, {"0.weight": 1.0})
+    bare = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).to("meta")
+    with pytest.raises(RescaleError, match="on the meta device, where"):
+        with_norms(bare, audit, {"0.weight": 1.0})
 
 
 def test_what_cannot_be_asked_is_said(decoder: tuple[nn.Module, osp.Audit]) -> None:
@@ -242,4 +312,13 @@ def test_zeros_are_never_held() -> None:
     nn.init.zeros_(net[1].weight)  # as LoRA starts
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     found = osp.audit(net, x).fixed_scales(net)
-    assert (list(found.held), found.carriers) == (["0.weight"], ("1.weight",))
+    assert (list(found.held), found.carriers) == (["0.weight"], ())
+    assert found.zeros == ("1.weight",)
+
+
+def test_zeros_carry_nothing() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].bias.data.zero_()
+    found = osp.audit(net, torch.ones(2, 3)).fixed_scales(net)
+    assert (found.carriers, found.zeros) == (("2.weight",), ("0.bias",))
+    assert "1 weight carries the scales: 2.weight\n1 weight is 0 and carries none" in str(found)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
 from onsphere._torch.substitution import kept, substituted
 from onsphere.errors import OnsphereError
@@ -85,18 +87,32 @@ def inputs_of(
 
     A dictionary (a batch of a data loader, of a tokenizer) given as ``args`` goes in by keyword
     where ``forward`` takes its keys by name, and as the one positional input where it takes none.
+    What is no tuple or list is one positional input.
 
     Raises:
-        ModelError: ``forward`` takes some of the keys and not the others; a nested tensor.
+        ModelError: ``forward`` takes some of the keys and not the others; a nested tensor; a numpy
+            array or a data loader in place of a tensor.
     """
     _refuse_nested((args, kwargs))
     named = dict(kwargs or {})
-    if isinstance(args, Tensor):
+    if isinstance(args, np.ndarray):
+        raise ModelError(
+            "the input is a numpy array; give a tensor, as torch.from_numpy(array), of the dtype "
+            f"that the model takes (this one is {args.dtype})"
+        )
+    if isinstance(args, torch.utils.data.DataLoader):
+        raise ModelError(
+            "the input is a data loader; give one batch of it, as next(iter(loader)), or of that "
+            "the inputs without labels"
+        )
+    if isinstance(args, PackedSequence):  # which is a tuple as well
         return (args,), named
+    if args is None:
+        return (), named
     if isinstance(args, Mapping):
         batch = dict(args)
         return ((), {**batch, **named}) if _takes(model, batch) else ((args,), named)
-    return tuple(args), named
+    return tuple(args) if isinstance(args, tuple | list) else (args,), named
 
 
 def _refuse_nested(inputs: Any) -> None:
@@ -126,8 +142,21 @@ def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
     return False
 
 
-def refuse_scripts(model: nn.Module) -> None:
-    """Raise where a model, or a part of it, is TorchScript, whose weights cannot be replaced."""
+def refuse_other_models(model: object) -> None:
+    """Raise where a model is no module, or one whose weights are not there or cannot be replaced.
+
+    Raises:
+        ModelError: something else than a module is given; TorchScript; a lazy module that has not
+            run yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is a torch.nn.Module, got a {type(model).__name__}")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name!r} is not initialized yet, as its module is lazy: run the model once on a "
+                "batch, which gives it its shape"
+            )
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"module {path!r} of the model" if path else "the model"

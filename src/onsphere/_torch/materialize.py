@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from onsphere._torch.execution import refuse_scripts
+from onsphere._torch.execution import refuse_other_models
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,7 +58,7 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     Yields:
         The module inside, to be run and read in place of the model.
     """
-    refuse_scripts(model)
+    refuse_other_models(model)
     with ExitStack() as stack:
         stack.enter_context(unset_fake_temporarily())
         if any(map(_is_flat_sharded, model.modules())):

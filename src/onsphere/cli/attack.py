@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from onsphere.cli._data import Examples, is_file, labelled
 from onsphere.cli._files import check_writable, writing
-from onsphere.cli._parser import keyword, number, whole
+from onsphere.cli._parser import Numbers, keyword, number, whole
 from onsphere.cli._progress import bar
 from onsphere.cli.audit import add_checkpoint
 from onsphere.errors import OnsphereError
@@ -25,8 +25,8 @@ _EXAMPLES = """examples:
   onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 8/255
   onsphere attack net.py:Net --checkpoint net.pt --data mnist --data-dir ~/data --eps 0.1
   onsphere attack net.py:Net --checkpoint net.pt --data test.npz --eps 0.5 --norm l2 --html net.html
-  onsphere attack net.py:Net --checkpoint cifar.th --data cifar10 --eps 1/255 --quick
-      --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225
+  onsphere attack net.py:Net --checkpoint cifar.th --data cifar10 --eps 1/255 \\
+      --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --quick
 
 TARGET is as for onsphere audit: package.module:factory, path.py:factory, or a model directory. The
 checkpoint is safetensors, or a pickle that holds nothing but tensors; no pickled code is run. DATA
@@ -55,6 +55,7 @@ class _Subject(NamedTuple):
     data: str
     x: "Tensor"
     y: "Tensor"
+    note: str
 
 
 def add(commands: "Commands") -> None:
@@ -97,13 +98,13 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     parser.add_argument(
         "--mean",
-        type=number,
+        action=Numbers,
         nargs="+",
         metavar="M",
         help="subtract inside the model, per channel",
     )
     parser.add_argument(
-        "--std", type=number, nargs="+", metavar="S", help="divide by inside the model"
+        "--std", action=Numbers, nargs="+", metavar="S", help="divide by inside the model"
     )
     spent = parser.add_mutually_exclusive_group()
     spent.add_argument(
@@ -135,7 +136,8 @@ def _run(options: argparse.Namespace) -> None:
         subject = _subject(options, examples)
         evaluation = _evaluated(options, subject, show)
         amplification, notes = _followed(options, subject, show)
-        notes = [*_on_guessing(evaluation, subject), *notes]
+        loaded = [_sentence(subject.note)] if subject.note else []
+        notes = [*loaded, *_on_guessing(evaluation, subject), *notes]
         if options.html is not None:
             show(f"drawing {options.html}")
             with writing(options.html):
@@ -206,7 +208,11 @@ def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
         mean, std = options.mean or (0.0,), options.std or (1.0,)
         model = Classifier(model, mean=mean, std=std, dtype=dtype)
     _check_logits(_first_result(model, name, x), name, y)
-    return _Subject(model, name, examples.name, x, y)
+    return _Subject(model, name, examples.name, x, y, target.note)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _check_channels(options: argparse.Namespace, x: "Tensor") -> None:

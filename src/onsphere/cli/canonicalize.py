@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,11 +90,16 @@ def _run(options: argparse.Namespace) -> None:
         names = checkpoint.matched(target.model, source)
         checkpoint.write(source, target.model, names, options.result)
     modes = ["train", "eval"] if options.modes == "both" else [found.mode]
-    _say(options, len(source.tensors), modes, before, _norm(target.model))
+    _say(options, len(source.tensors), modes, before, _norm(target.model), target.note)
 
 
 def _say(
-    options: argparse.Namespace, tensors: int, modes: list[str], before: float, after: float
+    options: argparse.Namespace,
+    tensors: int,
+    modes: list[str],
+    before: float,
+    after: float,
+    note: str,
 ) -> None:
     done: dict[str, Any] = {
         "output": str(options.result),
@@ -101,6 +107,7 @@ def _say(
         "modes": modes,
         "norm_before": before,
         "norm_after": after,
+        **({"note": note} if note else {}),
     }
     if options.json:
         print(json.dumps(done, indent=1))
@@ -108,9 +115,11 @@ def _say(
     print(
         f"{options.result}: {tensors} tensors; the norm of all weights went from {before:.6g} to "
         f"{after:.6g}, and the output stayed in {' and in '.join(modes)} mode"
+        + (f"\n({note})" if note else "")
     )
 
 
 def _norm(model: "nn.Module") -> float:
-    squares = [float(p.detach().double().square().sum()) for p in model.parameters()]
-    return float(sum(squares)) ** 0.5
+    from onsphere.symmetry.rewrite.rescale import norm_of
+
+    return math.hypot(*(norm_of(p) for p in model.parameters()))

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
-  onsphere study --quick                  see that it runs, in a few minutes
+  onsphere study --quick                  see that it runs, within a minute
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
   onsphere study --full --jobs 8          as large as it must be to settle the claims
 
 claims: sphere, invariance, growth, stability, robustness, causes, gain
-causes takes longer than all the others together, and is run only when it is named.
+
+The claim causes takes longer than all the others together, and is run only when it is named.
 A stopped study goes on where it was: run the same command again.
 """
 

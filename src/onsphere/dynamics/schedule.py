@@ -54,8 +54,10 @@ class Schedule:
     drop_by: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.kind not in SHAPES:
-            raise PlanError(f"unknown schedule {self.kind!r}{nearest(self.kind, list(SHAPES))}")
+        kind = self.kind.lower() if isinstance(self.kind, str) else str(self.kind)
+        if kind not in SHAPES:
+            raise PlanError(f"unknown schedule {self.kind!r}{nearest(kind, list(SHAPES))}")
+        object.__setattr__(self, "kind", kind)
         if self.steps < 1:
             raise PlanError(f"a run has at least 1 step, got {self.steps}")
         if self.steps > MOST:

@@ -24,12 +24,13 @@ derived here and tested against autograd.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onsphere.errors import choice
 from onsphere.geometry.sphere import vector_norm
 
 EpsPlace = Literal["inside", "outside", "clamp"]
@@ -64,12 +65,9 @@ class SphereMap:
             raise ValueError(f"eps must be at least 0, got {self.eps}")
         if not 0 < self.radius < math.inf:
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
-        if self.norm not in ("l2", "spectral"):
-            raise ValueError(f'norm must be "l2" or "spectral", got {self.norm!r}')
-        if self.eps_place not in ("inside", "outside", "clamp"):
-            raise ValueError(
-                f'eps_place must be "inside", "outside" or "clamp", got {self.eps_place!r}'
-            )
+        object.__setattr__(self, "norm", choice("norm", self.norm, ("l2", "spectral")))
+        place = choice("eps_place", self.eps_place, get_args(EpsPlace))
+        object.__setattr__(self, "eps_place", place)
 
 
 class Spectrum(NamedTuple):

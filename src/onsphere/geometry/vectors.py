@@ -6,7 +6,7 @@ activation normalized per group, a matrix that is one vector: each is a :class:`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -173,6 +173,9 @@ class Sphere:
             of them is a part of one vector. A weight and its bias before LayerNorm are of this
             kind. All must have the same number of vectors.
         centered: the vectors also keep a mean of zero, as before a normalization that centres.
+        invariant: whether a function depends on the directions of the vectors alone. ``False``
+            where lengths count and are held all the same, as ``fix="maximal"`` does. It changes no
+            step and no comparison; a monitor expects no tangent gradients then.
 
     Raises:
         ValueError: the radius is not positive and finite, or a joint sphere is centred.
@@ -186,6 +189,7 @@ class Sphere:
     radius: float | None = None
     joint: bool = False
     centered: bool = False
+    invariant: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.radius is not None and not 0 < self.radius < float("inf"):
@@ -195,3 +199,8 @@ class Sphere:
                 "a joint sphere cannot be centred: its parts have no common mean to remove; "
                 "give joint=True or centered=True"
             )
+
+
+# Param groups carry spheres, and any optimizer of PyTorch saves its groups as they are. Both are
+# plain data, so that such a file loads with ``weights_only=True``, the default of ``torch.load``.
+torch.serialization.add_safe_globals([Sphere, VectorAxes])

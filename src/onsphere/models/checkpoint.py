@@ -25,6 +25,9 @@ _INSIDE = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the state dict of the model, beside the optimizer's and the step."""
 
 
+_WRAPPERS = {"module.": "data parallelism", "_orig_mod.": "torch.compile"}
+
+
 class CheckpointError(OnsphereError, ValueError):
     """A checkpoint cannot be read, or does not match the model; one line says why."""
 
@@ -59,6 +62,13 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {str(path)!r}")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{str(path)!r} is empty")
+    if _is_text(path):
+        raise CheckpointError(
+            f"{str(path)!r} is a text file and no checkpoint: give safetensors, or a .pt or .pth "
+            "of torch.save(model.state_dict(), ...)"
+        )
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -85,8 +95,8 @@ def matched(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Return which tensor of a model each tensor of a checkpoint is.
 
     Names agree as they are, or up to the prefix under which a model of transformers holds its
-    base, or that a data-parallel wrapper left in the file. What a model says it ignores (masks
-    that older files carry) is left out.
+    base, or that ``torch.compile`` and data-parallel wrappers left on all names of the file
+    (:func:`wrapped_by`). What a model says it ignores (masks that older files carry) is left out.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected, of another shape, or tied in the model
@@ -98,8 +108,10 @@ def matched(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     ]
     names, unexpected = {}, []
+    wrapper = wrapped_by(checkpoint)
     for name in checkpoint.tensors:
-        spellings = (name, prefix + name, name.removeprefix(prefix), name.removeprefix("module."))
+        inner = name.removeprefix(wrapper)
+        spellings = (name, inner, prefix + inner, inner.removeprefix(prefix))
         found = next((s for s in spellings if s in own), None)
         if found is not None:
             names[name] = found
@@ -115,6 +127,42 @@ def matched(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
         )
     _check_values(model, checkpoint, names, own)
     return names
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins with printable text, as no checkpoint does."""
+    with path.open("rb") as file:
+        return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in file.read(256))
+
+
+def wrapped_by(checkpoint: Checkpoint) -> str:
+    """Return the prefix that wrappers left on all names of a file: of a compiled model, of DDP.
+
+    Example:
+        >>> wrapped_by(Checkpoint(Path("net.pt"), {"_orig_mod.module.weight": torch.ones(1)}))
+        '_orig_mod.module.'
+    """
+    found = ""
+    while checkpoint.tensors:
+        more = (p for p in _WRAPPERS if all(n.startswith(found + p) for n in checkpoint.tensors))
+        if (prefix := next(more, None)) is None:
+            break
+        found += prefix
+    return found
+
+
+def note_on(checkpoint: Checkpoint, names: Mapping[str, str]) -> str:
+    """Say that names were read without a prefix; nothing where they were read as they are.
+
+    Args:
+        checkpoint: what was read.
+        names: name in the file -> name in the model.
+    """
+    prefix = wrapped_by(checkpoint)
+    if not prefix or all(theirs == ours for theirs, ours in names.items()):
+        return ""
+    made = " and ".join(_WRAPPERS[p] for p in _WRAPPERS if p in prefix)
+    return f"names of the checkpoint read without {prefix!r}, the prefix of {made}"
 
 
 def load(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:

@@ -70,8 +70,9 @@ def load(
     if weights is not None:
         if any(p.is_meta for p in target.model.parameters()):
             raise TargetError("a model on the meta device takes no weights: leave out --full")
-        checkpoint.load(target.model, checkpoint.read(weights))
-        target = _with_dtype_of_model(replace(target, note=""))
+        source = checkpoint.read(weights)
+        note = checkpoint.note_on(source, checkpoint.load(target.model, source))
+        target = _with_dtype_of_model(replace(target, note=note))
     target.model.train(train)
     return target
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +10,7 @@ from typing import IO, Any
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from onsphere._utils.warning import warn
 from onsphere.dynamics.optimizers import Vector
 from onsphere.monitor.layers import Layer
 from onsphere.monitor.run import KIND, Flag, Run, RunError, Sample, flag_line, same_layers
@@ -103,10 +103,9 @@ class Journal:
             stream.flush()
         except OSError as error:
             self._given_up = True
-            warnings.warn(
+            warn(
                 f"{self.path} cannot be written any more ({error.strerror}); the monitor goes on "
-                "without it",
-                stacklevel=2,
+                "without it"
             )
             self._abandon()
 

@@ -9,7 +9,7 @@ from torch.optim.optimizer import Optimizer
 
 from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import unwrapped
-from onsphere.errors import OnsphereError, nearest
+from onsphere.errors import OnsphereError, choice, nearest
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.distributed import placement
 from onsphere.optim.families import families
@@ -29,7 +29,7 @@ class Layer:
         params: the weight; of a joint sphere all its parts.
         sphere: which entries form one vector.
         group: number of its param group in the optimizer.
-        invariant: whether it is said to be on a sphere; otherwise it is watched as it is.
+        invariant: whether it is said to be scale-invariant; otherwise it is watched as it is.
     """
 
     name: str
@@ -76,8 +76,11 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
     names = {id(p): bare_name(n) for n, p in unwrapped(model).named_parameters()}
     groups = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
     order = {key: place for place, key in enumerate(names)}
-    given = [] if spheres == "matrices" else list(_given(model, optimizer, spheres))
-    invariant = bool(given) or not (spheres == "matrices" or hasattr(spheres, "spheres_of"))
+    matrices = isinstance(spheres, str)
+    if matrices:
+        choice("spheres, where it is a word,", spheres, ("matrices",), MonitorError)
+    given = [] if matrices else list(_given(model, optimizer, spheres))
+    invariant = bool(given) or not (matrices or hasattr(spheres, "spheres_of"))
     if not invariant:
         given = _matrices(model)
     found = []
@@ -87,7 +90,8 @@ def layers_of(model: nn.Module, optimizer: Optimizer, spheres: Any = None) -> li
         name = "+".join(names.get(id(p), f"parameter of shape {tuple(p.shape)}") for p in params)
         sphere = Sphere(axes) if isinstance(axes, VectorAxes) else axes
         _check(name, params, sphere)
-        found.append(Layer(name, params, sphere, groups[id(params[0])], invariant))
+        alone = invariant and sphere.invariant
+        found.append(Layer(name, params, sphere, groups[id(params[0])], alone))
     if not found:
         raise MonitorError(
             f"of the {len(given)} weights to watch, the optimizer moves none: it trains another "
@@ -115,7 +119,14 @@ def _given(
     if hasattr(spheres, "spheres_of"):
         return list(families(spheres.spheres_of(model)))
     if not isinstance(spheres, Mapping):
-        return list(families(spheres))
+        groups = list(spheres) if isinstance(spheres, Iterable) else [spheres]
+        other = next((g for g in groups if not isinstance(g, Mapping)), None)
+        if other is not None:
+            raise MonitorError(
+                f"spheres are an audit, a mapping from weights (or their names) to spheres, param "
+                f"groups, or 'matrices'; got a {type(other).__name__}"
+            )
+        return list(families(groups))
     known = _parameters(model)
     pairs: dict[Any, Any] = {}
     for key, value in spheres.items():

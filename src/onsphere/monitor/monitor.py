@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from onsphere.dynamics.optimizers import ON_SPHERES, OptimizerLaw
+from onsphere.errors import choice
 from onsphere.monitor.flags import History, Thresholds, flags_of, together
 from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.journal import Journal, about, settings_of, vector_of
 from onsphere.monitor.layer_statistics import Limits
-from onsphere.monitor.layers import MonitorError, layers_of, stepping
+from onsphere.monitor.layers import Layer, MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
 from onsphere.monitor.tensorboard import ScalarWriter, by_kind, metrics, write
@@ -117,10 +119,7 @@ class Monitor:
         self._writer = writer if _writes() else None
         groups = [self._optimizer.param_groups[layer.group] for layer in self._layers]
         pairs = list(zip(self._layers, groups, strict=True))
-        laws = [
-            law_of(self._optimizer, group, layer) if layer.invariant else None
-            for layer, group in pairs
-        ]
+        laws = [_law_of(self._optimizer, group, layer) for layer, group in pairs]
         degrees = [degree_of(self._optimizer, law) for law in laws]
         self._run = Run(
             optimizer=settings_of(self._optimizer, self._layers),
@@ -210,6 +209,7 @@ class Monitor:
             ``onsphere/QUANTITY/LAYER`` -> mean over the layer's vectors; nothing before the first
             sample.
         """
+        by = cast(By, choice("by", by, get_args(By)))
         samples = (self.run if wait else self._drained()).samples
         if not samples:
             return {}
@@ -313,6 +313,13 @@ class Monitor:
             self._run.flags.append(flag)
             if self._journal is not None:
                 self._journal.flag(flag)
+
+
+def _law_of(optimizer: Optimizer, group: Mapping[str, Any], layer: Layer) -> OptimizerLaw | None:
+    """Return the law of a layer: of one that is not scale-invariant, only that its norm is held."""
+    law = law_of(optimizer, group, layer)
+    holds = not layer.sphere.invariant and law in ON_SPHERES.values()
+    return law if layer.invariant or holds else None
 
 
 def _sample(step: int, table: Tensor, lrs: Sequence[float]) -> Sample:

@@ -23,6 +23,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,20 @@ class Run:
     flags: list[Flag] = field(default_factory=list)
     every: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: means of the last sample, layer by layer, and the flags."""
+        shown = ("norm", "rotation", "effective_lr", "radial")
+        head = "".join(f"<th>{escape(word)}</th>" for word in ("layer", *shown))
+        rows = [
+            f"<tr><td>{escape(name)}</td>"
+            + "".join(f"<td>{self.series(name, quantity)[-1]:.4g}</td>" for quantity in shown)
+            for name in (self.layers if self.samples else ())
+        ]
+        flags = [f"<li>{escape(str(flag))}</li>" for flag in self.flags]
+        return f"<p>{escape(repr(self)[1:-1])}</p><table><tr>{head}</tr>{''.join(rows)}</table>" + (
+            f"<ul>{''.join(flags)}</ul>" if flags else ""
+        )
 
     def __repr__(self) -> str:
         last = f" up to step {self.samples[-1].step}" if self.samples else ""

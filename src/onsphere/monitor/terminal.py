@@ -39,7 +39,11 @@ def overview(run: Run) -> Table:
 
 def without_law(run: Run) -> str:
     """Say it where no law covers the optimizer of a layer; otherwise nothing."""
-    plain = [name for name, about in run.layers.items() if not about.get("invariant", True)]
+    plain = [
+        name
+        for name, about in run.layers.items()
+        if not (about.get("invariant", True) or about.get("law"))
+    ]
     if plain:
         return (
             f"{len(plain)} of {len(run.layers)} layers are watched without being on spheres, so no "

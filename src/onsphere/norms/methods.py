@@ -270,7 +270,7 @@ def method(key: str) -> Method:
         'GroupNorm'
     """
     try:
-        return METHODS[key]
-    except KeyError:
-        hint = nearest(key, list(METHODS))
+        return METHODS[key.lower()]
+    except (KeyError, AttributeError):
+        hint = nearest(str(key), list(METHODS))
         raise ValueError(f"unknown normalization method {key!r}{hint}") from None

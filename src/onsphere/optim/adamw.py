@@ -21,7 +21,7 @@ regularization*, 2019 (arXiv 1711.05101); Cho & Lee, 2017 (arXiv 1709.09603), fo
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -130,6 +130,7 @@ class SphereAdamW(SphereOptimizer):
     """
 
     _usual_decay = 1e-2
+    _words: ClassVar = {**SphereOptimizer._words, "second_moment": get_args(SecondMoment)}
 
     def __init__(
         self,
@@ -177,10 +178,6 @@ class SphereAdamW(SphereOptimizer):
                 raise ValueError(f"betas are at least 0 and below 1, got {beta} as number {number}")
         if not settings["eps"] >= 0:
             raise ValueError(f"eps must be at least 0, got {settings['eps']}")
-        if settings["second_moment"] not in get_args(SecondMoment):
-            raise ValueError(
-                f'second_moment must be "coordinate" or "vector", got {settings["second_moment"]!r}'
-            )
 
     def _moments(self, params: list[Tensor], group: Group, *, coordinate: bool) -> list[Tensor]:
         """Make missing state, and return the counters of steps."""

@@ -7,12 +7,13 @@ update itself.
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from onsphere.errors import choice
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
 from onsphere.optim.checkpoint.state_dict import encode, merged, take_over, with_all_counts
@@ -79,6 +80,13 @@ class SphereOptimizer(Optimizer):
     _sharded = False
     _on_the_way: tuple[Tensor, torch.Event] | None = None
 
+    # Options that are words, and which.
+    _words: ClassVar[Mapping[str, Sequence[str]]] = {
+        "retraction": get_args(Retraction),
+        "lr_mode": get_args(LrMode),
+        "nonfinite": get_args(Nonfinite),
+    }
+
     # What weight_decay is when nobody asked for it: no reason to warn.
     _usual_decay = 0.0
 
@@ -87,21 +95,18 @@ class SphereOptimizer(Optimizer):
         super().__init__(params, {**defaults, "sphere": None})
 
     def _check_settings(self, settings: Group) -> None:
-        """Raise for settings of a group that are out of range; a subclass adds its own."""
+        """Raise for settings of a group that are out of range; a subclass adds its own.
+
+        Words are put in the way they are written here.
+        """
         lr = settings["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"lr is one number, got a tensor of shape {tuple(lr.shape)}")
         for name in ("lr", "weight_decay"):
             if not settings[name] >= 0:
                 raise ValueError(f"{name} must be at least 0, got {settings[name]}")
-        for name, allowed in (
-            ("retraction", get_args(Retraction)),
-            ("lr_mode", get_args(LrMode)),
-            ("nonfinite", get_args(Nonfinite)),
-        ):
-            if settings[name] not in allowed:
-                words = " or ".join(f'"{value}"' for value in allowed)
-                raise ValueError(f"{name} must be {words}, got {settings[name]!r}")
+        for name, allowed in self._words.items():
+            settings[name] = choice(name, settings[name], allowed)
         if settings["capturable"] and settings["nonfinite"] == "raise":
             raise ValueError(
                 'capturable=True does not go with nonfinite="raise": to raise, the step would wait '
@@ -265,7 +270,9 @@ class SphereOptimizer(Optimizer):
             ValueError: a setting is out of its range, or a parameter lacks the sphere's axes or is
                 not real floating point.
         """
-        self._check_settings({**self.defaults, **param_group})
+        settings = {**self.defaults, **param_group}
+        self._check_settings(settings)
+        param_group.update({name: settings[name] for name in self._words})
         asked = param_group.get("weight_decay", 0) != 0
         self._told_of_spheres = self._told_of_spheres or "sphere" in param_group
         super().add_param_group(param_group)

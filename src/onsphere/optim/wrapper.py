@@ -1,14 +1,15 @@
 """Any optimizer of PyTorch, with weights that stay on spheres."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from onsphere.errors import choice
 from onsphere.geometry import Sphere
-from onsphere.optim.checkpoint.base_state_dict import take_radii, with_radii
+from onsphere.optim.checkpoint.base_state_dict import rates_of, take_radii, with_radii
 from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
 from onsphere.optim.checks.notices import (
     immovable,
@@ -113,12 +114,9 @@ class OnSphere(Optimizer):
         growth_factor: float = 0.0,
         nonfinite: BaseNonfinite = "skip",
     ) -> None:
-        for name, given, allowed in (
-            ("mode", mode, get_args(Mode)),
-            ("nonfinite", nonfinite, get_args(BaseNonfinite)),
-        ):
-            if given not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}")
+        mode = cast(Mode, choice("mode", mode, get_args(Mode)))
+        words = get_args(BaseNonfinite)
+        nonfinite = cast(BaseNonfinite, choice("nonfinite", nonfinite, words))
         if not 0 <= growth_factor <= 1:
             raise ValueError(f"growth_factor is a share from 0 to 1, got {growth_factor}")
         self.base = optimizer
@@ -285,6 +283,8 @@ class OnSphere(Optimizer):
         packed = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             packed = hook(self, packed) or packed
+        if self.mode == "rotate":
+            packed = rates_of(packed, self.param_groups)
         packed = take_radii(packed, self.param_groups, self.constrained, sharded=self.sharded)
         self.base.load_state_dict(packed)
         self.pending = True

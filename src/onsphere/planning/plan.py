@@ -183,7 +183,7 @@ def plan(
         >>> round(float(planned.path.left[-1]), 2)  # of the initial norm, squared
         0.37
     """
-    method = method.lower()
+    method = str(method).lower()
     given = {"betas": betas, "momentum": momentum, "nesterov": nesterov, "decoupled": decoupled}
     if method == "muon" and shape:
         given["shape"] = shape  # type: ignore[assignment]

@@ -25,13 +25,13 @@ Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe se
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from onsphere._utils.warning import warn
 from onsphere.dynamics import Equilibrium
 from onsphere.dynamics.optimizers import OPTIMIZERS, RecipeError, Vector, settings_of
 from onsphere.dynamics.relaxation import mean_rotation
@@ -168,13 +168,11 @@ class SphereRecipe:
         time = math.inf if self.steps is None else self.steps * self.equilibrium.rate
         unknown = any(_on_sphere(group) and self.start_of(group) is None for group in groups)
         if time < _SETTLED and unknown:
-            warnings.warn(
+            warn(
                 f"in {self.steps:,} steps {self.method} does not settle (that takes some "
                 f"{_SETTLED * self.relaxation:,.0f}), so its weights do not turn by the angle of "
                 "the equilibrium. Give sphere_recipe(initial_norm_ratio=...), the norm at the "
-                "start in units of the equilibrium's, which osp.plan and osp.Monitor tell",
-                UserWarning,
-                stacklevel=3,
+                "start in units of the equilibrium's, which osp.plan and osp.Monitor tell"
             )
 
     def plain_groups(self, groups: Iterable[Mapping[str, Any]]) -> list[Group]:
@@ -372,7 +370,7 @@ def sphere_recipe(
     Source: Kosson et al., 2023 (arXiv 2305.17212), and the derivations of
     :mod:`onsphere.dynamics.equilibrium`.
     """  # noqa: E501
-    method = method.lower()
+    method = str(method).lower()
     if method in _WITHOUT_A_RECIPE:
         raise RecipeError(_WITHOUT_A_RECIPE[method])
     for name, value in (("steps", steps), ("initial_norm_ratio", initial_norm_ratio)):
@@ -432,11 +430,7 @@ def _checked(groups: Iterable[Mapping[str, Any]]) -> list[Group]:
             )
         copied.append(dict(group))
     if not any(_on_sphere(group) for group in copied):
-        warnings.warn(
-            "none of these param groups has a sphere, so the recipe changes nothing",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn("none of these param groups has a sphere, so the recipe changes nothing")
     return copied
 
 

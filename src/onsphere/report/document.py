@@ -8,7 +8,9 @@ anything looks.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
+
+from onsphere.errors import choice
 
 Cell = str | float | int | None
 Scale = Literal["linear", "log"]
@@ -52,6 +54,7 @@ class Series:
     color: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "style", choice("style", self.style, ("line", "points", "both")))
         lengths = {len(v) for v in (self.x, self.y, self.low, self.high) if v is not None}
         if len(lengths) != 1:
             raise ValueError(f"series {self.label!r} mixes lengths {sorted(lengths)}")
@@ -73,6 +76,10 @@ class Reference:
     kind: Literal["horizontal", "vertical", "diagonal"]
     value: float = 0.0
     label: str = ""
+
+    def __post_init__(self) -> None:
+        kinds = ("horizontal", "vertical", "diagonal")
+        object.__setattr__(self, "kind", choice("kind", self.kind, kinds))
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,11 @@ class Panel:
     references: Sequence[Reference] = ()
     categories: Sequence[str] = ()
     y_limits: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("x_scale", "y_scale"):
+            scale = choice(name, getattr(self, name), get_args(Scale))
+            object.__setattr__(self, name, scale)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import (
     ASGD,
@@ -140,11 +141,17 @@ def _copied(p: nn.Parameter, moves: bool) -> nn.Parameter:
 
 def _turned(before: Tensor, after: Tensor, axes: VectorAxes) -> Tensor:
     """Angles between the vectors of two tensors; a vector that is 0 has none and turns by 0."""
-    a, b = (axes.gather(t.detach().double()).reshape(-1, _inside(t, axes)) for t in (before, after))
+    a, b = (_real_vectors(t.detach(), axes) for t in (before, after))
     angles = a.new_zeros(len(a))
     alive = (a.norm(dim=-1) != 0) & (b.norm(dim=-1) != 0)
     angles[alive] = angle(a[alive], b[alive])
     return angles
+
+
+def _real_vectors(t: Tensor, axes: VectorAxes) -> Tensor:
+    """Return vectors in float64; of complex ones the real parts, then the imaginary ones."""
+    parts = [t.real, t.imag] if t.is_complex() else [t]
+    return torch.cat([axes.gather(x.double()).reshape(-1, _inside(t, axes)) for x in parts], -1)
 
 
 def _inside(t: Tensor, axes: VectorAxes) -> int:

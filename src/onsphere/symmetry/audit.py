@@ -25,6 +25,7 @@ from onsphere.symmetry.channels.certified import certified
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.channels.granularity import divisions
 from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
@@ -146,7 +147,9 @@ def audit(
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
-    return replace(found, inputs=Inputs(args, kwargs, output, ModelReference(model)))
+    inputs = Inputs(args, kwargs, output, ModelReference(model))
+    kept = sorted(embeddings_and_heads(model, inputs))
+    return replace(found, inputs=inputs, embeddings_and_heads=kept)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
 """What an audit found, in one frozen object that prints, saves and feeds an optimizer."""
 
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from onsphere import geometry
 from onsphere._utils.files import write_whole
+from onsphere._utils.warning import warn
+from onsphere.errors import choice
 from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
@@ -108,6 +109,9 @@ class Audit(AuditResult):
     def from_json(cls, path: str | Path) -> "Audit":
         """Read an audit that :meth:`to_json` wrote.
 
+        It holds no inputs, so ``canonicalize(model, audit, args)`` needs them, and
+        ``on_sphere(optimizer, audit)`` does not know the model.
+
         Raises:
             ArchiveError: the file holds something else, or another version's audit.
         """
@@ -133,7 +137,8 @@ class Audit(AuditResult):
         """Choose a largest set of weights whose norms can be held without losing a function.
 
         Embeddings and heads are held only where no other weight fixes a scale; so are vectors,
-        before them. Printed, it says how many scale symmetries that fixes and who carries the rest.
+        before them. A weight that is 0 has no norm to hold, and carries no scale. Printed, it says
+        how many scale symmetries that fixes and who carries the rest.
 
         Args:
             model: the audited model, or one with the same parameters.
@@ -149,9 +154,20 @@ class Audit(AuditResult):
             2 weights carry the scales: 0.bias, 2.weight
         """
         frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
-        never = [n for n, p in self.parameters_of(model).items() if not _can_be_held(p)]
-        last = embeddings_and_heads(model, self.inputs)
-        return gauge.fixed_scales(self, frozen=frozen, last=last, never=never)
+        owned = self.parameters_of(model)
+        return gauge.fixed_scales(
+            self,
+            frozen=frozen,
+            last=self._kept_off(model),
+            never=[n for n, p in owned.items() if p.is_complex()],  # which optimizers refuse
+            zeros=[n for n, p in owned.items() if not p.is_meta and not bool(p.detach().any())],
+        )
+
+    def _kept_off(self, model: nn.Module) -> set[str]:
+        """Return the embeddings and heads: those of the audited run, and what modules declare."""
+        if self.embeddings_and_heads is None:  # an earlier version's file
+            return embeddings_and_heads(model, self.inputs)
+        return {*self.embeddings_and_heads, *embeddings_and_heads(model)}
 
     def spheres_of(
         self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
@@ -177,19 +193,20 @@ class Audit(AuditResult):
         self, model: nn.Module, *, embeddings: bool, fix: Fix | None = None
     ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
-        if fix not in (None, "maximal"):
-            raise ValueError(f'fix must be "maximal" or None, got {fix!r}')
+        if fix is not None:
+            choice("fix", fix, get_args(Fix))
+        on_spheres = {n: s for n, s in self.own_spheres().items() if not owned[n].is_complex()}
         if fix:
             held = self.fixed_scales(model).held
             if not held:
-                warnings.warn(advice.without_spheres(self), UserWarning, stacklevel=3)
-            return {owned[n]: geometry.Sphere(axes) for n, axes in held.items()}
-        on_spheres = self.own_spheres()
-        skipped = (
-            set() if embeddings or not on_spheres else embeddings_and_heads(model, self.inputs)
-        )
+                warn(advice.without_spheres(self))
+            return {
+                owned[n]: geometry.Sphere(axes, invariant=n in on_spheres)
+                for n, axes in held.items()
+            }
+        skipped = set() if embeddings or not on_spheres else self._kept_off(model)
         if on_spheres.keys() <= skipped:
-            warnings.warn(advice.without_spheres(self, skipped), UserWarning, stacklevel=3)
+            warn(advice.without_spheres(self, skipped))
         return {
             owned[n]: geometry.Sphere(s.axes) for n, s in on_spheres.items() if n not in skipped
         }
@@ -253,9 +270,11 @@ class Audit(AuditResult):
                 continue
             sphere = spheres.get(p)
             decays = sphere is None and (decay_vectors or p.ndim > 1)
+            invariant = sphere is not None and sphere.invariant
             decay = weight_decay if decays else 0.0
             group = groups.setdefault(
-                (sphere, decays), {"params": [], "names": [], "sphere": sphere} | _option(decay)
+                (sphere, decays, invariant),
+                {"params": [], "names": [], "sphere": sphere} | _option(decay),
             )
             group["params"].append(p)
             group["names"].append(name)
@@ -280,11 +299,6 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
-
-
-def _can_be_held(p: nn.Parameter) -> bool:
-    """Return whether a weight has a norm to hold: zeros would stay, complex ones are refused."""
-    return not p.is_complex() and (p.is_meta or bool(p.detach().any()))
 
 
 def _option(decay: float | None) -> dict[str, float]:

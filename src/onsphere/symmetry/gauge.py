@@ -39,6 +39,7 @@ class FixedScales:
         removed: how many independent scale symmetries this fixes.
         left: how many stay, since only weights that cannot be held move along them: single numbers,
             and zeros.
+        zeros: trained weights that a symmetry moves and that are 0, so that any scale leaves them.
     """
 
     held: Mapping[str, VectorAxes]
@@ -46,6 +47,7 @@ class FixedScales:
     carriers: tuple[str, ...]
     removed: int
     left: int
+    zeros: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         total = self.removed + self.left
@@ -66,6 +68,9 @@ class FixedScales:
         if self.carriers:
             carry = "weight carries" if len(self.carriers) == 1 else "weights carry"
             lines.append(f"{len(self.carriers)} {carry} the scales: {_listed(self.carriers)}")
+        if self.zeros:
+            are = "weight is 0 and carries" if len(self.zeros) == 1 else "weights are 0 and carry"
+            lines.append(f"{len(self.zeros)} {are} none: {_listed(self.zeros)}")
         if self.left:
             lines.append(f"{self.left} stay: only single entries, or zeros, would fix them")
         return "\n".join(w for line in lines for w in wrap(line, 100, subsequent_indent="    "))
@@ -81,6 +86,7 @@ def fixed_scales(
     frozen: Collection[str] = (),
     last: Collection[str] = (),
     never: Collection[str] = (),
+    zeros: Collection[str] = (),
 ) -> FixedScales:
     """Choose a largest set of weights whose norms can be held.
 
@@ -92,7 +98,8 @@ def fixed_scales(
         audit: of the model.
         frozen: parameters that do not train; they count as held before all others.
         last: parameters to be held only where nothing else can be (embeddings and heads).
-        never: parameters that cannot be held (all zero, complex).
+        never: parameters that cannot be held (complex ones).
+        zeros: parameters that are 0, which have no norm to hold and carry no scale.
 
     Example:
         >>> import torch
@@ -112,7 +119,7 @@ def fixed_scales(
     buffers = dict.fromkeys(n for v in symmetries for n in v if n not in audit.parameters)
     still = tuple(n for n in (*buffers, *moved) if n in {*buffers, *frozen} and fixes(n))
     trained = [n for n in moved if n not in frozen]
-    usable = [n for n in trained if _entries(audit, n) > 1 and n not in never]
+    usable = [n for n in trained if _entries(audit, n) > 1 and n not in {*never, *zeros}]
     wanted = sorted(usable, key=_preference(audit, last))
     chosen = {n for n in wanted if fixes(n)}
     removed = len(still) + len(chosen)
@@ -120,9 +127,10 @@ def fixed_scales(
     return FixedScales(
         held={n: _axes(audit, symmetries, n) for n in moved if n in chosen},
         frozen=still,
-        carriers=tuple(n for n in trained if n not in chosen),
+        carriers=tuple(n for n in trained if n not in chosen and n not in zeros),
         removed=removed,
         left=total - removed,
+        zeros=tuple(n for n in trained if n in zeros),
     )
 
 

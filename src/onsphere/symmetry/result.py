@@ -86,6 +86,8 @@ class AuditResult:
             holds for those given only.
         note: how the model was built, where a reader must know (without memory, two layers of it).
         inputs: what the model was run on; not written to a file.
+        embeddings_and_heads: embedding tables and the weights of output layers, which are kept off
+            spheres by default; ``None`` in a file of an earlier version.
     """
 
     model: str
@@ -109,6 +111,7 @@ class AuditResult:
     conditions: list[str] = field(default_factory=list)
     note: str = ""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
+    embeddings_and_heads: list[str] | None = None
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:

@@ -41,6 +41,13 @@ def test_the_key_part_of_a_fused_bias_is_inert() -> None:
     assert parts == {("qkv.bias", "inert"): (0, ((WIDTH, 2 * WIDTH),))}
 
 
+def test_the_key_part_of_a_fused_bias_is_in_what_to_do() -> None:
+    torch.manual_seed(0)
+    found = audit(FusedAttention(normalized=False), torch.randn(3, 5, WIDTH))
+    (said,) = [words for words in found.advice() if "A part of 1 weight" in words]
+    assert f"of qkv.bias the entries [{WIDTH}:{2 * WIDTH}]" in said
+
+
 def test_query_biases_that_hardly_matter_do_not_hide_the_key_part() -> None:
     torch.manual_seed(0)
     net = FusedAttention(normalized=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from onsphere.optim.checkpoint.state_dict import numbers_of
+from onsphere.optim.checkpoint.state_dict import numbers_of, of_a_recipe
 from onsphere.optim.distributed import placement
 from onsphere.optim.steps.project import ConstrainedParameters
 from onsphere.optim.updates.types import Group
@@ -87,6 +87,31 @@ def take_radii(
         _load(held, entries.pop("radius"), entries.pop("skipped"), sharded=sharded)
     # What held nothing but radii was never seen by the base optimizer.
     return {**rest, "state": {number: entries for number, entries in state.items() if entries}}
+
+
+def rates_of(packed: dict[str, Any], groups: list[Group]) -> dict[str, Any]:
+    """Return a saved state dict whose groups turn as a recipe in code has them.
+
+    One saved on spheres by an earlier version has the rotation as its rate; one of the base
+    optimizer's own has the tuned rate, of which the recipe in code makes the rotation.
+
+    Args:
+        packed: what was saved.
+        groups: param groups of the base optimizer.
+    """
+    theirs = packed.get("param_groups", ())
+    if not _is_of_pytorch(packed) or len(theirs) != len(groups):
+        return packed
+    state = packed["state"].values()
+    on_spheres = _BESIDE in packed or any(entries.keys() >= _OWN for entries in state)
+    taken = []
+    for number, (mine, its) in enumerate(zip(groups, theirs, strict=True)):
+        if on_spheres:
+            taken.append(of_a_recipe(mine, its, number))
+        else:
+            scale = {k: v for k, v in mine.items() if k == "rotation_scale"}
+            taken.append({**scale, **its})
+    return {**packed, "param_groups": taken}
 
 
 def _load(held: ConstrainedParameters, radius: Tensor, skipped: Tensor, *, sharded: bool) -> None:

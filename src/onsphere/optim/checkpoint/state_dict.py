@@ -4,13 +4,13 @@ A file may hold the state of another precision, of a plain optimizer, or of othe
 belongs to a vector must have one number per vector, or the kernels would read what is not there.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onsphere._utils.warning import warn
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.distributed import placement
 from onsphere.optim.families import sets_of
@@ -73,21 +73,55 @@ def merged(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
     """Return a saved group with the options it lacks, and its sphere read."""
     kept = {key: value for key, value in mine.items() if key not in _OF_THE_PARAMS}
     sphere = decode(theirs["sphere"]) if "sphere" in theirs else mine["sphere"]
-    if sphere != mine["sphere"]:
-        warnings.warn(
+    if sphere == mine["sphere"]:
+        sphere = mine["sphere"]  # which also says whether it is invariant
+    else:
+        warn(
             f"the state of param group {number} was saved on {sphere}, and the code here says "
             f"{mine['sphere']}; the saved one is used. Make the optimizer with the saved sphere, "
-            "or remove 'sphere' from the saved param groups to keep the one here",
-            UserWarning,
-            stacklevel=3,
+            "or remove 'sphere' from the saved param groups to keep the one here"
         )
     given = {_renamed(key): value for key, value in theirs.items()}
     for key, was, name in _EARLIER_VALUES:
         if given.get(key) == was:
             given[key] = name
-    if given.get("lr_mode") == "angle" and "rotation_scale" not in given:
-        kept.pop("rotation_scale", None)  # the saved rate is the rotation itself
+    if given.get("lr_mode") == "angle":
+        given = of_a_recipe(mine, given, number)
     return {**kept, **given, "sphere": sphere}
+
+
+def of_a_recipe(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
+    r"""Return a saved group whose rate is the rotation, as one of a recipe has it now.
+
+    Groups of a recipe once had the rotation itself as their ``lr``, and schedules multiplied it by
+    :math:`\sqrt{f_t}`. Now they multiply ``lr`` by :math:`f_t`, of which ``rotation_scale`` makes
+    the rotation. Saved schedulers multiply the saved ``initial_lr`` :math:`\theta_0`; at a scale of
+    :math:`\sqrt{\theta_0}` and a rate of :math:`\theta^2/\theta_0` they go on as they did. Without
+    a scheduler the rate becomes that of the recipe in code.
+
+    Args:
+        mine: the group in code.
+        theirs: the saved group, on a sphere, turning by its rate.
+        number: of the group.
+
+    Example:
+        >>> saved = {"lr": 0.05, "initial_lr": 0.1}
+        >>> mended = of_a_recipe({"lr": 1e-3, "rotation_scale": 3.0, "initial_lr": 1e-3}, saved, 0)
+        >>> round(mended["lr"], 9), round(mended["rotation_scale"] * mended["lr"] ** 0.5, 9)
+        (0.025, 0.05)
+    """
+    scale, rotation = mine.get("rotation_scale"), theirs.get("lr")
+    if scale is None or rotation is None or "rotation_scale" in theirs:
+        return dict(theirs)
+    first = theirs.get("initial_lr")
+    if first is not None and float(first) > 0:
+        scale = float(first) ** 0.5
+    warn(
+        f"the state of param group {number} was saved by an earlier version, in which the lr of a "
+        "recipe's group was the rotation. It turns as it did; load the state of its scheduler as "
+        "well, for one that starts anew does not know the saved rate"
+    )
+    return {**theirs, "lr": (rotation / scale) ** 2, "rotation_scale": scale}
 
 
 def _renamed(key: str) -> str:

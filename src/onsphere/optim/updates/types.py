@@ -28,12 +28,23 @@ def rate_of(group: Mapping[str, Any]) -> Any:
     Returns:
         Radians per step where there is a ``rotation_scale``; else ``lr`` as it is.
 
+    Raises:
+        ValueError: there is a ``rotation_scale``, and ``lr`` is negative (a number, or a tensor on
+            the CPU).
+
     Example:
         >>> rate_of({"lr": 0.25}), rate_of({"lr": 0.25, "rotation_scale": 0.1})
         (0.25, 0.05)
     """
     scale, lr = group.get("rotation_scale"), group["lr"]
-    return lr if scale is None or lr is None else scale * lr**0.5
+    if scale is None or lr is None:
+        return lr
+    if (not isinstance(lr, Tensor) or lr.device.type == "cpu") and lr < 0:
+        raise ValueError(
+            f"lr must be at least 0, got {float(lr):g}: a group of a recipe turns by the root of "
+            "its lr. See what the scheduler, or the code, has set it to"
+        )
+    return scale * lr**0.5
 
 
 @dataclass

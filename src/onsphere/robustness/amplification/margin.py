@@ -1,11 +1,12 @@
 r"""How steep a classifier is at an example, and how far that lets the border be."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from onsphere.errors import choice
 from onsphere.robustness.attacks.losses import margin
 from onsphere.robustness.attacks.pgd import Model, check_logits
 from onsphere.robustness.attacks.threat_model import Norm, lengths
@@ -54,7 +55,7 @@ def margin_slope(
         Three numbers per example, in at least float32.
 
     Raises:
-        ValueError: logits of a wrong shape, or labels out of range.
+        ValueError: an unknown norm, logits of a wrong shape, or labels out of range.
 
     Example:
         >>> import torch
@@ -67,6 +68,7 @@ def margin_slope(
     Source: Hein & Andriushchenko, 2017 (arXiv 1705.08475), for the margin over the dual norm of
     its gradient.
     """
+    norm = cast(Norm, choice("norm", norm, get_args(Norm)))
     parts = []
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)

@@ -21,11 +21,12 @@ section on norm growth; the control is ours.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from onsphere.errors import choice
 from onsphere.robustness.amplification.effective_layers import (
     Effective,
     effective_layers,
@@ -95,7 +96,7 @@ def amplification(
     Raises:
         LayerTraceError: there is nothing to follow: shapes that do not fit, a perturbation of 0, no
             layer, a layer that is not there, another path for the perturbed input.
-        ValueError: labels that do not fit the logits.
+        ValueError: an unknown norm, or labels that do not fit the logits.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 2))
@@ -106,6 +107,7 @@ def amplification(
         >>> round(found.layers[0].adversarial["absolute"].middle, 4)
         3.0
     """
+    norm = cast(Norm, choice("norm", norm, get_args(Norm)))
     x, delta, y, unchanged = _checked(x, delta, y)
     settings = _Settings(norm, tuple(layers), draws, seed, batch_size, probes, n_power_iterations)
     tell = progress or _say_nothing
@@ -177,6 +179,9 @@ def _checked(
     x: Tensor, delta: Tensor, y: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, int]:
     """Return the examples with a perturbation, and how many have none."""
+    for what, given in (("inputs", x), ("perturbations", delta), ("labels", y)):
+        if not isinstance(given, Tensor | None):
+            raise LayerTraceError(f"{what} are a tensor, got a {type(given).__name__}")
     if not x.is_floating_point() or x.ndim < 2 or x.shape != delta.shape:
         raise LayerTraceError(
             "inputs are floating point, shape (batch, ...), and perturbations are like them: got "

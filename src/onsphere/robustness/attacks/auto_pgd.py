@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from onsphere.errors import choice
 from onsphere.robustness.attacks import losses
 from onsphere.robustness.attacks.losses import Goal
 from onsphere.robustness.attacks.pgd import (
@@ -89,8 +90,7 @@ def apgd(
     Source: Croce & Hein, 2020 (arXiv 2003.01690), algorithm 1.
     """
     threat = _checked(eps, norm, bounds, x, y, {"steps": steps, "restarts": restarts})
-    if loss not in _GOALS:
-        raise ValueError(f"loss must be one of {', '.join(_GOALS)}, got {loss!r}")
+    loss = choice("loss", loss, _GOALS)
     logits, best, standing = _clean(model, x, y)
     if not len(standing):
         return best

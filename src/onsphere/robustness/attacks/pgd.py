@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from onsphere.errors import choice
 from onsphere.robustness.attacks.losses import LOSSES
 from onsphere.robustness.attacks.threat_model import Norm, Threat
 
@@ -248,6 +249,4 @@ def check_logits(logits: object, y: Tensor) -> None:
 
 
 def _objective(loss: str) -> Callable[[Tensor, Tensor], Tensor]:
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    return LOSSES[loss]
+    return LOSSES[choice("loss", loss, LOSSES)]

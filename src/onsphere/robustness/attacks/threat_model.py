@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from onsphere.errors import choice
 from onsphere.geometry import vector_norm
 
 Norm = Literal["linf", "l2"]
@@ -41,8 +42,7 @@ class Threat:
     def __post_init__(self) -> None:
         if not 0 < self.eps < math.inf:
             raise ValueError(f"eps must be positive and finite, got {self.eps}")
-        if self.norm not in get_args(Norm):
-            raise ValueError(f'norm must be "linf" or "l2", got {self.norm!r}')
+        object.__setattr__(self, "norm", choice("norm", self.norm, get_args(Norm)))
         if not all(map(math.isfinite, self.bounds)):
             raise ValueError(f"bounds must be finite, got {self.bounds}: give those of your data")
         if not self.bounds[0] < self.bounds[1]:
@@ -116,6 +116,9 @@ class Threat:
             TypeError: ``x`` is not floating point, or ``y`` not integer.
             ValueError: shapes that do not fit, or entries of ``x`` outside the bounds.
         """
+        for what, given in (("inputs", x), ("labels", y)):
+            if not isinstance(given, Tensor):
+                raise TypeError(f"{what} are a tensor, got a {type(given).__name__}")
         if not x.is_floating_point():
             raise TypeError(f"inputs are floating point, got {x.dtype}; scale integers to [0, 1]")
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:

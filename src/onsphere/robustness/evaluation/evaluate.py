@@ -127,7 +127,7 @@ def evaluate(
             model, x, y, right, threat, stages, seed=seed, batch_size=budget.batch_size
         )
     settings = {
-        "eps": float(eps), "norm": norm, "bounds": (float(bounds[0]), float(bounds[1])),
+        "eps": float(eps), "norm": threat.norm, "bounds": (float(bounds[0]), float(bounds[1])),
         "attacks": list(names), "seed": seed, **asdict(budget),
     }  # fmt: skip
     return Evaluation(tuple(fates), tuple(stages), checked, settings)

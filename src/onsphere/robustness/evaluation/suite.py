@@ -146,7 +146,10 @@ def chosen(attacks: str | Sequence[str]) -> tuple[str, ...]:
         >>> chosen("quick"), chosen(["square", "apgd-ce"])
         (('apgd-ce', 'apgd-t'), ('apgd-ce', 'square'))
     """
-    names = SUITES.get(attacks, (attacks,)) if isinstance(attacks, str) else tuple(attacks)
+    one = isinstance(attacks, str) or not isinstance(attacks, Sequence)
+    names = [str(name).lower() for name in ((attacks,) if one else attacks)]
+    if one:
+        names = list(SUITES.get(names[0], names))
     for name in names:
         if name not in ATTACKS:
             raise EvaluationError(

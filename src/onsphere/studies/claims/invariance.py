@@ -218,7 +218,11 @@ def _judge(plan: Plan, results: Results) -> Judgement:
 
 
 def _leak_slope(own: list[dict[str, Any]]) -> float | None:
-    """Exponent of the function's change in a, where the change is neither rounding nor large."""
+    """Exponent of the function's change in a, where the change is smallest and no rounding.
+
+    The power law is that of small leaks: of instances with little variance (InstanceNorm's) a
+    larger scale shows less of it, by saturation. So the two smallest leaks count.
+    """
     slopes = []
     for one in own:
         points = [
@@ -228,8 +232,9 @@ def _leak_slope(own: list[dict[str, Any]]) -> float | None:
         ]
         # The reference has a leak of its own (a = 1), so the excess goes as 1/a^2 - 1.
         if len(points) >= 2:
-            corrected = [change / (1 - a * a) for a, change in points]
-            slopes.append(log_slope([a for a, _ in points], corrected))
+            smallest = sorted(points, key=lambda point: point[1])[:2]
+            corrected = [change / (1 - a * a) for a, change in smallest]
+            slopes.append(log_slope([a for a, _ in smallest], corrected))
     return average(slopes) if slopes else None
 
 

@@ -29,7 +29,9 @@ def certified(probe: Probe, families: Sequence[Family], points: Iterable[Point])
     """
     if not families:
         return []
-    changes = group_test(families, partial(largest_change, probe, points, _rescaled), FINITE_TOLERANCE)
+    changes = group_test(
+        families, partial(largest_change, probe, points, _rescaled), FINITE_TOLERANCE
+    )
     return [f for f, c in zip(families, changes, strict=True) if c <= FINITE_TOLERANCE]
 
 

@@ -161,9 +161,7 @@ def _solved(
     row_rank = np.empty(len(bound), np.int64)
     row_rank[row_order] = np.arange(len(bound)) - np.repeat(row_begin, row_size)
     _common_rows(channels, entries, bound)
-    kind = _kinds(
-        len(names), component, rank, block, row_component, row_rank, entries, first, size
-    )
+    kind = _kinds(len(names), component, rank, block, row_component, row_rank, entries, first, size)
     # Rows of each component, as slices of the entries in the order of rows.
     entry_component = np.where(
         row_component[entries.row] >= 0, row_component[entries.row], len(names)

@@ -9,7 +9,6 @@ inputs that do not vary at all, which is always true of fewer symmetries, and ne
 To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -481,7 +480,8 @@ def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     op.arrange = arrange
     out, *rest = rule(op)  # type: ignore[misc]
     vectors = _each(
-        tuple(rest), lambda u: _moved(u, given.ndim, lambda a: a.reshape(a.shape[1 : a.ndim - space]))
+        tuple(rest),
+        lambda u: _moved(u, given.ndim, lambda a: a.reshape(a.shape[1 : a.ndim - space])),
     )
     return (out, *vectors)
 
@@ -577,7 +577,9 @@ def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     axes: list[int] = []
     at, wide, position = 0, 0, None
     for k in indices:
-        count = k.ndim if k is not None and k.dtype.is_floating_point is False and _is_mask(k) else 1
+        count = (
+            k.ndim if k is not None and k.dtype.is_floating_point is False and _is_mask(k) else 1
+        )
         if k is not None:
             position = at if position is None else position
             if axes and axes[-1] != at - 1:

@@ -301,4 +301,3 @@ class ChannelDemands:
 def varying(array: NDArray[np.generic]) -> list[int]:
     """Return the axes along which an array varies, counted from the last as -1."""
     return [a - array.ndim for a, n in enumerate(array.shape) if n > 1]
-

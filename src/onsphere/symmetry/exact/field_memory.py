@@ -146,9 +146,7 @@ def _spread(array: NDArray[Any], count: int, place: _Place) -> Index:
     return flat
 
 
-def _overwritten(
-    flat: NDArray[Any], count: int, place: _Place, part: NDArray[Any]
-) -> NDArray[Any]:
+def _overwritten(flat: NDArray[Any], count: int, place: _Place, part: NDArray[Any]) -> NDArray[Any]:
     full = np.broadcast_to(flat.ravel(), (count,)).copy()
     _window(full, place)[...] = part
     return full

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.field_memory import FieldMemory
 from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
@@ -19,6 +19,8 @@ from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Unit
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
+
+
 class Origin(Flag):
     """What the values of a tensor were made from, beside plain numbers."""
 

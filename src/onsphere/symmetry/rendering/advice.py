@@ -44,7 +44,7 @@ def of_model(audit: AuditResult) -> list[str]:
     return [
         *_on_mode(audit),
         *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_inert(audit),
-        *_on_detached(audit), *_on_leaks(audit), *limits(audit),
+        *_on_inert_parts(audit), *_on_detached(audit), *_on_leaks(audit), *limits(audit),
     ]  # fmt: skip
 
 
@@ -130,6 +130,25 @@ def _on_inert(audit: AuditResult) -> list[str]:
     names = folded(audit.inert)
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return [f"{_weights(len(audit.inert))} cannot affect the output and can be removed: {shown}."]
+
+
+def _on_inert_parts(audit: AuditResult) -> list[str]:
+    """Say of parts without effect what they are: of a fused qkv mostly the bias of the keys."""
+    found = {
+        part.name: ", ".join(f"[{start}:{stop}]" for start, stop in part.intervals[:3])
+        for part in audit.parts
+        if part.kind == "inert"
+    }
+    if not found:
+        return []
+    names = folded(list(found))
+    first = next(iter(found))
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return [
+        f"A part of {_weights(len(found))} cannot affect the output ({shown}; of {first} the "
+        f"entries {found[first]}), as the keys' part of a fused bias, which softmax removes again: "
+        "leave these weights without weight decay, and do not read their norms."
+    ]
 
 
 def _on_detached(audit: AuditResult) -> list[str]:

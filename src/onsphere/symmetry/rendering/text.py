@@ -116,9 +116,7 @@ def trade_lines(audit: AuditResult) -> list[str]:
 
 def traded_families(audit: AuditResult) -> list[Family]:
     """Return the families that move slices of several weights, or not all slices of one."""
-    return [
-        f for f in audit.families if len(f.slices) > 1 or _range(f.slices[0], audit.parameters)
-    ]
+    return [f for f in audit.families if len(f.slices) > 1 or _range(f.slices[0], audit.parameters)]
 
 
 def family_lines(audit: AuditResult) -> list[str]:

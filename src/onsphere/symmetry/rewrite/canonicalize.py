@@ -13,11 +13,10 @@ on spheres. So the result is measured before it is returned, and refused if it m
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,8 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.materialize import gathered
-from onsphere.errors import OnsphereError
+from onsphere._utils.warning import warn
+from onsphere.errors import OnsphereError, choice
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.exact.linear_forms import Constraints
@@ -40,6 +40,7 @@ from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
 from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
+from onsphere.symmetry.rewrite.rescale import norm_of
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
@@ -77,7 +78,7 @@ class _Move:
 
     def applied(self, t: Tensor) -> Tensor:
         """Multiply in float64, and round once."""
-        wide = t.detach().to(torch.float64)
+        wide = _wide(t)
         if self.factors.numel() == 1:
             return (wide * self.factors.item()).to(t.dtype)
         vectors = self.axes.gather(wide)
@@ -117,10 +118,15 @@ def canonicalize(
         model: the audited model, in the mode it was audited in; compiled and data-parallel ones
             come back as such.
         audit: its audit.
-        args: inputs to verify on, as :func:`audit` takes them; those of the audit without.
+        args: inputs to verify on, as :func:`audit` takes them; those of the audit without. An
+            audit that was read from a file has none: give them.
         kwargs: keyword inputs to verify on.
         radius: length of weights on spheres of their own: the one they have, 1 per vector, or the
-            square root of the number of entries of a vector. A vector that is 0 stays 0.
+            square root of the number of entries of a vector. A vector that is 0 stays 0. An eps
+            notices a length: with a normalization's variance :math:`v` the output moves by about
+            :math:`(\epsilon/2v)\,|1-1/f^2|` for a factor :math:`f`, 1e-5 at the usual eps and
+            :math:`v=1/2`. In float32 that is at the limit of rounding, so say with ``tolerance``
+            (1e-3, say) that it may.
         factors: ``"real"`` reaches the minimum, which is the same for all weights on the orbit,
             and rounds each weight once. ``"binary"`` moves by powers of two, to the least norm
             that these reach: every product and every rounding inside the model is the same as
@@ -154,6 +160,9 @@ def canonicalize(
         >>> bool(torch.isclose(balanced[0].weight.norm(), balanced[2].weight.norm()))
         True
     """
+    radius = cast(Radius, choice("radius", radius, get_args(Radius), CanonicalizeError))
+    factors = cast(Factors, choice("factors", factors, get_args(Factors), CanonicalizeError))
+    modes = cast(Modes, choice("modes", modes, get_args(Modes), CanonicalizeError))
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
         changed = _changed(source, audit, inputs, radius, factors, exact, modes, tolerance)
@@ -246,7 +255,7 @@ def _inputs(
     if audit.inputs is None:
         raise CanonicalizeError(
             "there is nothing to verify the result on: this audit was read from a file; "
-            "give `args` (and `kwargs`), the inputs of the model"
+            "give `args` (and `kwargs`), the inputs of the model: canonicalize(model, audit, args)"
         )
     return audit.inputs
 
@@ -312,7 +321,7 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict
         if len(names) != 1 or names[0] in moves or elsewhere:
             continue
         (name,) = names
-        vectors = sphere.axes.gather(own[name].detach().to(torch.float64))
+        vectors = sphere.axes.gather(_wide(own[name]))
         norms = vectors.norm(dim=-1).flatten()
         length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
         scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
@@ -334,11 +343,7 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict
 def _warn_of_no_sphere(asked: _Asked) -> None:
     where = f"in {asked.audit.mode} mode" if asked.other is None else "in both modes"
     mended = "" if asked.audit.mode == "train" else "; audit the model in training mode"
-    warnings.warn(
-        f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}",
-        UserWarning,
-        stacklevel=6,
-    )
+    warn(f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}")
 
 
 def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
@@ -378,7 +383,11 @@ def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> li
 
 
 def _square(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) ** 2
+    return norm_of(t) ** 2
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.detach().to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 # --- whether it may go there ----------------------------------------------------------------------

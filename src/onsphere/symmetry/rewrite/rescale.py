@@ -102,7 +102,8 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
 
     Raises:
         RescaleError: the audit is of another model or mode; a norm that is not positive, or that no
-            symmetry reaches; a weight that is 0.
+            symmetry reaches; a weight that is 0, or on the meta device; a model that cannot be
+            copied.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -121,10 +122,23 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
             )
         if not 0 < norm < inf:
             raise RescaleError(f"a norm is positive and finite; {name!r} shall get {norm}")
+        if own[name].is_meta:
+            raise RescaleError(f"the model is on the meta device, where {name!r} has no norm")
         if not bool(own[name].detach().any()):
             raise RescaleError(f"{name!r} is 0, and no factor gives it norm {norm}")
-    factors = {n: r / float(own[n].detach().double().norm()) for n, r in norms.items()}
+    factors = {n: r / norm_of(own[n]) for n, r in norms.items()}
     return _moved_copy(model, octaves_of(audit, factors))
+
+
+def norm_of(t: Tensor) -> float:
+    """Return the norm of a tensor, complex ones too, summed in float64.
+
+    Example:
+        >>> norm_of(torch.tensor([3 + 4j, 12.0]))
+        13.0
+    """
+    dtype = torch.complex128 if t.is_complex() else torch.float64
+    return float(torch.linalg.vector_norm(t.detach(), dtype=dtype))
 
 
 def octaves_of(audit: Audit, factors: Mapping[str, float]) -> dict[str, float]:

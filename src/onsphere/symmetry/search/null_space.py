@@ -68,19 +68,21 @@ def completed(
         draw: makes the n-th random point.
         unreached: weights that no input reaches, which is said of the audit as a whole.
     """
-    count = len(probe.names) - len(claims) + _SPARE_ROWS
+    # Gradients say nothing of a symmetry along which a buffer moves that the model writes.
+    seen = [v for v in claims if probe.traced.moving.isdisjoint(v)]
+    count = len(probe.names) - len(seen) + _SPARE_ROWS
     if seconds * count > SEARCH_SECONDS:
         return Completed(list(claims), complete=False)
     start, found = time.thread_time(), None
     rows: list[RadialRows] = []
     for _ in range(_ROUNDS):
-        more, enough = _measured(probe, claims, count, draw, len(rows), start)
+        more, enough = _measured(probe, seen, count, draw, len(rows), start)
         if not more or not enough:
             hidden = more is None
             return Completed(list(claims), enough and not hidden, hidden)
         rows += more
         measured = join(rows)
-        found = missed_symmetries(measured, claims)
+        found = missed_symmetries(measured, seen)
         if found is not None:
             break  # else too few directions were seen: what is left over is no symmetry
     known = {next(iter(v)) for v in claims if len(v) == 1}

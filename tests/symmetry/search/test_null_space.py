@@ -1,0 +1,34 @@
+"""The search for further symmetries, beside buffers that a model writes."""
+
+import torch
+from torch import Tensor, nn
+
+import onsphere as osp
+
+
+class Running(nn.Module):
+    """Divides by a running scale, which it writes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.third = nn.Linear(3, 3, bias=False)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        with torch.no_grad():
+            self.scale.mul_(0.9).add_(0.1 * y.abs().mean())
+        return self.third(self.second(torch.tanh(y / self.scale)).relu())
+
+
+def test_a_buffer_that_moves_along_hides_nothing_from_the_search() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        found = osp.audit(Running(), torch.randn(3, 4))
+    assert [set(v) for v in found.scale_symmetries] == [
+        {"first.weight", "scale"},
+        {"second.weight", "third.weight"},
+    ]
+    assert found.complete
+    assert [limit.kind for limit in found.limits] == ["buffers"]

@@ -112,6 +112,7 @@ class Repeated(_Table):
         references = memoryview(array("d", [family.reference for family in families]))
         self._doubles[_ARGUMENTS + 7 :: _WORDS] = references
         self._places = Places([x for xs in columns.values() for x in xs if x is not None])
+        self._kinds_of_grads = Kinds(self.points)
         self._given: tuple[float, ...] = (math.nan,) * 7
 
     @staticmethod
@@ -136,7 +137,7 @@ class Repeated(_Table):
             len(grads) == self._count
             and self._places.unchanged()
             and self._kinds.fit(self.points)
-            and self._kinds.fit(grads)
+            and self._kinds_of_grads.fit(grads)
         ):
             return False
         self._fill(_SLOPE, addresses_of(grads))

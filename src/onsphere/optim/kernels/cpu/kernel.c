@@ -24,8 +24,9 @@ enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
 enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing. */
-enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
+/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing, and so
+ * does one of NEAR entries. */
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 1024, AHEAD = 192 };
 /* Which of the factors of a diagonal update says whether the share of news is asked for. */
 enum { NEWS = 6 };
 
@@ -50,14 +51,17 @@ typedef struct {
 } Rows;
 
 typedef struct {
-    void (*gram)(int64_t, const float *, const float *, const float *, double *, int64_t);
-    void (*mix)(int64_t, float *, const float *, float *, const float *, int64_t);
-    void (*blend)(int64_t, float *, const float *, const float *);
+    void (*gram)(int64_t, const float *, const float *, const float *, double *);
+    void (*mix)(int64_t, float *, const float *, float *, const float *);
+    void (*blend)(int64_t, float *, const float *, const float *, const float *);
     void (*moments)(int64_t, const float *, const float *, const float *, const float *,
-                    const float *, float *, double *, int64_t);
+                    const float *, float *, double *);
+    void (*look)(int64_t, const float *, const float *, const float *, const float *, double *);
+    void (*advance)(int64_t, const float *, const float *, float *, float *, const float *,
+                    float *, double *);
     void (*drift)(int64_t, float *, const float *, float *, float *, const float *, const float *,
-                  const float *, int64_t);
-    void (*size)(int64_t, const float *, double *, int64_t);
+                  const float *);
+    void (*size)(int64_t, const float *, double *);
     void (*sizes)(int64_t, const float *, double *);
     void (*scale)(int64_t, float *, const float *);
     void (*add)(const Rows *, float *);
@@ -181,12 +185,8 @@ static void factors(const Worker *w, const Tensor *t, float *a) {
     if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_mode == ROTATION;
 }
 
-/* How far ahead memory is asked for: the next vector, or a little further in a long one. Chunks
- * that threads share ask for what is NEAR, in the same page: pages ahead cost more than they gain. */
-static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
-
 static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
-                   float *kept, double *sums, int64_t ahead) {
+                   float *kept, double *sums) {
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
@@ -194,7 +194,7 @@ static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at,
         const float *point = fetch(w, t->point, at + done, size, p, 0);
         if (w->s->kind == RESTORE) {
             if (size < CHUNK / 2)
-                w->loops->size(padded, point, sums, ahead);
+                w->loops->size(padded, point, sums);
             else
                 w->loops->sizes(padded, point, sums);
             continue;
@@ -202,17 +202,18 @@ static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at,
         const float *slope = fetch(w, t->slope, at + done, size, g, 0);
         const float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
         if (w->s->kind == LINEAR) {
-            w->loops->gram(padded, point, slope, momentum, sums, ahead);
+            w->loops->gram(padded, point, slope, momentum, sums);
         } else {
             const float *moment = fetch(w, t->square, at + done, size, v, 1);
             w->loops->moments(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL,
-                              sums, ahead);
+                              sums);
         }
     }
 }
 
+/* `next` is how far it is to the vector that is wanted next. */
 static void apply(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
-                  const float *kept, const float *c, int64_t ahead) {
+                  const float *kept, const float *c, int64_t next) {
     float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
     for (int64_t done = 0, size; done < n; done += size) {
         size = stretch(w, t, n - done);
@@ -225,21 +226,83 @@ static void apply(const Worker *w, const Tensor *t, const float *a, int64_t at, 
         }
         const float *slope = fetch(w, t->slope, at + done, size, g, 0);
         if (!t->momentum) {
-            w->loops->blend(padded, point, slope, c);
+            w->loops->blend(padded, point, slope, c, slope + next);
             stow(w, t->point, at + done, size, point);
             continue;
         }
         float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
         if (w->s->kind == LINEAR) {
-            w->loops->mix(padded, point, slope, momentum, c, ahead);
+            w->loops->mix(padded, point, slope, momentum, c);
         } else {
             float *moment = fetch(w, t->square, at + done, size, v, 1);
-            w->loops->drift(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL, c,
-                            ahead);
+            w->loops->drift(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL, c);
             stow(w, t->square, at + done, size, moment);
         }
         stow(w, t->point, at + done, size, point);
         stow(w, t->momentum, at + done, size, momentum);
+    }
+}
+
+/* ---- a diagonal update of a vector that stays at hand: point and gradient are looked at first, and
+ * where nothing speaks against them, both moments are written while the sums are taken ---- */
+
+/* Whether this is done: the vector has to stay in the first level of the cache. */
+static int at_once(const Worker *w, int64_t n, int64_t phase) {
+    return w->s->kind == DIAGONAL && phase == STEP && n <= NEAR;
+}
+
+static void look(const Worker *w, const Tensor *t, int64_t at, int64_t n, double *sums) {
+    float p[BLOCK], g[BLOCK];
+    double found[2] = {0};
+    for (int64_t done = 0, size; done < n; done += size) {
+        size = stretch(w, t, n - done);
+        const float *point = fetch(w, t->point, at + done, size, p, 0);
+        const float *slope = fetch(w, t->slope, at + done, size, g, 0);
+        const float *m = w->s->dtype == FLOAT32 ? (float *)t->momentum + at + done : p;
+        const float *v = w->s->dtype == FLOAT32 ? (float *)t->square + at + done : p;
+        w->loops->look(pieces(size, PADDED) * PADDED, point, slope, m, v, found);
+    }
+    sums[0] += found[0], sums[3] += found[1];
+}
+
+static void advance(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                    float *u, double *sums) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
+    double found[3] = {0};
+    for (int64_t done = 0, size; done < n; done += size) {
+        size = stretch(w, t, n - done);
+        const float *point = fetch(w, t->point, at + done, size, p, 0);
+        const float *slope = fetch(w, t->slope, at + done, size, g, 0);
+        float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
+        float *moment = fetch(w, t->square, at + done, size, v, 1);
+        w->loops->advance(pieces(size, PADDED) * PADDED, point, slope, momentum, moment, a, u + done,
+                          found);
+        stow(w, t->momentum, at + done, size, momentum);
+        stow(w, t->square, at + done, size, moment);
+    }
+    sums[1] += found[0], sums[2] += found[1], sums[4] += found[2];
+}
+
+/* The sums of one vector, all of `outer` runs of `inner` entries, and its moments written. */
+static void look_and_advance(const Worker *w, const Tensor *t, const float *a, int64_t at, float *u,
+                             double *sums) {
+    const int64_t next = t->vectors * t->inner;
+    for (int64_t o = 0; o < t->outer; o++) look(w, t, at + o * next, t->inner, sums);
+    if (!has_direction(length(t), sums[0], sums[3])) return;
+    for (int64_t o = 0; o < t->outer; o++)
+        advance(w, t, a, at + o * next, t->inner, u + o * t->inner, sums);
+}
+
+/* Writes a point whose update is known. */
+static void follow(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *u,
+                   const float *c, int64_t next) {
+    float p[BLOCK];
+    for (int64_t done = 0, size; done < n; done += size) {
+        size = stretch(w, t, n - done);
+        float *point = fetch(w, t->point, at + done, size, p, 0);
+        const float *slope = w->s->dtype == FLOAT32 ? (float *)t->slope + at + done : p;
+        w->loops->blend(pieces(size, PADDED) * PADDED, point, u + done, c, slope + next);
+        stow(w, t->point, at + done, size, point);
     }
 }
 
@@ -261,24 +324,33 @@ static int written(const Worker *w, int fine, const float *c) {
     return fine || (w->s->kind == RESTORE && c[0] == 0);
 }
 
+/* Writes `inner` entries of a vector; of its moments, unless they were written `once`, as well. */
+static void write_run(const Worker *w, const Tensor *t, const float *a, int64_t at,
+                      const float *kept, const float *c, int once, int64_t next) {
+    if (once)
+        follow(w, t, at, t->inner, kept, c, next);
+    else
+        apply(w, t, a, at, t->inner, kept, c, next);
+}
+
 /* Vector number k: `outer` runs of `inner` entries from `at` on. */
 static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
     const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
     float c[COEFFICIENTS], a[8];
     factors(w, t, a);
+    const int once = at_once(w, n, phase);
     float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
-    for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
-        reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
-               next_at(t->inner));
+    if (once) look_and_advance(w, t, a, at, kept, sums);
+    for (int64_t o = 0; o < t->outer && phase != APPLY && !once; o++)
+        reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums);
     if (phase == REDUCE) {
         memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
         return 0;
     }
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
-        apply(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
-              next_at(t->inner));
+        write_run(w, t, a, at + o * next, kept ? kept + o * t->inner : NULL, c, once, t->inner);
     return fine != MOVES;
 }
 
@@ -286,13 +358,17 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
  * once. */
 static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
     const int64_t n = t->inner;
+    const int once = at_once(w, n, STEP);
     double sums[TOGETHER][NUMBERS] = {{0}};
     Group group;
     float a[8];
     int64_t skipped = 0;
     factors(w, t, a);
     for (int i = 0; i < TOGETHER; i++) {
-        reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i], next_at(n));
+        if (once)
+            look_and_advance(w, t, a, (k + i) * n, w->kept + i * n, sums[i]);
+        else
+            reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i]);
         const Own mine = own(t, k + i);
         group.radius[i] = mine.radius, group.second[i] = mine.second;
     }
@@ -305,7 +381,7 @@ static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
         keep(t, k + i, (Own){group.radius[i], group.second[i]});
         skipped += group.verdict[i] != MOVES;
         if (written(w, group.verdict[i] != STAYS, c))
-            apply(w, t, a, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
+            write_run(w, t, a, (k + i) * n, w->kept + i * n, c, once, TOGETHER * n);
     }
     return skipped;
 }
@@ -464,7 +540,7 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
         for (int64_t i = 0; i < chunks; i++) {
             double *sum = partial + i * NUMBERS;
             memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, NEAR);
+            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum);
         }
         for (int64_t i = 0; i < chunks; i++)
             for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
@@ -485,25 +561,34 @@ static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, i
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < chunks; i++) {
         const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, NEAR);
+        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, AHEAD);
     }
+}
+
+/* Entries that a step may keep of a tensor's vectors at a time; loops write a little beyond. */
+static int64_t remembered(const Settings *s, const Tensor *t) {
+    if (s->kind != DIAGONAL) return PADDED;
+    const int64_t across = mixed(t) ? pieces(width(t) * t->inner, PADDED) * PADDED : t->inner;
+    return pieces(least(KEPT, most(TOGETHER * SHORT, t->outer * across)), PADDED) * PADDED + 2 * PADDED;
 }
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, entries = 0, *first = malloc((count + 1) * sizeof *first);
+    int64_t total = 0, longest = 0, entries = 0, kept = PADDED;
+    int64_t *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
         t->skipped = 0;
         first[i] = total, total += tasks(t);
         entries += t->batches * t->vectors * length(t);
+        kept = most(kept, remembered(s, t));
         if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
     }
     first[count] = total;
     /* Waiting for another thread costs more than a short task. */
     const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
-    float *scratch = aligned_alloc(4 * PADDED, threads * (int64_t)KEPT * sizeof *scratch);
+    float *scratch = aligned_alloc(4 * PADDED, threads * kept * sizeof *scratch);
     double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
     if (!scratch || !partial) {
         free(first), free(scratch), free(partial);
@@ -515,7 +600,7 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        const Worker w = {s, loops_for(s->sets), scratch + me * (int64_t)KEPT};
+        const Worker w = {s, loops_for(s->sets), scratch + me * kept};
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < total; task++) {
             int64_t low = 0, high = count;

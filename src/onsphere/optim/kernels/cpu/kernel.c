@@ -23,7 +23,7 @@ enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
-enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
+enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15, WIDE = 1 << 18 };
 /* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing, and so
  * does one of NEAR entries. */
 enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 1024, AHEAD = 192 };
@@ -528,41 +528,99 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
     return skipped;
 }
 
-/* One vector of many chunks, by all threads of the team. `partial` is shared. */
-static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, int64_t phase) {
-    const int64_t n = length(t), chunks = pieces(n, CHUNK), start = k * n;
+/* ---- large vectors: many chunks each, which threads take in turn and no thread waits for more
+ * than one of ---- */
+
+/* Entries of a chunk. Those that are only looked at are read at several places at once, far apart. */
+static int64_t chunk_of(const Settings *s, int64_t phase) {
+    return phase == REDUCE && s->kind == RESTORE ? WIDE : CHUNK;
+}
+
+/* One large vector: its tasks are the chunks to sum, and then the chunks to write. */
+typedef struct {
+    Tensor *tensor;
+    int64_t number, chunks, first; /* number of the vector, and of its first task */
+    int64_t left;                  /* chunks that are not summed yet */
+    int ready, fine;               /* whether coefficients are known */
+    float c[COEFFICIENTS];
+    double *partial; /* sums of each chunk */
+} Vector;
+
+/* Adds up the chunks, and plans. */
+static void settle_sums(const Worker *w, Vector *v, int64_t phase) {
     double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS], a[8];
+    Tensor *t = v->tensor;
+    for (int64_t i = 0; i < v->chunks && phase != APPLY; i++)
+        for (int j = 0; j < NUMBERS; j++) sums[j] += v->partial[i * NUMBERS + j];
+    if (phase == REDUCE) {
+        memcpy(t->numbers + v->number * NUMBERS, sums, sizeof sums);
+        return;
+    }
+    v->fine = planned(w, t, v->number, length(t), sums, v->c, phase);
+    if (v->fine != MOVES) __atomic_add_fetch(&t->skipped, 1, __ATOMIC_RELAXED);
+    __atomic_store_n(&v->ready, 1, __ATOMIC_RELEASE);
+}
+
+/* Sums one chunk. Who sums the last one plans. */
+static void sum_chunk(const Worker *w, Vector *v, int64_t i, int64_t phase) {
+    const Tensor *t = v->tensor;
+    const int64_t n = length(t), chunk = chunk_of(w->s, phase), from = i * chunk;
+    double *sum = v->partial + i * NUMBERS;
+    float a[8];
     factors(w, t, a);
-    Own mine = own(t, k); /* every thread plans alike; one of them writes */
-    if (phase != APPLY) {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < chunks; i++) {
-            double *sum = partial + i * NUMBERS;
-            memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum);
+    memset(sum, 0, NUMBERS * sizeof *sum);
+    reduce(w, t, a, v->number * n + from, least(chunk, n - from), NULL, sum);
+    if (!__atomic_sub_fetch(&v->left, 1, __ATOMIC_ACQ_REL)) settle_sums(w, v, phase);
+}
+
+/* Writes one chunk, when all are summed: the last one first, which the cache may still hold. */
+static void write_chunk(const Worker *w, Vector *v, int64_t i) {
+    const Tensor *t = v->tensor;
+    const int64_t n = length(t), from = (v->chunks - 1 - i) * CHUNK;
+    float a[8];
+    factors(w, t, a);
+    while (!__atomic_load_n(&v->ready, __ATOMIC_ACQUIRE))
+        ;
+    if (written(w, v->fine, v->c))
+        apply(w, t, a, v->number * n + from, least(CHUNK, n - from), NULL, v->c, AHEAD);
+}
+
+static int64_t tasks_in(const Vector *v, int64_t phase) {
+    return phase == STEP ? 2 * v->chunks : v->chunks;
+}
+
+/* Takes tasks in their order, so that what a chunk waits for has been begun. `next` is shared. */
+static void run_large(const Worker *w, Vector *vectors, int64_t count, int64_t *next, int64_t phase) {
+    if (!count) return;
+    const int64_t total = vectors[count - 1].first + tasks_in(vectors + count - 1, phase);
+    Vector *v = vectors;
+    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < total;) {
+        while (task >= v->first + tasks_in(v, phase)) v++;
+        const int64_t i = task - v->first;
+        if (phase != APPLY && i < v->chunks)
+            sum_chunk(w, v, i, phase);
+        else
+            write_chunk(w, v, phase == STEP ? i - v->chunks : i);
+    }
+}
+
+/* Lists the large vectors; `vectors` and `partial` may be NULL to count only. Returns their number, and
+ * that of their chunks in `chunks`. */
+static int64_t list_large(const Settings *s, Tensor *tensors, int64_t count, int64_t phase,
+                          Vector *vectors, double *partial, int64_t *chunks) {
+    int64_t found = 0, tasks = 0;
+    *chunks = 0;
+    for (int64_t i = 0; i < count; i++) {
+        Tensor *t = tensors + i;
+        const int64_t each = large(t) ? pieces(length(t), chunk_of(s, phase)) : 0;
+        for (int64_t k = 0; k < t->batches * t->vectors && each; k++, found++, *chunks += each) {
+            if (!vectors) continue;
+            Vector v = {t, k, each, tasks, each, 0, 0, {0}, partial + *chunks * NUMBERS};
+            vectors[found] = v;
+            tasks += tasks_in(&v, phase);
         }
-        for (int64_t i = 0; i < chunks; i++)
-            for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
     }
-    int fine = 1;
-    if (phase == STEP) fine = plan_one(w->s, t, (double)n, sums, &mine, c);
-    if (phase == APPLY) fine = planned(w, t, k, n, sums, c, phase);
-#pragma omp barrier
-#pragma omp single nowait
-    {
-        if (phase == REDUCE) memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
-        if (phase == STEP) {
-            keep(t, k, mine);
-            t->skipped += fine != MOVES;
-        }
-    }
-    if (phase == REDUCE || !written(w, fine, c)) return;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < chunks; i++) {
-        const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, AHEAD);
-    }
+    return found;
 }
 
 /* Entries that a step may keep of a tensor's vectors at a time; loops write a little beyond. */
@@ -574,7 +632,7 @@ static int64_t remembered(const Settings *s, const Tensor *t) {
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, entries = 0, kept = PADDED;
+    int64_t total = 0, chunks, entries = 0, kept = PADDED, next = 0;
     int64_t *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
@@ -583,24 +641,28 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
         first[i] = total, total += tasks(t);
         entries += t->batches * t->vectors * length(t);
         kept = most(kept, remembered(s, t));
-        if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
     }
     first[count] = total;
+    const int64_t vectors = list_large(s, tensors, count, phase, NULL, NULL, &chunks);
     /* Waiting for another thread costs more than a short task. */
     const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
     float *scratch = aligned_alloc(4 * PADDED, threads * kept * sizeof *scratch);
-    double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
-    if (!scratch || !partial) {
-        free(first), free(scratch), free(partial);
+    double *partial = malloc(most(1, chunks) * NUMBERS * sizeof *partial);
+    Vector *large_ones = malloc(most(1, vectors) * sizeof *large_ones);
+    if (!scratch || !partial || !large_ones) {
+        free(first), free(scratch), free(partial), free(large_ones);
         return 1;
     }
+    list_large(s, tensors, count, phase, large_ones, partial, &chunks);
+    const Worker planner = {s, loops_for(s->sets), scratch};
+    for (int64_t i = 0; i < vectors && phase == APPLY; i++) settle_sums(&planner, large_ones + i, phase);
 #pragma omp parallel num_threads(threads)
     {
         int me = 0;
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        const Worker w = {s, loops_for(s->sets), scratch + me * kept};
+        const Worker w = {s, planner.loops, scratch + me * kept};
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < total; task++) {
             int64_t low = 0, high = count;
@@ -609,18 +671,11 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
                 *(first[middle] <= task ? &low : &high) = middle;
             }
             const int64_t skipped = run_task(&w, tensors + low, task - first[low], phase);
-            if (skipped) {
-#pragma omp atomic
-                tensors[low].skipped += skipped;
-            }
+            if (skipped) __atomic_add_fetch(&tensors[low].skipped, skipped, __ATOMIC_RELAXED);
         }
-        for (int64_t i = 0; i < count; i++) {
-            if (!large(tensors + i)) continue;
-            const int64_t vectors = tensors[i].batches * tensors[i].vectors;
-            for (int64_t k = 0; k < vectors; k++) turn_large(&w, tensors + i, k, partial, phase);
-        }
+        run_large(&w, large_ones, vectors, &next, phase);
     }
-    free(first), free(scratch), free(partial);
+    free(first), free(scratch), free(partial), free(large_ones);
     return 0;
 }
 

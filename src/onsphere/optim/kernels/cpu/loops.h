@@ -153,9 +153,9 @@ INLINE void NAME(all_alike)(const float *c, vec *all) {
 
 /* ---- along a vector: sums over its entries, one set of coefficients ----
  *
- * Memory gives most where all arrays of a step are read side by side, and where it is asked for a
- * little AHEAD; for what is further on, pages are not at hand yet. It comes into the second level of
- * the cache: in the first one, where arrays lie alike within their pages, there is no place. */
+ * Memory gives most where all arrays of a step are read side by side, from front to back, and where
+ * it is asked for a little AHEAD. It comes into the second level of the cache: in the first one,
+ * where arrays lie alike within their pages, there is no place. */
 
 #define FETCH(x) __builtin_prefetch((x) + i + AHEAD, 0, 2)
 #define FETCH_HERE(x) __builtin_prefetch((x) + i, 0, 2)
@@ -290,7 +290,8 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
     } else {
         const factors f = NAME(factors_of)(r->a);
         float *kept = r->kept;
-#define TERMS(news) NAME(moments_of)(p + i, g + i, m + i, v + i, &f, news, kept ? kept + i : NULL, x)
+#define TERMS(news)                                                                           \
+    NAME(moments_of)(p + i, g + i, m + i, v + i, &f, news, kept ? kept + i : NULL, x)
         if (r->a[NEWS] != 0) {
             ADD_UP(5, TERMS(1))
         } else {
@@ -368,9 +369,10 @@ TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, d
     }
 }
 
-static const Loops NAME(loops) = {NAME(gram),  NAME(mix), NAME(blend), NAME(moments), NAME(look), NAME(advance), NAME(drift),
-                                  NAME(size),  NAME(sizes), NAME(scale), NAME(add), NAME(follow),
-                                  NAME(widen), NAME(narrow), NAME(plans)};
+static const Loops NAME(loops) = {NAME(gram),  NAME(mix),     NAME(blend), NAME(moments),
+                                  NAME(look),  NAME(advance), NAME(drift), NAME(size),
+                                  NAME(sizes), NAME(scale),   NAME(add),   NAME(follow),
+                                  NAME(widen), NAME(narrow),  NAME(plans)};
 #undef INLINE
 #undef SUM_UP
 #undef ADD_UP

@@ -89,7 +89,7 @@ setup(
         Extension(
             "onsphere.optim.kernels.cpu.kernel_library",
             sources=[str(_FOLDER / "kernel.c")],
-            depends=[str(_FOLDER / "loops.h"), str(_FOLDER / "plan.h")],
+            depends=[str(path) for path in sorted(_FOLDER.glob("*.h"))],
             optional=True,
         )
     ],

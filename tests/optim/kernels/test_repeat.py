@@ -160,3 +160,41 @@ def test_columns_and_whole_tensors(generator, monkeypatch):
         )
         for _ in range(4):
             twins.step()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.double(),
+        lambda x: x.t(),
+        lambda x: x[:2],
+        lambda x: x.to_sparse(),
+        torch._neg_view,
+    ],
+    ids=["dtype", "strides", "shape", "layout", "negated"],
+)
+def test_kinds_are_asked_again_after_they_have_fitted(other):
+    """The first fit leaves guards behind, by which all later ones are answered first."""
+    kinds = kernels.Kinds([torch.ones(4, 4), torch.ones(3)])
+    alike = [torch.zeros(4, 4), torch.zeros(3)]
+    assert kinds.fit(alike)
+    assert kinds.fit(alike)
+    assert kinds.fit([nn.Parameter(torch.ones(4, 4)), torch.ones(3)])  # other types, same memory
+    assert not kinds.fit([other(torch.ones(4, 4)), torch.ones(3)])
+    assert not kinds.fit(alike[:1])
+    assert kinds.fit(alike)
+
+
+def test_one_bad_gradient_in_a_large_vector_leaves_all_of_it(generator):
+    """Chunks of large vectors are summed by several threads, and none is written before all are."""
+    weight = nn.Parameter(torch.randn(600, 400, generator=generator))
+    optimizer = make("AdamW", [{"params": [weight], "sphere": Sphere()}], lr=0.05)
+    weight.grad = torch.randn(600, 400, generator=generator)
+    optimizer.step()
+    held = [weight, optimizer.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg_sq"]]
+    before = [x.detach().clone() for x in held]
+    weight.grad[599, 399] = torch.inf
+    with pytest.warns(UserWarning, match="left"):
+        optimizer.step()
+    assert all(torch.equal(x, y) for x, y in zip(held, before, strict=True))
+    assert optimizer.skipped == 1

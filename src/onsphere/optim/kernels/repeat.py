@@ -112,6 +112,8 @@ class Repeated(_Table):
         references = memoryview(array("d", [family.reference for family in families]))
         self._doubles[_ARGUMENTS + 7 :: _WORDS] = references
         self._places = Places([x for xs in columns.values() for x in xs if x is not None])
+        self._kinds_of_grads = Kinds(self.points)
+        self._slopes: list[int] = []
         self._given: tuple[float, ...] = (math.nan,) * 7
 
     @staticmethod
@@ -136,10 +138,13 @@ class Repeated(_Table):
             len(grads) == self._count
             and self._places.unchanged()
             and self._kinds.fit(self.points)
-            and self._kinds.fit(grads)
+            and self._kinds_of_grads.fit(grads)
         ):
             return False
-        self._fill(_SLOPE, addresses_of(grads))
+        slopes = addresses_of(grads)
+        if slopes != self._slopes:  # the allocator mostly gives them the place they had
+            self._slopes = slopes
+            self._fill(_SLOPE, slopes)
         return True
 
     def step(
@@ -147,14 +152,18 @@ class Repeated(_Table):
     ) -> list[int]:
         """Take the step; return how many vectors of each tensor stayed where they were."""
         arguments = arguments_of(update, options)
+        if arguments != self._given:
+            self._give(arguments)
+        self._call("onsphere_step", settings_of(update, self._dtype, options))
+        increment_version(self.points)
+        return self._counts()
+
+    def _give(self, arguments: tuple[float, ...]) -> None:
         for column, (now, before) in enumerate(zip(arguments, self._given, strict=True)):
             if now != before:
                 same = memoryview(array("d", [now]) * self._count)
                 self._doubles[_ARGUMENTS + column :: _WORDS] = same
         self._given = arguments
-        self._call("onsphere_step", settings_of(update, self._dtype, options))
-        increment_version(self.points)
-        return self._counts()
 
 
 class RepeatedRestore(_Table):

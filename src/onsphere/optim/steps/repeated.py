@@ -93,6 +93,7 @@ class ReadyInSpace(Ready):
         self.columns = [self.column(key) for key in keys]
         self.steps = self.column("step")
         self._kinds = kernels.Kinds(self.params)
+        self._kinds_of_grads = kernels.Kinds(self.params)
         self._places = kernels.Places([*self.params, *(x for xs in self.columns for x in xs)])
         self._grads: list[Tensor] = []
 
@@ -116,7 +117,7 @@ class ReadyInSpace(Ready):
             and not torch.compiler.is_compiling()
             and self._places.unchanged()
             and self._kinds.fit(self.params)
-            and self._kinds.fit(self._grads)
+            and self._kinds_of_grads.fit(self._grads)
         )
 
     def take_grads(self) -> list[Tensor]:

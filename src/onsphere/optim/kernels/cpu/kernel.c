@@ -4,9 +4,9 @@
  * `reduce` sums inner products over each vector, `plan` turns them into a few coefficients, `apply`
  * writes the new point as a linear combination. A vector that fits in the cache goes through all
  * three before the next one is read, so that memory is passed once. A larger vector is cut into
- * chunks that all threads share: twice through memory, in reverse order the second time, so that
- * what the cache still holds is used first. Chunks and the order in which they are added depend on
- * the shape alone: a result does not change with the number of threads.
+ * chunks that threads take one by one: twice through memory, in reverse order the second time, so
+ * that what the cache still holds is used first. Chunks and the order in which they are added depend
+ * on the shape alone: a result does not change with the number of threads.
  */
 
 #include <float.h>
@@ -23,9 +23,10 @@ enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
-enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15 };
-/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing. */
-enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 256 };
+enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15, WIDE = 1 << 18 };
+/* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing, and
+ * so does one of NEAR entries. Memory is asked for AHEAD entries before it is read. */
+enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 1024, AHEAD = 192 };
 /* Which of the factors of a diagonal update says whether the share of news is asked for. */
 enum { NEWS = 6 };
 
@@ -50,14 +51,17 @@ typedef struct {
 } Rows;
 
 typedef struct {
-    void (*gram)(int64_t, const float *, const float *, const float *, double *, int64_t);
-    void (*mix)(int64_t, float *, const float *, float *, const float *, int64_t);
-    void (*blend)(int64_t, float *, const float *, const float *);
+    void (*gram)(int64_t, const float *, const float *, const float *, double *);
+    void (*mix)(int64_t, float *, const float *, float *, const float *);
+    void (*blend)(int64_t, float *, const float *, const float *, const float *);
     void (*moments)(int64_t, const float *, const float *, const float *, const float *,
-                    const float *, float *, double *, int64_t);
+                    const float *, float *, double *);
+    void (*look)(int64_t, const float *, const float *, const float *, const float *, double *);
+    void (*advance)(int64_t, const float *, const float *, float *, float *, const float *,
+                    float *, double *);
     void (*drift)(int64_t, float *, const float *, float *, float *, const float *, const float *,
-                  const float *, int64_t);
-    void (*size)(int64_t, const float *, double *, int64_t);
+                  const float *);
+    void (*size)(int64_t, const float *, double *);
     void (*sizes)(int64_t, const float *, double *);
     void (*scale)(int64_t, float *, const float *);
     void (*add)(const Rows *, float *);
@@ -133,287 +137,8 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t pieces(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 static int64_t length(const Tensor *t) { return t->outer * t->inner; }
 
-/* ---- reduce and apply: one contiguous range of entries, block by block ---- */
-
-typedef struct {
-    const Settings *s;
-    const Loops *loops;
-    float *kept; /* this thread's scratch */
-} Worker;
-
-static const float zeros[BLOCK];
-
-/* Whether the loops can work on these entries in place. */
-static int in_place(const Worker *w, int64_t n) {
-    return w->s->dtype == FLOAT32 && n % PADDED == 0;
-}
-
-/* How many of `left` entries the loops take next. */
-static int64_t stretch(const Worker *w, const Tensor *t, int64_t left) {
-    if (!in_place(w, 0) || !(t->momentum || w->s->kind == RESTORE)) return least(left, BLOCK);
-    return left < 4 * PADDED ? left : left / PADDED * PADDED;
-}
-
-/* The entries themselves, or a copy padded with `pad` to a multiple of PADDED. */
-static float *fetch(const Worker *w, void *array, int64_t at, int64_t n, float *buffer, float pad) {
-    if (!array) return (float *)zeros;
-    if (in_place(w, n)) return (float *)array + at;
-    if (w->s->dtype == FLOAT32) {
-        memcpy(buffer, (float *)array + at, n * sizeof *buffer);
-    } else {
-        w->loops->widen(n, (uint16_t *)array + at, buffer);
-    }
-    for (int64_t i = n; i % PADDED; i++) buffer[i] = pad;
-    return buffer;
-}
-
-static void stow(const Worker *w, void *array, int64_t at, int64_t n, const float *buffer) {
-    if (in_place(w, n)) return;
-    if (w->s->dtype == FLOAT32) {
-        memcpy((float *)array + at, buffer, n * sizeof *buffer);
-    } else {
-        w->loops->narrow(n, buffer, (uint16_t *)array + at);
-    }
-}
-
-static void factors(const Worker *w, const Tensor *t, float *a) {
-    for (int i = 0; i < 8; i++) a[i] = (float)t->a[i];
-    if (w->s->kind == DIAGONAL) a[NEWS] = w->s->lr_mode == ROTATION;
-}
-
-/* How far ahead memory is asked for: the next vector, or a little further in a long one. Chunks
- * that threads share ask for what is NEAR, in the same page: pages ahead cost more than they gain. */
-static int64_t next_at(int64_t n) { return n < CHUNK / 2 ? n : FLUSH; }
-
-static void reduce(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
-                   float *kept, double *sums, int64_t ahead) {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
-    for (int64_t done = 0, size; done < n; done += size) {
-        size = stretch(w, t, n - done);
-        const int64_t padded = pieces(size, PADDED) * PADDED;
-        const float *point = fetch(w, t->point, at + done, size, p, 0);
-        if (w->s->kind == RESTORE) {
-            if (size < CHUNK / 2)
-                w->loops->size(padded, point, sums, ahead);
-            else
-                w->loops->sizes(padded, point, sums);
-            continue;
-        }
-        const float *slope = fetch(w, t->slope, at + done, size, g, 0);
-        const float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
-        if (w->s->kind == LINEAR) {
-            w->loops->gram(padded, point, slope, momentum, sums, ahead);
-        } else {
-            const float *moment = fetch(w, t->square, at + done, size, v, 1);
-            w->loops->moments(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL,
-                              sums, ahead);
-        }
-    }
-}
-
-static void apply(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
-                  const float *kept, const float *c, int64_t ahead) {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
-    for (int64_t done = 0, size; done < n; done += size) {
-        size = stretch(w, t, n - done);
-        const int64_t padded = pieces(size, PADDED) * PADDED;
-        float *point = fetch(w, t->point, at + done, size, p, 0);
-        if (w->s->kind == RESTORE) {
-            w->loops->scale(padded, point, c);
-            stow(w, t->point, at + done, size, point);
-            continue;
-        }
-        const float *slope = fetch(w, t->slope, at + done, size, g, 0);
-        if (!t->momentum) {
-            w->loops->blend(padded, point, slope, c);
-            stow(w, t->point, at + done, size, point);
-            continue;
-        }
-        float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
-        if (w->s->kind == LINEAR) {
-            w->loops->mix(padded, point, slope, momentum, c, ahead);
-        } else {
-            float *moment = fetch(w, t->square, at + done, size, v, 1);
-            w->loops->drift(padded, point, slope, momentum, moment, a, kept ? kept + done : NULL, c,
-                            ahead);
-            stow(w, t->square, at + done, size, moment);
-        }
-        stow(w, t->point, at + done, size, point);
-        stow(w, t->momentum, at + done, size, momentum);
-    }
-}
-
-static int planned(const Worker *w, const Tensor *t, int64_t k, int64_t n, const double *sums,
-                   float *c, int64_t phase) {
-    if (phase == STEP) {
-        Own mine = own(t, k);
-        const int fine = plan_one(w->s, t, (double)n, sums, &mine, c);
-        keep(t, k, mine);
-        return fine;
-    }
-    const double *given = t->numbers + k * COEFFICIENTS;
-    for (int i = 0; i < COEFFICIENTS; i++) c[i] = (float)given[i];
-    return !isnan(given[0]);
-}
-
-/* Whether a vector is written: one that was zero before a step goes back to zero. */
-static int written(const Worker *w, int fine, const float *c) {
-    return fine || (w->s->kind == RESTORE && c[0] == 0);
-}
-
-/* Vector number k: `outer` runs of `inner` entries from `at` on. */
-static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
-    const int64_t n = length(t), next = t->vectors * t->inner;
-    double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS], a[8];
-    factors(w, t, a);
-    float *kept = phase == STEP && n <= KEPT ? w->kept : NULL;
-    for (int64_t o = 0; o < t->outer && phase != APPLY; o++)
-        reduce(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, sums,
-               next_at(t->inner));
-    if (phase == REDUCE) {
-        memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
-        return 0;
-    }
-    const int fine = planned(w, t, k, n, sums, c, phase);
-    for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
-        apply(w, t, a, at + o * next, t->inner, kept ? kept + o * t->inner : NULL, c,
-              next_at(t->inner));
-    return fine != MOVES;
-}
-
-/* TOGETHER short vectors, one after the other in memory, from number k on: their plans are made at
- * once. */
-static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
-    const int64_t n = t->inner;
-    double sums[TOGETHER][NUMBERS] = {{0}};
-    Group group;
-    float a[8];
-    int64_t skipped = 0;
-    factors(w, t, a);
-    for (int i = 0; i < TOGETHER; i++) {
-        reduce(w, t, a, (k + i) * n, n, w->kept + i * n, sums[i], next_at(n));
-        const Own mine = own(t, k + i);
-        group.radius[i] = mine.radius, group.second[i] = mine.second;
-    }
-    for (int j = 0; j < NUMBERS; j++)
-        for (int i = 0; i < TOGETHER; i++) group.x[j][i] = sums[i][j];
-    w->loops->plans(w->s, t, (double)n, &group);
-    for (int i = 0; i < TOGETHER; i++) {
-        float c[COEFFICIENTS];
-        for (int j = 0; j < COEFFICIENTS; j++) c[j] = (float)group.c[j][i];
-        keep(t, k + i, (Own){group.radius[i], group.second[i]});
-        skipped += group.verdict[i] != MOVES;
-        if (written(w, group.verdict[i] != STAYS, c))
-            apply(w, t, a, (k + i) * n, n, w->kept + i * n, c, TOGETHER * n);
-    }
-    return skipped;
-}
-
-/* Whether vectors are planned together. */
-static int grouped(const Worker *w, const Tensor *t, int64_t phase) {
-    return phase == STEP && t->outer == 1 && t->vectors == 1 && t->inner <= SHORT &&
-           usual(w->s, t);
-}
-
-/* ---- neighbours: vectors whose entries alternate in memory, row by row ---- */
-
-typedef struct {
-    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
-} Buffers;
-
-static Rows rows_at(const Worker *w, const Tensor *t, int64_t at, int64_t n, const float *a,
-                    float *kept, Buffers *b) {
-    return (Rows){pieces(n, PADDED) * PADDED,
-                  (int)w->s->kind,
-                  t->momentum != NULL,
-                  fetch(w, t->point, at, n, b->p, 0),
-                  fetch(w, t->slope, at, n, b->g, 0),
-                  fetch(w, t->momentum, at, n, b->m, 0),
-                  fetch(w, t->square, at, n, b->v, 1),
-                  a,
-                  kept,
-                  t->vectors * t->inner};
-}
-
-static void stow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t n, const Rows *r) {
-    stow(w, t->point, at, n, r->p);
-    if (t->momentum) stow(w, t->momentum, at, n, r->m);
-    if (t->square) stow(w, t->square, at, n, r->v);
-}
-
-static void add_rows(const Worker *w, const Tensor *t, int64_t at, int64_t across, float *kept,
-                     double *sums) {
-    static const int flush = 64;
-    const int64_t each = pieces(across, PADDED) * PADDED;
-    float part[NUMBERS * BLOCK] = {0}, a[8];
-    Buffers buffers;
-    factors(w, t, a);
-    for (int64_t o = 0; o < t->outer; o++) {
-        const Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
-                               kept ? kept + o * each : NULL, &buffers);
-        w->loops->add(&r, part);
-        if ((o + 1) % flush && o + 1 < t->outer) continue;
-        for (int j = 0; j < NUMBERS; j++)
-            for (int64_t i = 0; i < across; i++)
-                sums[j * BLOCK + i] += part[j * BLOCK + i], part[j * BLOCK + i] = 0;
-    }
-}
-
-/* `still` marks the entries that stay as they are, to the bit; NULL where all move. */
-static void follow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t across, float *kept,
-                        const float *c, const char *still) {
-    const int64_t each = pieces(across, PADDED) * PADDED;
-    float a[8];
-    Buffers buffers, before;
-    factors(w, t, a);
-    for (int64_t o = 0; o < t->outer; o++) {
-        Rows r = rows_at(w, t, at + o * t->vectors * t->inner, across, a,
-                         kept ? kept + o * each : NULL, &buffers);
-        float *const now[3] = {r.p, t->momentum ? r.m : NULL, t->square ? r.v : NULL};
-        float *const then[3] = {before.p, before.m, before.v};
-        for (int x = 0; x < 3 && still; x++)
-            if (now[x]) memcpy(then[x], now[x], across * sizeof *now[x]);
-        w->loops->follow(&r, c);
-        for (int x = 0; x < 3 && still; x++)
-            for (int64_t i = 0; i < across && now[x]; i++)
-                if (still[i]) now[x][i] = then[x][i];
-        stow_rows(w, t, at + o * t->vectors * t->inner, across, &r);
-    }
-}
-
-/* `count` vectors from number `first` of a batch on, together. */
-static int64_t turn_rows(const Worker *w, const Tensor *t, int64_t batch, int64_t first,
-                         int64_t count, int64_t phase) {
-    const int64_t n = length(t), across = count * t->inner;
-    const int64_t at = batch * n * t->vectors + first * t->inner;
-    const int64_t number = batch * t->vectors + first;
-    const int keeps = phase == STEP && t->outer * pieces(across, PADDED) * PADDED <= KEPT;
-    double sums[NUMBERS * BLOCK] = {0};
-    float c[COEFFICIENTS * BLOCK] = {0};
-    char still[BLOCK] = {0};
-    int64_t skipped = 0, kept = 0;
-    if (phase != APPLY) add_rows(w, t, at, across, keeps ? w->kept : NULL, sums);
-    for (int64_t k = 0; k < count; k++) {
-        double mine[NUMBERS] = {0};
-        float own_c[COEFFICIENTS];
-        for (int j = 0; j < NUMBERS; j++)
-            for (int64_t i = 0; i < t->inner; i++) mine[j] += sums[j * BLOCK + k * t->inner + i];
-        if (phase == REDUCE) {
-            memcpy(t->numbers + (number + k) * NUMBERS, mine, sizeof mine);
-            continue;
-        }
-        const int fine = planned(w, t, number + k, n, mine, own_c, phase);
-        skipped += fine != MOVES, kept += !written(w, fine, own_c);
-        for (int64_t i = k * t->inner; i < (k + 1) * t->inner; i++) {
-            still[i] = !written(w, fine, own_c);
-            for (int j = 0; j < COEFFICIENTS; j++) c[j * BLOCK + i] = own_c[j];
-        }
-    }
-    if (phase != REDUCE)
-        follow_rows(w, t, at, across, keeps ? w->kept : NULL, c, kept ? still : NULL);
-    return skipped;
-}
+#include "vectors.h"
+#include "rows.h"
 
 /* ---- tasks: ranges of vectors that one thread takes at a time ---- */
 
@@ -452,70 +177,50 @@ static int64_t run_task(const Worker *w, Tensor *t, int64_t task, int64_t phase)
     return skipped;
 }
 
-/* One vector of many chunks, by all threads of the team. `partial` is shared. */
-static void turn_large(const Worker *w, Tensor *t, int64_t k, double *partial, int64_t phase) {
-    const int64_t n = length(t), chunks = pieces(n, CHUNK), start = k * n;
-    double sums[NUMBERS] = {0};
-    float c[COEFFICIENTS], a[8];
-    factors(w, t, a);
-    Own mine = own(t, k); /* every thread plans alike; one of them writes */
-    if (phase != APPLY) {
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < chunks; i++) {
-            double *sum = partial + i * NUMBERS;
-            memset(sum, 0, NUMBERS * sizeof *sum);
-            reduce(w, t, a, start + i * CHUNK, least(CHUNK, n - i * CHUNK), NULL, sum, NEAR);
-        }
-        for (int64_t i = 0; i < chunks; i++)
-            for (int j = 0; j < NUMBERS; j++) sums[j] += partial[i * NUMBERS + j];
-    }
-    int fine = 1;
-    if (phase == STEP) fine = plan_one(w->s, t, (double)n, sums, &mine, c);
-    if (phase == APPLY) fine = planned(w, t, k, n, sums, c, phase);
-#pragma omp barrier
-#pragma omp single nowait
-    {
-        if (phase == REDUCE) memcpy(t->numbers + k * NUMBERS, sums, sizeof sums);
-        if (phase == STEP) {
-            keep(t, k, mine);
-            t->skipped += fine != MOVES;
-        }
-    }
-    if (phase == REDUCE || !written(w, fine, c)) return;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < chunks; i++) {
-        const int64_t at = (chunks - 1 - i) * CHUNK;
-        apply(w, t, a, start + at, least(CHUNK, n - at), NULL, c, NEAR);
-    }
+#include "large.h"
+
+/* Entries that a step may keep of a tensor's vectors at a time; loops write a little beyond. */
+static int64_t remembered(const Settings *s, const Tensor *t) {
+    if (s->kind != DIAGONAL) return PADDED;
+    const int64_t across = mixed(t) ? pieces(width(t) * t->inner, PADDED) * PADDED : t->inner;
+    const int64_t most_at_once = least(KEPT, most(TOGETHER * SHORT, t->outer * across));
+    return pieces(most_at_once, PADDED) * PADDED + 2 * PADDED;
 }
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, longest = 0, entries = 0, *first = malloc((count + 1) * sizeof *first);
+    int64_t total = 0, chunks, entries = 0, kept = PADDED, next = 0;
+    int64_t *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
         t->skipped = 0;
         first[i] = total, total += tasks(t);
         entries += t->batches * t->vectors * length(t);
-        if (large(t)) longest = most(longest, pieces(length(t), CHUNK));
+        kept = most(kept, remembered(s, t));
     }
     first[count] = total;
+    const int64_t vectors = list_large(s, tensors, count, phase, NULL, NULL, &chunks);
     /* Waiting for another thread costs more than a short task. */
     const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
-    float *scratch = aligned_alloc(4 * PADDED, threads * (int64_t)KEPT * sizeof *scratch);
-    double *partial = malloc(most(1, longest) * NUMBERS * sizeof *partial);
-    if (!scratch || !partial) {
-        free(first), free(scratch), free(partial);
+    float *scratch = aligned_alloc(4 * PADDED, threads * kept * sizeof *scratch);
+    double *partial = malloc(most(1, chunks) * NUMBERS * sizeof *partial);
+    Vector *large_ones = malloc(most(1, vectors) * sizeof *large_ones);
+    if (!scratch || !partial || !large_ones) {
+        free(first), free(scratch), free(partial), free(large_ones);
         return 1;
     }
+    list_large(s, tensors, count, phase, large_ones, partial, &chunks);
+    const Worker planner = {s, loops_for(s->sets), scratch};
+    for (int64_t i = 0; i < vectors && phase == APPLY; i++)
+        add_up_and_plan(&planner, large_ones + i, phase);
 #pragma omp parallel num_threads(threads)
     {
         int me = 0;
 #ifdef _OPENMP
         me = omp_get_thread_num();
 #endif
-        const Worker w = {s, loops_for(s->sets), scratch + me * (int64_t)KEPT};
+        const Worker w = {s, planner.loops, scratch + me * kept};
 #pragma omp for schedule(dynamic, 1) nowait
         for (int64_t task = 0; task < total; task++) {
             int64_t low = 0, high = count;
@@ -524,18 +229,11 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
                 *(first[middle] <= task ? &low : &high) = middle;
             }
             const int64_t skipped = run_task(&w, tensors + low, task - first[low], phase);
-            if (skipped) {
-#pragma omp atomic
-                tensors[low].skipped += skipped;
-            }
+            if (skipped) __atomic_add_fetch(&tensors[low].skipped, skipped, __ATOMIC_RELAXED);
         }
-        for (int64_t i = 0; i < count; i++) {
-            if (!large(tensors + i)) continue;
-            const int64_t vectors = tensors[i].batches * tensors[i].vectors;
-            for (int64_t k = 0; k < vectors; k++) turn_large(&w, tensors + i, k, partial, phase);
-        }
+        run_large(&w, large_ones, vectors, &next, phase);
     }
-    free(first), free(scratch), free(partial);
+    free(first), free(scratch), free(partial), free(large_ones);
     return 0;
 }
 

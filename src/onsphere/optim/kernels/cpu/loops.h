@@ -6,6 +6,8 @@
 
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define vec NAME(vec)
+#define factors NAME(factors)
+#define moment NAME(moment)
 #define wide NAME(wide)
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -19,20 +21,31 @@ INLINE vec NAME(load)(const float *x) {
 
 INLINE void NAME(store)(float *x, vec y) { memcpy(x, &y, sizeof y); }
 
-/* 1 / (s sqrt(x) + e) for x > 0. With AVX-512 from 14 bits and one Newton step each: the exact root
- * and quotient would take longer than all the rest. */
-INLINE vec NAME(weight_of)(vec x, float s, float e) {
+/* What a diagonal update is made of, in every lane: h = b1 m + k1 g, v' = b2 v + k2 g^2, and
+ * u = h / (s sqrt(v') + e). In registers: what lies in memory is read again after every store. */
+typedef struct {
+    vec b1, k1, b2, k2, s, e, half_s, least;
+} factors;
+
+INLINE factors NAME(factors_of)(const float *a) {
+    const vec none = {0};
+    return (factors){none + a[0], none + a[1],        none + a[2],     none + a[3],
+                     none + a[4], none + a[5], none + 0.5f * a[4], none + FLT_MIN};
+}
+
+/* h / (s sqrt(x) + e) for x > 0. With AVX-512 the root comes from 14 bits and one Newton step: the
+ * exact one and the quotient would wait for each other. */
+INLINE vec NAME(divided)(vec h, vec x, const factors *f) {
 #if LANES == 16
     const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), root = x * inverse;
-    const vec below = root * (1.5f * s - (0.5f * s) * inverse * root) + e;
-    const vec about = (vec)_mm512_rcp14_ps((__m512)below);
-    return about * (2.0f - below * about);
+    const vec rest = x - root * root;
+    return h / (f->s * root + f->e + f->half_s * inverse * rest);
 #elif LANES == 8
-    return 1.0f / (s * (vec)_mm256_sqrt_ps((__m256)x) + e);
+    return h / (f->s * (vec)_mm256_sqrt_ps((__m256)x) + f->e);
 #else
     vec root;
     for (int i = 0; i < LANES; i++) root[i] = sqrtf(x[i]);
-    return 1.0f / (s * root + e);
+    return h / (f->s * root + f->e);
 #endif
 }
 
@@ -63,34 +76,60 @@ INLINE void NAME(mix_of)(float *p, const float *g, float *m, const vec *c) {
     NAME(store)(m, c[3] * point + c[4] * slope + c[5] * momentum);
 }
 
-/* w = 1 / (s sqrt(b2 v + k2 g^2) + e), where a moment of zero counts as the least float */
-INLINE vec NAME(weight)(vec square, vec moment, const float *a) {
-    return NAME(weight_of)(a[2] * moment + FLT_MIN + a[3] * square, a[4], a[5]);
+/* Both moments of one group of entries after the step, and the update. */
+typedef struct {
+    vec h, square, next, u;
+} moment;
+
+/* A second moment of zero counts as the least float. */
+INLINE moment NAME(moment_of)(vec g, vec m, vec v, const factors *f) {
+    moment x;
+    x.h = f->b1 * m + f->k1 * g, x.square = g * g, x.next = f->b2 * v + f->k2 * x.square;
+    x.u = NAME(divided)(x.h, x.next + f->least, f);
+    return x;
 }
 
-/* With u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g>, and |k1 g w|^2 if a[NEWS]. u goes to `kept`. */
-INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
-                             const float *a, float *kept, vec *x) {
-    const vec point = NAME(load)(p), slope = NAME(load)(g), square = slope * slope;
-    const vec h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec w = NAME(weight)(square, NAME(load)(v), a), u = h * w;
-    if (kept) NAME(store)(kept, u);
-    x[0] = point * point, x[1] = point * u, x[2] = u * u, x[3] = square, x[4] = (vec){0};
-    if (a[NEWS] != 0) {
-        const vec news = a[1] * slope * w;
-        x[4] = news * news;
+/* <p,p> <p,u> <u,u> <g,g>, and |k1 g w|^2, the share of news in u, if that is asked for. */
+INLINE void NAME(sums_of)(vec p, vec g, const moment *y, const factors *f, const int news, vec *x) {
+    x[0] = p * p, x[1] = p * y->u, x[2] = y->u * y->u, x[3] = y->square;
+    if (news) {
+        const vec share = NAME(divided)(f->k1 * g, y->next + f->least, f);
+        x[4] = share * share;
     }
 }
 
-/* p' = c0 p + c1 u;  m' = b1 m + k1 g;  v' = b2 v + k2 g^2. */
-INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const float *a,
+INLINE void NAME(moments_of)(const float *p, const float *g, const float *m, const float *v,
+                             const factors *f, const int news, float *kept, vec *x) {
+    const moment y = NAME(moment_of)(NAME(load)(g), NAME(load)(m), NAME(load)(v), f);
+    if (kept) NAME(store)(kept, y.u);
+    NAME(sums_of)(NAME(load)(p), NAME(load)(g), &y, f, news, x);
+}
+
+/* <p,p> <g,g> */
+INLINE void NAME(look_of)(const float *p, const float *g, vec *x) {
+    const vec point = NAME(load)(p), slope = NAME(load)(g);
+    x[0] = point * point, x[1] = slope * slope;
+}
+
+/* <p,u> <u,u>, and |k1 g w|^2 if that is asked for. Writes u, m' = h and v' = next. */
+INLINE void NAME(advance_of)(const float *p, const float *g, float *m, float *v, const factors *f,
+                             const int news, float *u, vec *x) {
+    vec all[NUMBERS];
+    const moment y = NAME(moment_of)(NAME(load)(g), NAME(load)(m), NAME(load)(v), f);
+    NAME(store)(u, y.u), NAME(store)(m, y.h), NAME(store)(v, y.next);
+    NAME(sums_of)(NAME(load)(p), NAME(load)(g), &y, f, news, all);
+    x[0] = all[1], x[1] = all[2];
+    if (news) x[2] = all[4];
+}
+
+/* p' = c0 p + c1 u;  m' = h;  v' = next. */
+INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const factors *f,
                            const float *kept, const vec *c) {
-    const vec point = NAME(load)(p), slope = NAME(load)(g), moment = NAME(load)(v);
-    const vec square = slope * slope, h = a[0] * NAME(load)(m) + a[1] * slope;
-    const vec u = kept ? NAME(load)(kept) : h * NAME(weight)(square, moment, a);
-    NAME(store)(v, a[2] * moment + a[3] * square);
-    NAME(store)(p, c[0] * point + c[1] * u);
-    NAME(store)(m, h);
+    const vec point = NAME(load)(p);
+    moment y = NAME(moment_of)(NAME(load)(g), NAME(load)(m), NAME(load)(v), f);
+    if (kept) y.u = NAME(load)(kept);
+    NAME(store)(v, y.next), NAME(store)(m, y.h);
+    NAME(store)(p, c[0] * point + c[1] * y.u);
 }
 
 /* <p,p> <1,p> */
@@ -114,13 +153,12 @@ INLINE void NAME(all_alike)(const float *c, vec *all) {
 
 /* ---- along a vector: sums over its entries, one set of coefficients ----
  *
- * The loops ask for memory `ahead` entries further on, where the next vector begins. Half of the
- * arrays are asked for while the sums are taken and half while the vector is written, so that
- * memory is busy throughout: all of them in one of the two takes a fifth more time. It comes into
- * the second level of the cache: the arrays tend to lie alike within their pages, so that two
- * vectors of four of them do not find place in the first one, which took a fifth more time, too. */
+ * Memory gives most where all arrays of a step are read side by side, from front to back, and where
+ * it is asked for a little AHEAD. It comes into the second level of the cache: in the first one,
+ * where arrays lie alike within their pages, there is no place. */
 
-#define FETCH(x) __builtin_prefetch((x) + i + ahead, 0, 2)
+#define FETCH(x) __builtin_prefetch((x) + i + AHEAD, 0, 2)
+#define FETCH_HERE(x) __builtin_prefetch((x) + i, 0, 2)
 #define ENTRIES for (int64_t i = 0; i < n; i += LANES)
 
 #define SUM_UP(count, terms)                                                                  \
@@ -134,18 +172,40 @@ INLINE void NAME(all_alike)(const float *c, vec *all) {
     }
 
 TARGET static void NAME(gram)(int64_t n, const float *p, const float *g, const float *m,
-                              double *sums, int64_t ahead) {
-    SUM_UP(6, (FETCH(p), NAME(gram_of)(p + i, g + i, m + i, x)))
+                              double *sums) {
+    SUM_UP(6, (FETCH(p), FETCH(g), FETCH(m), NAME(gram_of)(p + i, g + i, m + i, x)))
 }
 
 TARGET static void NAME(moments)(int64_t n, const float *p, const float *g, const float *m,
-                                 const float *v, const float *a, float *kept, double *sums,
-                                 int64_t ahead) {
-    SUM_UP(5, (FETCH(p), FETCH(g),
-               NAME(moments_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, x)))
+                                 const float *v, const float *a, float *kept, double *sums) {
+    const factors f = NAME(factors_of)(a);
+#define TERMS(news)                                                                           \
+    NAME(moments_of)(p + i, g + i, m + i, v + i, &f, news, kept ? kept + i : NULL, x)
+    if (a[NEWS] != 0) {
+        SUM_UP(5, TERMS(1))
+    } else {
+        SUM_UP(4, TERMS(0))
+    }
+#undef TERMS
 }
 
-TARGET static void NAME(size)(int64_t n, const float *p, double *sums, int64_t ahead) {
+/* Asks for the moments, which are wanted next. */
+TARGET static void NAME(look)(int64_t n, const float *p, const float *g, const float *m,
+                              const float *v, double *sums) {
+    SUM_UP(2, (FETCH_HERE(m), FETCH_HERE(v), NAME(look_of)(p + i, g + i, x)))
+}
+
+TARGET static void NAME(advance)(int64_t n, const float *p, const float *g, float *m, float *v,
+                                 const float *a, float *u, double *sums) {
+    const factors f = NAME(factors_of)(a);
+    if (a[NEWS] != 0) {
+        SUM_UP(3, NAME(advance_of)(p + i, g + i, m + i, v + i, &f, 1, u + i, x))
+    } else {
+        SUM_UP(2, NAME(advance_of)(p + i, g + i, m + i, v + i, &f, 0, u + i, x))
+    }
+}
+
+TARGET static void NAME(size)(int64_t n, const float *p, double *sums) {
     SUM_UP(2, (FETCH(p), NAME(size_of)(p + i, x)))
 }
 
@@ -163,32 +223,35 @@ TARGET static void NAME(sizes)(int64_t n, const float *p, double *sums) {
             }
         NAME(flush)(2, sum, sums);
     }
-    NAME(size)(n - STREAMS * part, p + STREAMS * part, sums, 0);
+    NAME(size)(n - STREAMS * part, p + STREAMS * part, sums);
 }
 
-TARGET static void NAME(mix)(int64_t n, float *p, const float *g, float *m, const float *c,
-                             int64_t ahead) {
+TARGET static void NAME(mix)(int64_t n, float *p, const float *g, float *m, const float *c) {
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(mix_of)(p + i, g + i, m + i, all);
+}
+
+/* Asks for what is wanted `next`. */
+TARGET static void NAME(blend)(int64_t n, float *p, const float *g, const float *c,
+                               const float *next) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES {
-        FETCH(g), FETCH(m);
-        NAME(mix_of)(p + i, g + i, m + i, all);
+        FETCH_HERE(next);
+        NAME(blend_of)(p + i, g + i, all);
     }
 }
 
-TARGET static void NAME(blend)(int64_t n, float *p, const float *g, const float *c) {
-    vec all[COEFFICIENTS];
-    NAME(all_alike)(c, all);
-    ENTRIES NAME(blend_of)(p + i, g + i, all);
-}
-
 TARGET static void NAME(drift)(int64_t n, float *p, const float *g, float *m, float *v,
-                               const float *a, const float *kept, const float *c, int64_t ahead) {
+                               const float *a, const float *kept, const float *c) {
+    const factors f = NAME(factors_of)(a);
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
-    ENTRIES {
-        FETCH(m), FETCH(v);
-        NAME(drift_of)(p + i, g + i, m + i, v + i, a, kept ? kept + i : NULL, all);
+    if (kept) {
+        ENTRIES NAME(drift_of)(p + i, g + i, m + i, v + i, &f, kept + i, all);
+    } else {
+        ENTRIES NAME(drift_of)(p + i, g + i, m + i, v + i, &f, NULL, all);
     }
 }
 
@@ -200,10 +263,11 @@ TARGET static void NAME(scale)(int64_t n, float *p, const float *c) {
 
 /* ---- across vectors: every entry has sums (number j at sums[j * BLOCK]) and coefficients ---- */
 
-#define FETCH_ROW FETCH(p), FETCH(g), FETCH(m), FETCH(v)
+#define FETCH_ROW(x) __builtin_prefetch((x) + i + ahead, 0, 2)
+#define FETCH_ROWS FETCH_ROW(p), FETCH_ROW(g), FETCH_ROW(m), FETCH_ROW(v)
 #define ADD_UP(count, terms)                                                                  \
     ENTRIES {                                                                                 \
-        FETCH_ROW;                                                                            \
+        FETCH_ROWS;                                                                            \
         vec x[count];                                                                         \
         terms;                                                                                \
         _Pragma("GCC unroll 10") for (int j = 0; j < count; j++) {                            \
@@ -224,8 +288,16 @@ TARGET static void NAME(add)(const Rows *r, float *sums) {
     } else if (r->kind == LINEAR) {
         ADD_UP(6, NAME(gram_of)(p + i, g + i, m + i, x))
     } else {
-        ADD_UP(5, NAME(moments_of)(p + i, g + i, m + i, v + i, r->a,
-                                   r->kept ? r->kept + i : NULL, x))
+        const factors f = NAME(factors_of)(r->a);
+        float *kept = r->kept;
+#define TERMS(news)                                                                           \
+    NAME(moments_of)(p + i, g + i, m + i, v + i, &f, news, kept ? kept + i : NULL, x)
+        if (r->a[NEWS] != 0) {
+            ADD_UP(5, TERMS(1))
+        } else {
+            ADD_UP(4, TERMS(0))
+        }
+#undef TERMS
     }
 }
 
@@ -233,13 +305,14 @@ TARGET static void NAME(follow)(const Rows *r, const float *c) {
     const int64_t n = r->n, ahead = r->ahead;
     float *p = r->p, *m = r->m, *v = r->v;
     const float *g = r->g;
+    const factors f = NAME(factors_of)(r->a);
     ENTRIES {
-        FETCH_ROW;
+        FETCH_ROWS;
         OWN_COEFFICIENTS
         if (r->kind == RESTORE) {
             NAME(scale_of)(p + i, own);
         } else if (r->kind == DIAGONAL) {
-            NAME(drift_of)(p + i, g + i, m + i, v + i, r->a, r->kept ? r->kept + i : NULL, own);
+            NAME(drift_of)(p + i, g + i, m + i, v + i, &f, r->kept ? r->kept + i : NULL, own);
         } else if (r->moving) {
             NAME(mix_of)(p + i, g + i, m + i, own);
         } else {
@@ -296,16 +369,21 @@ TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, d
     }
 }
 
-static const Loops NAME(loops) = {NAME(gram),  NAME(mix), NAME(blend),  NAME(moments), NAME(drift),
-                                  NAME(size),  NAME(sizes), NAME(scale), NAME(add), NAME(follow),
-                                  NAME(widen), NAME(narrow), NAME(plans)};
+static const Loops NAME(loops) = {NAME(gram),  NAME(mix),     NAME(blend), NAME(moments),
+                                  NAME(look),  NAME(advance), NAME(drift), NAME(size),
+                                  NAME(sizes), NAME(scale),   NAME(add),   NAME(follow),
+                                  NAME(widen), NAME(narrow),  NAME(plans)};
 #undef INLINE
 #undef SUM_UP
 #undef ADD_UP
 #undef PLAN_ALL
 #undef OWN_COEFFICIENTS
+#undef FETCH_ROWS
 #undef FETCH_ROW
+#undef FETCH_HERE
 #undef FETCH
 #undef ENTRIES
 #undef vec
+#undef factors
+#undef moment
 #undef wide

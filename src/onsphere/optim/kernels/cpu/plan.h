@@ -145,6 +145,11 @@ FLAT Plan plan_linear(const Settings *s, const Tensor *t, double n, const double
                   sound * fine};
 }
 
+/* Whether a vector and its gradient can be told to have a direction. */
+static int has_direction(int64_t n, double pp, double gg) {
+    return finite_number(pp + gg) > 0 && pp > (double)n * LEAST;
+}
+
 /* x, with u = (b1 m + k1 g) w: <p,p> <p,u> <u,u> <g,g> |k1 g w|^2 */
 FLAT Plan plan_diagonal(const Settings *s, const Tensor *t, double n, const double *x, Own own,
                         const int special) {

@@ -18,14 +18,8 @@ from onsphere.symmetry.exact.rules import register_rule
 from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
-from onsphere.symmetry.rewrite.fold import (
-    Folded,
-    FoldedPart,
-    FoldError,
-    FoldReport,
-    KeptPart,
-    fold,
-)
+from onsphere.symmetry.rewrite.fold import FoldError, fold
+from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
 from onsphere.symmetry.search.shift import Shift
 

@@ -7,6 +7,7 @@ rows are orthogonal to is a symmetry to first order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Columns:
             axes = sorted({a for n, a, _ in self.names if n == name})
             rows += [
                 [float((n, a) == (name, b)) - float((n, a) == (name, c)) for n, a, _ in self.names]
-                for b, c in zip(axes, axes[1:], strict=False)
+                for b, c in pairwise(axes)
             ]
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(self.names))
 

@@ -12,6 +12,7 @@ from onsphere.symmetry.channels.families import channel_symmetries
 from symmetry.channels.slices import Columns, measured, rank
 
 WIDTH = 6
+TINY = 1e-60
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def _permuted(y: Tensor) -> Tensor:
 def _heads(y: Tensor) -> Tensor:
     q = y.unflatten(-1, (2, 3)).transpose(1, 2)
     return (q @ q.transpose(-1, -2) @ q).transpose(1, 2).flatten(-2)
+
+
+def _rms_twice(y: Tensor) -> Tensor:
+    return F.rms_norm(y / y.square().mean(-1, True).sqrt(), (WIDTH,), eps=TINY)
+
+
+def _batch_norm(y: Tensor) -> Tensor:
+    return F.batch_norm(y.flatten(0, 1), None, None, training=True, eps=TINY)
 
 
 def _rotated(y: Tensor) -> Tensor:
@@ -101,10 +110,10 @@ CASES = (
     Case("centred channels", lambda y: y - y.mean(-1, keepdim=True), 1),
     Case("on the sphere", lambda y: y / y.norm(dim=-1, keepdim=True), 1),
     Case("on the sphere, tokens", lambda y: y / y.norm(dim=1, keepdim=True), 6),
-    Case("rms by hand, twice", lambda y: F.rms_norm(y / y.square().mean(-1, True).sqrt(), (6,), eps=1e-60), 1),
-    Case("layer norm", lambda y: F.layer_norm(y, (WIDTH,), eps=1e-60), 1),
-    Case("group norm", lambda y: F.group_norm(y.transpose(1, 2), 3, eps=1e-60).transpose(1, 2), 3),
-    Case("batch norm", lambda y: F.batch_norm(y.flatten(0, 1), None, None, training=True, eps=1e-60), 6),
+    Case("rms by hand, twice", _rms_twice, 1),
+    Case("layer norm", lambda y: F.layer_norm(y, (WIDTH,), eps=TINY), 1),
+    Case("group norm", lambda y: F.group_norm(y.transpose(1, 2), 3, eps=TINY).transpose(1, 2), 3),
+    Case("batch norm", _batch_norm, 6),
     Case("heads", _heads, 2),
     Case("rotated halves", _rotated, 3),
     Case("a table added", lambda y: y + TABLE[:, : y.shape[-1]], 0),
@@ -147,7 +156,8 @@ def _whole(net: nn.Module, columns: Columns) -> Tensor:
     """The symmetries of whole weights, as an audit by whole tensors finds them."""
     from onsphere.symmetry.exact.trace import trace
 
-    rows = []
-    for v in trace(net, torch.randn(2, 5, 4, dtype=torch.float64)).basis:
-        rows.append([float(v.get(n, 0)) * (a == 0) for n, a, _ in columns.names])
+    rows = [
+        [float(v.get(n, 0)) * (a == 0) for n, a, _ in columns.names]
+        for v in trace(net, torch.randn(2, 5, 4, dtype=torch.float64)).basis
+    ]
     return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(columns.names))

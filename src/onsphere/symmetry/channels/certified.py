@@ -1,4 +1,4 @@
-"""Put families of symmetries to the test: every channel rescaled by a factor of its own, at once."""
+"""Put families of symmetries to the test: all channels rescaled at once, each by its own factor."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

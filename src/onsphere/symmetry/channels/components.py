@@ -13,6 +13,7 @@ demand of them goes into one system for all.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class Kind:
 
 
 def kinds_of(channels: ChannelDemands) -> list[Kind]:
-    """Solve all components; what they demand of common unknowns is added to ``channels.scalars``."""
+    """Solve all components; what they demand of common unknowns joins ``channels.scalars``."""
     blocks = channels.blocks
     if not blocks:
         return []
@@ -49,7 +50,7 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     ends = np.array([b.start + b.size for b in blocks], np.int64)
     entries = _entries(channels, starts, ends)
     ids = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
-    first = _first(entries, starts, ends, ids)
+    first = _first(entries, ids)
     label = _connected(len(ids), first.of_entry, first.local)
     return _solved(channels, blocks, ids, label, entries, first)
 
@@ -104,7 +105,7 @@ def _entries(channels: ChannelDemands, starts: Ints, ends: Ints) -> _Entries:
     )
 
 
-def _first(entries: _Entries, starts: Ints, ends: Ints, ids: Ints) -> _Ranked:
+def _first(entries: _Entries, ids: Ints) -> _Ranked:
     chosen = entries.varies
     local = np.searchsorted(ids, entries.column[chosen])
     rows = int(entries.row.max()) + 1 if entries.row.size else 0
@@ -157,7 +158,7 @@ def _solved(
     row_component[bound] = component[first.of_row[bound]]
     row_order = np.lexsort((np.arange(len(bound)), row_component))
     by_row = row_component[row_order]
-    row_names, row_begin, row_size = np.unique(by_row, return_index=True, return_counts=True)
+    _, row_begin, row_size = np.unique(by_row, return_index=True, return_counts=True)
     row_rank = np.empty(len(bound), np.int64)
     row_rank[row_order] = np.arange(len(bound)) - np.repeat(row_begin, row_size)
     _common_rows(channels, entries, bound)
@@ -207,13 +208,12 @@ def _kinds(
         parts = (entries.demand, entries.slot, row_rank[entries.row], place)
         np.add.at(hashes, of[inside], _mixed(seed + 1, *parts)[inside])
         signs.append(hashes)
-    for part in (*signs, size.astype(np.uint64)):
-        key = part if part is signs[0] else _mixed(7, key, part)
+    key = _mixed(7, *signs, size)
     _, kind = np.unique(key, return_inverse=True)
     return kind.reshape(-1)
 
 
-def _mixed(seed: int, *parts: Ints) -> NDArray[np.uint64]:
+def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
     """Return a hash of each tuple of numbers."""
     h = np.full(len(parts[0]), seed & (2**64 - 1), np.uint64)
     for part in parts:

@@ -1,9 +1,9 @@
 r"""Families of scale symmetries: the same rescaling for each of many channels.
 
 A family says: for each channel :math:`j`, multiply slices :math:`S_j` of some weights by
-:math:`a_j^{e}`, all :math:`a_j > 0` at once, and the function stays. For two linear maps with a ReLU
-between them it is one line at any width: rows of the first by :math:`a_j`, columns of the second by
-:math:`1/a_j`. The symmetries of whole weights are their sums, or are listed beside them.
+:math:`a_j^{e}`, all :math:`a_j > 0` at once, and the function stays. For two linear maps with a
+ReLU between them it is one line at any width: rows of the first by :math:`a_j`, columns of the
+second by :math:`1/a_j`. The symmetries of whole weights are their sums, or are listed beside them.
 """
 
 from collections import defaultdict
@@ -215,11 +215,10 @@ class _Solution:
         held = Constraints(0)
         for v in nothing:
             held.require_zero(v)
-        kept = []
-        for v in vectors:
-            if held.require_zero({i: c for i, c in v.items() if i in parameters}):
-                kept.append(v)
-        return sparse_basis(kept)
+        return sparse_basis(
+            v for v in vectors
+            if held.require_zero({i: c for i, c in v.items() if i in parameters})
+        )  # fmt: skip
 
     def _counts(self, weight: int | None) -> bool:
         return weight in self.done.used and weight < self.done.parameters

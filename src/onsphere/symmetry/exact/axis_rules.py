@@ -11,6 +11,7 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from onsphere.symmetry.exact.operation import (
     is_free_number,
 )
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 """From an operation and its rule to the units of its results, in their axes."""
 
@@ -90,11 +91,15 @@ def rearranges(move: Move) -> AxisRule:
         ndim = flat_tensors(op.first)[0].ndim
         count = len(flat_tensors(op.result))
         return tuple(
-            unit.with_fields(unit.fields.moved(ndim, lambda a, i=i: move(op, a, i)))
+            unit.with_fields(unit.fields.moved(ndim, partial(_moves, move, op, i)))
             for i in range(count)
         )
 
     return axis_rule
+
+
+def _moves(move: Move, op: Operation, i: int, a: Array) -> Array:
+    return move(op, a, i)
 
 
 def _source(op: Operation) -> Tensor:
@@ -139,7 +144,7 @@ def _squeeze(op: Operation, a: Array, i: int) -> Array:
     return a.reshape([n for d, n in enumerate(a.shape) if d not in gone])
 
 
-def _along(op: Operation, a: Array, axis: int, pick: Any) -> Array:
+def _along(a: Array, axis: int, pick: Any) -> Array:
     """Pick entries along an axis, where the array has them."""
     if a.shape[axis] == 1:
         return a
@@ -148,29 +153,29 @@ def _along(op: Operation, a: Array, axis: int, pick: Any) -> Array:
 
 def _slice(op: Operation, a: Array, i: int) -> Array:
     axis = _axis(op)
-    return _along(op, a, axis, slice(op["start"], op["end"], op["step"] or 1))
+    return _along(a, axis, slice(op["start"], op["end"], op["step"] or 1))
 
 
 def _select(op: Operation, a: Array, i: int) -> Array:
     axis = _axis(op)
     at = int(op["index"])
-    return _along(op, a, axis, [at if a.shape[axis] > 1 else 0]).squeeze(axis)
+    return _along(a, axis, [at if a.shape[axis] > 1 else 0]).squeeze(axis)
 
 
 def _parts(op: Operation, a: Array, i: int) -> Array:
     axis = _axis(op)
     sizes = [t.shape[axis] for t in flat_tensors(op.result)]
     start = sum(sizes[:i])
-    return _along(op, a, axis, slice(start, start + sizes[i]))
+    return _along(a, axis, slice(start, start + sizes[i]))
 
 
 def _unbind(op: Operation, a: Array, i: int) -> Array:
     axis = _axis(op)
-    return _along(op, a, axis, [i if a.shape[axis] > 1 else 0]).squeeze(axis)
+    return _along(a, axis, [i if a.shape[axis] > 1 else 0]).squeeze(axis)
 
 
 def _flip(op: Operation, a: Array, i: int) -> Array:
-    return np.flip(a, [int(d) % a.ndim for d in op["dims"]])
+    return np.flip(a, tuple(int(d) % a.ndim for d in op["dims"]))
 
 
 def _roll(op: Operation, a: Array, i: int) -> Array:
@@ -232,7 +237,7 @@ def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     kept = [d for d in range(ndim) if d - ndim not in dims]
 
     def move(a: Array) -> Index:
-        return a.reshape([a.shape[d] for d in kept])  # type: ignore[return-value]
+        return a.reshape([a.shape[d] for d in kept])
 
     return _each(units, lambda u: u.with_fields(u.fields.moved(ndim, move)))
 
@@ -293,7 +298,7 @@ def _contracted(
         if id(tensor) not in moves:
             return channels.collapsed(unit)
         move = moves[id(tensor)]
-        return unit.with_fields(unit.fields.moved(tensor.ndim, move))  # type: ignore[arg-type]
+        return unit.with_fields(unit.fields.moved(tensor.ndim, move))
 
     op.arrange = arrange
     units = rule(op)
@@ -306,7 +311,7 @@ def _last(fields: Fields, ndim: int) -> Fields:
     """Drop axes in front, all of size 1."""
     return fields.moved(
         max([ndim, *(a.ndim for a in fields.arrays())]),
-        lambda a: a.reshape(a.shape[a.ndim - ndim :]),  # type: ignore[return-value]
+        lambda a: a.reshape(a.shape[a.ndim - ndim :]),
     )
 
 
@@ -320,7 +325,7 @@ def matrix_product(left: str, right: str) -> AxisRule:
             right: lambda a: np.moveaxis(a, -2, 0)[..., None, :],
         } | ({"self": _same} if op.has("self") and left != "self" else {})
         if op.name.endswith("addbmm") and not op.name.endswith("baddbmm"):
-            return collapse(op, rule, channels)  # type: ignore[no-any-return]
+            return collapse(op, rule, channels)
         return _contracted(op, rule, channels, moves, batch + 2)
 
     return axis_rule
@@ -407,9 +412,7 @@ def convolution(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
         if tensor is not op["bias"]:
             unit = channels.constant(unit, range(-space, 0))
-        return unit.with_fields(
-            unit.fields.moved(tensor.ndim, moves[id(tensor)])  # type: ignore[arg-type]
-        )
+        return unit.with_fields(unit.fields.moved(tensor.ndim, moves[id(tensor)]))
 
     op.arrange = arrange
     ndim = len(batch) + 2 + space
@@ -449,7 +452,7 @@ def attention(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 
 def _moved(unit: Unit, ndim: int, move: Callable[[Array], Array]) -> Unit:
-    return unit.with_fields(unit.fields.moved(ndim, move))  # type: ignore[arg-type]
+    return unit.with_fields(unit.fields.moved(ndim, move))
 
 
 # --- normalizations ----------------------------------------------------------------------------
@@ -537,7 +540,7 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     ndim, axis = _source(op).ndim, _axis(op)
     known = _known(op, op["index"])
     if known is not None:
-        return rearranges(lambda o, a, i: _along(o, a, axis, known))(op, rule, channels)
+        return rearranges(lambda o, a, i: _along(a, axis, known))(op, rule, channels)
     shape = tuple(op["index"].reshape(-1).shape)
     op.arrange = lambda tensor, unit: channels.looked_up(unit, axis - ndim, shape)
     return rule(op)
@@ -558,7 +561,7 @@ def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         places = compressed(known)
         if places.size == places.shape[axis]:  # the same for all others
             at = places.ravel()
-            return rearranges(lambda o, a, i: _along(o, a, axis + a.ndim, at))(op, rule, channels)
+            return rearranges(lambda o, a, i: _along(a, axis + a.ndim, at))(op, rule, channels)
     op.arrange = lambda t, u: channels.constant(u, [axis]) if t is source else u
     return rule(op)
 
@@ -614,7 +617,7 @@ def _overwrites(
     """Write slices over those at known places along an axis; the others stay."""
     target: Tensor = op["self"]
     parts = [(op.unit(t), tuple(t.shape)) for t in (target, source)]
-    both = _joined(op, channels, parts, axis)
+    both = _joined(channels, parts, axis)
     pick = np.arange(target.shape[axis])
     pick[places] = target.shape[axis] + np.arange(len(places))
 
@@ -685,7 +688,7 @@ def concatenates(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     if len({t.ndim for t in tensors}) != 1:
         return collapse(op, rule, channels)
     axis = int(op["dim"] or 0) % tensors[0].ndim
-    return _joined(op, channels, [(op.unit(t), tuple(t.shape)) for t in tensors], axis)
+    return _joined(channels, [(op.unit(t), tuple(t.shape)) for t in tensors], axis)
 
 
 def stacks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -697,11 +700,10 @@ def stacks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         unit = _moved(op.unit(t), t.ndim, lambda a: np.expand_dims(a, axis))
         shape = tuple(t.shape)
         parts.append((unit, (*shape[:axis], 1, *shape[axis:])))
-    return _joined(op, channels, parts, axis)
+    return _joined(channels, parts, axis)
 
 
 def _joined(
-    op: Operation,
     channels: ChannelDemands,
     parts: Sequence[tuple[Unit, tuple[int, ...]]],
     axis: int,
@@ -737,7 +739,8 @@ def pads(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     free = np.zeros((1,) * source.ndim, bool)
     for d, ends in enumerate(widths):
         if any(n > 0 for n in ends):
-            free = free | _padded(np.zeros((1,) * d + (source.shape[d],) + (1,) * (source.ndim - d - 1), bool), d, ends, True)  # fmt: skip
+            along = [n if a == d else 1 for a, n in enumerate(source.shape)]
+            free = free | _padded(np.zeros(along, bool), d, ends, True)
 
     def move(a: Array) -> Array:
         for d, ends in enumerate(widths):
@@ -745,7 +748,7 @@ def pads(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
                 a = _padded(a, d, ends, NOTHING if a.dtype != bool else True)
         return a
 
-    fields = unit.fields.moved(source.ndim, move)  # type: ignore[arg-type]
+    fields = unit.fields.moved(source.ndim, move)
     old = np.zeros(1, bool) if fields.free is None else fields.free
     return channels.flat(unit.with_fields(Fields(fields.terms, old | free)))
 

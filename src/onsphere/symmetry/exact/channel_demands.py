@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +146,7 @@ class ChannelDemands:
             if any(axis in varying(i) for _, i in terms):
                 terms = self._constant(terms, axis, free)
             if free is not None and axis in varying(free):
-                free = free.all(axis, keepdims=True)
+                free = np.asarray(free.all(axis, keepdims=True))
         fields = Fields(tuple(terms), free if free is not None and free.any() else None)
         return unit.with_fields(fields)
 
@@ -172,11 +173,11 @@ class ChannelDemands:
             picked = [(here[0][0], own.reshape(tuple(shape) + (1,) * (-1 - axis)))]
         wide = len(shape)
 
-        def move(a: NDArray[np.generic]) -> Index:
+        def move(a: NDArray[Any]) -> Index:
             at = a.ndim + axis if a.ndim >= -axis else None
             if at is None:
-                return a  # type: ignore[return-value]
-            return a.reshape(a.shape[:at] + (1,) * wide + a.shape[at + 1 :])  # type: ignore[return-value]
+                return a
+            return a.reshape(a.shape[:at] + (1,) * wide + a.shape[at + 1 :])
 
         ndim = max([-axis, *(a.ndim for a in unit.fields.arrays())])
         fields = unit.fields.moved(ndim, move)
@@ -298,6 +299,6 @@ class ChannelDemands:
             self.demands.append(demand)
 
 
-def varying(array: NDArray[np.generic]) -> list[int]:
+def varying(array: NDArray[Any]) -> list[int]:
     """Return the axes along which an array varies, counted from the last as -1."""
     return [a - array.ndim for a, n in enumerate(array.shape) if n > 1]

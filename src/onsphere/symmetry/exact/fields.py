@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Fields:
         """Return the fields of a power."""
         return Fields(tuple((c * power, i) for c, i in self.terms) if power else (), self.free)
 
-    def moved(self, ndim: int, move: Callable[[NDArray[np.generic]], Index]) -> "Fields":
+    def moved(self, ndim: int, move: Callable[[NDArray[Any]], Index]) -> "Fields":
         """Return the fields after a move of the axes of a tensor.
 
         Args:
@@ -85,7 +86,7 @@ class Fields:
         free = None if self.free is None else move(_padded(self.free, ndim)).astype(bool)
         return Fields(terms, free)
 
-    def arrays(self) -> list[NDArray[np.generic]]:
+    def arrays(self) -> list[NDArray[Any]]:
         """Return all arrays: of indices, and of free entries."""
         free = [] if self.free is None else [self.free]
         return [*(i for _, i in self.terms), *free]
@@ -131,9 +132,7 @@ def joined(parts: Sequence[tuple[Fields, tuple[int, ...]]], axis: int) -> Fields
     return Fields(tuple(terms), _laid(masks, axis, len(shape), total).astype(bool))
 
 
-def _laid(
-    pieces: Sequence[tuple[NDArray[np.generic], int]], axis: int, ndim: int, total: int
-) -> Index:
+def _laid(pieces: Sequence[tuple[NDArray[Any], int]], axis: int, ndim: int, total: int) -> Index:
     sizes = [max(p.shape[a] for p, _ in pieces) for a in range(ndim)]
     full = []
     for piece, length in pieces:
@@ -144,7 +143,7 @@ def _laid(
     return compressed(np.concatenate(full, axis))
 
 
-def reshaped(array: NDArray[np.generic], old: Sequence[int], new: Sequence[int]) -> Index:
+def reshaped(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> Index:
     """Return an array after a view of its tensor with another shape.
 
     Args:
@@ -185,14 +184,14 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, ran
         yield range(a, i), range(b, j)
 
 
-def compressed(array: NDArray[np.generic]) -> Index:
+def compressed(array: NDArray[Any]) -> Index:
     """Give size 1 to the axes along which an array is constant."""
     for a, size in enumerate(array.shape):
         if size > 1:
             first = array.take([0], a)
             if (array == first).all():
                 array = first
-    return array  # type: ignore[return-value]
+    return array
 
 
 def within_limit(count: int) -> None:
@@ -205,7 +204,7 @@ def within_limit(count: int) -> None:
         raise TooLargeError
 
 
-def _padded(array: NDArray[np.generic], ndim: int) -> NDArray[np.generic]:
+def _padded(array: NDArray[Any], ndim: int) -> NDArray[Any]:
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 

@@ -15,7 +15,7 @@ from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.field_memory import FieldMemory
 from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Unit
+from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""

@@ -270,7 +270,7 @@ def _run(
     *,
     differentiates: bool,
 ) -> Run:
-    ledger = UnitTracker(system, starts and starts.channels)
+    ledger = UnitTracker(system, None if starts is None else starts.channels)
     given = of.state or {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {n: given[n].clone() for n, _ in model.named_buffers()}
     leaves = {n: leaf_as(p, given[n].detach()) for n, p in parameters.items()}

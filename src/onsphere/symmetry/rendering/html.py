@@ -40,8 +40,8 @@ _TRADES = (
     "combine: doing two of them after each other changes nothing either."
 )
 _CHANNELS = (
-    "Each channel can be rescaled by an a > 0 of its own: rows of one weight against columns of the "
-    "next. The rescalings above are these with the same a for all channels, where both are listed."
+    "Each channel can be rescaled by an a > 0 of its own: rows of one weight against columns of "
+    "the next. Rescalings above that move the same weights are these with one a for all channels."
 )
 _SHIFTS = "Adding such an amount to these weights, whatever its size, changes nothing."
 _INERT = "Whatever values these weights have, the output is the same."

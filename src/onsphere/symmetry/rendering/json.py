@@ -86,7 +86,7 @@ def _plain_family(family: Family) -> dict[str, Any]:
 
 
 def _plain_slices(slices: Slices) -> dict[str, Any]:
-    """Write places as runs: for each slice of a channel, ``[first, how many]`` over the channels."""
+    """Write places as runs over the channels, ``[first, how many]``, for each slice of one."""
     runs = []
     for places in slices.index.T.tolist():
         found: list[list[int]] = []

@@ -21,7 +21,7 @@ from onsphere._torch.execution import (
     float_outputs,
     inputs_of,
     plain_execution,
-    refuse_scripts,
+    refuse_other_models,
 )
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
@@ -163,7 +163,7 @@ def _kinds(what: What | Collection[str]) -> frozenset[str]:
 
 
 def _check(model: nn.Module, kinds: Collection[str]) -> None:
-    refuse_scripts(model)
+    refuse_other_models(model)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if not tensors:
         raise FoldError("the model has no weights")

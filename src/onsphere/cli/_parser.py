@@ -62,7 +62,7 @@ def fitted(text: str, width: int = 79) -> str:
     r"""Wrap a help to the width of a terminal: prose as a whole, an example that is longer alone.
 
     Example:
-        >>> print(fitted("examples:\n  onsphere plan sgd --lr 0.1    what it does", 30))
+        >>> print(fitted("examples:\n  onsphere plan sgd --lr 0.1    what it does", 30).rstrip())
         examples:
           onsphere plan sgd --lr 0.1
               # what it does

@@ -103,12 +103,6 @@ def of_a_recipe(mine: Group, theirs: Mapping[str, Any], number: int) -> Group:
         mine: the group in code.
         theirs: the saved group, on a sphere, turning by its rate.
         number: of the group.
-
-    Example:
-        >>> saved = {"lr": 0.05, "initial_lr": 0.1}
-        >>> mended = of_a_recipe({"lr": 1e-3, "rotation_scale": 3.0, "initial_lr": 1e-3}, saved, 0)
-        >>> round(mended["lr"], 9), round(mended["rotation_scale"] * mended["lr"] ** 0.5, 9)
-        (0.025, 0.05)
     """
     scale, rotation = mine.get("rotation_scale"), theirs.get("lr")
     if scale is None or rotation is None or "rotation_scale" in theirs:

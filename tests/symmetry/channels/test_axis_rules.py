@@ -56,10 +56,6 @@ def _heads(y: Tensor) -> Tensor:
     return (q @ q.transpose(-1, -2) @ q).transpose(1, 2).flatten(-2)
 
 
-def _rms_twice(y: Tensor) -> Tensor:
-    return F.rms_norm(y / y.square().mean(-1, True).sqrt(), (WIDTH,), eps=TINY)
-
-
 def _batch_norm(y: Tensor) -> Tensor:
     return F.batch_norm(y.flatten(0, 1), None, None, training=True, eps=TINY)
 
@@ -110,7 +106,6 @@ CASES = (
     Case("centred channels", lambda y: y - y.mean(-1, keepdim=True), 1),
     Case("on the sphere", lambda y: y / y.norm(dim=-1, keepdim=True), 1),
     Case("on the sphere, tokens", lambda y: y / y.norm(dim=1, keepdim=True), 6),
-    Case("rms by hand, twice", _rms_twice, 1),
     Case("layer norm", lambda y: F.layer_norm(y, (WIDTH,), eps=TINY), 1),
     Case("group norm", lambda y: F.group_norm(y.transpose(1, 2), 3, eps=TINY).transpose(1, 2), 3),
     Case("batch norm", _batch_norm, 6),

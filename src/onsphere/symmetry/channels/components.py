@@ -23,6 +23,8 @@ from onsphere.symmetry.exact.fields import NOTHING
 from onsphere.symmetry.exact.linear_forms import Constraints, Form
 
 Ints = NDArray[np.int64]
+LARGEST_COMPONENT = 4000
+"""Up to how many terms a component is solved: exact elimination grows faster than they do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +264,12 @@ def _one(
     entries: _Entries,
     own: Ints,
 ) -> tuple[dict[int, Form], tuple[int, ...]]:
-    """Solve one component: common unknowns as givens, then weights, then what follows from both."""
+    """Solve one component: common unknowns as givens, then weights, then what follows from both.
+
+    One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
+    """
+    if len(own) > LARGEST_COMPONENT:
+        return {i: {} for i in range(len(columns))}, ()
     place = {int(ids[c]): i for i, c in enumerate(columns)}
     shift = len(columns)
     local: dict[int, int] = {}  # common unknowns, numbered below all others

@@ -10,7 +10,6 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,20 +46,9 @@ def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
     axis_rule = AXIS_RULES.get(_plain(op.name), collapse)
     try:
-        units = axis_rule(op, rule, channels)
+        return axis_rule(op, rule, channels)
     except TooLargeError:
         return collapse(op, rule, channels)
-    return replace(units, squares=True) if _squares(op) and isinstance(units, Unit) else units
-
-
-def _squares(op: Operation) -> bool:
-    """Return whether an operation never gives negative numbers."""
-    name = _plain(op.name).removeprefix("aten::")
-    if name == "pow":
-        return isinstance(op["exponent"], int | float) and op["exponent"] % 2 == 0
-    if name == "mul":
-        return op["self"] is op["other"]
-    return name in ("square", "abs", "relu")
 
 
 def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -217,15 +205,12 @@ def _dims(op: Operation, name: str = "dim") -> list[int]:
     return [d % ndim - ndim for d in dims] if ndim else []
 
 
-_SUMS = ("aten::sum", "aten::mean")
-
-
 def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Need a common exponent along the reduced axes, which go."""
     dims = _dims(op)
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
-        if "norm" in op.name or (op.name in _SUMS and unit.squares):
+        if "norm" in op.name:
             return channels.lengths(unit, dims, tensor.shape)
         return channels.constant(unit, dims)
 

@@ -36,7 +36,6 @@ class Unit:
         difference: the tensor is a difference whose two sides need equal units, *unless* what was
             taken away is added again (an id).
         fields: what varies along the axes of the tensor, beside ``terms``.
-        squares: no entry is negative, whatever the weights are.
 
     Example:
         >>> weight, gain = Unit.of(0), Unit.of(1)
@@ -53,7 +52,6 @@ class Unit:
     eps: frozenset[int] = frozenset()
     difference: int | None = None
     fields: Fields = NONE
-    squares: bool = False
 
     @property
     def vanishes(self) -> bool:

@@ -5,13 +5,12 @@ import os
 import beartype  # noqa: F401 - see below
 import pytest
 import torch
-import torch._dynamo
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shape annotations are checked in the tests only, and before the library is imported. While the
-# hook runs a module, what that module is the first to import is compiled anew: hence beartype and
-# torch._dynamo above, which are large.
+# hook runs a module, what that module is the first to import is compiled anew. Beartype is large,
+# hence its import above.
 _hook = install_import_hook(
     [
         "onsphere.geometry",

@@ -80,7 +80,25 @@ def signature(thing: Any) -> str:
 
 
 def _short(text: str) -> str:
-    return re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    return _without_union(re.sub(r"\b(?:[a-zA-Z_]\w*\.)+(?=[A-Za-z_])", "", text))
+
+
+def _without_union(text: str) -> str:
+    """Write ``Union[A, B]``, as older versions of PyTorch have it, as ``A | B``."""
+    start = text.find("Union[")
+    if start < 0:
+        return text
+    depth, parts = 0, [""]
+    for end, letter in enumerate(text[start + 6 :], start + 6):
+        depth += (letter in "[(") - (letter in "])")
+        if depth < 0:
+            joined = " | ".join(part.strip() for part in parts)
+            return _without_union(text[:start] + joined + text[end + 1 :])
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return text
 
 
 def listing() -> str:

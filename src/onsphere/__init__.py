@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from onsphere import dynamics, geometry, norms, optim, planning, robustness
 from onsphere.planning import Plan, plan
-from onsphere.planning.recipe import SphereRecipe, sphere_recipe
+from onsphere.planning.recipe import SphereRecipe
+from onsphere.planning.tuned import sphere_recipe
 from onsphere.version import __version__
 
 if TYPE_CHECKING:

@@ -62,6 +62,13 @@ def test_signatures_are_written_short():
     )
 
 
+def test_unions_of_older_versions_are_written_as_those_of_newer_ones():
+    text = "(x: Union[Iterable[int], tuple[str, Union[int, None]]], y: int)"
+    new = "(x: Iterable[int] | tuple[str, int | None], y: int)"
+    assert packages._without_union(text) == new
+    assert packages._without_union(new) == new
+
+
 def test_a_new_argument_would_be_seen(monkeypatch):
     def changed(key: str, strict: bool = False): ...
 

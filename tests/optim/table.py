@@ -1,20 +1,41 @@
 """One table of optimizers on spheres and one of layouts, for the suites of this folder."""
 
+from typing import Any, NamedTuple
+
 import torch
 
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD
 
+
+class Row(NamedTuple):
+    """One optimizer.
+
+    Attributes:
+        kind: the class.
+        settings: its own.
+        divides_by_moment: a second moment takes the gradient's size out of the update.
+        by_coordinate: that moment has a number for each coordinate, so that the update depends on
+            the axes, and momentum stays where it is when the point moves.
+    """
+
+    kind: type
+    settings: dict[str, Any]
+    divides_by_moment: bool = False
+    by_coordinate: bool = False
+
+
 ROWS = Sphere(VectorAxes((0,)))
 
-# name -> class and settings
 OPTIMIZERS = {
-    "SGD": (SphereSGD, {}),
-    "SGD momentum": (SphereSGD, {"momentum": 0.9}),
-    "SGD Nesterov": (SphereSGD, {"momentum": 0.9, "nesterov": True}),
-    "SGD dampened": (SphereSGD, {"momentum": 0.9, "dampening": 0.5}),
-    "AdamW": (SphereAdamW, {"weight_decay": 0.0}),
-    "AdamW, moment per vector": (SphereAdamW, {"second_moment": "vector", "weight_decay": 0.0}),
+    "SGD": Row(SphereSGD, {}),
+    "SGD momentum": Row(SphereSGD, {"momentum": 0.9}),
+    "SGD Nesterov": Row(SphereSGD, {"momentum": 0.9, "nesterov": True}),
+    "SGD dampened": Row(SphereSGD, {"momentum": 0.9, "dampening": 0.5}),
+    "AdamW": Row(SphereAdamW, {"weight_decay": 0.0}, divides_by_moment=True, by_coordinate=True),
+    "AdamW, moment per vector": Row(
+        SphereAdamW, {"second_moment": "vector", "weight_decay": 0.0}, divides_by_moment=True
+    ),
 }
 # name -> how a step is made
 TRAVELS = {
@@ -60,8 +81,8 @@ def place(x: torch.Tensor, memory: str | None) -> torch.Tensor:
 
 def make(name, groups, options="projection", **settings):
     """Build an optimizer of the table."""
-    kind, own = OPTIMIZERS[name]
-    return kind(groups, **{**own, **TRAVELS[options], **settings})
+    row = OPTIMIZERS[name]
+    return row.kind(groups, **{**row.settings, **TRAVELS[options], **settings})
 
 
 def feed(weights, optimizer, *grads):

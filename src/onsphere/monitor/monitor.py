@@ -24,6 +24,7 @@ from onsphere.monitor.layers import Layer, MonitorError, layers_of, stepping
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
 from onsphere.monitor.tensorboard import ScalarWriter, by_kind, metrics, write
+from onsphere.optim.compiled import untraced
 from onsphere.optim.updates.types import rate_of
 from onsphere.version import __version__
 
@@ -257,13 +258,13 @@ class Monitor:
         if self._journal is not None:
             self._journal.close()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def _look_before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.step % self._run.every == 0:
             self._sampler.before(early=_has_gradients(optimizer, args, kwargs))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @untraced
     @torch.no_grad()
     def _look_after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:  # noqa: ARG002
         self._drained()

@@ -28,7 +28,7 @@ from onsphere.optim.checks.notices import (
     without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
-from onsphere.optim.compiled import untraceable
+from onsphere.optim.compiled import untraceable, untraced
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import sets_of
 from onsphere.optim.master_weights import gradient_of, point_of, round_to_params
@@ -146,7 +146,7 @@ class SphereOptimizer(Optimizer):
                 parameter has moved.
         """
         if untraceable():
-            return torch.compiler.disable(SphereOptimizer.step)(self, closure)  # type: ignore[no-untyped-call]
+            return _as_written(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -462,6 +462,9 @@ class SphereOptimizer(Optimizer):
             self._told_of_skips = True
             name, gradient = type(self).__name__, "not finite, too small, or all along the radius"
             warn_of_skips(name, left, gradient, stacklevel=5)
+
+
+_as_written = untraced(SphereOptimizer.step)
 
 
 def _reference(members: list[Tensor], group: Group) -> float:

@@ -21,7 +21,7 @@ from onsphere.optim.checks.notices import (
     without_sphere,
 )
 from onsphere.optim.checks.validation import check_sphere
-from onsphere.optim.compiled import untraceable
+from onsphere.optim.compiled import untraceable, untraced
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import Spheres, families, resolved
 from onsphere.optim.hooks import without_global_hooks
@@ -186,7 +186,7 @@ class OnSphere(Optimizer):
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
         if untraceable():
-            return torch.compiler.disable(_step)(self, closure)  # type: ignore[no-untyped-call]
+            return _as_written(self, closure)
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
@@ -396,4 +396,4 @@ class OnSphere(Optimizer):
             warn_of_skips("on_sphere", int(left), radial, stacklevel=4)
 
 
-_step = OnSphere.step  # before PyTorch puts its hooks around it
+_as_written = untraced(OnSphere.step)  # before PyTorch puts its hooks around it

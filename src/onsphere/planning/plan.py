@@ -18,7 +18,8 @@ from onsphere.dynamics.optimizers import (
 )
 from onsphere.dynamics.schedule import MOST, PlanError, Schedule
 from onsphere.dynamics.trajectory import Motion, Path, follow
-from onsphere.planning.recipe import SphereRecipe, sphere_recipe
+from onsphere.planning.recipe import SphereRecipe
+from onsphere.planning.tuned import sphere_recipe
 
 _STARTS = (0.5, 2.0)
 """Norms, in units of the equilibrium's, between which a run may start when nobody says where."""

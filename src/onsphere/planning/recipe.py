@@ -1,31 +1,20 @@
-r"""Move a tuned recipe to the sphere: the rotation per step that it settles at, and its schedule.
+r"""What a tuned recipe does to weights on spheres: param groups and schedules that do the same.
 
 A weight on which the function depends only by direction turns, under an optimizer with weight
 decay, by an angle per step that the recipe alone decides once the norm has settled
 (:mod:`onsphere.dynamics.equilibrium`). A sphere optimizer that turns it by that angle follows the
-same path with no weight decay, and without the wait for the norm.
+same path with no weight decay, and without the wait for the norm. What a schedule of the learning
+rate makes of the angle: :mod:`onsphere.planning.rotation_schedule`.
 
-With a schedule :math:`f_t` on the learning rate the balance moves, by the recursion of
-:mod:`onsphere.dynamics.trajectory`. With :math:`x_t` the power of the norm that relaxes
-(:math:`|w|^4` for SGD, :math:`|w|^2` for the others) in units of its equilibrium at :math:`f = 1`,
-and :math:`\rho` the rate there,
-
-.. math:: x_{t+1} = f_t + (x_t - f_t)\,e^{-\rho f_t}, \qquad
-          \theta_t = \theta_\infty f_t / \sqrt{x_t}.
-
-A schedule that is slow beside :math:`1/\rho f` steps has :math:`x = f`, so that the rotation
-follows :math:`\sqrt f`; a fast one leaves :math:`x` behind, and the rotation follows :math:`f`.
-
-A run that is short beside :math:`1/\rho` never gets to the balance. A recipe that knows its length
-and the norm at its start turns by its mean rotation
+A run that is short beside the time to relax never gets to the balance. A recipe that knows its
+length and the norm at its start turns by its mean rotation
 (:func:`~onsphere.dynamics.relaxation.mean_rotation`).
 
-Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe sets; Wan et al., 2020
-(arXiv 2006.08419), for the drop of the rate.
+Source: Kosson et al., 2023 (arXiv 2305.17212), for rotation as what a recipe sets.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,19 +22,19 @@ from torch import Tensor
 
 from onsphere._utils.warning import warn
 from onsphere.dynamics import Equilibrium
-from onsphere.dynamics.optimizers import OPTIMIZERS, RecipeError, Vector, settings_of
+from onsphere.dynamics.optimizers import OPTIMIZERS
 from onsphere.dynamics.relaxation import mean_rotation
-from onsphere.dynamics.trajectory import Motion
 from onsphere.optim.updates.types import Group
+from onsphere.planning import rotation_schedule
+from onsphere.planning.rotation_schedule import Schedule
 
-__all__ = ["RecipeError", "Schedule", "SphereRecipe", "sphere_recipe"]
-
-Schedule = Callable[[int], float]
+# So many relaxation times, and what is left of the way to the equilibrium is 5%.
+_SETTLED = 3
 
 
 @dataclass(frozen=True)
 class SphereRecipe:
-    r"""A tuned recipe, and what it does to a weight on a sphere; made by :func:`sphere_recipe`.
+    r"""A tuned recipe and what it does to weights; made by :func:`~onsphere.sphere_recipe`.
 
     Args:
         method: the optimizer's name.
@@ -78,7 +67,8 @@ class SphereRecipe:
             Radians per step; those of the equilibrium without a norm or :attr:`steps`.
 
         Example:
-            >>> recipe = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, steps=1000)
+            >>> import onsphere as osp
+            >>> recipe = osp.sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, steps=1000)
             >>> [round(recipe.rotation_from(norm) / recipe.rotation, 2) for norm in (0.5, 1, 5)]
             [1.78, 1.0, 0.21]
         """
@@ -145,7 +135,7 @@ class SphereRecipe:
             >>> import onsphere as osp
             >>> from onsphere.geometry import Sphere
             >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
-            >>> recipe = sphere_recipe("sgd", lr=0.1, weight_decay=0.05, momentum=0.0)
+            >>> recipe = osp.sphere_recipe("sgd", lr=0.1, weight_decay=0.05, momentum=0.0)
             >>> groups = recipe.groups([{"params": [weight], "sphere": Sphere()}])
             >>> optimizer = osp.optim.SphereSGD(groups, **recipe.keywords)
             >>> weight.grad = torch.tensor([0.0, 7.0])
@@ -193,7 +183,7 @@ class SphereRecipe:
             >>> from onsphere.geometry import Sphere
             >>> weight = torch.nn.Parameter(torch.eye(4, 2))
             >>> groups = [{"params": [weight], "sphere": Sphere()}]
-            >>> recipe = sphere_recipe("muon", lr=0.02, weight_decay=0.1)
+            >>> recipe = osp.sphere_recipe("muon", lr=0.02, weight_decay=0.1)
             >>> base = torch.optim.Muon(recipe.plain_groups(groups), **recipe.keywords)
             >>> optimizer = osp.optim.on_sphere(base, groups, mode="rotate")
             >>> optimizer.param_groups[0]["lr"]  # the tuned rate; the weight turns by
@@ -222,21 +212,18 @@ class SphereRecipe:
             RecipeError: (when it is called) a factor that is negative or not finite.
 
         Example:
-            >>> halved = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1).schedule(lambda t: 0.25)
-            >>> halved(0)
+            >>> import onsphere as osp
+            >>> recipe = osp.sphere_recipe("adamw", lr=1e-3, weight_decay=0.1)
+            >>> recipe.schedule(lambda step: 0.25)(0)
             0.5
         """
-
-        def rotation(step: int) -> float:
-            return math.sqrt(_factor_at(factor, step))
-
-        return rotation
+        return rotation_schedule.settled(factor)
 
     def followed(self, factor: Schedule, initial_norm_ratio: float = 1.0) -> Schedule:
         r"""Turn a schedule of the tuned rate into the rotation of a tuned run, norm and all.
 
-        By the recursion of :mod:`onsphere.dynamics.trajectory`: a rate that falls quickly takes the
-        rotation along, and it comes back to :math:`\sqrt f` as the norm follows.
+        By the recursion of :mod:`onsphere.planning.rotation_schedule`: a rate that falls quickly
+        takes the rotation along, and it comes back to :math:`\sqrt f` as the norm follows.
 
         Args:
             factor: step -> :math:`f_t`, as for :meth:`schedule`.
@@ -251,25 +238,13 @@ class SphereRecipe:
                 negative or not finite.
 
         Example:
-            >>> recipe = sphere_recipe("adamw", lr=0.1, weight_decay=0.1)
+            >>> import onsphere as osp
+            >>> recipe = osp.sphere_recipe("adamw", lr=0.1, weight_decay=0.1)
             >>> dropped = recipe.followed(lambda step: 0.01)
             >>> [round(dropped(step), 3) for step in (0, 10, 100_000)]
             [0.01, 0.01, 0.1]
         """
-        if not 0 < initial_norm_ratio < math.inf:
-            raise RecipeError(
-                f"initial_norm_ratio is positive and finite, got {initial_norm_ratio}"
-            )
-        motion = Motion.of(self._of_norm_1)
-        powers = [float(initial_norm_ratio) ** motion.power]
-
-        def rotation(step: int) -> float:
-            while len(powers) <= step:
-                now = _factor_at(factor, len(powers) - 1)
-                powers.append(motion.step(powers[-1], factor=now)[0])
-            return _factor_at(factor, step) / powers[step] ** (motion.slope / motion.power)
-
-        return rotation
+        return rotation_schedule.followed(factor, self._of_norm_1, initial_norm_ratio)
 
     def schedules(
         self, groups: Iterable[Mapping[str, Any]], factor: Schedule, *, follow: bool | None = None
@@ -293,7 +268,8 @@ class SphereRecipe:
         Example:
             >>> from onsphere.geometry import Sphere
             >>> groups = [{"params": [], "sphere": Sphere()}, {"params": []}]
-            >>> recipe = sphere_recipe("lion", lr=1e-4, weight_decay=1.0)
+            >>> import onsphere as osp
+            >>> recipe = osp.sphere_recipe("lion", lr=1e-4, weight_decay=1.0)
             >>> [schedule(0) for schedule in recipe.schedules(groups, lambda step: 0.25)]
             [0.25, 0.25]
         """
@@ -308,115 +284,10 @@ class SphereRecipe:
         if follow is None:
             follow = start is not None
         if not follow:
-            return lambda step: _factor_at(factor, step)
+            return lambda step: rotation_schedule.factor_at(factor, step)
         unit = self.equilibrium.rotation / self.rotation_from(start)
         path = self.followed(factor, 1.0 if start is None else start)
         return lambda step: (unit * path(step)) ** 2
-
-
-def sphere_recipe(
-    method: str,
-    *,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float] | None = None,
-    momentum: float | None = None,
-    dampening: float | None = None,
-    nesterov: bool | None = None,
-    decoupled: bool | None = None,
-    shape: tuple[int, int] | None = None,
-    steps: int | None = None,
-    initial_norm_ratio: float | None = None,
-) -> SphereRecipe:
-    r"""Say what a tuned recipe does to weights on spheres, ready for the sphere optimizers.
-
-    .. math:: \theta \approx \sqrt{2\eta\lambda\,\frac{1-\beta}{1+\beta}}\ \text{(AdamW)}, \qquad
-              \theta \approx \sqrt{\frac{2\eta\lambda}{1+\alpha}}\ \text{(SGD as PyTorch has it)},
-
-    with :math:`1+\alpha` replaced by :math:`(1+\alpha)/(1+2\alpha-2\alpha^3)` for Nesterov's
-    momentum; Lion and Muon as :mod:`onsphere.dynamics.equilibrium` has them. The laws take
-    gradients for noise: networks turned 3% (SGD), 6 to 9% (AdamW) and 13 to 24% (Lion) less.
-
-    Args:
-        method: ``"adamw"``, ``"sgd"``, ``"lion"`` or ``"muon"``.
-        lr: the tuned learning rate :math:`\eta`, at the top of its schedule.
-        weight_decay: the tuned decay :math:`\lambda`: for SGD coupled, as in ``torch.optim.SGD``,
-            else decoupled.
-        betas: of AdamW (0.9, 0.999) and Lion (0.9, 0.99).
-        momentum: :math:`\alpha`, of SGD (0) and Muon (0.95).
-        dampening: of SGD (0).
-        nesterov: of SGD (no) and Muon (yes).
-        decoupled: of SGD (no): the decay shrinks the weight directly.
-        shape: of Muon: rows and columns of the weights; square ones turn 16% faster than thin ones (so
-            each shape has a recipe of its own). Without it, that of long thin matrices.
-        steps: how long the run lasts. A run of few relaxation times does not get to the
-            equilibrium; with its length the recipe turns by what the tuned run would on average,
-            and its schedules follow that run.
-        initial_norm_ratio: the norm at the start in units of the equilibrium's (``osp.plan`` and
-            ``osp.Monitor`` tell). AdamW and Lion do without: for them the weights say it.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        RecipeError: an unknown method, an option that it does not have or out of its range, no
-            weight decay.
-
-    Example:
-        >>> recipe = sphere_recipe("adamw", lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
-        >>> print(recipe)
-        adamw(lr=0.001, weight_decay=0.1, betas=(0.9, 0.95)): turns by 0.00324 radians per step, settles in some 5,000 steps
-
-    Source: Kosson et al., 2023 (arXiv 2305.17212), and the derivations of
-    :mod:`onsphere.dynamics.equilibrium`.
-    """  # noqa: E501
-    method = str(method).lower()
-    if method in _WITHOUT_A_RECIPE:
-        raise RecipeError(_WITHOUT_A_RECIPE[method])
-    for name, value in (("steps", steps), ("initial_norm_ratio", initial_norm_ratio)):
-        if value is not None and not 0 < value < math.inf:
-            raise RecipeError(f"{name} is positive and finite, got {value}")
-    if initial_norm_ratio is not None and steps is None:
-        raise RecipeError(
-            "initial_norm_ratio says what a run does before it settles; give its steps, too"
-        )
-    given = {
-        "betas": betas,
-        "momentum": momentum,
-        "dampening": dampening,
-        "nesterov": nesterov,
-        "decoupled": decoupled,
-        "shape": shape,
-    }
-    settings = settings_of(method, lr, weight_decay, given)
-    if lr == 0 or weight_decay == 0:
-        raise RecipeError(
-            f"lr={lr:g} with weight_decay={weight_decay:g} has no equilibrium: without decay the "
-            "norm grows and the rotation falls as long as the run lasts. Choose the rotation "
-            'yourself: lr_mode="angle"'
-        )
-    try:
-        equilibrium = OPTIMIZERS[method].equilibrium(
-            float(lr), float(weight_decay), Vector(), settings
-        )
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-    keywords = {"lr": float(lr), "weight_decay": float(weight_decay), **settings}
-    keywords.pop("shape", None)
-    if keywords.pop("decoupled", False):
-        # Coupled decay comes out of the momentum buffer larger by 1 / (1 - momentum).
-        keywords["weight_decay"] *= 1 - keywords["momentum"]
-    return SphereRecipe(method, equilibrium, keywords, steps, initial_norm_ratio)
-
-
-# So many relaxation times, and what is left of the way to the equilibrium is 5%.
-_SETTLED = 3
-
-_WITHOUT_A_RECIPE = {
-    "adam": "Adam with its decay in the gradient (L2) turns each weight by an angle that depends "
-    "on the size of its gradient, so no one rotation matches it; tune AdamW and move that, or see "
-    "onsphere.dynamics.adam_l2_equilibrium"
-}
 
 
 def _checked(groups: Iterable[Mapping[str, Any]]) -> list[Group]:
@@ -441,10 +312,3 @@ def _tensor(param: Any) -> Tensor:
 
 def _on_sphere(group: Mapping[str, Any]) -> bool:
     return group.get("sphere") is not None
-
-
-def _factor_at(factor: Schedule, step: int) -> float:
-    value = float(factor(step))
-    if not 0 <= value < math.inf:
-        raise RecipeError(f"a schedule's factor is at least 0 and finite, got {value} at {step}")
-    return value

@@ -1,4 +1,4 @@
-"""torch.compile on a step, in a process of its own: the suite's shape checks cannot be traced."""
+"""torch.compile on a step, watched or not, in another process: shape checks cannot be traced."""
 
 import json
 import subprocess
@@ -9,9 +9,12 @@ import pytest
 NAMES = ("SphereSGD", "SphereAdamW", "on_sphere")
 SCRIPT = """
 import json
+import sys
 import traceback
 
 import torch
+import onsphere.monitor
+loaded = "torch._dynamo" in sys.modules
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim import SphereAdamW, SphereSGD, on_sphere
 
@@ -37,10 +40,32 @@ def check(make):
     assert torch.equal(*weights), weights
 
 
+def watched():
+    torch._dynamo.reset()
+    runs = []
+    for how in (lambda step: step, lambda step: torch.compile(step, backend="eager")):
+        net = torch.nn.Linear(6, 4, bias=False)
+        net.weight.data = torch.arange(24.0).reshape(4, 6) + 1
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        with onsphere.Monitor(net, optimizer, {"weight": rows}, every=2) as monitor:
+            step = how(optimizer.step)
+            for number in range(4):
+                net.weight.grad = torch.full((4, 6), 1.0 + number)
+                step()
+        runs.append([(s.step, *s.values.flatten().round(4).tolist()) for s in monitor.run.samples])
+    assert len(runs[0]) == 2, runs
+    assert runs[0] == runs[1], runs
+
+
+def imported():
+    assert not loaded, "import onsphere loads the compiler, which takes as long as all of torch"
+
+
 found = {}
-for name, make in makers.items():
+checks = {name: lambda make=make: check(make) for name, make in makers.items()}
+for name, run in {**checks, "watched": watched, "imported": imported}.items():
     try:
-        check(make)
+        run()
         found[name] = ""
     except Exception:
         found[name] = traceback.format_exc()
@@ -54,6 +79,14 @@ def found():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_compiled_step_is_watched_as_any_other(found):
+    assert not found["watched"], found["watched"]
+
+
+def test_the_compiler_is_loaded_by_those_who_compile(found):
+    assert not found["imported"], found["imported"]
 
 
 @pytest.mark.parametrize("name", NAMES)

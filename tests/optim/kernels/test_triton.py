@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -56,8 +57,26 @@ def look_once():
     interpreter._patch_builtin = patch_builtin
 
 
+def loop_with_any_numpy():
+    """Have the interpreter of Triton 3.5 read the bounds of a loop as later ones do.
+
+    It takes ``int()`` of an array with one entry, which NumPy 2.4 refuses.
+    """
+    from triton.runtime import interpreter
+
+    patch_before = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, *rest):
+        patch_before(tensor, *rest)
+        tensor.__index__ = lambda self: int(self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+
 if launch.interpreted:
     look_once()
+    if version("triton").startswith("3.5."):
+        loop_with_any_numpy()
 
 
 def here(device):

@@ -15,14 +15,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:a parameter of shape:UserWarning
 
 def oracle(name, p, grads, lr, options, radius, count_steps=0):
     """Follow one vector with the functions of the geometry; a formula per line, no coefficients."""
-    settings = OPTIMIZERS[name][1]
+    row = OPTIMIZERS[name]
+    settings = row.settings
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     p = geometry.to_sphere(p, radius)
     for k, g in enumerate(grads, 1):
         project = functools.partial(geometry.tangent, p)
-        if name.startswith("AdamW"):
+        if row.divides_by_moment:
             m, size = 0.9 * m + 0.1 * g, g * g
-            if "vector" in name:
+            if not row.by_coordinate:
                 m, size = project(m), project(g).square().mean()
             v = 0.999 * v + 0.001 * size
             u = project((m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8))
@@ -31,8 +32,8 @@ def oracle(name, p, grads, lr, options, radius, count_steps=0):
             dampening = settings.get("dampening", 0.0) if k > 1 else 0.0
             m = project(alpha * m + (1 - dampening) * g)
             u = project(g + alpha * m) if settings.get("nesterov") else m
-        q, carried = _turn(p, u, m, lr, TRAVELS[options], normed=name.startswith("AdamW"))
-        p, m = q, m if name == "AdamW" else carried
+        q, carried = _turn(p, u, m, lr, TRAVELS[options], normed=row.divides_by_moment)
+        p, m = q, m if row.by_coordinate else carried
     return p
 
 
@@ -105,7 +106,8 @@ def test_centred_vectors_move_in_the_hyperplane(name, options, generator):
         first.step()
         second.step()
         assert w.detach().mean(1).abs().max() < 1e-14
-    if "AdamW" not in name:  # its second moment counts coordinates
+    # A second moment is a mean over coordinates, of which the hyperplane has one less.
+    if not OPTIMIZERS[name].divides_by_moment:
         torch.testing.assert_close(w.detach(), low.detach() @ basis.T, rtol=0, atol=1e-12)
     norms = (start - start.mean(1, keepdim=True)).norm(dim=1)
     torch.testing.assert_close(w.detach().norm(dim=1), norms, rtol=1e-13, atol=0)

@@ -19,6 +19,7 @@ from onsphere._torch.execution import (
     weights,
 )
 from onsphere._torch.materialize import on_gathered
+from onsphere._torch.substitution import unchanged
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
@@ -148,7 +149,8 @@ def audit(
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             found = _concluded(model, *_investigated(probe, args, kwargs, say))
     inputs = Inputs(args, kwargs, output, ModelReference(model))
-    kept = sorted(embeddings_and_heads(model, inputs))
+    with unchanged(traced.outside):
+        kept = sorted(embeddings_and_heads(model, inputs))
     return replace(found, inputs=inputs, embeddings_and_heads=kept)
 
 

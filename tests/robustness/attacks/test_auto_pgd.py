@@ -185,7 +185,7 @@ def test_no_examples(attack):
         (apgd, {"eps": -1.0}, "eps must be positive"),
         (apgd, {"steps": 0}, "steps is at least 1"),
         (apgd, {"restarts": 0}, "restarts is at least 1"),
-        (apgd, {"loss": "hinge"}, "loss must be one of tempered_cross_entropy"),
+        (apgd, {"loss": "hinge"}, 'loss must be "tempered_cross_entropy"'),
         (apgd_targeted, {"targets": 0}, "targets is at least 1"),
         (apgd_targeted, {"batch_size": 0}, "batch_size is at least 1"),
     ],

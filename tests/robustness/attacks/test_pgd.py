@@ -181,7 +181,7 @@ def test_no_examples(attack):
 X, Y = torch.full((2, 4), 0.5), torch.tensor([0, 2])
 REFUSED = {
     "eps": ({"eps": 0.0}, ValueError, "eps must be positive"),
-    "loss": ({"loss": "hinge"}, ValueError, "loss must be one of cross_entropy, dlr"),
+    "loss": ({"loss": "hinge"}, ValueError, 'loss must be "cross_entropy" or "dlr"'),
     "outside": ({"x": X * 4}, ValueError, r"inputs lie in \[2, 2\]"),
     "not a number": ({"x": X * torch.nan}, ValueError, "inputs lie in"),
     "integers": ({"x": torch.ones(2, 4, dtype=int)}, TypeError, "scale integers"),

@@ -58,43 +58,8 @@ def channel_symmetries(
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    return _followed(model, args, kwargs, output, inert, others, roles).solution().families()
-
-
-@on_gathered
-def channel_dimension(
-    model: nn.Module,
-    args: Any,
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    output: OutputPicker | None = None,
-    inert: Collection[str] = (),
-    others: Sequence[Call] = (),
-    roles: Mapping[str, frozenset[str]] | None = None,
-) -> int:
-    """Count independent scale symmetries by row, column and channel, those of whole weights too.
-
-    Args:
-        model: any module.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        output: picks the tensors that must not change.
-        inert: parameters known not to affect the output, which are not counted.
-        others: further inputs that the symmetries must hold for.
-        roles: what the model does with its weights, as a trace tells.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
-        >>> channel_dimension(net, torch.ones(5, 3))
-        8
-    """
-    done = _followed(model, args, kwargs, output, inert, others, roles)
-    idle = {k for k in range(len(done.names)) if k not in done.used}
-    whole = done.dimension(idle)
-    if all(k < done.parameters for k in done.used):
-        return whole
-    done = _followed(model, args, kwargs, output, inert, others, roles)
-    return whole - done.dimension(idle | set(range(done.parameters)))
+    done = _followed(model, args, kwargs, output, inert, others, roles or {})
+    return _Solution(done, kinds_of(done.channels)).families()
 
 
 @dataclass(frozen=True)
@@ -117,25 +82,6 @@ class _Followed:
     beside_eps: list[Fields]
     followers: list[tuple[Unit, Unit]]
 
-    def solution(self) -> "_Solution":
-        """Solve the demands."""
-        return _Solution(self, kinds_of(self.channels))
-
-    def dimension(self, still: Collection[int]) -> int:
-        """Count the independent ways to rescale, while some weights stay; uses up the demands."""
-        blocks = [b for b in self.channels.blocks if b.weight is not None]
-        for block in blocks:
-            if block.weight in still:
-                self.channels.vanish(Unit(fields=Fields(((Fraction(1), block.index()),))))
-        for k in still:
-            self.channels.scalars.require_zero({k: Fraction(1)})
-        kinds = kinds_of(self.channels)
-        determined = {p for p, _ in self.channels.scalars.rows()}
-        common = {*range(len(self.names)), *self.channels.common} - determined
-        # All rows times a and the whole by 1/a is no rescaling.
-        nothing = sum(b.weight not in still for b in blocks)
-        return sum(len(k.members) * len(k.free) for k in kinds) + len(common) - nothing
-
 
 def _followed(
     model: nn.Module,
@@ -144,7 +90,7 @@ def _followed(
     output: OutputPicker | None,
     inert: Collection[str],
     others: Sequence[Call],
-    roles: Mapping[str, frozenset[str]] | None,
+    roles: Mapping[str, frozenset[str]],
 ) -> _Followed:
     parameters, buffers = weights(model)
     held = {**parameters, **buffers}
@@ -153,15 +99,19 @@ def _followed(
     fields: dict[str, Fields] = {}
     for number, (name, tensor) in enumerate(held.items()):
         if bare_name(name) not in inert:
-            role = (roles or {}).get(bare_name(name), frozenset())
+            role = roles.get(bare_name(name), frozenset())
             fields[name] = _starting(channels, number, tuple(tensor.shape), role)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs = runs_on(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
     )
     channels.finish()
-    beside_eps = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
-    followers = [pair for run in runs for pair in run.ledger.followers]
+    sites = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
+    beside_eps = [fields for fields in sites if fields.terms]
+    followers = [
+        (own, unit) for run in runs for own, unit in run.ledger.followers
+        if len(own.fields.terms) == 1 and unit.fields.terms
+    ]  # fmt: skip
     used = {
         k for k, n in enumerate(held)
         if bare_name(n) not in inert and any(run.used(n) for run in runs)
@@ -211,9 +161,8 @@ class _Solution:
                 p: c for p, form in kind.solution.items() for k, c in form.items() if k == f
             }
             vectors.append({i: c for i, c in v.items() if i in weights})
-        nothing = self._without_effect(columns)
         held = Constraints(0)
-        for v in nothing:
+        for v in self._without_effect(columns):
             held.require_zero(v)
         return sparse_basis(
             v for v in vectors
@@ -256,15 +205,18 @@ class _Solution:
             )
             for (block, c), places in grouped.items()
         )
+        count = len(kind.members)
+        if not self.done.beside_eps and not self.done.followers:
+            return Family(slices, count)
         member, value = self._moved(kind, v)
-        followers = self._following(member, value, len(kind.members))
-        return Family(slices, len(kind.members), self._is_exact(member, value), tuple(followers))
+        followers = tuple(self._following(member, value, count))
+        return Family(slices, count, self._is_exact(member, value), followers)
 
     def _moved(self, kind: Kind, v: Form) -> tuple[Ints, Numbers]:
         """Return of every unknown to which channel it belongs (-1: none), and its exponent."""
         whole = {f: v.get(f, Fraction(0)) for f in kind.free}
         for pivot, form in kind.solution.items():
-            whole[pivot] = sum((c * whole[k] for k, c in form.items() if k >= 0), Fraction(0))
+            whole[pivot] = sum((c * whole[k] for k, c in form.items()), Fraction(0))
         last = self.done.channels.unknowns  # stands for NOTHING
         member, value = np.full(last + 1, -1), np.zeros(last + 1)
         for column, c in whole.items():
@@ -284,8 +236,6 @@ class _Solution:
     def _following(self, member: Ints, value: Numbers, count: int) -> Iterator[Slices]:
         """Yield how buffers that estimate something move along."""
         for own, unit in self.done.followers:
-            if len(own.fields.terms) != 1 or not unit.fields.terms:
-                continue
             places = own.fields.terms[0][1].ravel()
             if any(i.size not in (1, places.size) for _, i in unit.fields.terms):
                 continue

@@ -36,6 +36,7 @@ from onsphere.symmetry.exact.operation import (
     flat_tensors,
     is_free_number,
 )
+from onsphere.symmetry.exact.rules import entry_of
 
 Array = NDArray[Any]
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
@@ -44,7 +45,7 @@ AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 
 def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
-    axis_rule = AXIS_RULES.get(_plain(op.name), collapse)
+    axis_rule = entry_of(AXIS_RULES, op.name) or collapse
     try:
         return axis_rule(op, rule, channels)
     except TooLargeError:
@@ -384,9 +385,8 @@ def convolution(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
         return a.reshape(a.shape[:1] + (1,) * len(batch) + a.shape[1:] + ones)
 
     def of_bias(a: Array) -> Array:
-        return reshaped(a, (groups * out,), (groups, out)).reshape(
-            reshaped(a, (groups * out,), (groups, out)).shape + ones
-        )
+        a = reshaped(a, (groups * out,), (groups, out))
+        return a.reshape(a.shape + ones)
 
     moves = {id(given): of_input, id(weight): of_weight, id(op["bias"]): of_bias}
     if op["bias"] is None:
@@ -565,9 +565,7 @@ def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     axes: list[int] = []
     at, wide, position = 0, 0, None
     for k in indices:
-        count = (
-            k.ndim if k is not None and k.dtype.is_floating_point is False and _is_mask(k) else 1
-        )
+        count = k.ndim if k is not None and _is_mask(k) else 1
         if k is not None:
             position = at if position is None else position
             if axes and axes[-1] != at - 1:
@@ -580,10 +578,8 @@ def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     known = _known(op, first) if len(axes) == 1 and not _is_mask(first) else None
 
     def move(_: Operation, a: Array, i: int) -> Array:
-        if known is not None:
-            picked = a.take(known, axes[0]) if a.shape[axes[0]] > 1 else None
-            if picked is not None:
-                return compressed(picked)
+        if known is not None and a.shape[axes[0]] > 1:
+            return compressed(a.take(known, axes[0]))
         kept = [n for d, n in enumerate(a.shape) if d not in axes]
         return a.reshape(kept[:position] + [1] * wide + kept[position:])
 
@@ -854,10 +850,3 @@ _TABLE: list[tuple[AxisRule, str]] = [
 for _rule, _names in _TABLE:
     for _name in _names.split():
         AXIS_RULES[f"aten::{_name}"] = _rule
-
-
-def _plain(name: str) -> str:
-    """Return the name of an operation without the mark of writing in place."""
-    if name.endswith("_") and not name.endswith("__"):
-        return name.removesuffix("_")
-    return name

@@ -85,9 +85,8 @@ class ChannelDemands:
         self.scalars = scalars
         self.blocks: list[Block] = []
         self.demands: list[Demand] = []
-        self.common: list[int] = []
         self._ties: list[_Tie] = []
-        self._is_common: set[int] = set()
+        self._common: set[int] = set()
         self._first = self._next = first
         self._seen: set[tuple[object, ...]] = set()
 
@@ -105,8 +104,7 @@ class ChannelDemands:
         if block.size > 1:
             self.blocks.append(block)
         else:
-            self.common.append(block.start)
-            self._is_common.add(block.start)
+            self._common.add(block.start)
         return block.index()
 
     def vanish(self, unit: Unit) -> None:
@@ -247,7 +245,7 @@ class ChannelDemands:
 
     def _is_of_channel(self, number: int) -> bool:
         """Return whether an unknown is one of many: not of a whole weight, and not common."""
-        return number >= self._first and number not in self._is_common
+        return number >= self._first and number not in self._common
 
     def _constant(
         self,

@@ -7,15 +7,16 @@ ten patterns; the others have a function of their own in
 :func:`register_rule`) and one test case.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from onsphere.symmetry.exact import arithmetic_rules, normalization_rules
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation, Rule, flat_tensors
 
 _HALF = Fraction(1, 2)
+T = TypeVar("T")
 
 
 # --- the ten patterns --------------------------------------------------------------------------
@@ -113,10 +114,15 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
 
 def rule_of(name: str) -> Rule | None:
     """Return the rule of an operation, also for its in-place variant, or ``None``."""
-    rule = RULES.get(name)
-    if rule is None and name.endswith("_") and not name.endswith("__"):
-        rule = RULES.get(name.removesuffix("_"))
-    return rule
+    return entry_of(RULES, name)
+
+
+def entry_of(table: Mapping[str, T], name: str) -> T | None:
+    """Return what a table says of an operation, also of its in-place variant, or ``None``."""
+    found = table.get(name)
+    if found is None and name.endswith("_") and not name.endswith("__"):
+        found = table.get(name.removesuffix("_"))
+    return found
 
 
 _TABLE: list[tuple[Rule, str]] = [

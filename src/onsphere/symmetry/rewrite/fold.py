@@ -228,7 +228,7 @@ class _Folding:
         kinds: what to fold.
         output: picks the tensors that must not change.
         tolerance: largest relative change of the output in its own type.
-        library: change values only.
+        keep_modules: change values only.
     """
 
     def __init__(
@@ -239,13 +239,13 @@ class _Folding:
         kinds: frozenset[str],
         output: OutputPicker | None,
         tolerance: float | None,
-        library: bool,
+        keep_modules: bool,
     ) -> None:
         self.model, self.args, self.kwargs, self.kinds = model, args, kwargs, kinds
         self.output, self.tolerance = output, tolerance
         self.folded: list[FoldedPart] = []
         self.kept: list[KeptPart] = []
-        self.library = library
+        self.keep_modules = keep_modules
 
     def done(self) -> tuple[_Plan, FoldReport]:
         """Fold a copy, and compare."""
@@ -315,7 +315,7 @@ class _Folding:
         return done, {**wide_state(work), **values}
 
     def _why_computed(self, work: nn.Module, one: Computed) -> str:
-        if self.library:
+        if self.keep_modules:
             return "its class computes it, and would not load a plain weight"
         if work.get_submodule(one.path).training:
             beside = [c for c in computed_weights(work) if c.path == one.path]
@@ -373,7 +373,7 @@ class _Folding:
         ]
         families = [f for f in families if all(s.name in state for s in f.slices)]
         known = Known(
-            work, families, linear_maps(work), state, not self.library,
+            work, families, linear_maps(work), state, not self.keep_modules,
             {f"{path}.weight": 1.0 for path in offsets},
         )  # fmt: skip
         proposed: list[Fold] = []
@@ -421,7 +421,7 @@ class _Folding:
     # --- modules that became the identity ---
 
     def _without_identities(self, work: nn.Module, accepted: Iterable[Fold]) -> list[str]:
-        if self.library:
+        if self.keep_modules:
             return []
         paths = [
             f.path

@@ -22,7 +22,7 @@ from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.channels.components import Kind, kinds_of
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
-from onsphere.symmetry.exact.fields import Fields
+from onsphere.symmetry.exact.fields import NOTHING, Fields
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 
@@ -142,6 +142,12 @@ class _Solution:
         self.done, self.kinds = done, kinds
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)
+        # Unknowns of which small constants, or buffers that estimate, know anything.
+        self._asked = np.zeros(done.channels.unknowns + 1, bool)
+        for fields in (*done.beside_eps, *(unit.fields for _, unit in done.followers)):
+            for _, index in fields.terms:
+                self._asked[index] = True
+        self._asked[NOTHING] = False
 
     def families(self) -> list[Family]:
         """Return all ways to rescale channels that leave common unknowns alone."""
@@ -206,7 +212,7 @@ class _Solution:
             for (block, c), places in grouped.items()
         )
         count = len(kind.members)
-        if not self.done.beside_eps and not self.done.followers:
+        if not self._asked[kind.members].any():
             return Family(slices, count)
         member, value = self._moved(kind, v)
         followers = tuple(self._following(member, value, count))

@@ -215,8 +215,11 @@ class _Solution:
         if not self._asked[kind.members].any():
             return Family(slices, count)
         member, value = self._moved(kind, v)
-        followers = tuple(self._following(member, value, count))
-        return Family(slices, count, self._is_exact(member, value), followers)
+        followers: dict[str, set[Slices]] = {}
+        for s in self._following(member, value, count):
+            followers.setdefault(s.name, set()).add(s)
+        alike = tuple(found.pop() for found in followers.values() if len(found) == 1)
+        return Family(slices, count, self._is_exact(member, value), alike)
 
     def _moved(self, kind: Kind, v: Form) -> tuple[Ints, Numbers]:
         """Return of every unknown to which channel it belongs (-1: none), and its exponent."""
@@ -240,7 +243,7 @@ class _Solution:
         )
 
     def _following(self, member: Ints, value: Numbers, count: int) -> Iterator[Slices]:
-        """Yield how buffers that estimate something move along."""
+        """Yield how buffers that estimate something move along, once for each time they do."""
         for own, unit in self.done.followers:
             places = own.fields.terms[0][1].ravel()
             if any(i.size not in (1, places.size) for _, i in unit.fields.terms):

@@ -263,7 +263,9 @@ class ChannelDemands:
             each = (self.collapsed(Unit(fields=Fields((term,)))) for term in here)
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
-        common = self.new(shape)
+        same = _first_alike([i for _, i in here], axis)
+        values = self.new([int(same.max()) + 1])
+        common = values[same].reshape(shape)
         self._add([*here, (-_ONE, common)], {}, free)
         return [*rest, (_ONE, common)]
 
@@ -290,11 +292,23 @@ class ChannelDemands:
         index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in varied])
         if free is not None:
             index = index[:, ~np.broadcast_to(free, shape).ravel()]
+        if sum(n > 1 for n in shape) > 1:  # a batch that was merged with heads repeats them
+            index = np.unique(index, axis=1)
         demand = Demand(tuple(c for c, _ in varied), index, scalars)
         key = (demand.coefficients, blake2b(index.tobytes()).digest(), frozenset(scalars.items()))
         if index.shape[1] and key not in self._seen:
             self._seen.add(key)
             self.demands.append(demand)
+
+
+def _first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:
+    """Number the slices along an axis: the same number where all arrays hold the same."""
+    stacked = np.stack([np.moveaxis(a, axis, -1) for a in np.broadcast_arrays(*arrays)], -2)
+    slices = stacked.reshape(-1, stacked.shape[-2] * stacked.shape[-1])
+    if len(slices) == 1:
+        return np.zeros(1, np.int64)
+    _, number = np.unique(slices, axis=0, return_inverse=True)
+    return number.reshape(-1)
 
 
 def varying(array: NDArray[Any]) -> list[int]:

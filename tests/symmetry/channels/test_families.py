@@ -1,0 +1,95 @@
+"""Families of whole models: whatever the sizes of the inputs, and what an audit says of them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onsphere.symmetry import audit
+from onsphere.symmetry.channels.families import channel_symmetries
+
+Shape = tuple[str, int, int]
+"""A weight, how it scales, and how many slices of it belong to a channel."""
+
+
+class SharedHeads(nn.Module):
+    """Attention with rotary positions; two heads of queries share one of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.o = (nn.Linear(16, 16, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(16, 8, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k = self._turned(q), self._turned(k)
+        k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        scores = (q @ k.transpose(-1, -2)).softmax(-1)
+        return self.o((scores @ v).transpose(1, 2).flatten(-2))
+
+    def _turned(self, t: Tensor) -> Tensor:
+        angle = torch.arange(t.shape[-2], dtype=t.dtype)[:, None] * torch.ones(4, dtype=t.dtype)
+        half = torch.cat([-t[..., 2:], t[..., :2]], -1)
+        return t * angle.cos() + half * angle.sin()
+
+
+def _shapes(found: list) -> list[tuple[int, list[Shape]]]:
+    return [
+        (f.count, [(s.name, int(s.exponent), s.index.shape[1]) for s in f.slices]) for f in found
+    ]
+
+
+# A pair of rows of k turns with its angle, and meets that pair in each of two heads of q.
+ATTENTION = [
+    (4, [("q.weight", 1, 4), ("k.weight", -1, 2)]),
+    (8, [("o.weight", 1, 2), ("v.weight", -1, 1)]),
+]
+
+
+@pytest.mark.parametrize("batch", [2, 300])
+def test_shared_heads_trade_whatever_the_batch(batch: int) -> None:
+    torch.manual_seed(0)
+    net, x = SharedHeads().double(), torch.randn(batch, 5, 16, dtype=torch.float64)
+    assert _shapes(channel_symmetries(net, x)) == ATTENTION
+
+
+def test_an_audit_certifies_families_and_keeps_them_in_its_file(tmp_path) -> None:
+    torch.manual_seed(0)
+    found = audit(SharedHeads(), torch.randn(2, 5, 16))
+    assert _shapes(found.families) == ATTENTION
+    assert "q.weight rows by 4 * a, k.weight rows by 2 / a, for each of 4" in str(found)
+    path = found.to_json(tmp_path / "audit.json")
+    assert type(found).from_json(path).families == found.families
+
+
+def test_without_memory_the_same_families_and_granularity() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2),
+        )  # fmt: skip
+
+    x = torch.randn(2, 3, 8, 8)
+    with torch.device("meta"):
+        empty = net()
+    there, here = audit(empty, x), audit(net(), x)
+    assert there.families == here.families
+    words = [(s.names, s.granularity) for s in there.spheres]
+    assert words == [(s.names, s.granularity) for s in here.spheres]
+    assert dict(words)["0.weight",] == "per filter"
+    assert dict(words)["3.weight", "3.bias"] == "per group of 2 rows"
+
+
+def test_zeros_that_values_place_make_no_family() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c, self.h = nn.Linear(4, 6, bias=False), nn.Linear(6, 2)
+
+        def forward(self, labels: Tensor) -> Tensor:
+            hot = torch.zeros(len(labels), 4)
+            for row, label in enumerate(labels.tolist()):
+                hot[row, label] = 1.0  # the other columns of c meet zeros here, and not always
+            return self.h(self.c(hot))
+
+    found = channel_symmetries(Labelled(), torch.tensor([0, 1]))
+    assert _shapes(found) == [(6, [("c.weight", 1, 1), ("h.weight", -1, 1)])]

@@ -20,6 +20,7 @@ from onsphere.optim.wrapper import Mode
 
 Shapes = list[tuple[int, ...]]
 _Make = Callable[[list[nn.Parameter], Sphere], torch.optim.Optimizer]
+_Grads = dict[nn.Parameter, torch.Tensor]
 _ROWS, _WHOLE, _COLUMNS = Sphere(VectorAxes((0,))), Sphere(), Sphere(VectorAxes((1,)))
 
 
@@ -80,36 +81,20 @@ class _Case:
 def measure(device: str = "cpu") -> Iterator[Pairing]:
     """Time one step; what has one axis is an ordinary parameter, all else lives on spheres.
 
-    On the CPU every row has two processes of its own: one where ours gets its memory first, and one
-    where theirs does. Who comes first is given the scattered pages that others have left, who comes
-    second pages that follow each other, and steps through these faster: by a tenth, and more.
+    Both optimizers step the same tensors, with the same gradients and the same moments: whose
+    memory was taken first decides how its pages lie, which alone is worth a tenth and more. Every
+    row has a process of its own on the CPU, since what others have left scatters pages too.
     """
     for number, case in enumerate(_cases(device)):
         if device == "cpu":
-            yield _in_both_orders(number)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+                yield alone.submit(_measure_case, number).result()
         else:
-            yield _compare(case, device, ours_first=True)
+            yield _compare(case, device)
 
 
-def _in_both_orders(number: int) -> Pairing:
-    """Return the means of both, with the outermost quartiles."""
-    found = []
-    for ours_first in (True, False):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-            found.append(alone.submit(_measure_case, number, ours_first).result())
-    one, other = found
-    return Pairing(
-        one.name,
-        one.peer,
-        (one.ours_ms * other.ours_ms) ** 0.5,
-        (one.ratio * other.ratio) ** 0.5,
-        min(one.low, other.low),
-        max(one.high, other.high),
-    )
-
-
-def _measure_case(number: int, ours_first: bool) -> Pairing:
-    return _compare(_cases("cpu")[number], "cpu", ours_first=ours_first)
+def _measure_case(number: int) -> Pairing:
+    return _compare(_cases("cpu")[number], "cpu")
 
 
 def _cases(device: str) -> list[_Case]:
@@ -153,17 +138,26 @@ def measure_on_cuda() -> Iterator[Pairing]:
     return measure("cuda")
 
 
-def _compare(case: _Case, device: str, *, ours_first: bool) -> Pairing:
+def _compare(case: _Case, device: str) -> Pairing:
     with _threads(case.threads or torch.get_num_threads()):
-        makes = {"ours": case.ours, "theirs": case.theirs}
-        steps = {}
-        for who in makes if ours_first else reversed(makes):
-            steps[who] = _stepper(case.shapes, case.sphere, makes[who], device)
-            steps[who]()  # makes its state
+        params = [nn.Parameter(0.02 * torch.randn(s, device=device)) for s in case.shapes]
+        grads: _Grads = {p: 1e-3 * torch.randn_like(p) for p in params}
+        optimizers = [make(params, case.sphere) for make in (case.ours, case.theirs)]
+        steps = [_stepper(optimizer, grads) for optimizer in optimizers]
+        for step in steps:
+            step()  # makes its state
+        _share_moments(*optimizers)
         cuda = device == "cuda"
-        return pair(
-            case.name, case.peer, steps["ours"], steps["theirs"], pairs=21, seconds=0.1, cuda=cuda
-        )
+        return pair(case.name, case.peer, *steps, pairs=41, seconds=0.1, cuda=cuda)
+
+
+def _share_moments(ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer) -> None:
+    for param, state in theirs.state.items():
+        mine = ours.state.get(param, {})
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            if name in state and name in mine:
+                assert state[name].stride() == mine[name].stride()
+                state[name] = mine[name]
 
 
 @contextlib.contextmanager
@@ -176,15 +170,13 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _stepper(shapes: Shapes, sphere: Sphere, make: _Make, device: str) -> Callable[[], object]:
+def _stepper(optimizer: torch.optim.Optimizer, grads: _Grads) -> Callable[[], object]:
     """Step with gradients as a backward pass leaves them: there again before every step."""
-    params = [nn.Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes]
-    optimizer = make(params, sphere)
     targets = [p for group in optimizer.param_groups for p in group["params"]]
-    grads = [1e-3 * torch.randn_like(p) for p in targets]
+    own = [grads.get(p, 1e-3 * torch.randn_like(p)) for p in targets]
 
     def step() -> None:
-        for param, grad in zip(targets, grads, strict=True):
+        for param, grad in zip(targets, own, strict=True):
             param.grad = grad  # some peers clear it
         optimizer.step()
 

@@ -1,6 +1,7 @@
 """Steps that are made as the last one: the same numbers, and seen when something has changed."""
 
 import copy
+import warnings
 from functools import partial
 
 import pytest
@@ -185,16 +186,36 @@ def test_kinds_are_asked_again_after_they_have_fitted(other):
     assert kinds.fit(alike)
 
 
-def test_one_bad_gradient_in_a_large_vector_leaves_all_of_it(generator):
-    """Chunks of large vectors are summed by several threads, and none is written before all are."""
+@pytest.mark.parametrize("at", [0, 120_000, 239_999])
+@pytest.mark.parametrize("many", [False, True])
+def test_one_bad_gradient_in_a_large_vector_leaves_all_of_it(at, many, generator):
+    """Moments are written chunk by chunk before all is known, and taken back: to rounding."""
     weight = nn.Parameter(torch.randn(600, 400, generator=generator))
     optimizer = make("AdamW", [{"params": [weight], "sphere": Sphere()}], lr=0.05)
     weight.grad = torch.randn(600, 400, generator=generator)
     optimizer.step()
     held = [weight, optimizer.state[weight]["exp_avg"], optimizer.state[weight]["exp_avg_sq"]]
     before = [x.detach().clone() for x in held]
-    weight.grad[599, 399] = torch.inf
+    weight.grad.flatten()[at] = torch.inf
+    if many:
+        weight.grad.flatten()[::7919] = torch.nan
     with pytest.warns(UserWarning, match="left"):
         optimizer.step()
-    assert all(torch.equal(x, y) for x, y in zip(held, before, strict=True))
+    assert torch.equal(weight, before[0])
+    for now, then, size in zip(held[1:], before[1:], (1, 1e-3), strict=True):
+        torch.testing.assert_close(now, then, rtol=1e-6, atol=1e-6 * size)
     assert optimizer.skipped == 1
+
+
+def test_a_large_vector_of_zeros_stays_and_its_moments_wait(generator):
+    """It has no direction: what was written of its moments before that was known is taken back."""
+    weight = nn.Parameter(torch.zeros(600, 400))
+    optimizer = make("AdamW", [{"params": [weight], "sphere": Sphere()}], lr=0.05)
+    for _ in range(3):
+        weight.grad = torch.randn(600, 400, generator=generator)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+    assert not weight.any()
+    assert not optimizer.state[weight]["exp_avg"].any()
+    assert not optimizer.state[weight]["exp_avg_sq"].any()

@@ -23,7 +23,8 @@ enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
 enum { RATE, ROTATION, RELATIVE };
-enum { TASK = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 15, WIDE = 1 << 18 };
+/* Entries that a thread takes at a time, and those for which another thread is worth its start. */
+enum { TASK = 1 << 18, SHARE = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 17, EVEN = 8, WIDE = 1 << 18 };
 /* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing, and
  * so does one of NEAR entries. Memory is asked for AHEAD entries before it is read. */
 enum { NARROW = 64, STREAMS = 8, TOGETHER = 8, SHORT = 128, NEAR = 1024, AHEAD = 192 };
@@ -59,6 +60,8 @@ typedef struct {
     void (*look)(int64_t, const float *, const float *, const float *, const float *, double *);
     void (*advance)(int64_t, const float *, const float *, float *, float *, const float *,
                     float *, double *);
+    void (*finish)(int64_t, float *, const float *, const float *, const float *, const float *);
+    void (*retreat)(int64_t, const float *, float *, float *, const float *);
     void (*drift)(int64_t, float *, const float *, float *, float *, const float *, const float *,
                   const float *);
     void (*size)(int64_t, const float *, double *);
@@ -189,7 +192,7 @@ static int64_t remembered(const Settings *s, const Tensor *t) {
 
 /* Returns 0, or 1 when there was no memory and nothing was touched. */
 static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase) {
-    int64_t total = 0, chunks, entries = 0, kept = PADDED, next = 0;
+    int64_t total = 0, chunks, entries = 0, kept = PADDED;
     int64_t *first = malloc((count + 1) * sizeof *first);
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
@@ -202,7 +205,7 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
     first[count] = total;
     const int64_t vectors = list_large(s, tensors, count, phase, NULL, NULL, &chunks);
     /* Waiting for another thread costs more than a short task. */
-    const int threads = (int)most(1, least(s->threads, pieces(entries, TASK)));
+    const int threads = (int)most(1, least(s->threads, pieces(entries, SHARE)));
     float *scratch = aligned_alloc(4 * PADDED, threads * kept * sizeof *scratch);
     double *partial = malloc(most(1, chunks) * NUMBERS * sizeof *partial);
     Vector *large_ones = malloc(most(1, vectors) * sizeof *large_ones);
@@ -216,9 +219,9 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
         add_up_and_plan(&planner, large_ones + i, phase);
 #pragma omp parallel num_threads(threads)
     {
-        int me = 0;
+        int me = 0, all = 1;
 #ifdef _OPENMP
-        me = omp_get_thread_num();
+        me = omp_get_thread_num(), all = omp_get_num_threads();
 #endif
         const Worker w = {s, planner.loops, scratch + me * kept};
 #pragma omp for schedule(dynamic, 1) nowait
@@ -231,7 +234,7 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
             const int64_t skipped = run_task(&w, tensors + low, task - first[low], phase);
             if (skipped) __atomic_add_fetch(&tensors[low].skipped, skipped, __ATOMIC_RELAXED);
         }
-        run_large(&w, large_ones, vectors, &next, phase);
+        run_large(&w, large_ones, vectors, me, all, phase);
     }
     free(first), free(scratch), free(partial), free(large_ones);
     return 0;

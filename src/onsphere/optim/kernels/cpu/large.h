@@ -1,5 +1,6 @@
-/* Large vectors: many chunks each, which threads take one by one. A thread that comes to writing
- * waits for the chunks that others are summing, and for nothing else. */
+/* Large vectors: many chunks each. A thread writes the chunks that it has summed, the last one
+ * first: its own cache may still hold them, and that of another core may be far away. Before it
+ * writes it waits for what others are summing of this vector, and for nothing else. */
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sched.h>
@@ -9,15 +10,17 @@ static void let_others_run(void) {}
 #endif
 enum { PATIENCE = 1000 };
 
-/* Entries of a chunk. Those that are only read are read at several places at once, far apart. */
-static int64_t chunk_of(const Settings *s, int64_t phase) {
-    return phase == REDUCE && s->kind == RESTORE ? WIDE : CHUNK;
+/* Entries of a chunk of a vector of n: a few threads get equally many chunks. Those that are only
+ * read are read at several places at once, far apart. */
+static int64_t chunk_of(const Settings *s, int64_t n, int64_t phase) {
+    if (phase == REDUCE && s->kind == RESTORE) return WIDE;
+    return pieces(pieces(n, pieces(n, EVEN * CHUNK) * EVEN), PADDED) * PADDED;
 }
 
-/* One large vector: its tasks are the chunks to sum, and then the chunks to write. */
+/* One large vector. */
 typedef struct {
     Tensor *tensor;
-    int64_t number, chunks, first; /* number of the vector, and of its first task */
+    int64_t number, chunks;
     int64_t left;                  /* chunks that are not summed yet */
     int ready, fine;               /* whether coefficients are known */
     float c[COEFFICIENTS];
@@ -39,47 +42,95 @@ static void add_up_and_plan(const Worker *w, Vector *v, int64_t phase) {
     __atomic_store_n(&v->ready, 1, __ATOMIC_RELEASE);
 }
 
+/* ---- a diagonal update writes both moments while the sums are taken, as for vectors that stay at
+ * hand, and reads one array less when it writes the point. A gradient that is not finite may come
+ * late: the vector is refused then, and its moments are brought back, to rounding. ---- */
+
+static int goes_ahead(const Worker *w, const Tensor *t, int64_t phase) {
+    const int known = w->s->kind == DIAGONAL && w->s->dtype == FLOAT32;
+    return known && phase == STEP && t->a[0] > 0 && t->a[2] > 0;
+}
+
+/* Where the sums of a chunk say how many of its moments were written: no plan asks for it. */
+enum { AHEAD_BY = 5 };
+
+static void go_ahead(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                     double *sums) {
+    float u[NEAR + 2 * PADDED];
+    int64_t done = 0;
+    for (int64_t size; done < n; done += size) {
+        double found[NUMBERS] = {0};
+        size = least(NEAR, n - done);
+        look(w, t, at + done, size, found);
+        const int sound = isfinite(found[0] + found[3]);
+        if (sound) advance(w, t, a, at + done, size, u, found);
+        for (int j = 0; j < AHEAD_BY; j++) sums[j] += found[j];
+        if (!sound) break;
+    }
+    sums[AHEAD_BY] = (double)done;
+}
+
+/* Writes the point of a chunk whose moments are written, or takes these back. */
+static void follow_up(const Worker *w, const Tensor *t, const float *a, int64_t at, int64_t n,
+                      int moves, const float *c) {
+    float p[BLOCK], g[BLOCK], m[BLOCK], v[BLOCK];
+    for (int64_t done = 0, size; done < n; done += size) {
+        size = stretch(w, t, n - done);
+        const int64_t padded = pieces(size, PADDED) * PADDED;
+        float *momentum = fetch(w, t->momentum, at + done, size, m, 0);
+        float *moment = fetch(w, t->square, at + done, size, v, 1);
+        if (moves) {
+            float *point = fetch(w, t->point, at + done, size, p, 0);
+            w->loops->finish(padded, point, momentum, moment, a, c);
+            stow(w, t->point, at + done, size, point);
+        } else {
+            const float *slope = fetch(w, t->slope, at + done, size, g, 0);
+            w->loops->retreat(padded, slope, momentum, moment, a);
+            stow(w, t->momentum, at + done, size, momentum);
+            stow(w, t->square, at + done, size, moment);
+        }
+    }
+}
+
 /* Sums one chunk. Who sums the last one plans. */
 static void sum_chunk(const Worker *w, Vector *v, int64_t i, int64_t phase) {
     const Tensor *t = v->tensor;
-    const int64_t n = length(t), chunk = chunk_of(w->s, phase), from = i * chunk;
+    const int64_t n = length(t), chunk = chunk_of(w->s, n, phase), from = i * chunk;
     double *sum = v->partial + i * NUMBERS;
     float a[8];
     factors(w, t, a);
     memset(sum, 0, NUMBERS * sizeof *sum);
-    reduce(w, t, a, v->number * n + from, least(chunk, n - from), NULL, sum);
+    if (goes_ahead(w, t, phase))
+        go_ahead(w, t, a, v->number * n + from, least(chunk, n - from), sum);
+    else
+        reduce(w, t, a, v->number * n + from, least(chunk, n - from), NULL, sum);
     if (!__atomic_sub_fetch(&v->left, 1, __ATOMIC_ACQ_REL)) add_up_and_plan(w, v, phase);
 }
 
-/* Writes one chunk, when all are summed: the last one first, which the cache may still hold. */
-static void write_chunk(const Worker *w, Vector *v, int64_t i) {
+/* Writes one chunk, when all are summed. */
+static void write_chunk(const Worker *w, const Vector *v, int64_t i, int64_t phase) {
     const Tensor *t = v->tensor;
-    const int64_t n = length(t), from = (v->chunks - 1 - i) * CHUNK;
+    const int64_t n = length(t), chunk = chunk_of(w->s, n, phase), from = i * chunk;
+    const int64_t at = v->number * n + from, size = least(chunk, n - from);
     float a[8];
     factors(w, t, a);
     for (int turns = 0; !__atomic_load_n(&v->ready, __ATOMIC_ACQUIRE); turns++)
         if (turns > PATIENCE) let_others_run();
-    if (written(w, v->fine, v->c))
-        apply(w, t, a, v->number * n + from, least(CHUNK, n - from), NULL, v->c, AHEAD);
+    const int moves = written(w, v->fine, v->c);
+    if (goes_ahead(w, t, phase))
+        follow_up(w, t, a, at, moves ? size : (int64_t)v->partial[i * NUMBERS + AHEAD_BY],
+                  moves, v->c);
+    else if (moves)
+        apply(w, t, a, at, size, NULL, v->c, AHEAD);
 }
 
-static int64_t tasks_in(const Vector *v, int64_t phase) {
-    return phase == STEP ? 2 * v->chunks : v->chunks;
-}
-
-/* Takes tasks in their order, so that what a chunk waits for has been begun. `next` is shared. */
-static void run_large(const Worker *w, Vector *vectors, int64_t count, int64_t *next,
+/* Each of `threads` threads has its own part of every vector. */
+static void run_large(const Worker *w, Vector *vectors, int64_t count, int64_t me, int64_t threads,
                       int64_t phase) {
-    if (!count) return;
-    const int64_t total = vectors[count - 1].first + tasks_in(vectors + count - 1, phase);
-    Vector *v = vectors;
-    for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < total;) {
-        while (task >= v->first + tasks_in(v, phase)) v++;
-        const int64_t i = task - v->first;
-        if (phase != APPLY && i < v->chunks)
-            sum_chunk(w, v, i, phase);
-        else
-            write_chunk(w, v, phase == STEP ? i - v->chunks : i);
+    for (Vector *v = vectors; v < vectors + count; v++) {
+        const int64_t from = v->chunks * me / threads, to = v->chunks * (me + 1) / threads;
+        for (int64_t i = from; i < to && phase != APPLY; i++) sum_chunk(w, v, i, phase);
+        for (int64_t i = to; i-- > from && phase != REDUCE;) write_chunk(w, v, i, phase);
     }
 }
 
@@ -87,16 +138,14 @@ static void run_large(const Worker *w, Vector *vectors, int64_t count, int64_t *
  * number, and that of their chunks in `chunks`. */
 static int64_t list_large(const Settings *s, Tensor *tensors, int64_t count, int64_t phase,
                           Vector *vectors, double *partial, int64_t *chunks) {
-    int64_t found = 0, tasks = 0;
+    int64_t found = 0;
     *chunks = 0;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
-        const int64_t each = large(t) ? pieces(length(t), chunk_of(s, phase)) : 0;
+        const int64_t each = large(t) ? pieces(length(t), chunk_of(s, length(t), phase)) : 0;
         for (int64_t k = 0; k < t->batches * t->vectors && each; k++, found++, *chunks += each) {
             if (!vectors) continue;
-            Vector v = {t, k, each, tasks, each, 0, 0, {0}, partial + *chunks * NUMBERS};
-            vectors[found] = v;
-            tasks += tasks_in(&v, phase);
+            vectors[found] = (Vector){t, k, each, each, 0, 0, {0}, partial + *chunks * NUMBERS};
         }
     }
     return found;

@@ -132,6 +132,28 @@ INLINE void NAME(drift_of)(float *p, const float *g, float *m, float *v, const f
     NAME(store)(p, c[0] * point + c[1] * y.u);
 }
 
+/* p' = c0 p + c1 u, of moments that were written. */
+INLINE void NAME(finish_of)(float *p, const float *m, const float *v, const factors *f,
+                            const vec *c) {
+    const vec u = NAME(divided)(NAME(load)(m), NAME(load)(v) + f->least, f);
+    NAME(store)(p, c[0] * NAME(load)(p) + c[1] * u);
+}
+
+/* What `sum` was before `added` came to it, to rounding: what is less than that is nothing. */
+FLAT float NAME(without)(float sum, float added) {
+    const float rest = sum - added;
+    return fabsf(rest) <= 2 * FLT_EPSILON * fabsf(added) ? 0 : rest;
+}
+
+/* m = (h - k1 g) / b1 and v = (next - k2 g^2) / b2 */
+INLINE void NAME(retreat_of)(const float *g, float *m, float *v, const factors *f) {
+    const vec slope = NAME(load)(g), news = f->k1 * slope, square = f->k2 * slope * slope;
+    for (int i = 0; i < LANES; i++) {
+        m[i] = NAME(without)(m[i], news[i]) / f->b1[i];
+        v[i] = NAME(without)(v[i], square[i]) / f->b2[i];
+    }
+}
+
 /* <p,p> <1,p> */
 INLINE void NAME(size_of)(const float *p, vec *x) {
     x[1] = NAME(load)(p), x[0] = x[1] * x[1];
@@ -232,13 +254,13 @@ TARGET static void NAME(mix)(int64_t n, float *p, const float *g, float *m, cons
     ENTRIES NAME(mix_of)(p + i, g + i, m + i, all);
 }
 
-/* Asks for what is wanted `next`. */
+/* Asks for what is wanted `next`, and for the point after this one. */
 TARGET static void NAME(blend)(int64_t n, float *p, const float *g, const float *c,
                                const float *next) {
     vec all[COEFFICIENTS];
     NAME(all_alike)(c, all);
     ENTRIES {
-        FETCH_HERE(next);
+        FETCH_HERE(next), FETCH_HERE(p + n);
         NAME(blend_of)(p + i, g + i, all);
     }
 }
@@ -253,6 +275,19 @@ TARGET static void NAME(drift)(int64_t n, float *p, const float *g, float *m, fl
     } else {
         ENTRIES NAME(drift_of)(p + i, g + i, m + i, v + i, &f, NULL, all);
     }
+}
+
+TARGET static void NAME(finish)(int64_t n, float *p, const float *m, const float *v,
+                                const float *a, const float *c) {
+    const factors f = NAME(factors_of)(a);
+    vec all[COEFFICIENTS];
+    NAME(all_alike)(c, all);
+    ENTRIES NAME(finish_of)(p + i, m + i, v + i, &f, all);
+}
+
+TARGET static void NAME(retreat)(int64_t n, const float *g, float *m, float *v, const float *a) {
+    const factors f = NAME(factors_of)(a);
+    ENTRIES NAME(retreat_of)(g + i, m + i, v + i, &f);
 }
 
 TARGET static void NAME(scale)(int64_t n, float *p, const float *c) {
@@ -370,7 +405,8 @@ TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, d
 }
 
 static const Loops NAME(loops) = {NAME(gram),  NAME(mix),     NAME(blend), NAME(moments),
-                                  NAME(look),  NAME(advance), NAME(drift), NAME(size),
+                                  NAME(look),  NAME(advance), NAME(finish), NAME(retreat),
+                                  NAME(drift), NAME(size),
                                   NAME(sizes), NAME(scale),   NAME(add),   NAME(follow),
                                   NAME(widen), NAME(narrow),  NAME(plans)};
 #undef INLINE

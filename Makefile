@@ -31,7 +31,7 @@ bench: $(STAMP)  ## Measure against peers, side by side (see benchmarks/)
 clean:
 	rm -rf .venv build results
 
-KERNEL := $(addprefix src/onsphere/optim/kernels/cpu/,kernel.c loops.h plan.h)
+KERNEL := $(wildcard src/onsphere/optim/kernels/cpu/*.[ch])
 
 $(STAMP): pyproject.toml setup.py constraints.txt $(KERNEL)
 	$(PYTHON) -m venv .venv

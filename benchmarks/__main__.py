@@ -2,7 +2,7 @@
 
 ``python -m benchmarks [norms|optim|attacks|optim-cuda ...]``; ``python -m benchmarks dynamics``
 prints laws and predictions beside what comes out instead, ``python -m benchmarks folding`` what
-folding does beside PyTorch's own tools.
+folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does.
 """
 
 import sys
@@ -10,7 +10,7 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, dynamics, folding, norms, optim
+from benchmarks import attacks, dynamics, folding, int8, norms, optim
 from onsphere.report import Table, table
 
 
@@ -20,13 +20,17 @@ def main() -> None:
         for page in dynamics.tables():
             Console(width=120).print(table(page))
         return
-    if sys.argv[1:2] == ["folding"]:
-        for page in folding.tables(sys.argv[2:]):
+    pages = {"folding": folding.tables, "int8": int8.tables}
+    if sys.argv[1:2] and sys.argv[1] in pages:
+        for page in pages[sys.argv[1]](sys.argv[2:]):
             Console(width=160).print(table(page))
         return
     measures = {"norms": norms.measure, "optim": optim.measure, "attacks": attacks.measure}
     on_request = {"optim-cuda": optim.measure_on_cuda}
     rows = []
+    unknown = [name for name in sys.argv[1:] if name not in measures | on_request]
+    if unknown:
+        raise SystemExit(f"{unknown[0]!r} is none of norms, optim, attacks, optim-cuda; {__doc__}")
     for name in sys.argv[1:] or measures:
         for p in (measures | on_request)[name]():
             rows.append((p.name, p.peer, p.ours_ms, p.ratio, f"{p.low:.2f} – {p.high:.2f}"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onsphere.symmetry.audit import audit
     from onsphere.symmetry.audit_result import Audit
     from onsphere.symmetry.rewrite.canonicalize import canonicalize
+    from onsphere.symmetry.rewrite.equalize import equalize
     from onsphere.symmetry.rewrite.fold import fold
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "audit",
     "canonicalize",
     "dynamics",
+    "equalize",
     "fold",
     "geometry",
     "monitor",
@@ -47,7 +49,7 @@ __all__ = [
 ]
 
 _HEAVY = ("monitor", "symmetry")
-_OF_SYMMETRY = ("Audit", "audit", "canonicalize", "fold")
+_OF_SYMMETRY = ("Audit", "audit", "canonicalize", "equalize", "fold")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from onsphere.cli import attack, audit, canonicalize, fold, norms, plan, study
+from onsphere.cli import attack, audit, canonicalize, equalize, fold, norms, plan, study
 from onsphere.cli._parser import Parser, in_flags
 from onsphere.errors import OnsphereError
 from onsphere.version import __version__
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onsphere {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (study, audit, canonicalize, fold, attack, plan, norms):
+    for command in (study, audit, canonicalize, fold, equalize, attack, plan, norms):
         command.add(commands)
     return parser
 

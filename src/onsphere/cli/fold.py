@@ -2,13 +2,10 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onsphere.cli._files import check_checkpoints
 from onsphere.cli._parser import keyword
-from onsphere.cli._progress import stages
-from onsphere.cli.audit import add_target
+from onsphere.cli._rewriting import add_checkpoints, add_verification, rewriting
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
@@ -37,50 +34,29 @@ def add(commands: "Commands") -> None:
         description="Rewrite a checkpoint so that its norms are folded into linear maps.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="safetensors, .pt or .pth")
-    parser.add_argument(
-        "result", type=Path, metavar="OUT", help="the file to write, of any of these"
-    )
-    add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
+    add_checkpoints(parser)
     parser.add_argument(
         "--what", type=keyword, choices=["all", "batchnorm", "gain", "scale"], default="all",
         help="norms with running statistics, gains of norms, scales of layers, or all (default)",
     )  # fmt: skip
-    parser.add_argument(
-        "--tolerance", type=float, metavar="X",
-        help="largest relative change of the output to accept (default: rounding)",
-    )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_verification(parser)
     parser.set_defaults(run=_run, train=False)
 
 
 def _run(options: argparse.Namespace) -> None:
-    from onsphere.models import checkpoint
-    from onsphere.models.load import load
-    from onsphere.models.target import parse_shape
     from onsphere.symmetry import fold
 
-    shape = None if options.input is None else parse_shape(options.input)
-    check_checkpoints(options.source, options.result, options.force)
-    with stages(options.json, ("loading", "folding", "writing")) as stage:
-        stage(f"loading {options.source}")
-        source = checkpoint.read(options.source)
-        target = load(
-            options.model, shape=shape, train=options.train, size="real", weights=options.source
-        )
-        stage("folding, and comparing the outputs")
+    with rewriting(options, ("folding",)) as work:
+        work.stage("folding, and comparing the outputs")
+        target = work.target
         folded = fold(
             target.model, target.args, target.kwargs, what=options.what, output=target.output,
             tolerance=options.tolerance, inplace=True, keep_modules=True,
         )  # fmt: skip
-        stage(f"writing {options.result}")
-        names = checkpoint.matched(folded.model, source)
-        checkpoint.write(source, folded.model, names, options.result)
     if options.json:
         print(json.dumps({"output": str(options.result), **_as_json(folded.report)}, indent=1))
     else:
-        print(f"{options.result}: {len(source.tensors)} tensors\n{folded.report}")
+        print(f"{options.result}: {work.tensors} tensors\n{folded.report}")
 
 
 def _as_json(report: "FoldReport") -> dict[str, object]:

@@ -18,6 +18,13 @@ from onsphere.symmetry.exact.rules import register_rule
 from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
+from onsphere.symmetry.rewrite.equalize import EqualizeError, equalize
+from onsphere.symmetry.rewrite.equalizing.report import (
+    Equalized,
+    EqualizedFamily,
+    EqualizeReport,
+    WeightRanges,
+)
 from onsphere.symmetry.rewrite.fold import FoldError, fold
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
@@ -27,6 +34,10 @@ __all__ = [
     "ArchiveError",
     "Audit",
     "CanonicalizeError",
+    "EqualizeError",
+    "EqualizeReport",
+    "Equalized",
+    "EqualizedFamily",
     "Family",
     "FixedScales",
     "FoldError",
@@ -44,9 +55,11 @@ __all__ = [
     "ScaleInvariance",
     "Shift",
     "Slices",
+    "WeightRanges",
     "WeightReport",
     "audit",
     "canonicalize",
+    "equalize",
     "fold",
     "register_rule",
     "rescaled",

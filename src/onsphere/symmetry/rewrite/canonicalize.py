@@ -41,13 +41,11 @@ from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
 from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
 from onsphere.symmetry.rewrite.rescale import norm_of
+from onsphere.symmetry.rewrite.verification import TOLERANCES
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
 Modes = Literal["both", "audited"]
-
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-"""Relative change of the output that counts as rounding, by the output's type."""
 
 
 class CanonicalizeError(OnsphereError, ValueError):

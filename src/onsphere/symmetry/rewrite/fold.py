@@ -5,36 +5,23 @@ each other: the one with gains of 1, shifts of 0 and statistics that do nothing.
 symmetries say what may go where, for any architecture, and numbers say whether it is right.
 """
 
-import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from onsphere._torch.execution import (
     ModelError,
     OutputPicker,
-    bare_name,
-    call,
-    float_outputs,
     inputs_of,
-    plain_execution,
-    refuse_other_models,
 )
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.numeric.certificate import relative_change
-from onsphere.symmetry.rewrite.canonicalize import TOLERANCES
 from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms, propose_batch_norm
-from onsphere.symmetry.rewrite.folding.certificate import (
-    Certificate,
-    Fold,
-    outputs_in_float64,
-    wide_state,
-)
+from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
 from onsphere.symmetry.rewrite.folding.gains import gains, is_norm, propose_gain
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap, linear_maps
 from onsphere.symmetry.rewrite.folding.offsets import GAIN, SHIFT, offset_norms, with_gains_outside
@@ -43,20 +30,23 @@ from onsphere.symmetry.rewrite.folding.parametrizations import (
     computed_weights,
     in_float64,
     make_plain,
-    without_graphs,
 )
 from onsphere.symmetry.rewrite.folding.reasons import Neighbours
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, remove, write
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
+from onsphere.symmetry.rewrite.verification import (
+    allowed_change,
+    copied,
+    outputs_as_it_computes,
+    outputs_in_float64,
+    refuse_without_values,
+    wide_state,
+)
 
 What = Literal["all", "batchnorm", "gain", "scale", "weight"]
 KINDS = ("batchnorm", "gain", "scale", "weight")
 """BatchNorm into writers; gains and shifts into readers; layer scale; computed weights."""
-
-
-_ROUNDINGS = 4.0
-"""How many times the model's own rounding the output may move, where that is much."""
 
 
 class FoldError(OnsphereError, ValueError):
@@ -129,6 +119,7 @@ def fold(
         al., *Data-Free Quantization Through Weight Equalization and Bias Correction*, ICCV 2019.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
         >>> folded = fold(net, torch.randn(1, 3, 8, 8))
         >>> folded.model[1], [(p.name, p.into) for p in folded.report.folded]
@@ -163,19 +154,7 @@ def _kinds(what: What | Collection[str]) -> frozenset[str]:
 
 
 def _check(model: nn.Module, kinds: Collection[str]) -> None:
-    refuse_other_models(model)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if not tensors:
-        raise FoldError("the model has no weights")
-    for name, t in tensors:
-        if t.is_meta:
-            raise FoldError(f"{name!r} is on the meta device and has no values; load the weights")
-        if name != bare_name(name) or hasattr(t, "device_mesh"):
-            raise FoldError(
-                f"{name!r} is inside a wrapper or sharded; fold the plain model, and wrap it then"
-            )
-        if t.is_floating_point() and t.layout is torch.strided and bool(t.isnan().any()):
-            raise FoldError(f"{name!r} holds NaN")
+    refuse_without_values(model, FoldError, "fold")
     training = [p for p, m in batch_norms(model).items() if m.training]
     if training and "batchnorm" in kinds:
         raise FoldError(
@@ -253,7 +232,7 @@ class _Folding:
         before = outputs_in_float64(
             self.model, wide_state(self.model), self.args, self.kwargs, self.output
         )
-        work = _copied(self.model)
+        work = copied(self.model, FoldError)
         plain, state = self._plain_weights(work)
         accepted = self._folds(work, state, before)
         fresh = _of_all(f.fresh for f in accepted)
@@ -280,9 +259,7 @@ class _Folding:
         return _Plan(work, plain, changed, fresh, removed), report
 
     def _compare(self, report: FoldReport, own: Sequence[Tensor], rounding: float) -> None:
-        allowed = max(TOLERANCES.get(t.dtype, 1e-5) for t in own)
-        allowed = max(allowed, _ROUNDINGS * rounding)
-        allowed = allowed if self.tolerance is None else self.tolerance
+        allowed = allowed_change(own, rounding, self.tolerance)
         if not report.change <= allowed:
             raise FoldError(
                 f"the output would change by {report.change:.1e} of its size, more than "
@@ -291,10 +268,7 @@ class _Folding:
             )
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
-        with plain_execution(), torch.no_grad():
-            buffers = {n: b.clone() for n, b in model.named_buffers()}
-            result = call(model, buffers, self.args, self.kwargs)
-            return [t.clone() for t in float_outputs(result, self.output)]
+        return outputs_as_it_computes(model, self.args, self.kwargs, self.output)
 
     # --- computed weights ---
 
@@ -449,12 +423,3 @@ def _touched(f: Fold) -> Iterable[str]:
 
 def _of_all(some: Iterable[Sequence[LinearMap]]) -> list[LinearMap]:
     return list({m.path: m for maps in some for m in maps}.values())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        with without_graphs(model):
-            return copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise FoldError(f"the model cannot be copied ({first})") from error

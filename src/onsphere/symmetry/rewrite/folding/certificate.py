@@ -7,21 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from onsphere._torch.execution import (
-    ModelError,
-    OutputPicker,
-    call,
-    float_outputs,
-    gradients_as_used,
-    plain_execution,
-)
-from onsphere._torch.substitution import kept
+from onsphere._torch.execution import ModelError, OutputPicker
 from onsphere.symmetry.numeric.certificate import relative_change
-from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.rewrite.folding.batch_norms import BatchNormFold
 from onsphere.symmetry.rewrite.folding.gains import GainFold
 from onsphere.symmetry.rewrite.folding.targets import State
+from onsphere.symmetry.rewrite.verification import outputs_in_float64, widened
 
 Fold = BatchNormFold | GainFold
 
@@ -31,27 +23,6 @@ _ELSEWHERE = 1e-8
 """The same at random weights, where rounding may be amplified more."""
 _ROUNDINGS = 30.0
 """How many times the effect of rounding all weights once is rounding, too."""
-
-
-def wide_state(model: nn.Module) -> State:
-    """Return all weights and buffers in float64, by the model's own names."""
-    return {n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]}
-
-
-def outputs_in_float64(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    output: OutputPicker | None,
-) -> list[Tensor]:
-    """Run a model in float64 whatever it casts to, at its own eps."""
-    buffers = {n for n, _ in model.named_buffers()}
-    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
-    given, named = tree_map(_wide, (tuple(args), dict(kwargs)))
-    with plain_execution(), Float64Mode((), real_eps=True), gradients_as_used(model):
-        result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
-        return [t.detach().clone() for t in float_outputs(result, output)]
 
 
 class Certificate:
@@ -79,7 +50,7 @@ class Certificate:
     ) -> None:
         self.model, self.output, self.state = model, output, state
         self._generator = torch.Generator().manual_seed(0)
-        args, kwargs = tree_map(_wide, (tuple(args), dict(kwargs)))
+        args, kwargs = tree_map(widened, (tuple(args), dict(kwargs)))
         random, drawn, outputs = self._elsewhere(folds, (args, kwargs))
         self._points: list[tuple[State, Any, float]] = [
             (random, drawn, _ELSEWHERE), (state, (args, kwargs), EXACT),
@@ -218,8 +189,3 @@ class Certificate:
             for hook in hooks:
                 hook.remove()
         return now, outputs
-
-
-def _wide(t: Any) -> Any:
-    """Return a tensor in float64 that the model may write into."""
-    return wide(t.detach().clone()) if isinstance(t, Tensor) else t

@@ -1,0 +1,75 @@
+"""What the commands share that read a checkpoint and write another: arguments, loading, writing."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onsphere.cli._files import check_checkpoints
+from onsphere.cli._progress import stages
+from onsphere.cli.audit import add_target
+
+if TYPE_CHECKING:
+    from onsphere.models.target import Target
+
+
+def add_checkpoints(parser: argparse.ArgumentParser) -> None:
+    """Add the two files and the model."""
+    parser.add_argument("source", type=Path, metavar="IN", help="safetensors, .pt or .pth")
+    parser.add_argument(
+        "result", type=Path, metavar="OUT", help="the file to write, of any of these"
+    )
+    add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
+
+
+def add_verification(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked of the result."""
+    parser.add_argument(
+        "--tolerance", type=float, metavar="X",
+        help="largest relative change of the output to accept (default: rounding)",
+    )  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+@dataclass
+class Rewriting:
+    """A rewrite under way.
+
+    Args:
+        target: the model with the weights of the checkpoint.
+        stage: says what is done now.
+        tensors: how many there are in the checkpoint.
+    """
+
+    target: "Target"
+    stage: Callable[[str], None]
+    tensors: int
+
+
+@contextmanager
+def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Rewriting]:
+    """Load the model; after what is done to it inside, write the checkpoint, whole or not at all.
+
+    Args:
+        options: of the command line, with the arguments above.
+        names: of the stages between loading and writing.
+    """
+    from onsphere.models import checkpoint
+    from onsphere.models.load import load
+    from onsphere.models.target import parse_shape
+
+    shape = None if options.input is None else parse_shape(options.input)
+    check_checkpoints(options.source, options.result, options.force)
+    with stages(options.json, ("loading", *names, "writing")) as stage:
+        stage(f"loading {options.source}")
+        source = checkpoint.read(options.source)
+        target = load(
+            options.model, shape=shape, train=options.train, size="real", weights=options.source
+        )
+        yield Rewriting(target, stage, len(source.tensors))
+        stage(f"writing {options.result}")
+        matched = checkpoint.matched(target.model, source)
+        checkpoint.write(source, target.model, matched, options.result)

@@ -1,0 +1,1 @@
+"""Parts of :func:`onsphere.symmetry.equalize`: balances, what rounding loses, the report."""

@@ -1,0 +1,134 @@
+"""What equalizing did: the channels that were rescaled, and the weights before and after."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from onsphere.symmetry.rewrite.equalizing.weight_grid import Grid
+
+Objective = Literal["range", "norm", "quantization"]
+
+
+@dataclass(frozen=True)
+class EqualizedFamily:
+    """Channels that were rescaled.
+
+    Args:
+        names: the weights and buffers that they are slices of.
+        count: how many channels there are.
+        largest_factor: the factor furthest from 1, or its inverse: 1 or more.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    largest_factor: float
+
+
+@dataclass(frozen=True, eq=False)
+class WeightRanges:
+    """One weight before and after.
+
+    Args:
+        name: the weight, of two or more axes.
+        before: the largest absolute entry of each output channel.
+        after: the same afterwards.
+        loss_before: the share of the squared norm of an output channel that rounding to whole
+            numbers loses, in the mean over channels.
+        loss_after: the same afterwards.
+    """
+
+    name: str
+    before: Tensor
+    after: Tensor
+    loss_before: float
+    loss_after: float
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The largest range over the smallest one that is not 0, before and after."""
+        return _spread(self.before), _spread(self.after)
+
+
+@dataclass(frozen=True)
+class EqualizeReport:
+    """What was rescaled, what it does to the weights, and how far the output moved.
+
+    Args:
+        objective: what was asked for.
+        bits: of the whole numbers that the losses are of.
+        grid: which entries share a step there.
+        families: what was rescaled.
+        weights: all weights of two or more axes that changed.
+        norm_before: of all parameters together.
+        norm_after: the same afterwards.
+        modes: in which the output was compared.
+        change_in_float64: the largest relative change of the output on the given inputs.
+        change: the same as the model computes.
+        dtype: the type of its outputs.
+    """
+
+    objective: Objective
+    bits: int
+    grid: Grid
+    families: tuple[EqualizedFamily, ...]
+    weights: tuple[WeightRanges, ...]
+    norm_before: float
+    norm_after: float
+    modes: tuple[str, ...]
+    change_in_float64: float
+    change: float
+    dtype: torch.dtype
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page with pictures; needs the extra ``onsphere[study]``."""
+        from onsphere.report import html
+        from onsphere.symmetry.rewrite.equalizing.page import document
+
+        html.write(document(self), path)
+
+    def __str__(self) -> str:
+        """Return it as lines of text."""
+        if not self.families:
+            return "nothing to equalize: no channel can be rescaled against another"
+        lines = [
+            f"{len(self.families)} families of channels rescaled, {len(self.weights)} weights",
+            f"  {'weight':<40} {'largest / smallest range':>26} {f'lost by int{self.bits}':>22}",
+        ]
+        for w in self.weights:
+            one, other = w.spread
+            lines.append(
+                f"  {w.name:<40} {f'{one:.3g} -> {other:.3g}':>26} "
+                f"{f'{w.loss_before:.1e} -> {w.loss_after:.1e}':>22}"
+            )
+        lines.append(f"norm of all parameters: {self.norm_before:.6g} -> {self.norm_after:.6g}")
+        kind = str(self.dtype).removeprefix("torch.")
+        lines.append(
+            f"the output moved by {self.change_in_float64:.1e} of its size in float64, and by "
+            f"{self.change:.1e} in {kind} ({' and '.join(self.modes)} mode)"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Equalized:
+    """An equalized model, and what was done to it.
+
+    Args:
+        model: the model.
+        report: what was rescaled.
+    """
+
+    model: nn.Module
+    report: EqualizeReport
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        return str(self.report)
+
+
+def _spread(ranges: Tensor) -> float:
+    there = ranges[ranges > 0]
+    return float(there.max() / there.min()) if len(there) else 1.0

@@ -1,0 +1,113 @@
+"""What every rewrite needs of a model: its values, its outputs before and after, a copy."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from onsphere._torch.execution import (
+    OutputPicker,
+    bare_name,
+    call,
+    float_outputs,
+    gradients_as_used,
+    plain_execution,
+    refuse_other_models,
+)
+from onsphere._torch.substitution import kept
+from onsphere.errors import OnsphereError
+from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
+from onsphere.symmetry.rewrite.folding.parametrizations import without_graphs
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Relative change of the output that counts as rounding, by the output's type."""
+_ROUNDINGS = 4.0
+"""How many times the model's own rounding the output may move, where that is much."""
+
+
+def refuse_without_values(model: nn.Module, error: type[OnsphereError], verb: str) -> None:
+    """Raise ``error`` where weights are missing, elsewhere, or not numbers.
+
+    Args:
+        model: the model.
+        error: what to raise.
+        verb: what was to be done to the model, for the message.
+    """
+    refuse_other_models(model)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if not tensors:
+        raise error("the model has no weights")
+    for name, t in tensors:
+        if t.is_meta:
+            raise error(f"{name!r} is on the meta device and has no values; load the weights")
+        if name != bare_name(name) or hasattr(t, "device_mesh"):
+            raise error(
+                f"{name!r} is inside a wrapper or sharded; {verb} the plain model, and wrap it then"
+            )
+        if t.is_floating_point() and t.layout is torch.strided and bool(t.isnan().any()):
+            raise error(f"{name!r} holds NaN")
+
+
+def copied(model: nn.Module, error: type[OnsphereError]) -> nn.Module:
+    """Return a copy of a model, also of one with computed weights, or raise ``error``."""
+    try:
+        with without_graphs(model):
+            return copy.deepcopy(model)
+    except Exception as reason:
+        first = (str(reason) or repr(reason)).splitlines()[0]
+        raise error(f"the model cannot be copied ({first})") from reason
+
+
+def wide_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return all weights and buffers in float64, by the model's own names."""
+    return {n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def outputs_in_float64(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: OutputPicker | None,
+) -> list[Tensor]:
+    """Run a model in float64 whatever it casts to, at its own eps."""
+    buffers = {n for n, _ in model.named_buffers()}
+    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
+    given, named = tree_map(widened, (tuple(args), dict(kwargs)))
+    with plain_execution(), Float64Mode((), real_eps=True), gradients_as_used(model):
+        result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
+        return [t.detach().clone() for t in float_outputs(result, output)]
+
+
+def outputs_as_it_computes(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: OutputPicker | None,
+) -> list[Tensor]:
+    """Run a model as it is; its buffers stay."""
+    with plain_execution(), torch.no_grad():
+        buffers = {n: b.clone() for n, b in model.named_buffers()}
+        result = call(model, buffers, args, kwargs)
+        return [t.clone() for t in float_outputs(result, output)]
+
+
+def allowed_change(own: Sequence[Tensor], rounding: float, tolerance: float | None) -> float:
+    """Return how far an output may move.
+
+    Args:
+        own: the outputs of the model as given.
+        rounding: their distance from those in float64, relative.
+        tolerance: what was asked for.
+    """
+    if tolerance is not None:
+        return tolerance
+    return max(_ROUNDINGS * rounding, *(TOLERANCES.get(t.dtype, 1e-5) for t in own))
+
+
+def widened(t: Any) -> Any:
+    """Return a tensor in float64 that the model may write into, and anything else as it is."""
+    return wide(t.detach().clone()) if isinstance(t, Tensor) else t

@@ -17,9 +17,10 @@ _EXAMPLES = """examples:
   onsphere fold in.safetensors out.safetensors --model net.py:build --what batchnorm
 
 BatchNorm goes into the map that writes its input, gains and shifts of LayerNorm, RMSNorm and
-GroupNorm into the maps that read them, layer scale into the map behind it. OUT holds the same names
-as IN and loads into the same class: a folded norm is there as the identity. (In Python,
-onsphere.fold also takes such norms out, and gives maps the bias that they lack.)
+GroupNorm into the maps that read them, layer scale into the map behind it, LayerNorm's centring
+into the maps that write its input. OUT holds the same names as IN and loads into the same class: a
+folded norm is there as the identity. (In Python, onsphere.fold also takes such norms out, and gives
+maps the bias that they lack.)
 The output of the model on the given inputs is compared before anything is written, and the file is
 there whole or not at all.
 """
@@ -36,8 +37,10 @@ def add(commands: "Commands") -> None:
     )
     add_checkpoints(parser)
     parser.add_argument(
-        "--what", type=keyword, choices=["all", "batchnorm", "gain", "scale"], default="all",
-        help="norms with running statistics, gains of norms, scales of layers, or all (default)",
+        "--what", type=keyword, default="all",
+        choices=["all", "batchnorm", "gain", "scale", "centering"],
+        help="norms with running statistics, gains of norms, scales of layers, centring of "
+        "LayerNorm, or all (default)",
     )  # fmt: skip
     add_verification(parser)
     parser.set_defaults(run=_run, train=False)

@@ -48,10 +48,10 @@ def check(net: nn.Module, x: Any, **kinds: tuple[int, int]) -> osp.symmetry.Fold
     return folded
 
 
-def reason(net: nn.Module, x: Any, name: str) -> str:
-    """Fold, and return why something stays."""
-    kept = {p.name: p.reason for p in check(net, x).report.kept}
-    return kept[name]
+def reason(net: nn.Module, x: Any, name: str, kind: str | None = None) -> str:
+    """Fold, and return why something stays: the first reason that is given."""
+    kept = [p for p in check(net, x).report.kept if p.name == name and kind in (None, p.kind)]
+    return kept[0].reason
 
 
 # --- BatchNorm into the map that writes its input -------------------------------------------------

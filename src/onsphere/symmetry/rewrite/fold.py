@@ -21,7 +21,13 @@ from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms, propose_batch_norm
+from onsphere.symmetry.rewrite.folding.centering import (
+    as_rms_norm,
+    can_be_rms_norm,
+    propose_centering,
+)
 from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
+from onsphere.symmetry.rewrite.folding.forward_weights import ForwardWeight, forward_weights
 from onsphere.symmetry.rewrite.folding.gains import gains, is_norm, propose_gain
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap, linear_maps
 from onsphere.symmetry.rewrite.folding.offsets import GAIN, SHIFT, offset_norms, with_gains_outside
@@ -33,7 +39,7 @@ from onsphere.symmetry.rewrite.folding.parametrizations import (
 )
 from onsphere.symmetry.rewrite.folding.reasons import Neighbours
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
-from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, remove, write
+from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, put, write
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
@@ -44,9 +50,13 @@ from onsphere.symmetry.rewrite.verification import (
     wide_state,
 )
 
-What = Literal["all", "batchnorm", "gain", "scale", "weight"]
-KINDS = ("batchnorm", "gain", "scale", "weight")
-"""BatchNorm into writers; gains and shifts into readers; layer scale; computed weights."""
+What = Literal["all", "batchnorm", "gain", "scale", "centering", "weight"]
+KINDS = ("batchnorm", "gain", "scale", "centering", "weight")
+"""BatchNorm into writers; gains and shifts into readers; layer scale; LayerNorm's centring into
+writers; computed weights."""
+
+
+_CLASS_COMPUTES = "its class computes it, and would not load a plain weight"
 
 
 class FoldError(OnsphereError, ValueError):
@@ -77,8 +87,13 @@ def fold(
 
     .. math:: W' = W\,\mathrm{diag}(g), \qquad b' = b + W\beta,
 
-    and a scale behind a map (layer scale) goes into that map. Weights that are computed from
-    others (weight norm, spectral norm, any parametrization) become plain.
+    and a scale behind a map (layer scale) goes into that map. Where everything that reads a sum
+    takes the mean away first, the maps that write it are centred,
+
+    .. math:: W' = (I - \mathbf 1 \mathbf 1^\top / n)\, W, \qquad b' = b - \bar b,
+
+    and LayerNorm becomes RMSNorm. Weights that are computed from others (weight norm, spectral
+    norm, weight standardization, any parametrization) become plain.
 
     Which maps these are is read off the families of scale symmetries of the model, so there is no
     list of architectures: convolutions in 1 to 3 dimensions, plain, transposed, grouped and
@@ -97,7 +112,7 @@ def fold(
         args: inputs to verify on, as :func:`audit` takes them.
         kwargs: keyword inputs.
         what: ``"all"``, or one or several of ``"batchnorm"``, ``"gain"`` (of norms), ``"scale"``
-            (of layers) and ``"weight"`` (computed ones).
+            (of layers), ``"centering"`` (of LayerNorm) and ``"weight"`` (computed ones).
         inplace: change ``model`` itself instead of a copy; it is left as it was on any error.
         output: picks the tensors that must not change; all float tensors without.
         tolerance: largest relative change of the output to accept, as the model computes; rounding
@@ -175,26 +190,32 @@ class _Plan:
     Args:
         model: a copy, already changed.
         plain: weights that are no longer computed.
+        rebuilt: the same, of modules that computed them in ``forward``.
         state: weights and buffers that change, by name, in float64.
         fresh: maps that get a bias.
         removed: paths of modules that are replaced by the identity.
+        centered: paths of modules that are replaced by RMSNorm.
     """
 
     model: nn.Module
     plain: Sequence[Computed]
+    rebuilt: Sequence[ForwardWeight]
     state: State
     fresh: Sequence[LinearMap]
     removed: Sequence[str]
+    centered: Sequence[str]
 
     def installed(self, model: nn.Module) -> None:
         """Do the same to a model."""
         for one in self.plain:
             make_plain(model, one)
+        _rebuild(model, self.rebuilt)
         for reader in self.fresh:
             add_bias(model, reader)
         write(model, self.state)
         for path in self.removed:
-            remove(model, path)
+            put(model, path, nn.Identity())
+        _put_rms_norms(model, self.centered)
 
 
 class _Folding:
@@ -233,18 +254,24 @@ class _Folding:
             self.model, wide_state(self.model), self.args, self.kwargs, self.output
         )
         work = copied(self.model, FoldError)
-        plain, state = self._plain_weights(work)
+        plain, rebuilt, state = self._plain_weights(work)
         accepted = self._folds(work, state, before)
         fresh = _of_all(f.fresh for f in accepted)
         for f in accepted:
             state |= f.applied(state)
         names = {n for f in accepted for n in _touched(f)} | {one.weight for one in plain}
+        names |= {n for one in rebuilt for n in one.values()}
         changed = {n: t for n, t in state.items() if n in names}
         write(work, changed)
         for one in _of_all(f.fresh for f in self._tried):
             if one.path not in {m.path for m in fresh}:
                 work.get_submodule(one.path)._parameters["bias"] = None
         removed = self._without_identities(work, accepted)
+        centred, centered = self._centered(work, state)
+        changed |= centred
+        state |= centred
+        write(work, centred)
+        _put_rms_norms(work, centered)
         there = {n for n, _ in [*work.named_parameters(), *work.named_buffers()]}
         after = outputs_in_float64(
             work, {n: t for n, t in state.items() if n in there}, self.args, self.kwargs,
@@ -256,7 +283,7 @@ class _Folding:
             tuple(self.folded), tuple(self.kept), tuple(removed), exact, real, own[0].dtype
         )
         self._compare(report, own, relative_change(before, own))
-        return _Plan(work, plain, changed, fresh, removed), report
+        return _Plan(work, plain, rebuilt, changed, fresh, removed, centered), report
 
     def _compare(self, report: FoldReport, own: Sequence[Tensor], rounding: float) -> None:
         allowed = allowed_change(own, rounding, self.tolerance)
@@ -272,7 +299,7 @@ class _Folding:
 
     # --- computed weights ---
 
-    def _plain_weights(self, work: nn.Module) -> tuple[list[Computed], State]:
+    def _plain_weights(self, work: nn.Module) -> tuple[list[Computed], list[ForwardWeight], State]:
         done: list[Computed] = []
         values: State = {}
         there = list(computed_weights(work)) if "weight" in self.kinds else []
@@ -286,11 +313,24 @@ class _Folding:
                 self.folded.append(FoldedPart(one.weight, "weight", (one.weight,), one.how))
         for one in done:
             make_plain(work, one)
-        return done, {**wide_state(work), **values}
+        rebuilt: list[ForwardWeight] = []
+        for way in self._computed_in_forward(work):
+            reason = _CLASS_COMPUTES if self.keep_modules else way.reason
+            if reason:
+                self.kept.append(KeptPart(way.weight, "weight", reason))
+            else:
+                rebuilt.append(way)
+                self.folded.append(FoldedPart(way.weight, "weight", (way.weight,), way.how))
+                values |= way.values()
+        _rebuild(work, rebuilt)
+        return done, rebuilt, {**wide_state(work), **values}
+
+    def _computed_in_forward(self, work: nn.Module) -> list[ForwardWeight]:
+        return forward_weights(work, self.args, self.kwargs) if "weight" in self.kinds else []
 
     def _why_computed(self, work: nn.Module, one: Computed) -> str:
         if self.keep_modules:
-            return "its class computes it, and would not load a plain weight"
+            return _CLASS_COMPUTES
         if work.get_submodule(one.path).training:
             beside = [c for c in computed_weights(work) if c.path == one.path]
             if any("pectral" in c.how for c in beside):
@@ -405,8 +445,39 @@ class _Folding:
             and is_plain_norm(work.get_submodule(f.path))
         ]
         for path in paths:
-            remove(work, path)
+            put(work, path, nn.Identity())
         return paths
+
+    # --- LayerNorm's centring ---
+
+    def _centered(self, work: nn.Module, state: State) -> tuple[State, list[str]]:
+        """Return what changes when writers are centred, and which norms become RMSNorm."""
+        if "centering" not in self.kinds:
+            return {}, []
+        found = propose_centering(work, self.args, self.kwargs, self.output)
+        into = tuple(dict.fromkeys(c.name for c in found.centers))
+        replaced = []
+        for path in found.norms:
+            note = ""
+            if self.keep_modules:
+                note = "its class stays, and centres nothing any more"
+            elif not can_be_rms_norm(work.get_submodule(path)):
+                note = "it stays LayerNorm, which has a shift or does more than that"
+            else:
+                replaced.append(path)
+            self.folded.append(FoldedPart(path, "centering", into, note))
+        self.kept += [KeptPart(path, "centering", why) for path, why in found.others]
+        return found.applied(state), replaced
+
+
+def _rebuild(model: nn.Module, some: Iterable[ForwardWeight]) -> None:
+    for one in some:
+        put(model, one.path, one.module_like(model.get_submodule(one.path)))
+
+
+def _put_rms_norms(model: nn.Module, paths: Iterable[str]) -> None:
+    for path in paths:
+        put(model, path, as_rms_norm(model.get_submodule(path)))  # type: ignore[arg-type]
 
 
 def _has_vector(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ class FoldedPart:
 
     Args:
         name: the module, or the weight.
-        kind: ``"batchnorm"``, ``"gain"``, ``"scale"`` or ``"weight"``.
+        kind: ``"batchnorm"``, ``"gain"``, ``"scale"``, ``"centering"`` or ``"weight"``.
         into: the modules that it went into.
         note: what stayed behind, and why.
     """
@@ -23,6 +23,13 @@ class FoldedPart:
     kind: str
     into: tuple[str, ...]
     note: str = ""
+
+    def __str__(self) -> str:
+        """Return it as a line of text."""
+        note = f" ({self.note})" if self.note else ""
+        if self.kind == "centering":
+            return f"{self.name} becomes RMSNorm: means out of {listed(self.into)}{note}"
+        return f"{self.name} -> {listed(self.into)}{note}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,11 @@ class KeptPart:
     name: str
     kind: str
     reason: str
+
+    def __str__(self) -> str:
+        """Return it as a line of text."""
+        stays = "still centres" if self.kind == "centering" else "stays"
+        return f"{self.name} {stays}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,7 @@ class FoldReport:
             lines.append("nothing to fold")
         if self.removed:
             lines.append(f"{len(self.removed)} modules became the identity and were replaced")
-        lines += [
-            f"  {p.name} -> {listed(p.into)}" + (f" ({p.note})" if p.note else "")
-            for p in self.folded
-        ]
-        lines += [f"  {p.name} stays: {p.reason}" for p in self.kept]
+        lines += [f"  {p}" for p in (*self.folded, *self.kept)]
         kind = str(self.dtype).removeprefix("torch.")
         lines.append(
             f"the output moved by {self.change_in_float64:.1e} of its size in float64, and by "
@@ -93,6 +101,7 @@ _WORDS = {
     "batchnorm": "norms with running statistics",
     "gain": "gains of norms",
     "scale": "scales of layers",
+    "centering": "centring of LayerNorm",
     "weight": "computed weights",
 }
 

@@ -37,13 +37,12 @@ def write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 own[name].copy_(t)
 
 
-def remove(model: nn.Module, path: str) -> None:
-    """Put the identity in the place of a module, wherever it stands."""
+def put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of another, wherever that stands."""
     gone = model.get_submodule(path)
     if gone is model:
         return
     for owner in model.modules():
         for name, child in owner._modules.items():
             if child is gone:
-                owner._modules[name] = nn.Identity()
-                owner._modules[name].train(gone.training)  # type: ignore[union-attr]
+                owner._modules[name] = module.train(gone.training)

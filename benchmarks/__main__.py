@@ -2,7 +2,8 @@
 
 ``python -m benchmarks [norms|optim|attacks|optim-cuda ...]``; ``python -m benchmarks dynamics``
 prints laws and predictions beside what comes out instead, ``python -m benchmarks folding`` what
-folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does.
+folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does,
+``python -m benchmarks peers`` both beside AIMET and torch-pruning.
 """
 
 import sys
@@ -10,7 +11,7 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, dynamics, folding, int8, norms, optim
+from benchmarks import attacks, dynamics, folding, int8, norms, optim, peers
 from onsphere.report import Table, table
 
 
@@ -20,7 +21,7 @@ def main() -> None:
         for page in dynamics.tables():
             Console(width=120).print(table(page))
         return
-    pages = {"folding": folding.tables, "int8": int8.tables}
+    pages = {"folding": folding.tables, "int8": int8.tables, "peers": peers.tables}
     if sys.argv[1:2] and sys.argv[1] in pages:
         for page in pages[sys.argv[1]](sys.argv[2:]):
             Console(width=160).print(table(page))

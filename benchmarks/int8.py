@@ -87,13 +87,13 @@ def _rounded_each_way(
         )  # fmt: skip
 
 
-def spread_out(net: nn.Module, inputs: Tensor, seed: int) -> None:
+def spread_out(net: nn.Module, inputs: Tensor, seed: int, spread: float = _SPREAD) -> None:
     """Give every channel of every family a factor of its own, the function unchanged."""
     generator = torch.Generator().manual_seed(seed)
     state = wide_state(net)
     families = channel_symmetries(net, inputs)
     drawn = [
-        float(np.log(_SPREAD))
+        float(np.log(spread))
         * (torch.rand(f.count, generator=generator, dtype=torch.float64) - 0.5)
         for f in families
     ]

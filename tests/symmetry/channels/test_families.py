@@ -93,3 +93,54 @@ def test_zeros_that_values_place_make_no_family() -> None:
 
     found = channel_symmetries(Labelled(), torch.tensor([0, 1]))
     assert _shapes(found) == [(6, [("c.weight", 1, 1), ("h.weight", -1, 1)])]
+
+
+def _grouped(name: str) -> nn.Module:
+    conv = nn.ConvTranspose2d if name == "transposed" else nn.Conv2d
+    middle = conv(8, 4, 3, groups=2)
+    first = nn.Conv2d(3, 8, 1, bias=False)
+    return nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), nn.Conv2d(4, 4, 1))
+
+
+GROUPED = {
+    "plain": [
+        (8, [("0.weight", 1, 1), ("2.weight", -1, 2)]),
+        (4, [("2.weight", 1, 1), ("2.bias", 1, 1), ("4.weight", -1, 1)]),
+    ],
+    "transposed": [
+        (8, [("0.weight", 1, 1), ("2.weight", -1, 1)]),
+        (4, [("2.weight", 1, 4), ("2.bias", 1, 1), ("4.weight", -1, 1)]),
+    ],
+}
+"""An input of a grouped convolution is a place in every filter of its group, as is an output of a
+transposed one."""
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_channels_of_grouped_convolutions_trade_one_by_one(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = _grouped(name).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    found = channel_symmetries(net, x)
+    assert _shapes(found) == GROUPED[name]
+    before, state = net(x), net.state_dict()
+    for family in found:
+        factors = family.log_factors(
+            torch.randn(family.count, dtype=torch.float64), {n: t.shape for n, t in state.items()}
+        )
+        moved = {n: t * factors[n].exp() if n in factors else t for n, t in state.items()}
+        after = torch.func.functional_call(net, moved, (x,))
+        assert torch.allclose(before, after, rtol=1e-12, atol=1e-12)
+
+
+def test_a_group_as_a_whole_is_no_family_beside_its_filters() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, groups=2, bias=False)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), conv, nn.BatchNorm2d(8)
+    )
+    found = _shapes(channel_symmetries(net, torch.randn(4, 3, 6, 6)))
+    assert found == [
+        (8, [("0.weight", 1, 1)]),
+        (8, [("1.weight", 1, 1), ("1.bias", 1, 1), ("3.weight", -1, 4)]),
+        (8, [("3.weight", 1, 1)]),
+    ]

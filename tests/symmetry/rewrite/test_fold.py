@@ -222,6 +222,18 @@ def test_refuses_a_reader_that_is_not_linear() -> None:
     assert found == "'gelu' reads its output, and is no linear map"
 
 
+@pytest.mark.parametrize("outputs", [4, 8])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_gain_and_shift_go_through_a_channel_shuffle(groups: int, outputs: int) -> None:
+    def shuffled(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.norm(x).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return m.conv(y)
+
+    net = Net(shuffled, norm=nn.GroupNorm(1, 4), conv=nn.Conv2d(4, outputs, 3, groups=groups))
+    report = check(shaken(net), torch.randn(2, 4, 6, 6), gain=(1, 1)).report
+    assert report.folded[0].note == ""
+
+
 def test_refuses_a_tied_embedding() -> None:
     net = Net(
         lambda m, x: m.head(m.norm(m.table(x))),

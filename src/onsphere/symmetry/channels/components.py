@@ -33,13 +33,16 @@ class Kind:
 
     Args:
         members: numbers of the unknowns: a row per component, alike in their order.
-        solution: column that is not free -> its value in terms of free columns.
-        free: the free columns.
+        followed: free column -> the columns that are not free and follow it, and how far.
     """
 
     members: Ints
-    solution: dict[int, Form]
-    free: tuple[int, ...]
+    followed: dict[int, list[tuple[int, Fraction]]]
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The free columns."""
+        return tuple(self.followed)
 
 
 def kinds_of(channels: ChannelDemands) -> list[Kind]:
@@ -62,9 +65,9 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     for members in _Grouped(kind).members():
         places = columns.of(members[0])
         some = own.of(members[0])
-        solution, free = _solved(channels.demands, terms, some, places, is_weight[places])
+        followed = _solved(channels.demands, terms, some, places, is_weight[places])
         everyone = ids[columns.order[columns.begin[members][:, None] + np.arange(len(places))]]
-        found.append(Kind(everyone, solution, free))
+        found.append(Kind(everyone, followed))
     return found
 
 
@@ -193,7 +196,7 @@ def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
 
 def _solved(
     demands: Sequence[Demand], terms: _Terms, own: Ints, places: Ints, weights: NDArray[np.bool_]
-) -> tuple[dict[int, Form], tuple[int, ...]]:
+) -> dict[int, list[tuple[int, Fraction]]]:
     """Solve one component: weights first, then what follows from them.
 
     One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
@@ -207,7 +210,7 @@ def _solved(
     """
     count = len(places)
     if len(own) > LARGEST_COMPONENT:
-        return {i: {} for i in range(count)}, ()
+        return {}
     column = {int(p): i for i, p in enumerate(places)}
     rows: defaultdict[int, Form] = defaultdict(dict)
     for term in own:
@@ -220,7 +223,11 @@ def _solved(
     system = Constraints(0)
     for _, form in sorted(rows.items()):
         system.require_zero({k: c for k, c in form.items() if c})
-    solution = {
-        pivot % count: {k % count: c for k, c in rest.items()} for pivot, rest in system.rows()
+    pivots = {pivot % count: rest for pivot, rest in system.rows()}
+    followed: dict[int, list[tuple[int, Fraction]]] = {
+        i: [] for i in range(count) if i not in pivots
     }
-    return solution, tuple(i for i in range(count) if i not in solution)
+    for pivot, rest in pivots.items():
+        for k, c in rest.items():
+            followed[k % count].append((pivot, c))
+    return followed

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
 from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.channels.components import Kind, kinds_of
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
-from onsphere.symmetry.exact.fields import NOTHING, Fields
+from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 
@@ -97,10 +98,12 @@ def _followed(
     system = Constraints(len(held))
     channels = ChannelDemands(system, len(held))
     fields: dict[str, Fields] = {}
+    grouped = {id(m.weight): m.groups for m in model.modules() if isinstance(m, _ConvNd)}
     for number, (name, tensor) in enumerate(held.items()):
         if bare_name(name) not in inert:
             role = roles.get(bare_name(name), frozenset())
-            fields[name] = _starting(channels, number, tuple(tensor.shape), role)
+            groups = grouped.get(id(tensor), 1)
+            fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs = runs_on(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
@@ -121,18 +124,39 @@ def _followed(
 
 
 def _starting(
-    channels: ChannelDemands, number: int, shape: tuple[int, ...], role: frozenset[str]
+    channels: ChannelDemands,
+    number: int,
+    shape: tuple[int, ...],
+    role: frozenset[str],
+    groups: int,
 ) -> Fields:
-    """Give a weight an unknown per entry of each of its axes; a filter slides, so it has two."""
+    """Give a weight an unknown per entry of each of its axes; a filter slides, so it has two.
+
+    In a grouped convolution the second axis holds the channels of one group, and each group has
+    its own: an unknown per group and channel.
+    """
     axes = [a for a, n in enumerate(shape) if n > 1]
-    if role & {"convolution", "transposed"}:
+    if role & {"convolution", "transposed"} or groups > 1:
         axes = [a for a in axes if a < 2]
     terms = []
+    if groups > 1 and 1 in axes and shape[0] * shape[1] <= LARGEST:
+        axes.remove(1)
+        terms.append((Fraction(1), _by_group(channels, number, shape, groups)))
     for a in axes:
         own = channels.new(shape[a : a + 1], number, (a,))
         ones = (1,) * (len(shape) - a - 1)
         terms.append((Fraction(1), own.reshape(own.shape + ones)))
     return Fields(tuple(terms))
+
+
+def _by_group(channels: ChannelDemands, number: int, shape: tuple[int, ...], groups: int) -> Index:
+    """Give a weight an unknown per group of its first axis and entry of its second."""
+    each, width = shape[0] // groups, shape[1]
+    place = np.arange(shape[0] * width).reshape(groups, each, width)
+    places = place.transpose(0, 2, 1).reshape(-1, each)
+    own = channels.new((groups, width), number, (0, 1), places, groups)
+    index = np.repeat(own, each, axis=0)
+    return index.reshape(index.shape + (1,) * (len(shape) - 2))
 
 
 class _Solution:
@@ -163,35 +187,37 @@ class _Solution:
         parameters = {i for i in weights if self._counts(self._block(columns[i]).weight)}
         vectors = []
         for f in kind.free:
-            v = {f: Fraction(1)} | {
-                p: c for p, form in kind.solution.items() for k, c in form.items() if k == f
-            }
+            v = {f: Fraction(1)} | dict(kind.followed[f])
             vectors.append({i: c for i, c in v.items() if i in weights})
+        nothing = list(self._without_effect(columns))
         held = Constraints(0)
-        for v in self._without_effect(columns):
+        for v in nothing:
             held.require_zero(v)
-        return sparse_basis(
+        found = sparse_basis([
             v for v in vectors
             if held.require_zero({i: c for i, c in v.items() if i in parameters})
-        )  # fmt: skip
+        ])  # fmt: skip
+        return _shortest(found, nothing, parameters) if nothing and found else found
 
     def _counts(self, weight: int | None) -> bool:
         return weight in self.done.used and weight < self.done.parameters
 
-    def _without_effect(self, columns: Ints) -> list[Form]:
+    def _without_effect(self, columns: Ints) -> Iterator[Form]:
         """Return rescalings of all rows against all columns of one weight."""
-        by_block: defaultdict[Block, list[int]] = defaultdict(list)
+        by_block: defaultdict[Block, dict[int, int]] = defaultdict(dict)
         for i, k in enumerate(columns):
             block = self._block(k)
             if block.weight is not None:
-                by_block[block].append(i)
-        whole = [(b, places) for b, places in by_block.items() if len(places) == b.size]
-        found = []
-        for i, (b, places) in enumerate(whole):
-            for c, more in whole[:i]:
-                if b.weight == c.weight:
-                    found.append({p: Fraction(1) for p in places} | {p: Fraction(-1) for p in more})
-        return found
+                by_block[block][int(k) - block.start] = i
+        by_weight: defaultdict[int, list[tuple[Block, dict[int, int]]]] = defaultdict(list)
+        for block, places in by_block.items():
+            by_weight[block.weight].append((block, places))  # type: ignore[index]
+        for blocks in by_weight.values():
+            for i, (b, ours) in enumerate(blocks):
+                for c, theirs in blocks[:i]:
+                    yield from _against(b, ours, c, theirs)
+            if len(blocks) == 1:
+                yield from _whole_groups(*blocks[0])
 
     def _block(self, number: int) -> Block:
         return self._blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
@@ -207,7 +233,7 @@ class _Solution:
                 self.done.names[block.weight],  # type: ignore[index]
                 c,
                 block.axes,
-                torch.from_numpy(kind.members[:, places] - block.start),
+                torch.from_numpy(_placed(block, kind.members[:, places] - block.start)),
             )
             for (block, c), places in grouped.items()
         )
@@ -223,9 +249,12 @@ class _Solution:
 
     def _moved(self, kind: Kind, v: Form) -> tuple[Ints, Numbers]:
         """Return of every unknown to which channel it belongs (-1: none), and its exponent."""
-        whole = {f: v.get(f, Fraction(0)) for f in kind.free}
-        for pivot, form in kind.solution.items():
-            whole[pivot] = sum((c * whole[k] for k, c in form.items()), Fraction(0))
+        whole: defaultdict[int, Fraction] = defaultdict(Fraction)
+        for f in kind.free:
+            if f in v:
+                whole[f] += v[f]
+                for pivot, c in kind.followed[f]:
+                    whole[pivot] += c * v[f]
         last = self.done.channels.unknowns  # stands for NOTHING
         member, value = np.full(last + 1, -1), np.zeros(last + 1)
         for column, c in whole.items():
@@ -265,6 +294,61 @@ class _Solution:
                 block.axes,
                 torch.from_numpy(at.astype(np.int64).reshape(count, -1)),
             )
+
+
+def _placed(block: Block, unknowns: Ints) -> Ints:
+    """Return where some unknowns of a block stand in its weight: a row per channel."""
+    if block.places is None:
+        return unknowns
+    return block.places[unknowns].reshape(len(unknowns), -1)
+
+
+def _against(
+    b: Block, ours: Mapping[int, int], c: Block, theirs: Mapping[int, int]
+) -> Iterator[Form]:
+    """Yield rescalings of all of one block against all of another, group by group.
+
+    Args:
+        b: the unknowns along one axis of a weight.
+        ours: of each of these that is in a component: its column there.
+        c: those along another axis.
+        theirs: the same for these.
+    """
+    groups = max(b.groups, c.groups)
+    each, more = b.size // groups, c.size // groups
+    for g in range(groups):
+        some = [ours.get(k, -1) for k in range(g * each, (g + 1) * each)]
+        others = [theirs.get(k, -1) for k in range(g * more, (g + 1) * more)]
+        if min(*some, *others, 0) == 0:
+            yield dict.fromkeys(some, Fraction(1)) | dict.fromkeys(others, Fraction(-1))
+
+
+def _whole_groups(b: Block, ours: Mapping[int, int]) -> Iterator[Form]:
+    """Yield rescalings of a whole group, which those of its rows say in other components."""
+    each = b.size // b.groups
+    for g in range(b.groups if b.groups > 1 else 0):
+        some = [ours.get(k, -1) for k in range(g * each, (g + 1) * each)]
+        if min(some) >= 0:
+            yield dict.fromkeys(some, Fraction(1))
+
+
+def _shortest(found: Sequence[Form], nothing: Sequence[Form], counted: set[int]) -> list[Form]:
+    """Return as many vectors with fewer entries, up to such as do nothing.
+
+    Args:
+        found: independent vectors, up to those that do nothing.
+        nothing: these.
+        counted: the unknowns that tell vectors apart.
+    """
+    held = Constraints(0)
+    for v in nothing:
+        held.require_zero(v)
+    candidates = sorted(sparse_basis([*found, *nothing]), key=lambda v: (len(v), sorted(v.items())))
+    best = [
+        v for v in candidates
+        if held.require_zero({i: c for i, c in v.items() if i in counted})
+    ]  # fmt: skip
+    return best if len(best) == len(found) else list(found)
 
 
 def _value(fields: Fields, moved: Numbers) -> Numbers:

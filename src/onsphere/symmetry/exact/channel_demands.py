@@ -23,7 +23,7 @@ MOST_LENGTHS = 100_000
 """Up to how many norms at once may change by numbers of their own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """A run of unknowns.
 
@@ -32,12 +32,17 @@ class Block:
         shape: how they are arranged.
         weight: number of the weight whose exponents they are, if they are.
         axes: the axes of that weight along which they vary.
+        places: where each of them stands along these axes, flattened: a row per unknown; one place
+            each, in their order, without.
+        groups: in how many groups of equal size they come.
     """
 
     start: int
     shape: tuple[int, ...]
     weight: int | None = None
     axes: tuple[int, ...] = ()
+    places: NDArray[np.int64] | None = None
+    groups: int = 1
 
     @property
     def size(self) -> int:
@@ -96,10 +101,15 @@ class ChannelDemands:
         return self._next
 
     def new(
-        self, shape: Sequence[int], weight: int | None = None, axes: Sequence[int] = ()
+        self,
+        shape: Sequence[int],
+        weight: int | None = None,
+        axes: Sequence[int] = (),
+        places: NDArray[np.int64] | None = None,
+        groups: int = 1,
     ) -> Index:
         """Give out a block of unknowns; return their numbers in this shape."""
-        block = Block(self._next, tuple(shape), weight, tuple(axes))
+        block = Block(self._next, tuple(shape), weight, tuple(axes), places, groups)
         self._next += block.size
         if block.size > 1:
             self.blocks.append(block)

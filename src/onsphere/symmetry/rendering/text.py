@@ -140,6 +140,8 @@ def family_lines(audit: AuditResult) -> list[str]:
 def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
     """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel."""
     axis, per = slices.axes[0], slices.index.shape[1]
+    if len(slices.axes) > 1:
+        return "channels of its groups"
     if len(shape) == 1 or size(shape) == shape[axis]:
         words = "entries"
     elif len(shape) == 2:
@@ -154,7 +156,11 @@ def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
 def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
     """Say between which places slices lie, if not all of them belong to a family."""
     shape = parameters.get(slices.name)
-    if shape is None or slices.index.numel() == size([shape[a] for a in slices.axes]):
+    if (
+        shape is None
+        or len(slices.axes) > 1
+        or slices.index.numel() == size([shape[a] for a in slices.axes])
+    ):
         return ""
     return f" {int(slices.index.min())} to {int(slices.index.max())}"
 

@@ -116,8 +116,7 @@ def propose_batch_norm(known: Known, path: str, module: nn.Module) -> BatchNormF
     count = known.state[mean].numel()
     tied = [(f, s) for f in known.families for s in f.slices if s.name == mean]
     writers = [w for f, s in tied if (w := _writer(known, f, s)) is not None]
-    joint = _grouped_transposed(known, [f for f, _ in tied], count)
-    if not writers and joint is None:
+    if not writers:
         return "no linear map writes its input channel by channel"
     others = {
         s.name.rpartition(".")[0]
@@ -127,14 +126,11 @@ def propose_batch_norm(known: Known, path: str, module: nn.Module) -> BatchNormF
     }
     if others:
         return f"others read its input as well: {listed(sorted(others))}"
-    if joint is not None:
-        targets, outputs = joint
-    else:
-        chosen = _cover(writers, count)
-        if chosen is None:
-            return "no linear map writes some of the channels of its input"
-        targets = [t for _, _, ts in chosen for t in ts]
-        outputs = _outputs(known, targets)
+    chosen = _cover(writers, count)
+    if chosen is None:
+        return "no linear map writes some of the channels of its input"
+    targets = [t for _, _, ts in chosen for t in ts]
+    outputs = _outputs(known, targets)
     own = {
         n: f"{path}.{n}" for n in ("weight", "bias") if isinstance(getattr(module, n, None), Tensor)
     }
@@ -224,29 +220,3 @@ def _biases(
         index = t.channels[:, None] if t.axes == (0, 1) else t.index
         found.append((Target(one.bias, (0,), index, t.channels), one))
     return found
-
-
-def _grouped_transposed(
-    known: Known, families: Sequence[Family], count: int
-) -> tuple[list[Target], list[tuple[Target, LinearMap]]] | None:
-    """Return the outputs of a grouped transposed convolution: no axis of its weight has them.
-
-    Its weight has inputs of all groups along the first axis and the outputs of one group along the
-    second, so an output is a group's part of the first axis at one place of the second.
-    """
-    names = {s.name for f in families for s in f.slices}
-    maps = [m for n in sorted(names) for m in known.maps.get(n, ())]
-    maps = [m for m in maps if m.transposed and m.groups > 1 and m.outputs == count]
-    if len(maps) != 1:
-        return None
-    (one,) = maps
-    inputs, per_group = known.state[one.weight].shape[:2]
-    each = inputs // one.groups
-    channel = torch.arange(count)
-    first = (channel // per_group)[:, None] * each + torch.arange(each)
-    index = first * per_group + (channel % per_group)[:, None]
-    weight = Target(one.weight, (0, 1), index, channel)
-    targets = [weight]
-    if one.has_bias:
-        targets.append(Target(one.bias, (0,), channel[:, None], channel))
-    return targets, [(weight, one)]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from onsphere.symmetry.claims import Family
 from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap
 from onsphere.symmetry.rewrite.folding.targets import Known, Normal, State, Target, listed
@@ -135,10 +134,7 @@ def propose_gain(known: Known, name: str, path: str) -> GainFold | str:
             continue
         taken[channels] = True
         targets += [Target(s.name, s.axes, s.index, channels) for s in against]
-    grouped = None if bool(taken.all()) else _grouped_reader(known, [f for f, _ in tied], count)
-    if grouped is not None:
-        targets, mixed = [grouped], ""
-    elif not bool(taken.all()):
+    if not bool(taken.all()):
         if mixed:
             return f"it trades with more than linear maps: {mixed}"
         return "no linear maps alone read it or write it"
@@ -152,27 +148,6 @@ def propose_gain(known: Known, name: str, path: str) -> GainFold | str:
     if shift is None or not bool(known.state[shift].any()):
         return replace(made, shift=None)
     return _with_shift(known, made, targets)
-
-
-def _grouped_reader(known: Known, families: Sequence[Family], count: int) -> Target | None:
-    """Return the inputs of a grouped convolution: no axis of its weight has them.
-
-    Its weight has outputs of all groups along the first axis and the inputs of one group along the
-    second, so an input is a group's part of the first axis at one place of the second.
-    """
-    names = {s.name for f in families for s in f.slices}
-    found = [m for n in sorted(names) for m in known.maps.get(n, ())]
-    if len(found) != 1 or found[0].groups == 1 or found[0].transposed:
-        return None
-    (one,) = found
-    outputs, per_group = known.state[one.weight].shape[:2]
-    if per_group * one.groups != count:
-        return None
-    each = outputs // one.groups
-    channel = torch.arange(count)
-    first = (channel // per_group)[:, None] * each + torch.arange(each)
-    index = first * per_group + (channel % per_group)[:, None]
-    return Target(one.weight, (0, 1), index, channel)
 
 
 def _with_shift(known: Known, made: GainFold, targets: Sequence[Target]) -> GainFold | str:
@@ -209,13 +184,15 @@ def _with_shift(known: Known, made: GainFold, targets: Sequence[Target]) -> Gain
 
 def _inputs_of(known: Known, one: LinearMap, t: Target) -> Tensor | None:
     """Return for each input of a map the channel that it holds."""
-    inputs = known.state[one.weight].shape[one.columns] * one.groups
-    if t.axes == (one.columns,) and one.groups == 1:
-        found = torch.full((inputs,), -1)
+    shape = known.state[one.weight].shape
+    found = torch.full((shape[one.columns] * one.groups,), -1)
+    if one.groups == 1 and t.axes == (one.columns,):
         found[t.index] = t.channels[:, None].expand(t.index.shape)
-        return found if bool((found >= 0).all()) else None
-    alike = inputs == len(t.channels)
-    return torch.arange(inputs) if alike else None
+    elif one.groups > 1 and t.axes in ((0,), (0, 1)) and not one.transposed:
+        width, each = shape[1], shape[0] // one.groups
+        place = t.index[:, 0] if t.axes == (0, 1) else t.index[:, 0] * width
+        found[place // width // each * width + place % width] = t.channels
+    return found if bool((found >= 0).all()) else None
 
 
 def _shift_of(known: Known, name: str, path: str) -> str | None:

@@ -3,7 +3,8 @@
 ``python -m benchmarks [norms|optim|attacks|optim-cuda ...]``; ``python -m benchmarks dynamics``
 prints laws and predictions beside what comes out instead, ``python -m benchmarks folding`` what
 folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does,
-``python -m benchmarks peers`` both beside AIMET and torch-pruning.
+``python -m benchmarks peers`` both beside AIMET and torch-pruning, ``python -m benchmarks merging
+FOLDER`` what canonical forms do to a linear merge.
 """
 
 import sys
@@ -11,7 +12,7 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, dynamics, folding, int8, norms, optim, peers
+from benchmarks import attacks, dynamics, folding, int8, merging, norms, optim, peers
 from onsphere.report import Table, table
 
 
@@ -21,7 +22,12 @@ def main() -> None:
         for page in dynamics.tables():
             Console(width=120).print(table(page))
         return
-    pages = {"folding": folding.tables, "int8": int8.tables, "peers": peers.tables}
+    pages = {
+        "folding": folding.tables,
+        "int8": int8.tables,
+        "peers": peers.tables,
+        "merging": merging.tables,
+    }
     if sys.argv[1:2] and sys.argv[1] in pages:
         for page in pages[sys.argv[1]](sys.argv[2:]):
             Console(width=160).print(table(page))

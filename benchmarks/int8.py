@@ -51,7 +51,7 @@ def tables(words: list[str]) -> Iterator[Table]:
     """Train, round and count, for three seeds."""
     if len(words) != 1:
         raise SystemExit("give the folder with the four .gz files of Fashion-MNIST")
-    train, test = (_data(Path(words[0]), name) for name in ("train", "t10k"))
+    train, test = (fashion_mnist(Path(words[0]), name) for name in ("train", "t10k"))
     rows = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -131,7 +131,8 @@ def _trained(net: nn.Module, images: Tensor, labels: Tensor) -> nn.Module:
     return net.eval()
 
 
-def _data(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+def fashion_mnist(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+    """Return images in [0, 1] and labels of one part, ``"train"`` or ``"t10k"``."""
     with gzip.open(folder / f"{name}-images-idx3-ubyte.gz") as file:
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     with gzip.open(folder / f"{name}-labels-idx1-ubyte.gz") as file:

@@ -17,14 +17,16 @@ _EXAMPLES = """examples:
   onsphere audit train.py:build                      build() returns (model, inputs)
   onsphere audit llama/config.json                   7 billion weights, no memory, seconds
   onsphere audit llama/config.json --shrink          two layers of it, with certificates, in minutes
+  onsphere audit timm:resnet18                       by name, random weights, its own input size
   onsphere audit gpt2/ --html audit.html             its own weights, and a page
   onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
 
 The model is audited as it trains, unless --eval says otherwise.
 
 TARGET is package.module:factory or path.py:factory, where calling the factory gives a module, or a
-module and its inputs (a tensor, a tuple, or a dict: a batch); or a config file or model directory
-of transformers. Nothing is downloaded, and no pickled code is run.
+module and its inputs (a tensor, a tuple, or a dict: a batch); timm:NAME or torchvision:NAME; or a
+config file or model directory of transformers, hf: before it or not. Nothing is downloaded, and no
+pickled code is run.
 
 A config is built at its full size on the meta device: exact, in seconds, but not certified on
 numbers and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with
@@ -42,7 +44,9 @@ def add(commands: "Commands") -> None:
         description="Find every scale symmetry of a model, and say what weight decay does.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_target(parser, "target", metavar="TARGET", help="a factory, a config file or a directory")
+    add_target(
+        parser, "target", metavar="TARGET", help="a factory, a name, a config file or a directory",
+    )  # fmt: skip
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--shrink", action="store_const", dest="size", const="shrink",
@@ -50,7 +54,7 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     size.add_argument(
         "--full", action="store_const", dest="size", const="full",
-        help="of a config: the full size on the meta device, also where weights lie beside it",
+        help="the full size on the meta device, also where weights lie beside a config",
     )  # fmt: skip
     add_checkpoint(parser)
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")

@@ -1,7 +1,8 @@
 """Turn what a user types on a command line into a model with inputs.
 
-A TARGET is ``package.module:factory``, ``path.py:factory``, or a Hugging Face config file or model
-directory. Nothing is downloaded, and no pickled code is ever run.
+A TARGET is ``package.module:factory``, ``path.py:factory``, ``timm:NAME``, ``torchvision:NAME``, or
+a Hugging Face config file or model directory, with or without ``hf:`` before it. Nothing is
+downloaded, and no pickled code is ever run.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from onsphere._torch.execution import inputs_of
 from onsphere.errors import nearest
 from onsphere.models import checkpoint
 from onsphere.models.checkpoint import line_of
+from onsphere.models.libraries import LIBRARIES, from_library
 from onsphere.models.target import Size, Target, TargetError, random_floats
 
 
@@ -34,10 +36,10 @@ def load(
     """Load a TARGET.
 
     Args:
-        text: ``package.module:factory``, ``path.py:factory``, a config file, or a directory with
-            ``config.json``. A factory takes nothing and returns a module, or a module and its
-            inputs (a tensor, a tuple, or a dict, a tokenizer's batch: by keyword where ``forward``
-            takes its keys, and as the one input elsewhere).
+        text: ``package.module:factory``, ``path.py:factory``, ``timm:NAME``, ``torchvision:NAME``,
+            a config file, or a directory with ``config.json``. A factory takes nothing and returns
+            a module, or a module and its inputs (a tensor, a tuple, or a dict, a tokenizer's batch:
+            by keyword where ``forward`` takes its keys, and as the one input elsewhere).
         shape: shape of a random input, where the factory gives none: of tokens for a model of
             transformers that takes them, of floats for everything else.
         train: put the model in training mode.
@@ -54,8 +56,16 @@ def load(
         TargetError: the target does not import, is not there, or gives something else.
         CheckpointError: the checkpoint is unreadable, or does not match the model.
     """
-    path = Path(text)
-    if path.is_dir() or path.suffix == ".json":
+    library, _, name = text.partition(":")
+    path = Path(name if library == "hf" else text)
+    if library == "hf" and not path.exists():
+        raise TargetError(
+            f"there is no {path}: hf: takes a config file or a model directory on disk, and "
+            "downloads nothing"
+        )
+    if library in LIBRARIES:
+        target = from_library(library, name, size, shape)
+    elif path.is_dir() or path.suffix == ".json":
         from onsphere.models.transformers import from_config
 
         wanted = "real" if weights is not None and size == "auto" else size
@@ -64,8 +74,8 @@ def load(
         target = _from_factory(text, shape)
     else:
         raise TargetError(
-            f"{text!r} is no target: give package.module:factory, path.py:factory, or a "
-            "config file or model directory of transformers"
+            f"{text!r} is no target: give package.module:factory, path.py:factory, timm:NAME, "
+            "torchvision:NAME, or a config file or model directory of transformers"
         )
     if weights is not None:
         if any(p.is_meta for p in target.model.parameters()):

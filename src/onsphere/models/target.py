@@ -11,6 +11,8 @@ from onsphere._torch.execution import OutputPicker
 from onsphere.errors import OnsphereError
 
 Size = Literal["auto", "shrink", "full", "real"]
+CERTIFIABLE = 200_000_000
+"""Weights up to which a model that could be built without memory is audited with it."""
 
 
 class TargetError(OnsphereError, ValueError):

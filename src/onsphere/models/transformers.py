@@ -14,14 +14,12 @@ import torch
 from torch import nn
 
 from onsphere.models.checkpoint import line_of
-from onsphere.models.target import Size, Target, TargetError, random_floats
+from onsphere.models.target import CERTIFIABLE, Size, Target, TargetError, random_floats
 
 TOKENS = 16
 """Length of the token sequences made from a config."""
 VOCABULARY = 256
 """Largest vocabulary of a shrunk model; special tokens beyond it become its last one."""
-CERTIFIABLE = 200_000_000
-"""Weights up to which a model directory is audited with its own weights."""
 
 _DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",

@@ -7,8 +7,11 @@ not there is left out.
 
 import copy
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,8 @@ def tables(names: Sequence[str] = ()) -> Iterator[Table]:
         measures["sentences"] = lambda: sentences(Path(encoder))
     if find_spec("torchvision"):
         measures["vision"] = vision
+    if find_spec("timm"):
+        measures["timm"] = timm_networks
     for name in names or measures:
         yield measures[name]()
 
@@ -321,3 +326,73 @@ def vision() -> Table:
     )  # fmt: skip
     note = "Random weights, statistics of the input, 2 images of 64 x 64 pixels."
     return Table("torchvision", columns, [_said(r) for r in rows], note)
+
+
+_PIXELS = (64, 128)
+_SECONDS = 240
+
+
+def timm_networks() -> Table:
+    """Fold one small network of each module of timm, with random weights."""
+    import timm
+
+    from benchmarks.timm_networks import NETWORKS
+
+    rows = []
+    for name in NETWORKS:
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=10)
+        x = _images_for(model)
+        live(model, x)
+        start = time.process_time()
+        try:
+            with _within(_SECONDS):
+                report = fold(model, x).report
+        except (FoldError, TimeoutError) as error:
+            rows.append((name, "", "", "", "", "", str(error)))
+            continue
+        finally:
+            print(f"{name}: {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
+        kinds = ("batchnorm", "gain", "scale", "centering", "weight")
+        counts = ["{} of {}".format(*report.count(k)) for k in kinds]
+        counts = [c if c != "0 of 0" else "" for c in counts]
+        there = sum(report.count(k)[1] for k in kinds)
+        rows.append(
+            (
+                name, *counts, *((report.change_in_float64, report.change) if there else ("", "")),
+                f"{time.process_time() - start:.0f}", _mostly(report),
+            )
+        )  # fmt: skip
+    columns = (
+        "network", "BatchNorm", "gains", "layer scale", "centring", "computed weights", "float64",
+        "float32", "CPU s", "why some stay",
+    )  # fmt: skip
+    return Table("timm", columns, [_said(r) for r in rows], "Random weights, 2 small images.")
+
+
+def _images_for(model: nn.Module) -> Tensor:
+    """Return the smallest images that a network takes, up to the size that it was made for."""
+    own = model.pretrained_cfg["input_size"]  # type: ignore[index,union-attr]
+    for pixels in (*_PIXELS, own[-1]):
+        x = torch.randn(2, own[0], pixels, pixels)
+        try:
+            with torch.no_grad():
+                model.eval()(x)
+        except (AssertionError, RuntimeError, ValueError):
+            continue
+        return x
+    return torch.randn(2, *own)
+
+
+@contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"given up after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -22,9 +22,9 @@ import onsphere as osp
 from onsphere.report import Table
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.rewrite.equalizing.channel_scales import moved
-from onsphere.symmetry.rewrite.equalizing.weight_grid import rounded
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.verification import wide_state
+from onsphere.symmetry.rewrite.weight_grid import rounded
 
 _WIDTHS = (16, 32, 64, 64, 128)
 _SPREAD = 100.0  # of the factors that channels get

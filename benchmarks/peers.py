@@ -19,7 +19,7 @@ from benchmarks.folding import live
 from benchmarks.int8 import network
 from onsphere.report import Table
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.rewrite.equalizing.weight_grid import loss
+from onsphere.symmetry.rewrite.weight_grid import loss
 
 _BITS = 8
 

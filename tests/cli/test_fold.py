@@ -63,6 +63,16 @@ def test_json_says_what_was_folded(command, folder):
     assert done["change"] < 1e-5
 
 
+def test_a_page_shows_the_weights_before_and_after(command, folder):
+    code, out, _ = command(*FOLD, "--html", "page.html")
+    assert code == 0
+    assert "Page: page.html" in out
+    page = (folder / "page.html").read_text()
+    assert "Ranges of output channels before and after" in page
+    assert "Sizes of entries before and after" in page
+    assert "0.weight" in page
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

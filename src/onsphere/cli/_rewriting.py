@@ -24,6 +24,11 @@ def add_checkpoints(parser: argparse.ArgumentParser) -> None:
     add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
 
 
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add what asks for a page."""
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+
+
 def add_verification(parser: argparse.ArgumentParser) -> None:
     """Add what is asked of the result."""
     parser.add_argument(

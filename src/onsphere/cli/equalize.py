@@ -2,26 +2,27 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onsphere.cli._files import check_writable, writing
 from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import add_checkpoints, add_verification, rewriting
+from onsphere.cli._rewriting import add_checkpoints, add_page, add_verification, rewriting
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
     from onsphere.symmetry import EqualizeReport
 
-_EXAMPLES = """examples:
+_EXAMPLES = r"""examples:
   onsphere fold net.safetensors folded.safetensors --model net.py:Net --input 1x3x32x32
-  onsphere equalize folded.safetensors equal.safetensors --model net.py:Net --input 1x3x32x32
+  onsphere equalize folded.safetensors equal.safetensors --model net.py:Net --input 1x3x32x32 \
+      --modes current
   onsphere equalize in.safetensors out.safetensors --model gpt2/config.json --html ranges.html
   onsphere equalize in.safetensors out.safetensors --model net.py:build --objective quantization
 
 The function stays: each channel is scaled up where it is written and down where it is read, so that
 both have the same range (range), the total norm is least (norm), or rounding the weights to whole
-numbers loses least (quantization). Fold norms first. The output of the model on the given inputs is
+numbers loses least (quantization). Fold norms first; a BatchNorm that was folded is the identity in
+evaluation mode only, hence --modes current. The output of the model on the given inputs is
 compared before anything is written, in training and in evaluation mode, and the file is there whole
 or not at all.
 """
@@ -53,7 +54,7 @@ def add(commands: "Commands") -> None:
         help="where the output must stay: in training and in evaluation mode (default), or in the "
         "mode of the model alone",
     )  # fmt: skip
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+    add_page(parser)
     add_verification(parser)
     parser.set_defaults(run=_run, train=False)
 

@@ -4,8 +4,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from onsphere.cli._files import check_writable, writing
 from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import add_checkpoints, add_verification, rewriting
+from onsphere.cli._rewriting import add_checkpoints, add_page, add_verification, rewriting
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
@@ -15,6 +16,7 @@ _EXAMPLES = """examples:
   onsphere fold net.safetensors folded.safetensors --model net.py:Net --input 1x3x32x32
   onsphere fold in.safetensors out.safetensors --model gpt2/config.json
   onsphere fold in.safetensors out.safetensors --model net.py:build --what batchnorm
+  onsphere fold net.pt folded.pt --model timm:resnet18 --html folded.html
 
 BatchNorm goes into the map that writes its input, gains and shifts of LayerNorm, RMSNorm and
 GroupNorm into the maps that read them, layer scale into the map behind it, LayerNorm's centring
@@ -42,6 +44,7 @@ def add(commands: "Commands") -> None:
         help="norms with running statistics, gains of norms, scales of layers, centring of "
         "LayerNorm, or all (default)",
     )  # fmt: skip
+    add_page(parser)
     add_verification(parser)
     parser.set_defaults(run=_run, train=False)
 
@@ -49,6 +52,8 @@ def add(commands: "Commands") -> None:
 def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import fold
 
+    if options.html is not None:
+        check_writable(options.html)
     with rewriting(options, ("folding",)) as work:
         work.stage("folding, and comparing the outputs")
         target = work.target
@@ -56,10 +61,15 @@ def _run(options: argparse.Namespace) -> None:
             target.model, target.args, target.kwargs, what=options.what, output=target.output,
             tolerance=options.tolerance, inplace=True, keep_modules=True,
         )  # fmt: skip
+    if options.html is not None:
+        with writing(options.html):
+            folded.report.to_html(options.html)
     if options.json:
         print(json.dumps({"output": str(options.result), **_as_json(folded.report)}, indent=1))
     else:
         print(f"{options.result}: {work.tensors} tensors\n{folded.report}")
+        if options.html is not None:
+            print(f"\nPage: {options.html}")
 
 
 def _as_json(report: "FoldReport") -> dict[str, object]:

@@ -23,10 +23,10 @@ from onsphere.symmetry.rewrite.equalizing.report import (
     Equalized,
     EqualizedFamily,
     EqualizeReport,
-    WeightRanges,
 )
 from onsphere.symmetry.rewrite.fold import FoldError, fold
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
+from onsphere.symmetry.rewrite.ranges import WeightRanges
 from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
 from onsphere.symmetry.search.shift import Shift
 

@@ -16,7 +16,7 @@ from onsphere.symmetry.rewrite.equalizing.channel_scales import (
     balanced,
     moved,
 )
-from onsphere.symmetry.rewrite.equalizing.weight_grid import loss, rounded, total_loss
+from onsphere.symmetry.rewrite.weight_grid import loss, rounded, total_loss
 
 
 def chain(*, bias=True):
@@ -281,3 +281,30 @@ def test_no_warning_on_a_plain_model():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         osp.equalize(chain(), torch.randn(4, 5), objective="quantization")
+
+
+def test_a_norm_that_is_the_identity_stands_between_two_maps() -> None:
+    """As in the file that the command line writes: BatchNorm folded, its class kept."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1)
+    )
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        net(x)
+        net[1].weight.copy_(torch.logspace(-2, 2, 6))
+        net[1].bias.normal_()
+    there = osp.fold(net.eval(), x, keep_modules=True).model
+    done = osp.equalize(there, x, modes="current")
+    (family,) = done.report.families
+    assert {"0.weight", "3.weight"} <= set(family.names)
+    assert "1.weight" not in family.names
+    ranges = [
+        t.abs().amax(d)
+        for t, d in ((done.model[0].weight, (1, 2, 3)), (done.model[3].weight, (0, 2, 3)))
+    ]
+    torch.testing.assert_close(*ranges)
+    torch.testing.assert_close(done.model(x), net(x), rtol=1e-4, atol=1e-5)
+    both = osp.equalize(there, x)
+    assert not both.report.families
+    assert "fold them, or keep the function in the current mode only" in str(both)

@@ -39,6 +39,7 @@ def channel_symmetries(
     *,
     output: OutputPicker | None = None,
     inert: Collection[str] = (),
+    held: Collection[str] = (),
     others: Sequence[Call] = (),
     roles: Mapping[str, frozenset[str]] | None = None,
 ) -> list[Family]:
@@ -50,6 +51,7 @@ def channel_symmetries(
         kwargs: keyword inputs.
         output: picks the tensors that must not change.
         inert: parameters known not to affect the output.
+        held: weights that no family may scale.
         others: further inputs that the symmetries must hold for.
         roles: what the model does with its weights, as a trace tells.
 
@@ -59,7 +61,7 @@ def channel_symmetries(
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    done = _followed(model, args, kwargs, output, inert, others, roles or {})
+    done = _followed(model, args, kwargs, output, inert, held, others, roles or {})
     return _Solution(done, kinds_of(done.channels)).families()
 
 
@@ -90,6 +92,7 @@ def _followed(
     kwargs: Mapping[str, Any] | None,
     output: OutputPicker | None,
     inert: Collection[str],
+    fixed: Collection[str],
     others: Sequence[Call],
     roles: Mapping[str, frozenset[str]],
 ) -> _Followed:
@@ -100,7 +103,7 @@ def _followed(
     fields: dict[str, Fields] = {}
     grouped = {id(m.weight): m.groups for m in model.modules() if isinstance(m, _ConvNd)}
     for number, (name, tensor) in enumerate(held.items()):
-        if bare_name(name) not in inert:
+        if bare_name(name) not in {*inert, *fixed}:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
             fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups)

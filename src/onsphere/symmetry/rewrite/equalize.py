@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from onsphere._torch.execution import ModelError, OutputPicker, inputs_of
+from onsphere._torch.execution import ModelError, OutputPicker, bare_name, inputs_of
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, choice
 from onsphere.symmetry.channels.families import channel_symmetries
@@ -32,11 +32,12 @@ from onsphere.symmetry.rewrite.equalizing.report import (
     EqualizedFamily,
     EqualizeReport,
     Objective,
-    WeightRanges,
 )
-from onsphere.symmetry.rewrite.equalizing.weight_grid import Grid, loss, total_loss
+from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms
+from onsphere.symmetry.rewrite.folding.gains import is_norm
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.modes import in_mode, mode_of
+from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
     copied,
@@ -45,6 +46,7 @@ from onsphere.symmetry.rewrite.verification import (
     refuse_without_values,
     wide_state,
 )
+from onsphere.symmetry.rewrite.weight_grid import Grid, total_loss
 
 Modes = Literal["both", "current"]
 
@@ -202,21 +204,24 @@ class _Equalizing:
                 for f, a in used
             ),
             tuple(
-                WeightRanges(
-                    n, _row_ranges(self.state[n]), _row_ranges(changed[n]),
-                    loss(self.state[n], bits, grid), loss(changed[n], bits, grid),
-                )
+                compared(n, self.state[n], changed[n], bits, grid)
                 for n in matrices if n in changed
             ),
             self._norm(self.state), self._norm({**self.state, **changed}),
             tuple(map(mode_of, self.modes)), exact, real, own,
+            in_training=len(self.modes) > 1 and bool(batch_norms(self.model)),
         )  # fmt: skip
         return changed, report
 
     def _families(self, balance: Balance) -> list[Family]:
         """Return the families to move along: those that hold in every mode that shall stay."""
+        # Between two maps may stand a norm that was folded and is there as the identity: its gain
+        # stays, so that what is before it trades with what is behind it.
+        held = _gains(self.model) if balance is EQUAL_RANGES else ()
         with in_mode(self.model, self.modes[0]):
-            found = channel_symmetries(self.model, self.args, self.kwargs, output=self.output)
+            found = channel_symmetries(
+                self.model, self.args, self.kwargs, output=self.output, held=held
+            )
         known = [f for f in found if all(n in self.state for n in f.names)]
         asked = [f for f in known if balance.applies(f, self.parameters, self.state)]
         for training in self.modes:
@@ -272,6 +277,15 @@ class _Equalizing:
         return sum(float((state[n].abs() ** 2).sum()) for n in self.parameters) ** 0.5
 
 
+def _gains(model: nn.Module) -> set[str]:
+    """Return the names of the gains of norms."""
+    found = ((path, m._parameters.get("weight")) for path, m in model.named_modules())
+    return {
+        bare_name(f"{path}.weight") for path, p in found
+        if path and p is not None and p.ndim == 1 and is_norm(model, path)
+    }  # fmt: skip
+
+
 def _least_loss(
     state: State,
     families: Sequence[Family],
@@ -311,7 +325,3 @@ def _least_loss(
 def _largest(family: Family, amounts: Tensor) -> Tensor:
     steepest = max(abs(float(s.exponent)) for s in family.slices)
     return steepest * amounts.abs().max()
-
-
-def _row_ranges(weight: Tensor) -> Tensor:
-    return weight.abs().flatten(1).amax(1)

@@ -41,6 +41,7 @@ from onsphere.symmetry.rewrite.folding.reasons import Neighbours
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, put, write
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
+from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
     copied,
@@ -250,9 +251,8 @@ class _Folding:
     def done(self) -> tuple[_Plan, FoldReport]:
         """Fold a copy, and compare."""
         own = self._outputs(self.model)
-        before = outputs_in_float64(
-            self.model, wide_state(self.model), self.args, self.kwargs, self.output
-        )
+        start = wide_state(self.model)
+        before = outputs_in_float64(self.model, start, self.args, self.kwargs, self.output)
         work = copied(self.model, FoldError)
         plain, rebuilt, state = self._plain_weights(work)
         accepted = self._folds(work, state, before)
@@ -280,8 +280,13 @@ class _Folding:
         exact = relative_change(before, after)
         real = relative_change(own, self._outputs(work))
         report = FoldReport(
-            tuple(self.folded), tuple(self.kept), tuple(removed), exact, real, own[0].dtype
-        )
+            tuple(self.folded), tuple(self.kept), tuple(removed), exact, real, own[0].dtype,
+            tuple(
+                compared(n, start[n], t)
+                for n, t in changed.items()
+                if t.ndim > 1 and n in start and start[n].shape == t.shape and t.numel()
+            ),
+        )  # fmt: skip
         self._compare(report, own, relative_change(before, own))
         return _Plan(work, plain, rebuilt, changed, fresh, removed, centered), report
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from onsphere.symmetry.rewrite.equalizing.weight_grid import Grid
+from onsphere.symmetry.rewrite.ranges import WeightRanges
+from onsphere.symmetry.rewrite.weight_grid import Grid
 
 Objective = Literal["range", "norm", "quantization"]
 
@@ -27,31 +28,6 @@ class EqualizedFamily:
     largest_factor: float
 
 
-@dataclass(frozen=True, eq=False)
-class WeightRanges:
-    """One weight before and after.
-
-    Args:
-        name: the weight, of two or more axes.
-        before: the largest absolute entry of each output channel.
-        after: the same afterwards.
-        loss_before: the share of the squared norm of an output channel that rounding to whole
-            numbers loses, in the mean over channels.
-        loss_after: the same afterwards.
-    """
-
-    name: str
-    before: Tensor
-    after: Tensor
-    loss_before: float
-    loss_after: float
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The largest range over the smallest one that is not 0, before and after."""
-        return _spread(self.before), _spread(self.after)
-
-
 @dataclass(frozen=True)
 class EqualizeReport:
     """What was rescaled, what it does to the weights, and how far the output moved.
@@ -68,6 +44,8 @@ class EqualizeReport:
         change_in_float64: the largest relative change of the output on the given inputs.
         change: the same as the model computes.
         dtype: the type of its outputs.
+        in_training: whether norms with running statistics were asked to keep the function in
+            training mode, where they divide by their batch.
     """
 
     objective: Objective
@@ -81,6 +59,7 @@ class EqualizeReport:
     change_in_float64: float
     change: float
     dtype: torch.dtype
+    in_training: bool = False
 
     def to_html(self, path: str | Path) -> None:
         """Write a page with pictures; needs the extra ``onsphere[study]``."""
@@ -92,7 +71,14 @@ class EqualizeReport:
     def __str__(self) -> str:
         """Return it as lines of text."""
         if not self.families:
-            return "nothing to equalize: no channel can be rescaled against another"
+            said = "nothing to equalize: no channel can be rescaled against another"
+            if self.in_training:
+                said += (
+                    " in both modes; norms with running statistics stand between them, which "
+                    "divide by their batch in training: fold them, or keep the function in the "
+                    "current mode only (modes='current')"
+                )
+            return said
         lines = [
             f"{len(self.families)} families of channels rescaled, {len(self.weights)} weights",
             f"  {'weight':<40} {'largest / smallest range':>26} {f'lost by int{self.bits}':>22}",
@@ -127,8 +113,3 @@ class Equalized:
     def __str__(self) -> str:
         """Return the report as text."""
         return str(self.report)
-
-
-def _spread(ranges: Tensor) -> float:
-    there = ranges[ranges > 0]
-    return float(there.max() / there.min()) if len(there) else 1.0

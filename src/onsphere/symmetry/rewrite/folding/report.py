@@ -1,11 +1,13 @@
 """What a fold did: what was folded, what was not and why, and how far the output moved."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from onsphere.symmetry.rewrite.folding.targets import listed
+from onsphere.symmetry.rewrite.ranges import WeightRanges
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class FoldReport:
         change_in_float64: relative change of the output on the given inputs, in float64.
         change: the same as the model computes.
         dtype: the type of its outputs.
+        weights: all weights of two or more axes that changed, before and after.
     """
 
     folded: tuple[FoldedPart, ...]
@@ -71,6 +74,14 @@ class FoldReport:
     change_in_float64: float
     change: float
     dtype: torch.dtype
+    weights: tuple[WeightRanges, ...] = ()
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a page with pictures; needs the extra ``onsphere[study]``."""
+        from onsphere.report import html
+        from onsphere.symmetry.rewrite.folding.page import document
+
+        html.write(document(self), path)
 
     def count(self, kind: str) -> tuple[int, int]:
         """Return how many parts of a kind were folded, and how many there are."""

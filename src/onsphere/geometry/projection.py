@@ -46,9 +46,9 @@ class SphereMap:
     Args:
         centered: subtract the mean of each vector (of each row, for the spectral sphere) first.
         radius: length of the result at ``eps = 0``.
-        norm: ``"l2"`` for vectors along the last axis; ``"l1"`` for such vectors whose length is the
-            sum of absolute values; ``"spectral"`` for matrices along the last two, whose length
-            is their largest singular value.
+        norm: ``"l2"`` for vectors along the last axis; ``"l1"`` for the same, with the sum of
+            absolute values as their length; ``"spectral"`` for matrices along the last two,
+            whose length is their largest singular value.
         eps: the constant that keeps zero vectors finite, in the units of the squared length
             (``"inside"``) or of the length (``"outside"``, ``"clamp"``).
         eps_place: ``"inside"`` the root, :math:`\sqrt{s^2+\epsilon}`; ``"outside"``,

@@ -6,7 +6,7 @@ and ``running_var`` alike, so one method's state dict loads into another.
 """
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -34,17 +34,34 @@ def sync_batch_norm(norm: "ActivationNorm", x: Tensor) -> Tensor:
     joint = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if not (joint and norm.training):
         return batch_norm(norm, x)
-    from torch.distributed.nn.functional import all_reduce  # the one that has a gradient
-
     vectors = norm.method.vector_axes(x.ndim).gather(x)
     count = vectors.new_full((1,), vectors.shape[1])
-    total = all_reduce(torch.cat([vectors.sum(1), count]))  # type: ignore[no-untyped-call]
+    total = _summed(torch.cat([vectors.sum(1), count]))
     mean, n = total[:-1] / total[-1], total[-1].detach()
-    squares = all_reduce((vectors - mean[:, None]).square().sum(1))  # type: ignore[no-untyped-call]
+    squares = _summed((vectors - mean[:, None]).square().sum(1))
     _refuse_single(x, int(n))
     _follow(norm, mean, squares / (n - 1))
     scaled = (vectors - mean[:, None]) * (squares / n + norm.eps_for(x)).rsqrt()[:, None]
     return norm.gain_and_shift(norm.method.vector_axes(x.ndim).scatter(scaled, x.shape))
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum over processes, in which every process's gradient has a part."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
+    return total
 
 
 def l1_batch_norm(norm: "ActivationNorm", x: Tensor) -> Tensor:

@@ -89,6 +89,6 @@ def dora(
         )
     positive("rank", rank)
     weight.requires_grad_(False)
-    update = LowRankDirection(weight, rank, rank if alpha is None else alpha, detach_norm)
+    update = LowRankDirection(weight, rank, float(rank if alpha is None else alpha), detach_norm)
     torch_parametrize.register_parametrization(module, name, update)
     return module

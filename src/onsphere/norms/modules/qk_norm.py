@@ -33,7 +33,7 @@ class QKNorm(nn.Module):
         >>> import torch
         >>> q, k = torch.randn(2, 1, 4, 7, 16, generator=torch.Generator().manual_seed(0)).unbind()
         >>> norm = QKNorm(16)
-        >>> for a, b in zip(norm(q, k), norm(100 * q, 0.01 * k)):
+        >>> for a, b in zip(norm(q, k), norm(100 * q, 10 * k)):
         ...     assert torch.allclose(a, b, atol=1e-3)
 
     Source: Henry et al., *Query-Key Normalization for Transformers*, 2020 (arXiv 2010.04245);

@@ -44,7 +44,14 @@ def test_it_prints_what_it_shows(capsys):
     assert alike(shown, printed), printed
 
 
-@pytest.mark.parametrize("line", "".join(fences("")).splitlines())
+COMMANDS = re.findall(r"^onsphere .*$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_commands_are_found():
+    assert len(COMMANDS) == 6
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_its_commands_can_be_parsed(line):
     words = line.partition(">")[0].split()[1:]
     options = cli._parser().parse_args(words)

@@ -242,6 +242,7 @@ MISTAKES = {
     "eps in words": (["nets.py:net", "--eps", "small"], ["--eps", "'small' is no number"]),
     "no eps": (["nets.py:net"], ["--eps"]),
     "no images": (["nets.py:net", "--eps", 1, "--images", 0], ["--images must be at least 1"]),
+    "no draws": (["nets.py:net", "--eps", 1, "--draws", 0], ["--draws must be at least 1, got 0"]),
     "bounds in disorder": (
         ["nets.py:net", "--eps", 1, "--bounds", 1, 0],
         ["--bounds are the least and the greatest value, got 1 0"],

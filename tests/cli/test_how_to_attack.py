@@ -36,14 +36,22 @@ def test_another_number_or_word_would_be_seen():
 
 
 def test_it_prints_what_it_shows(capsys):
-    (code,), (shown,) = fences("python"), fences("text")
+    (random, code), (shown,) = fences("python"), fences("text")
+    exec(compile(random, str(PAGE), "exec"), {"__name__": "random"})  # asserts what it says
     exec(compile(code, str(PAGE), "exec"), {"__name__": "attack"})
     printed = capsys.readouterr().out
     assert len(shown.splitlines()) > 10
     assert alike(shown, printed), printed
 
 
-@pytest.mark.parametrize("line", fences("")[0].splitlines())
+COMMANDS = re.findall(r"^onsphere .*$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_commands_are_found():
+    assert len(COMMANDS) == 6
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_its_commands_can_be_parsed(line):
     words = line.partition(">")[0].split()[1:]
     options = cli._parser().parse_args(words)

@@ -15,7 +15,7 @@ MAPS = [
     for centered, radius, sphere, (eps, place) in itertools.product(
         (False, True),
         (1.0, 2.5),
-        ("l2", "spectral"),
+        ("l2", "l1", "spectral"),
         ((0.0, "inside"), (0.3, "inside"), (0.3, "outside"), (0.3, "clamp"), (9.0, "clamp")),
     )
 ]

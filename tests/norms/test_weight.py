@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import remove_parametrizations
 
 from onsphere.geometry import SphereMap, normalize
-from onsphere.norms import parametrize
+from onsphere.norms import METHODS, parametrize
 
 LAYERS = {
     "linear": lambda: nn.Linear(5, 4, dtype=torch.float64),
@@ -17,7 +17,7 @@ LAYERS = {
     "transposed": lambda: nn.ConvTranspose2d(3, 4, 3, dtype=torch.float64),
 }
 TORCH = {"wn": parametrizations.weight_norm, "sn": parametrizations.spectral_norm}
-KEYS = ("wn", "cwn", "ws", "sn")
+KEYS = tuple(key for key, row in METHODS.items() if row.normalizes == "weight")
 
 
 def layer(kind):
@@ -116,6 +116,21 @@ def test_half_precision_rows_have_their_length_to_rounding(generator):
     store = module.parametrizations.weight
     lengths = module.weight.float().norm(dim=1)
     assert torch.allclose(lengths, store.original0.float().flatten(), rtol=2e-3)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("key", "eps"), [("demod", 1e-8), ("ngpt", 0.0)])
+def test_rows_of_unit_length(key, eps, kind):
+    module = parametrize(layer(kind), key)
+    raw = rows(layer(kind).weight, kind)
+    expected = raw / (raw.square().sum(1, keepdim=True) + eps).sqrt()
+    assert torch.allclose(rows(module.weight, kind), expected, rtol=1e-12)
+
+
+def test_ngpt_normalizes_along_the_embedding_on_either_side():
+    """Of a matrix that writes into the embedding, columns are the vectors."""
+    out = parametrize(nn.Linear(5, 4), "ngpt", dim=1)
+    assert torch.allclose(out.weight.norm(dim=0), torch.ones(5))
 
 
 def test_negative_axes_count_from_the_end():

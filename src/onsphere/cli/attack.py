@@ -121,6 +121,14 @@ def add(commands: "Commands") -> None:
         help="what the rescaled copy changes: every scale that is free (default), or weights "
         "together with the statistics that normalize them",
     )  # fmt: skip
+    parser.add_argument(
+        "--draws", type=whole, default=1, metavar="N",
+        help="of a random model: evaluate the mean over N draws (default: 1; 20 is usual)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--average", type=keyword, choices=["probabilities", "logits"], default="probabilities",
+        help="what --draws averages (default: probabilities)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the attacks (default: 0)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
@@ -163,6 +171,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise OnsphereError(f"--eps must be positive and finite, got {options.eps:g}")
     if options.images is not None and options.images < 1:
         raise OnsphereError(f"--images must be at least 1, got {options.images}")
+    if options.draws < 1:
+        raise OnsphereError(f"--draws must be at least 1, got {options.draws}")
     if not 0 <= options.seed < 2**63:
         raise OnsphereError(f"--seed must be from 0 to 2**63 - 1, got {options.seed}")
     low, high = options.bounds
@@ -203,7 +213,7 @@ def _subject(options: argparse.Namespace, examples: Examples) -> _Subject:
         options.mean
         or options.std
         or x.dtype != dtype
-        or hasattr(_first_result(model, name, x), "logits")
+        or not isinstance(_first_result(model, name, x), torch.Tensor)
     ):
         mean, std = options.mean or (0.0,), options.std or (1.0,)
         model = Classifier(model, mean=mean, std=std, dtype=dtype)
@@ -268,7 +278,8 @@ def _evaluated(
     return evaluate(
         subject.model, (subject.x, subject.y), eps=options.eps, norm=options.norm,
         bounds=tuple(options.bounds), attacks=options.attacks, seed=options.seed,
-        budget=Budget(early_stopping=not options.full), progress=show,
+        budget=Budget(early_stopping=not options.full), draws=options.draws,
+        average=options.average, progress=show,
     )  # fmt: skip
 
 
@@ -362,6 +373,8 @@ def _command(options: argparse.Namespace) -> str:
     for name in ("mean", "std"):
         given = getattr(options, name)
         words += [f"--{name}", *map(repr, given)] if given else []
+    words += ["--draws", str(options.draws)] if options.draws > 1 else []
+    words += ["--average", options.average] if options.average != "probabilities" else []
     words += ["--quick"] if options.attacks == "quick" else []
     words += ["--full"] if options.full else []
     return shlex.join(words)

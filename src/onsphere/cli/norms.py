@@ -19,10 +19,10 @@ _NORMS_EXAMPLES = """examples:
 
 
 _NORMS_NOTE = (
-    "scale: the finest part whose scale matters not. degree: growth of the output when W doubles, "
-    "as a power. shifts: bias = each entry of b; layer rows = W + 1vᵀ, b + c; group rows = the "
-    "same per group; row entries = w + c within a row. leak: change of the output when W doubles "
-    "at the method's real eps."
+    "scale: the finest part whose scale does not matter. degree: growth of the output when W "
+    "doubles, as a power. shifts: bias = each entry of b; layer rows = W + 1vᵀ, b + c; group rows "
+    "= the same per group; row entries = w + c within a row; layer bias = b + c. leak: change of "
+    "the output when W doubles at the method's real eps."
 )
 
 

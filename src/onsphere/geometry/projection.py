@@ -1,6 +1,7 @@
 r"""The lemma behind every normalization: centre, then project onto a sphere.
 
-For a length :math:`\ell_0` (Euclidean, or the spectral norm of a matrix), centring
+For a length :math:`\ell_0` (Euclidean, the sum of absolute values, or the spectral norm of a
+matrix), centring
 :math:`P` (:math:`I - 11^T/n`, or the identity) and :math:`c = Px`,
 
 .. math:: N(x) = r\,\frac{c}{\ell(\ell_0(c))},\qquad
@@ -15,7 +16,8 @@ with :math:`a = c/\ell_0(c)`, :math:`\langle m, a\rangle = 1`, and
 which is 1 at :math:`\epsilon = 0`. For the Euclidean length :math:`a = m = \hat c`, so ``J`` is
 symmetric with singular values :math:`r/\ell`, once :math:`(1-\rho)\,r/\ell` (the radial
 direction) and, when centred, once 0 (the constant direction). For the spectral norm
-:math:`m = u v^T`, and ``J`` is an oblique projection.
+:math:`m = u v^T`, for the sum of absolute values :math:`m = \mathrm{sign}(c)`, and ``J`` is an
+oblique projection.
 
 Source: Sun et al., *New Interpretations of Normalization Methods in Deep Learning*, AAAI 2020
 (the lemma: projection and its invariances); the derivative with eps and the spectral case are
@@ -34,6 +36,7 @@ from onsphere.errors import choice
 from onsphere.geometry.sphere import vector_norm
 
 EpsPlace = Literal["inside", "outside", "clamp"]
+Length = Literal["l2", "l1", "spectral"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class SphereMap:
     Args:
         centered: subtract the mean of each vector (of each row, for the spectral sphere) first.
         radius: length of the result at ``eps = 0``.
-        norm: ``"l2"`` for vectors along the last axis; ``"spectral"`` for matrices along the
-            last two, whose length is their largest singular value.
+        norm: ``"l2"`` for vectors along the last axis; ``"l1"`` for the same, with the sum of
+            absolute values as their length; ``"spectral"`` for matrices along the last two,
+            whose length is their largest singular value.
         eps: the constant that keeps zero vectors finite, in the units of the squared length
             (``"inside"``) or of the length (``"outside"``, ``"clamp"``).
         eps_place: ``"inside"`` the root, :math:`\sqrt{s^2+\epsilon}`; ``"outside"``,
@@ -56,7 +60,7 @@ class SphereMap:
 
     centered: bool = False
     radius: float = 1.0
-    norm: Literal["l2", "spectral"] = "l2"
+    norm: Length = "l2"
     eps: float = 0.0
     eps_place: EpsPlace = "inside"
 
@@ -65,7 +69,7 @@ class SphereMap:
             raise ValueError(f"eps must be at least 0, got {self.eps}")
         if not 0 < self.radius < math.inf:
             raise ValueError(f"radius must be positive and finite, got {self.radius}")
-        object.__setattr__(self, "norm", choice("norm", self.norm, ("l2", "spectral")))
+        object.__setattr__(self, "norm", choice("norm", self.norm, get_args(Length)))
         place = choice("eps_place", self.eps_place, get_args(EpsPlace))
         object.__setattr__(self, "eps_place", place)
 
@@ -223,8 +227,9 @@ def spectrum(x: Float[Tensor, "*batch n"], map: SphereMap) -> Spectrum:
     r"""Singular values of the Jacobian, with multiplicities, in O(n).
 
     On the L2 sphere: :math:`r/\ell`, then :math:`(1-\rho)\,r/\ell` once, then 0 once if centred.
-    On the spectral sphere the plane of :math:`a` and :math:`m` holds two of them, with product
-    :math:`1-\rho` and sum of squares :math:`2-2\rho+\rho^2|a|^2` (times :math:`(r/\ell)^2`).
+    On the other spheres the plane of :math:`a` and :math:`Pm` holds two of them, with product
+    :math:`1-\rho` and sum of squares :math:`2-2\rho+\rho^2|a|^2|Pm|^2` (times
+    :math:`(r/\ell)^2`).
 
     Args:
         x: vectors, as for :func:`normalize`.
@@ -248,8 +253,10 @@ def spectrum(x: Float[Tensor, "*batch n"], map: SphereMap) -> Spectrum:
     size = math.prod(x.shape[x.ndim - rank :])
     constant = math.prod(x.shape[x.ndim - rank : -1]) if map.centered else 0
     free = size - constant  # the dimension of the space that centring leaves
-    if map.norm == "spectral":
-        square = at.radial.square().sum((-2, -1))  # |a|^2, and <m, a> = |m| = 1
+    if map.norm != "l2":
+        axes = tuple(range(-rank, 0))
+        dual = center(at.dual) if map.centered else at.dual
+        square = at.radial.square().sum(axes) * dual.square().sum(axes)  # and <m, a> = 1
         total = (4 - 4 * rho + (rho * rho * square)).clamp_min(0).sqrt()
         gap = rho * (square).sqrt()
         blocks = [((total + gap) / 2, 1), (torch.ones_like(rho), free - 2)]
@@ -266,7 +273,7 @@ def raw_length(c: Float[Tensor, "*batch n"], map: SphereMap) -> Float[Tensor, "*
     """Length of (centred) vectors before eps, with the axes of one vector kept at size 1."""
     if map.norm == "spectral":
         return torch.linalg.matrix_norm(c, ord=2)[..., None, None]
-    return vector_norm(c)
+    return c.abs().sum(-1, keepdim=True) if map.norm == "l1" else vector_norm(c)
 
 
 def regularized_length(s: Float[Tensor, "*lengths 1"], map: SphereMap) -> Tensor:
@@ -309,6 +316,8 @@ def _local(x: Tensor, map: SphereMap) -> _Local:
     if map.norm == "spectral":
         u, _, vh = torch.linalg.svd(c, full_matrices=False)
         dual = u[..., :, :1] * vh[..., :1, :]
+    elif map.norm == "l1":
+        dual = c.sign()
     return _Local(map.radius / regularized, rho, radial, dual)
 
 

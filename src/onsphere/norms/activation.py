@@ -1,5 +1,6 @@
 """Activation norms as modules, made from rows of the table and routed to PyTorch's kernels."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere.geometry import normalize
-from onsphere.norms.methods import Method
+from onsphere.norms.batch_statistics import batch_norm, l1_batch_norm, sync_batch_norm
 from onsphere.norms.methods import method as method_of
+from onsphere.norms.row import Method
 
 
 class ActivationNorm(nn.Module):
@@ -18,12 +20,12 @@ class ActivationNorm(nn.Module):
     Same defaults, numbers, train and eval behaviour and state dict as the ``torch.nn`` module of
     the method; one class for any number of spatial axes. Input and output have the shape
     ``(batch, channel, *space)``, or ``(*batch, *size)`` for methods that normalize whole samples
-    (LayerNorm, RMSNorm).
+    (LayerNorm, RMSNorm, ScaleNorm).
 
     Args:
         method: a row of the table, or its key.
-        size: number of channels; for LayerNorm and RMSNorm the trailing shape that forms one
-            vector (an int or a tuple).
+        size: number of channels; for LayerNorm, RMSNorm and ScaleNorm the trailing shape that
+            forms one vector (an int or a tuple).
         num_groups: number of groups, for GroupNorm (which needs it).
         eps: ``None`` takes the method's default.
         affine: learn a gain (and shift, where the method has one); ``None`` takes PyTorch's
@@ -31,7 +33,7 @@ class ActivationNorm(nn.Module):
         momentum: weight of the newest batch in the running statistics; ``None`` averages all
             batches equally. Only for methods with batch statistics.
         track_running_stats: keep running statistics for eval mode (BatchNorm, InstanceNorm);
-            ``None`` takes PyTorch's default, which is True for BatchNorm alone.
+            ``None`` takes PyTorch's default, which is True for the kinds of BatchNorm alone.
         device: where parameters live.
         dtype: their type.
 
@@ -86,18 +88,20 @@ class ActivationNorm(nn.Module):
             raise ValueError(f"{row.name} has no running statistics to track")
         self.track_running_stats = tracks
 
-        gain = torch.ones(self.size, device=device, dtype=dtype) if self.affine else None
+        shape = () if row.affine == "scalar" else self.size
+        gain = torch.empty(shape, device=device, dtype=dtype) if self.affine else None
         self.register_parameter("weight", None if gain is None else nn.Parameter(gain))
         if row.shift:
-            shift = None if gain is None else nn.Parameter(torch.zeros_like(gain))
+            shift = None if gain is None else nn.Parameter(torch.empty_like(gain))
             self.register_parameter("bias", shift)
         else:
             self.bias = None
         self._register_statistics(device, dtype)
+        self.reset_parameters()
 
     def _can_track(self) -> bool:
-        """Per-channel statistics can be averaged over batches; per-sample ones cannot."""
-        return self.method.affine == "channel" and not self.method.grouped
+        """Statistics of batches can be averaged over them, and PyTorch does it for InstanceNorm."""
+        return self.method.statistics == "batch" or self.method.key == "in"
 
     def _register_statistics(
         self, device: torch.device | str | None, dtype: torch.dtype | None
@@ -115,7 +119,7 @@ class ActivationNorm(nn.Module):
         Raises:
             ValueError: ``x`` has no batch axis or another number of channels.
         """
-        if self.method.affine == "channel" and (x.ndim < 2 or x.shape[1] != self.size[0]):
+        if not self.method.takes_shape and (x.ndim < 2 or x.shape[1] != self.size[0]):
             raise ValueError(
                 f"{self.method.name} expects (batch, {self.size[0]} channels, *space), got shape "
                 f"{tuple(x.shape)}"
@@ -132,12 +136,16 @@ class ActivationNorm(nn.Module):
         Returns:
             :math:`\gamma\,N(x) + \beta`; equal to :meth:`forward` in training mode up to rounding.
         """
-        trailing = len(self.size) if self.method.affine == "element" else None
+        trailing = len(self.size) if self.method.takes_shape else None
         axes = self.method.vector_axes(x.ndim, self.num_groups, trailing)
         vectors = axes.gather(x)
         map = self.method.sphere_map(vectors.shape[-1], self.eps_for(x))
-        y = axes.scatter(normalize(vectors, map), x.shape)
-        spread = (-1, *([1] * (x.ndim - 2))) if self.method.affine == "channel" else self.size
+        return self.gain_and_shift(axes.scatter(normalize(vectors, map), x.shape))
+
+    def gain_and_shift(self, y: Tensor) -> Tensor:
+        """Apply what was learned to normalized activations."""
+        by = self.method.affine
+        spread = {"channel": (-1, *([1] * (y.ndim - 2))), "scalar": ()}.get(by, self.size)
         if self.weight is not None:
             y = y * self.weight.reshape(spread)
         return y if self.bias is None else y + self.bias.reshape(spread)
@@ -145,9 +153,13 @@ class ActivationNorm(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Set gain, shift and running statistics to what they are in a new module."""
-        for ones in (self.weight, self.running_var):
-            if ones is not None:
-                ones.fill_(1)
+        scalar = self.method.affine == "scalar"
+        for start, value in (
+            (self.weight, math.prod(self.size) ** 0.5 if scalar else 1.0),
+            (self.running_var, 1.0),
+        ):
+            if start is not None:
+                start.fill_(value)
         for zeros in (self.bias, self.running_mean, self.num_batches_tracked):
             if zeros is not None:
                 zeros.zero_()
@@ -178,7 +190,7 @@ def _checked_size(
     shape = (size,) if isinstance(size, int) else tuple(size)
     if not shape or any(extent < 1 for extent in shape):
         raise ValueError(f"{row.name} needs a positive size, got {size}")
-    if row.affine == "channel" and len(shape) != 1:
+    if not row.takes_shape and len(shape) != 1:
         raise ValueError(f"{row.name} takes a number of channels, got {size}")
     if row.grouped:
         if num_groups is None or num_groups < 1 or shape[0] % num_groups:
@@ -190,18 +202,6 @@ def _checked_size(
     if num_groups is not None:
         raise ValueError(f"{row.name} has no groups, got num_groups={num_groups}")
     return shape, 1
-
-
-def _batch_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
-    factor = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            factor = 1.0 / float(norm.num_batches_tracked)
-    from_batch = norm.training or norm.running_mean is None
-    statistics = (norm.running_mean, norm.running_var)
-    eps = norm.eps_for(x)
-    return F.batch_norm(x, *statistics, norm.weight, norm.bias, from_batch, factor, eps)
 
 
 def _instance_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
@@ -225,7 +225,9 @@ def _rms_norm(norm: ActivationNorm, x: Tensor) -> Tensor:
 
 
 _KERNELS: dict[str, Callable[[ActivationNorm, Tensor], Tensor]] = {
-    "bn": _batch_norm,
+    "bn": batch_norm,
+    "sbn": sync_batch_norm,
+    "l1bn": l1_batch_norm,
     "in": _instance_norm,
     "gn": _group_norm,
     "ln": _layer_norm,

@@ -8,28 +8,24 @@ The layer is dense, one vector of channels per sample (a convolution would mix p
 vectors of LayerNorm and GroupNorm, and leave them only the shift of the bias); InstanceNorm, which
 has nothing to normalize without space, gets positions.
 
-Two controls keep the measurement honest: a softmax head, which has shifts but no scale, and
-RobustNorm (division by ``range^0.2``; Awais et al. 2020, arXiv 2006.11007), whose output has
-degree 0.8 in the weight and so must show no scale invariance.
+What has no sphere keeps the measurement honest: dynamic tanh, local response normalization and
+RobustNorm, whose output has degree 0.8 in the weight, must show no scale invariance. So must the
+control, a softmax head, which has a shift.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onsphere.norms.activation import ActivationNorm
-from onsphere.norms.methods import METHODS, Method
-from onsphere.norms.weight import parametrize
+from onsphere.norms.measured_layers import BATCH, GROUPS, IN, OUT, SPACE, Layer, layer_of
+from onsphere.norms.methods import TABLE
+from onsphere.norms.row import Method
 
-BATCH, IN, OUT, SPACE, GROUPS = 6, 5, 12, 7, 3
 _TINY = 1e-30  # stands for eps -> 0; PyTorch's BatchNorm refuses 0 in training mode
 _EXACT = 1e-9  # relative change below which float64 arithmetic says "nothing changed"
 _UNITS = ("filter", "group", "layer")
-
-Layer = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(weight, bias, data) -> output``."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def invariance_table(seed: int = 0) -> list[InvarianceRow]:
         seed: of the random layer and data.
 
     Returns:
-        One row per method of :data:`~onsphere.norms.METHODS`, then the controls.
+        One row per method of :data:`~onsphere.norms.TABLE`, then the control.
 
     Example:
         >>> rows = {row.key: row for row in invariance_table()}
@@ -84,13 +80,14 @@ def invariance_table(seed: int = 0) -> list[InvarianceRow]:
     """
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for row in METHODS.values():
+    for row in TABLE.values():
         eps = torch.finfo(torch.float32).eps if row.eps is None else row.eps
-        space = SPACE if row.inside == ("space",) else 1
-        exact, real = _layer(row, space, _TINY if eps else 0.0), _layer(row, space, eps)
+        needs_space = row.inside == ("space",) if isinstance(row, Method) else row.needs_space
+        space = SPACE if needs_space else 1
+        exact, real = layer_of(row, space, _TINY if eps else 0.0), layer_of(row, space, eps)
         rows.append(measure(row.key, row.name, exact, real, eps, generator, space))
-    for name, control in _CONTROLS.items():
-        rows.append(measure(name, name, control, control, 0.0, generator, SPACE))
+    name = "softmax head"
+    rows.append(measure(name, name, _softmax_head, _softmax_head, 0.0, generator, SPACE))
     return rows
 
 
@@ -138,14 +135,22 @@ def measure(
         weight_and_bias=_finest(residuals, " and bias"),
         data=residuals["data"] < _EXACT,
         degree=round(float(degree), 9) + 0.0,
-        shifts=tuple(s for s in _SHIFTS if residuals[s] < _EXACT),
+        shifts=_told(s for s in _SHIFTS if residuals[s] < _EXACT),
         eps=eps,
         leak=leak if units != {"none"} else float("nan"),
         residuals=residuals,
     )
 
 
-_SHIFTS = ("bias", "layer rows", "group rows", "row entries")
+_SHIFTS = ("bias", "layer rows", "group rows", "row entries", "layer bias")
+
+
+def _told(shifts: Iterable[str]) -> tuple[str, ...]:
+    """Leave out the one shift that is a part of others."""
+    found = tuple(shifts)
+    if {"bias", "layer rows"} & set(found):
+        return tuple(s for s in found if s != "layer bias")
+    return found
 
 
 def _transformations(
@@ -164,6 +169,7 @@ def _transformations(
         constants = random(parts).repeat_interleave(OUT // parts)
         yield what, (weight + rows, bias + constants, data)
     yield "row entries", (weight + random(OUT, 1), bias, data)
+    yield "layer bias", (weight, bias + random(1), data)
 
 
 def _finest(residuals: dict[str, float], suffix: str) -> str:
@@ -175,37 +181,5 @@ def _relative_change(after: Tensor, before: Tensor) -> float:
     return float((after - before).norm() / before.norm())
 
 
-def _layer(row: Method, space: int, eps: float) -> Layer:
-    """Return the method's real module or parametrization around a 1x1 convolution."""
-    conv = nn.Conv1d(IN, OUT, 1, dtype=torch.float64)
-    parameter = "weight"
-    if row.normalizes == "weight":
-        parametrize(conv, row, eps=eps)
-        # A direction is scaled while a learned length stays, so it is the parameter to move.
-        original = "original1" if row.affine == "length" else "original"
-        parameter = f"parametrizations.weight.{original}"
-        net: nn.Module = nn.Sequential(conv).eval()
-    else:
-        size = OUT if row.affine == "channel" else (OUT, space)
-        groups = GROUPS if row.grouped else None
-        norm = ActivationNorm(row, size, num_groups=groups, eps=eps, dtype=torch.float64)
-        net = nn.Sequential(conv, norm).train()
-
-    def layer(weight: Tensor, bias: Tensor, data: Tensor) -> Tensor:
-        changed = {f"0.{parameter}": weight[..., None], "0.bias": bias}
-        return torch.func.functional_call(net, changed, (data,)).detach()
-
-    return layer
-
-
 def _softmax_head(weight: Tensor, bias: Tensor, data: Tensor) -> Tensor:
     return (torch.einsum("oi,bis->bos", weight, data) + bias[:, None]).softmax(1)
-
-
-def _robust_norm(weight: Tensor, bias: Tensor, data: Tensor) -> Tensor:
-    z = torch.einsum("oi,bis->bos", weight, data) + bias[:, None]
-    spread = z.amax((0, 2), keepdim=True) - z.amin((0, 2), keepdim=True)
-    return (z - z.mean((0, 2), keepdim=True)) / spread**0.2
-
-
-_CONTROLS: dict[str, Layer] = {"softmax head": _softmax_head, "RobustNorm": _robust_norm}

@@ -8,118 +8,9 @@ made from these rows; adding a method is adding a row.
 Layouts: activations are ``(batch, channel, *space)``, weights ``(out, in, *kernel)``.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 from onsphere.errors import nearest
-from onsphere.geometry import SphereMap, VectorAxes
-from onsphere.geometry.projection import EpsPlace
-
-Role = Literal["batch", "channel", "space", "out", "in", "kernel"]
-Unit = Literal["filter", "group", "layer"]
-Shift = Literal["bias", "layer rows", "group rows", "row entries"]
-
-
-@dataclass(frozen=True)
-class Method:
-    r"""One normalization method.
-
-    Args:
-        key: short name, as on the command line.
-        name: the name in the field.
-        normalizes: the tensor that is projected.
-        inside: roles of the axes that run inside one vector; the others enumerate vectors.
-        grouped: channels are cut into groups, one vector per group.
-        centered: the mean of each vector is subtracted first.
-        norm: Euclidean length, or largest singular value.
-        radius: ``"sqrt(n)"`` when the length is a root mean square, else ``"1"``.
-        eps: PyTorch's default (the published one where PyTorch lacks the method); ``None`` is the
-            machine epsilon of the dtype; 0 where the method divides by the bare length.
-        eps_place: inside the root of the mean square, or added outside it.
-        statistics: ``"batch"`` statistics, replaced by running ones in eval mode; ``"power
-            iteration"``; or ``"none"`` beyond the vector itself.
-        affine: shape of the learned gain and shift: per ``"channel"``, per ``"element"`` of the
-            vector, a ``"length"`` per row, or ``"none"``.
-        shift: whether a learned shift comes with the gain.
-        scale_unit: the finest part of the layer's weight that can be scaled without changing the
-            function (theory: which weights live on spheres), at eps = 0.
-        scale_with_bias: the layer's bias must be scaled along with the weight.
-        shifts: the shifts that change nothing. ``"bias"``: each entry of the bias;
-            ``"layer rows"``: ``W + 1 v^T`` with ``b + c 1``; ``"group rows"``: the same per group;
-            ``"row entries"``: ``w + c 1`` within each row.
-        source: paper and PyTorch name.
-    """
-
-    key: str
-    name: str
-    normalizes: Literal["activation", "weight"]
-    inside: tuple[Role, ...]
-    centered: bool
-    radius: Literal["sqrt(n)", "1"]
-    eps: float | None
-    affine: Literal["channel", "element", "length", "none"]
-    scale_unit: Unit
-    source: str
-    grouped: bool = False
-    norm: Literal["l2", "spectral"] = "l2"
-    eps_place: EpsPlace = "inside"
-    statistics: Literal["none", "batch", "power iteration"] = "none"
-    shift: bool = False
-    scale_with_bias: bool = False
-    shifts: tuple[Shift, ...] = ()
-
-    def vector_axes(
-        self, ndim: int, num_groups: int = 1, trailing: int | None = None
-    ) -> VectorAxes:
-        """Which axes of the normalized tensor form one vector.
-
-        Args:
-            ndim: number of axes of the tensor.
-            num_groups: number of channel groups, for a grouped method.
-            trailing: for methods that normalize whole samples, how many trailing axes form the
-                vector (PyTorch's ``normalized_shape``); all but the first when ``None``.
-
-        Returns:
-            The axes, for a tensor in this file's layout.
-        """
-        if trailing is not None and self.inside == ("channel", "space"):
-            return VectorAxes(index=tuple(range(ndim - trailing)))
-        head: tuple[Role, Role]
-        tail: Role
-        head, tail = (
-            (("batch", "channel"), "space")
-            if self.normalizes == "activation"
-            else (("out", "in"), "kernel")
-        )
-        roles: list[Role] = [*head, *([tail] * (ndim - 2))][:ndim]
-        index = tuple(axis for axis, role in enumerate(roles) if role not in self.inside)
-        return VectorAxes(index, pieces=((1, num_groups),) if self.grouped else ())
-
-    def weight_axes(self, num_groups: int = 1) -> VectorAxes:
-        """Which parts of the layer's weight ``(out, in, *kernel)`` live on a sphere each."""
-        if self.scale_unit == "filter":
-            return VectorAxes(index=(0,))
-        if self.scale_unit == "group":
-            return VectorAxes(pieces=((0, num_groups),))
-        return VectorAxes()
-
-    def sphere_map(self, n: int, eps: float) -> SphereMap:
-        r"""Express the method in the lemma's units.
-
-        Args:
-            n: entries of one vector.
-            eps: the method's eps. Inside the root it is added to the *mean* square, so the lemma,
-                which adds to the squared length, sees :math:`n\,\epsilon`; outside,
-                :math:`\sqrt n\,\epsilon`.
-
-        Returns:
-            The projection for vectors of ``n`` entries.
-        """
-        square = n if self.radius == "sqrt(n)" else 1
-        scaled = eps * (square if self.eps_place == "inside" else math.sqrt(square))
-        return SphereMap(self.centered, math.sqrt(square), self.norm, scaled, self.eps_place)
-
+from onsphere.norms.composites import COMPOSITES
+from onsphere.norms.row import Composite, Method
 
 _ROWS = (
     Method(
@@ -196,6 +87,79 @@ _ROWS = (
         source="Zhang & Sennrich 2019, arXiv 1910.07467; torch.nn.RMSNorm",
     ),
     Method(
+        key="sbn",
+        name="SyncBatchNorm",
+        normalizes="activation",
+        inside=("batch", "space"),
+        centered=True,
+        radius="sqrt(n)",
+        eps=1e-05,
+        statistics="batch",
+        affine="channel",
+        shift=True,
+        scale_unit="filter",
+        shifts=("bias",),
+        source="Peng et al. 2018, MegDet, arXiv 1711.07240; torch.nn.SyncBatchNorm",
+    ),
+    Method(
+        key="l1bn",
+        name="L1 BatchNorm",
+        normalizes="activation",
+        inside=("batch", "space"),
+        centered=True,
+        norm="l1",
+        radius="n sqrt(2/pi)",
+        eps=1e-05,
+        eps_place="outside",
+        statistics="batch",
+        affine="channel",
+        shift=True,
+        scale_unit="filter",
+        shifts=("bias",),
+        source="Hoffer et al. 2018, arXiv 1803.01814; Wu et al. 2018, arXiv 1802.09769",
+    ),
+    Method(
+        key="frn",
+        name="FilterResponseNorm",
+        normalizes="activation",
+        inside=("space",),
+        centered=False,
+        radius="sqrt(n)",
+        eps=1e-06,
+        affine="channel",
+        shift=True,
+        scale_unit="filter",
+        scale_with_bias=True,
+        source="Singh & Krishnan 2020, arXiv 1911.09737; its activation is ThresholdedLinearUnit",
+    ),
+    Method(
+        key="scale",
+        name="ScaleNorm",
+        normalizes="activation",
+        inside=("channel", "space"),
+        centered=False,
+        radius="1",
+        eps=1e-05,
+        eps_place="clamp",
+        affine="scalar",
+        scale_unit="layer",
+        scale_with_bias=True,
+        source="Nguyen & Salazar 2019, arXiv 1910.05895",
+    ),
+    Method(
+        key="pixel",
+        name="PixelNorm",
+        normalizes="activation",
+        inside=("channel",),
+        centered=False,
+        radius="sqrt(n)",
+        eps=1e-08,
+        affine="none",
+        scale_unit="layer",
+        scale_with_bias=True,
+        source="Karras et al. 2018, Progressive Growing of GANs, arXiv 1710.10196",
+    ),
+    Method(
         key="wn",
         name="weight normalization",
         normalizes="weight",
@@ -247,10 +211,37 @@ _ROWS = (
         scale_unit="layer",
         source="Miyato et al. 2018, arXiv 1802.05957; torch parametrizations.spectral_norm",
     ),
+    Method(
+        key="demod",
+        name="demodulation",
+        normalizes="weight",
+        inside=("in", "kernel"),
+        centered=False,
+        radius="1",
+        eps=1e-08,
+        affine="none",
+        scale_unit="filter",
+        source="Karras et al. 2020, StyleGAN2, arXiv 1912.04958; with styles: ModulatedConv2d",
+    ),
+    Method(
+        key="ngpt",
+        name="normalized weights of nGPT",
+        normalizes="weight",
+        inside=("in", "kernel"),
+        centered=False,
+        radius="1",
+        eps=0.0,
+        affine="none",
+        scale_unit="filter",
+        source="Loshchilov et al. 2024, arXiv 2410.01131, which projects after every step instead",
+    ),
 )
 
 METHODS: dict[str, Method] = {row.key: row for row in _ROWS}
-"""Every method by its key, in the order of the table."""
+"""Every method that is one projection by its key, in the order of the table."""
+
+TABLE: dict[str, Method | Composite] = {**METHODS, **COMPOSITES}
+"""Every normalization by its key: one projection, several, or none."""
 
 
 def method(key: str) -> Method:
@@ -263,14 +254,17 @@ def method(key: str) -> Method:
         Its row.
 
     Raises:
-        ValueError: there is no such method; the message lists those there are.
+        ValueError: there is no such method, and the message lists those there are; or it is not
+            one projection, and the message names its module.
 
     Example:
         >>> method("gn").name
         'GroupNorm'
     """
-    try:
-        return METHODS[key.lower()]
-    except (KeyError, AttributeError):
+    found = TABLE.get(key.lower()) if isinstance(key, str) else None
+    if found is None:
         hint = nearest(str(key), list(METHODS))
-        raise ValueError(f"unknown normalization method {key!r}{hint}") from None
+        raise ValueError(f"unknown normalization method {key!r}{hint}")
+    if isinstance(found, Composite):
+        raise ValueError(f"{found.name} is not one projection: use {found.module}")
+    return found

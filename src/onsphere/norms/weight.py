@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize as torch_parametrize
 
 from onsphere.geometry import VectorAxes, center, normalize, vector_norm
-from onsphere.norms.methods import Method
 from onsphere.norms.methods import method as method_of
+from onsphere.norms.row import Method
 
 _WARM_UP = 15  # power iterations before the first step, as in PyTorch
 

@@ -24,6 +24,7 @@ from onsphere.robustness.evaluation.accuracy import (
     robust_mask,
 )
 from onsphere.robustness.evaluation.evaluate import evaluate
+from onsphere.robustness.evaluation.outputs import mean_over_draws
 from onsphere.robustness.evaluation.result import (
     Check,
     Evaluation,
@@ -59,6 +60,7 @@ __all__ = [
     "fgsm",
     "margin",
     "margin_slope",
+    "mean_over_draws",
     "pgd",
     "robust_accuracy",
     "robust_mask",

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from onsphere.norms import ActivationNorm
-from onsphere.robustness import EvaluationError, Stage, Threat
+from onsphere.robustness import EvaluationError, Stage, Threat, mean_over_draws
 from onsphere.robustness.evaluation.masking_checks import (
     CHECKS,
+    _Sample,
     refuse_batch_statistics,
     trust_checks,
 )
@@ -29,11 +30,27 @@ def test_an_honest_network_passes(norm, generator):
     assert not suspicious(found(net, x, y, eps={"linf": 0.03, "l2": 0.1}[norm], norm=norm))
 
 
-def test_large_logits_blind_cross_entropy_and_nothing_else(generator):
+@pytest.mark.parametrize("scale", [1e4, 1e8])
+def test_large_logits_are_noted_and_nothing_is_suspicious(scale, generator):
+    """They blind plain cross-entropy, which says nothing against attacks that are not blinded."""
     net, x, y = conv_net(generator, examples=20)
-    checks = found(lambda z: 1e4 * net(z), x, y)
-    assert suspicious(checks) == {"gradients are there", "cross-entropy sees"}
-    assert checks["gradients are there"].measured > 0.5
+    checks = found(lambda z: scale * net(z), x, y)
+    assert not suspicious(checks)
+    check = checks["cross-entropy sees"]
+    assert check.finding == "noted"
+    assert check.measured > 0.02
+    assert "the number stands" in check.meaning
+
+
+def test_cross_entropy_blind_at_every_scale_stays_suspicious(generator, monkeypatch):
+    net, x, y = conv_net(generator, examples=20)
+    climb = _Sample.climb
+
+    def blind(sample, **options):
+        return sample.x if options.get("loss") == "cross_entropy" else climb(sample, **options)
+
+    monkeypatch.setattr(_Sample, "climb", blind)
+    assert "cross-entropy sees" in suspicious(found(net, x, y, eps=0.1))
 
 
 def test_gradients_that_are_no_numbers_are_lost(generator):
@@ -109,6 +126,35 @@ def test_a_random_model_is_flagged(generator):
     net, x, y = conv_net(generator, examples=10)
     noisy = lambda z: net(z) + torch.randn(len(z), 5, generator=generator)  # noqa: E731
     assert "deterministic" in suspicious(found(noisy, x, y))
+
+
+def test_the_mean_over_draws_of_a_random_model_passes(generator):
+    """And too few draws of a very random one are flagged."""
+    net, x, y = conv_net(generator, examples=20)
+    spread = net(x).std()
+    findings = {}
+    for noise, draws in ((0.05, 20), (5.0, 2)):
+        noisy = lambda z, n=noise: (  # noqa: E731
+            net(z) + n * spread * torch.randn(len(z), 5, generator=generator)
+        )
+        mean = mean_over_draws(noisy, draws, "logits")
+        checks = trust_checks(mean, x, y, torch.arange(20), Threat(0.03), (), draws=draws)
+        findings[draws] = suspicious({check.name: check for check in checks})
+    assert findings[20] == set()
+    assert "deterministic" in findings[2]
+
+
+def test_a_mean_that_looks_at_its_batch_is_flagged_all_the_same(generator):
+    net, x, y = conv_net(generator, examples=10)
+
+    def mixed(z):
+        noise = 1e-3 * torch.randn(len(z), 5, generator=generator)
+        return net(z) - 0.5 * net(z).mean(0) + noise
+
+    checks = trust_checks(
+        mean_over_draws(mixed, 4, "logits"), x, y, torch.arange(10), Threat(0.03), (), draws=4
+    )
+    assert "one by one as in a batch" in suspicious({check.name: check for check in checks})
 
 
 def test_a_model_that_looks_at_its_batch_is_flagged(generator):

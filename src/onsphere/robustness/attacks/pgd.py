@@ -17,6 +17,7 @@ from torch import Tensor
 from onsphere.errors import choice
 from onsphere.robustness.attacks.losses import LOSSES
 from onsphere.robustness.attacks.threat_model import Norm, Threat
+from onsphere.robustness.classifier import described
 
 Model = Callable[[Tensor], Tensor]
 
@@ -226,7 +227,7 @@ def check_logits(logits: object, y: Tensor) -> None:
     """
     if not isinstance(logits, Tensor):
         raise ValueError(
-            f"a model returns a tensor of logits, got a {type(logits).__name__}: wrap yours, e.g. "
+            f"a model returns a tensor of logits, got {described(logits)}: wrap yours, e.g. "
             "lambda x: model(x).logits"
         )
     if logits.ndim != 2 or len(logits) != len(y):

@@ -35,19 +35,32 @@ def correct_mask(
         >>> correct_mask(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 1, 0]))
         tensor([ True,  True, False])
     """
+    return judged(model, x, y, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def judged(
+    model: Model, x: Tensor, y: Tensor, *, batch_size: int = 1000
+) -> tuple[Bool[Tensor, "batch"], Bool[Tensor, "batch"]]:
+    """Return which examples are right (see :func:`correct_mask`), and which have no logits.
+
+    A row of logits with an entry that is no number, or is infinitely large, decides nothing; minus
+    infinity is the logarithm of a probability of zero.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is at least 1, got {batch_size}")
     if y.shape != x.shape[:1]:
         raise ValueError(
             f"one label per example: got {tuple(x.shape)} inputs, {tuple(y.shape)} labels"
         )
-    right = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    right, undefined = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)
     for first in range(0, len(x), batch_size):
         part = slice(first, first + batch_size)
         logits = model(x[part])
         check_logits(logits, y[part])
         right[part] = (logits.argmax(1) == y[part]) & ~logits.isnan().any(1)
-    return right
+        undefined[part] = (logits.isnan() | logits.isposinf()).any(1)
+    return right, undefined
 
 
 def accuracy(model: Model, x: Tensor, y: Tensor, *, batch_size: int = 1000) -> float:

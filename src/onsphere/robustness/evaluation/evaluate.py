@@ -4,14 +4,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from onsphere.errors import choice
 from onsphere.robustness.attacks.pgd import Model, check_logits
 from onsphere.robustness.attacks.threat_model import Norm, Threat
-from onsphere.robustness.evaluation.accuracy import correct_mask
-from onsphere.robustness.evaluation.masking_checks import refuse_batch_statistics, trust_checks
+from onsphere.robustness.classifier import logits_of
+from onsphere.robustness.evaluation.accuracy import judged
+from onsphere.robustness.evaluation.masking_checks import (
+    numbers_check,
+    refuse_batch_statistics,
+    trust_checks,
+)
+from onsphere.robustness.evaluation.outputs import (
+    Average,
+    are_probabilities,
+    log_of,
+    mean_over_draws,
+)
 from onsphere.robustness.evaluation.result import (
     ROBUST,
     WRONG,
@@ -25,6 +38,7 @@ from onsphere.robustness.evaluation.suite import ATTACKS, WITHOUT_GRADIENTS, Bud
 Batches = Sequence[Tensor] | Iterable[Sequence[Tensor]]
 
 _PROBED = 2  # examples that the model is tried on before the attacks
+_LOOKED_AT = 32  # examples by which probabilities are recognized
 _ROUNDING = 1e-6  # of the width of the box: how far outside the ball rounding may put a point
 
 
@@ -38,6 +52,8 @@ def evaluate(
     attacks: str | Sequence[str] = "standard",
     budget: Budget | None = None,
     checks: bool = True,
+    draws: int = 1,
+    average: str = "probabilities",
     seed: int = 0,
     progress: bool | Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
@@ -54,18 +70,30 @@ def evaluate(
     :func:`~onsphere.robustness.evaluation.masking_checks.trust_checks`); print the result to
     read them.
 
+    A model that is random (noise, dropout, a random resize) is evaluated as its mean: with
+    ``draws=n`` every pass is the mean of n, attacks follow its gradient (expectation over
+    transformations), and what they find is judged by n new draws. That is the accuracy of the
+    vote. AutoAttack's version "rand" averages gradients of the loss instead and judges by a single
+    draw, so that chance alone breaks some examples.
+
     Args:
-        model: a classifier in eval mode: a callable from inputs to logits ``(batch, classes)``.
-            Where it is a module, batches are moved to the device of its parameters.
+        model: a classifier in eval mode: a callable from inputs to logits ``(batch, classes)``, or
+            to a dictionary, tuple or ``ModelOutput`` (Hugging Face) that holds them. Outputs that
+            sum to one are taken for probabilities: their logarithms are attacked, and the result
+            says so. Where it is a module, batches are moved to the device of its parameters.
         batches: pairs ``(x, y)`` of inputs inside the bounds and integer labels: a
             ``DataLoader``, a list, or one pair of tensors.
         eps: radius of the ball, in the units of the input.
         norm: ``"linf"`` or ``"l2"``.
         bounds: least and greatest value of an entry.
         attacks: ``"standard"`` (the members of standard AutoAttack: APGD on cross-entropy,
-            targeted APGD, targeted FAB, Square), ``"quick"`` (the first two), or names of attacks.
+            targeted APGD, targeted FAB, Square), ``"quick"`` (the first two), ``"rand"`` (APGD on
+            cross-entropy and on DLR, as AutoAttack has it for random models), or names of attacks.
         budget: what the attacks may spend; ``Budget()`` if not given.
-        checks: run the checks.
+        checks: run the checks. Logits that are no numbers are flagged without them, too.
+        draws: of a random model, how many passes are averaged; 20 in AutoAttack. Time and memory
+            grow with it.
+        average: ``"probabilities"`` or ``"logits"``: what is averaged.
         seed: of everything random. Equal calls on the CPU give equal results.
         progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
             a function of the attack's name, examples done, and examples in all.
@@ -75,10 +103,9 @@ def evaluate(
 
     Raises:
         EvaluationError: ``eps`` not positive or as wide as the box, inputs outside the bounds,
-            labels out of range,
-            something that is no logits, logits that carry no gradient to an attack that needs one,
-            an unknown attack, no examples, or a module whose outputs depend on the batch. What
-            the model itself raises is not caught.
+            labels out of range, something that is no logits, logits that carry no gradient to an
+            attack that needs one, an unknown attack, no examples, fewer than one draw, or a module
+            whose outputs depend on the batch. What the model itself raises is not caught.
 
     Example:
         >>> import torch
@@ -95,6 +122,9 @@ def evaluate(
     names, budget = chosen(attacks), budget or Budget()
     with _refusing():
         threat = Threat(eps, norm, bounds)
+        average = choice("average", average, get_args(Average))
+    if draws < 1:
+        raise EvaluationError(f"draws is at least 1, got {draws}")
     x, y = _gathered(batches, model)
     with _refusing():
         threat.check(x, y)
@@ -106,31 +136,37 @@ def evaluate(
     y = y.long()
     refuse_batch_statistics(model, x)
     model, x = _in_full_precision(model, x)
-    _check_model(model, x, y, names)
-    standing = correct_mask(model, x, y, batch_size=budget.batch_size)
-    fates = [ROBUST if right else WRONG for right in standing.tolist()]
-    right = standing.nonzero().squeeze(1)
-    stages = []
-    with shown(progress) as show:
-        for name in names:
-            start, todo = time.perf_counter(), standing.nonzero().squeeze(1)
-            broken = _run(name, model, x, y, todo, threat, budget, seed, show)
-            for row in todo[broken].tolist():
-                fates[row] = name
-            standing[todo[broken]] = False
-            stages.append(
-                Stage(name, len(todo), int(broken.sum()), round(time.perf_counter() - start, 3))
-            )
-    checked: tuple[Check, ...] = ()
-    if checks:
-        checked = trust_checks(
-            model, x, y, right, threat, stages, seed=seed, batch_size=budget.batch_size
-        )
+    with _seeded(seed, x, draws):
+        _check_model(model, x, y, names)
+        gives = _outputs(model, x, threat)
+        model = _attacked(model, gives, draws, average)
+        right, undefined = judged(model, x, y, batch_size=budget.batch_size)
+        fates = [ROBUST if correct else WRONG for correct in right.tolist()]
+        standing, stages = right.clone(), []
+        with shown(progress) as show:
+            for name in names:
+                start, todo = time.perf_counter(), standing.nonzero().squeeze(1)
+                broken, lost = _run(name, model, x, y, todo, threat, budget, seed, show)
+                for row in todo[broken].tolist():
+                    fates[row] = name
+                standing[todo[broken]] = False
+                undefined[todo[broken & lost]] = True
+                seconds = round(time.perf_counter() - start, 3)
+                stages.append(Stage(name, len(todo), int(broken.sum()), seconds))
+        found: list[Check] = []
+        if checks or undefined.any():
+            found.append(numbers_check(int(undefined.sum()), len(x)))
+        if checks:
+            found += trust_checks(
+                model, x, y, right.nonzero().squeeze(1), threat, stages, seed=seed,
+                batch_size=budget.batch_size, draws=draws,
+            )  # fmt: skip
     settings = {
         "eps": float(eps), "norm": threat.norm, "bounds": (float(bounds[0]), float(bounds[1])),
-        "attacks": list(names), "seed": seed, **asdict(budget),
+        "attacks": list(names), "seed": seed, "outputs": gives, "draws": draws,
+        "average": average, **asdict(budget),
     }  # fmt: skip
-    return Evaluation(tuple(fates), tuple(stages), checked, settings)
+    return Evaluation(tuple(fates), tuple(stages), tuple(found), settings)
 
 
 @contextmanager
@@ -143,13 +179,38 @@ def _refusing() -> Iterator[None]:
 
 
 def _in_full_precision(model: Model, x: Tensor) -> tuple[Model, Tensor]:
-    """Return inputs in at least float32, and a model that takes these.
+    """Return inputs in at least float32, and a function from these to logits.
 
     In half precision a point inside a small ball rounds to one outside.
     """
     dtype = x.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    return (model, x) if wide == dtype else (lambda z: model(z.to(dtype)), x.to(wide))
+    return lambda z: logits_of(model(z.to(dtype))), x.to(torch.promote_types(dtype, torch.float32))
+
+
+@contextmanager
+def _seeded(seed: int, x: Tensor, draws: int) -> Iterator[None]:
+    """Let the draws of a random model depend on the seed alone, and leave no trace."""
+    if draws == 1:
+        yield
+        return
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def _outputs(model: Model, x: Tensor, threat: Threat) -> str:
+    """Say whether a model gives logits or probabilities."""
+    some = x[:_LOOKED_AT]
+    generator = torch.Generator(x.device).manual_seed(0)
+    sums_to_one = are_probabilities(model(some), model(threat.sample(some, generator)))
+    return "probabilities" if sums_to_one else "logits"
+
+
+def _attacked(model: Model, gives: str, draws: int, average: str) -> Model:
+    """Return the logits that attacks see."""
+    plain = (lambda x: log_of(model(x))) if gives == "probabilities" else model
+    return plain if draws == 1 else mean_over_draws(plain, draws, average)
 
 
 def _check_model(model: Model, x: Tensor, y: Tensor, names: Sequence[str]) -> None:
@@ -187,19 +248,25 @@ def _run(
     budget: Budget,
     seed: int,
     progress: Callable[[str, int, int], None],
-) -> Tensor:
-    """Attack some of the examples: which of them are wrong afterwards, inside the ball."""
+) -> tuple[Tensor, Tensor]:
+    """Attack some of the examples.
+
+    Returns:
+        Which of them are wrong afterwards, inside the ball; and which have no logits there.
+    """
     generator = torch.Generator(x.device).manual_seed(seed)
-    broken = torch.zeros(len(todo), dtype=torch.bool, device=x.device)
+    broken, undefined = torch.zeros(2, len(todo), dtype=torch.bool, device=x.device)
     slack = _ROUNDING * (threat.bounds[1] - threat.bounds[0])
     together = budget.together(name)
     for first in range(0, len(todo), together):
         rows = todo[first : first + together]
         attacked = ATTACKS[name](model, x[rows], y[rows], threat, budget, generator)
         near = threat.distance(attacked, x[rows]) <= threat.eps + slack
-        broken[first : first + len(rows)] = near & ~correct_mask(model, attacked, y[rows])
+        right, lost = judged(model, attacked, y[rows])
+        part = slice(first, first + len(rows))
+        broken[part], undefined[part] = near & ~right, lost
         progress(name, first + len(rows), len(todo))
-    return broken
+    return broken, undefined
 
 
 def _gathered(batches: Batches, model: Model) -> tuple[Tensor, Tensor]:

@@ -80,6 +80,7 @@ def _robustness(evaluation: Evaluation, command: str) -> Iterator[Section]:
                 else []
             ),
             *found,
+            *evaluation.notes,
         ],
         figures=[_accuracies(evaluation)],
         tables=tables(evaluation),

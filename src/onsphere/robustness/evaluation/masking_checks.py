@@ -21,6 +21,7 @@ from onsphere.robustness.attacks.losses import cross_entropy
 from onsphere.robustness.attacks.pgd import Model, fgsm
 from onsphere.robustness.attacks.square import square_attack
 from onsphere.robustness.attacks.threat_model import Threat
+from onsphere.robustness.classifier import logits_of
 from onsphere.robustness.evaluation.accuracy import correct_mask
 from onsphere.robustness.evaluation.result import Check, EvaluationError, Finding, Stage
 
@@ -29,6 +30,8 @@ _STEPS, _QUERIES = 20, 300
 _ALONE = 4  # examples that are also given to the model one by one
 _CHANCE = 0.02  # differences of accuracy up to this share of the examples are chance
 _REPEAT, _BATCH = 1e-5, 1e-3  # relative differences of logits that rounding may make
+_NOISE = 4.0  # so many times what two passes differ by may be noise of draws, too
+_DECISIONS = 0.05  # so many decisions of a mean over draws may differ from pass to pass
 _HIDDEN = 0.05  # more lost gradients than this are suspicious
 _SCALES = (1e-2, 1e3)
 
@@ -43,6 +46,7 @@ def trust_checks(
     *,
     seed: int = 0,
     batch_size: int = 128,
+    draws: int = 1,
 ) -> tuple[Check, ...]:
     """Run all checks.
 
@@ -55,6 +59,8 @@ def trust_checks(
         stages: what its attacks found.
         seed: of the choice of examples and of the attacks.
         batch_size: how many examples go through the model at once.
+        draws: over how many draws of its randomness the model is a mean; with more than one,
+            differences that two passes make are allowed for.
 
     Returns:
         One check per line of :data:`CHECKS`; all "not run" where the model is right nowhere. One
@@ -72,7 +78,7 @@ def trust_checks(
     rows = right[order[:_EXAMPLES]].sort().values
     if not len(rows):
         return tuple(Check(name, "not run", None, text) for name, (_, text) in CHECKS.items())
-    sample = _Sample(model, x[rows], y[rows], threat, tuple(stages), seed, batch_size)
+    sample = _Sample(model, x[rows], y[rows], threat, tuple(stages), seed, batch_size, draws)
     return tuple(_checked(name, sample) for name in CHECKS)
 
 
@@ -97,7 +103,8 @@ def refuse_batch_statistics(model: Model, x: Tensor) -> None:
         )
     names = [n for n, m in norms.items() if m.training]
     if not names and model.training and len(x) > 1:
-        probe = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
+        probe = lambda z: logits_of(copied(z))  # noqa: E731
         with torch.random.fork_rng(devices=[]):
             if _repeated(probe, x[:_ALONE]) <= _REPEAT and _one_by_one(probe, x[:_ALONE]) > _BATCH:
                 names = [type(model).__name__]
@@ -127,6 +134,7 @@ class _Sample:
     stages: tuple[Stage, ...]
     seed: int
     batch_size: int
+    draws: int = 1
 
     def accuracy(self, attacked: Tensor) -> float:
         """Return the share that is right after an attack."""
@@ -165,6 +173,24 @@ class _Sample:
     def seeded(self) -> torch.Generator:
         """Return a fresh generator."""
         return torch.Generator(self.x.device).manual_seed(self.seed)
+
+    def flips(self, x: Tensor) -> float:
+        """Return the share of points that two passes of a random model decide differently."""
+        passes = (correct_mask(self.model, x, self.y, batch_size=self.batch_size) for _ in "ab")
+        once, again = passes
+        return float((once != again).double().mean())
+
+    @cached_property
+    def chance(self) -> float:
+        r"""Difference of accuracies under attack that draws of a random model may make by chance.
+
+        Three standard deviations, :math:`3\sqrt{f/n}`, where two passes decide a share f of the n
+        points differently; at least one of them counts, for attacks end at the border.
+        """
+        if self.draws == 1:
+            return 0.0
+        count = len(self.x)
+        return 3 * (max(self.flips(self.climb()), 1 / count) / count) ** 0.5
 
     @cached_property
     def robust(self) -> float:
@@ -217,7 +243,11 @@ def _lost_gradients(sample: _Sample) -> float:
     for x, y in sample.parts():
         with torch.enable_grad():
             point = x.detach().clone().requires_grad_()
-            loss = cross_entropy(sample.model(point), y).sum()
+            logits = sample.model(point)
+            # To a spread of one: whether there is a gradient must not hang on the logits' scale.
+            spread = (logits.amax(1) - logits.amin(1)).detach()
+            spread = torch.where(spread.isfinite() & (spread > 0), spread, 1.0)
+            loss = cross_entropy(logits / spread[:, None], y).sum()
         gradient = torch.autograd.grad(loss, point)[0].flatten(1)
         lost.append((gradient == 0).all(1) | ~gradient.isfinite().all(1))
     return float(torch.cat(lost).double().mean())
@@ -231,13 +261,24 @@ def _blind(sample: _Sample) -> float:
     return sample.accuracy(sample.climb(loss="cross_entropy")) - sample.robust
 
 
+def _blind_at_unit_scale(sample: _Sample) -> float:
+    """Return the same for logits divided by their usual deviation."""
+    deviation = float(sample.logits().std(1).median())
+    return _blind(sample.scaled(1 / deviation) if deviation > 0 else sample)
+
+
 def _repeats(sample: _Sample) -> float:
+    if sample.draws > 1:
+        return sample.flips(sample.x)
     return _difference(sample.logits(), sample.logits())
 
 
 def _alone(sample: _Sample) -> float:
-    together = max(2, min(_ALONE, sample.batch_size))
-    return _one_by_one(sample.model, sample.x[:together])
+    x = sample.x[: max(2, min(_ALONE, sample.batch_size))]
+    found = _one_by_one(sample.model, x)
+    if sample.draws > 1 and found <= _NOISE * max(_repeated(sample.model, x) for _ in range(3)):
+        return 0.0
+    return found
 
 
 @torch.no_grad()
@@ -264,7 +305,8 @@ _Measure = Callable[[_Sample], float]
 CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
     "deterministic": (
         (_repeats, _REPEAT),
-        "difference of two passes, relative to the logits; attacks on a random model need its mean",
+        "difference of two passes, relative to the logits; attacks on a random model need its "
+        "mean: evaluate with draws=20 (--draws 20)",
     ),
     "one by one as in a batch": (
         (_alone, _BATCH),
@@ -291,7 +333,8 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
     ),
     "gradients are there": (
         (_lost_gradients, _HIDDEN),
-        "share of examples at which the gradient of cross-entropy is exactly zero, or no number",
+        "share of examples at which the gradient is exactly zero, or no number, whatever the scale "
+        "of the logits",
     ),
     "scale of the logits": (
         (_scale, _CHANCE),
@@ -305,13 +348,41 @@ CHECKS: dict[str, tuple[tuple[_Measure, float], str]] = {
 """Name, measure with the largest number that passes, and meaning of every check."""
 
 
+_OF_DRAWS = (
+    "share of examples that two means over the draws decide differently; if large, take more draws"
+)
+_ONLY_SCALE = (
+    "by how much an attack on plain cross-entropy would overstate robustness, for the scale of the "
+    "logits alone; the attacks here do not depend on it, and the number stands"
+)
+
+
 def _checked(name: str, sample: _Sample) -> Check:
     (measure, most), meaning = CHECKS[name]
+    finding: Finding
     try:
         measured = measure(sample)
+        if name == "deterministic" and sample.draws > 1:
+            most, meaning = _DECISIONS, _OF_DRAWS
+        elif most in (_CHANCE, _HIDDEN):  # shares of examples, some of which chance decides
+            most += sample.chance
+        finding = "passed" if measured <= most else "suspicious"
+        unseen = name == "cross-entropy sees" and finding == "suspicious"
+        if unseen and _blind_at_unit_scale(sample) <= most:
+            finding, meaning = "noted", _ONLY_SCALE
     except Exception as error:  # the user's model is run, which may raise anything
         first = next(iter(str(error).splitlines()), "")
         said = f"not measured, {type(error).__name__}: {first}".removesuffix(": ")
         return Check(name, "suspicious", None, said)
-    finding: Finding = "passed" if measured <= most else "suspicious"
     return Check(name, finding, measured, meaning)
+
+
+def numbers_check(undefined: int, examples: int) -> Check:
+    """Say how many examples had logits that are no numbers, as they were or where they broke."""
+    return Check(
+        "logits are numbers",
+        "suspicious" if undefined else "passed",
+        undefined / examples,
+        "share of examples with a logit that is NaN or infinite, as they are or where an attack "
+        "ended; they count as wrong, though the model decided nothing",
+    )

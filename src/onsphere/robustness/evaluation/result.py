@@ -15,7 +15,7 @@ from onsphere.robustness.evaluation import text
 FORMAT = 1
 """Version of the file format; raised when an older reader would misunderstand a file."""
 
-Finding = Literal["passed", "suspicious", "not run"]
+Finding = Literal["passed", "noted", "suspicious", "not run"]
 
 WRONG, ROBUST = "wrong", "robust"
 """Fates of examples that no attack broke: wrong from the start, or still right."""
@@ -90,7 +90,8 @@ class Check:
 
     Attributes:
         name: what was checked.
-        finding: ``"passed"``, ``"suspicious"`` or ``"not run"``.
+        finding: ``"passed"``, ``"noted"`` (unusual, but nothing against the number),
+            ``"suspicious"`` or ``"not run"``.
         measured: the number behind it.
         meaning: what the number is, and what a suspicious one says.
     """
@@ -110,7 +111,8 @@ class Evaluation:
             the model was wrong from the start, or ``"robust"``.
         stages: the attacks in the order in which they ran.
         checks: reasons to trust the number, or not to.
-        settings: radius, norm, bounds, seed and budgets.
+        settings: radius, norm, bounds, seed and budgets; ``outputs`` says whether the model gave
+            ``"logits"`` or ``"probabilities"``, ``draws`` and ``average`` of what the mean was.
 
     Example:
         >>> stages = (Stage("apgd-ce", 9, 4, 0.1), Stage("square", 5, 0, 0.2))
@@ -152,6 +154,19 @@ class Evaluation:
     def suspicious(self) -> tuple[Check, ...]:
         """The checks that speak against the number."""
         return tuple(check for check in self.checks if check.finding == "suspicious")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of how the model was taken, one sentence each."""
+        said = []
+        if self.settings.get("outputs") == "probabilities":
+            said.append("Outputs sum to one: taken for probabilities, their logarithms attacked.")
+        draws = self.settings.get("draws", 1)
+        if draws > 1:
+            said.append(
+                f"Attacked and judged is the mean of {self.settings['average']} over {draws} draws."
+            )
+        return tuple(said)
 
     def __str__(self) -> str:
         return text.plain(self)

@@ -128,9 +128,11 @@ SUITES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
         "quick": ("apgd-ce", "apgd-t"),
+        "rand": ("apgd-ce", "apgd-dlr"),
     }
 )
-"""Sets of attacks by name; ``"standard"`` has the members of standard AutoAttack."""
+"""Sets of attacks by name; ``"standard"`` has the members of standard AutoAttack, ``"rand"`` those
+of its version for randomized defences."""
 
 
 def chosen(attacks: str | Sequence[str]) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # the result prints itself by these functions
 def plain(found: "Evaluation") -> str:
     """Return the tables, and what speaks against the number."""
     warnings = [Text(f"! {check.name}: {check.meaning}") for check in found.suspicious]
-    return plain_text(*map(table, tables(found)), *warnings, width=100)
+    notes = map(Text, found.notes)
+    return plain_text(*map(table, tables(found)), *notes, *warnings, width=100)
 
 
 def tables(found: "Evaluation") -> tuple[Table, ...]:

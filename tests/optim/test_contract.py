@@ -145,6 +145,31 @@ def test_a_gradient_that_is_not_finite_can_be_an_error(name, generator):
     assert torch.equal(weight, before)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize("name", [n for n in MEMBERS if n.startswith("Sphere")])
+def test_a_moment_that_is_not_finite_stops_its_vector_alone(name, bad, path, generator):
+    del path
+    _, weight, optimizer = start(name, generator)
+    grads = torch.randn(3, 4, 6, generator=generator)
+    feed(MEMBERS[name], weight, optimizer, grads[0])
+    state = optimizer.state[weight]
+    for key in [k for k, t in state.items() if isinstance(t, torch.Tensor) and t.numel() == 24]:
+        kept, before = state[key].clone(), weight.detach().clone()
+        state[key][1, 2] = bad
+        skipped = optimizer.skipped
+        # As in AdamW, a coordinate whose second moment is infinite rests; the others go on.
+        goes_on = key == "exp_avg_sq" and bad == float("inf")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            feed(MEMBERS[name], weight, optimizer, grads[1])
+        assert optimizer.skipped == skipped + (not goes_on)
+        assert (weight != before).any(1).tolist() == [True, goes_on, True, True]
+        assert weight.isfinite().all()
+        state[key][1] = kept[1]
+        feed(MEMBERS[name], weight, optimizer, grads[2])
+        assert not torch.equal(weight[1], before[1])
+
+
 @on_spheres
 def test_a_vector_of_length_zero_stays_and_is_reported(name, generator):
     member, weight, optimizer = start(name, generator)

@@ -34,9 +34,11 @@ INLINE factors NAME(factors_of)(const float *a) {
 }
 
 /* h / (s sqrt(x) + e) for x > 0. With AVX-512 the root comes from 14 bits and one Newton step: the
- * exact one and the quotient would wait for each other. */
+ * exact one and the quotient would wait for each other. What is infinite is divided by as the
+ * largest number is: 0 times it is none. */
 INLINE vec NAME(divided)(vec h, vec x, const factors *f) {
 #if LANES == 16
+    x = (vec)_mm512_min_ps(_mm512_set1_ps(FLT_MAX), (__m512)x);
     const vec inverse = (vec)_mm512_rsqrt14_ps((__m512)x), root = x * inverse;
     const vec rest = x - root * root;
     return h / (f->s * root + f->e + f->half_s * inverse * rest);

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
-  onsphere study --quick                  see that it runs, within a minute
+  onsphere study --quick                  see that it runs, within a minute on two free cores
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
   onsphere study --full --jobs 8          as large as it must be to settle the claims

@@ -20,6 +20,7 @@ extensions = [
     "sphinx_copybutton",
     "mathml",
     "reference",
+    "tables",
 ]
 exclude_patterns = ["_build"]
 highlight_language = "text"

@@ -149,6 +149,16 @@ def test_code_in_a_pickle_does_not_run(command, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_whole_model_in_a_pickle_is_one_line_that_says_what_to_save(command, tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    code, out, error = command(*audit_of("net", "--weights", "whole.pt"))
+    error = error.replace("printed by the user's own code\n", "")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "such as a whole model" in error
+    assert "save model.state_dict() instead" in error
+    assert "weights_only" not in error  # PyTorch's own words advise to run the code
+
+
 def states(tmp_path) -> dict[str, torch.Tensor]:
     found: dict[str, object] = {}
     exec(NETS.replace("print(", "str("), found)

@@ -33,3 +33,9 @@ def undisturbed(tmp_path_factory):
 def copy(undisturbed, tmp_path):
     """A copy of the undisturbed records that a test may damage."""
     return shutil.copytree(undisturbed, tmp_path / "copy")
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """On a slow machine a study would say now and then how far it is."""
+    monkeypatch.setattr("onsphere.report.progress.SECONDS_BETWEEN_LINES", float("inf"))

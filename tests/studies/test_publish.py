@@ -1,12 +1,13 @@
 """One real claim from the command line to the page."""
 
 import json
+import re
 
 import pytest
 
 from onsphere import cli
 from onsphere.errors import OnsphereError
-from onsphere.report import Document
+from onsphere.report import Document, Figure, Panel, Section, Series, Verdict
 from onsphere.studies.publish import publish
 from studies import tiny
 
@@ -29,9 +30,31 @@ def test_records_become_a_page_with_the_verdict(copy, undisturbed, capsys):
     assert gain["verdict"] in page
     assert "onsphere study gain --quick" in page
     assert gain["command"] == "onsphere study gain --quick"
-    found = {path.name for path in (copy / "figures").iterdir()}
-    assert found == {f"gain-spread.{kind}" for kind in ("png", "svg", "pdf")}
+    assert not (copy / "figures").exists()  # a quick run draws them once, for the page
     assert not list(copy.glob("**/.*.part"))
+
+
+def test_a_study_in_a_pipe_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("onsphere.report.progress.SECONDS_BETWEEN_LINES", 0.0)
+    assert cli.main([*tiny.WORDS, "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"measuring 1 of \d+, .* left", said[1]), said
+    assert cli.main([*tiny.WORDS, "--json", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_files_of_figures_are_written_beside_the_page(tmp_path):
+    panel = Panel("BN", "step", "norm", [Series("plain", [1, 2], [3.0, 4.0])])
+    figure = Figure("a", "A", "", [panel])
+    words = dict.fromkeys(("statement", "prediction", "threshold", "figure_of_merit"), "")
+    section = Section(
+        name="a", title="A", verdict=Verdict.HOLDS, figures=[figure], command="", **words
+    )
+    document, told = Document("t", "s", [section]), []
+    publish(document, tmp_path, progress=lambda *count: told.append(count))
+    kinds = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert kinds == {f"a.{kind}" for kind in ("png", "svg", "pdf")}
+    assert told == [(1, 1)]
 
 
 def test_a_page_that_cannot_be_written_is_told(tmp_path):

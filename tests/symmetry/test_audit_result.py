@@ -260,3 +260,10 @@ def test_a_short_repr_and_one_for_notebooks() -> None:
     assert len(repr(found)) < 150
     assert found._repr_html_().startswith("<pre>Sequential in training mode")
     assert "a &gt; 0" in found._repr_html_()
+
+
+@pytest.mark.parametrize(("pairs", "says"), [(1, "1 rescaling symmetry,"), (2, "2 rescaling sym")])
+def test_one_is_said_in_the_singular(pairs: int, says: str) -> None:
+    layers = [nn.Linear(2, 2, bias=False) for _ in range(pairs + 1)]
+    net = nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())))
+    assert says in repr(audit(net, torch.rand(3, 2)))

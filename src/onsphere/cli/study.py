@@ -3,16 +3,24 @@
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from onsphere.cli._parser import keyword
 from onsphere.errors import OnsphereError
+from onsphere.report.progress import Lines, Show
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
-  onsphere study --quick                  see that it runs, within a minute
+  onsphere study --quick                  see that it runs, within a minute on two free cores
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
   onsphere study --full --jobs 8          as large as it must be to settle the claims
@@ -91,7 +99,7 @@ def add(commands: "Commands") -> None:
         action="store_const",
         dest="size",
         const="quick",
-        help="small: shows that everything works",
+        help="small: shows that everything works, and writes no files of figures",
     )
     size.add_argument(
         "--full",
@@ -115,11 +123,20 @@ def _study(options: argparse.Namespace) -> None:
         raise OnsphereError(f"a study needs at least one seed, got --seeds {count}")
     plan = Plan(options.data, tuple(range(count)), options.size)
     source = Source(options.data, options.data_dir, options.download)
-    with _progress(options.json) as progress:
+    with _progress(options.json) as show:
+
+        def measured(done: "Done") -> None:
+            show("measuring", done.cells_done, done.cells, done.done / done.total)
+
+        def drawn(done: int, total: int) -> None:
+            show("drawing figures", done, total, done / total)
+
         document = study(
-            options.claims, plan, source, options.out, jobs=options.jobs, progress=progress
+            options.claims, plan, source, options.out, jobs=options.jobs, progress=measured
         )
-    page = publish(document, options.out, jobs=options.jobs)
+        page = publish(
+            document, options.out, jobs=options.jobs, files=plan.size != "quick", progress=drawn
+        )
     if options.json:
         print(json.dumps(_verdicts(document), indent=2))
         return
@@ -154,28 +171,33 @@ def _cores() -> int:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[["Done"], None]]:
-    """Show a bar with the time left, on the terminal's error stream."""
+def _progress(quiet: bool) -> Iterator[Show]:
+    """Show a bar with the time left on a terminal's error stream, and lines elsewhere.
+
+    Yields:
+        A function of a part's name, of how many of its pieces are done, of how many, and of the
+        share of its work that they are.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        lines = Lines()
+        yield lambda part, done, total, _: None if quiet else lines(part, done, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[cells]}"),
+        TextColumn("{task.fields[counted]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    console = Console(stderr=True)
-    hidden = quiet or not console.is_terminal
-    bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=600)
-    task = bar.add_task("measuring", total=None, cells="")
+    bar = Progress(*columns, console=console, speed_estimate_period=600)
+    tasks: dict[str, TaskID] = {}
 
-    def show(done: "Done") -> None:
+    def show(part: str, done: int, total: int, share: float) -> None:
         bar.start()  # not before there is something to show: a user's mistake gets one line
-        bar.update(
-            task,
-            completed=done.done,
-            total=done.total,
-            cells=f"{done.cells_done}/{done.cells} cells",
-        )
+        if part not in tasks:
+            tasks[part] = bar.add_task(part, total=1.0, counted="")
+        bar.update(tasks[part], completed=share, counted=f"{done}/{total}")
 
     try:
         yield show

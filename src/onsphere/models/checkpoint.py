@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,6 +78,12 @@ def read(path: str | Path) -> Checkpoint:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(f"{str(path)!r} is no safetensors file: {line_of(error)}") from error
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{str(path)!r} is no checkpoint of tensors: it is broken, or holds objects that only "
+            "code can make, such as a whole model, and no pickled code is run; save "
+            "model.state_dict() instead"
+        ) from error
     except Exception as error:  # the unpickler raises whatever a broken file makes it raise
         raise CheckpointError(
             f"{str(path)!r} is no checkpoint of tensors: {line_of(error)}"

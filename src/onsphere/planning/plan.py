@@ -82,6 +82,16 @@ class Plan:
         whole, unknown = _NORM_UNITS[OPTIMIZERS[self.method].norm_of]
         return whole if self.shape else unknown
 
+    def __repr__(self) -> str:
+        found = "no equilibrium"
+        if self.settled is not None:
+            known = not self.depends.rotation
+            found = f"{self.settled.rotation:.3g} radians per step" if known else "unknown rotation"
+        return (
+            f"<Plan of {self.method}, lr {self.lr:g}, weight decay {self.weight_decay:g}, "
+            f"{self.schedule.steps:,} steps: {found}>"
+        )
+
     def to_dict(self, points: int = 200) -> dict[str, Any]:
         """Return the plan as plain values, for JSON.
 

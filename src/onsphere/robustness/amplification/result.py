@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -170,6 +171,15 @@ class Amplification:
         """The measures that the rescale moved at some layer."""
         moved = {m for layer in self.layers for m in layer.bookkeeping}
         return tuple(m for m in MEASURES if m in moved)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Amplification of {self.model}: {len(self.layers)} runs of layers, "
+            f"{self.examples} examples, {self.norm}; print() shows all>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         return text.plain(self)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -167,6 +168,16 @@ class Evaluation:
                 f"Attacked and judged is the mean of {self.settings['average']} over {draws} draws."
             )
         return tuple(said)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Evaluation of {self.examples} examples: accuracy {self.clean_accuracy.value:.3g}, "
+            f"{self.robust_accuracy.value:.3g} under attack, "
+            f"{len(self.suspicious)} of {len(self.checks)} checks suspicious; print() shows all>"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         return text.plain(self)

@@ -25,10 +25,11 @@ _DECAYS = (
 
 def headline(audit: AuditResult) -> str:
     """Return in one line what an audit found."""
+    weights, trades = len(audit.parameters), len(audit.rescalings)
     return (
-        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights, "
-        f"{len(audit.own_spheres())} on spheres of their own, {len(audit.rescalings)} "
-        f"rescaling symmetries, {len(audit.inert)} inert"
+        f"{audit.model} in {MODES[audit.mode]} mode: {weights} weight{'s' * (weights != 1)}, "
+        f"{len(audit.own_spheres())} on spheres of their own, {trades} rescaling "
+        f"{'symmetry' if trades == 1 else 'symmetries'}, {len(audit.inert)} inert"
     )
 
 

@@ -1,6 +1,7 @@
 """What equalizing did: the channels that were rescaled, and the weights before and after."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -109,6 +110,13 @@ class Equalized:
 
     model: nn.Module
     report: EqualizeReport
+
+    def __repr__(self) -> str:
+        found = f"{len(self.report.families)} families of channels"
+        return f"<Equalized {type(self.model).__name__}: {found}; print() shows all>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """Return the report as text."""

@@ -1,6 +1,7 @@
 """What a fold did: what was folded, what was not and why, and how far the output moved."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import torch
@@ -128,6 +129,13 @@ class Folded:
 
     model: nn.Module
     report: FoldReport
+
+    def __repr__(self) -> str:
+        found = f"{len(self.report.folded)} norms folded, {len(self.report.kept)} kept"
+        return f"<Folded {type(self.model).__name__}: {found}; print() shows all>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         """Return the report as text."""

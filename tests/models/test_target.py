@@ -193,3 +193,20 @@ class TestConfigs:
     def test_a_directory_without_a_config(self, tmp_path):
         with pytest.raises(TargetError, match="there is no"):
             load_target(str(tmp_path))
+
+
+def test_a_shrunk_model_is_narrower_and_keeps_how_heads_are_shared(tmp_path):
+    pytest.importorskip("transformers")
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 512,
+        "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "vocab_size": 1000,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    target = load_target(str(tmp_path / "config.json"), size="shrink")
+    first = target.model.model.layers[0].self_attn
+    assert len(target.model.model.layers) == 2
+    assert target.note.startswith("two layers of it, 1/4 as wide")
+    assert target.model.config.hidden_size == 128
+    assert first.q_proj.weight.shape == (128, 128)
+    assert first.k_proj.weight.shape == (64, 128)

@@ -16,7 +16,7 @@ _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32
   onsphere audit train.py:build                      build() returns (model, inputs)
   onsphere audit llama/config.json                   7 billion weights, no memory, seconds
-  onsphere audit llama/config.json --shrink          two layers of it, with certificates, in minutes
+  onsphere audit llama/config.json --shrink          two narrow layers of it, with certificates
   onsphere audit timm:resnet18                       by name, random weights, its own input size
   onsphere audit gpt2/ --html audit.html             its own weights, and a page
   onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
@@ -30,8 +30,8 @@ pickled code is run.
 
 A config is built at its full size on the meta device: exact, in seconds, but not certified on
 numbers and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with
-memory, which shows all of them, in minutes where they are wide. A model directory with safetensors
-of at most 200 million weights is audited with these weights.
+memory, up to 16 times narrower where the structure allows, which shows all of them. A model
+directory with safetensors of at most 200 million weights is audited with these weights.
 """
 
 
@@ -50,7 +50,7 @@ def add(commands: "Commands") -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--shrink", action="store_const", dest="size", const="shrink",
-        help="of a config: two layers with memory, so that claims are certified",
+        help="of a config: two narrow layers with memory, so that claims are certified",
     )  # fmt: skip
     size.add_argument(
         "--full", action="store_const", dest="size", const="full",

@@ -4,6 +4,7 @@ The model is built from its config; its inputs are made up from it. Only safeten
 read, and nothing is downloaded: code that a directory brings along is not run.
 """
 
+import copy
 import importlib
 import json
 from collections.abc import Mapping
@@ -25,6 +26,18 @@ _DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
     "encoder_layers", "decoder_layers",
 )  # fmt: skip
+
+_WIDTHS = (
+    "hidden_size", "intermediate_size", "n_embd", "n_inner", "d_model", "d_ff", "ffn_dim",
+    "encoder_ffn_dim", "decoder_ffn_dim", "word_embed_proj_dim", "moe_intermediate_size",
+)  # fmt: skip
+_HEADS = (
+    "num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "encoder_attention_heads",
+    "decoder_attention_heads",
+)  # fmt: skip
+_SHARES = (16, 8, 4, 2)
+_NARROWEST = 128
+"""Least width of a shrunk model."""
 
 
 def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target:
@@ -50,11 +63,12 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
     config, data = _config(transformers, file)
     architecture = _architecture(transformers, path, data)
     stored = path.is_dir() and bool(list(path.glob("*.safetensors")))
-    note = (
-        "two layers of it with at most 256 tokens, and random weights" if size == "shrink" else ""
-    )
+    note = ""
     if size == "shrink":
         _shrink(config)
+        config, share = _narrowed(architecture, config)
+        width = f", 1/{share} as wide" if share > 1 else ""
+        note = f"two layers of it{width}, with at most 256 tokens, and random weights"
     for key in ("_attn_implementation", "_experts_implementation"):
         setattr(config, key, "eager")
     try:
@@ -132,6 +146,46 @@ def _shrink(config: Any) -> None:
         for key, token in list(vars(config).items()):
             if key.endswith("token_id") and type(token) is int:
                 setattr(config, key, min(token, config.vocab_size - 1))
+
+
+def _narrowed(architecture: Any, config: Any) -> tuple[Any, int]:
+    """Return the config of a narrower model of the same structure, and by how much it is narrower.
+
+    Widths and heads are divided by the same power of two, so that the size of a head and how many
+    heads share one of keys stay. Which weights scale together does not depend on any of them.
+    """
+    for share in _SHARES:
+        narrow = copy.deepcopy(config)
+        if not _divide(narrow, share):
+            continue
+        for key in ("_attn_implementation", "_experts_implementation"):
+            setattr(narrow, key, "eager")
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model = architecture._from_config(narrow)
+                model(**_inputs(model, narrow, None))
+        except Exception:
+            continue
+        return narrow, share
+    return config, 1
+
+
+def _divide(config: Any, share: int) -> bool:
+    """Divide widths and heads; return whether they allow it."""
+    found = {
+        key: value
+        for key in (*_WIDTHS, *_HEADS)
+        if type(value := getattr(config, key, None)) is int
+    }
+    heads = [found[k] for k in _HEADS if k in found]
+    widths = [found[k] for k in _WIDTHS if k in found]
+    if not heads or not widths or min(widths) // share < _NARROWEST or max(heads) // share < 2:
+        return False
+    for key, value in found.items():
+        if value % share and not (key in _HEADS and value < share):
+            return False
+        setattr(config, key, max(1, value // share))
+    return True
 
 
 def _inputs(model: nn.Module, config: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:

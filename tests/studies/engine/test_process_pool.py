@@ -7,11 +7,18 @@ from multiprocessing import synchronize, util
 
 import pytest
 
+from onsphere.studies.engine import process_pool
 from onsphere.studies.engine.process_pool import Workers
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "pthread_sigmask"), reason="signals as on Linux"
 )
+
+
+@pytest.fixture(autouse=True)
+def spawned(monkeypatch):
+    """Start processes as a study does."""
+    monkeypatch.setattr(process_pool, "_START", "spawn")
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +72,12 @@ def test_a_process_has_started_before_ctrl_c_is_heard(pressed):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_is_heard_afterwards():
-    with Workers(1) as pool:
-        assert pool.submit(abs, -1).result() == 1
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-
-
-def test_in_another_thread_there_is_no_handler_to_hold():
+def test_ctrl_c_is_heard_afterwards_and_another_thread_has_no_handler_to_hold():
     found = []
     with Workers(1) as pool:
         thread = threading.Thread(target=lambda: found.append(pool.submit(abs, -1).result()))
         thread.start()
         thread.join()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
     assert found == [1]

@@ -11,6 +11,9 @@ from multiprocessing.connection import wait
 from types import FrameType, TracebackType
 from typing import ParamSpec, TypeVar
 
+# Not the server that forks: while it first imports, for seconds, Ctrl-C would have to wait.
+_START = "spawn"
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -30,7 +33,7 @@ class Workers(ProcessPoolExecutor):
         # Of a semaphore that is left half made, multiprocessing warns when the program ends.
         with _interrupts_held():
             super().__init__(
-                jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(prepare,)
+                jobs, multiprocessing.get_context(_START), initializer=_begin, initargs=(prepare,)
             )
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:

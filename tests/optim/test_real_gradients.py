@@ -177,7 +177,7 @@ def test_rows_at_rest(name, path, generator):
     optimizer = in_every_mode(name, weights, short, lr=lr)
     resting(optimizer, weights, sizes, first)
     places = [rows_of(weights)]
-    for grad in torch.randn(250 if short else 1200, 32, generator=generator):
+    for grad in torch.randn(210 if short else 1200, 32, generator=generator):
         news = torch.zeros(4, 32)
         news[0] = grad
         resting(optimizer, weights, sizes, news)

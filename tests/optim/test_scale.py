@@ -22,7 +22,7 @@ SPHERES = {
 }
 
 
-def directions(build, scale):
+def directions(build, scale, steps=20):
     """Train from weights of some scale; return where they point after every step, and lengths.
 
     The lengths are those of rows, at the start and at the end.
@@ -37,7 +37,7 @@ def directions(build, scale):
     def see():
         seen.append(weight.detach().clone())
 
-    train(MEMBERS["SphereSGD"], weight, optimizer, goal, 20, see)
+    train(MEMBERS["SphereSGD"], weight, optimizer, goal, steps, see)
     seen = [w.double() for w in seen]
     lengths = (scale * start).norm(dim=1), weight.detach().norm(dim=1)
     return torch.stack([w / w.norm(dim=1, keepdim=True) for w in seen]), lengths
@@ -63,7 +63,7 @@ def test_the_same_directions_on_every_sphere(name, retraction, sphere):
         group = {"params": [weight], "sphere": SPHERES[sphere]}
         return make(name, [group], "relative", lr=0.02, retraction=retraction)
 
-    ends = [directions(build, scale)[0] for scale in (1.0, 2.0**-6, 2.0**6)]
+    ends = [directions(build, scale, steps=8)[0] for scale in (1.0, 2.0**-6, 2.0**6)]
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=1e-5)
 

@@ -219,15 +219,15 @@ DROPPING = (
 )
 
 
-def drops(before: Walk, after: Walk, seed: int = 0) -> Iterator[Measured]:
+def drops(before: Walk, after: Walk, seed: int = 0, ways: int = 12) -> Iterator[Measured]:
     """Divide the rate by 10 in equilibrium: at once, on the way, and when it has recovered."""
     first, way = 200, round(0.5 / after.settled.rate)
-    steps = first + 12 * way
+    steps = first + ways * way
     lrs = torch.full((steps,), 10.0, dtype=torch.float64)
     lrs[first:] = 1.0
     lr = after.make([torch.zeros(1, 1)]).param_groups[0]["lr"]
     ran = before.run(seed, steps, lrs=lr * lrs)
-    for what, start in (("at once", 0), ("on the way", way), ("at last", 11 * way)):
+    for what, start in (("at once", 0), ("on the way", way), ("at last", (ways - 1) * way)):
         times = torch.arange(start, min(start + max(20, way // 10), steps - first)) + 0.0
         norms = dyn.relaxation(before.settled.norm, after.settled, times)
         predicted = _rms(rotation_at(norms, after.settled))

@@ -1,5 +1,6 @@
 """Shared settings of the tests: shape checks, deterministic property tests, doctests' precision."""
 
+import gc
 import os
 
 import beartype  # noqa: F401 - see below
@@ -24,9 +25,17 @@ _hook = install_import_hook(
 )
 _hook.__enter__()
 
+# To look for garbage among all that is being imported takes a sixth of the time until tests begin.
+gc.disable()
+
 settings.register_profile("onsphere", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("onsphere")
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_relaxes_at_the_rate(walk, away):
 
 @pytest.mark.parametrize("pair", laws.DROPPING, ids=lambda p: p[0].name)
 def test_rate_drops(pair):
-    check(laws.drops(*pair))
+    check(laws.drops(*pair, ways=6))
 
 
 def test_growth_without_decay():

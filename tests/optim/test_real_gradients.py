@@ -160,31 +160,33 @@ def in_every_mode(name, weights, short=False, **settings):
 def test_rows_at_rest(name, path, generator):
     """Rows with one gradient and then none: they turn less and less, and stay finite for ever.
 
-    On the slow path with a memory so short that moments underflow all the same.
+    On the slow path with a memory so short that moments underflow all the same. It is the one
+    for float64 in either case.
     """
     lr, short = 1e-3, path == "torch"
+    dtypes = DTYPES if short else DTYPES[:2]
     # As long as torch.nn makes them, where that matters.
     sizes = {mode: 0.1 if mode == "relative" else 1.0 for mode in MODES}
     start = torch.randn(4, 32, generator=generator)
     first = torch.randn(4, 32, generator=generator)
     weights = {
-        mode: [nn.Parameter((size * start).to(dtype)) for dtype in DTYPES]
+        mode: [nn.Parameter((size * start).to(dtype)) for dtype in dtypes]
         for mode, size in sizes.items()
     }
     lengths = {mode: [w.detach().double().norm(dim=1) for w in ws] for mode, ws in weights.items()}
     optimizer = in_every_mode(name, weights, short, lr=lr)
     resting(optimizer, weights, sizes, first)
     places = [rows_of(weights)]
-    for grad in torch.randn(250 if short else 1200, 32, generator=generator):
+    for grad in torch.randn(210 if short else 1200, 32, generator=generator):
         news = torch.zeros(4, 32)
         news[0] = grad
         resting(optimizer, weights, sizes, news)
         places.append(rows_of(weights))
     way = torch.stack(places)
-    angles = turned(way[:-1], way[1:]).reshape(-1, len(MODES), len(DTYPES), 4)
+    angles = turned(way[:-1], way[1:]).reshape(-1, len(MODES), len(dtypes), 4)
     assert optimizer.skipped == 0
     for number, mode in enumerate(MODES):
-        for k, dtype in enumerate(DTYPES):
+        for k, dtype in enumerate(dtypes):
             w = weights[mode][k]
             assert w.isfinite().all()
             assert all(x.isfinite().all() for x in optimizer.state[w].values())

@@ -9,7 +9,7 @@ from onsphere.optim import SphereAdamW, SphereSGD
 from optim.contract import MEMBERS, target, train
 from optim.table import OPTIMIZERS, ROWS, make
 
-SCALES = [2.0**k for k in range(-6, 7)]
+SCALES = [2.0**k for k in (-6, -3, -1, 2, 6)]
 pytestmark = pytest.mark.usefixtures("path")
 # What moves in space by the base's own rate, and is brought back.
 IN_SPACE = {name for name, member in MEMBERS.items() if member.mode in ("hard", "brake")}
@@ -22,11 +22,14 @@ SPHERES = {
 }
 
 
-def directions(build, scale, dtype=torch.float32):
-    """Train from weights of some scale; return where they point after every step."""
+def directions(build, scale, steps=20):
+    """Train from weights of some scale; return where they point after every step, and lengths.
+
+    The lengths are those of rows, at the start and at the end.
+    """
     generator = torch.Generator().manual_seed(0)
     start, goal = torch.randn(4, 6, generator=generator), target(generator, 4, 6)
-    weight = nn.Parameter((scale * start).to(dtype))
+    weight = nn.Parameter(scale * start)
     optimizer, seen = build(weight), []
     for group in optimizer.param_groups:
         group["eps"] = 1e-12  # of Adam: what is added to a gradient knows its size
@@ -34,9 +37,10 @@ def directions(build, scale, dtype=torch.float32):
     def see():
         seen.append(weight.detach().clone())
 
-    train(MEMBERS["SphereSGD"], weight, optimizer, goal, 20, see)
+    train(MEMBERS["SphereSGD"], weight, optimizer, goal, steps, see)
     seen = [w.double() for w in seen]
-    return torch.stack([w / w.norm(dim=1, keepdim=True) for w in seen]), weight
+    lengths = (scale * start).norm(dim=1), weight.detach().norm(dim=1)
+    return torch.stack([w / w.norm(dim=1, keepdim=True) for w in seen]), lengths
 
 
 @pytest.mark.parametrize("name", [name for name in MEMBERS if name not in IN_SPACE])
@@ -46,10 +50,9 @@ def test_the_same_directions_at_every_scale(name):
 
     expected, _ = directions(build, 1.0)
     for scale in SCALES:
-        found, weight = directions(build, scale)
+        found, (before, after) = directions(build, scale)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # Adam's eps
-        start = directions(lambda w: torch.optim.SGD([w], lr=0.0), scale)[1]
-        torch.testing.assert_close(weight.norm(dim=1), start.norm(dim=1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(after, before, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("sphere", SPHERES)
@@ -60,7 +63,7 @@ def test_the_same_directions_on_every_sphere(name, retraction, sphere):
         group = {"params": [weight], "sphere": SPHERES[sphere]}
         return make(name, [group], "relative", lr=0.02, retraction=retraction)
 
-    ends = [directions(build, scale)[0] for scale in (1.0, 2.0**-6, 2.0**6)]
+    ends = [directions(build, scale, steps=8)[0] for scale in (1.0, 2.0**-6, 2.0**6)]
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(ends[2], ends[0], rtol=0, atol=1e-5)
 

@@ -4,9 +4,20 @@ import shutil
 
 import pytest
 
+import forks
 from onsphere.studies.claims import base
+from onsphere.studies.engine import process_pool
 from onsphere.studies.setup.data import Source
 from studies import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked():
+    """Fork the workers of this process; those of a study in another process start as ever."""
+    forks.preload()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_pool, "_START", "forkserver")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ and rescales by it leave the outputs alone at every weight and input that was tr
 import random
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,7 @@ def count_wrong(
     seeds: Iterable[int],
     report: Callable[[int, str], None],
     make: Callable[[int], Case] = plain_case,
+    heard: Callable[[int, Case, Any], None] = lambda *_: None,
 ) -> tuple[int, int, int]:
     """Audit random networks; count networks, those with a false claim, and those with a miss.
 
@@ -31,12 +33,13 @@ def count_wrong(
         seeds: of the networks.
         report: told the seed and a line on everything that is worth one.
         make: makes a case from a seed.
+        heard: told the seed, the case and the audit of every case that was audited.
     """
     networks = false = missed = 0
     for seed in seeds:
         case = make(seed)
         try:
-            verdicts = verdicts_on(case)
+            verdicts = verdicts_on(case, partial(heard, seed, case))
         except IllConditioned:
             report(seed, "nothing to compare: ill conditioned everywhere")
             continue
@@ -49,7 +52,7 @@ def count_wrong(
     return networks, false, missed
 
 
-def verdicts_on(case: Case) -> list[Verdict]:
+def verdicts_on(case: Case, heard: Callable[[Any], None] = lambda _: None) -> list[Verdict]:
     """Audit a case and judge the audit; an audit that raises is wrong where the network runs."""
     from onsphere.symmetry import audit
 
@@ -59,6 +62,7 @@ def verdicts_on(case: Case) -> list[Verdict]:
     except Exception as error:
         said = f"the audit raised {type(error).__name__}: {str(error).splitlines()[0]}"
         return [("note" if _unusable(case) else "false", said)]
+    heard(found)
     return judged(case, found, judge)
 
 

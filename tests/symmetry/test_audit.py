@@ -156,14 +156,6 @@ def test_nan_parameters_are_named() -> None:
         audit(net, _normal(1, 2))
 
 
-def test_random_networks_claim_nothing_false_and_miss_nothing() -> None:
-    reports: list[str] = []
-    networks, false, missed = count_wrong(range(30), lambda s, m: reports.append(f"{s}: {m}"))
-    print(f"{networks} networks, {false} with a false claim, {missed} with one missed; {reports}")
-    assert false == 0
-    assert missed == 0
-
-
 @pytest.mark.parametrize("seed", [101014, 103271, 310398, 310889, 312320, 410415, 502327])
 def test_networks_that_were_once_wrong(seed: int) -> None:
     # Inert biases behind saturated scores; networks ill conditioned almost everywhere.

@@ -1,6 +1,5 @@
 """Run named checks in several gloo processes at once, and tell which failed and why."""
 
-import multiprocessing
 import traceback
 import warnings
 from datetime import timedelta
@@ -10,14 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-PRELOADED = [
-    "onsphere.monitor",
-    "onsphere.optim",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor.debug",
-    "torch.nn.parallel",
-]
+import forks
 
 
 def run(checks, world, folder):
@@ -26,8 +18,7 @@ def run(checks, world, folder):
     Returns what went wrong in any of them by name, ``""`` for nothing. After a failure the
     processes may be out of step, so the checks that follow are not run.
     """
-    # The server imports once what each process needs, and has done nothing else when it forks.
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    forks.preload()
     work = checks, world, str(folder)
     mp.start_processes(_work, args=work, nprocs=world, start_method="forkserver")
     found = [torch.load(Path(folder) / f"rank{rank}.pt") for rank in range(world)]

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -39,11 +40,15 @@ WAYS = {
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
-def look_once():
-    """Have the interpreter look for a module's builtins once, not in every call: half its time."""
+def patch_once():
+    """Have the interpreter prepare its language once for a kernel, not for every function in it.
+
+    And look for the builtins of a module once: together half of its time.
+    """
     from triton.runtime import interpreter
 
-    names = {}
+    patch_before, run_before = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    names, patched = {}, set()
 
     def patch_builtin(module, *rest):
         if module not in names:
@@ -54,7 +59,45 @@ def look_once():
             if interpreter.tl.core.is_builtin(member):
                 interpreter._patch_attr(module, name, member, *rest)
 
+    def run(self, *args, **kwargs):
+        patched.clear()  # what a kernel patches is undone at its end
+        return run_before(self, *args, **kwargs)
+
+    def patch_lang(function):
+        if id(function.__globals__) in patched:
+            return None
+        patched.add(id(function.__globals__))
+        return patch_before(function)
+
     interpreter._patch_builtin = patch_builtin
+    interpreter._patch_lang = patch_lang
+    interpreter.GridExecutor.__call__ = run
+
+
+def look_up_once():
+    """Have the interpreter not make its table of NumPy's types whenever it asks for one."""
+    from triton.runtime import interpreter
+
+    ask_before, found = interpreter._get_np_dtype, {}
+
+    def np_dtype(kind):
+        kind = kind.scalar
+        if kind.name not in found:
+            found[kind.name] = ask_before(kind)
+        return found[kind.name]
+
+    interpreter._get_np_dtype = np_dtype
+
+
+def leave_small_numbers():
+    """Have the interpreter not compute in 64 bits, too, whether sums of indices fit into 32.
+
+    On a device nothing checks it either, and no index of these tests comes near 2**31.
+    """
+    from triton.runtime import interpreter
+
+    builder = interpreter.interpreter_builder
+    builder.options = replace(builder.options, sanitize_overflow=False)
 
 
 def loop_with_any_numpy():
@@ -74,7 +117,9 @@ def loop_with_any_numpy():
 
 
 if launch.interpreted:
-    look_once()
+    patch_once()
+    look_up_once()
+    leave_small_numbers()
     if version("triton").startswith("3.5."):
         loop_with_any_numpy()
 

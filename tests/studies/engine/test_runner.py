@@ -131,9 +131,10 @@ def heeds_ctrl_c():
 
 def start(folder, script=("-m", "studies.tiny"), jobs="2"):
     """Start the study in a process group of its own, heeding Ctrl-C, as a terminal does."""
+    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, *script, *tiny.WORDS, "--jobs", jobs, "--out", str(folder)],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -196,11 +197,12 @@ def test_a_killed_study_leaves_no_orphan_and_resumes_to_the_same_records(tmp_pat
 @pytest.mark.parametrize("early", [True, False], ids=["while workers start", "while they work"])
 def test_ctrl_c_is_one_line_and_keeps_what_had_finished(tmp_path, undisturbed, early):
     process = start(tmp_path, jobs="1")
-    wait_for(lambda: (tmp_path / "records" / "format").exists())
+    wait_for(lambda: (tmp_path / "records" / "format").exists() or process.poll() is not None)
     if early:
         time.sleep(0.3)
     else:
         wait_for(lambda: len(records_in(tmp_path)) >= 2)
+    assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import ParamSpec, TypeVar
+
+# Not the server that forks: while it first imports, for seconds, Ctrl-C would have to wait.
+_START = "spawn"
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -27,9 +30,11 @@ class Workers(ProcessPoolExecutor):
     """
 
     def __init__(self, jobs: int, prepare: Callable[[], None] | None = None) -> None:
-        super().__init__(
-            jobs, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(prepare,)
-        )
+        # Of a semaphore that is left half made, multiprocessing warns when the program ends.
+        with _interrupts_held():
+            super().__init__(
+                jobs, multiprocessing.get_context(_START), initializer=_begin, initargs=(prepare,)
+            )
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Queue a call; a process that is started for it never hears Ctrl-C."""
@@ -56,14 +61,37 @@ def _interrupts_held() -> Iterator[None]:
 
     Ignoring the signal in the worker itself would come too late: it first imports for seconds.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+    with _handler_held():
+        if not hasattr(signal, "pthread_sigmask"):  # not on Windows
+            yield
+            return
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _handler_held() -> Iterator[None]:
+    """Call Python's handler of Ctrl-C afterwards.
+
+    A block holds for one thread. The signal goes to any other, such as those that a library for
+    linear algebra keeps, and Python handles it in the main thread all the same. What starts a
+    process may lift the block, too: multiprocessing does for the helper that tracks semaphores.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *signaled: heard.append(signaled))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(*heard[0])
 
 
 def _begin(prepare: Callable[[], None] | None) -> None:

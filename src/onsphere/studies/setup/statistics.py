@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from onsphere.report.number import number
 
@@ -54,7 +54,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     if len(values) == 1:
         return Estimate(mean, -math.inf, math.inf, 1)
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    half = float(special.stdtrit(len(values) - 1, 0.975)) * error
     return Estimate(mean, mean - half, mean + half, len(values))
 
 
@@ -81,4 +81,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """
     if len(set(x)) < 2 or len(set(y)) < 2:
         return 0.0
+    from scipy import stats  # as long as a third of torch, and every worker imports this file
+
     return round(float(stats.spearmanr(x, y).statistic), 12)

@@ -77,7 +77,7 @@ def test_a_page_shows_the_weights_before_and_after(command, folder):
     ("words", "said"),
     [
         (["--train"], "'1' is in training mode"),
-        (["--tolerance", "-1"], "accept it with a larger --tolerance"),
+        (["--tolerance", "1e-30"], "accept it with a larger --tolerance"),
         (["--what", "norms"], "--what"),
         (["--input", "2x5x6x6"], "module '0'"),
     ],

@@ -15,18 +15,32 @@ if TYPE_CHECKING:
     from onsphere.models.target import Target
 
 
-def add_checkpoints(parser: argparse.ArgumentParser) -> None:
-    """Add the two files and the model."""
+def add_checkpoints(parser: argparse.ArgumentParser, train: bool) -> None:
+    """Add the two files and the model, which is in training mode by default or not."""
     parser.add_argument("source", type=Path, metavar="IN", help="safetensors, .pt or .pth")
     parser.add_argument(
         "result", type=Path, metavar="OUT", help="the file to write, of any of these"
     )
-    add_target(parser, "--model", metavar="TARGET", help="the model, as for onsphere audit")
+    add_target(
+        parser, "--model", metavar="TARGET", help="the model, as for onsphere audit", train=train
+    )
 
 
 def add_page(parser: argparse.ArgumentParser) -> None:
     """Add what asks for a page."""
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+
+
+def check_page(page: Path) -> None:
+    """Refuse to write a page over something that is none.
+
+    Raises:
+        TargetError: the name does not end as a page's does.
+    """
+    from onsphere.models.target import TargetError
+
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise TargetError(f"--html {page} is no name of a page: let it end in .html")
 
 
 def add_verification(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +81,9 @@ def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[R
     from onsphere.models.target import parse_shape
 
     shape = None if options.input is None else parse_shape(options.input)
+    page = getattr(options, "html", None)
+    if page is not None:
+        check_page(page)
     check_checkpoints(options.source, options.result, options.force)
     with stages(options.json, ("loading", *names, "writing")) as stage:
         stage(f"loading {options.source}")

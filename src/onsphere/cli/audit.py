@@ -62,19 +62,22 @@ def add(commands: "Commands") -> None:
     parser.set_defaults(run=_run, size="auto")
 
 
-def add_target(parser: argparse.ArgumentParser, *names: str, metavar: str, help: str) -> None:
-    """Add what says which model to look at, and how."""
+def add_target(
+    parser: argparse.ArgumentParser, *names: str, metavar: str, help: str, train: bool = True
+) -> None:
+    """Add what says which model to look at, and how: in training mode or not by default."""
+    first, second = (" (default)", "") if train else ("", " (default)")
     required = {"required": True} if names[0].startswith("-") else {}
     parser.add_argument(*names, metavar=metavar, help=help, **required)  # type: ignore[arg-type]
     parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32; "
                         "for token ids let the factory return (model, ids)")  # fmt: skip
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
-        "--train", action="store_true", default=True, help="in training mode (default)"
+        "--train", action="store_true", default=train, help=f"in training mode{first}"
     )
     mode.add_argument(
         "--eval", action="store_false", dest="train",
-        help="in evaluation mode, where running statistics are numbers like weights",
+        help=f"in evaluation mode{second}, where running statistics are numbers like weights",
     )  # fmt: skip
 
 

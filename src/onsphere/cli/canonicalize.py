@@ -34,7 +34,7 @@ def add(commands: "Commands") -> None:
         description="Rewrite a checkpoint so that the same function has balanced weights.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_checkpoints(parser)
+    add_checkpoints(parser, train=True)
     parser.add_argument(
         "--radius", type=keyword, choices=["initial", "unit", "fan_in"], default="initial",
         help="length of weights on spheres: the one they have (default), 1, or the square root of "

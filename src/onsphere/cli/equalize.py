@@ -37,7 +37,7 @@ def add(commands: "Commands") -> None:
         description="Rewrite a checkpoint so that its channels suit a coarse grid.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_checkpoints(parser)
+    add_checkpoints(parser, train=False)
     parser.add_argument(
         "--objective", type=keyword, choices=["range", "norm", "quantization"], default="range",
         help="equal ranges (default), the least norm, or the least loss by rounding",
@@ -56,7 +56,7 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     add_page(parser)
     add_verification(parser)
-    parser.set_defaults(run=_run, train=False)
+    parser.set_defaults(run=_run)
 
 
 def _grid(word: str) -> str | int:

@@ -37,7 +37,7 @@ def add(commands: "Commands") -> None:
         description="Rewrite a checkpoint so that its norms are folded into linear maps.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_checkpoints(parser)
+    add_checkpoints(parser, train=False)
     parser.add_argument(
         "--what", type=keyword, default="all",
         choices=["all", "batchnorm", "gain", "scale", "centering"],
@@ -46,7 +46,7 @@ def add(commands: "Commands") -> None:
     )  # fmt: skip
     add_page(parser)
     add_verification(parser)
-    parser.set_defaults(run=_run, train=False)
+    parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:

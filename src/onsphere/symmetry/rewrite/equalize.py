@@ -5,6 +5,7 @@ is best depends on what comes next: equal ranges or the least rounding error bef
 the least norm before training on or merging.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -38,11 +39,16 @@ from onsphere.symmetry.rewrite.folding.gains import is_norm
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.modes import in_mode, mode_of
 from onsphere.symmetry.rewrite.ranges import compared
+from onsphere.symmetry.rewrite.reach import may_meet, unreached
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
+    checked_tolerance,
     copied,
+    kept_buffers,
     outputs_as_it_computes,
     outputs_in_float64,
+    refuse_nothing_to_compare,
+    refuse_shared_memory,
     refuse_without_values,
     wide_state,
 )
@@ -135,14 +141,18 @@ def equalize(
     objective = cast(Objective, choice("objective", objective, get_args(Objective), EqualizeError))
     modes = cast(Modes, choice("modes", modes, get_args(Modes), EqualizeError))
     _check_grid(bits, grid)
+    checked_tolerance(tolerance, EqualizeError)
     source = unwrapped(model)
     if args is None and not kwargs:
         raise EqualizeError("give inputs (args or kwargs): the result is verified on them")
     try:
         args, kwargs = inputs_of(source, args, kwargs)
         refuse_without_values(source, EqualizeError, "equalize")
-        run = _Equalizing(source, args, kwargs, output, modes)
-        changed, report = run.done(objective, bits, grid, tolerance)
+        if inplace:
+            refuse_shared_memory(source, EqualizeError)
+        with kept_buffers(source):
+            run = _Equalizing(source, args, kwargs, output, modes)
+            changed, report = run.done(objective, bits, grid, tolerance)
     except ModelError as error:
         raise EqualizeError(str(error)) from error
     target = source if inplace else copied(source, EqualizeError)
@@ -179,6 +189,8 @@ class _Equalizing:
         self.state = wide_state(model)
         self.parameters = {n for n, _ in model.named_parameters()}
         self.before = {training: self._outputs(self.state, training) for training in self.modes}
+        for outputs in self.before.values():
+            refuse_nothing_to_compare(outputs, EqualizeError)
 
     def done(
         self, objective: Objective, bits: int, grid: Grid, tolerance: float | None
@@ -209,6 +221,7 @@ class _Equalizing:
             ),
             self._norm(self.state), self._norm({**self.state, **changed}),
             tuple(map(mode_of, self.modes)), exact, real, own,
+            len(families), tuple(self.missed),
             in_training=len(self.modes) > 1 and bool(batch_norms(self.model)),
         )  # fmt: skip
         return changed, report
@@ -224,11 +237,20 @@ class _Equalizing:
             )
         known = [f for f in found if all(n in self.state for n in f.names)]
         asked = [f for f in known if balance.applies(f, self.parameters, self.state)]
+        self.missed = unreached(self.model, self.args, self.kwargs)
+        asked = [f for f in asked if not self._may_meet_unseen(f)]
         for training in self.modes:
             generator = torch.Generator().manual_seed(0)
             wrong = group_test(asked, partial(self._wrong, training, generator), _HOLDS)
             asked = [f for f, w in zip(asked, wrong, strict=True) if w <= _HOLDS]
         return asked
+
+    def _may_meet_unseen(self, family: Family) -> bool:
+        """Return whether something that the inputs do not reach may belong to these channels."""
+        counts = {math.prod(self.state[s.name].shape[a] for a in s.axes) for s in family.slices}
+        return any(may_meet(self.missed, n) for n in counts) or any(
+            n in self.missed for n in family.names
+        )
 
     def _wrong(
         self, training: bool, generator: torch.Generator, families: Sequence[Family]

@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import (
     ModelError,
@@ -42,11 +44,16 @@ from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldRep
 from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, put, write
 from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
 from onsphere.symmetry.rewrite.ranges import compared
+from onsphere.symmetry.rewrite.reach import may_meet, not_reached, unreached
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
+    checked_tolerance,
     copied,
+    kept_buffers,
     outputs_as_it_computes,
     outputs_in_float64,
+    refuse_nothing_to_compare,
+    refuse_shared_memory,
     refuse_without_values,
     wide_state,
 )
@@ -143,15 +150,19 @@ def fold(
     """
     source = unwrapped(model)
     kinds = _kinds(what)
+    checked_tolerance(tolerance, FoldError)
     if args is None and not kwargs:
         raise FoldError("give inputs (args or kwargs): every fold is verified on them")
     try:
         args, kwargs = inputs_of(source, args, kwargs)
         _check(source, kinds)
-        plan, report = _Folding(
-            source, args, kwargs, kinds, output, tolerance,
-            keeps_classes(source) if keep_modules is None else keep_modules,
-        ).done()  # fmt: skip
+        if inplace:
+            refuse_shared_memory(source, FoldError)
+        with kept_buffers(source):
+            plan, report = _Folding(
+                source, args, kwargs, kinds, output, tolerance,
+                keeps_classes(source) if keep_modules is None else keep_modules,
+            ).done()  # fmt: skip
     except ModelError as error:
         raise FoldError(str(error)) from error
     if not inplace:
@@ -251,6 +262,8 @@ class _Folding:
     def done(self) -> tuple[_Plan, FoldReport]:
         """Fold a copy, and compare."""
         own = self._outputs(self.model)
+        refuse_nothing_to_compare(own, FoldError)
+        self._unreached = unreached(self.model, self.args, self.kwargs)
         start = wide_state(self.model)
         before = outputs_in_float64(self.model, start, self.args, self.kwargs, self.output)
         work = copied(self.model, FoldError)
@@ -266,12 +279,12 @@ class _Folding:
         for one in _of_all(f.fresh for f in self._tried):
             if one.path not in {m.path for m in fresh}:
                 work.get_submodule(one.path)._parameters["bias"] = None
-        removed = self._without_identities(work, accepted)
+        removed = self._identities(work, accepted)
         centred, centered = self._centered(work, state)
         changed |= centred
         state |= centred
         write(work, centred)
-        _put_rms_norms(work, centered)
+        removed, centered = self._replaced(work, removed, centered)
         there = {n for n, _ in [*work.named_parameters(), *work.named_buffers()]}
         after = outputs_in_float64(
             work, {n: t for n, t in state.items() if n in there}, self.args, self.kwargs,
@@ -414,6 +427,10 @@ class _Folding:
             one = propose_gain(known, name, path)
             if isinstance(one, str) and not is_norm(work, path):
                 continue  # some vector, of which nobody knows that it is a scale
+            if not isinstance(one, str):
+                met = {t.name for t in one.scaled}
+                other = may_meet(self._unreached, state[name].numel(), met)
+                one = one if other is None else not_reached(other)
             consider(path, "gain" if is_norm(work, path) else "scale", one)
         for path, module in work.named_modules():
             if path and path not in norms and is_norm(work, path) and _has_vector(module):
@@ -439,19 +456,44 @@ class _Folding:
 
     # --- modules that became the identity ---
 
-    def _without_identities(self, work: nn.Module, accepted: Iterable[Fold]) -> list[str]:
+    def _identities(self, work: nn.Module, accepted: Iterable[Fold]) -> list[str]:
         if self.keep_modules:
             return []
-        paths = [
+        return [
             f.path
             for f in accepted
             if f.kind == "batchnorm"
             and not getattr(f, "keeps_shift", False)
             and is_plain_norm(work.get_submodule(f.path))
         ]
-        for path in paths:
+
+    def _replaced(
+        self, work: nn.Module, removed: list[str], centered: list[str]
+    ) -> tuple[list[str], list[str]]:
+        """Replace modules, unless the model then does not run: some read what a norm holds."""
+        before = {path: work.get_submodule(path) for path in (*removed, *centered)}
+        for path in removed:
             put(work, path, nn.Identity())
-        return paths
+        _put_rms_norms(work, centered)
+        if not before or self._runs(work):
+            return removed, centered
+        for path, module in before.items():
+            put(work, path, module)
+        note = "its class stays: the model reads what it holds"
+        self.folded = [
+            replace(p, note="; ".join(filter(None, (p.note, note)))) if p.name in before else p
+            for p in self.folded
+        ]
+        return [], []
+
+    def _runs(self, model: nn.Module) -> bool:
+        """Return whether a model runs as users run it: PyTorch has other ways without gradients."""
+        try:
+            with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]):
+                model(*tree_map(_cloned, tuple(self.args)), **tree_map(_cloned, dict(self.kwargs)))
+        except (AttributeError, TypeError):
+            return False
+        return True
 
     # --- LayerNorm's centring ---
 
@@ -459,7 +501,7 @@ class _Folding:
         """Return what changes when writers are centred, and which norms become RMSNorm."""
         if "centering" not in self.kinds:
             return {}, []
-        found = propose_centering(work, self.args, self.kwargs, self.output)
+        found = propose_centering(work, self.args, self.kwargs, self.output, self._unreached)
         into = tuple(dict.fromkeys(c.name for c in found.centers))
         replaced = []
         for path in found.norms:
@@ -467,12 +509,16 @@ class _Folding:
             if self.keep_modules:
                 note = "its class stays, and centres nothing any more"
             elif not can_be_rms_norm(work.get_submodule(path)):
-                note = "it stays LayerNorm, which has a shift or does more than that"
+                note = "its class stays, which has a shift or does more"
             else:
                 replaced.append(path)
             self.folded.append(FoldedPart(path, "centering", into, note))
         self.kept += [KeptPart(path, "centering", why) for path, why in found.others]
         return found.applied(state), replaced
+
+
+def _cloned(t: Any) -> Any:
+    return t.clone() if isinstance(t, Tensor) else t
 
 
 def _rebuild(model: nn.Module, some: Iterable[ForwardWeight]) -> None:

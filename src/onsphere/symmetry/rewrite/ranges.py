@@ -72,8 +72,9 @@ def _spread(ranges: Tensor) -> float:
 def _sizes(weight: Tensor) -> Tensor:
     sizes = weight.detach().abs().double().flatten()
     largest = sizes.max()
-    if not largest > 0:
+    if not 0 < largest < float("inf"):
         return torch.zeros(HALVINGS, dtype=torch.float64)
+    sizes = sizes[sizes.isfinite()]
     below = (largest / sizes[sizes > 0]).log2().floor().long()
     counts = torch.bincount(below[below < HALVINGS], minlength=HALVINGS)
     return counts.double() / len(sizes)

@@ -1,7 +1,8 @@
 """What every rewrite needs of a model: its values, its outputs before and after, a copy."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,10 +38,11 @@ def refuse_without_values(model: nn.Module, error: type[OnsphereError], verb: st
         verb: what was to be done to the model, for the message.
     """
     refuse_other_models(model)
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    parameters = dict(model.named_parameters())
+    tensors = {**parameters, **dict(model.named_buffers())}
     if not tensors:
         raise error("the model has no weights")
-    for name, t in tensors:
+    for name, t in tensors.items():
         if t.is_meta:
             raise error(f"{name!r} is on the meta device and has no values; load the weights")
         if name != bare_name(name) or hasattr(t, "device_mesh"):
@@ -49,6 +51,56 @@ def refuse_without_values(model: nn.Module, error: type[OnsphereError], verb: st
             )
         if t.is_floating_point() and t.layout is torch.strided and bool(t.isnan().any()):
             raise error(f"{name!r} holds NaN")
+        if name in parameters and t.is_floating_point() and bool(t.isinf().any()):
+            raise error(f"{name!r} holds an infinite number")
+
+
+def refuse_shared_memory(model: nn.Module, error: type[OnsphereError]) -> None:
+    """Raise ``error`` where writing into one weight would write into another, or twice into one."""
+    owners: dict[int, str] = {}
+    for name, p in model.named_parameters():
+        if p.layout is not torch.strided or not p.numel():
+            continue
+        if any(s == 0 and n > 1 for s, n in zip(p.stride(), p.shape, strict=True)):
+            raise error(
+                f"the entries of {name!r} share memory (expand): give the model a copy of it"
+            )
+        other = owners.setdefault(p.untyped_storage()._cdata, name)
+        if other != name:
+            raise error(
+                f"{name!r} and {other!r} are different views of the same memory, so neither can be "
+                "written alone: leave out inplace=True, or give each memory of its own"
+            )
+
+
+def checked_tolerance(tolerance: float | None, error: type[OnsphereError]) -> None:
+    """Raise ``error`` where a tolerance is no number of 0 or more."""
+    number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and tolerance >= 0):
+        raise error(f"tolerance is a number of 0 or more, got {tolerance!r}")
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave the buffers of a model as they are, whatever runs inside does to them."""
+    buffers = dict(model.named_buffers())
+    before = {n: b.detach().clone() for n, b in buffers.items() if not b.is_meta}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, t in before.items():
+                same = buffers[name].shape == t.shape and buffers[name].stride() == t.stride()
+                if same and not torch.equal(buffers[name], t):
+                    buffers[name].copy_(t)
+
+
+def refuse_nothing_to_compare(outputs: Sequence[Tensor], error: type[OnsphereError]) -> None:
+    """Raise ``error`` where an output says nothing: it has no entries, or only NaN."""
+    if any(not t.numel() for t in outputs):
+        raise error("an output is empty on these inputs: there is nothing to verify the result on")
+    if any(bool(t.isnan().all()) for t in outputs):
+        raise error("an output is NaN on these inputs: there is nothing to verify the result on")
 
 
 def copied(model: nn.Module, error: type[OnsphereError]) -> nn.Module:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from onsphere.symmetry.rewrite.folding.targets import listed
 from onsphere.symmetry.rewrite.ranges import WeightRanges
 from onsphere.symmetry.rewrite.weight_grid import Grid
 
@@ -45,6 +46,8 @@ class EqualizeReport:
         change_in_float64: the largest relative change of the output on the given inputs.
         change: the same as the model computes.
         dtype: the type of its outputs.
+        asked: how many families there are that may be rescaled.
+        unreached: weights that the inputs do not reach; what may meet them stays.
         in_training: whether norms with running statistics were asked to keep the function in
             training mode, where they divide by their batch.
     """
@@ -60,6 +63,8 @@ class EqualizeReport:
     change_in_float64: float
     change: float
     dtype: torch.dtype
+    asked: int = 0
+    unreached: tuple[str, ...] = ()
     in_training: bool = False
 
     def to_html(self, path: str | Path) -> None:
@@ -71,6 +76,15 @@ class EqualizeReport:
 
     def __str__(self) -> str:
         """Return it as lines of text."""
+        left = ""
+        if self.unreached:
+            left = (
+                f"these inputs do not reach {listed(self.unreached)}: what may meet them stays; "
+                "give inputs that do"
+            )
+        if not self.families and self.asked:
+            gain = "rounding gains nothing" if self.objective == "quantization" else "all balanced"
+            return "\n".join([f"nothing to change: {gain}, of {self.asked} families", left]).strip()
         if not self.families:
             said = "nothing to equalize: no channel can be rescaled against another"
             if self.in_training:
@@ -79,7 +93,7 @@ class EqualizeReport:
                     "divide by their batch in training: fold them, or keep the function in the "
                     "current mode only (modes='current')"
                 )
-            return said
+            return "\n".join([said, left]).strip()
         lines = [
             f"{len(self.families)} families of channels rescaled, {len(self.weights)} weights",
             f"  {'weight':<40} {'largest / smallest range':>26} {f'lost by int{self.bits}':>22}",
@@ -90,6 +104,7 @@ class EqualizeReport:
                 f"  {w.name:<40} {f'{one:.3g} -> {other:.3g}':>26} "
                 f"{f'{w.loss_before:.1e} -> {w.loss_after:.1e}':>22}"
             )
+        lines += [left] if left else []
         lines.append(f"norm of all parameters: {self.norm_before:.6g} -> {self.norm_after:.6g}")
         kind = str(self.dtype).removeprefix("torch.")
         lines.append(

@@ -217,6 +217,19 @@ def _biases(
         if not known.gives_bias(one) or channels & taken:
             continue
         taken |= channels
-        index = t.channels[:, None] if t.axes == (0, 1) else t.index
+        index = _bias_entries(one, t, known.state[one.weight].shape)
         found.append((Target(one.bias, (0,), index, t.channels), one))
     return found
+
+
+def _bias_entries(one: LinearMap, t: Target, shape: Sequence[int]) -> Tensor:
+    """Return the entries of a map's bias that belong to each channel of its outputs.
+
+    A grouped transposed convolution has its outputs along the second axis, those of one group; a
+    row of the first axis, or a place in both, says which group.
+    """
+    if not (one.transposed and one.groups > 1):
+        return t.index
+    width, each = shape[1], shape[0] // one.groups
+    place = t.index[:, :1] if t.axes == (0, 1) else t.index[:, :1] * width
+    return place // width // each * width + place % width

@@ -19,6 +19,7 @@ from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
 from onsphere.symmetry.rewrite.folding.linear_maps import linear_maps
 from onsphere.symmetry.rewrite.folding.targets import State
+from onsphere.symmetry.rewrite.reach import may_meet, not_reached
 
 _BALANCED = 1e-7
 """Sum of a gradient over entries that may move together, relative to the sum of its sizes."""
@@ -79,16 +80,43 @@ def layer_norms(model: nn.Module) -> dict[str, nn.LayerNorm]:
 
 
 def propose_centering(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: OutputPicker | None
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: OutputPicker | None,
+    missed: Mapping[str, Sequence[int]],
 ) -> Centering:
     """Find the weights whose mean no reader sees: by gradients, then by moving them.
 
     A weight may lose its mean along an axis if the gradient sums to 0 along it, at random weights
     and inputs, and the output stays when all of them lose it.
+
+    Args:
+        model: the model.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        missed: weights that the inputs do not reach: they may read what is centred.
     """
-    norms = layer_norms(model)
+    norms, unseen = layer_norms(model), []
+    for path, m in list(norms.items()):
+        other = may_meet(missed, m.normalized_shape[0])
+        if other is not None:
+            unseen.append((path, not_reached(other)))
+            del norms[path]
     if not norms:
-        return Centering()
+        return Centering(others=tuple(unseen))
+    return _found(model, args, kwargs, output, norms, unseen)
+
+
+def _found(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    output: OutputPicker | None,
+    norms: Mapping[str, nn.LayerNorm],
+    unseen: Sequence[tuple[str, str]],
+) -> Centering:
     try:
         probe = Probe(model, args, kwargs, trace(model, args, kwargs, output=output), output=output)
         point = probe.redrawn()
@@ -96,7 +124,7 @@ def propose_centering(
         found = _balanced(probe, point, _candidates(model, norms))
     except (NoGradients, ModelError) as error:
         reason = f"whether its input may lose its mean is unknown ({error})"
-        return Centering(others=tuple((p, reason) for p in norms))
+        return Centering(others=(*unseen, *((p, reason) for p in norms)))
 
     def wrong(some: Sequence[Center]) -> float:
         after = probe.outputs(_moved(point, some), real_eps=True)
@@ -108,10 +136,9 @@ def propose_centering(
         held = []
     without = _without_mean(probe, norms, [_moved(p, held) for p in (point, probe.given())])
     if not without:
-        return Centering(others=tuple((p, _STAYS) for p in norms))
-    return Centering(
-        tuple(held), tuple(without), tuple((p, _STAYS) for p in norms if p not in without)
-    )
+        return Centering(others=(*unseen, *((p, _STAYS) for p in norms)))
+    others = ((p, _STAYS) for p in norms if p not in without)
+    return Centering(tuple(held), tuple(without), (*unseen, *others))
 
 
 _STAYS = "its input keeps a mean: others read it as well, or more than linear maps write it"

@@ -31,7 +31,8 @@ class FoldedPart:
         """Return it as a line of text."""
         note = f" ({self.note})" if self.note else ""
         if self.kind == "centering":
-            return f"{self.name} becomes RMSNorm: means out of {listed(self.into)}{note}"
+            becomes = "needs no centring" if self.note else "becomes RMSNorm"
+            return f"{self.name} {becomes}: means out of {listed(self.into)}{note}"
         return f"{self.name} -> {listed(self.into)}{note}"
 
 

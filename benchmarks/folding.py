@@ -339,40 +339,45 @@ _SECONDS = 240
 
 def timm_networks() -> Table:
     """Fold one small network of each module of timm, with random weights."""
-    import timm
-
     from benchmarks.timm_networks import NETWORKS
 
     rows = []
     for name in NETWORKS:
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=10)
-        x = _images_for(model)
-        live(model, x)
-        start = time.process_time()
-        try:
-            with _within(_SECONDS):
-                report = fold(model, x).report
-        except (FoldError, TimeoutError) as error:
-            rows.append((name, "", "", "", "", "", str(error)))
-            continue
-        finally:
-            print(f"{name}: {time.process_time() - start:.0f} s", file=sys.stderr, flush=True)
-        kinds = ("batchnorm", "gain", "scale", "centering", "weight")
-        counts = ["{} of {}".format(*report.count(k)) for k in kinds]
-        counts = [c if c != "0 of 0" else "" for c in counts]
-        there = sum(report.count(k)[1] for k in kinds)
-        rows.append(
-            (
-                name, *counts, *((report.change_in_float64, report.change) if there else ("", "")),
-                f"{time.process_time() - start:.0f}", _mostly(report),
-            )
-        )  # fmt: skip
+        rows.append(of_timm(name))
+        print(" | ".join(_said(rows[-1])), file=sys.stderr, flush=True)
     columns = (
-        "network", "BatchNorm", "gains", "layer scale", "centring", "computed weights", "float64",
-        "float32", "CPU s", "why some stay",
+        "network", *_TIMM_KINDS.values(), "float64", "float32", "CPU s", "why some stay",
     )  # fmt: skip
     return Table("timm", columns, [_said(r) for r in rows], "Random weights, 2 small images.")
+
+
+_TIMM_KINDS = {
+    "batchnorm": "BatchNorm", "gain": "gains", "scale": "layer scale",
+    "centering": "LayerNorms centred", "weight": "computed weights",
+}  # fmt: skip
+
+
+def of_timm(name: str) -> tuple[Any, ...]:
+    """Return what folding one network does: a row of the table."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10)
+    x = _images_for(model)
+    live(model, x)
+    start = time.process_time()
+    try:
+        with _within(_SECONDS):
+            report = fold(model, x).report
+    except (FoldError, TimeoutError) as error:
+        return (name, *[""] * len(_TIMM_KINDS), "", "", "", str(error))
+    counts = [report.count(k) for k in _TIMM_KINDS]
+    there = any(n for _, n in counts)
+    return (
+        name, *("{} of {}".format(*c) if c[1] else "" for c in counts),
+        *((report.change_in_float64, report.change) if there else ("", "")),
+        f"{time.process_time() - start:.0f}", _mostly(report),
+    )  # fmt: skip
 
 
 def _images_for(model: nn.Module) -> Tensor:

@@ -126,11 +126,11 @@ def rotates(seed: int = 0, steps: int = 1500) -> Iterator[Measured]:
         yield Measured(name, quantity, law.rotation, measured, tolerance)
 
 
-def drops(seed: int = 0, ratio: float = 10.0, recovery: int = 1600) -> Iterator[Measured]:
+def drops(seed: int = 0, ratio: float = 10.0) -> Iterator[Measured]:
     """14: the rate divided by 10: rotation and gradient norm at once, and after the recovery."""
     lr, decay = 0.5, 0.02
     make = partial(SGD, lr=lr, weight_decay=decay)
-    first = 600
+    first, recovery = 600, 1600
     lrs = torch.full((first + recovery,), lr)
     lrs[first:] /= ratio
     series = run(make, len(lrs), seed, lrs=lrs)

@@ -132,6 +132,8 @@ def test_a_tutorial_prints_what_it_shows(name, capsys):
 SHARD = AUDIT.with_name("shard.md")
 
 
+# What torch 2.9 says of its own way to write a checkpoint.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_how_to_shard():
     code = "\n".join(blocks(SHARD.read_text(encoding="utf-8")))

@@ -60,14 +60,21 @@ def test_rate_drop_on_a_network():
 
     Right after the drop there are 20 steps only, and how a run goes depends on how PyTorch rounds:
     twelve runs each on torch 2.9 and 2.13 turned by 0.64 to 1.23 of the law, 0.90 on average, and
-    deviated by 0.15. So there the mean of three runs is held to 0.35, of which a rotation that does
-    not fall, or falls by the root alone, is far.
+    deviated by 0.15. So the mean of three runs is held to 0.35, of which a rotation that does not
+    fall, or falls by the root alone, is far. At last one run may be off by an eighth.
     """
-    before, at_once, *late = training.drops()
-    more = [list(training.drops(seed, recovery=20))[1] for seed in (1, 2)]
-    assert all("at once" in m.quantity for m in (at_once, *more))
-    turned = fmean(m.measured for m in (at_once, *more))
-    check([before, replace(at_once, measured=turned, tolerance=0.35), *late])
+    runs = zip(*(training.drops(seed) for seed in range(3)), strict=True)
+    means = [
+        replace(
+            some[0],
+            predicted=fmean(m.predicted for m in some),
+            measured=fmean(m.measured for m in some),
+        )
+        for some in runs
+    ]
+    assert "at once" in means[1].quantity
+    means[1] = replace(means[1], tolerance=0.35)
+    check(means)
 
 
 def test_attacks_under_gauge_and_scale():

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from monitor.networks import ROWS, Weights, steps, tangent_noise, watched
 from onsphere.monitor import Monitor, Run
-from onsphere.monitor.html import document, to_html
-from onsphere.monitor.terminal import screen
+from onsphere.monitor.rendering.html import document, to_html
+from onsphere.monitor.rendering.terminal import screen
 
 
 def sgd(p):

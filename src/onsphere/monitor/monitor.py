@@ -21,9 +21,9 @@ from onsphere.monitor.forecast import Forecast, degree_of, eps_of, law_of
 from onsphere.monitor.journal import Journal, about, settings_of, vector_of
 from onsphere.monitor.layer_statistics import Limits
 from onsphere.monitor.layers import Layer, MonitorError, layers_of, stepping
+from onsphere.monitor.rendering.tensorboard import ScalarWriter, by_kind, metrics, write
 from onsphere.monitor.run import COUNTS, PREDICTIONS, QUANTITIES, STATISTICS, Flag, Run, Sample
 from onsphere.monitor.sampler import Parcel, Sampler, floor_of
-from onsphere.monitor.tensorboard import ScalarWriter, by_kind, metrics, write
 from onsphere.optim.compiled import untraced
 from onsphere.optim.updates.types import rate_of
 from onsphere.version import __version__
@@ -155,7 +155,7 @@ class Monitor:
         self.close()
 
     def __str__(self) -> str:
-        from onsphere.monitor.terminal import text
+        from onsphere.monitor.rendering.terminal import text
 
         return text(self.run)
 
@@ -184,7 +184,7 @@ class Monitor:
     @property
     def rows(self) -> list[dict[str, float | int | str]]:
         """One row per sample and layer: means, quantiles, counts and predictions, all flat."""
-        from onsphere.monitor.dataframe import rows
+        from onsphere.monitor.rendering.dataframe import rows
 
         return rows(self.run)
 
@@ -194,7 +194,7 @@ class Monitor:
         Raises:
             ModuleNotFoundError: pandas is not installed.
         """
-        from onsphere.monitor.dataframe import frame
+        from onsphere.monitor.rendering.dataframe import frame
 
         return frame(self.run)
 
@@ -229,7 +229,7 @@ class Monitor:
         Raises:
             ModuleNotFoundError: the extra ``onsphere[study]`` is not installed.
         """
-        from onsphere.monitor.html import to_html
+        from onsphere.monitor.rendering.html import to_html
 
         return to_html(self.run, path)
 
@@ -239,7 +239,7 @@ class Monitor:
         Args:
             options: for :class:`rich.live.Live`.
         """
-        from onsphere.monitor.terminal import live
+        from onsphere.monitor.rendering.terminal import live
 
         return live(lambda: self.seen, **options)
 

@@ -14,7 +14,7 @@ from onsphere.symmetry.claims import (
     Slices,
     WeightReport,
 )
-from onsphere.symmetry.exact.rules import register_rule
+from onsphere.symmetry.exact.rules.table import register_rule
 from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onsphere.symmetry import audit
 from onsphere.symmetry.exact.input_sampling import OtherInputs
-from onsphere.symmetry.exact.rules import rule_of
+from onsphere.symmetry.exact.rules.table import rule_of
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.float64_mode import Float64Mode
 from onsphere.symmetry.numeric.probe import Probe

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere._torch.execution import ModelError
-from onsphere.symmetry.exact.axis_rules import units_of
 from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation, Origin, UnitTracker, key_of
-from onsphere.symmetry.exact.rules import empty, makes, passes, rule_of
+from onsphere.symmetry.exact.rules.axes import units_of
+from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of
 
 _ROLES = {
     "convolution": "convolution",

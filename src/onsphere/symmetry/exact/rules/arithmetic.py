@@ -1,7 +1,7 @@
 """Rules of operations that fit no pattern: sums with an eps, powers, choices, products with a bias.
 
 Each is a function from an operation to the unit of its result, with its demands on the way; the
-table in :mod:`onsphere.symmetry.exact.rules` says which operation follows which.
+table in :mod:`onsphere.symmetry.exact.rules.table` says which operation follows which.
 """
 
 from fractions import Fraction

@@ -2,8 +2,8 @@
 
 The table at the end is the whole knowledge of dimensional analysis. Most operations follow one of
 ten patterns; the others have a function of their own in
-:mod:`onsphere.symmetry.exact.arithmetic_rules` or
-:mod:`onsphere.symmetry.exact.normalization_rules`. To teach a new operation, add one entry (or call
+:mod:`onsphere.symmetry.exact.rules.arithmetic` or
+:mod:`onsphere.symmetry.exact.rules.normalization`. To teach a new operation, add one entry (or call
 :func:`register_rule`) and one test case.
 """
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from onsphere.symmetry.exact import arithmetic_rules, normalization_rules
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation, Rule, flat_tensors
+from onsphere.symmetry.exact.rules import arithmetic, normalization
 
 _HALF = Fraction(1, 2)
 T = TypeVar("T")
@@ -158,7 +158,7 @@ _TABLE: list[tuple[Rule, str]] = [
         upsample_bicubic2d _upsample_bicubic2d_aa _fft_r2c _fft_c2r _fft_c2c std
         linalg_matrix_norm _pdist_forward segment_reduce linalg_svdvals _linalg_eigvals
     """),
-    (arithmetic_rules.first_of(passes), """
+    (arithmetic.first_of(passes), """
         max_pool2d_with_indices max_pool3d_with_indices sort topk median nanmedian mode
         kthvalue cummax cummin adaptive_max_pool2d adaptive_max_pool3d native_dropout
         fractional_max_pool2d _fused_dropout _pack_padded_sequence unique_consecutive
@@ -201,84 +201,84 @@ _TABLE: list[tuple[Rule, str]] = [
         zeros zeros_like new_zeros empty empty_like new_empty empty_strided
         new_empty_strided zero _efficientzerotensor empty_permuted new_empty_permuted
     """),
-    (arithmetic_rules.full, "full full_like new_full fill"),
-    (arithmetic_rules.fill, "masked_fill index_fill fill_diagonal"),
-    (arithmetic_rules.add, "add sub rsub"),
-    (arithmetic_rules.hypot, "hypot"),
-    (arithmetic_rules.mul, "mul multiply"),
-    (arithmetic_rules.div, "div divide true_divide floor_divide"),
-    (arithmetic_rules.power, "pow float_power"),
-    (arithmetic_rules.root(_HALF), "sqrt"),
-    (arithmetic_rules.root(-_HALF), "rsqrt"),
-    (arithmetic_rules.root(Fraction(-1)), "reciprocal"),
-    (arithmetic_rules.root(2), "square var"),
-    (arithmetic_rules.product_reduce, "prod"),
-    (arithmetic_rules.clamp, "clamp clamp_min clamp_max clip"),
-    (arithmetic_rules.maximum, "maximum max fmax"),
-    (arithmetic_rules.where, "where"),
-    (arithmetic_rules.pad, "constant_pad_nd pad"),
-    (arithmetic_rules.cast, "_to_copy to type_as"),
-    (arithmetic_rules.copy, "copy"),
-    (arithmetic_rules.bias_product("mat1", "mat2"), "addmm _sparse_addmm"),
-    (arithmetic_rules.bias_product("batch1", "batch2"), "baddbmm addbmm"),
-    (arithmetic_rules.bias_product("mat", "vec"), "addmv"),
-    (arithmetic_rules.bias_product("vec1", "vec2"), "addr"),
-    (arithmetic_rules.bias_product("tensor1", "tensor2"), "addcmul"),
-    (arithmetic_rules.addcdiv, "addcdiv"),
-    (arithmetic_rules.convolution, """
+    (arithmetic.full, "full full_like new_full fill"),
+    (arithmetic.fill, "masked_fill index_fill fill_diagonal"),
+    (arithmetic.add, "add sub rsub"),
+    (arithmetic.hypot, "hypot"),
+    (arithmetic.mul, "mul multiply"),
+    (arithmetic.div, "div divide true_divide floor_divide"),
+    (arithmetic.power, "pow float_power"),
+    (arithmetic.root(_HALF), "sqrt"),
+    (arithmetic.root(-_HALF), "rsqrt"),
+    (arithmetic.root(Fraction(-1)), "reciprocal"),
+    (arithmetic.root(2), "square var"),
+    (arithmetic.product_reduce, "prod"),
+    (arithmetic.clamp, "clamp clamp_min clamp_max clip"),
+    (arithmetic.maximum, "maximum max fmax"),
+    (arithmetic.where, "where"),
+    (arithmetic.pad, "constant_pad_nd pad"),
+    (arithmetic.cast, "_to_copy to type_as"),
+    (arithmetic.copy, "copy"),
+    (arithmetic.bias_product("mat1", "mat2"), "addmm _sparse_addmm"),
+    (arithmetic.bias_product("batch1", "batch2"), "baddbmm addbmm"),
+    (arithmetic.bias_product("mat", "vec"), "addmv"),
+    (arithmetic.bias_product("vec1", "vec2"), "addr"),
+    (arithmetic.bias_product("tensor1", "tensor2"), "addcmul"),
+    (arithmetic.addcdiv, "addcdiv"),
+    (arithmetic.convolution, """
         convolution conv1d conv2d conv3d convolution_overrideable mkldnn_convolution
         linear mkldnn_linear _slow_conv2d_forward thnn_conv2d _conv_depthwise2d
         slow_conv3d_forward slow_conv_transpose2d _convolution
     """),
-    (arithmetic_rules.attention, """
+    (arithmetic.attention, """
         scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu
         _scaled_dot_product_attention_math _scaled_dot_product_flash_attention
         _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
         _scaled_dot_product_fused_attention_overrideable _flash_attention_forward
     """),
-    (arithmetic_rules.compare, "eq ne lt le gt ge isclose equal atan2 arctan2"),
-    (arithmetic_rules.bins, "searchsorted bucketize"),
-    (arithmetic_rules.draw, "bernoulli normal"),
-    (arithmetic_rules.both, "logical_and bitwise_and __and__"),
-    (arithmetic_rules.item, "_local_scalar_dense is_nonzero"),
-    (arithmetic_rules.leaky, "_prelu_kernel prelu"),
-    (arithmetic_rules.hardtanh, "hardtanh"),
-    (arithmetic_rules.threshold, "threshold"),
-    (arithmetic_rules.vector_norm, "linalg_vector_norm norm"),
-    (arithmetic_rules.polar, "polar"),
-    (arithmetic_rules.lerp, "lerp"),
-    (arithmetic_rules.index_add, """
+    (arithmetic.compare, "eq ne lt le gt ge isclose equal atan2 arctan2"),
+    (arithmetic.bins, "searchsorted bucketize"),
+    (arithmetic.draw, "bernoulli normal"),
+    (arithmetic.both, "logical_and bitwise_and __and__"),
+    (arithmetic.item, "_local_scalar_dense is_nonzero"),
+    (arithmetic.leaky, "_prelu_kernel prelu"),
+    (arithmetic.hardtanh, "hardtanh"),
+    (arithmetic.threshold, "threshold"),
+    (arithmetic.vector_norm, "linalg_vector_norm norm"),
+    (arithmetic.polar, "polar"),
+    (arithmetic.lerp, "lerp"),
+    (arithmetic.index_add, """
         index_put _index_put_impl _unsafe_index_put index_add index_copy scatter
         scatter_add scatter_reduce select_scatter slice_scatter diagonal_scatter
         index_reduce put
     """),
-    (arithmetic_rules.bent_backward, "threshold_backward"),
-    (arithmetic_rules.pinned_backward, """
+    (arithmetic.bent_backward, "threshold_backward"),
+    (arithmetic.pinned_backward, """
         tanh_backward sigmoid_backward silu_backward gelu_backward elu_backward
         softplus_backward _softmax_backward_data _log_softmax_backward_data mish_backward
         hardswish_backward hardsigmoid_backward log_sigmoid_backward
     """),
-    (arithmetic_rules.convolution_backward, "convolution_backward"),
-    (arithmetic_rules.squared_difference, "mse_loss"),
-    (arithmetic_rules.nll_loss, "nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d"),
-    (arithmetic_rules.cross_entropy, "binary_cross_entropy binary_cross_entropy_with_logits"),
-    (arithmetic_rules.pad_packed, "_pad_packed_sequence"),
-    (arithmetic_rules.embedding_bag, "_embedding_bag _embedding_bag_forward_only"),
-    (arithmetic_rules.linear_solve, "_linalg_solve_ex"),
-    (arithmetic_rules.svd, "_linalg_svd"),
-    (arithmetic_rules.inverse, "linalg_inv_ex"),
-    (normalization_rules.var_mean, "var_mean"),
-    (normalization_rules.std_mean, "std_mean"),
-    (normalization_rules.layer_norm, "native_layer_norm"),
-    (normalization_rules.rms_norm, "_fused_rms_norm rms_norm"),
-    (normalization_rules.group_norm, "native_group_norm"),
-    (normalization_rules.batch_norm, """
+    (arithmetic.convolution_backward, "convolution_backward"),
+    (arithmetic.squared_difference, "mse_loss"),
+    (arithmetic.nll_loss, "nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d"),
+    (arithmetic.cross_entropy, "binary_cross_entropy binary_cross_entropy_with_logits"),
+    (arithmetic.pad_packed, "_pad_packed_sequence"),
+    (arithmetic.embedding_bag, "_embedding_bag _embedding_bag_forward_only"),
+    (arithmetic.linear_solve, "_linalg_solve_ex"),
+    (arithmetic.svd, "_linalg_svd"),
+    (arithmetic.inverse, "linalg_inv_ex"),
+    (normalization.var_mean, "var_mean"),
+    (normalization.std_mean, "std_mean"),
+    (normalization.layer_norm, "native_layer_norm"),
+    (normalization.rms_norm, "_fused_rms_norm rms_norm"),
+    (normalization.group_norm, "native_group_norm"),
+    (normalization.batch_norm, """
         native_batch_norm _native_batch_norm_legit cudnn_batch_norm
         _native_batch_norm_legit_no_training _batch_norm_with_update
         _batch_norm_no_update miopen_batch_norm batch_norm
     """),
-    (normalization_rules.weight_norm, "_weight_norm_interface _weight_norm"),
-    (normalization_rules.grid_sample, "grid_sampler_2d grid_sampler_3d grid_sampler"),
+    (normalization.weight_norm, "_weight_norm_interface _weight_norm"),
+    (normalization.grid_sample, "grid_sampler_2d grid_sampler_3d grid_sampler"),
 ]  # fmt: skip
 for _rule, _names in _TABLE:
     register_rule(*_names.split())(_rule)

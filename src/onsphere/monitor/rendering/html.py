@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from onsphere.monitor.rendering.terminal import overview, without_law
 from onsphere.monitor.run import Run, Values
-from onsphere.monitor.terminal import overview, without_law
 from onsphere.report.document import Cell, Document, Figure, Panel, Section, Series, Table
 
 _MOST_PANELS, _MOST_POINTS = 12, 400

@@ -1,7 +1,7 @@
 """What operations do to the axes along which exponents vary.
 
-A rule of :mod:`onsphere.symmetry.exact.rules` says how units combine; here stands where each axis
-of the inputs goes. Most operations work entry by entry, and broadcasting is all there is to it.
+A rule of :mod:`onsphere.symmetry.exact.rules.table` says how units combine; here stands where each
+axis of the inputs goes. Most operations work entry by entry: broadcasting is all there is to it.
 Rearrangements move index arrays as they move entries. Sums over an axis, products of matrices and
 convolutions need a common exponent along the axes that they sum over. Whatever is not listed has
 inputs that do not vary at all, which is always true of fewer symmetries, and never of too many.
@@ -36,7 +36,7 @@ from onsphere.symmetry.exact.operation import (
     flat_tensors,
     is_free_number,
 )
-from onsphere.symmetry.exact.rules import entry_of
+from onsphere.symmetry.exact.rules.table import entry_of
 
 Array = NDArray[Any]
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]

@@ -1,0 +1,1 @@
+"""A run as page, terminal, table and scalars of TensorBoard."""

@@ -144,3 +144,22 @@ def test_a_group_as_a_whole_is_no_family_beside_its_filters() -> None:
         (8, [("1.weight", 1, 1), ("1.bias", 1, 1), ("3.weight", -1, 4)]),
         (8, [("3.weight", 1, 1)]),
     ]
+
+
+class LinearAttention(nn.Module):
+    """Attention without softmax: a column of ones beside the values sums the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.v = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.relu(self.q(x)).transpose(-1, -2)
+        v = torch.nn.functional.pad(self.v(x), (0, 1), value=1.0)
+        mixed = q @ v
+        return mixed[..., :-1] / mixed[..., -1:]
+
+
+def test_a_tensor_padded_with_ones_has_no_scale() -> None:
+    found = channel_symmetries(LinearAttention(), torch.randn(2, 5, 6))
+    assert _shapes(found) == [(4, [("q.weight", 1, 1), ("q.bias", 1, 1)])]

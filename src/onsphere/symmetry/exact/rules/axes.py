@@ -28,7 +28,7 @@ from onsphere.symmetry.exact.fields import (
     joined,
     reshaped,
 )
-from onsphere.symmetry.exact.linear_forms import ANY, Unit
+from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
@@ -712,8 +712,10 @@ def pads(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     assert isinstance(unit, Unit)
     source: Tensor = op["self"]
     amounts = [int(n) for n in op["pad"]]
-    if unit.free or not is_free_number(op["value"]):
+    if unit.free:
         return unit
+    if not is_free_number(op["value"]):
+        return ZERO  # as the rule demanded of every entry
     widths = [(0, 0)] * source.ndim
     for k in range(len(amounts) // 2):
         widths[source.ndim - 1 - k] = (amounts[2 * k], amounts[2 * k + 1])

@@ -62,8 +62,8 @@ def keeps_radius(name, steps, generator):
             train(member, weight, optimizer, target(generator, 3, 32), 30)
     else:
         optimizer = member.build(weights, ROWS)
-        for _ in range(steps // 1000):
-            for grad in torch.randn(1000, 3, 32, generator=generator):
+        for _ in range(steps // 500):
+            for grad in torch.randn(500, 3, 32, generator=generator):
                 for weight in weights:
                     weight.grad = grad.to(weight.dtype)
                 optimizer.step()
@@ -73,7 +73,8 @@ def keeps_radius(name, steps, generator):
 
 @on_spheres
 def test_radius_is_kept(name, generator):
-    keeps_radius(name, 1000, generator)
+    """In as many steps as a length shows that is off by a rounding more in each, at random."""
+    keeps_radius(name, 500, generator)
 
 
 @pytest.mark.slow

@@ -191,3 +191,25 @@ def test_what_is_balanced_is_said_to_be() -> None:
     x = torch.randn(5, 3)
     again = osp.equalize(osp.equalize(net, x).model, x)
     assert str(again) == "nothing to change: all balanced, of 1 families"
+
+
+class Chaotic(nn.Sequential):
+    """What doubles every difference sixty times: no rounding is small behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a point of the logistic map."""
+        x = super().forward(x).sigmoid()
+        for _ in range(60):
+            x = 4 * x * (1 - x)
+        return x
+
+
+@pytest.mark.parametrize("rewrite", [osp.fold, osp.equalize])
+def test_a_model_that_amplifies_rounding_cannot_be_verified(rewrite: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    net = Chaotic(*(layers if rewrite is osp.fold else layers[::2] + layers[3:]))
+    net(x)
+    with pytest.raises(OnsphereError, match="in float64"):
+        rewrite(net.eval(), x)

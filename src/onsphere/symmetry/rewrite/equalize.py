@@ -41,6 +41,7 @@ from onsphere.symmetry.rewrite.modes import in_mode, mode_of
 from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.reach import may_meet, unreached
 from onsphere.symmetry.rewrite.verification import (
+    IN_FLOAT64,
     allowed_change,
     checked_tolerance,
     copied,
@@ -283,6 +284,7 @@ class _Equalizing:
                 now = outputs_as_it_computes(work, self.args, self.kwargs, self.output)
             change, dtype = relative_change(own, now), own[0].dtype
             allowed = allowed_change(own, relative_change(self.before[training], own), tolerance)
+            allowed = allowed if in_float64 <= max(IN_FLOAT64, tolerance or 0.0) else 0.0
             if not change <= allowed:
                 raise EqualizeError(
                     f"in {mode_of(training)} mode the output would change by {change:.1e} of its "

@@ -46,6 +46,7 @@ from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
 from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.reach import may_meet, not_reached, unreached
 from onsphere.symmetry.rewrite.verification import (
+    IN_FLOAT64,
     allowed_change,
     checked_tolerance,
     copied,
@@ -305,6 +306,13 @@ class _Folding:
 
     def _compare(self, report: FoldReport, own: Sequence[Tensor], rounding: float) -> None:
         allowed = allowed_change(own, rounding, self.tolerance)
+        certain = max(IN_FLOAT64, self.tolerance or 0.0)
+        if not report.change_in_float64 <= certain:
+            raise FoldError(
+                f"in float64 the output would change by {report.change_in_float64:.1e} of its size, "
+                f"more than {certain:.0e}: this model amplifies rounding so much that a fold cannot "
+                "be verified, and is left as it was; accept it with a larger `tolerance`"
+            )
         if not report.change <= allowed:
             raise FoldError(
                 f"the output would change by {report.change:.1e} of its size, more than "

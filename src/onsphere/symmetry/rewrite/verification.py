@@ -25,6 +25,8 @@ from onsphere.symmetry.rewrite.folding.parametrizations import without_graphs
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative change of the output that counts as rounding, by the output's type."""
+IN_FLOAT64 = 1e-8
+"""Relative change of the output in float64 beyond which nothing is verified."""
 _ROUNDINGS = 4.0
 """How many times the model's own rounding the output may move, where that is much."""
 

@@ -1,6 +1,7 @@
 """Fold and equalize on what people have: experts, heads that rest, shared memory, odd readers."""
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -205,11 +206,24 @@ class Chaotic(nn.Sequential):
 
 
 @pytest.mark.parametrize("rewrite", [osp.fold, osp.equalize])
-def test_a_model_that_amplifies_rounding_cannot_be_verified(rewrite: Any) -> None:
+def test_in_a_model_that_amplifies_rounding_nothing_is_changed(rewrite: Any) -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)]
     net = Chaotic(*(layers if rewrite is osp.fold else layers[::2] + layers[3:]))
     net(x)
+    done = rewrite(net.eval(), x)
+    assert torch.equal(done.model(x), net(x))
+    assert done.report.change_in_float64 == 0
+
+
+@pytest.mark.parametrize("rewrite", [osp.fold, osp.equalize])
+def test_what_moves_in_float64_is_refused(rewrite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module(rewrite.__module__), "IN_FLOAT64", 0.0)
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    net(x)
+    net = net.eval() if rewrite is osp.fold else net[::2].append(net[3])
     with pytest.raises(OnsphereError, match="in float64"):
-        rewrite(net.eval(), x)
+        rewrite(net, x)

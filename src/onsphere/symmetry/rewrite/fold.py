@@ -309,9 +309,9 @@ class _Folding:
         certain = max(IN_FLOAT64, self.tolerance or 0.0)
         if not report.change_in_float64 <= certain:
             raise FoldError(
-                f"in float64 the output would change by {report.change_in_float64:.1e} of its size, "
-                f"more than {certain:.0e}: this model amplifies rounding so much that a fold cannot "
-                "be verified, and is left as it was; accept it with a larger `tolerance`"
+                f"in float64 the output would change by {report.change_in_float64:.1e} of its "
+                f"size, more than {certain:.0e}: this model amplifies rounding so much that a fold "
+                "cannot be verified, and is left as it was; accept it with a larger `tolerance`"
             )
         if not report.change <= allowed:
             raise FoldError(

@@ -227,3 +227,32 @@ def test_what_moves_in_float64_is_refused(rewrite: Any, monkeypatch: pytest.Monk
     net = net.eval() if rewrite is osp.fold else net[::2].append(net[3])
     with pytest.raises(OnsphereError, match="in float64"):
         rewrite(net, x)
+
+
+class UNet(nn.Module):
+    """Two levels down and up again, with concatenations between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.middle, self.last = (self._block(*n) for n in ((3, 8), (8, 16), (16, 8)))
+        self.up, self.head = nn.ConvTranspose2d(16, 8, 2, stride=2), nn.Conv2d(8, 2, 1)
+
+    @staticmethod
+    def _block(narrow: int, wide: int) -> nn.Sequential:
+        conv = nn.Conv2d(narrow, wide, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(wide), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of classes."""
+        a = self.down(x)
+        b = self.middle(nn.functional.max_pool2d(a, 2))
+        return self.head(self.last(torch.cat([self.up(b), a], 1)))
+
+
+def test_every_norm_of_a_u_net_is_folded() -> None:
+    torch.manual_seed(0)
+    net, x = UNet(), torch.randn(2, 3, 16, 16)
+    net(x)
+    folded = osp.fold(net.eval(), x)
+    assert folded.report.count("batchnorm") == (3, 3)
+    same(folded.model, net, torch.randn(1, 3, 32, 32))

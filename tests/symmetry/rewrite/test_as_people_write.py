@@ -160,13 +160,14 @@ def test_a_grouped_transposed_convolution_with_fewer_outputs(inputs: int) -> Non
     same(folded.model, net, x)
 
 
-def test_the_given_model_keeps_its_buffers() -> None:
+@pytest.mark.parametrize("look", [osp.audit, osp.equalize])
+def test_the_given_model_keeps_its_buffers(look: Any) -> None:
     net = nn.Sequential(
         parametrizations.spectral_norm(nn.Conv2d(3, 6, 3)), nn.ReLU(),
         parametrizations.spectral_norm(nn.Conv2d(6, 4, 3)),
     )  # fmt: skip
     before = copy.deepcopy(net.state_dict())
-    osp.equalize(net, torch.randn(2, 3, 8, 8))
+    look(net, torch.randn(2, 3, 8, 8))
     for name, t in net.state_dict().items():
         assert torch.equal(t, before[name]), name
 

@@ -101,9 +101,12 @@ def _followed(
     system = Constraints(len(held))
     channels = ChannelDemands(system, len(held))
     fields: dict[str, Fields] = {}
-    grouped = {id(m.weight): m.groups for m in model.modules() if isinstance(m, _ConvNd)}
+    convolutions = (m for m in model.modules() if isinstance(m, _ConvNd))
+    # Not `m.weight`: where that is computed, reading it can change what it is computed from.
+    grouped = {id(m._parameters.get("weight")): m.groups for m in convolutions}
+    still = {*inert, *fixed}
     for number, (name, tensor) in enumerate(held.items()):
-        if bare_name(name) not in {*inert, *fixed}:
+        if bare_name(name) not in still:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
             fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups)

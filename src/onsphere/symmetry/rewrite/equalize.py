@@ -45,7 +45,6 @@ from onsphere.symmetry.rewrite.verification import (
     allowed_change,
     checked_tolerance,
     copied,
-    kept_buffers,
     outputs_as_it_computes,
     outputs_in_float64,
     refuse_nothing_to_compare,
@@ -151,9 +150,8 @@ def equalize(
         refuse_without_values(source, EqualizeError, "equalize")
         if inplace:
             refuse_shared_memory(source, EqualizeError)
-        with kept_buffers(source):
-            run = _Equalizing(source, args, kwargs, output, modes)
-            changed, report = run.done(objective, bits, grid, tolerance)
+        run = _Equalizing(source, args, kwargs, output, modes)
+        changed, report = run.done(objective, bits, grid, tolerance)
     except ModelError as error:
         raise EqualizeError(str(error)) from error
     target = source if inplace else copied(source, EqualizeError)

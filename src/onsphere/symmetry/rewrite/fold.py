@@ -159,11 +159,10 @@ def fold(
         _check(source, kinds)
         if inplace:
             refuse_shared_memory(source, FoldError)
-        with kept_buffers(source):
-            plan, report = _Folding(
-                source, args, kwargs, kinds, output, tolerance,
-                keeps_classes(source) if keep_modules is None else keep_modules,
-            ).done()  # fmt: skip
+        plan, report = _Folding(
+            source, args, kwargs, kinds, output, tolerance,
+            keeps_classes(source) if keep_modules is None else keep_modules,
+        ).done()  # fmt: skip
     except ModelError as error:
         raise FoldError(str(error)) from error
     if not inplace:

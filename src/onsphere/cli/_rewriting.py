@@ -1,18 +1,20 @@
 """What the commands share that read a checkpoint and write another: arguments, loading, writing."""
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from onsphere.cli._files import check_checkpoints
+from onsphere.cli._files import check_checkpoints, check_writable, writing
 from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
 
 if TYPE_CHECKING:
     from onsphere.models.target import Target
+    from onsphere.symmetry import EqualizeReport, FoldReport
 
 
 def add_checkpoints(parser: argparse.ArgumentParser, train: bool) -> None:
@@ -80,10 +82,11 @@ def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[R
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
 
-    shape = None if options.input is None else parse_shape(options.input)
     page = getattr(options, "html", None)
     if page is not None:
+        check_writable(page)
         check_page(page)
+    shape = None if options.input is None else parse_shape(options.input)
     check_checkpoints(options.source, options.result, options.force)
     with stages(options.json, ("loading", *names, "writing")) as stage:
         stage(f"loading {options.source}")
@@ -95,3 +98,25 @@ def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[R
         stage(f"writing {options.result}")
         matched = checkpoint.matched(target.model, source)
         checkpoint.write(source, target.model, matched, options.result)
+
+
+def report_on(
+    options: argparse.Namespace, work: Rewriting, report: "FoldReport | EqualizeReport", data: Any
+) -> None:
+    """Write the page that was asked for, and print what was done: as text, or as JSON.
+
+    Args:
+        options: of the command line.
+        work: the checkpoint and the model.
+        report: what was done.
+        data: the same as JSON has it.
+    """
+    if options.html is not None:
+        with writing(options.html):
+            report.to_html(options.html)
+    if options.json:
+        print(json.dumps({"output": str(options.result), **data}, indent=1))
+        return
+    print(f"{options.result}: {work.tensors} tensors\n{report}")
+    if options.html is not None:
+        print(f"\nPage: {options.html}")

@@ -1,12 +1,16 @@
 """``onsphere equalize``: channels rescaled against each other, checkpoint to checkpoint."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from onsphere.cli._files import check_writable, writing
 from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import add_checkpoints, add_page, add_verification, rewriting
+from onsphere.cli._rewriting import (
+    add_checkpoints,
+    add_page,
+    add_verification,
+    report_on,
+    rewriting,
+)
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
@@ -66,8 +70,6 @@ def _grid(word: str) -> str | int:
 def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import equalize
 
-    if options.html is not None:
-        check_writable(options.html)
     with rewriting(options, ("equalizing",)) as work:
         work.stage("equalizing, and comparing the outputs")
         target = work.target
@@ -76,15 +78,7 @@ def _run(options: argparse.Namespace) -> None:
             bits=options.bits, grid=options.grid, modes=options.modes, output=target.output,
             tolerance=options.tolerance, inplace=True,
         )  # fmt: skip
-    if options.html is not None:
-        with writing(options.html):
-            done.report.to_html(options.html)
-    if options.json:
-        print(json.dumps({"output": str(options.result), **_as_json(done.report)}, indent=1))
-        return
-    print(f"{options.result}: {work.tensors} tensors\n{done.report}")
-    if options.html is not None:
-        print(f"\nPage: {options.html}")
+    report_on(options, work, done.report, _as_json(done.report))
 
 
 def _as_json(report: "EqualizeReport") -> dict[str, object]:

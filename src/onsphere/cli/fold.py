@@ -1,12 +1,16 @@
 """``onsphere fold``: norms folded into the linear maps around them, checkpoint to checkpoint."""
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from onsphere.cli._files import check_writable, writing
 from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import add_checkpoints, add_page, add_verification, rewriting
+from onsphere.cli._rewriting import (
+    add_checkpoints,
+    add_page,
+    add_verification,
+    report_on,
+    rewriting,
+)
 
 if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
@@ -52,8 +56,6 @@ def add(commands: "Commands") -> None:
 def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import fold
 
-    if options.html is not None:
-        check_writable(options.html)
     with rewriting(options, ("folding",)) as work:
         work.stage("folding, and comparing the outputs")
         target = work.target
@@ -61,15 +63,7 @@ def _run(options: argparse.Namespace) -> None:
             target.model, target.args, target.kwargs, what=options.what, output=target.output,
             tolerance=options.tolerance, inplace=True, keep_modules=True,
         )  # fmt: skip
-    if options.html is not None:
-        with writing(options.html):
-            folded.report.to_html(options.html)
-    if options.json:
-        print(json.dumps({"output": str(options.result), **_as_json(folded.report)}, indent=1))
-    else:
-        print(f"{options.result}: {work.tensors} tensors\n{folded.report}")
-        if options.html is not None:
-            print(f"\nPage: {options.html}")
+    report_on(options, work, folded.report, _as_json(folded.report))
 
 
 def _as_json(report: "FoldReport") -> dict[str, object]:

@@ -63,14 +63,14 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
     config, data = _config(transformers, file)
     architecture = _architecture(transformers, path, data)
     stored = path.is_dir() and bool(list(path.glob("*.safetensors")))
+    for key in ("_attn_implementation", "_experts_implementation"):
+        setattr(config, key, "eager")
     note = ""
     if size == "shrink":
         _shrink(config)
         config, share = _narrowed(architecture, config)
         width = f", 1/{share} as wide" if share > 1 else ""
         note = f"two layers of it{width}, with at most 256 tokens, and random weights"
-    for key in ("_attn_implementation", "_experts_implementation"):
-        setattr(config, key, "eager")
     try:
         with torch.device("meta"):
             model = architecture._from_config(config)
@@ -158,8 +158,6 @@ def _narrowed(architecture: Any, config: Any) -> tuple[Any, int]:
         narrow = copy.deepcopy(config)
         if not _divide(narrow, share):
             continue
-        for key in ("_attn_implementation", "_experts_implementation"):
-            setattr(narrow, key, "eager")
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 model = architecture._from_config(narrow)

@@ -1,7 +1,6 @@
 """Fold and equalize on what people have: experts, heads that rest, shared memory, odd readers."""
 
 import copy
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch.nn.utils import parametrizations
 import onsphere as osp
 from onsphere.errors import OnsphereError
 from onsphere.symmetry import EqualizeError, FoldError
+from onsphere.symmetry.rewrite import verification
 from onsphere.symmetry.rewrite.reach import unreached
 
 
@@ -220,7 +220,7 @@ def test_in_a_model_that_amplifies_rounding_nothing_is_changed(rewrite: Any) -> 
 
 @pytest.mark.parametrize("rewrite", [osp.fold, osp.equalize])
 def test_what_moves_in_float64_is_refused(rewrite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module(rewrite.__module__), "IN_FLOAT64", 0.0)
+    monkeypatch.setattr(verification, "IN_FLOAT64", 0.0)
     torch.manual_seed(0)
     x = torch.randn(4, 3, 6, 6)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))

@@ -395,7 +395,7 @@ class Probe:
         if self.traced.differentiates:
             own = dict(self.model.named_parameters())
             fresh |= {n: leaf_as(p, fresh[n]) for n, p in own.items()}
-        args, kwargs = tree_map(_cloned, (point.args, dict(point.kwargs)))
+        args, kwargs = tree_map(cloned, (point.args, dict(point.kwargs)))
         outside = unchanged(self.traced.outside)
         differentiable = any(t.requires_grad for t in fresh.values())
         composed = Composed(real_eps, mode.tiny) if differentiable else nullcontext()
@@ -521,5 +521,6 @@ def _differentiable() -> Iterator[None]:
         raise NoGradients(said) from error
 
 
-def _cloned(t: Any) -> Any:
+def cloned(t: Any) -> Any:
+    """Return a copy of a tensor that a model may write into, and anything else as it is."""
     return t.clone() if isinstance(t, Tensor) else t

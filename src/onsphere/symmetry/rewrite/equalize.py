@@ -41,12 +41,12 @@ from onsphere.symmetry.rewrite.modes import in_mode, mode_of
 from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.reach import may_meet, unreached
 from onsphere.symmetry.rewrite.verification import (
-    IN_FLOAT64,
     allowed_change,
     checked_tolerance,
     copied,
     outputs_as_it_computes,
     outputs_in_float64,
+    refuse_moved,
     refuse_nothing_to_compare,
     refuse_shared_memory,
     refuse_without_values,
@@ -187,6 +187,7 @@ class _Equalizing:
         self.modes = [here] if modes == "current" else [True, False]
         self.state = wide_state(model)
         self.parameters = {n for n, _ in model.named_parameters()}
+        self.unreached = unreached(model, args, kwargs)
         self.before = {training: self._outputs(self.state, training) for training in self.modes}
         for outputs in self.before.values():
             refuse_nothing_to_compare(outputs, EqualizeError)
@@ -195,14 +196,12 @@ class _Equalizing:
         self, objective: Objective, bits: int, grid: Grid, tolerance: float | None
     ) -> tuple[State, EqualizeReport]:
         """Return what changes, in float64, and the report."""
-        families = self._families(LEAST_NORM if objective == "norm" else EQUAL_RANGES)
+        balance = LEAST_NORM if objective == "norm" else EQUAL_RANGES
+        families = self._families(balance)
         matrices = [n for n in sorted(self.parameters) if self.state[n].ndim > 1]
         if isinstance(grid, int):
             matrices = [n for n in matrices if self.state[n][0].numel() % grid == 0]
-        if objective == "norm":
-            amounts = balanced(self.state, families, LEAST_NORM, self.parameters)
-        else:
-            amounts = balanced(self.state, families, EQUAL_RANGES, self.parameters)
+        amounts = balanced(self.state, families, balance, self.parameters)
         if objective == "quantization":
             amounts = _least_loss(self.state, families, amounts, matrices, bits, grid)
         used = [(f, a) for f, a in zip(families, amounts, strict=True) if bool(a.any())]
@@ -220,7 +219,7 @@ class _Equalizing:
             ),
             self._norm(self.state), self._norm({**self.state, **changed}),
             tuple(map(mode_of, self.modes)), exact, real, own,
-            len(families), tuple(self.missed),
+            len(families), tuple(self.unreached),
             in_training=len(self.modes) > 1 and bool(batch_norms(self.model)),
         )  # fmt: skip
         return changed, report
@@ -236,7 +235,6 @@ class _Equalizing:
             )
         known = [f for f in found if all(n in self.state for n in f.names)]
         asked = [f for f in known if balance.applies(f, self.parameters, self.state)]
-        self.missed = unreached(self.model, self.args, self.kwargs)
         asked = [f for f in asked if not self._may_meet_unseen(f)]
         for training in self.modes:
             generator = torch.Generator().manual_seed(0)
@@ -247,8 +245,8 @@ class _Equalizing:
     def _may_meet_unseen(self, family: Family) -> bool:
         """Return whether something that the inputs do not reach may belong to these channels."""
         counts = {math.prod(self.state[s.name].shape[a] for a in s.axes) for s in family.slices}
-        return any(may_meet(self.missed, n) for n in counts) or any(
-            n in self.missed for n in family.names
+        return any(may_meet(self.unreached, n) for n in counts) or any(
+            n in self.unreached for n in family.names
         )
 
     def _wrong(
@@ -282,13 +280,8 @@ class _Equalizing:
                 now = outputs_as_it_computes(work, self.args, self.kwargs, self.output)
             change, dtype = relative_change(own, now), own[0].dtype
             allowed = allowed_change(own, relative_change(self.before[training], own), tolerance)
-            allowed = allowed if in_float64 <= max(IN_FLOAT64, tolerance or 0.0) else 0.0
-            if not change <= allowed:
-                raise EqualizeError(
-                    f"in {mode_of(training)} mode the output would change by {change:.1e} of its "
-                    f"size, more than {allowed:.0e}, so the model is left as it was (in float64 "
-                    f"it would by {in_float64:.1e}); accept it with a larger `tolerance`"
-                )
+            where = f"in {mode_of(training)} mode "
+            refuse_moved(EqualizeError, change, in_float64, allowed, tolerance, where)
             exact, real = max(exact, in_float64), max(real, change)
         return exact, real, dtype
 

@@ -22,6 +22,7 @@ from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.numeric.certificate import relative_change
+from onsphere.symmetry.numeric.probe import cloned
 from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms, propose_batch_norm
 from onsphere.symmetry.rewrite.folding.centering import (
     as_rms_norm,
@@ -46,13 +47,13 @@ from onsphere.symmetry.rewrite.folding.targets import Known, State, listed
 from onsphere.symmetry.rewrite.ranges import compared
 from onsphere.symmetry.rewrite.reach import may_meet, not_reached, unreached
 from onsphere.symmetry.rewrite.verification import (
-    IN_FLOAT64,
     allowed_change,
     checked_tolerance,
     copied,
     kept_buffers,
     outputs_as_it_computes,
     outputs_in_float64,
+    refuse_moved,
     refuse_nothing_to_compare,
     refuse_shared_memory,
     refuse_without_values,
@@ -258,12 +259,13 @@ class _Folding:
         self.folded: list[FoldedPart] = []
         self.kept: list[KeptPart] = []
         self.keep_modules = keep_modules
+        readers = kinds & {"gain", "scale", "centering"}
+        self.unreached = unreached(model, args, kwargs) if readers else {}
 
     def done(self) -> tuple[_Plan, FoldReport]:
         """Fold a copy, and compare."""
         own = self._outputs(self.model)
         refuse_nothing_to_compare(own, FoldError)
-        self._unreached = unreached(self.model, self.args, self.kwargs)
         start = wide_state(self.model)
         before = outputs_in_float64(self.model, start, self.args, self.kwargs, self.output)
         work = copied(self.model, FoldError)
@@ -305,19 +307,7 @@ class _Folding:
 
     def _compare(self, report: FoldReport, own: Sequence[Tensor], rounding: float) -> None:
         allowed = allowed_change(own, rounding, self.tolerance)
-        certain = max(IN_FLOAT64, self.tolerance or 0.0)
-        if not report.change_in_float64 <= certain:
-            raise FoldError(
-                f"in float64 the output would change by {report.change_in_float64:.1e} of its "
-                f"size, more than {certain:.0e}: this model amplifies rounding so much that a fold "
-                "cannot be verified, and is left as it was; accept it with a larger `tolerance`"
-            )
-        if not report.change <= allowed:
-            raise FoldError(
-                f"the output would change by {report.change:.1e} of its size, more than "
-                f"{allowed:.0e}, so the model is left as it was (in float64 it would by "
-                f"{report.change_in_float64:.1e}); accept it with a larger `tolerance`"
-            )
+        refuse_moved(FoldError, report.change, report.change_in_float64, allowed, self.tolerance)
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         return outputs_as_it_computes(model, self.args, self.kwargs, self.output)
@@ -351,7 +341,9 @@ class _Folding:
         return done, rebuilt, {**wide_state(work), **values}
 
     def _computed_in_forward(self, work: nn.Module) -> list[ForwardWeight]:
-        return forward_weights(work, self.args, self.kwargs) if "weight" in self.kinds else []
+        if "weight" not in self.kinds:
+            return []
+        return forward_weights(work, self.args, self.kwargs, self.output)
 
     def _why_computed(self, work: nn.Module, one: Computed) -> str:
         if self.keep_modules:
@@ -436,7 +428,7 @@ class _Folding:
                 continue  # some vector, of which nobody knows that it is a scale
             if not isinstance(one, str):
                 met = {t.name for t in one.scaled}
-                other = may_meet(self._unreached, state[name].numel(), met)
+                other = may_meet(self.unreached, state[name].numel(), met)
                 one = one if other is None else not_reached(other)
             consider(path, "gain" if is_norm(work, path) else "scale", one)
         for path, module in work.named_modules():
@@ -497,7 +489,7 @@ class _Folding:
         """Return whether a model runs as users run it: PyTorch has other ways without gradients."""
         try:
             with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]):
-                model(*tree_map(_cloned, tuple(self.args)), **tree_map(_cloned, dict(self.kwargs)))
+                model(*tree_map(cloned, tuple(self.args)), **tree_map(cloned, dict(self.kwargs)))
         except (AttributeError, TypeError):
             return False
         return True
@@ -508,7 +500,7 @@ class _Folding:
         """Return what changes when writers are centred, and which norms become RMSNorm."""
         if "centering" not in self.kinds:
             return {}, []
-        found = propose_centering(work, self.args, self.kwargs, self.output, self._unreached)
+        found = propose_centering(work, self.args, self.kwargs, self.output, self.unreached)
         into = tuple(dict.fromkeys(c.name for c in found.centers))
         replaced = []
         for path in found.norms:
@@ -522,10 +514,6 @@ class _Folding:
             self.folded.append(FoldedPart(path, "centering", into, note))
         self.kept += [KeptPart(path, "centering", why) for path, why in found.others]
         return found.applied(state), replaced
-
-
-def _cloned(t: Any) -> Any:
-    return t.clone() if isinstance(t, Tensor) else t
 
 
 def _rebuild(model: nn.Module, some: Iterable[ForwardWeight]) -> None:

@@ -11,10 +11,6 @@ from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
 
-_LOOKS = frozenset(("detach", "alias", "view", "t", "transpose", "permute", "select", "slice",
-                    "unsqueeze", "squeeze", "expand", "unbind", "split", "as_strided"))  # fmt: skip
-"""Operations that only look at memory in another way."""
-
 
 def unreached(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -59,7 +55,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        if func._schema.name.removeprefix("aten::") in _LOOKS or not any(t.numel() for t in made):
+        if _only_looks(func) or not any(t.numel() for t in made):
             return result
         with _disable_current_modes():
             for t in tree_leaves((args, kwargs or {})):
@@ -73,6 +69,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, start, seen in self._parts.get(t.untyped_storage()._cdata, ()):
             each = self._length[name]
             seen[max(0, (low - start) // each) : max(0, -((start - high) // each))] = True
+
+
+def _only_looks(func: Any) -> bool:
+    """Return whether an operation looks at memory in another way, and computes nothing."""
+    results = [r.alias_info for r in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in results)
 
 
 def may_meet(

@@ -1,7 +1,7 @@
 """What every rewrite needs of a model: its values, its outputs before and after, a copy."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,6 +160,59 @@ def allowed_change(own: Sequence[Tensor], rounding: float, tolerance: float | No
     if tolerance is not None:
         return tolerance
     return max(_ROUNDINGS * rounding, *(TOLERANCES.get(t.dtype, 1e-5) for t in own))
+
+
+def refuse_moved(
+    error: type[OnsphereError],
+    change: float,
+    in_float64: float,
+    allowed: float,
+    tolerance: float | None,
+    where: str = "",
+) -> None:
+    """Raise ``error`` where the output would move too far, or in float64 by more than rounding.
+
+    Args:
+        error: what to raise.
+        change: of the output, relative, as the model computes.
+        in_float64: the same in float64.
+        allowed: how far the output may move.
+        tolerance: what was asked for.
+        where: the mode, for the message.
+    """
+    certain = max(IN_FLOAT64, tolerance or 0.0)
+    if not in_float64 <= certain:
+        raise error(
+            f"{where}in float64 the output would change by {in_float64:.1e} of its size, more than "
+            f"{certain:.0e}: this model amplifies rounding so much that nothing can be verified, "
+            "and is left as it was; accept it with a larger `tolerance`"
+        )
+    if not change <= allowed:
+        raise error(
+            f"{where}the output would change by {change:.1e} of its size, more than {allowed:.0e}, "
+            f"so the model is left as it was (in float64 it would by {in_float64:.1e}); accept it "
+            "with a larger `tolerance`"
+        )
+
+
+@contextmanager
+def watched_inputs(
+    modules: Mapping[str, nn.Module], look: Callable[[str, nn.Module, tuple[Any, ...]], object]
+) -> Iterator[None]:
+    """Call ``look`` with path, module and positional inputs before each of some modules runs."""
+
+    def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def before(module: nn.Module, given: tuple[Any, ...]) -> None:
+            look(path, module, given)
+
+        return before
+
+    hooks = [m.register_forward_pre_hook(hook(path)) for path, m in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def widened(t: Any) -> Any:

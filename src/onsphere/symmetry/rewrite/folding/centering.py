@@ -5,8 +5,7 @@ without a mean: :math:`W \leftarrow (I - \mathbf 1\mathbf 1^\top/n)\,W`, and the
 rows of embeddings. Then the input of the norm has no mean, and LayerNorm and RMSNorm are one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from onsphere.symmetry.numeric.probe import NoGradients, Point, Probe
 from onsphere.symmetry.rewrite.folding.linear_maps import linear_maps
 from onsphere.symmetry.rewrite.folding.targets import State
 from onsphere.symmetry.rewrite.reach import may_meet, not_reached
+from onsphere.symmetry.rewrite.verification import watched_inputs
 
 _BALANCED = 1e-7
 """Sum of a gradient over entries that may move together, relative to the sum of its sizes."""
@@ -211,28 +211,13 @@ def _without_mean(
     """Return the norms whose inputs have no mean at any of some points."""
     largest: dict[str, float] = {}
 
-    def look(path: str, given: Tensor) -> None:
-        x = given.detach()
+    def look(path: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = given[0].detach()
         size = float(x.abs().max()) or 1.0
         mean = float(x.mean(-1).abs().max()) / size
         largest[path] = max(largest.get(path, 0.0), mean)
 
-    with _watched(norms, look):
+    with watched_inputs(norms, look):
         for point in points:
             probe.outputs(point, real_eps=True)
     return [p for p in norms if largest.get(p, 1.0) <= _NO_MEAN]
-
-
-@contextmanager
-def _watched(
-    modules: Mapping[str, nn.Module], look: Callable[[str, Tensor], None]
-) -> Iterator[None]:
-    hooks = [
-        m.register_forward_pre_hook(lambda _, given, path=path: look(path, given[0]))
-        for path, m in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

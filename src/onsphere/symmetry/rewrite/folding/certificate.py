@@ -13,7 +13,7 @@ from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.rewrite.folding.batch_norms import BatchNormFold
 from onsphere.symmetry.rewrite.folding.gains import GainFold
 from onsphere.symmetry.rewrite.folding.targets import State
-from onsphere.symmetry.rewrite.verification import outputs_in_float64, widened
+from onsphere.symmetry.rewrite.verification import outputs_in_float64, watched_inputs, widened
 
 Fold = BatchNormFold | GainFold
 
@@ -177,15 +177,6 @@ class Certificate:
             for own in f.own:
                 getattr(module, own.rpartition(".")[2]).data.copy_(now[own])
 
-        hooks = [
-            self.model.get_submodule(path).register_forward_pre_hook(
-                lambda module, given, path=path: measure(path, module, given)
-            )
-            for path in owners
-        ]
-        try:
+        with watched_inputs({path: self.model.get_submodule(path) for path in owners}, measure):
             outputs = self._outputs({n: t.clone() for n, t in now.items()}, *inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return now, outputs

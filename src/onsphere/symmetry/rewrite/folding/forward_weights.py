@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from onsphere._torch.execution import ModelError, call, plain_execution
-from onsphere.symmetry.rewrite.verification import widened
+from onsphere._torch.execution import ModelError, OutputPicker, plain_execution
+from onsphere.symmetry.rewrite.verification import outputs_as_it_computes, watched_inputs, widened
 
 _CLASSES: dict[Any, type[nn.Module]] = {
     nn.functional.linear: nn.Linear,
@@ -56,7 +56,7 @@ class ForwardWeight:
 
 
 def forward_weights(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], output: OutputPicker | None
 ) -> list[ForwardWeight]:
     """Find the modules that do one convolution or linear map with a weight that they compute.
 
@@ -68,16 +68,8 @@ def forward_weights(
     if not asked:
         return []
     seen: dict[str, tuple[Any, ...]] = {}
-    hooks = [
-        m.register_forward_pre_hook(lambda _, given, path=path: seen.setdefault(path, given))
-        for path, m in asked.items()
-    ]
-    try:
-        with plain_execution(), torch.no_grad():
-            call(model, {n: b.clone() for n, b in model.named_buffers()}, args, kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watched_inputs(asked, lambda path, _, given: seen.setdefault(path, given)):
+        outputs_as_it_computes(model, args, kwargs, output)
     found = (_found(path, asked[path], given) for path, given in seen.items())
     return [one for one in found if one is not None]
 

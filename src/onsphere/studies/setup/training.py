@@ -11,6 +11,7 @@ from torch import Tensor
 from onsphere.dynamics import NormRecorder
 from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere
+from onsphere.norms import ActivationNorm
 from onsphere.optim import SphereSGD
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.data import Images
@@ -18,6 +19,9 @@ from onsphere.studies.setup.network import SmallConvNet
 
 Space = Literal["plain", "sphere"]
 Part = Literal["hidden", "head", "rest"]
+Decayed = Literal["all", "hidden", "head"]
+Radius = Literal["initial", "fixed"]
+Statistics = Literal["running", "anew"]
 
 DECAY = 5e-3
 """Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
@@ -51,6 +55,12 @@ class Training:
             norms had grown by this factor. Where both are given and equal, the rate is constant
             and the norms grow: what happens in plain training, but forced.
         head: ``"sphere"`` keeps the head's weight at its initial length too.
+        decayed: which weights decay: ``"all"``, the ``"hidden"`` ones or the ``"head"`` alone.
+        start: the hidden weights begin with this multiple of their usual lengths.
+        radius: on the sphere: hidden weights keep their ``"initial"`` lengths, or are first moved
+            to a ``"fixed"`` one, the root mean square of usual initial lengths.
+        statistics: BatchNorm is evaluated with its ``"running"`` statistics, or with such as are
+            measured ``"anew"`` after training (what is left of the initial ones fades slowly).
     """
 
     data: str
@@ -69,11 +79,17 @@ class Training:
     norm_growth: float = 1.0
     rate_growth: float = 1.0
     head: Literal["free", "sphere"] = "free"
+    decayed: Decayed = "all"
+    start: float = 1.0
+    radius: Radius = "initial"
+    statistics: Statistics = "running"
 
     def __post_init__(self) -> None:
-        forced = (self.norm_growth, self.rate_growth, self.head) != (1.0, 1.0, "free")
-        if forced and self.space != "sphere":
-            raise ValueError("growth is forced, and the head is held, on the sphere only")
+        forced = (self.norm_growth, self.rate_growth, self.head, self.radius)
+        if forced != (1.0, 1.0, "free", "initial") and self.space != "sphere":
+            raise ValueError(
+                "growth is forced, the head is held and the radius is fixed on the sphere only"
+            )
 
     def progress(self, step: int) -> float:
         """Return the share of the run that is done before a step (counted from 0)."""
@@ -93,6 +109,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         model.requires_grad_(False)
         for weight, _ in model.hidden_weights().values():
             weight.requires_grad_(True)
+    place_start(model, settings)
     optimizer = optimizer_for(model, settings)
     recorder = (
         NormRecorder(optimizer, model.hidden_weights(), per_vector=True)
@@ -117,6 +134,8 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         optimizer.step()
         if settings.norm_growth != 1:
             enlarge(optimizer, _growth_in(settings, step))
+    if settings.statistics == "anew":
+        measure_statistics(model, images, settings)
     result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     if recorder is not None:
@@ -134,8 +153,11 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
     weights = {id(model.head.weight), *(id(parameter) for parameter, _ in hidden.values())}
     # By name and not by shape: the gains and shifts of LN and RMS have three axes.
     gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
-    decay = settings.weight_decay
-    head: dict[str, Any] = {"params": [model.head.weight], "weight_decay": decay, "part": "head"}
+    decay, head_decay = (
+        0.0 if settings.decayed == spared else settings.weight_decay for spared in ("head", "hidden")
+    )
+    head: dict[str, Any] = {"params": [model.head.weight], "part": "head"}
+    head["weight_decay"] = head_decay
     rest: dict[str, Any] = {"params": gains_and_biases, "weight_decay": 0.0, "part": "rest"}
     if settings.space == "plain":
         plain = {"params": [p for p, _ in hidden.values()], "weight_decay": decay, "part": "hidden"}
@@ -149,6 +171,48 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
     ]
     groups = [head, rest, *spheres]
     return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode="rate")
+
+
+@torch.no_grad()
+def place_start(model: SmallConvNet, settings: Training) -> None:
+    """Multiply the initial hidden weights by ``start``; with a fixed radius, move them there.
+
+    The radius is that of PyTorch's usual initial weights, uniform with variance 1/(3 fan-in): a
+    vector of n entries has the root mean square length sqrt(n / (3 fan-in)).
+    """
+    for parameter, axes in model.hidden_weights().values():
+        parameter.mul_(settings.start)
+        if settings.radius == "fixed":
+            vectors = axes.gather(parameter)
+            radius = (vectors.shape[-1] / (3 * parameter[0].numel())) ** 0.5
+            unit = vectors / vectors.norm(dim=-1, keepdim=True)
+            parameter.copy_(axes.scatter(radius * unit, parameter.shape))
+
+
+@torch.no_grad()
+def measure_statistics(model: SmallConvNet, images: Images, settings: Training) -> None:
+    """Measure BatchNorm's running statistics anew: a mean over at most 50 batches.
+
+    Args:
+        model: changed in place; left in eval mode.
+        images: gives the batches.
+        settings: gives their size and order.
+    """
+    norms = [n for n in model.norms if isinstance(n, ActivationNorm) and n.track_running_stats]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None
+        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked):
+            assert buffer is not None
+            buffer.zero_()
+    model.train()
+    for count, index in enumerate(batches(len(images.train_y), settings) if norms else ()):
+        if count == 50:
+            break
+        model(images.train_x[index])
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def grown(factor: float, progress: float) -> float:

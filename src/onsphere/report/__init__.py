@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from onsphere.report.document import (
     Document,
     Figure,
+    Interval,
+    Outcome,
     Panel,
     Reference,
     Section,
     Series,
+    Statement,
     Table,
-    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -27,12 +29,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Document",
     "Figure",
+    "Interval",
+    "Outcome",
     "Panel",
     "Reference",
     "Section",
     "Series",
+    "Statement",
     "Table",
-    "Verdict",
     "plain_text",
     "summary",
     "table",

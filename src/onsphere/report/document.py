@@ -16,12 +16,16 @@ Cell = str | float | int | None
 Scale = Literal["linear", "log"]
 
 
-class Verdict(StrEnum):
-    """What the measurements say about a claim."""
+Basis = Literal["proved", "measured"]
+
+
+class Outcome(StrEnum):
+    """What came out for a statement."""
 
     HOLDS = "holds"
-    CONDITIONAL = "holds under conditions"
-    FAILS = "does not hold"
+    REVERSED = "reversed"
+    ABSENT = "absent"
+    MIXED = "differs by method"
     OPEN = "undecided"
 
 
@@ -144,17 +148,68 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """An effect with its interval, in units of the margin: 1 is the smallest that matters.
+
+    Args:
+        label: whose effect; empty where there is only one.
+        mean: the effect.
+        low: lower end; minus infinity where nothing is known.
+        high: upper end.
+        outcome: what this interval says.
+        text: the same in the quantity's own units.
+    """
+
+    label: str
+    mean: float
+    low: float
+    high: float
+    outcome: Outcome
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A part of a claim that measurements can decide, and what they said.
+
+    Args:
+        name: a slug.
+        hypothesis: what would be so, in one plain sentence.
+        quantity: what was measured, with its unit.
+        margin: the smallest effect that matters, in words.
+        rule: how the outcome follows from the measurement, written before it.
+        outcome: what came out.
+        basis: whether theory proves it and the measurement checks, or it is only measured.
+        effect: the measured effect in words, with its interval and unit.
+        intervals: the effects, one per method, in units of the margin.
+        note: what the outcome does not say: methods left open, seeds that would decide.
+    """
+
+    name: str
+    hypothesis: str
+    quantity: str
+    margin: str
+    rule: str
+    outcome: Outcome
+    basis: Basis = "measured"
+    effect: str = ""
+    intervals: Sequence[Interval] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
-    """One claim, tested; or, without a verdict, one part of a description.
+    """One claim, tested; or, without statements, one part of a description.
 
     Args:
         name: the claim's name on the command line.
         title: the claim in a few words.
         statement: the claim as a sentence, with its source.
         prediction: what the theory says should be measured.
-        threshold: the rule for the verdict, written before the measurement.
-        verdict: what came out; ``None`` for a section that tests nothing.
-        figure_of_merit: the number behind the verdict, in one short line.
+        statements: what the claim is made of, each with its outcome; none for a section that tests
+            nothing.
+        advice: what it means for the reader, in one plain sentence.
+        figure_of_merit: the number that says most, in one short line.
         findings: what was seen, a sentence each; misses first.
         conditions: under which conditions it was measured, a line each.
         figures: the pictures.
@@ -167,8 +222,8 @@ class Section:
     title: str
     statement: str
     prediction: str = ""
-    threshold: str = ""
-    verdict: Verdict | None = None
+    statements: Sequence[Statement] = ()
+    advice: str = ""
     figure_of_merit: str = ""
     findings: Sequence[str] = ()
     conditions: Sequence[str] = ()
@@ -190,6 +245,7 @@ class Document:
             the command). Never a path or a time that differs between equal runs.
         warnings: anything a reader must know before trusting the page (a quick run, a single
             seed).
+        terms: abbreviations and what they stand for, explained where the page begins.
     """
 
     title: str
@@ -197,17 +253,18 @@ class Document:
     sections: Sequence[Section]
     provenance: dict[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    terms: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Sign:
-    """The look of one verdict.
+    """The look of one outcome.
 
     Args:
         symbol: one character.
         style: its class in a page.
         color: its colour in a terminal.
-        plural: the verdict of several claims.
+        plural: the outcome of several statements.
     """
 
     symbol: str
@@ -217,19 +274,20 @@ class Sign:
 
 
 SIGNS = {
-    Verdict.HOLDS: Sign("✓", "holds", "green", "hold"),
-    Verdict.CONDITIONAL: Sign("◐", "conditional", "yellow", "hold under conditions"),
-    Verdict.FAILS: Sign("✕", "fails", "red", "do not hold"),
-    Verdict.OPEN: Sign("?", "open", "default", "undecided"),
+    Outcome.HOLDS: Sign("✓", "holds", "green", "hold"),
+    Outcome.REVERSED: Sign("⇄", "reversed", "red", "reversed"),
+    Outcome.ABSENT: Sign("∅", "absent", "blue", "absent"),
+    Outcome.MIXED: Sign("◐", "mixed", "yellow", "differ by method"),
+    Outcome.OPEN: Sign("?", "open", "default", "undecided"),
 }
 
 
-def tally(verdicts: list[Verdict]) -> list[tuple[int, str]]:
-    """Count verdicts, in words that agree with the number.
+def tally(outcomes: Sequence[Outcome]) -> list[tuple[int, str]]:
+    """Count outcomes, in words that agree with the number.
 
     Example:
-        >>> tally([Verdict.HOLDS, Verdict.FAILS, Verdict.FAILS])
-        [(1, 'holds'), (2, 'do not hold')]
+        >>> tally([Outcome.HOLDS, Outcome.HOLDS, Outcome.OPEN])
+        [(2, 'hold'), (1, 'undecided')]
     """
-    counts = ((verdict, verdicts.count(verdict)) for verdict in Verdict)
-    return [(n, v.value if n == 1 else SIGNS[v].plural) for v, n in counts if n]
+    counts = ((outcome, outcomes.count(outcome)) for outcome in Outcome)
+    return [(n, o.value if n == 1 else SIGNS[o].plural) for o, n in counts if n]

@@ -1,114 +1,21 @@
-"""A claim: what the paper says, what would show it, and how measurements become a verdict."""
+"""A claim: what the paper says, the statements it is made of, and how they are shown."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
-from onsphere.report.document import Figure, Section, Table, Verdict
-from onsphere.studies.engine.job import Cell, Task
-from onsphere.studies.setup.network import LABELS, STUDIED
-from onsphere.studies.setup.training import DECAY, Training
+from onsphere.report.document import Figure, Outcome, Section, Table
+from onsphere.studies.claims.plan import Plan, Results
+from onsphere.studies.claims.statement import Decisions, Statement, open_of, shown
+from onsphere.studies.engine.job import Cell
 
-Size = Literal["quick", "default", "full"]
-Results = Mapping[str, dict[str, Any]]
-"""Records by the key of their cell."""
+Outcomes = Mapping[str, Outcome]
+"""What came out, by the name of the statement."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How large a study is.
+class Details:
+    """What a claim shows beside its statements: numbers, pictures, and how they were made."""
 
-    Args:
-        data: name of the data set.
-        seeds: seeds of everything that is trained.
-        size: ``"quick"`` shows that it runs, ``"default"`` gives verdicts in minutes,
-            ``"full"`` is meant to settle them.
-    """
-
-    data: str = "digits"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    size: Size = "default"
-
-    @property
-    def scale(self) -> "Scale":
-        """The numbers behind the size."""
-        return SCALES[self.size]
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Every method of the study, in the order of its tables."""
-        return STUDIED
-
-    @property
-    def normalized(self) -> tuple[str, ...]:
-        """Every method but ``none``."""
-        return tuple(key for key in self.methods if key != "none")
-
-    def training(self, method: str, seed: int, **changes: Any) -> Training:
-        """Return the study's common training, with changes."""
-        scale = self.scale
-        common = Training(self.data, method, steps=scale.steps, width=scale.width, seed=seed)
-        return replace(common, **changes)
-
-    def trained(self, method: str, seed: int, **changes: Any) -> Training:
-        """Return the network that claims share, with a cosine schedule; with changes."""
-        return self.training(method, seed, schedule="cosine", lr=0.1, **changes)
-
-    def variants(self, method: str) -> tuple[str, ...]:
-        """Return the variants that make sense for a method: no sphere without normalization."""
-        return tuple(VARIANTS) if method != "none" else ("plain", "decay")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The numbers behind a size.
-
-    Args:
-        seeds: how many seeds, unless the user says.
-        steps: of the common training.
-        width: of the network.
-        rates: decades and rates per decade of the stability study: (lowest exponent, highest,
-            rates per decade).
-        stability_steps: steps of each of its runs.
-        attacked: how many test images are attacked.
-        attack_steps: steps of PGD.
-        restarts: random restarts of PGD.
-        exact_steps: float64 steps over which the recursions are checked.
-        auto: test images under Auto-PGD, and its steps per loss and target.
-    """
-
-    seeds: int
-    steps: int
-    width: int
-    rates: tuple[int, int, int]
-    stability_steps: int
-    attacked: int
-    attack_steps: int
-    restarts: int
-    exact_steps: int
-    auto: tuple[int, int]
-
-
-SCALES: dict[Size, Scale] = {
-    "quick": Scale(1, 50, 8, (-3, 1, 1), 20, 50, 5, 1, 10, (20, 5)),
-    "default": Scale(3, 300, 8, (-3, 1, 2), 90, 200, 10, 1, 50, (100, 20)),
-    "full": Scale(10, 2000, 16, (-4, 2, 3), 1000, 500, 50, 3, 200, (500, 100)),
-}
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "decay": {"weight_decay": DECAY},
-    "sphere": {"space": "sphere"},
-}
-"""The variants of the common training, as changes of it."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the measurements of one claim say; the rest of its section is known beforehand."""
-
-    verdict: Verdict
-    figure_of_merit: str
     findings: Sequence[str] = ()
     conditions: Sequence[str] = ()
     figures: Sequence[Figure] = ()
@@ -124,62 +31,53 @@ class Claim:
         title: a few words.
         statement: the claim as a sentence, with its source.
         prediction: what theory says should be measured.
-        threshold: the rule for the verdict, written before the measurement.
-        cells: what has to be computed for a plan.
-        judge: turns the records into a judgement.
-        on_request: it is run only when it is named.
+        statements: what is decided.
+        advice: says in one plain sentence what the outcomes mean for somebody's training.
+        details: turns records into pictures and tables.
+        drawn: cells that these need and no statement does.
     """
 
     name: str
     title: str
     statement: str
     prediction: str
-    threshold: str
-    cells: Callable[[Plan], list[Cell]]
-    judge: Callable[[Plan, Results], Judgement]
-    on_request: bool = False
+    statements: tuple[Statement, ...]
+    advice: Callable[[Outcomes], str]
+    details: Callable[[Plan, Results], Details]
+    drawn: Callable[[Plan], list[Cell]] = lambda _: []
 
-    def section(self, plan: Plan, results: Results, command: str) -> Section:
+    def cells(self, plan: Plan, decisions: Decisions | None = None, look: int = 0) -> list[Cell]:
+        """Return what a look needs: the seeds of every comparison that is open, each cell once.
+
+        Args:
+            plan: how large.
+            decisions: those of earlier looks.
+            look: which look, counted from 0.
+        """
+        cells = [
+            cell
+            for one, method in open_of(self.statements, plan, decisions or {})
+            for seed in one.seeds(plan, look)
+            for cell in one.cells(plan, method, seed)
+        ]
+        return list({cell.key: cell for cell in [*cells, *self.drawn(plan)]}.values())
+
+    def section(
+        self, plan: Plan, results: Results, decisions: Decisions, command: str
+    ) -> Section:
         """Return the claim's section of the report, from records alone."""
-        judged = self.judge(plan, results)
+        statements = [shown(one, plan, decisions) for one in self.statements if one.methods(plan)]
+        details = self.details(plan, results)
         return Section(
             name=self.name,
             title=self.title,
             statement=self.statement,
             prediction=self.prediction,
-            threshold=self.threshold,
-            verdict=judged.verdict,
-            figure_of_merit=judged.figure_of_merit,
-            findings=judged.findings,
-            conditions=judged.conditions,
-            figures=judged.figures,
-            tables=judged.tables,
+            statements=statements,
+            advice=self.advice({one.name: one.outcome for one in statements}),
+            findings=details.findings,
+            conditions=details.conditions,
+            figures=details.figures,
+            tables=details.tables,
             command=command,
         )
-
-
-def on_trained(
-    plan: Plan, task: Task, methods: Sequence[str], cost: float
-) -> dict[tuple[str, int], Cell]:
-    """Return the cells that measure the shared plain networks, by method and seed."""
-    cells = {}
-    for method in methods:
-        for seed in plan.seeds:
-            training = plan.trained(method, seed).cell()
-            cells[method, seed] = Cell(task, {"training": training.config}, (training,), cost)
-    return cells
-
-
-def label(method: str) -> str:
-    """Return how tables and figures call a method."""
-    return LABELS[method]
-
-
-def average(values: Sequence[float]) -> float:
-    """Return the mean; nan for no values."""
-    return sum(values) / len(values) if values else float("nan")
-
-
-def worst(values: Sequence[float]) -> float:
-    """Return the largest value, 0 for none."""
-    return max(values, default=0.0)

@@ -1,6 +1,7 @@
 """Claim `sphere`: every normalization puts its vectors on a sphere, with the lemma's Jacobian."""
 
 import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ from torch import Tensor, nn
 from onsphere.geometry import SphereMap, VectorAxes, normalize, spectrum
 from onsphere.norms import ActivationNorm, SpectralSphere
 from onsphere.norms.weight import WeightSphere
-from onsphere.report.document import Figure, Panel, Reference, Series, Table, Verdict
+from onsphere.report.document import Figure, Outcome, Panel, Reference, Series, Table
 from onsphere.report.number import number
-from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, label, on_trained, worst
-from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.claims.base import Claim, Details, Outcomes
+from onsphere.studies.claims.plan import Plan, Results, label, on_trained, worst
+from onsphere.studies.claims.statement import Statement
+from onsphere.studies.engine.job import Cell, Config, Inputs, Task
+from onsphere.studies.engine.job import Outcome as Found
 from onsphere.studies.setup.network import SmallConvNet
 from onsphere.studies.setup.training import Training, restore
 
@@ -20,10 +24,10 @@ _IMAGES = 4  # images in the batch: keeps BatchNorm's vectors short enough for a
 _LARGEST = 600  # entries of the longest vector whose Jacobian is measured
 _DRAWN = 160  # entries of the longest vector whose spectrum is drawn
 _VECTORS = 2  # vectors per layer whose Jacobian is measured
-_RADIUS, _SPECTRUM = 1e-10, 1e-8  # thresholds, in float64
+_RADIUS, _SPECTRUM, _SHORTFALL = 1e-10, 1e-8, 1e-10  # thresholds, in float64
 
 
-def measure(config: Config, inputs: Inputs) -> Outcome:
+def measure(config: Config, inputs: Inputs) -> Found:
     """Compare lengths and Jacobians of a trained network's norms with the lemma, in float64."""
     settings = Training(**config["training"])
     model = restore(settings, inputs).double()
@@ -34,7 +38,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
         _measure_layer(module, z, index + 1, curve=size == drawn)
         for index, ((module, z), size) in enumerate(zip(sites, sizes, strict=True))
     ]
-    return Outcome({"layers": layers})
+    return Found({"layers": layers})
 
 
 def _sites(model: SmallConvNet, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
@@ -172,12 +176,39 @@ def _few(values: Tensor, most: int = 60) -> list[float]:
 MEASURE = Task("sphere.measure", 2, measure)
 
 
-def _cells(plan: Plan) -> dict[tuple[str, int], Cell]:
-    return on_trained(plan, MEASURE, plan.normalized, cost=0.1)
+def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
+    return [on_trained(plan, MEASURE, method, seed, cost=0.1)]
 
 
-def _judge(plan: Plan, results: Results) -> Judgement:
-    layers = {key: results[cell.key]["layers"] for key, cell in _cells(plan).items()}
+def _largest(what: str) -> Callable[[Sequence[Sequence[dict[str, Any]]]], list[float | None]]:
+    """Return, for every seed, the largest deviation over layers that have one."""
+
+    def values(records: Sequence[Sequence[dict[str, Any]]]) -> list[float | None]:
+        return [worst([layer.get(what, 0.0) for layer in own["layers"]]) for (own,) in records]
+
+    return values
+
+
+def _identity(name: str, hypothesis: str, quantity: str, margin: float, what: str) -> Statement:
+    return Statement(
+        name=name,
+        hypothesis=hypothesis,
+        quantity=quantity,
+        margin=margin,
+        methods=lambda plan: plan.normalized,
+        cells=_cells,
+        values=_largest(what),
+        kind="identity",
+        basis="proved",
+    )
+
+
+def _details(plan: Plan, results: Results) -> Details:
+    layers = {
+        (method, seed): results[_cells(plan, method, seed)[0].key]["layers"]
+        for method in plan.normalized
+        for seed in plan.exact_seeds
+    }
     rows, panels = [], []
     for method in plan.normalized:
         own = [layer for (key, _), found in layers.items() if key == method for layer in found]
@@ -193,21 +224,10 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             )
         )
         panels.append(_spectrum_panel(method, layers[method, plan.seeds[0]]))
-    radius = worst([row[2] for row in rows])
-    spectral = worst([row[5] for row in rows])
-    shortfall, predicted = worst([row[3] for row in rows]), worst([row[4] for row in rows])
-    holds = radius <= _RADIUS and spectral <= _SPECTRUM
-    return Judgement(
-        Verdict.HOLDS if holds else Verdict.FAILS,
-        f"largest deviation from the sphere {number(radius, 3)}, from the predicted spectrum "
-        f"{number(spectral, 3)}",
+    return Details(
         findings=[
-            f"At eps → 0 every one of {sum(row[1] for row in rows):,} vectors has its predicted "
-            f"length to {number(radius, 3)}.",
-            f"At its real eps the most affected vector is {number(shortfall, 3)} short of its "
-            f"sphere, as the lemma with eps predicts to {number(predicted, 3)}.",
-            f"The singular values of autograd's Jacobian agree with the closed form to "
-            f"{number(spectral, 3)} of the largest.",
+            f"{sum(row[1] for row in rows):,} vectors were measured. At its real eps the most "
+            f"affected one is {number(worst([row[3] for row in rows]), 3)} short of its sphere.",
         ],
         conditions=[
             "networks trained with a cosine schedule, measured in float64 with the learned gain "
@@ -243,6 +263,15 @@ def _judge(plan: Plan, results: Results) -> Judgement:
             )
         ],
     )
+
+
+def _advice(outcomes: Outcomes) -> str:
+    if all(outcome == Outcome.HOLDS for outcome in outcomes.values()):
+        return (
+            "Whatever length a vector has before a normalization, behind it only its direction is "
+            "left: all that your normalized layers learn, they learn as directions."
+        )
+    return "Something here is not as the lemma says: do not build on it before you know why."
 
 
 def _spectrum_panel(method: str, layers: list[dict[str, Any]]) -> Panel:
@@ -300,8 +329,33 @@ CLAIM = Claim(
     prediction="N(x) has length r exactly at eps = 0 and r·|c|/√(|c|²+eps) otherwise; its Jacobian "
     "has the singular value r/length on the tangent space, 0 (at eps = 0) radially and 0 along "
     "the mean.",
-    threshold=f"Holds if every vector's length is within {_RADIUS:.0e} of the radius and every "
-    f"measured spectrum within {_SPECTRUM:.0e} of the closed form (float64, relative).",
-    cells=lambda plan: list(_cells(plan).values()),
-    judge=_judge,
+    statements=(
+        _identity(
+            "lengths",
+            "Every normalized vector lies on its sphere.",
+            "largest deviation of a vector's length from the predicted radius, relative, in "
+            "float64 at eps → 0",
+            _RADIUS,
+            "radius_error",
+        ),
+        _identity(
+            "spectrum",
+            "A normalization passes changes of direction on, all equally strongly, and removes "
+            "changes of length.",
+            "largest deviation of the Jacobian's singular values from the closed form, relative to "
+            "the largest",
+            _SPECTRUM,
+            "spectrum_error",
+        ),
+        _identity(
+            "eps",
+            "What eps takes away from the sphere is what the lemma with eps says.",
+            "largest deviation of the normalized vectors at their real eps from the lemma with "
+            "eps, relative",
+            _SHORTFALL,
+            "eps_error",
+        ),
+    ),
+    advice=_advice,
+    details=_details,
 )

@@ -1,209 +1,457 @@
-"""Claim `stability`: does optimizing on the sphere widen the range of usable learning rates?"""
+"""Claim `stability`: does optimizing on the sphere make training more stable, and in what?
 
-from dataclasses import dataclass
-from itertools import pairwise
+Five things that one may mean by stable, each measured in pairs of networks that share seed, initial
+weights and order of the data: the scale of the start, the largest usable rate, rate and decay
+together, a large rate without warm-up, and the spread over seeds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from math import log10
+from typing import Any
 
-from onsphere.report.document import Figure, Panel, Series, Table, Verdict
-from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, average, label
-from onsphere.studies.engine.job import Cell
-from onsphere.studies.setup.statistics import Estimate, estimate
+from onsphere.report.document import Figure, Outcome, Panel, Series, Table
+from onsphere.studies.claims.base import Claim, Details, Outcomes
+from onsphere.studies.claims.growth import law_cell
+from onsphere.studies.claims.plan import Plan, Results, average, label
+from onsphere.studies.claims.statement import Statement, Values
+from onsphere.studies.engine.job import Cell, Config, Inputs, Task
+from onsphere.studies.engine.job import Outcome as Found
+from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training
+from onsphere.studies.setup.training_group import group_cell, train_together
 
-_WITHIN = 0.02  # a rate is usable when its accuracy is this close to the best of its row
-_MATTERS = 0.25  # decades: a smaller difference in width is called none
-
-
-@dataclass(frozen=True)
-class _Row:
-    """All rates of one method, space and seed."""
-
-    rates: tuple[float, ...]
-    losses: tuple[float | None, ...]
-    accuracies: tuple[float, ...]
-
-    @property
-    def best(self) -> float:
-        return max(self.accuracies)
-
-    def width(self, best: float) -> float:
-        """Decades of rates within reach of ``best``, accuracy interpolated between rates."""
-        enough = best - _WITHIN
-        total = 0.0
-        for (rate, a), (next_rate, b) in pairwise(zip(self.rates, self.accuracies, strict=True)):
-            high, low = max(a, b), min(a, b)
-            share = 0.0 if high < enough else min(1.0, (high - enough) / max(high - low, 1e-12))
-            total += log10(next_rate / rate) * share
-        return total
+_SPACES: tuple[Space, Space] = ("plain", "sphere")
+_WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
+_SCALES = (2.0**-6, 2.0**-3, 1.0, 2.0**3, 2.0**6)  # powers of two: rounding stays as it is
+_RATES = tuple(10.0 ** (k / 2) for k in range(-4, 3))  # 0.01 to 10, the coarse grid
+_BISECTIONS = 3  # from half a decade to a sixteenth
+_GRID_RATES = (0.03, 0.1, 0.3, 1.0)
+_GRID_DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
+_ROUGH_RATE, _ROUGH_BATCH, _ROUGH_STEPS = 1.0, 256, 60
+_SPIKE = 2.0  # a spike: the loss exceeds this multiple of its median over the last ten steps
 
 
-def rates(plan: Plan) -> tuple[float, ...]:
-    """Return the learning rates of a plan, evenly spaced in the logarithm."""
-    low, high, per_decade = plan.scale.rates
-    return tuple(10.0 ** (k / per_decade) for k in range(low * per_decade, high * per_decade + 1))
+def _short(plan: Plan, method: str, seed: int, **changes: Any) -> Training:
+    """Return the training of this study: short, with a cosine schedule."""
+    given = {"schedule": "cosine", "steps": plan.scale.stability_steps} | changes
+    return plan.training(method, seed, **given)
 
 
-def _decades(values: tuple[float, ...]) -> float:
-    return log10(values[-1] / values[0])
+# The scale of the start
 
 
-def _spaces(method: str) -> tuple[Space, ...]:
-    """Return the spaces that make sense for a method: no sphere without normalization."""
-    return ("plain",) if method == "none" else ("plain", "sphere")
+def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
+    plain = [_short(plan, method, seed, start=a, statistics="anew") for a in _SCALES]
+    sphere = [
+        _short(plan, method, seed, start=a, statistics="anew", space="sphere", radius="fixed")
+        for a in _SCALES
+    ]
+    return group_cell([*plain, *sphere])
 
 
-def _training(plan: Plan, method: str, seed: int, space: Space, lr: float) -> Training:
-    return plan.training(
-        method, seed, space=space, lr=lr, schedule="cosine", steps=plan.scale.stability_steps
+def _ranges(record: dict[str, Any]) -> tuple[float, float]:
+    """Return how far accuracies lie apart over the scales of the start: plain, and on the sphere."""
+    found = [one["test_accuracy"] for one in record["trained"]]
+    plain, sphere = found[: len(_SCALES)], found[len(_SCALES) :]
+    return max(plain) - min(plain), max(sphere) - min(sphere)
+
+
+# The largest usable rate
+
+
+def find_edges(config: Config, inputs: Inputs) -> Found:
+    """Train at a coarse grid of rates in both spaces, then bisect for the largest usable rate.
+
+    Usable is a rate whose accuracy is within 2 % points of the best of both spaces on the grid. The
+    search goes up from the last usable rate of the grid.
+    """
+    base = {space: Training(**config[space]) for space in _SPACES}
+
+    def accuracies(rates: dict[Space, Sequence[float]]) -> dict[Space, list[dict[str, Any]]]:
+        group = [replace(base[space], lr=rate) for space in _SPACES for rate in rates[space]]
+        results = [one.result for one in train_together(group, inputs.images)]
+        first = len(rates["plain"])
+        return {"plain": results[:first], "sphere": results[first:]}
+
+    grid = accuracies(dict.fromkeys(_SPACES, config["rates"]))
+    best = max(one["test_accuracy"] for found in grid.values() for one in found)
+    enough = best - _WITHIN
+    low: dict[Space, float] = {}
+    high: dict[Space, float] = {}
+    for space, found in grid.items():
+        usable = [i for i, one in enumerate(found) if one["test_accuracy"] >= enough]
+        last = max(usable, default=0)
+        low[space] = config["rates"][last]
+        high[space] = low[space] * config["rates"][1] / config["rates"][0]
+    for _ in range(config["bisections"]):
+        middle = {space: math.sqrt(low[space] * high[space]) for space in _SPACES}
+        tried = accuracies({space: [rate] for space, rate in middle.items()})
+        for space, (one,) in tried.items():
+            (low if one["test_accuracy"] >= enough else high)[space] = middle[space]
+    return Found(
+        {
+            "rates": list(config["rates"]),
+            "accuracy": {space: [o["test_accuracy"] for o in grid[space]] for space in _SPACES},
+            "loss": {space: [o["train_loss"] for o in grid[space]] for space in _SPACES},
+            "edge": {space: math.sqrt(low[space] * high[space]) for space in _SPACES},
+            "finite": any(o["train_loss"] is not None for found in grid.values() for o in found),
+        }
     )
 
 
-def _cells(plan: Plan) -> list[Cell]:
+EDGES = Task("stability.edges", 1, find_edges)
+
+
+def _edge_cell(plan: Plan, method: str, seed: int) -> Cell:
+    config: dict[str, Any] = {
+        space: _short(plan, method, seed, space=space).cell().config for space in _SPACES
+    }
+    config |= {"rates": list(_RATES), "bisections": _BISECTIONS}
+    networks = 2 * (len(_RATES) + _BISECTIONS)
+    return Cell(EDGES, config, cost=networks * _short(plan, method, seed).cell().cost)
+
+
+def _gained_decades(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
+    return [log10(own["edge"]["sphere"] / own["edge"]["plain"]) for (own,) in records]
+
+
+def _gained_accuracy(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
+    return [max(o["accuracy"]["sphere"]) - max(o["accuracy"]["plain"]) for (o,) in records]
+
+
+def _spread_over_seeds(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
+    """Return by how much more plain SGD's final loss strays from its median over seeds, in logs.
+
+    Each space at the rate whose mean accuracy over the seeds is best: the test of Brown and
+    Forsythe for equal spreads, on pairs.
+    """
+    strays = []
+    for space in _SPACES:
+        columns = list(zip(*(own["accuracy"][space] for (own,) in records), strict=True))
+        best = max(range(len(columns)), key=lambda i, c=columns: average(c[i]))  # type: ignore[misc]
+        losses = [own["loss"][space][best] for (own,) in records]
+        logs = sorted(math.log(max(loss, 1e-9)) for loss in losses if loss is not None)
+        middle = (logs[(len(logs) - 1) // 2] + logs[len(logs) // 2]) / 2 if logs else 0.0
+        strays.append(
+            [None if x is None else abs(math.log(max(x, 1e-9)) - middle) for x in losses]
+        )
     return [
-        _training(plan, method, seed, space, lr).cell()
-        for method in plan.methods
-        for space in _spaces(method)
-        for seed in plan.seeds
-        for lr in rates(plan)
+        None if plain is None or sphere is None else plain - sphere
+        for plain, sphere in zip(*strays, strict=True)
     ]
 
 
-def _rows(plan: Plan, results: Results) -> dict[tuple[str, Space, int], _Row]:
-    rows = {}
-    for method in plan.methods:
-        for space in _spaces(method):
-            for seed in plan.seeds:
-                found = [
-                    results[_training(plan, method, seed, space, lr).cell().key]
-                    for lr in rates(plan)
-                ]
-                rows[method, space, seed] = _Row(
-                    rates(plan),
-                    tuple(one["train_loss"] for one in found),
-                    tuple(one["test_accuracy"] for one in found),
-                )
-    return rows
+# Rate and decay together
 
 
-def _judge(plan: Plan, results: Results) -> Judgement:
-    rows = _rows(plan, results)
-    table, gains, best_gains = [], [], []
-    per_method: dict[str, Estimate] = {}
-    for method in plan.normalized:
-        plain = [rows[method, "plain", seed] for seed in plan.seeds]
-        sphere = [rows[method, "sphere", seed] for seed in plan.seeds]
-        # Both spaces are held against the better of the two, so that a space cannot look wide by
-        # being bad everywhere.
-        best = [max(p.best, s.best) for p, s in zip(plain, sphere, strict=True)]
-        widths = [
-            [row.width(b) for row, b in zip(side, best, strict=True)] for side in (plain, sphere)
-        ]
-        gain = [s - p for p, s in zip(*widths, strict=True)]
-        best_gain = [s.best - p.best for p, s in zip(plain, sphere, strict=True)]
-        per_method[method] = estimate(gain)
-        gains.append(gain)
-        best_gains.append(best_gain)
-        table.append(
-            (
-                label(method),
-                estimate([p.best for p in plain]).mean,
-                estimate([s.best for s in sphere]).mean,
-                estimate(widths[0]).mean,
-                estimate(widths[1]).mean,
-                str(per_method[method]),
-            )
+def _grid_cell(plan: Plan, method: str, seed: int) -> Cell:
+    plain = [
+        _short(plan, method, seed, lr=rate, weight_decay=decay)
+        for rate in _GRID_RATES
+        for decay in _GRID_DECAYS
+    ]
+    sphere = [_short(plan, method, seed, lr=rate, space="sphere") for rate in _GRID_RATES]
+    return group_cell([*plain, *sphere])
+
+
+def _shares(record: dict[str, Any]) -> tuple[float, float]:
+    """Return which share of the settings is usable: of rate and decay plain, of rate on the sphere.
+
+    On the sphere the head's decay is 0 and hidden weights have none: one number is tuned.
+    """
+    found = [one["test_accuracy"] for one in record["trained"]]
+    enough = max(found) - _WITHIN
+    sides = found[: -len(_GRID_RATES)], found[-len(_GRID_RATES) :]
+    plain, sphere = (average([float(a >= enough) for a in side]) for side in sides)
+    return plain, sphere
+
+
+# A large rate and a large batch without warm-up
+
+
+def _rough_cell(plan: Plan, method: str, seed: int) -> Cell:
+    common = {
+        "lr": _ROUGH_RATE,
+        "batch": _ROUGH_BATCH,
+        "schedule": "constant",
+        "steps": min(_ROUGH_STEPS, plan.scale.steps),
+    }
+    return group_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
+
+
+def spikes(losses: Sequence[float], window: int = 10) -> int:
+    """Count the steps whose loss exceeds twice its median over the last ten steps.
+
+    Args:
+        losses: one per step.
+        window: how many steps before each are looked at.
+
+    Example:
+        >>> spikes([1.0] * 12 + [2.5] + [1.0] * 5)
+        1
+    """
+    count = 0
+    for i in range(window, len(losses)):
+        before = sorted(losses[i - window : i])
+        count += losses[i] > _SPIKE * (before[(window - 1) // 2] + before[window // 2]) / 2
+    return count
+
+
+def _fewer_spikes(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
+    found = []
+    for (own,) in records:
+        plain, sphere = (
+            spikes([loss for _, loss in one["loss_curve"]]) / max(1, one["steps_done"])
+            for one in own["trained"]
         )
-    # Methods share seeds (initial weights, order of the data): average over them, then seeds.
-    pooled = estimate([average(one) for one in zip(*gains, strict=True)])
-    best_pooled = estimate([average(one) for one in zip(*best_gains, strict=True)])
-    wider = [label(m) for m, e in per_method.items() if e.low > 0 and e.mean > _MATTERS]
-    narrower = [label(m) for m, e in per_method.items() if e.high < 0 and e.mean < -_MATTERS]
-    none = [rows["none", "plain", seed] for seed in plan.seeds]
-    none_width = estimate([row.width(row.best) for row in none])
-    return Judgement(
-        _verdict(pooled, wider, narrower),
-        f"usable range on the sphere minus plain: {pooled} decades, mean of "
-        f"{len(plan.normalized)} methods",
+        found.append(None if any(o["diverged"] for o in own["trained"]) else plain - sphere)
+    return found
+
+
+def _rate_lost(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
+    """Return the logarithm by which the effective rate fell: twice that of the norms."""
+    return [
+        2 * average([math.log(layer["grew"]) for layer in own["layers"]]) if own["layers"] else None
+        for (own,) in records
+    ]
+
+
+_STATEMENTS = (
+    Statement(
+        name="start",
+        hypothesis="On a sphere of fixed radius it does not matter how large the initial weights "
+        "are.",
+        quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64",
+        margin=0.01,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_start_cell(*which)],
+        values=lambda records: [_ranges(own)[1] for (own,) in records],
+        kind="agreement",
+        basis="proved",
+        few=True,
+    ),
+    Statement(
+        name="start-plain",
+        hypothesis="To plain SGD it does matter.",
+        quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64, plain "
+        "minus sphere",
+        margin=_WITHIN,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_start_cell(*which)],
+        values=lambda records: [plain - sphere for plain, sphere in map(_ranges, _only(records))],
+        few=True,
+    ),
+    Statement(
+        name="rates",
+        hypothesis="The sphere trains well at larger learning rates than plain SGD.",
+        quantity="largest usable rate, sphere over plain; usable: test accuracy within 2 % points "
+        "of the best of both",
+        margin=0.25,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_edge_cell(*which)],
+        values=_gained_decades,
+        unit="decades",
+    ),
+    Statement(
+        name="best",
+        hypothesis="At its best rate the sphere reaches a higher accuracy than plain SGD.",
+        quantity="best test accuracy over the rates, sphere minus plain",
+        margin=0.01,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_edge_cell(*which)],
+        values=_gained_accuracy,
+    ),
+    Statement(
+        name="rate-and-decay",
+        hypothesis="Of the settings of rate and decay a smaller share works in plain SGD than of "
+        "the rates on the sphere, where there is no decay to tune.",
+        quantity="share of settings within 2 % points of the best, sphere minus plain; rates 0.03 "
+        "to 1, decays 0 to 0.1",
+        margin=0.1,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_grid_cell(*which)],
+        values=lambda records: [sphere - plain for plain, sphere in map(_shares, _only(records))],
+    ),
+    Statement(
+        name="no-warm-up",
+        hypothesis="At a large rate with large batches and no warm-up, plain SGD has more loss "
+        "spikes than the sphere.",
+        quantity="share of steps whose loss is twice its recent median, plain minus sphere; rate "
+        f"{_ROUGH_RATE:g}, batch {_ROUGH_BATCH}",
+        margin=0.02,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_rough_cell(*which)],
+        values=_fewer_spikes,
+    ),
+    Statement(
+        name="rate-left",
+        hypothesis="At a constant nominal rate the effective rate of plain SGD falls during the "
+        "run; on the sphere it cannot.",
+        quantity="initial over final effective rate of plain SGD, 1/norm², mean over layers",
+        margin=math.log(1.25),
+        methods=lambda plan: plan.panel,
+        cells=lambda plan, method, seed: [law_cell(plan, method, seed, "no decay")],
+        values=_rate_lost,
+        axis="ratio",
+        few=True,
+    ),
+    Statement(
+        name="seeds",
+        hypothesis="Plain SGD's final loss differs more from seed to seed than the sphere's.",
+        quantity="distance of the logarithm of the final training loss from its median over seeds, "
+        "each at its best rate, plain minus sphere",
+        margin=0.2,
+        methods=lambda plan: plan.panel,
+        cells=lambda *which: [_edge_cell(*which)],
+        values=_spread_over_seeds,
+    ),
+)
+
+
+def _only(records: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [own for (own,) in records]
+
+
+def _details(plan: Plan, results: Results) -> Details:
+    edges = {
+        method: [results[_edge_cell(plan, method, seed).key] for seed in plan.first_seeds]
+        for method in plan.panel
+    }
+    starts = {
+        method: [results[_start_cell(plan, method, seed).key] for seed in plan.first_seeds]
+        for method in plan.panel
+    }
+    rows = [
+        (
+            label(method),
+            *(estimate([max(o["accuracy"][space]) for o in own]).mean for space in _SPACES),
+            *(
+                10.0 ** average([log10(o["edge"][space]) for o in own])
+                for space in _SPACES
+            ),
+        )
+        for method, own in edges.items()
+    ]
+    return Details(
         findings=[
-            f"Narrower on the sphere: {', '.join(narrower) or 'no method'}; wider on the sphere: "
-            f"{', '.join(wider) or 'no method'} (intervals over seeds exclude 0 and the "
-            f"difference exceeds {_MATTERS} decades).",
-            f"Best accuracy over all rates, sphere minus plain: {best_pooled}.",
-            f"Without normalization the usable range is {none_width} decades.",
+            "Why the sphere's range is the narrower one: plain SGD answers a rate that is too large "
+            "with larger norms, which lowers its effective rate by itself (Arora et al. 2018); a "
+            "fixed sphere cannot. What it loses at the upper end it does not regain at the lower.",
+            "On a sphere of fixed radius the first step forgets the length of the initial weights. "
+            "A sphere that keeps whatever length it is given does not: there the rate has to be set "
+            "for that length, as in plain SGD.",
         ],
         conditions=[
-            f"{len(rates(plan))} rates over {_decades(rates(plan)):.0f} decades, "
-            f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay",
-            "on the sphere every hidden weight keeps its initial length, and the rate has the same "
-            "meaning as in plain SGD; plain SGD may grow its norms and so lower its own "
-            "effective rate",
-            f"usable: test accuracy within {_WITHIN:.0%} points of the best of both spaces, linear "
-            "in the logarithm of the rate between measured ones",
+            f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
+            "unless said; the same seed gives both spaces the same initial weights and data order",
+            "largest usable rate: on a grid of half decades from 0.01 to 10, then by "
+            f"{_BISECTIONS} bisections; the sphere keeps the initial length, so that a rate means "
+            "the same in both",
+            "scale of the start: BatchNorm's statistics are measured anew before testing",
+            f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",
         ],
-        figures=[_figure(plan, rows, "accuracy"), _figure(plan, rows, "loss")],
+        figures=[_rate_figure(edges, "accuracy"), _rate_figure(edges, "loss"), _start_figure(starts)],
         tables=[
             Table(
-                "Best accuracy and width of the usable range (decades), means over seeds",
+                "Best accuracy and largest usable rate, means over the first seeds",
                 (
                     "method",
                     "best, plain",
                     "best, sphere",
-                    "width, plain",
-                    "width, sphere",
-                    "difference [95 %]",
+                    "largest rate, plain",
+                    "largest rate, sphere",
                 ),
-                table,
+                rows,
             )
         ],
     )
 
 
-def _verdict(pooled: Estimate, wider: list[str], narrower: list[str]) -> Verdict:
-    if pooled.low > 0 and pooled.mean > _MATTERS and not narrower:
-        return Verdict.HOLDS
-    if wider and len(wider) > len(narrower):
-        return Verdict.CONDITIONAL
-    return Verdict.FAILS if pooled.high < _MATTERS else Verdict.OPEN
+_Records = dict[str, list[dict[str, Any]]]
 
 
-def _figure(plan: Plan, rows: dict[tuple[str, Space, int], _Row], what: str) -> Figure:
-    panels = []
-    for method in plan.methods:
-        series = [
-            _curve([rows[method, space, seed] for seed in plan.seeds], space, what)
-            for space in _spaces(method)
-        ]
-        panels.append(
-            Panel(
-                label(method),
-                "learning rate",
-                "test accuracy" if what == "accuracy" else "training loss",
-                series,
-                x_scale="log",
-                y_scale="linear" if what == "accuracy" else "log",
-                y_limits=(0.0, 1.02) if what == "accuracy" else (1e-3, 10.0),
-            )
+def _rate_figure(edges: _Records, what: str) -> Figure:
+    panels = [
+        Panel(
+            label(method),
+            "learning rate",
+            "test accuracy" if what == "accuracy" else "training loss",
+            [
+                _curve(space, own[0]["rates"], [o[what][space] for o in own], what == "loss")
+                for space in _SPACES
+            ],
+            x_scale="log",
+            y_scale="linear" if what == "accuracy" else "log",
+            y_limits=(0.0, 1.02) if what == "accuracy" else (1e-3, 10.0),
         )
+        for method, own in edges.items()
+    ]
     noun = "Accuracy" if what == "accuracy" else "Final training loss"
     return Figure(
         f"stability-{what}",
         f"{noun} against learning rate, plain and on the sphere",
-        "Mean over seeds, band from the lowest to the highest. Diverged runs count with the "
-        "accuracy of chance and have no loss.",
+        "Mean over the first seeds, band from the lowest to the highest. Diverged runs count with "
+        "the accuracy of chance and have no loss.",
         panels,
     )
 
 
-def _curve(own: list[_Row], name: str, what: str) -> Series:
-    columns = zip(*[r.accuracies if what == "accuracy" else r.losses for r in own], strict=True)
+def _start_figure(starts: _Records) -> Figure:
+    def side(own: list[dict[str, Any]], space: Space) -> list[list[float]]:
+        first = 0 if space == "plain" else len(_SCALES)
+        return [
+            [one["test_accuracy"] for one in record["trained"][first : first + len(_SCALES)]]
+            for record in own
+        ]
+
+    return Figure(
+        "stability-start",
+        "Accuracy against the scale of the initial weights",
+        "Plain SGD, and the sphere at a fixed radius; rate 0.1. Mean over the first seeds, band "
+        "from the lowest to the highest.",
+        [
+            Panel(
+                label(method),
+                "initial weights times",
+                "test accuracy",
+                [_curve(space, _SCALES, side(own, space), False) for space in _SPACES],
+                x_scale="log",
+                y_limits=(0.0, 1.02),
+            )
+            for method, own in starts.items()
+        ],
+    )
+
+
+def _curve(
+    name: str, x: Sequence[float], rows: Sequence[Sequence[float | None]], is_loss: bool
+) -> Series:
     middle, low, high = [], [], []
-    for column in columns:
+    for column in zip(*rows, strict=True):
         # A loss of exactly 0 (float32 saturates) still has a place on the logarithmic axis.
-        values = [max(v, 1e-8) if what == "loss" else v for v in column if v is not None]
+        values = [max(v, 1e-8) if is_loss else v for v in column if v is not None]
         middle.append(average(values))
         low.append(min(values, default=float("nan")))
         high.append(max(values, default=float("nan")))
-    return Series(name, own[0].rates, middle, low, high, style="both")
+    return Series(name, x, middle, low, high, style="both")
+
+
+def _advice(outcomes: Outcomes) -> str:
+    said = []
+    if outcomes["start"] == Outcome.HOLDS:
+        said.append("a sphere of fixed radius makes the size of your initial weights irrelevant")
+    if outcomes["rates"] == Outcome.REVERSED:
+        said.append("it forgives a learning rate that is too large less than plain SGD does")
+    elif outcomes["rates"] == Outcome.HOLDS:
+        said.append("it bears larger learning rates than plain SGD")
+    elif outcomes["rates"] == Outcome.ABSENT:
+        said.append("its usable learning rates end where those of plain SGD end")
+    if not said:
+        return "Nothing here is decided yet: choose between plain SGD and the sphere on other grounds."
+    text = ", but ".join(said) if len(said) > 1 else said[0]
+    return f"{text[0].upper()}{text[1:]}."
 
 
 CLAIM = Claim(
@@ -211,15 +459,11 @@ CLAIM = Claim(
     title="Optimizing on the sphere stabilizes training",
     statement="With the scaling symmetry removed by optimizing on a sphere, training becomes more "
     "stable (Sun et al. 2020).",
-    prediction="If so, the range of learning rates that train well is wider on the sphere than in "
-    "plain SGD. Against it stands that plain SGD on normalized weights grows its norms at large "
-    "rates and so lowers its own effective rate, which a fixed sphere forbids (Arora et al. 2018, "
-    "arXiv 1812.03981).",
-    threshold="Holds if the usable range is wider on the sphere by more than "
-    f"{_MATTERS} decades on average over methods with a 95 % interval over seeds above 0, and is "
-    "narrower for no method; under conditions if it is wider for more methods than it is narrower "
-    f"for; does not hold if the interval lies below {_MATTERS} decades; undecided otherwise. "
-    "One seed decides nothing.",
-    cells=_cells,
-    judge=_judge,
+    prediction="The function depends on the direction of the weights only, so at a fixed radius the "
+    "scale of the start cannot matter. Against a wider range of rates stands that plain SGD on "
+    "normalized weights grows its norms at large rates and so lowers its own effective rate, which "
+    "a fixed sphere forbids (Arora et al. 2018, arXiv 1812.03981).",
+    statements=_STATEMENTS,
+    advice=_advice,
+    details=_details,
 )

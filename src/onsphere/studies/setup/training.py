@@ -1,5 +1,6 @@
 """Training one small network: the cell that most claims build on."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from onsphere.studies.setup.network import SmallConvNet
 
 Space = Literal["plain", "sphere"]
 Part = Literal["hidden", "head", "rest"]
+Mode = Literal["rate", "relative", "angle"]
 
 DECAY = 5e-3
 """Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
@@ -51,6 +53,16 @@ class Training:
             norms had grown by this factor. Where both are given and equal, the rate is constant
             and the norms grow: what happens in plain training, but forced.
         head: ``"sphere"`` keeps the head's weight at its initial length too.
+        start_scale: the hidden weights start so many times as large.
+        lr_mode: on the sphere: what the rate means, as for
+            :class:`~onsphere.optim.SphereSGD`: ``"rate"`` as in plain SGD, ``"relative"`` to the
+            length, ``"angle"`` in radians per step.
+        radius: on the sphere: the length that every vector of the hidden weights gets at the first
+            step; ``None`` for the one that it starts with.
+
+    Raises:
+        ValueError: something is asked for that exists on the sphere only, or growth is forced
+            where the rate does not mean what it does in plain SGD.
     """
 
     data: str
@@ -69,11 +81,18 @@ class Training:
     norm_growth: float = 1.0
     rate_growth: float = 1.0
     head: Literal["free", "sphere"] = "free"
+    start_scale: float = 1.0
+    lr_mode: Mode = "rate"
+    radius: float | None = None
 
     def __post_init__(self) -> None:
-        forced = (self.norm_growth, self.rate_growth, self.head) != (1.0, 1.0, "free")
-        if forced and self.space != "sphere":
+        grows = (self.norm_growth, self.rate_growth) != (1.0, 1.0)
+        if (grows or self.head != "free") and self.space != "sphere":
             raise ValueError("growth is forced, and the head is held, on the sphere only")
+        if (self.lr_mode != "rate" or self.radius is not None) and self.space != "sphere":
+            raise ValueError("lr_mode and radius are of the sphere: give space='sphere' too")
+        if grows and (self.lr_mode != "rate" or self.radius is not None):
+            raise ValueError("growth is forced with lr_mode='rate' and no radius only")
 
     def progress(self, step: int) -> float:
         """Return the share of the run that is done before a step (counted from 0)."""
@@ -88,7 +107,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     """Train, then measure loss and accuracy; keep the network (and its series, if recorded)."""
     settings = Training(**config)
     images = inputs.images
-    model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed)
+    model = network_for(settings, images)
     if settings.objective == "noise":
         model.requires_grad_(False)
         for weight, _ in model.hidden_weights().values():
@@ -116,16 +135,43 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         loss.backward()
         optimizer.step()
         if settings.norm_growth != 1:
-            enlarge(optimizer, _growth_in(settings, step))
-    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+            enlarge(optimizer, growth_in(settings, step))
+    outcome = outcome_of(model, losses, images)
     if recorder is not None:
         recorder.detach()
         for name in model.hidden_weights():
             series = recorder.series(name)
             for quantity in ("norm", "gradient_square", "rotation"):
-                tensors[f"series.{name}.{quantity}"] = series[quantity].float()
+                outcome.tensors[f"series.{name}.{quantity}"] = series[quantity].float()
+    return outcome
+
+
+def outcome_of(model: SmallConvNet, losses: list[float], images: Images) -> Outcome:
+    """Measure a network at the end of its training, and keep it.
+
+    Args:
+        model: the network; left in eval mode.
+        losses: of all steps, the last of which may be no number.
+        images: the data set.
+    """
+    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     return Outcome(result, tensors)
+
+
+@torch.no_grad()
+def network_for(settings: Training, images: Images, *, eps: float | None = None) -> SmallConvNet:
+    """Return the network that a training starts from.
+
+    Args:
+        settings: give method, width, seed and scale of the start.
+        images: the data set; the network has their dtype.
+        eps: eps of the method; ``None`` takes its default.
+    """
+    model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
+    for weight, _ in model.hidden_weights().values():
+        weight.mul_(settings.start_scale)
+    return model.to(images.train_x.dtype)
 
 
 def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimizer:
@@ -144,11 +190,18 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
     if settings.head == "sphere":
         head |= {"sphere": Sphere(), "weight_decay": 0.0}
     spheres = [
-        {"params": [parameter], "sphere": Sphere(axes), "weight_decay": 0.0, "part": "hidden"}
+        {
+            "params": [parameter],
+            "sphere": Sphere(axes, settings.radius),
+            "weight_decay": 0.0,
+            "part": "hidden",
+        }
         for parameter, axes in hidden.values()
     ]
     groups = [head, rest, *spheres]
-    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode="rate")
+    return SphereSGD(
+        groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode
+    )
 
 
 def grown(factor: float, progress: float) -> float:
@@ -168,8 +221,8 @@ def grown(factor: float, progress: float) -> float:
     return (1 + (factor**4 - 1) * progress) ** 0.25
 
 
-def _growth_in(settings: Training, step: int) -> float:
-    """Return by how much the norm grows in one step."""
+def growth_in(settings: Training, step: int) -> float:
+    """Return by how much the norm grows in a step (counted from 0)."""
     before, after = (grown(settings.norm_growth, settings.progress(k)) for k in (step, step + 1))
     return after / before
 
@@ -215,8 +268,7 @@ def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
     """Return the learning rate of a part of the network in a step (counted from 0)."""
     rate = settings.lr
     if settings.schedule == "cosine":
-        progress = torch.tensor(settings.progress(step))
-        rate *= float((1 + torch.cos(torch.pi * progress)) / 2)
+        rate *= (1 + math.cos(math.pi * settings.progress(step))) / 2
     if part != "hidden":
         return rate
     norm, slowing = (
@@ -265,7 +317,7 @@ def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Sma
             f"training on {settings.data}; claims that measure trained networks cannot be tested "
             "there. Name the other claims, or other --seeds"
         )
-    model = SmallConvNet(settings.method, inputs.images, width=settings.width, eps=eps)
+    model = network_for(settings, inputs.images, eps=eps)
     prefix = "model."
     state = {
         k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if k.startswith(prefix)
@@ -288,4 +340,4 @@ def _thin(values: list[float], most: int = 60) -> list[list[float]]:
     return [[i, v] for i, v in enumerate(values) if i % stride == 0 and abs(v) < float("inf")]
 
 
-TRAIN = Task("train", 2, train)
+TRAIN = Task("train", 3, train)

@@ -1,0 +1,280 @@
+"""Training many small networks at once: what a grid of rates, decays and seeds is made of.
+
+A small network leaves most of a core waiting: a step is some hundred calls on little data. An
+*ensemble* makes one call for all its members (:mod:`~onsphere.studies.setup.stacked`); each keeps
+its own weights, order of the data, rate, decay and scale of the start, and ends as the network
+trained alone does, up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onsphere.errors import OnsphereError
+from onsphere.geometry import Sphere
+from onsphere.optim.sgd import sgd_update
+from onsphere.optim.steps.project import put_on
+from onsphere.optim.steps.sphere_step import advance
+from onsphere.optim.updates.geodesic import StepOptions, reference_length
+from onsphere.optim.updates.types import Family, Part
+from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.setup.data import Images
+from onsphere.studies.setup.stacked import StackedNetworks, member_axes
+from onsphere.studies.setup.training import (
+    Training,
+    batches,
+    growth_in,
+    network_for,
+    outcome_of,
+    rate_at,
+    train,
+)
+
+AT_ONCE = 16
+"""Members of one stack, at most: with more, activations leave the cache."""
+
+_SHARE = 0.4
+"""Seconds per network and step, over those of the network alone; for the progress bar."""
+
+
+def train_ensemble(
+    members: Sequence[Training], images: Images, *, at_once: int = AT_ONCE
+) -> list[Outcome]:
+    """Train networks together, and measure each of them.
+
+    Members that differ in nothing but seed, rate, decay, scale of the start and forced growth are
+    trained in one stack; others in stacks of their own. Those that cannot be stacked (runs with
+    ``record``, other networks than the small one) are trained alone. A member that diverges leaves
+    the stack and takes no other with it.
+
+    Args:
+        members: how each network is trained; any mixture.
+        images: the data set of all of them.
+        at_once: members of one stack, at most.
+
+    Returns:
+        One outcome per member, in their order: result and tensors are those of
+        :func:`~onsphere.studies.setup.training.train`, to rounding at first. Where training
+        amplifies rounding, as it does over some hundred steps, a member and the network trained
+        alone are two draws of one distribution.
+
+    Raises:
+        ValueError: ``at_once`` is not positive.
+
+    Example:
+        >>> from onsphere.studies.setup.data import Source
+        >>> rates = [Training("digits", "bn", lr=lr, steps=30, width=4) for lr in (0.01, 0.1)]
+        >>> outcomes = train_ensemble(rates, Source("digits").load())
+        >>> [outcome.result["steps_done"] for outcome in outcomes]
+        [30, 30]
+    """
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}")
+    alike: dict[Training, list[int]] = {}
+    outcomes: dict[int, Outcome] = {}
+    for number, member in enumerate(members):
+        if is_stackable(member):
+            alike.setdefault(_shape(member), []).append(number)
+        else:
+            outcomes[number] = train(asdict(member), Inputs(images))
+    for numbers in alike.values():
+        stacks = -(-len(numbers) // at_once)
+        for first in range(stacks):  # of equal size, to within one
+            own = numbers[first::stacks]
+            done = _Ensemble([members[n] for n in own], images).train()
+            outcomes.update(zip(own, done, strict=True))
+    return [outcomes[number] for number in range(len(members))]
+
+
+def is_stackable(member: Training) -> bool:
+    """Return whether a network can be trained in a stack with others like it."""
+    return not member.record
+
+
+def _shape(member: Training) -> Training:
+    """Return what members of one stack have in common."""
+    own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
+    return replace(member, **own, norm_growth=1.0, rate_growth=1.0)
+
+
+class _Ensemble:
+    """A stack of networks in training: their state by parameter, members in front.
+
+    Attributes:
+        settings: of the members that are left, in the order of the stack.
+        numbers: which members these are.
+        momenta: momentum by parameter.
+        radii: of the spheres, by parameter; one number per vector, 0 until it is seen.
+    """
+
+    def __init__(self, members: Sequence[Training], images: Images) -> None:
+        self.images, self.settings = images, list(members)
+        self.numbers = list(range(len(members)))
+        self.alone = [network_for(one, images) for one in members]
+        self.stack = StackedNetworks(self.alone)
+        first, like = members[0], self.alone[0]
+        hidden = {name: axes for name, (_, axes) in like.hidden_weights().items()}
+        self.hidden, self.weights = set(hidden), {*hidden, "head.weight"}
+        of_one: dict[str, Sphere] = {}
+        if first.space == "sphere":
+            of_one = {name: Sphere(axes, first.radius) for name, axes in hidden.items()}
+        if first.head == "sphere":
+            of_one["head.weight"] = Sphere()
+        values = self.stack.parameters
+        if first.objective == "noise":
+            values = {name: values[name] for name in hidden}
+        self.trained = list(values)
+        self.momenta = {n: torch.zeros_like(p) for n, p in values.items()} if first.momentum else {}
+        shapes = {name: tuple(values[name].shape[1:]) for name in of_one if name in values}
+        self.reference = {n: reference_length((s,), of_one[n]) for n, s in shapes.items()}
+        self.radii = {
+            name: values[name].new_zeros(len(members), of_one[name].axes.count(shape))
+            for name, shape in shapes.items()
+        }
+        self.spheres = {
+            name: Sphere(member_axes(of_one[name].axes), of_one[name].radius) for name in shapes
+        }
+
+    def train(self) -> list[Outcome]:
+        """Train to the end and measure; outcomes in the order of the members."""
+        order = [batches(len(self.images.train_y), one) for one in self.settings]
+        noise = [torch.Generator().manual_seed(one.seed + 2) for one in self.settings]
+        losses: list[list[float]] = [[] for _ in self.settings]
+        outcomes: dict[int, Outcome] = {}
+        for step in range(self.settings[0].steps):
+            index = torch.stack([next(order[number]) for number in self.numbers], 1)
+            each = self._losses(index, [noise[number] for number in self.numbers])
+            found = each.tolist()
+            for number, loss in zip(self.numbers, found, strict=True):
+                losses[number].append(loss)
+            finite = each.detach().isfinite()
+            wanted = [self.stack.parameters[name] for name in self.trained]
+            # A loss that is no number stays out of the sum; the others do not depend on it.
+            slopes = torch.autograd.grad(each[finite].sum(), wanted)
+            gradients = dict(zip(self.trained, slopes, strict=True))
+            if not bool(finite.all()):
+                for place in (~finite).nonzero().flatten().tolist():
+                    number = self.numbers[place]
+                    outcomes[number] = self._alone(number, place, losses[number])
+                gradients = {name: slope[finite] for name, slope in gradients.items()}
+                self._keep(finite.nonzero().flatten())
+                if not self.numbers:
+                    break
+            self._step(step, gradients)
+        outcomes |= self._measured(losses)
+        return [outcomes[number] for number in range(len(self.alone))]
+
+    def _losses(self, index: Tensor, noise: Sequence[torch.Generator]) -> Tensor:
+        """Return each member's loss on its own batch; ``index`` has shape (batch, members)."""
+        x, labels = self.images.train_x[index.flatten()], self.images.train_y[index.t()]
+        logits = self.stack(x.reshape(len(index), -1, *x.shape[2:]))
+        if self.settings[0].objective == "noise":
+            drawn = torch.stack([torch.randn(logits.shape[1:], generator=g) for g in noise])
+            return (logits * drawn).sum(2).mean(1)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return each.view(len(noise), -1).mean(1)
+
+    @torch.no_grad()
+    def _step(self, step: int, gradients: dict[str, Tensor]) -> None:
+        """Move all weights by their member's rate, and enlarge those whose norm is forced."""
+        hidden = [rate_at(one, step, "hidden") for one in self.settings]
+        others = [rate_at(one, step) for one in self.settings]
+        decays = torch.tensor([one.weight_decay for one in self.settings], dtype=torch.float64)
+        for name, gradient in gradients.items():
+            rates = torch.tensor(hidden if name in self.hidden else others, dtype=torch.float64)
+            if name in self.spheres:
+                self._turn(name, gradient, rates, step)
+            else:
+                self._move(name, gradient, rates, decays if name in self.weights else None)
+        growth = [growth_in(one, step) for one in self.settings]
+        if any(factor != 1 for factor in growth):
+            self._enlarge(torch.tensor(growth, dtype=torch.float64))
+
+    def _move(self, name: str, gradient: Tensor, rates: Tensor, decays: Tensor | None) -> None:
+        """Take a step of plain SGD: v <- m v + g + decay w, w <- w - rate v."""
+        weight = self.stack.parameters[name]
+        if decays is not None and bool(decays.any()):
+            gradient = torch.addcmul(gradient, weight, _over(decays, weight))
+        if self.momenta:
+            gradient = self.momenta[name].mul_(self.settings[0].momentum).add_(gradient)
+        weight.addcmul_(gradient, _over(rates, weight), value=-1)
+
+    def _turn(self, name: str, gradient: Tensor, rates: Tensor, step: int) -> None:
+        """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member."""
+        weight, sphere, radius = self.stack.parameters[name], self.spheres[name], self.radii[name]
+        if step == 0 and sphere.radius is not None:
+            ((_, gradient),) = put_on(sphere, [(weight, gradient)])
+        first = self.settings[0]
+        update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
+        part = Part(weight, gradient, self.momenta.get(name), None, update)
+        options = StepOptions(
+            rates.repeat_interleave(radius.shape[1]),
+            first.lr_mode,
+            radius=sphere.radius,
+            capturable=True,  # a rate for each vector, which the native kernels do not take
+        )
+        advance([Family([part], radius, None, self.reference[name])], sphere, options)
+
+    def _enlarge(self, factors: Tensor) -> None:
+        """Do what :func:`~onsphere.studies.setup.training.enlarge` does, member by member."""
+        for name in self.hidden:
+            weight = self.stack.parameters[name]
+            weight.mul_(_over(factors, weight))
+            self.radii[name].mul_(_over(factors, self.radii[name]))
+            if self.momenta:
+                self.momenta[name].div_(_over(factors, weight))
+
+    def _keep(self, places: Tensor) -> None:
+        """Go on with the members at these places of the stack."""
+        self.stack.keep(places)
+        self.momenta = {name: value[places] for name, value in self.momenta.items()}
+        self.radii = {name: value[places] for name, value in self.radii.items()}
+        self.settings = [self.settings[place] for place in places.tolist()]
+        self.numbers = [self.numbers[place] for place in places.tolist()]
+
+    def _alone(self, number: int, place: int, losses: list[float]) -> Outcome:
+        """Return the outcome of one member, measured by itself."""
+        model = self.alone[number]
+        model.load_state_dict(self.stack.state_dict(place))
+        return outcome_of(model, losses, self.images)
+
+    def _measured(self, losses: list[list[float]]) -> dict[int, Outcome]:
+        """Return the outcomes of all members that are left."""
+        return {
+            number: self._alone(number, place, losses[number])
+            for place, number in enumerate(self.numbers)
+        }
+
+
+def _over(numbers: Tensor, values: Tensor) -> Tensor:
+    """Lay one number per member out beside its values."""
+    return numbers.to(values.dtype).view(-1, *([1] * (values.ndim - 1)))
+
+
+def train_members(config: Config, inputs: Inputs) -> Outcome:
+    """Train an ensemble and keep what was measured of each member, but no network."""
+    members = [Training(**member) for member in config["members"]]
+    outcomes = train_ensemble(members, inputs.images)
+    return Outcome({"members": [outcome.result for outcome in outcomes]})
+
+
+ENSEMBLE = Task("ensemble", 1, train_members)
+
+
+def ensemble_cell(members: Sequence[Training]) -> Cell:
+    """Return the cell that trains networks together; its result lists theirs under ``members``.
+
+    Args:
+        members: how each is trained, at least one.
+
+    Raises:
+        OnsphereError: there is none.
+    """
+    if not members:
+        raise OnsphereError("an ensemble needs at least one network, got none")
+    config = {"members": [asdict(member) for member in members]}
+    cost = sum(one.cell().cost * (_SHARE if is_stackable(one) else 1) for one in members)
+    return Cell(ENSEMBLE, config, cost=cost)

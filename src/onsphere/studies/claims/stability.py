@@ -7,7 +7,7 @@ together, a large rate without warm-up, and the spread over seeds.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import log10
 from typing import Any
 
@@ -19,8 +19,9 @@ from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
 from onsphere.studies.setup.statistics import estimate
-from onsphere.studies.setup.training import Space, Training
-from onsphere.studies.setup.training_group import group_cell, train_together
+from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
+from onsphere.studies.setup.ensemble import train_ensemble
+from onsphere.studies.setup.training_group import group_cell
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
@@ -42,13 +43,33 @@ def _short(plan: Plan, method: str, seed: int, **changes: Any) -> Training:
 # The scale of the start
 
 
+def start(config: Config, inputs: Inputs) -> Found:
+    """Train from every scale of the initial weights, and test with statistics measured anew.
+
+    What is left of BatchNorm's initial statistics after a short run, 0.9 to the number of steps,
+    would drown the variances of tiny weights.
+    """
+    trainings = [Training(**one) for one in config["trainings"]]
+    trained = []
+    for settings, outcome in zip(trainings, train_ensemble(trainings, inputs.images), strict=True):
+        if not outcome.result["diverged"]:
+            model = restore(settings, Inputs(inputs.images, (outcome.result,), (outcome.tensors,)))
+            measure_statistics(model, inputs.images, settings)
+            outcome.result.update(measure(model, inputs.images))
+        trained.append(outcome.result)
+    return Found({"trained": trained})
+
+
+START = Task("stability.start", 1, start)
+
+
 def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
-    plain = [_short(plan, method, seed, start=a, statistics="anew") for a in _SCALES]
-    sphere = [
-        _short(plan, method, seed, start=a, statistics="anew", space="sphere", radius="fixed")
-        for a in _SCALES
+    ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
+    trainings = [
+        _short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES
     ]
-    return group_cell([*plain, *sphere])
+    config = {"trainings": [asdict(one) for one in trainings]}
+    return Cell(START, config, cost=0.5 * sum(one.cell().cost for one in trainings))
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
@@ -71,7 +92,7 @@ def find_edges(config: Config, inputs: Inputs) -> Found:
 
     def accuracies(rates: dict[Space, Sequence[float]]) -> dict[Space, list[dict[str, Any]]]:
         group = [replace(base[space], lr=rate) for space in _SPACES for rate in rates[space]]
-        results = [one.result for one in train_together(group, inputs.images)]
+        results = [one.result for one in train_ensemble(group, inputs.images)]
         first = len(rates["plain"])
         return {"plain": results[:first], "sphere": results[first:]}
 
@@ -110,7 +131,7 @@ def _edge_cell(plan: Plan, method: str, seed: int) -> Cell:
     }
     config |= {"rates": list(_RATES), "bisections": _BISECTIONS}
     networks = 2 * (len(_RATES) + _BISECTIONS)
-    return Cell(EDGES, config, cost=networks * _short(plan, method, seed).cell().cost)
+    return Cell(EDGES, config, cost=0.5 * networks * _short(plan, method, seed).cell().cost)
 
 
 def _gained_decades(records: Sequence[Sequence[dict[str, Any]]]) -> Values:

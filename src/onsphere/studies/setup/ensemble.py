@@ -19,13 +19,16 @@ from onsphere.optim.sgd import sgd_update
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.sphere_step import advance
 from onsphere.optim.updates.geodesic import StepOptions, reference_length
-from onsphere.optim.updates.types import Family, Part
+from onsphere.optim.updates.types import Family
+from onsphere.optim.updates.types import Part as Shard
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.stacked import StackedNetworks, member_axes
 from onsphere.studies.setup.training import (
+    Part,
     Training,
     batches,
+    decay_of,
     growth_in,
     network_for,
     outcome_of,
@@ -97,7 +100,7 @@ def is_stackable(member: Training) -> bool:
 def _shape(member: Training) -> Training:
     """Return what members of one stack have in common."""
     own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
-    return replace(member, **own, norm_growth=1.0, rate_growth=1.0)
+    return replace(member, **own, decayed="all", norm_growth=1.0, rate_growth=1.0)
 
 
 class _Ensemble:
@@ -182,13 +185,18 @@ class _Ensemble:
         """Move all weights by their member's rate, and enlarge those whose norm is forced."""
         hidden = [rate_at(one, step, "hidden") for one in self.settings]
         others = [rate_at(one, step) for one in self.settings]
-        decays = torch.tensor([one.weight_decay for one in self.settings], dtype=torch.float64)
+        parts: tuple[Part, ...] = ("hidden", "head")
+        decays = {
+            part: torch.tensor([decay_of(one, part) for one in self.settings], dtype=torch.float64)
+            for part in parts
+        }
         for name, gradient in gradients.items():
             rates = torch.tensor(hidden if name in self.hidden else others, dtype=torch.float64)
             if name in self.spheres:
                 self._turn(name, gradient, rates, step)
             else:
-                self._move(name, gradient, rates, decays if name in self.weights else None)
+                decay = decays["hidden" if name in self.hidden else "head"]
+                self._move(name, gradient, rates, decay if name in self.weights else None)
         growth = [growth_in(one, step) for one in self.settings]
         if any(factor != 1 for factor in growth):
             self._enlarge(torch.tensor(growth, dtype=torch.float64))
@@ -209,7 +217,7 @@ class _Ensemble:
             ((_, gradient),) = put_on(sphere, [(weight, gradient)])
         first = self.settings[0]
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
-        part = Part(weight, gradient, self.momenta.get(name), None, update)
+        part = Shard(weight, gradient, self.momenta.get(name), None, update)
         options = StepOptions(
             rates.repeat_interleave(radius.shape[1]),
             first.lr_mode,

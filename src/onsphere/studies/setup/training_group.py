@@ -6,26 +6,13 @@ from dataclasses import asdict
 from torch import Tensor
 
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.data import Images
-from onsphere.studies.setup.training import Training, train
-
-
-def train_together(trainings: Sequence[Training], images: Images) -> list[Outcome]:
-    """Train networks of one method and shape; each outcome is that of the network trained alone.
-
-    Args:
-        trainings: how each of them is trained.
-        images: the data set.
-
-    Returns:
-        One outcome per training, in their order.
-    """
-    return [train(asdict(training), Inputs(images)) for training in trainings]
+from onsphere.studies.setup.ensemble import train_ensemble
+from onsphere.studies.setup.training import Training
 
 
 def run(config: Config, inputs: Inputs) -> Outcome:
     """Train the group; results in a list, tensors under the number of their network."""
-    outcomes = train_together([Training(**one) for one in config["trainings"]], inputs.images)
+    outcomes = train_ensemble([Training(**one) for one in config["trainings"]], inputs.images)
     tensors: dict[str, Tensor] = {}
     if config["keep"]:
         for i, outcome in enumerate(outcomes):
@@ -44,7 +31,7 @@ def group_cell(trainings: Sequence[Training], *, keep: bool = False) -> Cell:
         keep: save the networks, for cells that build on them.
     """
     config: Config = {"trainings": [asdict(training) for training in trainings], "keep": keep}
-    return Cell(TRAIN_TOGETHER, config, cost=sum(one.cell().cost for one in trainings))
+    return Cell(TRAIN_TOGETHER, config, cost=0.4 * sum(one.cell().cost for one in trainings))
 
 
 def member(inputs: Inputs, number: int) -> Inputs:

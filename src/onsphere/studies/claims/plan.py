@@ -80,6 +80,18 @@ class Plan:
         return self.training(method, seed, schedule="cosine", lr=0.1, **changes)
 
 
+    def snapshots(self, method: str, seed: int) -> list[Training]:
+        """Return one plain run at a constant rate, ended at a tenth, a third and all of its steps.
+
+        Equal seeds make the short runs beginnings of the long one, which is the recorded run of the
+        claim ``growth``.
+        """
+        steps = self.scale.steps
+        whole = self.training(method, seed, record=True)
+        short = [replace(whole, record=False, steps=max(2, steps // part)) for part in (10, 3)]
+        return [*short, whole]
+
+
 @dataclass(frozen=True)
 class Scale:
     """The numbers behind a size.

@@ -1,0 +1,119 @@
+"""Statements of the claim `robustness`: does a layer amplify an attack more as its norm grows?
+
+A raw layer is linear, so twice the norm in the same direction means twice the output: bookkeeping,
+were it not that weights also turn. Behind the normalization the norm is gone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onsphere.robustness import pgd
+from onsphere.studies.claims.plan import Plan, average
+from onsphere.studies.claims.statement import Statement, Values
+from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.training import Training, restore
+
+_IMAGES = 200
+_EPS = 0.05
+
+
+def measure(config: Config, inputs: Inputs) -> Outcome:
+    """Measure norms and amplifications of every layer at every snapshot of a run."""
+    if any(record["diverged"] for record in inputs.records):
+        return Outcome({"diverged": True})
+    x, y = inputs.images.test_x[:_IMAGES], inputs.images.test_y[:_IMAGES]
+    found = []
+    for number, training in enumerate(config["trainings"]):
+        own = Inputs(inputs.images, (inputs.records[number],), (inputs.tensors[number],))
+        model = restore(Training(**training), own).requires_grad_(False)
+        adversarial = pgd(model, x, y, eps=_EPS, loss="dlr", steps=5)
+        found.append(_layers(model, x, adversarial))
+    return Outcome({"diverged": False, "snapshots": found})
+
+
+@torch.no_grad()
+def _layers(model: SmallConvNet, x: Tensor, adversarial: Tensor) -> dict[str, list[float]]:
+    """Norm, raw amplification, and amplification relative to size behind the normalization."""
+    both = [(z - model.input_mean) / model.input_spread for z in (x, adversarial)]
+    weights = [parameter for parameter, _ in model.hidden_weights().values()]
+    result: dict[str, list[float]] = {"norm": [], "raw": [], "behind": []}
+    for weight, conv, norm in zip(weights, model.convs, model.norms, strict=True):
+        change = both[1] - both[0]
+        raw = F.conv2d(change, weight, stride=conv.stride, padding=conv.padding)  # type: ignore[arg-type]
+        after = [norm(conv(z)) for z in both]
+        result["norm"].append(float(weight.norm()))
+        result["raw"].append(float(raw.norm() / change.norm()))
+        relative = (after[1] - after[0]).norm() / after[0].norm()
+        result["behind"].append(float(relative / (change.norm() / both[0].norm())))
+        both = [torch.relu(z) for z in after]
+    return result
+
+
+AMPLIFICATION = Task("robustness.amplification", 1, measure)
+
+
+def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
+    trained = [training.cell() for training in plan.snapshots(method, seed)]
+    config: Config = {"trainings": [cell.config for cell in trained]}
+    return [Cell(AMPLIFICATION, config, tuple(trained), cost=0.3)]
+
+
+def _logs(found: dict[str, Any], what: str) -> list[float]:
+    """Return the mean logarithm over layers at every snapshot."""
+    return [
+        average([math.log(max(value, 1e-30)) for value in snapshot[what]])
+        for snapshot in found["snapshots"]
+    ]
+
+
+def _over_seeds(
+    value: Callable[[dict[str, Any]], float],
+) -> Callable[[Sequence[Sequence[dict[str, Any]]]], Values]:
+    return lambda records: [None if own["diverged"] else value(own) for (own,) in records]
+
+
+def _excess_exponent(found: dict[str, Any]) -> float:
+    """Return the exponent of the raw amplification in the norm, minus 1, from first to last."""
+    norm, raw = _logs(found, "norm"), _logs(found, "raw")
+    return (raw[-1] - raw[0]) / (norm[-1] - norm[0]) - 1 if norm[-1] != norm[0] else -1.0
+
+
+def _growth_behind(found: dict[str, Any]) -> float:
+    behind = _logs(found, "behind")
+    return behind[-1] - behind[0]
+
+
+STATEMENTS = (
+    Statement(
+        name="raw-layers",
+        hypothesis="Taken without its normalization, a layer amplifies an attack in proportion to "
+        "its norm.",
+        quantity="exponent of a layer's amplification of the attack in its norm as both grow in "
+        "training, minus 1, mean over layers",
+        margin=0.3,
+        methods=lambda plan: plan.panel,
+        cells=_cells,
+        values=_over_seeds(_excess_exponent),
+        kind="agreement",
+        few=True,
+    ),
+    Statement(
+        name="behind-normalization",
+        hypothesis="Behind the normalization the amplification grows as well.",
+        quantity="amplification of the attack relative to the activations' size, at the end over "
+        "that at a tenth of the run, mean over layers",
+        margin=math.log(1.1),
+        methods=lambda plan: plan.panel,
+        cells=_cells,
+        values=_over_seeds(_growth_behind),
+        axis="ratio",
+        few=True,
+    ),
+)
+"""What the layers do; they stand first in the claim."""

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ import pytest
 from onsphere.errors import OnsphereError
 from onsphere.studies.engine import runner
 from onsphere.studies.engine.job import Cell, Outcome, Task
+from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.store import Store
+from onsphere.studies.engine.work import compute
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS
 from studies import tiny
@@ -72,7 +73,7 @@ def test_a_rerun_does_what_is_missing_or_damaged_and_nothing_else(copy, undistur
 
 
 def test_nothing_missing_starts_no_worker(undisturbed, monkeypatch):
-    monkeypatch.setattr(runner, "Workers", None)
+    monkeypatch.setattr(LocalEngine, "submit", None)
     runner.run(cells_of(), Store(undisturbed), Source("digits"))
 
 
@@ -102,16 +103,39 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path):
     assert store.read(first) == {"sum": 1}
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [(OSError(28, "No space left on device"), "No space"), (BrokenProcessPool(), "was killed")],
-)
-def test_what_a_worker_cannot_help_is_one_line(error, says):
-    future = Future()
-    future.set_exception(error)
-    with pytest.raises(OnsphereError, match=says) as caught:
-        runner._result(future)
-    assert "what had finished is kept" in str(caught.value)
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    store, first = Store(tmp_path), Cell(ADD, {"x": 1})
+    runner.run([first], store, Source("digits"))
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onsphere.studies.engine.store.write_whole", full)
+    with pytest.raises(OnsphereError, match="written .No space.*what had finished is kept"):
+        runner.run([Cell(ADD, {"x": 2}, (first,))], store, Source("digits"))
+    assert store.read(first) == {"sum": 1}
+
+
+class Finished:
+    """An engine whose cells have all ended when it is asked, the first of them badly."""
+
+    most = 9
+
+    def submit(self, work, source):
+        future = Future()
+        try:
+            future.set_result(compute(work, lambda: None))
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_what_finished_beside_a_failing_task_is_kept(tmp_path):
+    store, good = Store(tmp_path), [Cell(ADD, {"x": x}) for x in range(5)]
+    bad = Cell(ADD, {"x": 9, "fails": True}, cost=9.0)
+    with pytest.raises(RuntimeError, match="this task fails"):
+        runner.run([bad, *good], store, Source("digits"), engine=Finished())
+    assert all(store.has(cell) for cell in good)
 
 
 @pytest.mark.parametrize("jobs", [0, -3])

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +35,13 @@ _STUDY_EXAMPLES = """examples:
   onsphere study growth stability         two claims
   onsphere study --quick                  see that it runs, within a minute on two free cores
   onsphere study --data mnist --data-dir ~/data --out mnist-results
-  onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
-  onsphere study --full --jobs 8          as large as it must be to settle the claims
+  onsphere study robustness --seeds 20    what of norm growth makes networks vulnerable
+  onsphere study --until-decided --budget 2h      add seeds to what is undecided
+  onsphere study --full --jobs 8          every method, long training
   onsphere study --full --engine ray --address auto      on all machines of a Ray cluster
 
-claims: sphere, invariance, growth, stability, robustness, causes, gain
+claims: sphere, invariance, growth, stability, robustness, gain
 
-The claim causes takes longer than all the others together, and is run only when it is named.
 A stopped study goes on where it was: run the same command again.
 """
 
@@ -86,7 +88,18 @@ def add(commands: "Commands") -> None:
         "--seeds",
         type=int,
         metavar="N",
-        help="how many seeds (default: 3; 1 with --quick, 10 with --full)",
+        help="how many seeds (default: 8; 1 with --quick, 20 with --full); with --until-decided "
+        "the most there may be",
+    )
+    study.add_argument(
+        "--until-decided",
+        action="store_true",
+        help="add seeds in rounds to what is undecided, and to nothing else",
+    )
+    study.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="with --until-decided: begin no round that would end later, e.g. 90m, 2h, 1h30m",
     )
     study.add_argument(
         "--jobs",
@@ -120,22 +133,22 @@ def add(commands: "Commands") -> None:
         action="store_const",
         dest="size",
         const="full",
-        help="large: meant to settle the claims (hours)",
+        help="large: every method, long training (many hours)",
     )
-    study.add_argument("--json", action="store_true", help="print verdicts as JSON")
+    study.add_argument("--json", action="store_true", help="print outcomes as JSON")
     study.set_defaults(run=_study, size="default")
 
 
 def _study(options: argparse.Namespace) -> None:
-    from onsphere.studies.claims.base import SCALES, Plan
+    from onsphere.studies.claims.plan import Plan
     from onsphere.studies.publish import publish
     from onsphere.studies.setup.data import Source
     from onsphere.studies.study import study
 
-    count = SCALES[options.size].seeds if options.seeds is None else options.seeds
-    if count < 1:
-        raise OnsphereError(f"a study needs at least one seed, got --seeds {count}")
-    plan = Plan(options.data, tuple(range(count)), options.size)
+    looks, budget = _looks(options), _seconds(options.budget)
+    if budget is not None and not options.until_decided:
+        raise OnsphereError(f"--budget {options.budget} is for --until-decided: add that")
+    plan = Plan(options.data, tuple(range(looks[-1])), options.size, looks)
     cores = _cores() if options.jobs is None else options.jobs
     engine = _engine(options, cores)
     source = Source(options.data, options.data_dir, options.download)
@@ -148,13 +161,20 @@ def _study(options: argparse.Namespace) -> None:
             show("drawing figures", done, total, done / total)
 
         document = study(
-            options.claims, plan, source, options.out, engine=engine, progress=measured
+            options.claims,
+            plan,
+            source,
+            options.out,
+            engine=engine,
+            budget=budget,
+            progress=measured,
+            announce=lambda said: None if options.json else print(said, file=sys.stderr),
         )
         page = publish(
             document, options.out, jobs=cores, files=plan.size != "quick", progress=drawn
         )
     if options.json:
-        print(json.dumps(_verdicts(document), indent=2))
+        print(json.dumps(_outcomes(document), indent=2))
         return
     from onsphere.report import summary
 
@@ -176,16 +196,62 @@ def _engine(options: argparse.Namespace, cores: int) -> "Engine":
     return LocalEngine(cores)
 
 
-def _verdicts(document: "Document") -> dict[str, Any]:
+def _looks(options: argparse.Namespace) -> tuple[int, ...]:
+    """Return how many seeds there are at each look."""
+    from onsphere.studies.claims.plan import SCALES
+
+    scale = SCALES[options.size]
+    usual = scale.looks if options.until_decided else (scale.seeds,)
+    if options.seeds is None:
+        return usual
+    if options.seeds < 1:
+        raise OnsphereError(f"a study needs at least one seed, got --seeds {options.seeds}")
+    return (*(look for look in usual[:-1] if look < options.seeds), options.seeds)
+
+
+_TIME = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def _seconds(text: str | None) -> float | None:
+    """Read a time such as 90m, 2h or 1h30m."""
+    if text is None:
+        return None
+    found = _TIME.fullmatch(text.strip().lower())
+    parts = [float(part or 0) for part in found.groups()] if found else [0.0]
+    seconds = sum(part * size for part, size in zip(parts, (3600, 60, 1), strict=False))
+    if seconds <= 0:
+        raise OnsphereError(f"--budget {text!r} is no time; write hours, minutes, seconds: 1h30m")
+    return seconds
+
+
+def _outcomes(document: "Document") -> dict[str, Any]:
     return {
         "claims": {
             section.name: {
-                "verdict": str(section.verdict),
-                "figure_of_merit": section.figure_of_merit,
+                "advice": section.advice,
+                "statements": {
+                    one.name: {
+                        "hypothesis": one.hypothesis,
+                        "basis": one.basis,
+                        "outcome": str(one.outcome),
+                        "effect": one.effect,
+                        "margin": one.margin,
+                        "methods": {
+                            interval.label or "all": {
+                                "outcome": str(interval.outcome),
+                                "effect": interval.text,
+                            }
+                            for interval in one.intervals
+                        },
+                        "note": one.note,
+                    }
+                    for one in section.statements
+                },
                 "findings": list(section.findings),
                 "command": section.command,
             }
             for section in document.sections
+            if section.statements
         },
         "provenance": document.provenance,
         "warnings": list(document.warnings),

@@ -6,7 +6,7 @@ anything looks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, get_args
 
@@ -231,6 +231,10 @@ class Section:
     tables: Sequence[Table] = ()
     command: str = ""
     code: str = ""
+
+    def noting(self, condition: str) -> "Section":
+        """Return the section with one more condition that it was measured under."""
+        return replace(self, conditions=[*self.conditions, condition])
 
 
 @dataclass(frozen=True)

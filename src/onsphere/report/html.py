@@ -8,8 +8,9 @@ from pathlib import Path
 
 from onsphere._utils.files import write_whole
 from onsphere._utils.optional import missing_extra
-from onsphere.report.document import SIGNS, Document, Figure, Section, Sign, Table, tally
+from onsphere.report.document import SIGNS, Document, Figure, Outcome, Section, Table, tally
 from onsphere.report.figures import panels_to_svg
+from onsphere.report.forest import axis_svg, forest_svg
 from onsphere.report.legend import Entry, entries
 from onsphere.report.number import clean, column, is_numeric
 from onsphere.report.palette import Palette, palette_of
@@ -69,9 +70,20 @@ class _Claim:
 
     section: Section
     anchor: str
-    sign: Sign | None
+    number: int
+    forests: list[Markup]
     pictures: list[_Picture]
     grids: list[_Grid]
+
+    @property
+    def tally(self) -> list[tuple[int, str, Outcome]]:
+        """Outcomes of the claim: how many, in words, and which."""
+        outcomes = [one.outcome for one in self.section.statements]
+        return [
+            (*counted, outcome)
+            for outcome in Outcome
+            for counted in tally([o for o in outcomes if o == outcome])
+        ]
 
 
 def render(document: Document) -> str:
@@ -93,7 +105,10 @@ def render(document: Document) -> str:
     """
     palette = palette_of(f for section in document.sections for f in section.figures)
     anchors = _anchors(section.name for section in document.sections)
-    claims = [_claim(s, a, palette) for s, a in zip(document.sections, anchors, strict=True)]
+    claims = []
+    for section, anchor in zip(document.sections, anchors, strict=True):
+        number = 1 + sum(bool(claim.section.statements) for claim in claims)
+        claims.append(_claim(section, anchor, number, palette))
     environment = Environment(
         loader=PackageLoader("onsphere.report", "."),
         autoescape=True,
@@ -106,8 +121,10 @@ def render(document: Document) -> str:
     return environment.get_template("page.html.j2").render(
         document=document,
         claims=claims,
-        tally=tally([s.verdict for s in document.sections if s.verdict is not None]),
-        tested=not claims or any(claim.sign for claim in claims),
+        glance=_glance(document),
+        signs=SIGNS,
+        axis=Markup(axis_svg()),
+        tested=not claims or any(section.statements for section in document.sections),
         style=Markup((files("onsphere.report") / "page.css").read_text(encoding="utf-8")),
         markers=_MARKERS,
     )
@@ -150,7 +167,7 @@ def _cleaned(value: object) -> object:
     return clean(value) if type(value) is str else value
 
 
-def _claim(section: Section, anchor: str, palette: Palette) -> _Claim:
+def _claim(section: Section, anchor: str, number: int, palette: Palette) -> _Claim:
     pictures = [
         _Picture(
             figure,
@@ -160,8 +177,20 @@ def _claim(section: Section, anchor: str, palette: Palette) -> _Claim:
         for i, figure in enumerate(section.figures)
     ]
     grids = [_grid(table) for table in section.tables]
-    sign = None if section.verdict is None else SIGNS[section.verdict]
-    return _Claim(section, anchor, sign, pictures, grids)
+    forests = [Markup(forest_svg(one)) for one in section.statements]
+    return _Claim(section, anchor, number, forests, pictures, grids)
+
+
+def _glance(document: Document) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Count what is proved, what is measured and what is open, over all claims."""
+    statements = [one for section in document.sections for one in section.statements]
+    decided = [one for one in statements if one.outcome != Outcome.OPEN]
+    groups = {
+        "Proved, and checked here": [o.outcome for o in decided if o.basis == "proved"],
+        "Measured": [o.outcome for o in decided if o.basis == "measured"],
+        "Open": [o.outcome for o in statements if o.outcome == Outcome.OPEN],
+    }
+    return [(name, tally(outcomes)) for name, outcomes in groups.items() if outcomes]
 
 
 def _grid(table: Table) -> _Grid:

@@ -1,4 +1,4 @@
-"""Documents in a terminal: the verdicts at a glance, and tables."""
+"""Documents in a terminal: the outcomes at a glance, and tables."""
 
 import io
 
@@ -12,13 +12,14 @@ from onsphere.report.number import column, is_numeric
 
 
 def summary(document: Document) -> RenderableType:
-    """Show the verdict of every claim of a document.
+    """Show what came out for every statement of a document's claims.
 
     Args:
         document: what to say.
 
     Returns:
-        Something for ``rich.print``: title, warnings, one line per claim.
+        Something for ``rich.print``: title, warnings, one line per statement, then what each claim
+        means for the reader.
 
     Example:
         >>> from rich.console import Console
@@ -28,19 +29,26 @@ def summary(document: Document) -> RenderableType:
     """
     title = Text(document.title, style="bold")
     warnings = [Text(f"! {warning}", style="yellow") for warning in document.warnings]
-    if not any(section.verdict for section in document.sections):
+    tested = [section for section in document.sections if section.statements]
+    if not tested:
         return Group(title, *warnings, Text("No claim was tested."))
-    lines = Lines("claim", "verdict", "measured", box=box.SIMPLE_HEAD, pad_edge=False)
-    for section in document.sections:
-        if section.verdict is None:
-            continue
-        sign = SIGNS[section.verdict]
-        lines.add_row(
-            Text(section.name, style="bold"),
-            Text(f"{sign.symbol} {section.verdict.value}", style=sign.color),
-            Text(section.figure_of_merit),
-        )
-    return Group(title, *warnings, lines)
+    lines = Lines("statement", "outcome", "measured", box=box.SIMPLE_HEAD, pad_edge=False)
+    for section in tested:
+        lines.add_section()
+        lines.add_row(Text(section.name, style="bold"), Text(""), Text(""))
+        for one in section.statements:
+            sign = SIGNS[one.outcome]
+            lines.add_row(
+                Text(f"  {one.name}"),
+                Text(f"{sign.symbol} {one.outcome.value}", style=sign.color),
+                Text(one.effect),
+            )
+    advice = [
+        Text.assemble((f"{section.name}: ", "bold"), section.advice)
+        for section in tested
+        if section.advice
+    ]
+    return Group(title, *warnings, lines, *advice)
 
 
 def table(table: Table) -> Lines:

@@ -1,28 +1,25 @@
 """A study: claims in, records and a document out."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from onsphere.errors import OnsphereError, nearest
-from onsphere.report.document import Document
-from onsphere.studies.claims import (
-    causes,
-    gain,
-    growth,
-    invariance,
-    robustness,
-    sphere,
-    stability,
-)
-from onsphere.studies.claims.base import Claim, Plan
+from onsphere.report.document import Document, Outcome, Section, Table
+from onsphere.studies.claims import gain, growth, invariance, robustness, sphere, stability
+from onsphere.studies.claims.base import Claim
+from onsphere.studies.claims.plan import Plan, label
+from onsphere.studies.claims.statement import FEWEST, Decision, Unit, decide, text_of
 from onsphere.studies.engine.job import Cell, closure
 from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.runner import Progress, run
 from onsphere.studies.engine.store import Store
 from onsphere.studies.engine.work import Engine
+from onsphere.studies.protocol import register
 from onsphere.studies.setup.data import Source
 from onsphere.version import __version__
 
@@ -34,15 +31,31 @@ CLAIMS: dict[str, Claim] = {
         growth.CLAIM,
         stability.CLAIM,
         robustness.CLAIM,
-        causes.CLAIM,
         gain.CLAIM,
     )
 }
 """Every claim by name, in the order of the report."""
 
+TERMS = {
+    "none": "no normalization, the control",
+    "BN, LN, IN, GN": "batch, layer, instance and group normalization",
+    "RMS": "root mean square normalization of a layer, without centring",
+    "WN": "weight normalization: each filter is a length times a direction",
+    "CWN": "centred weight normalization: the mean of each filter is taken off first",
+    "SN": "spectral normalization: a weight over its largest singular value",
+    "sphere": "training in which each normalized weight keeps its length and only turns",
+    "PGD": "projected gradient descent: an attack that climbs the loss inside the allowed change",
+    "Auto-PGD": "the same with steps that adapt (Croce and Hein 2020); on several losses here",
+    "DLR": "difference of logits ratio: a loss that no scale of the logits changes",
+    "rotation": "angle by which a weight turns in a step",
+    "effective rate": "learning rate over squared norm: what decides how far a weight turns",
+    "eps": "the small number in a normalization's root; also the radius of an attack",
+}
+"""Abbreviations of the report and what they stand for."""
+
 
 def claims(names: Sequence[str]) -> list[Claim]:
-    """Look claims up; none named means all but those on request.
+    """Look claims up; none named means all.
 
     Raises:
         OnsphereError: there is no such claim.
@@ -50,9 +63,7 @@ def claims(names: Sequence[str]) -> list[Claim]:
     for name in names:
         if name not in CLAIMS:
             raise OnsphereError(f"unknown claim {name!r}{nearest(name, list(CLAIMS))}")
-    return [
-        claim for name, claim in CLAIMS.items() if name in names or not (names or claim.on_request)
-    ]
+    return [claim for name, claim in CLAIMS.items() if name in names or not names]
 
 
 def study(
@@ -63,18 +74,24 @@ def study(
     *,
     engine: Engine | None = None,
     jobs: int = 1,
+    budget: float | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Document:
     """Run claims and return what they say; records of earlier runs are used again.
 
+    A plan with several looks adds seeds, look by look, to the comparisons that are still open.
+
     Args:
-        names: which claims; none means all but those that are run on request only.
+        names: which claims; none means all.
         plan: how large.
         source: where the data set is.
         folder: where records go.
         engine: where cells are computed; worker processes of this machine unless given.
         jobs: how many of these.
+        budget: seconds; no look is begun that would probably end later.
         progress: called after every cell.
+        announce: told, after each look but the last, what is open and how many seeds it takes.
 
     Returns:
         The document of the report, made from records alone.
@@ -89,31 +106,173 @@ def study(
     engine = engine or LocalEngine(jobs)
     source.load()  # a missing file is told before anything is made
     store = Store(folder)
-    cells = [cell for claim in chosen for cell in claim.cells(plan)]
+    protocols = {claim.name: register(claim, plan, store) for claim in chosen}
     with engine:
-        run(cells, store, source, engine=engine, report=progress)
-    machines = _machines(cells, store)
-    results = {cell.key: store.read(cell) or {} for cell in cells}
-    sections = [claim.section(plan, results, _command(plan, claim.name)) for claim in chosen]
+        found = _look_by_look(chosen, plan, store, source, engine, budget, progress, announce)
+    machines = _machines(found.cells, store)
+    sections = [
+        claim.section(
+            plan, found.results, found.decisions[claim.name], _command(plan, claim.name)
+        ).noting(str(protocols[claim.name]))
+        for claim in chosen
+    ]
+    if len(plan.looks) > 1:
+        sections.append(_pilot_section(chosen, found))
     return Document(
         title="Normalization, seen on the sphere",
         summary="The claims of Sun et al., New Interpretations of Normalization Methods in Deep "
-        f"Learning (AAAI 2020), tested on {plan.data} with a small convolutional network: "
-        f"{len(plan.methods)} methods, {len(plan.seeds)} "
-        f"{'seed' if len(plan.seeds) == 1 else 'seeds'}. Every picture and number on this page "
-        "was made from records measured by the command beside it.",
+        f"Learning (AAAI 2020), tested on {plan.data} with a small convolutional network. Each "
+        "claim is taken apart into statements that a measurement can decide: holds, reversed (the "
+        "contrary holds), absent (no effect that would matter), or undecided. Every picture and "
+        "number was made from records measured by the command beside it.",
         sections=sections,
         provenance={
             "command": _command(plan, *names),
             "data": plan.data,
-            "seeds": ", ".join(map(str, plan.seeds)),
+            "seeds": f"{plan.looks[found.reached - 1]}",
             "size": plan.size,
-            "cells": str(len({cell.key for cell in cells})),
+            "cells": f"{len(closure(found.cells)):,}",
             "onsphere": __version__,
             "torch": torch.__version__,
             "processor": "; ".join(machines),
+            "rules": "hashed into the folder of records before anything was measured; in an "
+            "earlier version a rule was changed once after the first results on digits",
         },
-        warnings=_warnings(plan, machines),
+        warnings=[*_warnings(plan, machines), *found.stopped],
+        terms=TERMS,
+    )
+
+
+@dataclass
+class _Found:
+    """What the looks gave.
+
+    Attributes:
+        cells: all that were asked for.
+        results: their records by key.
+        decisions: of each claim.
+        reached: how many looks were taken.
+        pilot: decisions after the first look.
+        stopped: why not all looks were taken that something open asked for; empty otherwise.
+    """
+
+    cells: list[Cell] = field(default_factory=list)
+    results: dict[str, dict[str, object]] = field(default_factory=dict)
+    decisions: dict[str, dict[Unit, Decision]] = field(default_factory=dict)
+    reached: int = 0
+    pilot: dict[str, dict[Unit, Decision]] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+
+
+def _look_by_look(
+    chosen: Sequence[Claim],
+    plan: Plan,
+    store: Store,
+    source: Source,
+    engine: Engine,
+    budget: float | None,
+    progress: Callable[[Progress], None],
+    announce: Callable[[str], None],
+) -> _Found:
+    found, begun, spent = _Found(), time.monotonic(), 0.0
+    for look in range(len(plan.looks)):
+        cells = _wanted(chosen, plan, found, look)
+        cost = sum(cell.cost for cell in closure(cells) if not store.has(cell))
+        if look > 0:
+            if not _open(found):
+                break
+            announce(_outlook(plan, found))
+            taken = time.monotonic() - begun
+            more = cost * (taken / spent if spent else 1.0)
+            if budget is not None and taken + more > budget:
+                found.stopped.append(_out_of_time(plan, look, taken + more))
+                break
+        run(cells, store, source, engine=engine, report=progress)
+        spent += cost
+        found.cells = list({cell.key: cell for cell in [*found.cells, *cells]}.values())
+        found.results |= {cell.key: store.read(cell) or {} for cell in cells}
+        found.reached = look + 1
+        found.decisions = {
+            claim.name: decide(claim.statements, plan, found.results, found.reached)
+            for claim in chosen
+        }
+        found.pilot = found.pilot or found.decisions
+    return found
+
+
+def _wanted(chosen: Sequence[Claim], plan: Plan, found: _Found, look: int) -> list[Cell]:
+    return [
+        cell
+        for claim in chosen
+        for cell in claim.cells(plan, found.decisions.get(claim.name), look)
+    ]
+
+
+def _open(found: _Found) -> list[Decision]:
+    return [
+        decision
+        for decisions in found.decisions.values()
+        for decision in decisions.values()
+        if decision.outcome == Outcome.OPEN
+    ]
+
+
+def _outlook(plan: Plan, found: _Found) -> str:
+    """Say what is open and how many seeds it would take."""
+    pending = _open(found)
+    total = sum(len(decisions) for decisions in found.decisions.values())
+    most = plan.looks[-1]
+    within = sum(1 for one in pending if one.needed is not None and one.needed <= most)
+    return (
+        f"{plan.looks[found.reached - 1]} seeds: {total - len(pending)} of {total} comparisons are "
+        f"decided; of the others {within} will probably be with at most {most} seeds"
+    )
+
+
+def _out_of_time(plan: Plan, look: int, seconds: float) -> str:
+    hours, minutes = divmod(int(seconds / 60) + 1, 60)
+    needed = f"{hours}h{minutes}m" if hours else f"{minutes}m"
+    return (
+        f"The time was up after {plan.looks[look - 1]} seeds. What is undecided goes on with "
+        f"{plan.looks[look]} seeds: run the same command again with --budget {needed} or more; what "
+        "was measured is kept."
+    )
+
+
+def _pilot_section(chosen: Sequence[Claim], found: _Found) -> Section:
+    rows = []
+    for claim in chosen:
+        by_name = {one.name: one for one in claim.statements}
+        for (name, method), first in found.pilot[claim.name].items():
+            last = found.decisions[claim.name][name, method]
+            if by_name[name].kind == "identity" or first.estimate is None:
+                continue
+            needed = first.estimate.count if first.needed is None else first.needed
+            rows.append(
+                (
+                    f"{claim.name}: {name}",
+                    label(method),
+                    text_of(by_name[name], first.estimate),
+                    int(needed) if needed < 1000 else None,
+                    last.estimate.count if last.estimate else None,
+                    last.outcome.value,
+                )
+            )
+    return Section(
+        name="pilot",
+        title="Seeds that it takes",
+        statement="Seeds were added until a comparison was decided or the looks or the time were at "
+        "an end. The first look is the pilot: from its mean and spread it says how many seeds "
+        "each comparison will probably take.",
+        figure_of_merit=f"{found.reached} looks",
+        tables=[
+            Table(
+                "What the pilot said, and what came out",
+                ("comparison", "method", "pilot", "seeds, predicted", "seeds, used", "outcome"),
+                rows,
+                "A dash: more than a thousand.",
+            )
+        ],
     )
 
 
@@ -131,7 +290,12 @@ def _command(plan: Plan, *names: str) -> str:
         words += ["--data", plan.data]
     if plan.size != "default":
         words.append(f"--{plan.size}")
-    if plan.seeds != tuple(range(plan.scale.seeds)):
+    if len(plan.looks) > 1:
+        words.append("--until-decided")
+        usual = plan.scale.looks[-1]
+    else:
+        usual = plan.scale.seeds
+    if len(plan.seeds) != usual:
         words += ["--seeds", str(len(plan.seeds))]
     return " ".join(words)
 
@@ -143,8 +307,10 @@ def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
             "A quick run shows that everything works. Its networks are hardly trained: do not "
             "quote its numbers."
         )
-    if len(plan.seeds) == 1:
-        warnings.append("One seed: verdicts that rest on training are left undecided.")
+    if len(plan.seeds) < FEWEST:
+        warnings.append(
+            f"Fewer than {FEWEST} seeds decide nothing that is measured; what is proved is checked."
+        )
     if len(machines) > 1:
         warnings.append(
             f"The records come from {len(machines)} kinds of processors, which round sums "

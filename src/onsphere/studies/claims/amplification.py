@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from onsphere.robustness import pgd
 from onsphere.studies.claims.plan import Plan, average
@@ -45,7 +45,8 @@ def _layers(model: SmallConvNet, x: Tensor, adversarial: Tensor) -> dict[str, li
     result: dict[str, list[float]] = {"norm": [], "raw": [], "behind": []}
     for weight, conv, norm in zip(weights, model.convs, model.norms, strict=True):
         change = both[1] - both[0]
-        raw = F.conv2d(change, weight, stride=conv.stride, padding=conv.padding)  # type: ignore[arg-type]
+        assert isinstance(conv, nn.Conv2d)
+        raw = F.conv2d(change, weight, None, conv.stride, conv.padding)  # type: ignore[arg-type]
         after = [norm(conv(z)) for z in both]
         result["norm"].append(float(weight.norm()))
         result["raw"].append(float(raw.norm() / change.norm()))

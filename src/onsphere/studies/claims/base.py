@@ -62,9 +62,7 @@ class Claim:
         ]
         return list({cell.key: cell for cell in [*cells, *self.drawn(plan)]}.values())
 
-    def section(
-        self, plan: Plan, results: Results, decisions: Decisions, command: str
-    ) -> Section:
+    def section(self, plan: Plan, results: Results, decisions: Decisions, command: str) -> Section:
         """Return the claim's section of the report, from records alone."""
         statements = [shown(one, plan, decisions) for one in self.statements if one.methods(plan)]
         details = self.details(plan, results)

@@ -43,7 +43,9 @@ def measure(config: Config, inputs: Inputs) -> Found:
         model = restore(settings, own)
         pairs = pairs_of(model, inputs.images.train_x[:_IMAGES])
         snapshots.append([_distances(*pair) for pair in pairs])
-        layers = [_layer(*pair, _rescales(model, pair[2].shape[1], settings.seed)) for pair in pairs]
+        layers = [
+            _layer(*pair, _rescales(model, pair[2].shape[1], settings.seed)) for pair in pairs
+        ]
     return Found({"diverged": False, "snapshots": snapshots, "layers": layers})
 
 
@@ -94,13 +96,17 @@ def _moments(gain: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distances(gain: Tensor, shift: Tensor | None, z: Tensor) -> dict[str, Any]:
     """How far gain is from spread (in logs) and shift from mean (in spreads), and both themselves."""
-    spread, mean = (value.flatten().clamp_min(1e-12) if i == 0 else value.flatten()
-                    for i, value in enumerate(_moments(gain, z)))
+    spread, mean = (
+        value.flatten().clamp_min(1e-12) if i == 0 else value.flatten()
+        for i, value in enumerate(_moments(gain, z))
+    )
     size = gain.abs().flatten().clamp_min(1e-12)
     shifts = None if shift is None else shift.flatten()
     return {
         "gain_distance": float((size / spread).log().abs().mean()),
-        "shift_distance": None if shifts is None else float(((shifts - mean) / spread).abs().mean()),
+        "shift_distance": None
+        if shifts is None
+        else float(((shifts - mean) / spread).abs().mean()),
         "gain": [float(v) for v in gain.flatten()],
         "shift": None if shifts is None else [float(v) for v in shifts],
     }

@@ -389,7 +389,9 @@ def _details(plan: Plan, results: Results) -> Details:
 
 
 def _mean(laws: _Laws, method: str, run: str, what: str) -> float:
-    found = [layer[what] for (m, r, _), own in laws.items() if (m, r) == (method, run) for layer in own]
+    found = [
+        layer[what] for (m, r, _), own in laws.items() if (m, r) == (method, run) for layer in own
+    ]
     return average([value for value in found if value is not None])
 
 

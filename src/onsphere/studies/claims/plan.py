@@ -79,7 +79,6 @@ class Plan:
         """Return the network that claims share, with a cosine schedule; with changes."""
         return self.training(method, seed, schedule="cosine", lr=0.1, **changes)
 
-
     def snapshots(self, method: str, seed: int) -> list[Training]:
         """Return one plain run at a constant rate, ended at a tenth, a third and all of its steps.
 

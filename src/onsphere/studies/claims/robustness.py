@@ -109,7 +109,7 @@ def _stands(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> lis
 def attack(config: Config, inputs: Inputs) -> Found:
     """Attack every network of a group; one that diverged in training leaves a record that says so."""
     x, y, eps = _attacked(config, inputs)
-    networks = []
+    networks: list[dict[str, Any]] = []
     for number, training in enumerate(config["trainings"]):
         own = member(inputs, number)
         if own.records[0]["diverged"]:
@@ -159,7 +159,9 @@ def control(config: Config, inputs: Inputs) -> Found:
 def _curve(model: nn.Module, x: Tensor, y: Tensor, inputs: Inputs) -> list[float]:
     """Return accuracy at every radius, from above: under ten steps of PGD on the DLR loss."""
     return [
-        float(correct_mask(model, pgd(model, x, y, eps=eps, loss="dlr", steps=10), y).float().mean())
+        float(
+            correct_mask(model, pgd(model, x, y, eps=eps, loss="dlr", steps=10), y).float().mean()
+        )
         for eps in radii(inputs.images.name)
     ]
 
@@ -253,7 +255,9 @@ def _control_cell(plan: Plan, method: str, seed: int) -> Cell:
 _GROUPS = (_DECAY_GROUP, _SPHERE_GROUP)
 
 
-def _group_cells(*groups: Mapping[str, Mapping[str, Any]]) -> Callable[[Plan, str, int], list[Cell]]:
+def _group_cells(
+    *groups: Mapping[str, Mapping[str, Any]],
+) -> Callable[[Plan, str, int], list[Cell]]:
     return lambda plan, method, seed: [_attack_cell(plan, method, seed, g) for g in groups]
 
 
@@ -519,9 +523,7 @@ _Nets = Mapping[tuple[str, int], _Networks]
 
 def _robust(found: _Nets, method: str, name: str) -> list[float]:
     return [
-        average(own[name]["stands"])
-        for (m, _), own in found.items()
-        if m == method and name in own
+        average(own[name]["stands"]) for (m, _), own in found.items() if m == method and name in own
     ]
 
 
@@ -572,9 +574,7 @@ def _training_figure(found: _Nets, plan: Plan) -> Figure:
             style="points",
             color="measured",
         )
-        panels.append(
-            Panel(label(method), "", "robust accuracy", [series], categories=names)
-        )
+        panels.append(Panel(label(method), "", "robust accuracy", [series], categories=names))
     return Figure(
         "robustness-trainings",
         "Robust accuracy of every training",
@@ -725,7 +725,9 @@ def _advice(outcomes: Outcomes) -> str:
     if outcomes["deceived"] == Outcome.HOLDS:
         said.append("never measure robustness with an attack on the cross-entropy alone")
     if not said:
-        return "Nothing here is decided yet: do not choose norms or decay for the sake of robustness."
+        return (
+            "Nothing here is decided yet: do not choose norms or decay for the sake of robustness."
+        )
     text = "; ".join(said)
     return f"{text[0].upper()}{text[1:]}."
 

@@ -65,9 +65,7 @@ START = Task("stability.start", 1, start)
 
 def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
     ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
-    trainings = [
-        _short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES
-    ]
+    trainings = [_short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES]
     config = {"trainings": [asdict(one) for one in trainings]}
     return Cell(START, config, cost=0.5 * sum(one.cell().cost for one in trainings))
 
@@ -96,7 +94,7 @@ def find_edges(config: Config, inputs: Inputs) -> Found:
         first = len(rates["plain"])
         return {"plain": results[:first], "sphere": results[first:]}
 
-    grid = accuracies(dict.fromkeys(_SPACES, config["rates"]))
+    grid = accuracies({space: config["rates"] for space in _SPACES})
     best = max(one["test_accuracy"] for found in grid.values() for one in found)
     enough = best - _WITHIN
     low: dict[Space, float] = {}
@@ -155,9 +153,7 @@ def _spread_over_seeds(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
         losses = [own["loss"][space][best] for (own,) in records]
         logs = sorted(math.log(max(loss, 1e-9)) for loss in losses if loss is not None)
         middle = (logs[(len(logs) - 1) // 2] + logs[len(logs) // 2]) / 2 if logs else 0.0
-        strays.append(
-            [None if x is None else abs(math.log(max(x, 1e-9)) - middle) for x in losses]
-        )
+        strays.append([None if x is None else abs(math.log(max(x, 1e-9)) - middle) for x in losses])
     return [
         None if plain is None or sphere is None else plain - sphere
         for plain, sphere in zip(*strays, strict=True)
@@ -348,10 +344,7 @@ def _details(plan: Plan, results: Results) -> Details:
         (
             label(method),
             *(estimate([max(o["accuracy"][space]) for o in own]).mean for space in _SPACES),
-            *(
-                10.0 ** average([log10(o["edge"][space]) for o in own])
-                for space in _SPACES
-            ),
+            *(10.0 ** average([log10(o["edge"][space]) for o in own]) for space in _SPACES),
         )
         for method, own in edges.items()
     ]
@@ -373,7 +366,11 @@ def _details(plan: Plan, results: Results) -> Details:
             "scale of the start: BatchNorm's statistics are measured anew before testing",
             f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",
         ],
-        figures=[_rate_figure(edges, "accuracy"), _rate_figure(edges, "loss"), _start_figure(starts)],
+        figures=[
+            _rate_figure(edges, "accuracy"),
+            _rate_figure(edges, "loss"),
+            _start_figure(starts),
+        ],
         tables=[
             Table(
                 "Best accuracy and largest usable rate, means over the first seeds",
@@ -470,7 +467,9 @@ def _advice(outcomes: Outcomes) -> str:
     elif outcomes["rates"] == Outcome.ABSENT:
         said.append("its usable learning rates end where those of plain SGD end")
     if not said:
-        return "Nothing here is decided yet: choose between plain SGD and the sphere on other grounds."
+        return (
+            "Nothing here is decided yet: choose between plain SGD and the sphere on other grounds."
+        )
     text = ", but ".join(said) if len(said) > 1 else said[0]
     return f"{text[0].upper()}{text[1:]}."
 

@@ -286,7 +286,9 @@ def _effect(one: Statement, own: Mapping[str, Decision]) -> str:
         return f"at most {one.in_words(max(e.mean for e in found))}"
     if len(found) == 1:
         return text_of(one, found[0])
-    ends = [_AXES[one.axis](end) for end in (min(e.mean for e in found), max(e.mean for e in found))]
+    ends = [
+        _AXES[one.axis](end) for end in (min(e.mean for e in found), max(e.mean for e in found))
+    ]
     spread = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
     return f"{spread} {one.unit}".rstrip()
 
@@ -303,7 +305,9 @@ def _intervals(one: Statement, own: Mapping[str, Decision]) -> list[Interval]:
     margin = one.margin or 1.0
     if one.kind == "identity":
         worst = max(
-            (d for d in own.values() if d.estimate), key=lambda d: d.estimate.mean, default=None  # type: ignore[union-attr]
+            (d for d in own.values() if d.estimate),
+            key=lambda d: d.estimate.mean,
+            default=None,  # type: ignore[union-attr]
         )
         if worst is None or worst.estimate is None:
             return []

@@ -9,12 +9,15 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
 from onsphere.report.number import number
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 POWER = 0.8
 """Chance of a decision that :func:`seeds_needed` and :func:`detectable` ask for."""
@@ -106,10 +109,10 @@ def equivalence_p(values: Sequence[float], margin: float) -> float:
 
 
 def holm_levels(
-    p_values: Mapping[Hashable, float],
+    p_values: Mapping[_Key, float],
     alpha: float = 0.05,
     level: Callable[[float], float] = lambda share: share,
-) -> dict[Hashable, float]:
+) -> dict[_Key, float]:
     """Share an error rate over tests: the level at which each of them is decided.
 
     Tests are taken from the smallest p-value on, at alpha/m, alpha/(m - 1), ..., until one is not
@@ -128,7 +131,7 @@ def holm_levels(
 
     Source: Holm, A simple sequentially rejective multiple test procedure (1979).
     """
-    levels: dict[Hashable, float] = {}
+    levels: dict[_Key, float] = {}
     remaining, stopped = len(p_values), False
     for name in sorted(p_values, key=lambda name: p_values[name]):
         levels[name] = level(alpha / remaining)
@@ -181,7 +184,7 @@ def look_levels(alpha: float, fractions: tuple[float, ...]) -> tuple[float, ...]
     levels = [spent(alpha, fractions[0])]
     bound = -special.ndtri(levels[0] / 2) * math.sqrt(fractions[0])
     nodes, density = _free(bound, math.sqrt(fractions[0]))
-    for (before, now) in zip(fractions, fractions[1:], strict=False):
+    for before, now in zip(fractions, fractions[1:], strict=False):
         allowed, step = spent(alpha, now) - spent(alpha, before), math.sqrt(now - before)
 
         def crossing(z: float, step: float = step, now: float = now) -> float:

@@ -210,9 +210,7 @@ def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimi
         for parameter, axes in hidden.values()
     ]
     groups = [head, rest, *spheres]
-    return SphereSGD(
-        groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode
-    )
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode)
 
 
 def grown(factor: float, progress: float) -> float:

@@ -3,7 +3,18 @@
 import math
 from functools import cache
 
-from onsphere.report import Document, Figure, Panel, Reference, Section, Series, Table, Verdict
+from onsphere.report import (
+    Document,
+    Figure,
+    Interval,
+    Outcome,
+    Panel,
+    Reference,
+    Section,
+    Series,
+    Statement,
+    Table,
+)
 from onsphere.report.html import render
 
 NAN, INF = math.nan, math.inf
@@ -73,10 +84,21 @@ ODD_PANELS = [
 ODD = Figure("odd", NASTY, NASTY, ODD_PANELS)
 
 
-def section(name: str, verdict: Verdict = Verdict.HOLDS, **more: object) -> Section:
-    texts = ["title", "statement", "prediction", "threshold"]
+def statement(name: str, outcome: Outcome, **more: object) -> Statement:
+    texts = ["hypothesis", "quantity", "margin", "rule"]
     given = {text: f"The {text} of {name}" for text in texts}
-    given |= {"verdict": verdict, "figure_of_merit": "error 3.1×10⁻¹⁵"}
+    intervals = [
+        Interval("BN", 0.2, -0.5, 0.9, outcome, "0.2 of it"),
+        Interval("LN", 60.0, -INF, INF, Outcome.OPEN),
+    ]
+    given |= {"outcome": outcome, "effect": "error 3.1×10⁻¹⁵", "intervals": intervals}
+    return Statement(name, **(given | more))
+
+
+def section(name: str, outcome: Outcome = Outcome.HOLDS, **more: object) -> Section:
+    texts = ["title", "statement", "prediction", "advice"]
+    given = {text: f"The {text} of {name}" for text in texts}
+    given |= {"statements": [statement(f"statement {name}", outcome)]}
     return Section(name, **(given | more))
 
 
@@ -93,11 +115,14 @@ ORDINARY = Document(
     "Claims, tested.",
     [
         section("growth", figures=[SHORT_GROWTH], tables=[TABLE], conditions=["digits, 3 seeds"]),
-        section("stability", Verdict.FAILS, figures=[ACCURACY], command="onsphere study stability"),
-        section("gain", Verdict.OPEN, findings=["Layers disagree."], tables=[WIDE]),
+        section(
+            "stability", Outcome.REVERSED, figures=[ACCURACY], command="onsphere study stability"
+        ),
+        section("gain", Outcome.OPEN, findings=["Layers disagree."], tables=[WIDE]),
     ],
     {"torch": "2.13.0"},
     ["A quick run."],
+    {"PGD": "projected gradient descent"},
 )
 
 HOSTILE = Document(
@@ -105,7 +130,15 @@ HOSTILE = Document(
     NASTY,
     [
         Section(
-            NASTY, NASTY, NASTY, NASTY, NASTY, Verdict.CONDITIONAL, NASTY, [NASTY], [NASTY], [ODD],
+            NASTY, NASTY, NASTY, NASTY,
+            [
+                Statement(
+                    NASTY, NASTY, NASTY, NASTY, NASTY, Outcome.MIXED, "measured", NASTY,
+                    [Interval(NASTY, NAN, -INF, INF, Outcome.OPEN, NASTY)], NASTY,
+                ),
+                Statement(NASTY, NASTY, NASTY, NASTY, NASTY, Outcome.OPEN),
+            ],
+            NASTY, NASTY, [NASTY], [NASTY], [ODD],
             [Table(NASTY, [NASTY], [[NASTY]], NASTY), Table("empty", ["a"], [])], NASTY,
         ),
         section(NASTY, figures=[ODD, Figure("none", "No panels", "", [])]),
@@ -113,6 +146,7 @@ HOSTILE = Document(
     ],
     {NASTY: NASTY, "long": "y" * 300},
     [NASTY],
+    {NASTY: NASTY},
 )  # fmt: skip
 EMPTY = Document("", "", [])
 DOCUMENTS = {"ordinary": ORDINARY, "hostile": HOSTILE, "empty": EMPTY}

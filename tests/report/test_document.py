@@ -1,21 +1,24 @@
 import pytest
 
-from onsphere.report import Verdict
+from onsphere.report import Outcome
 from onsphere.report.document import SIGNS, tally
 
 
-def test_every_verdict_has_its_own_sign():
+def test_every_outcome_has_its_own_sign():
     for part in ("symbol", "style", "color", "plural"):
-        assert len({getattr(SIGNS[verdict], part) for verdict in Verdict}) == len(Verdict)
+        assert len({getattr(SIGNS[outcome], part) for outcome in Outcome}) == len(Outcome)
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "counts"),
+    ("outcomes", "counts"),
     [
         ([], []),
-        ([Verdict.OPEN], [(1, "undecided")]),
-        ([Verdict.FAILS, Verdict.HOLDS, Verdict.HOLDS], [(2, "hold"), (1, "does not hold")]),
+        ([Outcome.OPEN], [(1, "undecided")]),
+        (
+            [Outcome.REVERSED, Outcome.HOLDS, Outcome.MIXED, Outcome.HOLDS],
+            [(2, "hold"), (1, "reversed"), (1, "differs by method")],
+        ),
     ],
 )
-def test_tally(verdicts, counts):
-    assert tally(verdicts) == counts
+def test_tally(outcomes, counts):
+    assert tally(outcomes) == counts

@@ -4,11 +4,20 @@ from html.parser import HTMLParser
 
 import pytest
 
-from onsphere.report import Document, Table
+from onsphere.report import Document, Outcome, Table
 from onsphere.report.html import raised, render, write
-from report.examples import ACCURACY, DOCUMENTS, EMPTY, ORDINARY, SHORT_GROWTH, page_of, section
+from report.examples import (
+    ACCURACY,
+    DOCUMENTS,
+    EMPTY,
+    ORDINARY,
+    SHORT_GROWTH,
+    page_of,
+    section,
+    statement,
+)
 
-VOID = {"meta", "link", "path", "rect", "use", "image", "br"}
+VOID = {"meta", "link", "path", "rect", "circle", "use", "image", "br"}
 
 
 class Reader(HTMLParser):
@@ -97,11 +106,13 @@ def test_equal_documents_give_equal_pages(name):
 
 def test_everything_said_is_on_the_page():
     text = " ".join("".join(Reader(page_of("ordinary")).text).split())
-    said = ["Claims, tested.", "A quick run.", "2.13.0", "1 holds · 1 does not hold · 1 undecided"]
+    said = ["Claims, tested.", "A quick run.", "2.13.0", "projected gradient descent"]
+    said += ["1 holds · 1 reversed", "1 undecided"]  # the decided ones, and what is open
     said += [value for s in ORDINARY.sections for value in (s.title, s.statement, s.prediction)]
-    said += [s.threshold for s in ORDINARY.sections] + ["digits, 3 seeds", "Layers disagree."]
+    said += [s.advice for s in ORDINARY.sections] + ["digits, 3 seeds", "Layers disagree."]
+    for one in (one for s in ORDINARY.sections for one in s.statements):
+        said += [one.hypothesis, one.quantity, one.margin, one.rule, "error 3.1×10−15"]
     said += ["onsphere study stability", "How to read it.", "Bars span seeds.", "12\u2009345"]
-    text = text.replace("holds 1", "holds · 1").replace("hold 1", "hold · 1")
     assert [s for s in said if " ".join(s.split()) not in text] == []
 
 
@@ -110,8 +121,8 @@ def test_every_panel_is_a_picture():
     assert len(images) == len(SHORT_GROWTH.panels) + len(ACCURACY.panels)
 
 
-@pytest.mark.parametrize("symbol", ["✓", "✕", "?"])
-def test_verdicts_have_a_symbol_beside_their_color(symbol):
+@pytest.mark.parametrize("symbol", ["✓", "⇄", "?"])
+def test_outcomes_have_a_symbol_beside_their_color(symbol):
     assert f'<span class="symbol" aria-hidden="true">{symbol}</span>' in page_of("ordinary")
 
 
@@ -124,7 +135,23 @@ def test_numbers_stand_to_the_right_and_words_to_the_left():
 
 
 def test_long_tables_are_folded():
-    assert page_of("ordinary").count("<details>") == 1
+    assert page_of("ordinary").count("40 rows</span>") == 1
+    assert page_of("ordinary").count("10 rows</span>") == 0
+
+
+def test_what_is_proved_measured_and_open_is_told_apart():
+    proved = statement("a", Outcome.HOLDS, basis="proved")
+    document = Document(
+        "", "", [section("s", statements=[proved, *ORDINARY.sections[0].statements])]
+    )
+    text = "".join("".join(Reader(render(document)).text).split())
+    assert "Proved,andcheckedhere1holdsMeasured1holds" in text
+
+
+def test_every_statement_has_its_picture_of_the_effect():
+    drawn = [a for a in Reader(page_of("ordinary")).named("svg") if a.get("role") == "group"]
+    assert len(drawn) == 3
+    assert all("The hypothesis of" in a["aria-label"] for a in drawn)
 
 
 def test_a_page_without_claims_says_so():

@@ -13,14 +13,15 @@ def printed(thing: object, width: int = 100) -> str:
     return console.file.getvalue()
 
 
-def test_summary_has_a_line_per_claim():
+def test_summary_has_a_line_per_statement_and_what_it_means():
     text = printed(summary(ORDINARY))
     lines = [line.split() for line in text.splitlines() if "error 3.1×10⁻¹⁵" in line]
     assert [" ".join(words) for words in lines] == [
-        "growth ✓ holds error 3.1×10⁻¹⁵",
-        "stability ✕ does not hold error 3.1×10⁻¹⁵",
-        "gain ? undecided error 3.1×10⁻¹⁵",
+        "statement growth ✓ holds error 3.1×10⁻¹⁵",
+        "statement stability ⇄ reversed error 3.1×10⁻¹⁵",
+        "statement gain ? undecided error 3.1×10⁻¹⁵",
     ]
+    assert "stability: The advice of stability" in text
     assert "! A quick run." in text
 
 

@@ -10,7 +10,7 @@ from html import escape
 from onsphere.report.document import SIGNS, Interval, Statement
 from onsphere.report.number import clean
 
-WIDTH, _ROW, _LEFT, _PAD = 300, 15, 62, 8
+WIDTH, _ROW, _LEFT, _PAD = 300, 15, 70, 8
 _END = 40.0  # margins at the ends of the axis; what lies beyond gets an arrow
 _TICKS = (-30, -10, -3, -1, 0, 1, 3, 10, 30)
 _TEXT = 'font-size="10.5" fill="#55585f"'
@@ -21,7 +21,7 @@ def place(value: float) -> float:
 
     Example:
         >>> [round(place(v)) for v in (-40.0, -1.0, 0.0, 1.0, 40.0)]
-        [62, 150, 177, 204, 292]
+        [70, 155, 181, 207, 292]
     """
     inside = max(-_END, min(_END, value))
     share = math.asinh(inside) / math.asinh(_END)

@@ -105,7 +105,7 @@ def render(document: Document) -> str:
     """
     palette = palette_of(f for section in document.sections for f in section.figures)
     anchors = _anchors(section.name for section in document.sections)
-    claims = []
+    claims: list[_Claim] = []
     for section, anchor in zip(document.sections, anchors, strict=True):
         number = 1 + sum(bool(claim.section.statements) for claim in claims)
         claims.append(_claim(section, anchor, number, palette))
@@ -185,7 +185,7 @@ def _glance(document: Document) -> list[tuple[str, list[tuple[int, str]]]]:
     """Count what is proved, what is measured and what is open, over all claims."""
     statements = [one for section in document.sections for one in section.statements]
     decided = [one for one in statements if one.outcome != Outcome.OPEN]
-    groups = {
+    groups: dict[str, list[Outcome]] = {
         "Proved, and checked here": [o.outcome for o in decided if o.basis == "proved"],
         "Measured": [o.outcome for o in decided if o.basis == "measured"],
         "Open": [o.outcome for o in statements if o.outcome == Outcome.OPEN],

@@ -234,8 +234,8 @@ def _out_of_time(plan: Plan, look: int, seconds: float) -> str:
     needed = f"{hours}h{minutes}m" if hours else f"{minutes}m"
     return (
         f"The time was up after {plan.looks[look - 1]} seeds. What is undecided goes on with "
-        f"{plan.looks[look]} seeds: run the same command again with --budget {needed} or more; what "
-        "was measured is kept."
+        f"{plan.looks[look]} seeds: run the same command again with --budget {needed} or more; "
+        "what was measured is kept."
     )
 
 
@@ -261,8 +261,8 @@ def _pilot_section(chosen: Sequence[Claim], found: _Found) -> Section:
     return Section(
         name="pilot",
         title="Seeds that it takes",
-        statement="Seeds were added until a comparison was decided or the looks or the time were at "
-        "an end. The first look is the pilot: from its mean and spread it says how many seeds "
+        statement="Seeds were added until a comparison was decided or the looks or the time were "
+        "at an end. The first look is the pilot: from its mean and spread it says how many seeds "
         "each comparison will probably take.",
         figure_of_merit=f"{found.reached} looks",
         tables=[

@@ -46,7 +46,7 @@ def _layers(model: SmallConvNet, x: Tensor, adversarial: Tensor) -> dict[str, li
     for weight, conv, norm in zip(weights, model.convs, model.norms, strict=True):
         change = both[1] - both[0]
         assert isinstance(conv, nn.Conv2d)
-        raw = F.conv2d(change, weight, None, conv.stride, conv.padding)  # type: ignore[arg-type]
+        raw = F.conv2d(change, weight, None, conv.stride, conv.padding)
         after = [norm(conv(z)) for z in both]
         result["norm"].append(float(weight.norm()))
         result["raw"].append(float(raw.norm() / change.norm()))

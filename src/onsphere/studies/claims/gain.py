@@ -95,7 +95,7 @@ def _moments(gain: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _distances(gain: Tensor, shift: Tensor | None, z: Tensor) -> dict[str, Any]:
-    """How far gain is from spread (in logs) and shift from mean (in spreads), and both themselves."""
+    """How far gain is from spread (in logs) and shift from mean (in spreads), and both."""
     spread, mean = (
         value.flatten().clamp_min(1e-12) if i == 0 else value.flatten()
         for i, value in enumerate(_moments(gain, z))
@@ -264,8 +264,8 @@ _STATEMENTS = (
     ),
     Statement(
         name="gain-is-length",
-        hypothesis="The gain of a weight normalization is the length of the effective weight, so it "
-        "tracks the spread by construction.",
+        hypothesis="The gain of a weight normalization is the length of the effective weight, so "
+        "it tracks the spread by construction.",
         quantity="largest deviation of a filter's length from its gain, relative, in float32",
         margin=1e-5,
         methods=lambda plan: [m for m in plan.methods if m in ("wn", "cwn")],

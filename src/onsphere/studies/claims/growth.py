@@ -376,8 +376,8 @@ def _details(plan: Plan, results: Results) -> Details:
             "learns does not have. The growth from the measured gradients needs no such thing.",
         ],
         conditions=[
-            f"{plan.scale.steps} steps, batch 64, momentum 0.9, constant rate 0.1; decay {DECAY:g}; "
-            "norms of each sphere recorded at every step",
+            f"{plan.scale.steps} steps, batch 64, momentum 0.9, constant rate 0.1; decay "
+            f"{DECAY:g}; norms of each sphere recorded at every step",
             "noise: the loss is the inner product of the logits with random numbers, only hidden "
             "weights are trained, rate 0.02 without decay, rate 1 with decay 0.002",
             f"recursions over {plan.scale.exact_steps} steps",
@@ -453,8 +453,8 @@ def _norm_figure(plan: Plan, laws: _Laws) -> Figure:
         "growth-norms",
         "Norms of the hidden weights during training",
         "Second layer, first seed, mean over its spheres. Without decay norms grow; with decay "
-        "they grow less, and some have settled at the end. Dashed: |w|⁴ = |w₀|⁴ + 2η²/(1−α)² Σ L, from the measured gradients of the "
-        "run on noise.",
+        "they grow less, and some have settled at the end. Dashed: |w|⁴ = |w₀|⁴ + 2η²/(1−α)² Σ L, "
+        "from the measured gradients of the run on noise.",
         panels,
     )
 

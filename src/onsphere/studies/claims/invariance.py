@@ -325,7 +325,7 @@ def _advice(outcomes: Outcomes) -> str:
 
 
 def _leak_slope(own: list[dict[str, Any]]) -> float | None:
-    """Exponent of the leak in a, where it is smallest and no rounding; ``None`` where there is none.
+    """Exponent of the leak in a where it is small and no rounding; ``None`` where there is none.
 
     The power law is that of small leaks: of instances with little variance (InstanceNorm's) a
     larger leak shows less of it, by saturation. So the three smallest count.
@@ -383,9 +383,10 @@ def _leak_figure(plan: Plan, found: dict[tuple[str, int], dict[str, Any]]) -> Fi
     return Figure(
         "invariance-eps",
         "How eps breaks the invariance as the norm shrinks",
-        "How far the logits at each method's real eps are from those at eps → 0, relative, when the "
-        "hidden weights are scaled by a. Predicted: proportional to eps/(a²σ²). The weight methods "
-        "WN (weight normalization), CWN (the same, centred) and SN (spectral normalization) have "
+        "How far the logits at each method's real eps are from those at eps → 0, relative, when "
+        "the hidden weights are scaled by a. Predicted: proportional to eps/(a²σ²). The weight "
+        "methods WN (weight normalization), CWN (the same, centred) and SN (spectral "
+        "normalization) have "
         "hardly any eps.",
         [
             Panel(

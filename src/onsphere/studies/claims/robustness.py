@@ -43,7 +43,7 @@ EPS = {
     "fashion-mnist": (0.01, 0.02, 0.04, 0.08),
 }
 _FINE = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-"""Radii of the l-infinity attacks, in units of the full range of a pixel; fine ones for the rest."""
+"""Radii of the l-infinity attacks, in units of a pixel's full range; fine ones for the rest."""
 
 MIDDLE = 1  # the radius at which networks are compared
 GAUGE = 16.0  # a power of two: rounding stays as it was, so what moves is due to norm or eps
@@ -73,7 +73,7 @@ _SPHERE_GROUP: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "head held": {"space": "sphere", "head": "sphere"},
     }
 )
-"""Trainings by name, as changes of the study's common one; those of a group are trained together."""
+"""Trainings by name, as changes of the common one; those of a group are trained together."""
 
 
 def radii(data: str) -> tuple[float, ...]:
@@ -107,7 +107,7 @@ def _stands(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> lis
 
 
 def attack(config: Config, inputs: Inputs) -> Found:
-    """Attack every network of a group; one that diverged in training leaves a record that says so."""
+    """Attack every network of a group; one that diverged leaves a record that says so."""
     x, y, eps = _attacked(config, inputs)
     networks: list[dict[str, Any]] = []
     for number, training in enumerate(config["trainings"]):
@@ -501,10 +501,10 @@ def _details(plan: Plan, results: Results) -> Details:
         ],
         conditions=[
             f"l-infinity Auto-PGD at eps {radii(plan.data)[MIDDLE]:.3g}, {plan.scale.attack_steps} "
-            f"steps: tempered cross-entropy, then the targeted DLR loss for {_TARGETS} classes; all "
-            f"test images, {plan.scale.images} at most; eval mode",
-            f"cosine schedule, rate 0.1, momentum 0.9, {plan.scale.steps} steps; decay {DECAY:g} on "
-            "weights, never on gains, shifts and biases",
+            f"steps: tempered cross-entropy, then the targeted DLR loss for {_TARGETS} classes; "
+            f"all test images, {plan.scale.images} at most; eval mode",
+            f"cosine schedule, rate 0.1, momentum 0.9, {plan.scale.steps} steps; decay {DECAY:g} "
+            "on weights, never on gains, shifts and biases",
             "forced growth: its fourth power is linear in time, as under SGD without decay",
             *([f"diverged in training and left out: {', '.join(lost)}"] if lost else []),
         ],
@@ -737,9 +737,10 @@ CLAIM = Claim(
     title="Norm growth makes networks vulnerable",
     statement="Training with normalization makes weight norms grow, which could cause adversarial "
     "vulnerability since it amplifies the attack (Sun et al. 2020).",
-    prediction="Behind a normalization the effective weight does not depend on the norm, so neither "
-    "rescaling nor forced growth along the same path can matter. What growth can do: slow the "
-    "effective rate, so that training ends elsewhere. Beside it: the head and the gains, which no "
+    prediction="Behind a normalization the effective weight does not depend on the norm, so "
+    "neither rescaling nor forced growth along the same path can matter. What growth can do: slow "
+    "the effective rate, so that training ends elsewhere. Beside it: the head and the gains, which "
+    "no "
     "normalization follows, eps, stale statistics, and logits that mask.",
     statements=_STATEMENTS,
     advice=_advice,

@@ -18,9 +18,9 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
+from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
-from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.training_group import group_cell
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
@@ -71,7 +71,7 @@ def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
-    """Return how far accuracies lie apart over the scales of the start: plain, and on the sphere."""
+    """Return how far accuracies lie apart over the scales of the start, plain and on the sphere."""
     found = [one["test_accuracy"] for one in record["trained"]]
     plain, sphere = found[: len(_SCALES)], found[len(_SCALES) :]
     return max(plain) - min(plain), max(sphere) - min(sphere)
@@ -94,7 +94,8 @@ def find_edges(config: Config, inputs: Inputs) -> Found:
         first = len(rates["plain"])
         return {"plain": results[:first], "sphere": results[first:]}
 
-    grid = accuracies({space: config["rates"] for space in _SPACES})
+    rates: Sequence[float] = config["rates"]
+    grid = accuracies({"plain": rates, "sphere": rates})
     best = max(one["test_accuracy"] for found in grid.values() for one in found)
     enough = best - _WITHIN
     low: dict[Space, float] = {}
@@ -252,8 +253,8 @@ _STATEMENTS = (
     Statement(
         name="start-plain",
         hypothesis="To plain SGD it does matter.",
-        quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64, plain "
-        "minus sphere",
+        quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64, "
+        "plain minus sphere",
         margin=_WITHIN,
         methods=lambda plan: plan.panel,
         cells=lambda *which: [_start_cell(*which)],
@@ -350,12 +351,13 @@ def _details(plan: Plan, results: Results) -> Details:
     ]
     return Details(
         findings=[
-            "Why the sphere's range is the narrower one: plain SGD answers a rate that is too large "
-            "with larger norms, which lowers its effective rate by itself (Arora et al. 2018); a "
-            "fixed sphere cannot. What it loses at the upper end it does not regain at the lower.",
+            "Why the sphere's range is the narrower one: plain SGD answers a rate that is too "
+            "large with larger norms, which lowers its effective rate by itself (Arora et al. "
+            "2018); a fixed sphere cannot. What it loses at the upper end it does not regain at "
+            "the lower.",
             "On a sphere of fixed radius the first step forgets the length of the initial weights. "
-            "A sphere that keeps whatever length it is given does not: there the rate has to be set "
-            "for that length, as in plain SGD.",
+            "A sphere that keeps whatever length it is given does not: there the rate has to be "
+            "set for that length, as in plain SGD.",
         ],
         conditions=[
             f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
@@ -479,8 +481,8 @@ CLAIM = Claim(
     title="Optimizing on the sphere stabilizes training",
     statement="With the scaling symmetry removed by optimizing on a sphere, training becomes more "
     "stable (Sun et al. 2020).",
-    prediction="The function depends on the direction of the weights only, so at a fixed radius the "
-    "scale of the start cannot matter. Against a wider range of rates stands that plain SGD on "
+    prediction="The function depends on the direction of the weights only, so at a fixed radius "
+    "the scale of the start cannot matter. Against a wider range of rates stands that plain SGD on "
     "normalized weights grows its norms at large rates and so lowers its own effective rate, which "
     "a fixed sphere forbids (Arora et al. 2018, arXiv 1812.03981).",
     statements=_STATEMENTS,

@@ -304,16 +304,13 @@ def text_of(one: Statement, found: Estimate) -> str:
 def _intervals(one: Statement, own: Mapping[str, Decision]) -> list[Interval]:
     margin = one.margin or 1.0
     if one.kind == "identity":
-        worst = max(
-            (d for d in own.values() if d.estimate),
-            key=lambda d: d.estimate.mean,
-            default=None,  # type: ignore[union-attr]
-        )
-        if worst is None or worst.estimate is None:
+        checked = [(d.estimate, d.outcome) for d in own.values() if d.estimate is not None]
+        if not checked:
             return []
-        place = worst.estimate.mean / margin
+        worst, outcome = max(checked, key=lambda pair: pair[0].mean)
+        place = worst.mean / margin
         name = "" if len(own) == 1 else f"{len(own)} methods"
-        return [Interval(name, place, place, place, worst.outcome, text_of(one, worst.estimate))]
+        return [Interval(name, place, place, place, outcome, text_of(one, worst))]
     return [
         Interval(
             label(method),

@@ -10,7 +10,6 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import lru_cache
 from importlib.util import find_spec

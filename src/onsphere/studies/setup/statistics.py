@@ -8,7 +8,8 @@ growing number of seeds share it by O'Brien and Fleming's spending.
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -184,15 +185,10 @@ def look_levels(alpha: float, fractions: tuple[float, ...]) -> tuple[float, ...]
     levels = [spent(alpha, fractions[0])]
     bound = -special.ndtri(levels[0] / 2) * math.sqrt(fractions[0])
     nodes, density = _free(bound, math.sqrt(fractions[0]))
-    for before, now in zip(fractions, fractions[1:], strict=False):
+    for before, now in pairwise(fractions):
         allowed, step = spent(alpha, now) - spent(alpha, before), math.sqrt(now - before)
-
-        def crossing(z: float, step: float = step, now: float = now) -> float:
-            limit = z * math.sqrt(now)
-            above = special.ndtr((nodes - limit) / step)
-            return float(density @ (above + special.ndtr((-limit - nodes) / step)))
-
-        z = float(optimize.brentq(lambda z: crossing(z) - allowed, 0.0, 38.0, xtol=1e-10))
+        excess = partial(_crossing, nodes=nodes, density=density, step=step, now=now, less=allowed)
+        z = float(optimize.brentq(excess, 0.0, 38.0, xtol=1e-10))
         levels.append(float(2 * special.ndtr(-z)))
         fresh, weights = _grid(z * math.sqrt(now))
         kernel = np.exp(-0.5 * ((fresh[:, None] - nodes) / step) ** 2)
@@ -253,6 +249,15 @@ def fisher_z(correlation: float, most: float = 0.9999) -> float:
         0.5493
     """
     return math.atanh(max(-most, min(most, correlation)))
+
+
+def _crossing(
+    z: float, nodes: "_Reals", density: "_Reals", step: float, now: float, less: float
+) -> float:
+    """Probability that the running sum crosses z at the next look, less what is allowed."""
+    limit = z * math.sqrt(now)
+    beyond = special.ndtr((nodes - limit) / step) + special.ndtr((-limit - nodes) / step)
+    return float(density @ beyond) - less
 
 
 def _quantile(freedom: int, tail: float) -> float:

@@ -18,7 +18,7 @@ from benchmarks.evidence.run import WARMUP, Space
 from benchmarks.evidence.tuning import FRESH_SEEDS, GRID_SEED, OURS, SPACES, Found, Trial
 from onsphere.report import Document, Figure, Panel, Reference, Section, Series, Table, Verdict
 from onsphere.report.number import number
-from onsphere.studies.claims.base import average
+from onsphere.studies.claims.plan import average
 from onsphere.studies.setup.statistics import estimate
 from onsphere.version import __version__
 

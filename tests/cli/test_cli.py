@@ -22,6 +22,12 @@ MISTAKES = {
     "no seeds": (["study", "--seeds", "0"], ["at least one seed"]),
     "fewer than no seeds": (["study", "--seeds", "-2"], ["at least one seed"]),
     "seeds in words": (["study", "--seeds", "many"], ["--seeds", "'many'", "study --help"]),
+    "a budget that is no time": (
+        ["study", "--until-decided", "--budget", "soon"],
+        ["--budget 'soon' is no time", "1h30m"],
+    ),
+    "a budget of nothing": (["study", "--until-decided", "--budget", "0h"], ["'0h' is no time"]),
+    "a budget without rounds": (["study", "--budget", "2h"], ["is for --until-decided: add that"]),
     "no jobs": (["study", "--jobs", "0"], ["--jobs must be at least 1, got 0"]),
     "two sizes": (["study", "--quick", "--full"], ["--full", "not allowed with", "--quick"]),
     "unknown option": (["study", "--sedes", "3"], ["--sedes"]),

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import forks
-from onsphere.studies.claims import base
+from onsphere.studies.claims import plan
 from onsphere.studies.engine import process_pool
 from onsphere.studies.setup.data import Source
 from studies import tiny
@@ -27,7 +27,7 @@ def digits():
 
 @pytest.fixture
 def tiny_scale(monkeypatch):
-    monkeypatch.setitem(base.SCALES, "quick", tiny.TINY)
+    monkeypatch.setitem(plan.SCALES, "quick", tiny.TINY)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def undisturbed(tmp_path_factory):
     """Records of the tiny study, run in one go by one worker. Not to be written to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(base.SCALES, "quick", tiny.TINY)
+        patch.setitem(plan.SCALES, "quick", tiny.TINY)
         tiny.run(folder)
     return folder
 

@@ -6,7 +6,16 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from onsphere.studies.claims import causes, gain, growth, invariance, robustness, sphere
+from onsphere.studies.claims import (
+    amplification,
+    gain,
+    growth,
+    invariance,
+    robustness,
+    sphere,
+    stability,
+)
+from onsphere.studies.claims.plan import Plan
 from onsphere.studies.engine.job import Inputs
 from onsphere.studies.setup.training import Training, train
 
@@ -109,28 +118,57 @@ def test_a_diverged_run_has_no_laws(trained):
     assert result(growth.check_laws, config, inputs) == {"layers": []}
 
 
-@pytest.mark.parametrize("method", ["none", "bn", "wn"])
-def test_attacks_weaken_and_the_rescale_by_a_power_of_two_changes_nothing(trained, method):
-    config, inputs = trained(method, steps=40)
-    found = result(robustness.measure, {**config, "images": 40, "steps": 3, "restarts": 1}, inputs)
-    curve = [found["clean"], *[one["worst"] for one in found["robust"]]]
-    assert curve == sorted(curve, reverse=True)
-    assert curve[0] > curve[-1]
-    assert all(one["worst"] <= min(one["cross_entropy"], one["dlr"]) for one in found["robust"])
-    if method == "none":
-        assert found["gauge"] is None
-    else:
-        assert found["gauge_change"] < 1e-3
-        assert found["gauge"]["worst"] == pytest.approx(found["robust"][1]["worst"], abs=0.05)
+def snapshots(trained, method):
+    """Return what a task that looks at two snapshots of a run is given."""
+    runs = [trained(method, steps=steps) for steps in (4, 8)]
+    inputs = Inputs(
+        runs[0][1].images,
+        tuple(own.records[0] for _, own in runs),
+        tuple(own.tensors[0] for _, own in runs),
+    )
+    return {"trainings": [config["training"] for config, _ in runs]}, inputs
 
 
-def test_gain_is_measured_where_it_is_learned(trained):
-    for method in ("bn", "ln", "rms", "wn"):
-        config, inputs = trained(method)
-        layers = result(gain.measure, config, inputs)["layers"]
-        assert len(layers) == 3
-        assert all(-1 <= layer["gain_spread"] <= 1 for layer in layers)
-        assert (layers[0]["shift_mean"] is None) == (method == "rms")
+@pytest.mark.parametrize("method", ["bn", "wn"])
+def test_a_raw_layer_amplifies_by_its_norm_and_no_normalization_feels_it(trained, method):
+    config, inputs = snapshots(trained, method)
+    found = result(amplification.measure, config, inputs)["snapshots"]
+    assert all(len(snapshot[what]) == 3 for snapshot in found for what in ("norm", "raw", "behind"))
+    model = robustness.restore(
+        Training(**config["trainings"][1]),
+        Inputs(inputs.images, inputs.records[1:], inputs.tensors[1:]),
+    )
+    x = inputs.images.test_x[:20]
+    moved = (x + 0.05 * torch.sign(x - 0.5)).clamp(0, 1)
+    before = amplification._layers(model, x, moved)
+    after = amplification._layers(model.rescale_hidden_(4.0), x, moved)
+    assert after["raw"] == pytest.approx([4 * value for value in before["raw"]], rel=1e-4)
+    assert after["behind"] == pytest.approx(before["behind"], rel=1e-2)
+
+
+def test_gain_is_compared_at_every_snapshot(trained):
+    for method in ("bn", "ln", "rms"):
+        found = result(gain.measure, *snapshots(trained, method))
+        assert len(found["snapshots"]) == 2
+        assert len(found["layers"]) == 3
+        assert all(-1 <= layer["gain_spread"] <= 1 for layer in found["layers"])
+        assert (found["snapshots"][0][0]["shift_distance"] is None) == (method == "rms")
+
+
+def test_the_gain_of_a_weight_norm_is_its_length_and_anything_else_is_seen(trained, monkeypatch):
+    config, inputs = trained("wn")
+    assert result(gain.check_length, config, inputs)["error"] < 1e-5
+    exact = gain.restore
+
+    def doubled(*given):
+        model = exact(*given)
+        with torch.no_grad():
+            model.convs[1].parametrizations.weight.original0.mul_(-2)
+            model.convs[1].parametrizations.weight[0].forward = lambda length, way: way
+        return model
+
+    monkeypatch.setattr(gain, "restore", doubled)
+    assert result(gain.check_length, config, inputs)["error"] > 1e-2
 
 
 def test_a_gain_equal_to_the_spread_is_seen_and_does_not_survive_rescaling(generator):
@@ -143,39 +181,101 @@ def test_a_gain_equal_to_the_spread_is_seen_and_does_not_survive_rescaling(gener
     assert layer["gain_spread_gauge"] < 0.7
 
 
-def causes_of(trained, method, **changes):
-    config, inputs = trained(method, **changes)
-    return result(causes.measure, {**config, "images": 30, "steps": 4, "controls": True}, inputs)
+GROUP = {"plain": {}, "sphere": {"space": "sphere"}}
 
 
-def test_controls_that_keep_the_function_keep_robustness(trained):
-    found = causes_of(trained, "bn")
+@pytest.fixture(scope="module")
+def group(trained):
+    """Two networks of one group, as cells that build on it are given them."""
+
+    def make(method, **changes):
+        runs = [trained(method, steps=40, **own, **changes) for own in GROUP.values()]
+        records = {"trained": [own.records[0] for _, own in runs]}
+        tensors = {
+            f"{i}.{name}": value
+            for i, (_, own) in enumerate(runs)
+            for name, value in own.tensors[0].items()
+        }
+        trainings = [config["training"] for config, _ in runs]
+        config = {"trainings": trained and trainings, "training": trainings[0]}
+        return {**config, "images": 30, "steps": 4}, Inputs(
+            runs[0][1].images, (records,), (tensors,)
+        )
+
+    return make
+
+
+def test_every_network_of_a_group_is_attacked(group):
+    found = result(robustness.attack, *group("bn"))["networks"]
+    assert len(found) == 2
+    for one in found:
+        assert 0 < sum(one["stands"]) <= sum(one["right"]) <= 30
+        assert all(s <= r for s, r in zip(one["stands"], one["right"], strict=True))
+    assert found[0]["norm_growth"] > 1
+    assert found[1]["norm_growth"] == pytest.approx(1, abs=1e-3)
+
+
+def test_controls_that_keep_the_function_keep_robustness(group):
+    config, inputs = group("bn")
+    found = result(robustness.control, config, inputs)
+    plain = result(robustness.attack, config, inputs)["networks"][0]
     assert found["controls"].keys() == {"rescaled", "without eps", "fresh statistics", "loud"}
-    assert sum(found["right"]) > 0
-    assert all(s <= r for s, r in zip(found["stands"], found["right"], strict=True))
     for name in ("rescaled", "loud"):
-        assert found["controls"][name] == found["stands"]
-    assert found["cross_entropy_loud"] >= sum(found["stands"]) / 30
-    assert causes_of(trained, "none")["controls"].keys() == {"loud"}
+        assert found["controls"][name] == plain["stands"]
+    assert sum(found["cross_entropy_loud"]) >= sum(plain["stands"])
+    curve = [sum(found["right"]) / 30, *found["curve"]]
+    assert curve == sorted(curve, reverse=True)
 
 
-def test_stale_statistics_are_measured_anew(trained, digits):
-    from onsphere.studies.setup.training import restore
-
-    config, inputs = trained("bn")
-    settings = Training(**config["training"])
-    model = restore(settings, inputs)
-    for norm in model.norms:
-        norm.running_var.mul_(100)
-    fresh = causes._refreshed(model, settings, inputs)
-    ratio = fresh.norms[0].running_var / model.norms[0].running_var
-    assert float(ratio.max()) < 0.1
-    assert not fresh.training
-    assert model.norms[0].momentum is not None
+def test_a_network_that_diverged_is_left_out(group):
+    config, inputs = group("bn")
+    records = [{**record, "diverged": True} for record in inputs.records[0]["trained"]]
+    lost = Inputs(inputs.images, ({"trained": records},), inputs.tensors)
+    assert result(robustness.attack, config, lost)["networks"] == [{"diverged": True}] * 2
+    assert result(robustness.control, config, lost) == {"diverged": True}
 
 
-def test_a_network_that_diverged_is_left_out(trained):
-    config, inputs = trained("bn")
-    lost = Inputs(inputs.images, ({**inputs.records[0], "diverged": True},), inputs.tensors)
-    config = {**config, "images": 30, "steps": 4, "controls": True}
-    assert result(causes.measure, config, lost) == {"diverged": True}
+def test_the_start_on_a_sphere_of_fixed_radius_does_not_depend_on_its_scale(digits):
+    common = {"data": "digits", "method": "bn", "steps": 12, "width": 4, "schedule": "cosine"}
+    ways = ({}, {"space": "sphere", "radius": 1.0})
+    trainings = [
+        asdict(Training(**common, start_scale=scale, **way))
+        for way in ways
+        for scale in (0.125, 1, 8)
+    ]
+    found = result(stability.start, {"trainings": trainings}, Inputs(digits))["trained"]
+    plain, sphere = ([one["train_loss"] for one in side] for side in (found[:3], found[3:]))
+    assert sphere == pytest.approx([sphere[1]] * 3, rel=1e-3)
+    assert max(plain) - min(plain) > 0.05
+
+
+def test_the_edge_of_the_usable_rates_is_found(digits):
+    plan = Plan("digits", (0,), "quick")
+    cell = stability._edge_cell(plan, "bn", 0)
+    found = result(stability.find_edges, {**cell.config, "rates": [0.03, 0.3, 3.0]}, Inputs(digits))
+    assert all(0.03 <= found["edge"][space] <= 3.0 for space in ("plain", "sphere"))
+    assert all(len(found["accuracy"][space]) == 3 for space in ("plain", "sphere"))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "inside", "edge"),
+    [
+        ([0.9, 0.9, 0.5], [10.0], 10 * 10**0.25),  # linear in the logarithm: a quarter of the way
+        ([0.5, 0.9, 0.9], [], 100.0),  # usable to the end
+        ([0.1, 0.1, 0.1], [], 1.0),  # nowhere
+        ([0.9, 0.1, 0.9], [], 100.0),  # the last usable one counts
+    ],
+)
+def test_brackets_and_edges(accuracies, inside, edge):
+    rates = [1.0, 10.0, 100.0]
+    between = stability.bracket(rates, accuracies, 0.8, 2)
+    assert len(between) == len(inside)
+    assert all(10 < rate < 100 for rate in between)
+    assert stability.upper_edge(rates, accuracies, 0.8) == pytest.approx(edge)
+
+
+def test_spikes_are_counted_and_a_steady_rise_is_none():
+    steady = [1.02**i for i in range(100)]
+    assert stability.spikes(steady) == 0
+    assert stability.spikes([*steady[:50], 9.0, *steady[50:]]) == 1
+    assert stability.spikes([1.0] * 5) == 0

@@ -7,7 +7,7 @@ import pytest
 
 from onsphere import cli
 from onsphere.errors import OnsphereError
-from onsphere.report import Document, Figure, Panel, Section, Series, Verdict
+from onsphere.report import Document, Figure, Panel, Section, Series
 from onsphere.studies.publish import publish
 from studies import tiny
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("tiny_scale")
 
 
 @pytest.mark.filterwarnings("always::UserWarning")
-def test_records_become_a_page_with_the_verdict(copy, undisturbed, capsys):
+def test_records_become_a_page_with_the_outcomes(copy, undisturbed, capsys):
     """Finished records are used as they are; one that is damaged is told, and computed again."""
     record = min(copy.glob("records/*.json"))
     record.write_text(record.read_text()[:50])
@@ -26,8 +26,9 @@ def test_records_become_a_page_with_the_verdict(copy, undisturbed, capsys):
     assert tiny.contents(copy) == tiny.contents(undisturbed)
     gain = json.loads(out)["claims"]["gain"]
     page = (copy / "report.html").read_text(encoding="utf-8")
-    assert gain["verdict"] == "undecided"
-    assert gain["verdict"] in page
+    assert gain["statements"]["gain-approaches"]["outcome"] == "undecided"
+    assert gain["statements"]["gain-is-length"]["outcome"] == "holds"
+    assert gain["advice"] in page
     assert "onsphere study gain --quick" in page
     assert gain["command"] == "onsphere study gain --quick"
     assert not (copy / "figures").exists()  # a quick run draws them once, for the page
@@ -46,10 +47,7 @@ def test_a_study_in_a_pipe_says_how_far_it_is(tmp_path, monkeypatch, capsys):
 def test_files_of_figures_are_written_beside_the_page(tmp_path):
     panel = Panel("BN", "step", "norm", [Series("plain", [1, 2], [3.0, 4.0])])
     figure = Figure("a", "A", "", [panel])
-    words = dict.fromkeys(("statement", "prediction", "threshold", "figure_of_merit"), "")
-    section = Section(
-        name="a", title="A", verdict=Verdict.HOLDS, figures=[figure], command="", **words
-    )
+    section = Section(name="a", title="A", statement="", figures=[figure])
     document, told = Document("t", "s", [section]), []
     publish(document, tmp_path, progress=lambda *count: told.append(count))
     kinds = {path.name for path in (tmp_path / "figures").iterdir()}

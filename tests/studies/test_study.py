@@ -1,17 +1,21 @@
+import json
+
 import pytest
 
 from onsphere.errors import OnsphereError
 from onsphere.studies import study as study_file
-from onsphere.studies.claims.base import SCALES, Plan
+from onsphere.studies.claims.base import Claim, Details
+from onsphere.studies.claims.plan import SCALES, Plan
+from onsphere.studies.claims.statement import Statement, decide
+from onsphere.studies.engine.job import Cell, Outcome, Task
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS, claims, study
 from studies import tiny
-from studies.fabricated import records
+from studies.fabricated import PLAN, records
 
 
 def test_claims_come_in_the_order_of_the_report():
-    assert [claim.name for claim in claims([])] == [n for n in CLAIMS if n != "causes"]
-    assert [claim.name for claim in claims(["causes"])] == ["causes"]
+    assert [claim.name for claim in claims([])] == list(CLAIMS)
     assert [claim.name for claim in claims(["gain", "sphere", "gain"])] == ["sphere", "gain"]
 
 
@@ -26,10 +30,18 @@ def test_the_document_says_how_to_make_it_again(undisturbed, tiny_scale):
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (Plan(), "onsphere study gain"),
+        (Plan(seeds=tuple(range(8))), "onsphere study gain"),
         (Plan("mnist", (0, 1)), "onsphere study gain --data mnist --seeds 2"),
         (Plan(seeds=(0,), size="quick"), "onsphere study gain --quick"),
-        (Plan(seeds=tuple(range(10)), size="full"), "onsphere study gain --full"),
+        (Plan(seeds=tuple(range(20)), size="full"), "onsphere study gain --full"),
+        (
+            Plan(seeds=tuple(range(32)), looks=(4, 8, 16, 24, 32)),
+            "onsphere study gain --until-decided",
+        ),
+        (
+            Plan(seeds=tuple(range(6)), looks=(4, 6)),
+            "onsphere study gain --until-decided --seeds 6",
+        ),
     ],
 )
 def test_the_command_names_what_is_not_the_default(plan, words):
@@ -51,29 +63,103 @@ def test_a_mistake_is_told_before_anything_is_made(tmp_path, names, plan, jobs, 
 
 
 @pytest.mark.parametrize("size", SCALES)
-def test_every_method_is_in_every_claim_at_every_size(size):
-    plan = Plan(seeds=tuple(range(SCALES[size].seeds)), size=size)
-    for name, claim in CLAIMS.items():
-        configs = [cell.config.get("training", cell.config) for cell in claim.cells(plan)]
-        methods, seeds = ({config[what] for config in configs} for what in ("method", "seed"))
-        without = {"sphere": {"none"}, "gain": {"none", "sn"}}.get(name, set())
-        assert methods == set(plan.methods) - without
-        assert seeds == set(plan.seeds)
+def test_every_statement_is_asked_of_a_method_at_every_size(size):
+    scale = SCALES[size]
+    plan = Plan(seeds=tuple(range(scale.seeds)), size=size)
+    for claim in CLAIMS.values():
+        for one in claim.statements:
+            assert one.methods(plan)
+            assert set(one.methods(plan)) <= set(plan.methods)
+    assert scale.looks == tuple(sorted(set(scale.looks)))
+    assert len(scale.looks) >= 2
 
 
-def test_verdicts_that_rest_on_training_have_three_seeds_and_rates_four_decades():
-    from onsphere.studies.claims.stability import rates
-
-    assert SCALES["default"].seeds >= 3
-    for size in SCALES:
-        found = rates(Plan(size=size))
-        assert found[-1] / found[0] >= 0.999e4
-        assert list(found) == sorted(found)
+def test_training_is_decided_by_more_than_three_seeds_unless_few_show_it():
+    assert SCALES["default"].seeds >= 8
+    assert SCALES["default"].few >= 3
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_the_same_records_make_the_same_section(claim):
-    sections = [
-        CLAIMS[claim].section(Plan(size="quick"), records(claim), "onsphere") for _ in range(2)
+    def section():
+        results = records(claim)
+        decisions = decide(CLAIMS[claim].statements, PLAN, results)
+        return CLAIMS[claim].section(PLAN, results, decisions, "onsphere")
+
+    assert repr(section()) == repr(section())
+
+
+def test_the_rules_are_written_before_the_measurement_and_a_late_change_is_told(
+    undisturbed, copy, tiny_scale
+):
+    (path,) = undisturbed.glob("rules/gain-*.json")
+    written = json.loads(path.read_text())
+    assert written["records_before"] == 0
+    assert [rule["statement"] for rule in written["rules"]] == [
+        one.name for one in CLAIMS["gain"].statements
     ]
-    assert repr(sections[0]) == repr(sections[1])
+    document = tiny.run(copy)
+    assert "written before anything was measured" in document.sections[0].conditions[-1]
+    (copy / "rules" / path.name).unlink()  # as if the text had changed since
+    document = tiny.run(copy)
+    assert "of the claim's records were there already" in document.sections[0].conditions[-1]
+
+
+@pytest.fixture
+def coins(monkeypatch):
+    """A claim of one comparison on numbers that cost nothing: ``of`` sets each seed's value."""
+    values = {}
+
+    def cells(plan, method, seed):
+        return [Cell(DRAW, {"seed": seed, "value": values.get(seed, 0.0), "method": method})]
+
+    one = Statement(
+        "coin", "A coin shows more heads.", "heads", 0.5, lambda plan: ("bn",), cells,
+        lambda records: [own["value"] for (own,) in records],
+    )  # fmt: skip
+    claim = Claim("coins", "", "", "", (one,), lambda outcomes: "Toss.", lambda *_: Details())
+    monkeypatch.setitem(study_file.CLAIMS, "coins", claim)
+    return values
+
+
+def draw(config, inputs):
+    return Outcome({"value": config["value"]})
+
+
+DRAW = Task("draw", 1, draw)
+LOOKS = (4, 8, 16)
+
+
+def toss(folder, values, coins, **options):
+    coins.update(enumerate(values))
+    plan = Plan("digits", tuple(range(LOOKS[-1])), looks=LOOKS)
+    return study(["coins"], plan, Source("digits"), folder, **options)
+
+
+def test_what_is_decided_costs_no_more_seeds(tmp_path, coins):
+    sure = [1.0 + 0.001 * (seed % 2) for seed in range(16)]
+    document = toss(tmp_path, sure, coins)
+    assert document.sections[0].statements[0].outcome == "holds"
+    assert len(list(tmp_path.glob("records/*.json"))) == 4
+    assert document.provenance["seeds"] == "4"
+
+
+def test_what_is_open_gets_all_the_seeds(tmp_path, coins):
+    said = []
+    document = toss(
+        tmp_path, [2.0 * (-1) ** seed for seed in range(16)], coins, announce=said.append
+    )
+    assert document.sections[0].statements[0].outcome == "undecided"
+    assert len(list(tmp_path.glob("records/*.json"))) == 16
+    assert said[0].startswith("4 seeds: 0 of 1 comparisons are decided")
+    assert document.sections[-1].name == "pilot"
+    assert document.sections[-1].tables[0].rows[0][4] == 16
+
+
+def test_no_look_is_begun_that_would_end_after_the_budget(tmp_path, coins):
+    document = toss(tmp_path, [2.0 * (-1) ** seed for seed in range(16)], coins, budget=1e-9)
+    assert len(list(tmp_path.glob("records/*.json"))) == 4
+    assert "The time was up after 4 seeds" in document.warnings[-1]
+    again = toss(tmp_path, [2.0 * (-1) ** seed for seed in range(16)], coins)
+    assert len(list(tmp_path.glob("records/*.json"))) == 16
+    assert not any("time was up" in warning for warning in again.warnings)

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from onsphere import cli
-from onsphere.studies.claims import base
-from onsphere.studies.claims.base import Plan
+from onsphere.studies.claims import plan
+from onsphere.studies.claims.plan import Plan
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import study
 
 NAMES = ("gain",)
 PLAN = Plan("digits", (0,), "quick")
 WORDS = ("study", *NAMES, "--quick")
-TINY = replace(base.SCALES["quick"], steps=50, width=4)
+TINY = replace(plan.SCALES["quick"], steps=50, width=4)
 
 
 def run(folder: Path, jobs: int = 1):
@@ -31,5 +31,5 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    base.SCALES["quick"] = TINY
+    plan.SCALES["quick"] = TINY
     sys.exit(cli.main(sys.argv[1:]))

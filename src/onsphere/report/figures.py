@@ -308,7 +308,8 @@ def _room(picture: Picture) -> tuple[float, float, float, float]:
     """Measure, in inches, what stands to the left, below, to the right and above the axes."""
     (ax,) = picture.axes
     ax.set_position((0.2, 0.2, 0.7, 0.65))
-    inner, outer = ax.bbox, ax.get_tightbbox()
+    # What is drawn inside is clipped there: only the axis and the title need room.
+    inner, outer = ax.bbox, ax.get_tightbbox(bbox_extra_artists=[])
     assert outer is not None  # only invisible axes have none
     pad, dpi = 0.04, picture.dpi
     return (

@@ -3,7 +3,19 @@ import math
 import pytest
 from scipy import stats
 
-from onsphere.studies.setup.statistics import estimate, log_slope, rank_correlation
+from onsphere.studies.setup.statistics import (
+    detectable,
+    difference_p,
+    equivalence_p,
+    estimate,
+    fisher_z,
+    holm_levels,
+    log_slope,
+    look_levels,
+    rank_correlation,
+    seeds_needed,
+    spent,
+)
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [0.3, 0.1, 0.4], [5.0, -3.0, 8.0, 1.5, 2.5]])
@@ -46,3 +58,90 @@ def test_rank_correlation_is_spearman_s(x, y):
 
 def test_nothing_tracks_a_constant():
     assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) == 0.0
+
+
+SAMPLES = [[0.3, 0.1, 0.4], [5.0, -3.0, 8.0, 1.5, 2.5], [0.01, -0.02, 0.0, 0.03, 0.01, -0.01]]
+
+
+@pytest.mark.parametrize("values", SAMPLES)
+def test_the_difference_is_student_s_test(values):
+    assert difference_p(values) == pytest.approx(stats.ttest_1samp(values, 0.0).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("values", SAMPLES)
+@pytest.mark.parametrize("margin", [0.05, 0.5, 5.0])
+def test_equivalence_is_two_one_sided_tests(values, margin):
+    lower = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    upper = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    assert equivalence_p(values, margin) == pytest.approx(min(1.0, 2 * max(lower, upper)), rel=1e-9)
+
+
+@pytest.mark.parametrize("values", SAMPLES)
+@pytest.mark.parametrize("margin", [0.02, 0.2, 2.0])
+@pytest.mark.parametrize("alpha", [0.3, 0.05, 0.001])
+def test_decisions_can_be_read_off_the_interval(values, margin, alpha):
+    found = estimate(values, alpha)
+    inside = -margin < found.low and found.high < margin
+    assert (equivalence_p(values, margin) <= alpha) == inside
+    assert (difference_p(values) <= alpha) == (found.low > 0 or found.high < 0)
+    outside = found.low > margin or found.high < -margin
+    assert (difference_p(values, margin) <= alpha) == outside
+
+
+def test_one_value_or_none_decides_nothing():
+    for values in ([], [3.0]):
+        assert difference_p(values) == equivalence_p(values, 1.0) == 1.0
+
+
+def test_holm_goes_from_the_smallest_on_and_stops():
+    levels = holm_levels({"d": 0.9, "b": 0.02, "a": 0.001, "c": 0.013})
+    assert levels == pytest.approx({"d": 0.025, "b": 0.025, "a": 0.0125, "c": 0.05 / 3})
+    decided = {
+        name
+        for name, p in {"d": 0.9, "b": 0.02, "a": 0.001, "c": 0.013}.items()
+        if p <= levels[name]
+    }
+    assert decided == {"a", "b", "c"}
+    assert set(holm_levels({"a": 0.03, "b": 0.03}).values()) == {0.025}
+
+
+def test_bounds_are_those_that_are_published():
+    """Five even looks at 5 %, two-sided: the table of Lan and DeMets's O'Brien-Fleming bounds."""
+    found = [-stats.norm.ppf(a / 2) for a in look_levels(0.05, (0.2, 0.4, 0.6, 0.8, 1.0))]
+    assert found == pytest.approx([4.8769, 3.3569, 2.6803, 2.2898, 2.0310], abs=2e-4)
+
+
+def test_one_look_has_all_of_the_error_rate():
+    assert look_levels(0.05, (1.0,)) == pytest.approx((0.05,))
+    assert spent(0.01, 1.0) == pytest.approx(0.01)
+
+
+def test_all_looks_together_err_as_often_as_allowed(generator):
+    import torch
+
+    fractions = (0.25, 0.5, 1.0)
+    levels = look_levels(0.2, fractions)
+    steps = torch.randn(200_000, 4, generator=generator, dtype=torch.float64)
+    sums = steps.cumsum(1)
+    crossed = torch.zeros(len(steps), dtype=torch.bool)
+    for count, level in zip((1, 2, 4), levels, strict=True):
+        crossed |= (sums[:, count - 1] / count**0.5).abs() > -stats.norm.ppf(level / 2)
+    assert float(crossed.double().mean()) == pytest.approx(0.2, abs=0.004)
+
+
+def test_the_seeds_needed_give_the_power_that_was_asked_for(generator):
+    import torch
+
+    needed = int(seeds_needed(0.6, 1.0, 0.05))
+    draws = torch.randn(2000, needed, generator=generator, dtype=torch.float64) + 0.6
+    t = draws.mean(1) / draws.std(1) * needed**0.5
+    power = float((t > -stats.t.ppf(0.025, needed - 1)).double().mean())
+    assert power == pytest.approx(0.8, abs=0.05)
+    assert detectable(1.0, needed, 0.05) == pytest.approx(0.6, rel=0.05)
+    assert seeds_needed(0.0, 1.0, 0.05) == math.inf
+
+
+def test_fisher_s_transform_stays_finite():
+    assert fisher_z(0.3) == pytest.approx(math.atanh(0.3))
+    assert math.isfinite(fisher_z(1.0))
+    assert fisher_z(-1.0) == -fisher_z(1.0)

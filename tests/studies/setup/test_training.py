@@ -1,5 +1,6 @@
 """Training: against a loop written out by hand, and what it keeps on the sphere."""
 
+import copy
 import json
 import math
 from dataclasses import asdict, replace
@@ -17,6 +18,8 @@ from onsphere.studies.setup.training import (
     enlarge,
     grown,
     measure,
+    measure_statistics,
+    network_for,
     optimizer_for,
     rate_at,
     restore,
@@ -240,3 +243,49 @@ def test_only_hidden_weights_are_enlarged(digits):
 def test_nothing_is_forced_on_plain_weights(forced):
     with pytest.raises(ValueError, match="on the sphere only"):
         replace(SHORT, **forced)
+
+
+@pytest.mark.parametrize(
+    ("decayed", "shrinks"),
+    [("all", (True, True)), ("hidden", (True, False)), ("head", (False, True))],
+)
+def test_weights_decay_where_they_should(digits, decayed, shrinks):
+    """A decay so strong that nothing else counts, on both ways of training."""
+    from onsphere.studies.setup.ensemble import train_ensemble
+
+    settings = Training(
+        "digits", "ln", lr=0.01, momentum=0.0, weight_decay=20.0, decayed=decayed, steps=5, width=4
+    )
+    start = SmallConvNet("ln", digits, width=4)
+    for outcome in (
+        train(asdict(settings), Inputs(digits)),
+        *train_ensemble([settings] * 2, digits),
+    ):
+        ratios = [
+            float(outcome.tensors[f"model.{name}"].norm() / start.state_dict()[name].norm())
+            for name in ("convs.1.weight", "head.weight")
+        ]
+        assert tuple(ratio < 0.6 for ratio in ratios) == shrinks
+
+
+@pytest.mark.parametrize("scale", [2.0**-6, 1.0, 2.0**6])
+def test_a_fixed_radius_is_there_before_the_first_step(digits, scale):
+    settings = Training("digits", "bn", "sphere", radius=1.0, start_scale=scale, width=4)
+    for weight, axes in network_for(settings, digits).hidden_weights().values():
+        assert torch.allclose(axes.norms(weight), torch.ones(()), atol=1e-6)
+
+
+def test_statistics_measured_anew_are_those_of_the_data(digits):
+    settings = Training("digits", "bn", steps=5, width=4)
+    model = network_for(settings, digits)
+    for norm in model.norms:
+        norm.running_var.mul_(100)
+    fresh = measure_statistics(copy.deepcopy(model), digits, settings)
+    assert not fresh.training
+    assert all(a.momentum == b.momentum for a, b in zip(fresh.norms, model.norms, strict=True))
+    whole = fresh.convs[0]((digits.train_x - fresh.input_mean) / fresh.input_spread)
+    assert torch.allclose(fresh.norms[0].running_var, whole.var((0, 2, 3)), rtol=0.2)
+    plain = SmallConvNet("ln", digits, width=4)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    measure_statistics(plain, digits, settings)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())

@@ -488,7 +488,12 @@ def _drawn(
 
 
 def _advice(outcomes: Outcomes) -> str:
-    if outcomes["grows"] in (Outcome.HOLDS, Outcome.OPEN):
+    if outcomes["grows"] == Outcome.OPEN:
+        return (
+            "Under plain SGD without weight decay no step makes a normalized weight smaller; how "
+            "much yours will grow is open here."
+        )
+    if outcomes["grows"] == Outcome.HOLDS:
         return (
             "Without weight decay your normalized weights grow as they train, and every step turns "
             "them less than the one before; decay is what stops that, so tune it with the rate."

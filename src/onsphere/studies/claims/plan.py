@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from onsphere.studies.engine.job import Cell, Task
 from onsphere.studies.setup.network import LABELS, STUDIED
-from onsphere.studies.setup.training import DECAY, Training
+from onsphere.studies.setup.training import Training
 
 Size = Literal["quick", "default", "full"]
 Results = Mapping[str, dict[str, Any]]
@@ -129,17 +129,11 @@ _ALL = tuple(key for key in STUDIED if key != "none")
 SCALES: dict[Size, Scale] = {
     "quick": Scale(1, 1, 1, (3, 6), ("bn", "wn"), ("bn",), 50, 8, 20, 5, 50, 10),
     "default": Scale(
-        8, 3, 2, (4, 8, 16, 24, 32), ("bn", "ln", "wn"), ("bn", "ln"), 300, 8, 90, 20, 1000, 30
+        8, 3, 2, (4, 8, 16, 24, 32), ("bn", "ln", "wn"), ("bn",), 300, 8, 90, 10, 1000, 30
     ),
-    "full": Scale(20, 6, 3, (6, 12, 20, 30, 40), _ALL, _ALL, 2000, 16, 1000, 50, 1000, 200),
+    "full": Scale(20, 6, 3, (8, 16, 24, 32, 40), _ALL, _ALL, 2000, 16, 1000, 50, 1000, 200),
 }
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "decay": {"weight_decay": DECAY},
-    "sphere": {"space": "sphere"},
-}
-"""The variants of the common training, as changes of it."""
+"""The numbers behind every size."""
 
 
 def on_trained(plan: Plan, task: Task, method: str, seed: int, cost: float) -> Cell:

@@ -26,8 +26,8 @@ from onsphere.studies.setup.training_group import group_cell
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
 _SCALES = (2.0**-6, 2.0**-3, 1.0, 2.0**3, 2.0**6)  # powers of two: rounding stays as it is
-_RATES = tuple(10.0 ** (k / 2) for k in range(-4, 3))  # 0.01 to 10, the coarse grid
-_BISECTIONS = 3  # from half a decade to a sixteenth
+_RATES = tuple(10.0 ** (k / 2) for k in range(-3, 3))  # 0.03 to 10, the coarse grid
+_PARTS = 4  # into which half a decade is divided where the usable range ends
 _GRID_RATES = (0.03, 0.1, 0.3, 1.0)
 _GRID_DECAYS = (0.0, 1e-3, 1e-2, 1e-1)
 _ROUGH_RATE, _ROUGH_BATCH, _ROUGH_STEPS = 1.0, 256, 60
@@ -81,56 +81,94 @@ def _ranges(record: dict[str, Any]) -> tuple[float, float]:
 
 
 def find_edges(config: Config, inputs: Inputs) -> Found:
-    """Train at a coarse grid of rates in both spaces, then bisect for the largest usable rate.
+    """Train at a coarse grid of rates in both spaces, then refine where the usable ones end.
 
     Usable is a rate whose accuracy is within 2 % points of the best of both spaces on the grid. The
-    search goes up from the last usable rate of the grid.
+    last usable rate of the grid and the one above it are the bracket; in it rates are tried that
+    divide it evenly, all at once, which costs less than one after the other. Between the last two
+    the edge is where accuracy, linear in the logarithm of the rate, falls below.
     """
     base = {space: Training(**config[space]) for space in _SPACES}
+    rates: list[float] = config["rates"]
 
-    def accuracies(rates: dict[Space, Sequence[float]]) -> dict[Space, list[dict[str, Any]]]:
-        group = [replace(base[space], lr=rate) for space in _SPACES for rate in rates[space]]
-        results = [one.result for one in train_ensemble(group, inputs.images)]
-        first = len(rates["plain"])
-        return {"plain": results[:first], "sphere": results[first:]}
+    def trained(space: Space, wanted: Sequence[float]) -> list[dict[str, Any]]:
+        group = [replace(base[space], lr=rate) for rate in wanted]
+        return [outcome.result for outcome in train_ensemble(group, inputs.images)]
 
-    rates: Sequence[float] = config["rates"]
-    grid = accuracies({"plain": rates, "sphere": rates})
-    best = max(one["test_accuracy"] for found in grid.values() for one in found)
-    enough = best - _WITHIN
-    low: dict[Space, float] = {}
-    high: dict[Space, float] = {}
-    for space, found in grid.items():
-        usable = [i for i, one in enumerate(found) if one["test_accuracy"] >= enough]
-        last = max(usable, default=0)
-        low[space] = config["rates"][last]
-        high[space] = low[space] * config["rates"][1] / config["rates"][0]
-    for _ in range(config["bisections"]):
-        middle = {space: math.sqrt(low[space] * high[space]) for space in _SPACES}
-        tried = accuracies({space: [rate] for space, rate in middle.items()})
-        for space, (one,) in tried.items():
-            (low if one["test_accuracy"] >= enough else high)[space] = middle[space]
+    grid = {space: trained(space, rates) for space in _SPACES}
+    accuracy = {space: [one["test_accuracy"] for one in grid[space]] for space in _SPACES}
+    enough = max(max(own) for own in accuracy.values()) - _WITHIN
+    edge = {}
+    for space in _SPACES:
+        inside = bracket(rates, accuracy[space], enough, config["parts"])
+        fine = [one["test_accuracy"] for one in trained(space, inside)] if inside else []
+        pairs = sorted([*zip(rates, accuracy[space], strict=True), *zip(inside, fine, strict=True)])
+        edge[space] = upper_edge([rate for rate, _ in pairs], [a for _, a in pairs], enough)
     return Found(
         {
-            "rates": list(config["rates"]),
-            "accuracy": {space: [o["test_accuracy"] for o in grid[space]] for space in _SPACES},
-            "loss": {space: [o["train_loss"] for o in grid[space]] for space in _SPACES},
-            "edge": {space: math.sqrt(low[space] * high[space]) for space in _SPACES},
-            "finite": any(o["train_loss"] is not None for found in grid.values() for o in found),
+            "rates": rates,
+            "accuracy": accuracy,
+            "loss": {space: [one["train_loss"] for one in grid[space]] for space in _SPACES},
+            "edge": edge,
         }
     )
 
 
-EDGES = Task("stability.edges", 1, find_edges)
+def bracket(
+    rates: Sequence[float], accuracies: Sequence[float], enough: float, parts: int
+) -> list[float]:
+    """Return the rates that divide the step in which the usable range of a grid ends.
+
+    Args:
+        rates: the grid, increasing.
+        accuracies: at its rates.
+        enough: a rate with this accuracy is usable.
+        parts: into how many parts, evenly in the logarithm.
+
+    Returns:
+        One fewer than parts; none where no rate is usable, or the last one is.
+
+    Example:
+        >>> bracket([0.1, 1.0, 10.0], [0.9, 0.9, 0.1], 0.8, 2)
+        [3.1622776601683795]
+    """
+    usable = [i for i, accuracy in enumerate(accuracies) if accuracy >= enough]
+    if not usable or usable[-1] == len(rates) - 1:
+        return []
+    low, high = rates[usable[-1]], rates[usable[-1] + 1]
+    return [low * (high / low) ** (k / parts) for k in range(1, parts)]
+
+
+def upper_edge(rates: Sequence[float], accuracies: Sequence[float], enough: float) -> float:
+    """Return the largest rate with enough accuracy, linear in its logarithm between those tried.
+
+    The ends of what was tried stand for what lies beyond them.
+
+    Example:
+        >>> round(upper_edge([1.0, 10.0], [0.9, 0.7], 0.8), 3)
+        3.162
+    """
+    usable = [i for i, accuracy in enumerate(accuracies) if accuracy >= enough]
+    if not usable:
+        return rates[0]
+    last = usable[-1]
+    if last == len(rates) - 1:
+        return rates[-1]
+    fall = accuracies[last] - accuracies[last + 1]
+    share = (accuracies[last] - enough) / fall
+    return rates[last] * (rates[last + 1] / rates[last]) ** share
+
+
+EDGES = Task("stability.edges", 2, find_edges)
 
 
 def _edge_cell(plan: Plan, method: str, seed: int) -> Cell:
     config: dict[str, Any] = {
         space: _short(plan, method, seed, space=space).cell().config for space in _SPACES
     }
-    config |= {"rates": list(_RATES), "bisections": _BISECTIONS}
-    networks = 2 * (len(_RATES) + _BISECTIONS)
-    return Cell(EDGES, config, cost=0.5 * networks * _short(plan, method, seed).cell().cost)
+    config |= {"rates": list(_RATES), "parts": _PARTS}
+    networks = 2 * (len(_RATES) + _PARTS - 1)
+    return Cell(EDGES, config, cost=0.6 * networks * _short(plan, method, seed).cell().cost)
 
 
 def _gained_decades(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
@@ -291,6 +329,7 @@ _STATEMENTS = (
         methods=lambda plan: plan.panel,
         cells=lambda *which: [_grid_cell(*which)],
         values=lambda records: [sphere - plain for plain, sphere in map(_shares, _only(records))],
+        few=True,
     ),
     Statement(
         name="no-warm-up",
@@ -302,6 +341,7 @@ _STATEMENTS = (
         methods=lambda plan: plan.panel,
         cells=lambda *which: [_rough_cell(*which)],
         values=_fewer_spikes,
+        few=True,
     ),
     Statement(
         name="rate-left",
@@ -362,9 +402,8 @@ def _details(plan: Plan, results: Results) -> Details:
         conditions=[
             f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
             "unless said; the same seed gives both spaces the same initial weights and data order",
-            "largest usable rate: on a grid of half decades from 0.01 to 10, then by "
-            f"{_BISECTIONS} bisections; the sphere keeps the initial length, so that a rate means "
-            "the same in both",
+            "largest usable rate: on a grid of half decades from 0.03 to 10, refined to an eighth of "
+            "a decade; the sphere keeps the initial length, so that a rate means the same in both",
             "scale of the start: BatchNorm's statistics are measured anew before testing",
             f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",
         ],

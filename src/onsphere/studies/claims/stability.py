@@ -402,8 +402,8 @@ def _details(plan: Plan, results: Results) -> Details:
         conditions=[
             f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
             "unless said; the same seed gives both spaces the same initial weights and data order",
-            "largest usable rate: on a grid of half decades from 0.03 to 10, refined to an eighth of "
-            "a decade; the sphere keeps the initial length, so that a rate means the same in both",
+            "largest usable rate: on a grid of half decades from 0.03 to 10, refined to an eighth "
+            "of a decade; the sphere keeps the initial length, so that a rate means the same in both",
             "scale of the start: BatchNorm's statistics are measured anew before testing",
             f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",
         ],

@@ -94,7 +94,13 @@ def records(claim: str, change: Change = lambda *_: None, plan: Plan = PLAN) -> 
     """Return a record for every cell of a claim under which it holds, each passed to a change."""
     found = {}
     for cell in CLAIMS[claim].cells(plan):
-        training = dict(cell.config.get("training", cell.config))
-        found[cell.key] = _HOLDING[claim](training)
-        change(found[cell.key], training)
+        if "members" in cell.config:
+            pairs = [(_HOLDING[claim](dict(one)), dict(one)) for one in cell.config["members"]]
+            found[cell.key] = {"members": [record for record, _ in pairs]}
+        else:
+            training = dict(cell.config.get("training", cell.config))
+            found[cell.key] = _HOLDING[claim](training)
+            pairs = [(found[cell.key], training)]
+        for record, training in pairs:
+            change(record, training)
     return found

@@ -7,6 +7,7 @@ from math import log10
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, average, label
 from onsphere.studies.engine.job import Cell
+from onsphere.studies.setup.ensemble import ensemble_cell
 from onsphere.studies.setup.statistics import Estimate, estimate
 from onsphere.studies.setup.training import Space, Training
 
@@ -58,13 +59,17 @@ def _training(plan: Plan, method: str, seed: int, space: Space, lr: float) -> Tr
     )
 
 
+def _cell(plan: Plan, method: str, seed: int, space: Space) -> Cell:
+    """Return the cell of all rates of a row."""
+    return ensemble_cell([_training(plan, method, seed, space, lr) for lr in rates(plan)])
+
+
 def _cells(plan: Plan) -> list[Cell]:
     return [
-        _training(plan, method, seed, space, lr).cell()
+        _cell(plan, method, seed, space)
         for method in plan.methods
         for space in _spaces(method)
         for seed in plan.seeds
-        for lr in rates(plan)
     ]
 
 
@@ -73,10 +78,7 @@ def _rows(plan: Plan, results: Results) -> dict[tuple[str, Space, int], _Row]:
     for method in plan.methods:
         for space in _spaces(method):
             for seed in plan.seeds:
-                found = [
-                    results[_training(plan, method, seed, space, lr).cell().key]
-                    for lr in rates(plan)
-                ]
+                found = results[_cell(plan, method, seed, space).key]["members"]
                 rows[method, space, seed] = _Row(
                     rates(plan),
                     tuple(one["train_loss"] for one in found),

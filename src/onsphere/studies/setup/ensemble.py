@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onsphere.errors import OnsphereError
-from onsphere.geometry import Sphere
+from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.sgd import sgd_update
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.sphere_step import advance
@@ -22,7 +22,7 @@ from onsphere.optim.updates.geodesic import StepOptions, reference_length
 from onsphere.optim.updates.types import Family, Part
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.data import Images
-from onsphere.studies.setup.stacked import StackedNetworks, member_axes
+from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
     Training,
     batches,
@@ -30,6 +30,7 @@ from onsphere.studies.setup.training import (
     network_for,
     outcome_of,
     rate_at,
+    share_at,
     train,
 )
 
@@ -94,6 +95,10 @@ def is_stackable(member: Training) -> bool:
     return not member.record
 
 
+def _forces_growth(member: Training) -> bool:
+    return (member.norm_growth, member.rate_growth) != (1.0, 1.0)
+
+
 def _shape(member: Training) -> Training:
     """Return what members of one stack have in common."""
     own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
@@ -107,7 +112,8 @@ class _Ensemble:
         settings: of the members that are left, in the order of the stack.
         numbers: which members these are.
         momenta: momentum by parameter.
-        radii: of the spheres, by parameter; one number per vector, 0 until it is seen.
+        radii: by parameter on spheres, shape ``(members, vectors)``; 0 until a vector is seen.
+        reference: their reference lengths, which a relative rate goes by.
     """
 
     def __init__(self, members: Sequence[Training], images: Images) -> None:
@@ -133,9 +139,6 @@ class _Ensemble:
         self.radii = {
             name: values[name].new_zeros(len(members), of_one[name].axes.count(shape))
             for name, shape in shapes.items()
-        }
-        self.spheres = {
-            name: Sphere(member_axes(of_one[name].axes), of_one[name].radius) for name in shapes
         }
 
     def train(self) -> list[Outcome]:
@@ -185,7 +188,7 @@ class _Ensemble:
         decays = torch.tensor([one.weight_decay for one in self.settings], dtype=torch.float64)
         for name, gradient in gradients.items():
             rates = torch.tensor(hidden if name in self.hidden else others, dtype=torch.float64)
-            if name in self.spheres:
+            if name in self.radii:
                 self._turn(name, gradient, rates, step)
             else:
                 self._move(name, gradient, rates, decays if name in self.weights else None)
@@ -203,20 +206,28 @@ class _Ensemble:
         weight.addcmul_(gradient, _over(rates, weight), value=-1)
 
     def _turn(self, name: str, gradient: Tensor, rates: Tensor, step: int) -> None:
-        """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member."""
-        weight, sphere, radius = self.stack.parameters[name], self.spheres[name], self.radii[name]
-        if step == 0 and sphere.radius is not None:
-            ((_, gradient),) = put_on(sphere, [(weight, gradient)])
-        first = self.settings[0]
+        """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member.
+
+        Vectors lie in memory one behind the other, as rows. Rates per row are computed in PyTorch;
+        the native kernels take one number. Where the step is linear in the gradients, and the rates
+        of all members change alike, these carry their member's first rate, and the kernels get what
+        the schedule leaves of it.
+        """
+        first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
+        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)), first.radius)
+        if step == 0 and first.radius is not None and name in self.hidden:
+            ((_, moved),) = put_on(sphere, [(weight.view(rows), gradient.reshape(rows))])
+            gradient = moved.view_as(gradient)
+        lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
+        by_row = first.lr_mode == "angle" or any(_forces_growth(one) for one in self.settings)
+        if not by_row:
+            starts = torch.tensor([one.lr for one in self.settings], dtype=rates.dtype)
+            gradient, lr = gradient * _over(starts, gradient), share_at(first, step)
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
-        part = Part(weight, gradient, self.momenta.get(name), None, update)
-        options = StepOptions(
-            rates.repeat_interleave(radius.shape[1]),
-            first.lr_mode,
-            radius=sphere.radius,
-            capturable=True,  # a rate for each vector, which the native kernels do not take
-        )
-        advance([Family([part], radius, None, self.reference[name])], sphere, options)
+        momentum = self.momenta[name].view(rows) if self.momenta else None
+        part = Part(weight.view(rows), gradient.reshape(rows), momentum, None, update)
+        options = StepOptions(lr, first.lr_mode, radius=sphere.radius, capturable=by_row)
+        advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
 
     def _enlarge(self, factors: Tensor) -> None:
         """Do what :func:`~onsphere.studies.setup.training.enlarge` does, member by member."""

@@ -266,9 +266,7 @@ def batches(count: int, settings: Training) -> Iterator[Tensor]:
 
 def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
     """Return the learning rate of a part of the network in a step (counted from 0)."""
-    rate = settings.lr
-    if settings.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * settings.progress(step))) / 2
+    rate = settings.lr * share_at(settings, step)
     if part != "hidden":
         return rate
     norm, slowing = (
@@ -276,6 +274,13 @@ def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
         for factor in (settings.norm_growth, settings.rate_growth)
     )
     return rate * (norm / slowing) ** 2
+
+
+def share_at(settings: Training, step: int) -> float:
+    """Return the share of its first rate that the schedule leaves in a step (counted from 0)."""
+    if settings.schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * settings.progress(step))) / 2
 
 
 @torch.no_grad()

@@ -54,7 +54,13 @@ def test_a_mistake_is_told_before_anything_is_made(tmp_path, names, plan, jobs, 
 def test_every_method_is_in_every_claim_at_every_size(size):
     plan = Plan(seeds=tuple(range(SCALES[size].seeds)), size=size)
     for name, claim in CLAIMS.items():
-        configs = [cell.config.get("training", cell.config) for cell in claim.cells(plan)]
+        configs = [
+            config
+            for cell in claim.cells(plan)
+            for config in cell.config.get(
+                "members", [cell.config.get("training", cell.config)]
+            )
+        ]
         methods, seeds = ({config[what] for config in configs} for what in ("method", "seed"))
         without = {"sphere": {"none"}, "gain": {"none", "sn"}}.get(name, set())
         assert methods == set(plan.methods) - without

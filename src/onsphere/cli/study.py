@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
+  onsphere study --data photos.npz --network resnet20    your own images, a larger network
   onsphere study --quick                  see that it runs, within a minute on two free cores
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
@@ -56,10 +57,18 @@ def add(commands: "Commands") -> None:
     )
     study.add_argument(
         "--data",
-        type=keyword,
+        type=_data,
         default="digits",
+        metavar="NAME|FILE.npz",
+        help="digits, mnist, fashion-mnist or cifar10 (default: digits), or a file with the arrays "
+        "x_train, y_train, x_test, y_test",
+    )
+    study.add_argument(
+        "--network",
+        type=keyword,
+        default="small",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist or cifar10 (default: digits)",
+        help="small, resnet20 or vit-tiny (default: small)",
     )
     study.add_argument(
         "--data-dir",
@@ -121,8 +130,8 @@ def _study(options: argparse.Namespace) -> None:
     count = SCALES[options.size].seeds if options.seeds is None else options.seeds
     if count < 1:
         raise OnsphereError(f"a study needs at least one seed, got --seeds {count}")
-    plan = Plan(options.data, tuple(range(count)), options.size)
     source = Source(options.data, options.data_dir, options.download)
+    plan = Plan(source.identity, tuple(range(count)), options.size, options.network)
     with _progress(options.json) as show:
 
         def measured(done: "Done") -> None:
@@ -145,6 +154,11 @@ def _study(options: argparse.Namespace) -> None:
     console = Console()
     console.print(summary(document))
     console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _data(text: str) -> str:
+    """Return the name of a data set in lower case, and the path of a file as it is."""
+    return text if text.lower().endswith(".npz") else keyword(text)
 
 
 def _verdicts(document: "Document") -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from onsphere.report.document import Figure, Section, Table, Verdict
 from onsphere.studies.engine.job import Cell, Task
-from onsphere.studies.setup.network import LABELS, STUDIED
+from onsphere.studies.setup.architectures import Architecture, architecture
+from onsphere.studies.setup.network import LABELS
 from onsphere.studies.setup.training import DECAY, Training
 
 Size = Literal["quick", "default", "full"]
@@ -20,6 +21,7 @@ class Plan:
 
     Args:
         data: name of the data set.
+        network: a name of :data:`~onsphere.studies.setup.architectures.ARCHITECTURES`.
         seeds: seeds of everything that is trained.
         size: ``"quick"`` shows that it runs, ``"default"`` gives verdicts in minutes,
             ``"full"`` is meant to settle them.
@@ -28,6 +30,12 @@ class Plan:
     data: str = "digits"
     seeds: tuple[int, ...] = (0, 1, 2)
     size: Size = "default"
+    network: str = "small"
+
+    @property
+    def architecture(self) -> Architecture:
+        """What is trained."""
+        return architecture(self.network)
 
     @property
     def scale(self) -> "Scale":
@@ -36,8 +44,8 @@ class Plan:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Every method of the study, in the order of its tables."""
-        return STUDIED
+        """Every method that makes sense in the network, in the order of the tables."""
+        return self.architecture.methods
 
     @property
     def normalized(self) -> tuple[str, ...]:
@@ -46,8 +54,14 @@ class Plan:
 
     def training(self, method: str, seed: int, **changes: Any) -> Training:
         """Return the study's common training, with changes."""
-        scale = self.scale
-        common = Training(self.data, method, steps=scale.steps, width=scale.width, seed=seed)
+        common = Training(
+            self.data,
+            method,
+            steps=self.scale.steps,
+            width=self.architecture.width or self.scale.width,
+            seed=seed,
+            network=self.network,
+        )
         return replace(common, **changes)
 
     def trained(self, method: str, seed: int, **changes: Any) -> Training:
@@ -128,6 +142,8 @@ class Claim:
         cells: what has to be computed for a plan.
         judge: turns the records into a judgement.
         on_request: it is run only when it is named.
+        own_spheres: it speaks of weights that each live on spheres of their own, and makes no
+            sense in a network without.
     """
 
     name: str
@@ -138,6 +154,7 @@ class Claim:
     cells: Callable[[Plan], list[Cell]]
     judge: Callable[[Plan, Results], Judgement]
     on_request: bool = False
+    own_spheres: bool = False
 
     def section(self, plan: Plan, results: Results, command: str) -> Section:
         """Return the claim's section of the report, from records alone."""

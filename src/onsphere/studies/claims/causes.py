@@ -36,9 +36,9 @@ from onsphere.studies.claims.robustness import (
     growth_of,
 )
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import Estimate, estimate
-from onsphere.studies.setup.training import DECAY, Training, batches, restore
+from onsphere.studies.setup.training import DECAY, Training, batches, network_for, restore
 
 _FORCED = 4.0  # how far norms are forced to grow
 _TINY = 1e-12  # what replaces eps
@@ -106,18 +106,18 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     return Outcome(found)
 
 
-Change = Callable[[SmallConvNet, Training, Inputs], nn.Module]
+Change = Callable[[Network, Training, Inputs], nn.Module]
 
 
-def _rescaled(model: SmallConvNet, *_: Any) -> nn.Module:
+def _rescaled(model: Network, *_: Any) -> nn.Module:
     return copy.deepcopy(model).rescale_hidden_(GAUGE)
 
 
-def _without_eps(_: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Module:
+def _without_eps(_: Network, settings: Training, inputs: Inputs) -> nn.Module:
     return restore(settings, inputs, eps=_TINY)
 
 
-def _refreshed(model: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Module:
+def _refreshed(model: Network, settings: Training, inputs: Inputs) -> nn.Module:
     """Return a copy with running statistics of its final weights, over at most 50 batches."""
     fresh = copy.deepcopy(model)
     norms = [norm for norm in fresh.norms if isinstance(norm, ActivationNorm)]
@@ -136,19 +136,19 @@ def _refreshed(model: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Mo
     return fresh.eval()
 
 
-def _loud(model: SmallConvNet, *_: Any) -> nn.Module:
+def _loud(model: Network, *_: Any) -> nn.Module:
     return Scaled(model, LOGITS)
 
 
-def _is_normalized(model: SmallConvNet) -> bool:
+def _is_normalized(model: Network) -> bool:
     return model.method is not None
 
 
-def _has_running_statistics(model: SmallConvNet) -> bool:
+def _has_running_statistics(model: Network) -> bool:
     return any(isinstance(n, ActivationNorm) and n.track_running_stats for n in model.norms)
 
 
-CONTROLS: Mapping[str, tuple[Change, Callable[[SmallConvNet], bool]]] = MappingProxyType(
+CONTROLS: Mapping[str, tuple[Change, Callable[[Network], bool]]] = MappingProxyType(
     {
         "rescaled": (_rescaled, _is_normalized),
         "without eps": (_without_eps, lambda model: model.has_eps),
@@ -159,8 +159,8 @@ CONTROLS: Mapping[str, tuple[Change, Callable[[SmallConvNet], bool]]] = MappingP
 """Changes of a trained network, and the networks that they apply to."""
 
 
-def _head_growth(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
-    start = SmallConvNet(settings.method, inputs.images, width=settings.width, seed=settings.seed)
+def _head_growth(model: Network, settings: Training, inputs: Inputs) -> float:
+    start = network_for(settings, inputs.images)
     ends = [net.head.weight.detach().norm() for net in (model, start)]
     return float(ends[0] / ends[1])
 

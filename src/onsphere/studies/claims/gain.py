@@ -15,7 +15,7 @@ from onsphere.studies.claims.base import (
     on_trained,
 )
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import GROUPS, SmallConvNet
+from onsphere.studies.setup.network import GROUPS, Network
 from onsphere.studies.setup.statistics import estimate, rank_correlation
 from onsphere.studies.setup.training import Training, restore
 
@@ -40,7 +40,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     return Outcome({"layers": layers})
 
 
-def _pairs(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+def _pairs(model: Network, x: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """Return gain, shift and pre-activation ``(images, ...)`` of each normalized layer."""
     met: list[Tensor] = []
     hooks = [
@@ -64,7 +64,7 @@ def _pairs(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None, 
     return pairs
 
 
-def _rescales(model: SmallConvNet, channels: int, seed: int) -> Tensor:
+def _rescales(model: Network, channels: int, seed: int) -> Tensor:
     """Random factors of the spread of each channel that keep the function: shape (draws, channels).
 
     One factor per filter, group or layer, whatever the method is invariant to; all 1 for weight
@@ -219,4 +219,5 @@ CLAIM = Claim(
     "does not hold if in none. One seed decides nothing.",
     cells=lambda plan: list(_cells(plan).values()),
     judge=_judge,
+    own_spheres=True,
 )

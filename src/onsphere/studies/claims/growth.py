@@ -13,9 +13,14 @@ from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.report.number import number
 from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, average, label, worst
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
 from onsphere.studies.setup.statistics import log_slope
-from onsphere.studies.setup.training import DECAY, Training, batches, optimizer_for
+from onsphere.studies.setup.training import (
+    DECAY,
+    Training,
+    batches,
+    network_for,
+    optimizer_for,
+)
 
 _EXACT = 1e-10  # threshold for the per-step recursions, relative, float64
 _ABSURD = 1e9  # stands for any error beyond it
@@ -46,9 +51,7 @@ def check_recursion(config: Config, inputs: Inputs) -> Outcome:
     """Train in float64 at eps -> 0 and compare every squared norm with the exact recursion."""
     settings = Training(**config["training"])
     images = inputs.images
-    model = SmallConvNet(
-        settings.method, images, width=settings.width, seed=settings.seed, eps=1e-30
-    ).double()
+    model = network_for(settings, images, eps=1e-30).double()
     optimizer = optimizer_for(model, settings)
     hidden = model.hidden_weights()
     squares: dict[str, list[Tensor]] = {name: [_squares(*w)] for name, w in hidden.items()}
@@ -416,4 +419,5 @@ CLAIM = Claim(
     "One seed decides nothing but a failure.",
     cells=_cells,
     judge=_judge,
+    own_spheres=True,
 )

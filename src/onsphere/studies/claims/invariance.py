@@ -21,7 +21,7 @@ from onsphere.studies.claims.base import (
     worst,
 )
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import log_slope
 from onsphere.studies.setup.training import Training, restore
 
@@ -48,13 +48,13 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     return Outcome(result)
 
 
-def _model(settings: Training, inputs: Inputs, eps: float | None) -> SmallConvNet:
+def _model(settings: Training, inputs: Inputs, eps: float | None) -> Network:
     model = restore(settings, inputs, eps).double()
     # Batch statistics, as in training; a weight method's power iteration must stand still.
     return model.train(model.has_eps)
 
 
-def _laws(model: SmallConvNet, x: Tensor, y: Tensor) -> dict[str, list[float]]:
+def _laws(model: Network, x: Tensor, y: Tensor) -> dict[str, list[float]]:
     """Everything the invariance predicts, as relative deviations at each scale."""
     weights = [parameter for parameter, _ in model.hidden_weights().values()]
     start = [w.detach().clone() for w in weights]
@@ -77,7 +77,7 @@ def _laws(model: SmallConvNet, x: Tensor, y: Tensor) -> dict[str, list[float]]:
 
 
 def _derivatives(
-    model: SmallConvNet, weights: Sequence[Tensor], probe: Sequence[Tensor], x: Tensor, y: Tensor
+    model: Network, weights: Sequence[Tensor], probe: Sequence[Tensor], x: Tensor, y: Tensor
 ) -> dict[str, Tensor]:
     """Logits, gradient, radial share, and Hessian times the probe and times the weights."""
     logits = model(x)
@@ -95,7 +95,7 @@ def _derivatives(
     }
 
 
-def _worst_radial(model: SmallConvNet, grads: Sequence[Tensor]) -> Tensor:
+def _worst_radial(model: Network, grads: Sequence[Tensor]) -> Tensor:
     """Largest |<w, g>| / (|w| |g|) over all vectors that have a gradient."""
     worst_share = torch.zeros((), dtype=torch.float64)
     for (weight, axes), grad in zip(model.hidden_weights().values(), grads, strict=True):
@@ -108,7 +108,7 @@ def _worst_radial(model: SmallConvNet, grads: Sequence[Tensor]) -> Tensor:
     return worst_share
 
 
-def _eps_identity(model: SmallConvNet, x: Tensor, y: Tensor) -> float:
+def _eps_identity(model: Network, x: Tensor, y: Tensor) -> float:
     r"""Check the eps residual <w_c, g_c> = eps/(sigma_c^2 + eps) gamma_c dL/dgamma_c, last layer.
 
     Weights are shrunk tenfold first, so that the residual is far above rounding.
@@ -316,4 +316,5 @@ CLAIM = Claim(
     f"exponent is −2 ± {_SLOPE} and the eps identity holds to 1e-8.",
     cells=lambda plan: list(_cells(plan).values()),
     judge=_judge,
+    own_spheres=True,
 )

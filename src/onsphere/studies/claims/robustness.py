@@ -7,6 +7,7 @@ with BatchNorm's running statistics keeps the function.
 """
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -25,17 +26,20 @@ from onsphere.studies.claims.base import (
     worst,
 )
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import Estimate, estimate
-from onsphere.studies.setup.training import DECAY, Training, restore
+from onsphere.studies.setup.training import DECAY, Training, network_for, restore
 
-EPS = {
-    "digits": (0.05, 0.1, 0.15, 0.2),
-    "mnist": (0.05, 0.1, 0.15, 0.2),
-    "fashion-mnist": (0.01, 0.02, 0.04, 0.08),
-    "cifar10": (1 / 255, 2 / 255, 4 / 255, 8 / 255),
-}
-"""Radii of the l-infinity attacks, in units of the full range of a pixel."""
+EPS = defaultdict(
+    lambda: (1 / 255, 2 / 255, 4 / 255, 8 / 255),
+    {
+        "digits": (0.05, 0.1, 0.15, 0.2),
+        "mnist": (0.05, 0.1, 0.15, 0.2),
+        "fashion-mnist": (0.01, 0.02, 0.04, 0.08),
+    },
+)
+"""Radii of the l-infinity attacks, in units of the full range of a pixel; those of CIFAR-10 for a
+user's own images."""
 
 _LOSSES = ("cross_entropy", "dlr")
 MIDDLE = 1  # the radius at which networks are compared and controls are run
@@ -103,9 +107,9 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     )
 
 
-def growth_of(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
+def growth_of(model: Network, settings: Training, inputs: Inputs) -> float:
     """Final over initial length of the hidden weights, geometric mean over layers."""
-    start = SmallConvNet(settings.method, inputs.images, width=settings.width, seed=settings.seed)
+    start = network_for(settings, inputs.images)
     before = start.hidden_weights()
     ratios = [
         parameter.detach().norm() / before[name][0].detach().norm()

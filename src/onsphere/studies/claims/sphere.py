@@ -13,7 +13,7 @@ from onsphere.report.document import Figure, Panel, Reference, Series, Table, Ve
 from onsphere.report.number import number
 from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, label, on_trained, worst
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.training import Training, restore
 
 _IMAGES = 4  # images in the batch: keeps BatchNorm's vectors short enough for a dense Jacobian
@@ -37,7 +37,7 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     return Outcome({"layers": layers})
 
 
-def _sites(model: SmallConvNet, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+def _sites(model: Network, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Return every normalization with the tensor that reaches it."""
     assert model.method is not None
     if model.method.normalizes == "weight":

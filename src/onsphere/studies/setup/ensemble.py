@@ -92,7 +92,7 @@ def train_ensemble(
 
 def is_stackable(member: Training) -> bool:
     """Return whether a network can be trained in a stack with others like it."""
-    return not member.record
+    return member.network == "small" and not member.record
 
 
 def _forces_growth(member: Training) -> bool:

@@ -124,7 +124,7 @@ class TinyViT(Network):
         return {name: (named[name], VectorAxes()) for name in weights}
 
     def other_weights(self) -> list[nn.Parameter]:
-        """Return the matrices that read the stream, where they are ordinary weights."""
+        """Return the matrices that read the stream; of weight methods, the positions."""
         if self.method is not None and not self.in_activation:
-            return []
+            return [self.position]
         return [layer.weight for layer in (*self.qkv, *self.widen)]  # type: ignore[misc]

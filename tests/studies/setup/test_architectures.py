@@ -12,7 +12,7 @@ from onsphere.studies.setup.architectures import ARCHITECTURES, architecture
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.resnet import ResNet20
 from onsphere.studies.setup.training import Training, network_for, optimizer_for, train
-from onsphere.studies.setup.vit import METHODS, TinyViT
+from onsphere.studies.setup.vit import TinyViT
 from onsphere.studies.study import claims
 
 LARGER = [(name, m) for name, a in ARCHITECTURES.items() if name != "small" for m in a.methods]

@@ -62,7 +62,9 @@ def alone(settings, images):
 # weight, the directions of a weight method) in every way.
 PAIRS = [(method, "plain") for method in STUDIED]
 PAIRS += [(method, "sphere") for method in STUDIED if method != "none"]
-PAIRS += [(m, way) for m in ("bn", "gn", "rms", "wn") for way in WAYS if way not in ("plain", "sphere")]
+PAIRS += [
+    (m, way) for m in ("bn", "gn", "rms", "wn") for way in WAYS if way not in ("plain", "sphere")
+]
 
 
 @pytest.mark.parametrize(("method", "way"), PAIRS)
@@ -150,10 +152,14 @@ def test_a_mixture_comes_back_in_order(images):
 def test_stacks_hold_at_most_what_they_may(images, monkeypatch):
     seen = []
     init = StackedNetworks.__init__
-    monkeypatch.setattr(
-        StackedNetworks, "__init__", lambda self, nets: (seen.append(len(nets)), init(self, nets))[1]
-    )
-    train_ensemble([replace(SHORT, lr=0.1 + n / 100, steps=1) for n in range(7)], images, at_once=3)
+
+    def counted(self, networks):
+        seen.append(len(networks))
+        init(self, networks)
+
+    monkeypatch.setattr(StackedNetworks, "__init__", counted)
+    runs = [replace(SHORT, lr=0.1 + n / 100, steps=1) for n in range(7)]
+    train_ensemble(runs, images, at_once=3)
     assert sorted(seen) == [2, 2, 3]
     with pytest.raises(ValueError, match="at_once must be at least 1, got 0"):
         train_ensemble([SHORT], images, at_once=0)

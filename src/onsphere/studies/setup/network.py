@@ -156,9 +156,7 @@ class SmallConvNet(Network):
         return self.head(x.flatten(1))
 
 
-def norm_behind(
-    row: Method | None, conv: nn.Conv2d, extent: int, eps: float | None
-) -> nn.Module:
+def norm_behind(row: Method | None, conv: nn.Conv2d, extent: int, eps: float | None) -> nn.Module:
     """Put the method behind (or into) a convolution.
 
     Args:

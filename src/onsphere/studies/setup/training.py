@@ -208,9 +208,7 @@ def optimizer_for(model: Network, settings: Training) -> torch.optim.Optimizer:
         {"params": params, "sphere": sphere, "weight_decay": 0.0, "part": "hidden"}
         for params, sphere in held
     ]
-    return SphereSGD(
-        groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode
-    )
+    return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode)
 
 
 def _joint(settings: Training) -> Sphere:

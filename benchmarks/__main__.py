@@ -4,7 +4,8 @@
 prints laws and predictions beside what comes out instead, ``python -m benchmarks folding`` what
 folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does,
 ``python -m benchmarks peers`` both beside AIMET and torch-pruning, ``python -m benchmarks merging
-FOLDER`` what canonical forms do to a linear merge.
+FOLDER`` what canonical forms do to a linear merge, ``python -m benchmarks ensembles [METHOD ...]``
+small networks trained together and alone.
 """
 
 import sys
@@ -12,7 +13,7 @@ import sys
 import torch
 from rich.console import Console
 
-from benchmarks import attacks, dynamics, folding, int8, merging, norms, optim, peers
+from benchmarks import attacks, dynamics, ensembles, folding, int8, merging, norms, optim, peers
 from onsphere.report import Table, table
 
 
@@ -27,6 +28,7 @@ def main() -> None:
         "int8": int8.tables,
         "peers": peers.tables,
         "merging": merging.tables,
+        "ensembles": ensembles.tables,
     }
     if sys.argv[1:2] and sys.argv[1] in pages:
         for page in pages[sys.argv[1]](sys.argv[2:]):

@@ -19,6 +19,22 @@ def test_claims_come_in_the_order_of_the_report():
     assert [claim.name for claim in claims(["gain", "sphere", "gain"])] == ["sphere", "gain"]
 
 
+def test_claims_that_make_no_sense_in_a_network_are_left_out_and_refused():
+    left = [claim.name for claim in claims([], "vit-tiny")]
+    assert left == ["sphere", "stability", "robustness"]
+    with pytest.raises(OnsphereError, match="spheres of their own"):
+        claims(["growth"], "vit-tiny")
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vit-tiny"])
+def test_every_network_can_be_asked_what_is_left(network):
+    plan = Plan(seeds=(0, 1, 2), network=network)
+    for claim in claims([], network):
+        assert claim.cells(plan)
+        for one in claim.statements:
+            assert set(one.methods(plan)) <= set(plan.methods)
+
+
 def test_the_document_says_how_to_make_it_again(undisturbed, tiny_scale):
     document = tiny.run(undisturbed)
     assert [section.name for section in document.sections] == ["gain"]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
   onsphere study growth stability         two claims
+  onsphere study --data photos.npz --network resnet20    your own images, a larger network
   onsphere study --quick                  see that it runs, within a minute on two free cores
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study robustness --seeds 20    what of norm growth makes networks vulnerable
@@ -60,10 +61,18 @@ def add(commands: "Commands") -> None:
     )
     study.add_argument(
         "--data",
-        type=keyword,
+        type=_data,
         default="digits",
+        metavar="NAME|FILE.npz",
+        help="digits, mnist, fashion-mnist or cifar10 (default: digits), or a file with the arrays "
+        "x_train, y_train, x_test, y_test",
+    )
+    study.add_argument(
+        "--network",
+        type=keyword,
+        default="small",
         metavar="NAME",
-        help="digits, mnist, fashion-mnist or cifar10 (default: digits)",
+        help="small, resnet20 or vit-tiny (default: small)",
     )
     study.add_argument(
         "--data-dir",
@@ -148,10 +157,10 @@ def _study(options: argparse.Namespace) -> None:
     looks, budget = _looks(options), _seconds(options.budget)
     if budget is not None and not options.until_decided:
         raise OnsphereError(f"--budget {options.budget} is for --until-decided: add that")
-    plan = Plan(options.data, tuple(range(looks[-1])), options.size, looks)
     cores = _cores() if options.jobs is None else options.jobs
     engine = _engine(options, cores)
     source = Source(options.data, options.data_dir, options.download)
+    plan = Plan(source.identity, tuple(range(looks[-1])), options.size, looks, options.network)
     with _progress(options.json) as show:
 
         def measured(done: "Done") -> None:
@@ -194,6 +203,11 @@ def _engine(options: argparse.Namespace, cores: int) -> "Engine":
     from onsphere.studies.engine.local import LocalEngine
 
     return LocalEngine(cores)
+
+
+def _data(text: str) -> str:
+    """Return the name of a data set in lower case, and the path of a file as it is."""
+    return text if text.lower().endswith(".npz") else keyword(text)
 
 
 def _looks(options: argparse.Namespace) -> tuple[int, ...]:

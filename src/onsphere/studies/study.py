@@ -20,7 +20,9 @@ from onsphere.studies.engine.runner import Progress, run
 from onsphere.studies.engine.store import Store
 from onsphere.studies.engine.work import Engine
 from onsphere.studies.protocol import register
+from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Source
+from onsphere.studies.setup.network import LABELS, STUDIED
 from onsphere.version import __version__
 
 CLAIMS: dict[str, Claim] = {
@@ -54,16 +56,26 @@ TERMS = {
 """Abbreviations of the report and what they stand for."""
 
 
-def claims(names: Sequence[str]) -> list[Claim]:
-    """Look claims up; none named means all.
+def claims(names: Sequence[str], network: str = "small") -> list[Claim]:
+    """Look claims up; none named means all that a network can be asked.
 
     Raises:
-        OnsphereError: there is no such claim.
+        OnsphereError: there is no such claim, or it makes no sense in the network.
     """
+    own = architecture(network).own_spheres
     for name in names:
         if name not in CLAIMS:
             raise OnsphereError(f"unknown claim {name!r}{nearest(name, list(CLAIMS))}")
-    return [claim for name, claim in CLAIMS.items() if name in names or not names]
+        if CLAIMS[name].own_spheres and not own:
+            raise OnsphereError(
+                f"the claim {name!r} speaks of weights with spheres of their own, which {network} "
+                "has not under every method; name another claim or another --network"
+            )
+    return [
+        claim
+        for name, claim in CLAIMS.items()
+        if name in names or not (names or (claim.own_spheres and not own))
+    ]
 
 
 def study(
@@ -100,7 +112,7 @@ def study(
         OnsphereError: an unknown claim, no seeds, data that cannot be read, a folder that cannot
             be written, an engine that does not answer.
     """
-    chosen = claims(names)
+    chosen = claims(names, plan.network)
     if not plan.seeds:
         raise OnsphereError("a study needs at least one seed, got none")
     engine = engine or LocalEngine(jobs)
@@ -121,7 +133,7 @@ def study(
     return Document(
         title="Normalization, seen on the sphere",
         summary="The claims of Sun et al., New Interpretations of Normalization Methods in Deep "
-        f"Learning (AAAI 2020), tested on {plan.data} with a small convolutional network. Each "
+        f"Learning (AAAI 2020), tested on {plan.data} with {plan.architecture.title}. Each "
         "claim is taken apart into statements that a measurement can decide: holds, reversed (the "
         "contrary holds), absent (no effect that would matter), or undecided. Every picture and "
         "number was made from records measured by the command beside it.",
@@ -131,6 +143,7 @@ def study(
             "data": plan.data,
             "seeds": f"{plan.looks[found.reached - 1]}",
             "size": plan.size,
+            "network": plan.network,
             "cells": f"{len(closure(found.cells)):,}",
             "onsphere": __version__,
             "torch": torch.__version__,
@@ -287,7 +300,9 @@ def _machines(cells: Sequence[Cell], store: Store) -> list[str]:
 def _command(plan: Plan, *names: str) -> str:
     words = ["onsphere", "study", *names]
     if plan.data != "digits":
-        words += ["--data", plan.data]
+        words += ["--data", plan.data.rsplit("@", 1)[0]]  # without the checksum of a file
+    if plan.network != "small":
+        words += ["--network", plan.network]
     if plan.size != "default":
         words.append(f"--{plan.size}")
     if len(plan.looks) > 1:
@@ -307,6 +322,9 @@ def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
             "A quick run shows that everything works. Its networks are hardly trained: do not "
             "quote its numbers."
         )
+    left_out = [LABELS[m] for m in STUDIED if m not in plan.methods]
+    if left_out:
+        warnings.append(f"{plan.network} has no place for {', '.join(left_out)}: left out.")
     if len(plan.seeds) < FEWEST:
         warnings.append(
             f"Fewer than {FEWEST} seeds decide nothing that is measured; what is proved is checked."

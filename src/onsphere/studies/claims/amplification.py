@@ -6,6 +6,7 @@ were it not that weights also turn. Behind the normalization the norm is gone.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from onsphere.robustness import pgd
 from onsphere.studies.claims.plan import Plan, average
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.training import Training, restore
 
 _IMAGES = 200
@@ -38,22 +39,47 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
 
 
 @torch.no_grad()
-def _layers(model: SmallConvNet, x: Tensor, adversarial: Tensor) -> dict[str, list[float]]:
+def _layers(model: Network, x: Tensor, adversarial: Tensor) -> dict[str, list[float]]:
     """Norm, raw amplification, and amplification relative to size behind the normalization."""
-    both = [(z - model.input_mean) / model.input_spread for z in (x, adversarial)]
+    clean, moved = _met(model, x), _met(model, adversarial)
     weights = [parameter for parameter, _ in model.hidden_weights().values()]
     result: dict[str, list[float]] = {"norm": [], "raw": [], "behind": []}
-    for weight, conv, norm in zip(weights, model.convs, model.norms, strict=True):
-        change = both[1] - both[0]
+    for weight, conv, one, other in zip(weights, model.convs, clean, moved, strict=True):
         assert isinstance(conv, nn.Conv2d)
+        change = other.before - one.before
         raw = F.conv2d(change, weight, None, conv.stride, conv.padding)
-        after = [norm(conv(z)) for z in both]
         result["norm"].append(float(weight.norm()))
         result["raw"].append(float(raw.norm() / change.norm()))
-        relative = (after[1] - after[0]).norm() / after[0].norm()
-        result["behind"].append(float(relative / (change.norm() / both[0].norm())))
-        both = [torch.relu(z) for z in after]
+        relative = (other.behind - one.behind).norm() / one.behind.norm()
+        result["behind"].append(float(relative / (change.norm() / one.before.norm())))
     return result
+
+
+@dataclass
+class _Met:
+    """What came to a convolution, and what left the normalization behind it."""
+
+    before: Tensor
+    behind: Tensor
+
+
+def _met(model: Network, x: Tensor) -> list[_Met]:
+    before: list[Tensor] = []
+    behind: list[Tensor] = []
+    hooks = [
+        *(
+            conv.register_forward_pre_hook(lambda _, args: before.append(args[0]))
+            for conv in model.convs
+        ),
+        *(
+            norm.register_forward_hook(lambda _m, _a, out: behind.append(out))
+            for norm in model.norms
+        ),
+    ]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return [_Met(*pair) for pair in zip(before, behind, strict=True)]
 
 
 AMPLIFICATION = Task("robustness.amplification", 1, measure)
@@ -98,7 +124,7 @@ STATEMENTS = (
         quantity="exponent of a layer's amplification of the attack in its norm as both grow in "
         "training, minus 1, mean over layers",
         margin=0.3,
-        methods=lambda plan: plan.panel,
+        methods=lambda plan: plan.own_spheres,
         cells=_cells,
         values=_over_seeds(_excess_exponent),
         kind="agreement",
@@ -110,7 +136,7 @@ STATEMENTS = (
         quantity="amplification of the attack relative to the activations' size, at the end over "
         "that at a tenth of the run, mean over layers",
         margin=math.log(1.1),
-        methods=lambda plan: plan.panel,
+        methods=lambda plan: plan.own_spheres,
         cells=_cells,
         values=_over_seeds(_growth_behind),
         axis="ratio",

@@ -35,6 +35,8 @@ class Claim:
         advice: says in one plain sentence what the outcomes mean for somebody's training.
         details: turns records into pictures and tables.
         drawn: cells that these need and no statement does.
+        own_spheres: it speaks of weights that each live on spheres of their own, and makes no
+            sense in a network without.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Claim:
     advice: Callable[[Outcomes], str]
     details: Callable[[Plan, Results], Details]
     drawn: Callable[[Plan], list[Cell]] = lambda _: []
+    own_spheres: bool = False
 
     def cells(self, plan: Plan, decisions: Decisions | None = None, look: int = 0) -> list[Cell]:
         """Return what a look needs: the seeds of every comparison that is open, each cell once.

@@ -17,7 +17,7 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.network import GROUPS, SmallConvNet
+from onsphere.studies.setup.network import GROUPS, Network
 from onsphere.studies.setup.statistics import fisher_z, rank_correlation
 from onsphere.studies.setup.training import Training, restore
 
@@ -49,7 +49,7 @@ def measure(config: Config, inputs: Inputs) -> Found:
     return Found({"diverged": False, "snapshots": snapshots, "layers": layers})
 
 
-def pairs_of(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+def pairs_of(model: Network, x: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor]]:
     """Return gain, shift and pre-activation ``(images, ...)`` of each normalized layer."""
     met: list[Tensor] = []
     hooks = [
@@ -73,7 +73,7 @@ def pairs_of(model: SmallConvNet, x: Tensor) -> list[tuple[Tensor, Tensor | None
     return pairs
 
 
-def _rescales(model: SmallConvNet, channels: int, seed: int) -> Tensor:
+def _rescales(model: Network, channels: int, seed: int) -> Tensor:
     """Random factors of the spread of each channel that keep the function: shape (draws, channels).
 
     One factor per filter, group or layer, whatever the method is invariant to; all 1 for weight
@@ -376,4 +376,5 @@ CLAIM = Claim(
     statements=_STATEMENTS,
     advice=_advice,
     details=_details,
+    own_spheres=True,
 )

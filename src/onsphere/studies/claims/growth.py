@@ -16,9 +16,14 @@ from onsphere.studies.claims.plan import Plan, Results, average, label, worst
 from onsphere.studies.claims.statement import Kind, Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.network import SmallConvNet
 from onsphere.studies.setup.statistics import log_slope
-from onsphere.studies.setup.training import DECAY, Training, batches, optimizer_for
+from onsphere.studies.setup.training import (
+    DECAY,
+    Training,
+    batches,
+    network_for,
+    optimizer_for,
+)
 
 _EXACT = 1e-10  # threshold for the per-step recursions, relative, float64
 _ABSURD = 1e9  # stands for any error beyond it
@@ -49,9 +54,7 @@ def check_recursion(config: Config, inputs: Inputs) -> Found:
     """Train in float64 at eps -> 0 and compare every squared norm with the exact recursion."""
     settings = Training(**config["training"])
     images = inputs.images
-    model = SmallConvNet(
-        settings.method, images, width=settings.width, seed=settings.seed, eps=1e-30
-    ).double()
+    model = network_for(settings, images, eps=1e-30).double()
     optimizer = optimizer_for(model, settings)
     hidden = model.hidden_weights()
     squares: dict[str, list[Tensor]] = {name: [_squares(*w)] for name, w in hidden.items()}
@@ -513,4 +516,5 @@ CLAIM = Claim(
     statements=_STATEMENTS,
     advice=_advice,
     details=_details,
+    own_spheres=True,
 )

@@ -16,7 +16,7 @@ from onsphere.studies.claims.plan import Plan, Results, average, label, on_train
 from onsphere.studies.claims.statement import Statement
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import log_slope
 from onsphere.studies.setup.training import Training, restore
 
@@ -42,7 +42,7 @@ def measure(config: Config, inputs: Inputs) -> Found:
 
 
 @torch.no_grad()
-def _leak(real: SmallConvNet, tiny: SmallConvNet, x: Tensor) -> list[float]:
+def _leak(real: Network, tiny: Network, x: Tensor) -> list[float]:
     """How far the logits at the real eps are from those at eps → 0, at each scale of the weights.
 
     The reference has no leak of its own, so that the power law is not bent near a = 1.
@@ -56,13 +56,13 @@ def _leak(real: SmallConvNet, tiny: SmallConvNet, x: Tensor) -> list[float]:
     return found
 
 
-def _model(settings: Training, inputs: Inputs, eps: float | None) -> SmallConvNet:
+def _model(settings: Training, inputs: Inputs, eps: float | None) -> Network:
     model = restore(settings, inputs, eps).double()
     # Batch statistics, as in training; a weight method's power iteration must stand still.
     return model.train(model.has_eps)
 
 
-def _laws(model: SmallConvNet, x: Tensor, y: Tensor) -> dict[str, list[float | None]]:
+def _laws(model: Network, x: Tensor, y: Tensor) -> dict[str, list[float | None]]:
     """Everything the invariance predicts, as relative deviations at each scale."""
     weights = [parameter for parameter, _ in model.hidden_weights().values()]
     start = [w.detach().clone() for w in weights]
@@ -85,7 +85,7 @@ def _laws(model: SmallConvNet, x: Tensor, y: Tensor) -> dict[str, list[float | N
 
 
 def _derivatives(
-    model: SmallConvNet, weights: Sequence[Tensor], probe: Sequence[Tensor], x: Tensor, y: Tensor
+    model: Network, weights: Sequence[Tensor], probe: Sequence[Tensor], x: Tensor, y: Tensor
 ) -> dict[str, Tensor]:
     """Logits, gradient, radial share, and Hessian times the probe and times the weights."""
     logits = model(x)
@@ -103,7 +103,7 @@ def _derivatives(
     }
 
 
-def _worst_radial(model: SmallConvNet, grads: Sequence[Tensor]) -> Tensor:
+def _worst_radial(model: Network, grads: Sequence[Tensor]) -> Tensor:
     """Largest |<w, g>| / (|w| |g|) over all vectors that have a gradient."""
     worst_share = torch.zeros((), dtype=torch.float64)
     for (weight, axes), grad in zip(model.hidden_weights().values(), grads, strict=True):
@@ -116,7 +116,7 @@ def _worst_radial(model: SmallConvNet, grads: Sequence[Tensor]) -> Tensor:
     return worst_share
 
 
-def _eps_identity(model: SmallConvNet, x: Tensor, y: Tensor) -> float:
+def _eps_identity(model: Network, x: Tensor, y: Tensor) -> float:
     r"""Check the eps residual <w_c, g_c> = eps/(sigma_c^2 + eps) gamma_c dL/dgamma_c, last layer.
 
     Weights are shrunk tenfold first, so that the residual is far above rounding.
@@ -419,4 +419,5 @@ CLAIM = Claim(
     statements=_STATEMENTS,
     advice=_advice,
     details=_details,
+    own_spheres=True,
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from onsphere.studies.engine.job import Cell, Task
+from onsphere.studies.setup.architectures import Architecture, architecture
 from onsphere.studies.setup.network import LABELS, STUDIED
 from onsphere.studies.setup.training import Training
 
@@ -23,12 +24,14 @@ class Plan:
         size: ``"quick"`` shows that it runs, ``"default"`` decides what minutes can decide,
             ``"full"`` asks every method.
         looks: how many seeds there are at each look; without any, all of them at one look.
+        network: a name of :data:`~onsphere.studies.setup.architectures.ARCHITECTURES`.
     """
 
     data: str = "digits"
     seeds: tuple[int, ...] = (0, 1, 2)
     size: Size = "default"
     looks: tuple[int, ...] = ()
+    network: str = "small"
 
     def __post_init__(self) -> None:
         if not self.looks:
@@ -40,9 +43,14 @@ class Plan:
         return SCALES[self.size]
 
     @property
+    def architecture(self) -> Architecture:
+        """What is trained."""
+        return architecture(self.network)
+
+    @property
     def methods(self) -> tuple[str, ...]:
-        """Every method of the study, in the order of its tables."""
-        return STUDIED
+        """Every method that makes sense in the network, in the order of the tables."""
+        return self.architecture.methods
 
     @property
     def normalized(self) -> tuple[str, ...]:
@@ -52,12 +60,22 @@ class Plan:
     @property
     def panel(self) -> tuple[str, ...]:
         """The methods whose training is compared."""
-        return self.scale.panel
+        return self._present(self.scale.panel)
 
     @property
     def attacked(self) -> tuple[str, ...]:
         """The methods whose networks are attacked, which costs most."""
-        return self.scale.attacked
+        return self._present(self.scale.attacked)
+
+    @property
+    def own_spheres(self) -> tuple[str, ...]:
+        """The panel, in networks whose hidden weights all have spheres of their own."""
+        return self.panel if self.architecture.own_spheres else ()
+
+    def _present(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which of the methods the network has, or as many others where it has none."""
+        own = tuple(method for method in wanted if method in self.methods)
+        return own or self.normalized[: len(wanted)]
 
     @property
     def exact_seeds(self) -> tuple[int, ...]:
@@ -71,8 +89,14 @@ class Plan:
 
     def training(self, method: str, seed: int, **changes: Any) -> Training:
         """Return the study's common training, with changes."""
-        scale = self.scale
-        common = Training(self.data, method, steps=scale.steps, width=scale.width, seed=seed)
+        common = Training(
+            self.data,
+            method,
+            steps=self.scale.steps,
+            width=self.architecture.width or self.scale.width,
+            seed=seed,
+            network=self.network,
+        )
         return replace(common, **changes)
 
     def trained(self, method: str, seed: int, **changes: Any) -> Training:

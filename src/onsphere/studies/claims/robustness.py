@@ -32,10 +32,16 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.ensemble import ensemble_cell, member_of
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import estimate
-from onsphere.studies.setup.training import DECAY, Training, measure_statistics, restore
-from onsphere.studies.setup.training_group import group_cell, member
+from onsphere.studies.setup.training import (
+    DECAY,
+    Training,
+    measure_statistics,
+    network_for,
+    restore,
+)
 
 EPS = {
     "digits": (0.05, 0.1, 0.15, 0.2),
@@ -110,8 +116,8 @@ def attack(config: Config, inputs: Inputs) -> Found:
     """Attack every network of a group; one that diverged leaves a record that says so."""
     x, y, eps = _attacked(config, inputs)
     networks: list[dict[str, Any]] = []
-    for number, training in enumerate(config["trainings"]):
-        own = member(inputs, number)
+    for number, training in enumerate(config["members"]):
+        own = member_of(inputs, number)
         if own.records[0]["diverged"]:
             networks.append({"diverged": True})
             continue
@@ -131,7 +137,7 @@ def attack(config: Config, inputs: Inputs) -> Found:
 
 def control(config: Config, inputs: Inputs) -> Found:
     """Attack changed copies of the first network of a group, the plain one."""
-    own = member(inputs, 0)
+    own = member_of(inputs, 0)
     if own.records[0]["diverged"]:
         return Found({"diverged": True})
     settings, steps = Training(**config["training"]), config["steps"]
@@ -166,35 +172,35 @@ def _curve(model: nn.Module, x: Tensor, y: Tensor, inputs: Inputs) -> list[float
     ]
 
 
-Change = Callable[[SmallConvNet, Training, Inputs], nn.Module]
+Change = Callable[[Network, Training, Inputs], nn.Module]
 
 
-def _frozen(model: SmallConvNet) -> SmallConvNet:
+def _frozen(model: Network) -> Network:
     """Attacks need gradients of the image alone."""
     return model.requires_grad_(False)
 
 
-def _rescaled(model: SmallConvNet, *_: Any) -> nn.Module:
+def _rescaled(model: Network, *_: Any) -> nn.Module:
     return copy.deepcopy(model).rescale_hidden_(GAUGE)
 
 
-def _without_eps(_: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Module:
+def _without_eps(_: Network, settings: Training, inputs: Inputs) -> nn.Module:
     return _frozen(restore(settings, inputs, eps=_TINY))
 
 
-def _refreshed(model: SmallConvNet, settings: Training, inputs: Inputs) -> nn.Module:
+def _refreshed(model: Network, settings: Training, inputs: Inputs) -> nn.Module:
     return measure_statistics(copy.deepcopy(model), inputs.images, settings)
 
 
-def _loud(model: SmallConvNet, *_: Any) -> nn.Module:
+def _loud(model: Network, *_: Any) -> nn.Module:
     return Scaled(model, LOGITS)
 
 
-def _has_running_statistics(model: SmallConvNet) -> bool:
+def _has_running_statistics(model: Network) -> bool:
     return any(isinstance(n, ActivationNorm) and n.track_running_stats for n in model.norms)
 
 
-CONTROLS: Mapping[str, tuple[Change, Callable[[SmallConvNet], bool]]] = MappingProxyType(
+CONTROLS: Mapping[str, tuple[Change, Callable[[Network], bool]]] = MappingProxyType(
     {
         "rescaled": (_rescaled, lambda model: model.method is not None),
         "without eps": (_without_eps, lambda model: model.has_eps),
@@ -205,9 +211,9 @@ CONTROLS: Mapping[str, tuple[Change, Callable[[SmallConvNet], bool]]] = MappingP
 """Changes of a trained network, and the networks that they apply to."""
 
 
-def growth_of(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
+def growth_of(model: Network, settings: Training, inputs: Inputs) -> float:
     """Final over initial length of the hidden weights, geometric mean over layers."""
-    start = SmallConvNet(settings.method, inputs.images, width=settings.width, seed=settings.seed)
+    start = network_for(settings, inputs.images)
     before = start.hidden_weights()
     ratios = [
         parameter.detach().norm() / before[name][0].detach().norm()
@@ -216,8 +222,8 @@ def growth_of(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
     return float(torch.stack(ratios).log().mean().exp())
 
 
-def _head_growth(model: SmallConvNet, settings: Training, inputs: Inputs) -> float:
-    start = SmallConvNet(settings.method, inputs.images, width=settings.width, seed=settings.seed)
+def _head_growth(model: Network, settings: Training, inputs: Inputs) -> float:
+    start = network_for(settings, inputs.images)
     ends = [net.head.weight.detach().norm() for net in (model, start)]
     return float(ends[0] / ends[1])
 
@@ -227,7 +233,7 @@ CONTROL = Task("robustness.control", 1, control)
 
 
 def _group(plan: Plan, method: str, seed: int, names: Mapping[str, Mapping[str, Any]]) -> Cell:
-    return group_cell([plan.trained(method, seed, **own) for own in names.values()], keep=True)
+    return ensemble_cell([plan.trained(method, seed, **own) for own in names.values()], keep=True)
 
 
 def _attack_cell(
@@ -235,7 +241,7 @@ def _attack_cell(
 ) -> Cell:
     group, scale = _group(plan, method, seed, names), plan.scale
     config: Config = {
-        "trainings": group.config["trainings"],
+        "members": group.config["members"],
         "images": scale.images,
         "steps": scale.attack_steps,
     }
@@ -245,7 +251,7 @@ def _attack_cell(
 def _control_cell(plan: Plan, method: str, seed: int) -> Cell:
     group, scale = _group(plan, method, seed, _DECAY_GROUP), plan.scale
     config: Config = {
-        "training": group.config["trainings"][0],
+        "training": group.config["members"][0],
         "images": scale.images,
         "steps": scale.attack_steps,
     }

@@ -17,7 +17,7 @@ from onsphere.studies.claims.plan import Plan, Results, label, on_trained, worst
 from onsphere.studies.claims.statement import Statement
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.training import Training, restore
 
 _IMAGES = 4  # images in the batch: keeps BatchNorm's vectors short enough for a dense Jacobian
@@ -41,7 +41,7 @@ def measure(config: Config, inputs: Inputs) -> Found:
     return Found({"layers": layers})
 
 
-def _sites(model: SmallConvNet, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
+def _sites(model: Network, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
     """Return every normalization with the tensor that reaches it."""
     assert model.method is not None
     if model.method.normalizes == "weight":

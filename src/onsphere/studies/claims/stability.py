@@ -18,10 +18,9 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.ensemble import train_ensemble
+from onsphere.studies.setup.ensemble import ensemble_cell, ensemble_cost, train_ensemble
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
-from onsphere.studies.setup.training_group import group_cell
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
@@ -49,7 +48,7 @@ def start(config: Config, inputs: Inputs) -> Found:
     What is left of BatchNorm's initial statistics after a short run, 0.9 to the number of steps,
     would drown the variances of tiny weights.
     """
-    trainings = [Training(**one) for one in config["trainings"]]
+    trainings = [Training(**one) for one in config["members"]]
     trained = []
     for settings, outcome in zip(trainings, train_ensemble(trainings, inputs.images), strict=True):
         if not outcome.result["diverged"]:
@@ -57,7 +56,7 @@ def start(config: Config, inputs: Inputs) -> Found:
             measure_statistics(model, inputs.images, settings)
             outcome.result.update(measure(model, inputs.images))
         trained.append(outcome.result)
-    return Found({"trained": trained})
+    return Found({"members": trained})
 
 
 START = Task("stability.start", 1, start)
@@ -66,13 +65,13 @@ START = Task("stability.start", 1, start)
 def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
     ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
     trainings = [_short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES]
-    config = {"trainings": [asdict(one) for one in trainings]}
-    return Cell(START, config, cost=0.5 * sum(one.cell().cost for one in trainings))
+    config = {"members": [asdict(one) for one in trainings]}
+    return Cell(START, config, cost=ensemble_cost(trainings))
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
     """Return how far accuracies lie apart over the scales of the start, plain and on the sphere."""
-    found = [one["test_accuracy"] for one in record["trained"]]
+    found = [one["test_accuracy"] for one in record["members"]]
     plain, sphere = found[: len(_SCALES)], found[len(_SCALES) :]
     return max(plain) - min(plain), max(sphere) - min(sphere)
 
@@ -209,7 +208,7 @@ def _grid_cell(plan: Plan, method: str, seed: int) -> Cell:
         for decay in _GRID_DECAYS
     ]
     sphere = [_short(plan, method, seed, lr=rate, space="sphere") for rate in _GRID_RATES]
-    return group_cell([*plain, *sphere])
+    return ensemble_cell([*plain, *sphere])
 
 
 def _shares(record: dict[str, Any]) -> tuple[float, float]:
@@ -217,7 +216,7 @@ def _shares(record: dict[str, Any]) -> tuple[float, float]:
 
     On the sphere the head's decay is 0 and hidden weights have none: one number is tuned.
     """
-    found = [one["test_accuracy"] for one in record["trained"]]
+    found = [one["test_accuracy"] for one in record["members"]]
     enough = max(found) - _WITHIN
     sides = found[: -len(_GRID_RATES)], found[-len(_GRID_RATES) :]
     plain, sphere = (average([float(a >= enough) for a in side]) for side in sides)
@@ -234,7 +233,7 @@ def _rough_cell(plan: Plan, method: str, seed: int) -> Cell:
         "schedule": "constant",
         "steps": min(_ROUGH_STEPS, plan.scale.steps),
     }
-    return group_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
+    return ensemble_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
 
 
 def spikes(losses: Sequence[float], window: int = 10) -> int:
@@ -260,9 +259,9 @@ def _fewer_spikes(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
     for (own,) in records:
         plain, sphere = (
             spikes([loss for _, loss in one["loss_curve"]]) / max(1, one["steps_done"])
-            for one in own["trained"]
+            for one in own["members"]
         )
-        found.append(None if any(o["diverged"] for o in own["trained"]) else plain - sphere)
+        found.append(None if any(o["diverged"] for o in own["members"]) else plain - sphere)
     return found
 
 
@@ -281,7 +280,7 @@ _STATEMENTS = (
         "are.",
         quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64",
         margin=0.01,
-        methods=lambda plan: plan.panel,
+        methods=lambda plan: plan.own_spheres,
         cells=lambda *which: [_start_cell(*which)],
         values=lambda records: [_ranges(own)[1] for (own,) in records],
         kind="agreement",
@@ -294,7 +293,7 @@ _STATEMENTS = (
         quantity="largest minus smallest test accuracy over initial weights times 1/64 to 64, "
         "plain minus sphere",
         margin=_WITHIN,
-        methods=lambda plan: plan.panel,
+        methods=lambda plan: plan.own_spheres,
         cells=lambda *which: [_start_cell(*which)],
         values=lambda records: [plain - sphere for plain, sphere in map(_ranges, _only(records))],
         few=True,
@@ -349,7 +348,7 @@ _STATEMENTS = (
         "run; on the sphere it cannot.",
         quantity="initial over final effective rate of plain SGD, 1/norm², mean over layers",
         margin=math.log(1.25),
-        methods=lambda plan: plan.panel,
+        methods=lambda plan: plan.own_spheres,
         cells=lambda plan, method, seed: [law_cell(plan, method, seed, "no decay")],
         values=_rate_lost,
         axis="ratio",
@@ -379,7 +378,7 @@ def _details(plan: Plan, results: Results) -> Details:
     }
     starts = {
         method: [results[_start_cell(plan, method, seed).key] for seed in plan.first_seeds]
-        for method in plan.panel
+        for method in plan.own_spheres
     }
     rows = [
         (
@@ -403,14 +402,14 @@ def _details(plan: Plan, results: Results) -> Details:
             f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
             "unless said; the same seed gives both spaces the same initial weights and data order",
             "largest usable rate: on a grid of half decades from 0.03 to 10, refined to an eighth "
-            "of a decade; the sphere keeps the initial length, so that a rate means the same in both",
+            "of a decade; the sphere keeps the initial length, so a rate means the same in both",
             "scale of the start: BatchNorm's statistics are measured anew before testing",
             f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",
         ],
         figures=[
             _rate_figure(edges, "accuracy"),
             _rate_figure(edges, "loss"),
-            _start_figure(starts),
+            *([_start_figure(starts)] if starts else []),
         ],
         tables=[
             Table(
@@ -461,7 +460,7 @@ def _start_figure(starts: _Records) -> Figure:
     def side(own: list[dict[str, Any]], space: Space) -> list[list[float]]:
         first = 0 if space == "plain" else len(_SCALES)
         return [
-            [one["test_accuracy"] for one in record["trained"][first : first + len(_SCALES)]]
+            [one["test_accuracy"] for one in record["members"][first : first + len(_SCALES)]]
             for record in own
         ]
 
@@ -499,7 +498,7 @@ def _curve(
 
 def _advice(outcomes: Outcomes) -> str:
     said = []
-    if outcomes["start"] == Outcome.HOLDS:
+    if outcomes.get("start") == Outcome.HOLDS:
         said.append("a sphere of fixed radius makes the size of your initial weights irrelevant")
     if outcomes["rates"] == Outcome.REVERSED:
         said.append("it forgives a learning rate that is too large less than plain SGD does")

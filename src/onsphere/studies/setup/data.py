@@ -1,7 +1,8 @@
 """The data sets of the studies: images in [0, 1] with labels.
 
 ``digits`` comes with scikit-learn and needs no files. The others are read from the files in which
-they were published, checked by checksum; they are downloaded only when the user asks.
+they were published, checked by checksum; they are downloaded only when the user asks. A user's own
+images are a file of arrays (:mod:`~onsphere.studies.setup.arrays`).
 """
 
 import gzip
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from onsphere._utils.files import write_whole
 from onsphere.errors import OnsphereError, nearest
+from onsphere.studies.setup import arrays
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Images:
     """A classification data set, in memory.
 
     Attributes:
-        name: the data set.
+        name: the data set; a file of arrays has the start of its checksum behind it.
         train_x: training images, float32 in [0, 1].
         train_y: their labels.
         test_x: test images.
@@ -55,7 +57,7 @@ class Source:
     """Which data set, and where its files are.
 
     Args:
-        name: a key of :data:`DATASETS`.
+        name: a key of :data:`DATASETS`, or the path of a ``.npz`` file.
         folder: where published files lie, directly or in a folder of the data set's name.
         download: fetch missing files into ``folder``.
 
@@ -68,17 +70,30 @@ class Source:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in DATASETS:
+        if self.name not in DATASETS and not arrays.is_file(self.name):
             raise OnsphereError(
-                f"unknown data set {self.name!r}{nearest(self.name, list(DATASETS))}"
+                f"unknown data set {self.name!r}{nearest(self.name, list(DATASETS))}; your own "
+                "images go into a file ending in .npz"
             )
+
+    @property
+    def identity(self) -> str:
+        """Name of the images in records: that of the data set, or of a file and its content.
+
+        Raises:
+            OnsphereError: a file cannot be read.
+        """
+        return arrays.identity_of(Path(self.name)) if arrays.is_file(self.name) else self.name
 
     def load(self) -> Images:
         """Read the data set.
 
         Raises:
-            OnsphereError: a file is missing, truncated or not the published one.
+            OnsphereError: a file is missing, truncated or not the published one, or a file of
+                arrays holds something else.
         """
+        if arrays.is_file(self.name):
+            return Images(self.identity, *arrays.load(Path(self.name)))
         return DATASETS[self.name](self)
 
     def load_test(self) -> tuple[Tensor, Tensor]:
@@ -87,7 +102,7 @@ class Source:
         Raises:
             OnsphereError: a file is missing, truncated or not the published one.
         """
-        if DATASETS[self.name] is _idx:
+        if DATASETS.get(self.name) is _idx:
             return _labelled(self, _FILES[self.name][2:])
         images = self.load()
         return images.test_x, images.test_y

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onsphere.errors import OnsphereError
-from onsphere.geometry import Sphere
+from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.sgd import sgd_update
 from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.sphere_step import advance
@@ -23,7 +23,7 @@ from onsphere.optim.updates.types import Family
 from onsphere.optim.updates.types import Part as Shard
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.data import Images
-from onsphere.studies.setup.stacked import StackedNetworks, member_axes
+from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
     Part,
     Training,
@@ -33,6 +33,7 @@ from onsphere.studies.setup.training import (
     network_for,
     outcome_of,
     rate_at,
+    share_at,
     train,
 )
 
@@ -94,7 +95,11 @@ def train_ensemble(
 
 def is_stackable(member: Training) -> bool:
     """Return whether a network can be trained in a stack with others like it."""
-    return not member.record
+    return member.network == "small" and not member.record
+
+
+def _forces_growth(member: Training) -> bool:
+    return (member.norm_growth, member.rate_growth) != (1.0, 1.0)
 
 
 def _shape(member: Training) -> Training:
@@ -110,7 +115,8 @@ class _Ensemble:
         settings: of the members that are left, in the order of the stack.
         numbers: which members these are.
         momenta: momentum by parameter.
-        radii: of the spheres, by parameter; one number per vector, 0 until it is seen.
+        radii: by parameter on spheres, shape ``(members, vectors)``; 0 until a vector is seen.
+        reference: their reference lengths, which a relative rate goes by.
     """
 
     def __init__(self, members: Sequence[Training], images: Images) -> None:
@@ -136,9 +142,6 @@ class _Ensemble:
         self.radii = {
             name: values[name].new_zeros(len(members), of_one[name].axes.count(shape))
             for name, shape in shapes.items()
-        }
-        self.spheres = {
-            name: Sphere(member_axes(of_one[name].axes), of_one[name].radius) for name in shapes
         }
 
     def train(self) -> list[Outcome]:
@@ -192,7 +195,7 @@ class _Ensemble:
         }
         for name, gradient in gradients.items():
             rates = torch.tensor(hidden if name in self.hidden else others, dtype=torch.float64)
-            if name in self.spheres:
+            if name in self.radii:
                 self._turn(name, gradient, rates, step)
             else:
                 decay = decays["hidden" if name in self.hidden else "head"]
@@ -211,20 +214,28 @@ class _Ensemble:
         weight.addcmul_(gradient, _over(rates, weight), value=-1)
 
     def _turn(self, name: str, gradient: Tensor, rates: Tensor, step: int) -> None:
-        """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member."""
-        weight, sphere, radius = self.stack.parameters[name], self.spheres[name], self.radii[name]
-        if step == 0 and sphere.radius is not None:
-            ((_, gradient),) = put_on(sphere, [(weight, gradient)])
-        first = self.settings[0]
+        """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member.
+
+        Vectors lie in memory one behind the other, as rows. Rates per row are computed in PyTorch;
+        the native kernels take one number. Where the step is linear in the gradients, and the rates
+        of all members change alike, these carry their member's first rate, and the kernels get what
+        the schedule leaves of it.
+        """
+        first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
+        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)), first.radius)
+        if step == 0 and first.radius is not None and name in self.hidden:
+            ((_, moved),) = put_on(sphere, [(weight.view(rows), gradient.reshape(rows))])
+            gradient = moved.view_as(gradient)
+        lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
+        by_row = first.lr_mode == "angle" or any(_forces_growth(one) for one in self.settings)
+        if not by_row:
+            starts = torch.tensor([one.lr for one in self.settings], dtype=rates.dtype)
+            gradient, lr = gradient * _over(starts, gradient), share_at(first, step)
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
-        part = Shard(weight, gradient, self.momenta.get(name), None, update)
-        options = StepOptions(
-            rates.repeat_interleave(radius.shape[1]),
-            first.lr_mode,
-            radius=sphere.radius,
-            capturable=True,  # a rate for each vector, which the native kernels do not take
-        )
-        advance([Family([part], radius, None, self.reference[name])], sphere, options)
+        momentum = self.momenta[name].view(rows) if self.momenta else None
+        part = Shard(weight.view(rows), gradient.reshape(rows), momentum, None, update)
+        options = StepOptions(lr, first.lr_mode, radius=sphere.radius, capturable=by_row)
+        advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
 
     def _enlarge(self, factors: Tensor) -> None:
         """Do what :func:`~onsphere.studies.setup.training.enlarge` does, member by member."""
@@ -263,26 +274,45 @@ def _over(numbers: Tensor, values: Tensor) -> Tensor:
 
 
 def train_members(config: Config, inputs: Inputs) -> Outcome:
-    """Train an ensemble and keep what was measured of each member, but no network."""
-    members = [Training(**member) for member in config["members"]]
-    outcomes = train_ensemble(members, inputs.images)
-    return Outcome({"members": [outcome.result for outcome in outcomes]})
+    """Train an ensemble; results in a list, kept networks under the number of their member."""
+    outcomes = train_ensemble([Training(**member) for member in config["members"]], inputs.images)
+    tensors: dict[str, Tensor] = {}
+    if config["keep"]:
+        for i, outcome in enumerate(outcomes):
+            tensors |= {f"{i}.{name}": value for name, value in outcome.tensors.items()}
+    return Outcome({"members": [outcome.result for outcome in outcomes]}, tensors)
 
 
-ENSEMBLE = Task("ensemble", 1, train_members)
+ENSEMBLE = Task("ensemble", 2, train_members)
 
 
-def ensemble_cell(members: Sequence[Training]) -> Cell:
+def ensemble_cell(members: Sequence[Training], *, keep: bool = False) -> Cell:
     """Return the cell that trains networks together; its result lists theirs under ``members``.
 
     Args:
         members: how each is trained, at least one.
+        keep: save the networks, for cells that build on them.
 
     Raises:
         OnsphereError: there is none.
     """
     if not members:
         raise OnsphereError("an ensemble needs at least one network, got none")
-    config = {"members": [asdict(member) for member in members]}
-    cost = sum(one.cell().cost * (_SHARE if is_stackable(one) else 1) for one in members)
-    return Cell(ENSEMBLE, config, cost=cost)
+    config: Config = {"members": [asdict(member) for member in members], "keep": keep}
+    return Cell(ENSEMBLE, config, cost=ensemble_cost(members))
+
+
+def ensemble_cost(members: Sequence[Training]) -> float:
+    """Return rough seconds on one core."""
+    return sum(one.cell().cost * (_SHARE if is_stackable(one) else 1) for one in members)
+
+
+def member_of(inputs: Inputs, number: int) -> Inputs:
+    """Return what a cell that builds on one member of an ensemble would be given."""
+    prefix = f"{number}."
+    tensors = {
+        name.removeprefix(prefix): value
+        for name, value in inputs.tensors[0].items()
+        if name.startswith(prefix)
+    }
+    return Inputs(inputs.images, (inputs.records[0]["members"][number],), (tensors,))

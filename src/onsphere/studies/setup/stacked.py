@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onsphere.geometry import VectorAxes
 from onsphere.norms import ActivationNorm, Method, SpectralSphere
 from onsphere.norms.weight import WeightSphere
 from onsphere.studies.setup.network import GROUPS, SmallConvNet
@@ -142,17 +141,6 @@ class StackedNetworks:
         assert norm.momentum is not None
         eps = norm.eps_for(x)
         return F.batch_norm(x, mean, var, gain.flatten(), bias, self.training, norm.momentum, eps)
-
-
-def member_axes(axes: VectorAxes) -> VectorAxes:
-    """Return which entries of a stacked tensor form one vector, from those of one member's.
-
-    Example:
-        >>> member_axes(VectorAxes(index=(0,))).count((5, 8, 3, 3, 3))    # filters of 5 networks
-        40
-    """
-    pieces = tuple((axis + 1, count) for axis, count in axes.pieces)
-    return VectorAxes((0, *(axis + 1 for axis in axes.index)), pieces)
 
 
 def _groups(row: Method, channels: int) -> int:

@@ -1,4 +1,4 @@
-"""Training one small network: the cell that most claims build on."""
+"""Training one network: the cell that most claims build on."""
 
 import math
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ from onsphere.geometry import Sphere
 from onsphere.norms import ActivationNorm
 from onsphere.optim import SphereSGD
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Images
-from onsphere.studies.setup.network import SmallConvNet
+from onsphere.studies.setup.network import Network
 
 Space = Literal["plain", "sphere"]
 Part = Literal["hidden", "head", "rest"]
@@ -56,6 +57,7 @@ class Training:
             norms had grown by this factor. Where both are given and equal, the rate is constant
             and the norms grow: what happens in plain training, but forced.
         head: ``"sphere"`` keeps the head's weight at its initial length too.
+        network: a name of :data:`~onsphere.studies.setup.architectures.ARCHITECTURES`.
         start_scale: the hidden weights start so many times as large.
         lr_mode: on the sphere: what the rate means, as for
             :class:`~onsphere.optim.SphereSGD`: ``"rate"`` as in plain SGD, ``"relative"`` to the
@@ -85,6 +87,7 @@ class Training:
     norm_growth: float = 1.0
     rate_growth: float = 1.0
     head: Literal["free", "sphere"] = "free"
+    network: str = "small"
     start_scale: float = 1.0
     lr_mode: Mode = "rate"
     radius: float | None = None
@@ -105,7 +108,8 @@ class Training:
 
     def cell(self) -> Cell:
         """Return the cell that trains this network."""
-        return Cell(TRAIN, asdict(self), cost=self.steps * (0.002 if self.record else 0.0017))
+        step = architecture(self.network).cost * (1.2 if self.record else 1)
+        return Cell(TRAIN, asdict(self), cost=self.steps * step)
 
 
 def train(config: Config, inputs: Inputs) -> Outcome:
@@ -151,7 +155,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     return outcome
 
 
-def outcome_of(model: SmallConvNet, losses: list[float], images: Images) -> Outcome:
+def outcome_of(model: Network, losses: list[float], images: Images) -> Outcome:
     """Measure a network at the end of its training, and keep it.
 
     Args:
@@ -165,15 +169,19 @@ def outcome_of(model: SmallConvNet, losses: list[float], images: Images) -> Outc
 
 
 @torch.no_grad()
-def network_for(settings: Training, images: Images, *, eps: float | None = None) -> SmallConvNet:
+def network_for(settings: Training, images: Images, *, eps: float | None = None) -> Network:
     """Return the network that a training starts from.
 
     Args:
-        settings: give method, width, seed and scale of the start.
+        settings: give network, method, width, seed and scale of the start.
         images: the data set; the network has their dtype.
         eps: eps of the method; ``None`` takes its default.
+
+    Raises:
+        OnsphereError: no such network, or a method that makes no sense in it.
     """
-    model = SmallConvNet(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
+    build = architecture(settings.network).build
+    model = build(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
     for weight, _ in model.hidden_weights().values():
         weight.mul_(settings.start_scale)
     if settings.radius is not None:
@@ -184,33 +192,38 @@ def network_for(settings: Training, images: Images, *, eps: float | None = None)
     return model.to(images.train_x.dtype)
 
 
-def optimizer_for(model: SmallConvNet, settings: Training) -> torch.optim.Optimizer:
+def optimizer_for(model: Network, settings: Training) -> torch.optim.Optimizer:
     """Return the optimizer of the settings: hidden weights on spheres, or everything plain."""
     hidden = model.hidden_weights()
-    weights = {id(model.head.weight), *(id(parameter) for parameter, _ in hidden.values())}
+    others = model.other_weights()
+    weights = {id(p) for p in (model.head.weight, *others, *(p for p, _ in hidden.values()))}
     # By name and not by shape: the gains and shifts of LN and RMS have three axes.
     gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
     decay = decay_of(settings, "hidden")
     head: dict[str, Any] = {"params": [model.head.weight], "part": "head"}
     head["weight_decay"] = decay_of(settings, "head")
     rest: dict[str, Any] = {"params": gains_and_biases, "weight_decay": 0.0, "part": "rest"}
+    groups = [head, rest]
+    if others:
+        groups.append({"params": others, "weight_decay": decay, "part": "rest"})
     if settings.space == "plain":
         plain = {"params": [p for p, _ in hidden.values()], "weight_decay": decay, "part": "hidden"}
-        groups = [head, rest, plain]
+        groups.append(plain)
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     if settings.head == "sphere":
         head |= {"sphere": Sphere(), "weight_decay": 0.0}
-    spheres = [
-        {
-            "params": [parameter],
-            "sphere": Sphere(axes, settings.radius),
-            "weight_decay": 0.0,
-            "part": "hidden",
-        }
-        for parameter, axes in hidden.values()
+    held = [([parameter], Sphere(axes, settings.radius)) for parameter, axes in hidden.values()]
+    if model.joint:
+        held = [([parameter for parameter, _ in hidden.values()], _joint(settings))]
+    groups += [
+        {"params": params, "sphere": sphere, "weight_decay": 0.0, "part": "hidden"}
+        for params, sphere in held
     ]
-    groups = [head, rest, *spheres]
     return SphereSGD(groups, lr=settings.lr, momentum=settings.momentum, lr_mode=settings.lr_mode)
+
+
+def _joint(settings: Training) -> Sphere:
+    return Sphere(radius=settings.radius, joint=True)
 
 
 def grown(factor: float, progress: float) -> float:
@@ -250,7 +263,8 @@ def enlarge(optimizer: torch.optim.Optimizer, factor: float) -> None:
         for parameter in group["params"] if group["part"] == "hidden" else ():
             state = optimizer.state[parameter]
             parameter.mul_(factor)
-            state["radius"].mul_(factor)
+            if "radius" in state:  # the first tensor of a joint sphere keeps it for all
+                state["radius"].mul_(factor)
             if "momentum_buffer" in state:
                 state["momentum_buffer"].div_(factor)
 
@@ -275,9 +289,7 @@ def batches(count: int, settings: Training) -> Iterator[Tensor]:
 
 def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
     """Return the learning rate of a part of the network in a step (counted from 0)."""
-    rate = settings.lr
-    if settings.schedule == "cosine":
-        rate *= (1 + math.cos(math.pi * settings.progress(step))) / 2
+    rate = settings.lr * share_at(settings, step)
     if part != "hidden":
         return rate
     norm, slowing = (
@@ -287,6 +299,13 @@ def rate_at(settings: Training, step: int, part: Part = "rest") -> float:
     return rate * (norm / slowing) ** 2
 
 
+def share_at(settings: Training, step: int) -> float:
+    """Return the share of its first rate that the schedule leaves in a step (counted from 0)."""
+    if settings.schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * settings.progress(step))) / 2
+
+
 def decay_of(settings: Training, part: Part) -> float:
     """Return the weight decay of a part of the network (0 for gains, shifts and biases)."""
     decays = part != "rest" and settings.decayed in ("all", part)
@@ -294,7 +313,7 @@ def decay_of(settings: Training, part: Part) -> float:
 
 
 @torch.no_grad()
-def measure_statistics(model: SmallConvNet, images: Images, settings: Training) -> SmallConvNet:
+def measure_statistics(model: Network, images: Images, settings: Training) -> Network:
     """Measure BatchNorm's running statistics anew: a mean over at most 50 batches.
 
     Args:
@@ -322,7 +341,7 @@ def measure_statistics(model: SmallConvNet, images: Images, settings: Training) 
 
 
 @torch.no_grad()
-def measure(model: SmallConvNet, images: Images, most: int = 1000) -> dict[str, Any]:
+def measure(model: Network, images: Images, most: int = 1000) -> dict[str, Any]:
     """Loss and accuracy in eval mode; ``None`` and chance where the network holds no number.
 
     Args:
@@ -343,7 +362,7 @@ def measure(model: SmallConvNet, images: Images, most: int = 1000) -> dict[str, 
     }
 
 
-def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> SmallConvNet:
+def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Network:
     """Return the trained network of a cell that builds on one, in eval mode.
 
     Args:

@@ -1,0 +1,188 @@
+"""Ensembles: every member is the network trained alone, whoever stands beside it."""
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from onsphere.errors import OnsphereError
+from onsphere.studies.engine.job import Inputs
+from onsphere.studies.setup.data import Images
+from onsphere.studies.setup.ensemble import (
+    ENSEMBLE,
+    ensemble_cell,
+    member_of,
+    train_ensemble,
+)
+from onsphere.studies.setup.network import STUDIED, SmallConvNet
+from onsphere.studies.setup.stacked import StackedNetworks
+from onsphere.studies.setup.training import Training, train
+
+SHORT = Training("digits", "bn", steps=5, width=4, batch=32, schedule="cosine")
+OWN = (
+    {"seed": 0, "lr": 0.1},
+    {"seed": 1, "lr": 0.02, "weight_decay": 0.05, "start_scale": 3.0},
+    {"seed": 1, "lr": 0.3, "weight_decay": 0.2, "start_scale": 0.5},
+)
+SPHERE = {"space": "sphere"}
+WAYS = {
+    "plain": {},
+    "no momentum": {"momentum": 0.0, "schedule": "constant"},
+    "sphere": SPHERE,
+    "head held": {**SPHERE, "head": "sphere", "momentum": 0.0},
+    "rotation": {**SPHERE, "lr_mode": "angle"},
+    "fixed radius": {**SPHERE, "lr_mode": "relative", "radius": 1.0},
+    "radius at a rate": {**SPHERE, "radius": 0.7},
+    "noise": {**SPHERE, "objective": "noise"},
+    "forced growth": {**SPHERE, "norm_growth": 2.0, "rate_growth": 1.5},
+}
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    """Some digits in float64, in which networks are then trained."""
+    train_x, test_x = digits.train_x[:400].double(), digits.test_x[:50].double()
+    return Images("digits", train_x, digits.train_y[:400], test_x, digits.test_y[:50])
+
+
+def members(method, **changes):
+    return [replace(SHORT, method=method, **changes, **own) for own in OWN]
+
+
+def distance(one, other):
+    """Largest difference of two outcomes' tensors, relative to each tensor's largest entry."""
+    assert one.tensors.keys() == other.tensors.keys()
+    return max(
+        float((value.double() - other.tensors[name].double()).abs().max())
+        / max(1e-12, float(value.double().abs().max()))
+        for name, value in one.tensors.items()
+    )
+
+
+def alone(settings, images):
+    return train(asdict(settings), Inputs(images))
+
+
+# Every method in plain space and on the sphere; one kind of sphere each (filters, groups, the whole
+# weight, the directions of a weight method) in every way.
+PAIRS = [(method, "plain") for method in STUDIED]
+PAIRS += [(method, "sphere") for method in STUDIED if method != "none"]
+PAIRS += [
+    (m, way) for m in ("bn", "gn", "rms", "wn") for way in WAYS if way not in ("plain", "sphere")
+]
+
+
+@pytest.mark.parametrize(("method", "way"), PAIRS)
+def test_every_member_is_the_network_trained_alone(images, method, way):
+    ensemble = members(method, **WAYS[way])
+    for settings, found in zip(ensemble, train_ensemble(ensemble, images), strict=True):
+        expected = alone(settings, images)
+        assert distance(found, expected) < 1e-10
+        for name in ("train_loss", "train_accuracy", "test_accuracy", "loss_curve"):
+            assert torch.tensor(found.result[name]).allclose(torch.tensor(expected.result[name]))
+
+
+def test_the_comparison_sees_another_seed_rate_decay_or_start(images):
+    (found,) = train_ensemble([SHORT], images)
+    for own in ({"seed": 1}, {"lr": 0.11}, {"weight_decay": 1e-3}, {"start_scale": 1.01}):
+        assert distance(found, alone(replace(SHORT, **own), images)) > 1e-6
+
+
+@pytest.mark.parametrize("method", STUDIED)
+def test_what_is_not_finite_stays_where_it_is(images, method):
+    networks = [SmallConvNet(method, images, width=4, seed=seed).double() for seed in range(3)]
+    x = images.train_x[:96].view(32, 3, 8, 8)
+
+    def logits_and_slopes(stack):
+        logits = stack(x)
+        values = list(stack.parameters.values())
+        return logits, torch.autograd.grad(logits[[0, 2]].square().sum(), values)
+
+    sound, sound_slopes = logits_and_slopes(StackedNetworks(networks))
+    with torch.no_grad():
+        for parameter, _ in networks[1].hidden_weights().values():
+            parameter.view(-1)[0] = float("inf")
+    spoilt, slopes = logits_and_slopes(StackedNetworks(networks))
+    assert not spoilt[1].isfinite().all()
+    assert torch.equal(spoilt[[0, 2]], sound[[0, 2]])
+    for slope, expected in zip(slopes, sound_slopes, strict=True):
+        assert torch.equal(slope[[0, 2]], expected[[0, 2]])
+
+
+def test_members_that_diverge_leave_and_take_no_other_along(images):
+    rates = (0.05, 1e200, 0.1, 1e120)
+    ensemble = [replace(SHORT, method="none", lr=lr, steps=12) for lr in rates]
+    outcomes = train_ensemble(ensemble, images)
+    assert [one.result["diverged"] for one in outcomes] == [False, True, False, True]
+    for settings, found in zip(ensemble, outcomes, strict=True):
+        expected = alone(settings, images)
+        assert found.result["steps_done"] == expected.result["steps_done"]
+        if not found.result["diverged"]:
+            assert distance(found, expected) < 1e-10
+
+
+def test_all_may_diverge(images):
+    ensemble = [replace(SHORT, method="none", lr=lr, steps=12) for lr in (1e200, 1e300)]
+    assert all(one.result["diverged"] for one in train_ensemble(ensemble, images))
+
+
+def test_in_single_precision_a_step_differs_by_rounding_and_a_run_is_another_draw(digits):
+    first = [replace(SHORT, steps=1, seed=seed) for seed in range(3)]
+    for settings, found in zip(first, train_ensemble(first, digits), strict=True):
+        assert distance(found, alone(settings, digits)) < 1e-5
+    runs = [replace(SHORT, steps=60, seed=seed) for seed in range(6)]
+    together = [one.result["train_loss"] for one in train_ensemble(runs, digits)]
+    each = [alone(settings, digits).result["train_loss"] for settings in runs]
+    differences = torch.tensor(together) - torch.tensor(each)
+    spread = torch.tensor(each).std()
+    assert differences.abs().max() < spread
+    assert differences.mean().abs() < spread / 4
+
+
+def test_a_mixture_comes_back_in_order(images):
+    mixed = [
+        replace(SHORT, lr=0.1),
+        replace(SHORT, method="wn"),
+        replace(SHORT, record=True),
+        replace(SHORT, seed=2, steps=3),
+        replace(SHORT, lr=0.2),
+    ]
+    outcomes = train_ensemble(mixed, images, at_once=1)
+    for settings, found in zip(mixed, outcomes, strict=True):
+        assert distance(found, alone(settings, images)) < 1e-10
+    assert any(name.startswith("series.") for name in outcomes[2].tensors)
+    assert train_ensemble([], images) == []
+
+
+def test_stacks_hold_at_most_what_they_may(images, monkeypatch):
+    seen = []
+    init = StackedNetworks.__init__
+
+    def counted(self, networks):
+        seen.append(len(networks))
+        init(self, networks)
+
+    monkeypatch.setattr(StackedNetworks, "__init__", counted)
+    runs = [replace(SHORT, lr=0.1 + n / 100, steps=1) for n in range(7)]
+    train_ensemble(runs, images, at_once=3)
+    assert sorted(seen) == [2, 2, 3]
+    with pytest.raises(ValueError, match="at_once must be at least 1, got 0"):
+        train_ensemble([SHORT], images, at_once=0)
+
+
+def test_the_cell_of_an_ensemble_lists_what_was_measured(images):
+    ensemble = members("gn")
+    cell = ensemble_cell(ensemble)
+    found = ENSEMBLE.run(cell.config, Inputs(images))
+    assert found.result["members"] == [one.result for one in train_ensemble(ensemble, images)]
+    assert found.tensors == {}
+    assert cell.key != ensemble_cell(ensemble[:2]).key
+    kept = ENSEMBLE.run(ensemble_cell(ensemble, keep=True).config, Inputs(images))
+    second = member_of(Inputs(images, (kept.result,), (kept.tensors,)), 1)
+    alone = train_ensemble(ensemble, images)[1]
+    assert second.records == (alone.result,)
+    assert second.tensors[0].keys() == alone.tensors.keys()
+    assert all(torch.equal(value, alone.tensors[k]) for k, value in second.tensors[0].items())
+    assert 0 < cell.cost < sum(one.cell().cost for one in ensemble)
+    with pytest.raises(OnsphereError, match="at least one network"):
+        ensemble_cell([])

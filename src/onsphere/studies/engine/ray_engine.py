@@ -8,6 +8,7 @@ when the first cell is submitted.
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,19 +166,34 @@ def _check_answer(address: str) -> None:
     Raises:
         OnsphereError: no answer in time, or Ray's own words if it refuses.
     """
+    _check_port(address)
     command = [sys.executable, "-c", _PROBE, address]
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
         )
     except subprocess.TimeoutExpired:
-        raise OnsphereError(
-            f"no Ray cluster answers at {address!r} within {SECONDS_TO_ANSWER:g} seconds; start "
-            "one with `ray start --head`, and run the study on one of its machines"
-        ) from None
+        raise _no_answer(address, f"nothing within {SECONDS_TO_ANSWER:g} seconds") from None
     if asked.returncode != 0:
-        said = asked.stdout.strip() or "it ended without a word"
-        raise OnsphereError(f"cannot connect to a Ray cluster at {address!r}: {said}")
+        raise _no_answer(address, asked.stdout.strip() or "it ended without a word")
+
+
+def _check_port(address: str) -> None:
+    """Tell a mistyped address at once."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # Ray knows better what it is
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, str(error)) from None
+
+
+def _no_answer(address: str, said: str) -> OnsphereError:
+    return OnsphereError(
+        f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, and "
+        "run the study on one of its machines"
+    )
 
 
 def _told(error: BaseException) -> BaseException:

@@ -34,7 +34,7 @@ def start(folder, script=TINY, jobs="2", options=()):
     )
 
 
-def wait_for(condition, seconds=120.0):
+def wait_for(condition, seconds=300.0):
     """Wait until something is so."""
     limit = time.monotonic() + seconds
     while not condition():
@@ -64,11 +64,11 @@ def kill_after(folder, more, script=TINY, options=(), *, seconds=10.0):
     """Start a study, kill it with SIGKILL after some more records, and wait for its workers."""
     before = len(records_in(folder))
     process = start(folder, script, options=options)
-    wait_for(lambda: len(records_in(folder)) >= before + more or process.poll() is not None)
-    workers = set(session(process.pid)) - {process.pid}
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     try:
+        wait_for(lambda: len(records_in(folder)) >= before + more or process.poll() is not None)
+        workers = set(session(process.pid)) - {process.pid}
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
         wait_for(lambda: not session(process.pid), seconds)
     finally:
         for orphan in session(process.pid):

@@ -38,9 +38,7 @@ def logged(config, inputs):
         raise ArithmeticError("this task fails")
     before = sum(int(tensors["sum"]) for tensors in inputs.tensors)
     total = config["x"] + before + len(inputs.images.train_y)
-    return Outcome(
-        {"sum": total, "threads": torch.get_num_threads()}, {"sum": torch.tensor(total)}
-    )
+    return Outcome({"sum": total, "threads": torch.get_num_threads()}, {"sum": torch.tensor(total)})
 
 
 LOGGED = Task("logged", 1, logged)
@@ -130,7 +128,7 @@ def test_a_study_killed_three_times_resumes_to_the_same_records(tmp_path, cluste
         kill_after(tmp_path, more, options=options)
         assert 0 < len(records_in(tmp_path)) < len(records_in(undisturbed))
     last = start(tmp_path, options=options)
-    _, error = last.communicate(timeout=120)
+    _, error = last.communicate(timeout=300)
     assert last.returncode == 0, error
     assert tiny.contents(tmp_path) == tiny.contents(undisturbed)
 
@@ -146,12 +144,12 @@ def test_ctrl_c_is_one_line_and_leaves_no_process(tmp_path, early, undisturbed):
         wait_for(lambda: len(records_in(tmp_path)) >= 2 or process.poll() is not None)
     assert process.poll() is None, process.communicate()[1]
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=120)
     assert process.returncode == 130
     *progress, last = error.splitlines()
     assert last.startswith("onsphere: stopped; what had finished is kept")
     assert all(line.startswith("measuring ") for line in progress)
-    wait_for(lambda: not session(process.pid), seconds=20)
+    wait_for(lambda: not session(process.pid), seconds=90)
     assert tiny.contents(tmp_path).items() <= tiny.contents(undisturbed).items()
 
 

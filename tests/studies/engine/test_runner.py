@@ -109,7 +109,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("onsphere.studies.engine.store.write_whole", full)
-    with pytest.raises(OnsphereError, match="written .No space.*what had finished is kept"):
+    with pytest.raises(OnsphereError, match=r"written \(No space.*what had finished is kept"):
         runner.run([Cell(ADD, {"x": 2}, (first,))], store, Source("digits"))
     assert store.read(first) == {"sum": 1}
 

@@ -213,5 +213,3 @@ def _told(error: BaseException) -> BaseException:
 def _cause(error: Any) -> BaseException:
     cause: BaseException = error.cause
     return cause
-
-

@@ -3,6 +3,7 @@
 Without Ray, only what needs none runs: ``make test-ray`` installs it.
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -114,6 +115,15 @@ def test_another_version_on_a_worker_is_told(tmp_path, engine, monkeypatch):
     with pytest.raises(OnsphereError, match=r"this study runs with onsphere 0\.0\.1"):
         runner.run(pyramid(tmp_path / "log"), Store(tmp_path), Source("digits"), engine=engine)
     assert not (tmp_path / "log").exists()
+
+
+def test_a_worker_without_the_package_is_told(tmp_path, engine, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def compute(*_): pass\n")
+    engine._connected()  # the workers have the paths of this moment
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ray_engine, "_compute", importlib.import_module("only_here").compute)
+    with pytest.raises(OnsphereError, match=r"cannot import onsphere .*No module.*pip install"):
+        runner.run(pyramid(tmp_path / "log"), Store(tmp_path), Source("digits"), engine=engine)
 
 
 @pytest.mark.usefixtures("tiny_scale")

@@ -111,6 +111,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written |= written
         self._describe(tensors, written, results, units)
         self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
+        self.ledger.follow_squares(operation, results, rearranged=rule is passes)
         self.use.follow(operation, rule is passes)
         return result
 

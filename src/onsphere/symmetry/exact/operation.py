@@ -56,6 +56,7 @@ class UnitTracker:
         self.jumping: set[int] = set()
         self.decisive: set[int] = set()
         self.shadows = KnownValues()
+        self.squares: set[int] = set()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
         self._occurrences = Occurrences(self.constant)
@@ -137,6 +138,17 @@ class UnitTracker:
         self._units[key] = found[0]
         self._fields.forget(key)
         return found[0]
+
+    def follow_squares(
+        self, op: "Operation", results: Sequence[Tensor], *, rearranged: bool
+    ) -> None:
+        """Note which tensors hold squares: a sum of them is no less than any, whatever scales."""
+        if rearranged:
+            squares = isinstance(op.first, Tensor) and key_of(op.first) in self.squares
+        else:
+            squares = op.is_square
+        for key in map(key_of, results):
+            (self.squares.add if squares else self.squares.discard)(key)
 
     def origin(self, tensor: Tensor) -> Origin:
         """Return what the values of a tensor were made from."""
@@ -255,6 +267,16 @@ class Operation:
     def has(self, name: str) -> bool:
         """Return whether this overload takes such an argument."""
         return name in self._args
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it squares every entry."""
+        short = self.name.removeprefix("aten::").rstrip("_")
+        if short == "pow":
+            return self["exponent"] in (2, 4)
+        first, other = self["self"], self["other"]
+        same = isinstance(other, Tensor) and first is other and not first.is_complex()
+        return short == "square" or (short == "mul" and same)
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""

@@ -142,7 +142,7 @@ class UnitTracker:
     def follow_squares(
         self, op: "Operation", results: Sequence[Tensor], *, rearranged: bool
     ) -> None:
-        """Note which tensors hold squares: a sum of them is no less than any, whatever scales."""
+        """Note which tensors hold squares, or sizes: a sum of them is positive, whatever scales."""
         if rearranged:
             squares = isinstance(op.first, Tensor) and key_of(op.first) in self.squares
         else:
@@ -270,13 +270,13 @@ class Operation:
 
     @property
     def is_square(self) -> bool:
-        """Whether it squares every entry."""
+        """Whether it squares every entry, or takes its size."""
         short = self.name.removeprefix("aten::").rstrip("_")
         if short == "pow":
             return self["exponent"] in (2, 4)
         first, other = self["self"], self["other"]
         same = isinstance(other, Tensor) and first is other and not first.is_complex()
-        return short == "square" or (short == "mul" and same)
+        return short in ("square", "abs") or (short == "mul" and same)
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""

@@ -212,7 +212,7 @@ def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     dims = _dims(op)
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
-        sums = op.name in ("aten::sum", "aten::mean")
+        sums = op.name in ("aten::sum", "aten::mean", "aten::amax")
         if "norm" in op.name or (sums and key_of(tensor) in op.ledger.squares):
             return channels.lengths(unit, dims, tensor.shape)
         return channels.constant(unit, dims)

@@ -1,5 +1,6 @@
 """What audits say by channel, judged by an oracle that shares no code; and the oracle itself."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
@@ -91,3 +92,39 @@ def test_a_length_that_the_next_norm_forgets(spoil: bool) -> None:
     found = channel_symmetries(_TwoNorms(spoil), torch.randn(5, 6))
     trades = [f for f in found if set(f.names) == {"g", "h"}]
     assert [f.count for f in trades] == ([] if spoil else [6])
+
+
+class _Rows(nn.Module):
+    """A weight whose rows are divided by sizes of their own, before a norm of their outputs."""
+
+    def __init__(self, size: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.size, self.a, self.v = (
+            size,
+            nn.Linear(3, 6, bias=False),
+            nn.Parameter(torch.ones(5, 6)),
+        )
+        self.norm = nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x) @ (self.v / self.size(self.v)).T)
+
+
+def _guarded(v: Tensor) -> Tensor:
+    size = v.detach().abs().amax(-1, keepdim=True)
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+@pytest.mark.parametrize(
+    ("size", "trades"),
+    [
+        (lambda v: v.norm(dim=-1, keepdim=True), True),
+        (lambda v: v.square().sum(-1, keepdim=True).sqrt(), True),
+        (_guarded, True),
+        (lambda v: v.sum(-1, keepdim=True), False),
+    ],
+)
+def test_sizes_of_rows(size: Callable[[Tensor], Tensor], trades: bool) -> None:
+    torch.manual_seed(0)
+    found = channel_symmetries(_Rows(size), torch.randn(7, 3))
+    assert ({"a.weight", "v"} in [set(f.names) for f in found]) == trades

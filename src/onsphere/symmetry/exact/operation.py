@@ -143,10 +143,8 @@ class UnitTracker:
         self, op: "Operation", results: Sequence[Tensor], *, rearranged: bool
     ) -> None:
         """Note which tensors hold squares, or sizes: a sum of them is positive, whatever scales."""
-        if rearranged:
-            squares = isinstance(op.first, Tensor) and key_of(op.first) in self.squares
-        else:
-            squares = op.is_square
+        kept = rearranged and isinstance(op.first, Tensor) and key_of(op.first) in self.squares
+        squares = kept or op.is_square
         for key in map(key_of, results):
             (self.squares.add if squares else self.squares.discard)(key)
 
@@ -272,11 +270,11 @@ class Operation:
     def is_square(self) -> bool:
         """Whether it squares every entry, or takes its size."""
         short = self.name.removeprefix("aten::").rstrip("_")
+        if not isinstance(self.first, Tensor) or self.first.is_complex():
+            return short == "abs"
         if short == "pow":
             return self["exponent"] in (2, 4)
-        first, other = self["self"], self["other"]
-        same = isinstance(other, Tensor) and first is other and not first.is_complex()
-        return short in ("square", "abs") or (short == "mul" and same)
+        return short == "abs" or (short == "mul" and self["other"] is self.first)
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""

@@ -294,7 +294,7 @@ def _machines(cells: Sequence[Cell], store: Store) -> list[str]:
     kinds = Counter(str(store.machine(cell) or "not recorded") for cell in closure(list(cells)))
     if len(kinds) == 1:
         return list(kinds)
-    return [f"{kind}: {count:,} cells" for kind, count in kinds.most_common()]
+    return [f"{kind}: {count:,} of {kinds.total():,} cells" for kind, count in kinds.most_common()]
 
 
 def _command(plan: Plan, *names: str) -> str:

@@ -8,6 +8,7 @@ when the first cell is submitted.
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from concurrent.futures import Future
@@ -67,6 +68,7 @@ class RayEngine:
         self.most = jobs or sys.maxsize  # Ray has a queue of its own
         self._jobs = jobs
         self._owned = False
+        self._task: Any = None
         self._images: tuple[Source, ray.ObjectRef] | None = None
 
     def __enter__(self) -> Self:
@@ -92,9 +94,10 @@ class RayEngine:
         ray = self._connected()
         if self._images is None or self._images[0] != source:
             self._images = source, ray.put(source.load())
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_compute)
+        if self._task is None:
+            self._task = ray.remote(num_cpus=1, max_retries=RETRIES)(_compute)
         # In a list, for Ray to hand over the reference: a process reads the images once.
-        reference = task.remote(work, [self._images[1]], (__version__, torch.__version__))
+        reference = self._task.remote(work, [self._images[1]], _versions())
         return forwarded(reference.future(), _told)
 
     def _connected(self) -> Any:
@@ -126,7 +129,7 @@ def _compute(work: Work, images: list["ray.ObjectRef"], versions: tuple[str, str
 
 def _check_versions(versions: tuple[str, str]) -> None:
     """Refuse to compute under another version than the record will say."""
-    here = (__version__, torch.__version__)
+    here = _versions()
     if here != versions:
         import platform
 
@@ -134,6 +137,10 @@ def _check_versions(versions: tuple[str, str]) -> None:
             f"{platform.node()} has onsphere {here[0]} and torch {here[1]}, this study runs with "
             f"onsphere {versions[0]} and torch {versions[1]}: install the same on every machine"
         )
+
+
+def _versions() -> tuple[str, str]:
+    return __version__, str(torch.__version__)
 
 
 @lru_cache(maxsize=1)
@@ -152,6 +159,8 @@ def _fetched(images: "ray.ObjectRef") -> Images:
 def _set_environment(local: bool) -> None:
     """Say what Ray reads while it is imported."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to its makers
+    # Without it, a cell that needs more memory than there is would be tried for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     if local and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         # Its ports are open to the network, and whoever reaches them may run code.
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -164,35 +173,60 @@ def _check_answer(address: str) -> None:
     Raises:
         OnsphereError: no answer in time, or Ray's own words if it refuses.
     """
+    _check_port(address)
     command = [sys.executable, "-c", _PROBE, address]
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
         )
     except subprocess.TimeoutExpired:
-        raise OnsphereError(
-            f"no Ray cluster answers at {address!r} within {SECONDS_TO_ANSWER:g} seconds; start "
-            "one with `ray start --head`, and run the study on one of its machines"
-        ) from None
+        raise _no_answer(address, f"nothing within {SECONDS_TO_ANSWER:g} seconds") from None
     if asked.returncode != 0:
-        said = asked.stdout.strip() or "it ended without a word"
-        raise OnsphereError(f"cannot connect to a Ray cluster at {address!r}: {said}")
+        raise _no_answer(address, asked.stdout.strip() or "it ended without a word")
+
+
+def _check_port(address: str) -> None:
+    """Tell a mistyped address at once."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal() or "/" in host:
+        return  # Ray knows better what it is
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise _no_answer(address, str(error)) from None
+
+
+def _no_answer(address: str, said: str) -> OnsphereError:
+    return OnsphereError(
+        f"no Ray cluster answers at {address!r} ({said}); start one with `ray start --head`, and "
+        "run the study on one of its machines"
+    )
 
 
 def _told(error: BaseException) -> BaseException:
     """Turn Ray's errors into the task's own, or into what the user can do."""
-    from ray import exceptions
+    from ray import exceptions as of_ray
 
-    if isinstance(error, exceptions.RayTaskError):
-        return _cause(error)
-    if isinstance(error, exceptions.RayError):
+    if isinstance(error, of_ray.RayTaskError):
+        return _raised_by(error.cause)
+    lost = (of_ray.WorkerCrashedError, of_ray.NodeDiedError, of_ray.OutOfMemoryError)
+    if isinstance(error, lost):
         return OnsphereError(
-            f"Ray lost a cell {RETRIES + 1} times ({type(error).__name__}: out of memory?); what "
+            f"Ray lost a cell {RETRIES + 1} times ({type(error).__name__}; out of memory?); what "
             "had finished is kept: run the same command again, with fewer --jobs if it was memory"
         )
+    if isinstance(error, of_ray.RayError):
+        said = " ".join(str(error).split())[:300]
+        return OnsphereError(f"Ray could not compute a cell ({type(error).__name__}: {said})")
     return error
 
 
-def _cause(error: Any) -> BaseException:
-    cause: BaseException = error.cause
+def _raised_by(cause: BaseException) -> BaseException:
+    """Return what a task raised, or why a worker could not begin it."""
+    said = str(cause).strip()
+    if said.startswith("The remote function failed to import on the worker"):
+        return OnsphereError(
+            f"a worker of the Ray cluster cannot import onsphere ({said.splitlines()[-1]}); "
+            'on every machine: pip install "onsphere[ray,study]"'
+        )
     return cause

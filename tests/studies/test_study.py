@@ -41,7 +41,7 @@ def test_the_document_says_how_to_make_it_again(undisturbed, tiny_scale):
     document = tiny.run(undisturbed)
     assert [section.name for section in document.sections] == ["gain"]
     assert document.provenance["command"] == "onsphere study gain --quick"
-    assert document.provenance["cells"] == "7"
+    assert document.provenance["cells"] == "24"
     assert len(document.warnings) == 2
 
 

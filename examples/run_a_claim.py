@@ -1,4 +1,4 @@
-"""Run one claim of the paper on this machine, small, and print the verdict.
+"""Run one claim of the paper on this machine, small, and print what came out.
 
 The same as ``onsphere study sphere --quick``.
 """

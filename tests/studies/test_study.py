@@ -53,7 +53,7 @@ def test_records_of_two_kinds_of_machines_are_told_apart(copy, tiny_scale):
     store.write(cell, outcome, Machine("another processor", "AVX2"))
     document = tiny.run(copy)
     assert document.provenance["processor"] == (
-        f"{here}: 13 of 14 cells; another processor (AVX2): 1 of 14 cells"
+        f"{here}: 23 of 24 cells; another processor (AVX2): 1 of 24 cells"
     )
     assert "2 kinds of processors" in document.warnings[-1]
     assert len(document.warnings) == 3

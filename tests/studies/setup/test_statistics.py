@@ -95,7 +95,7 @@ def test_one_value_or_none_decides_nothing():
 
 def test_holm_goes_from_the_smallest_on_and_stops():
     levels = holm_levels({"d": 0.9, "b": 0.02, "a": 0.001, "c": 0.013})
-    assert levels == pytest.approx({"d": 0.025, "b": 0.025, "a": 0.0125, "c": 0.05 / 3})
+    assert levels == pytest.approx({"d": 0.05, "b": 0.025, "a": 0.0125, "c": 0.05 / 3})
     decided = {
         name
         for name, p in {"d": 0.9, "b": 0.02, "a": 0.001, "c": 0.013}.items()

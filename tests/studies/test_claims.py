@@ -119,7 +119,7 @@ def accuracies(task, sphere, plain=None):
 
     def alter(record, _):
         half = {"stability.start": len(record["members"]) // 2}.get(
-            task, len(record["members"]) - 4
+            task, len(record["members"]) - 3
         )
         for i, one in enumerate(record["members"]):
             own = plain if i < half else sphere

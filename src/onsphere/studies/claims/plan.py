@@ -153,7 +153,7 @@ _ALL = tuple(key for key in STUDIED if key != "none")
 SCALES: dict[Size, Scale] = {
     "quick": Scale(1, 1, 1, (3, 6), ("bn", "wn"), ("bn",), 50, 8, 20, 5, 50, 10),
     "default": Scale(
-        8, 3, 2, (4, 8, 16, 24, 32), ("bn", "ln", "wn"), ("bn",), 300, 8, 90, 10, 1000, 30
+        8, 5, 1, (4, 8, 16, 24, 32), ("bn", "ln", "wn"), ("bn",), 300, 8, 90, 10, 1000, 30
     ),
     "full": Scale(20, 6, 3, (8, 16, 24, 32, 40), _ALL, _ALL, 2000, 16, 1000, 50, 1000, 200),
 }

@@ -135,6 +135,7 @@ def _rank(x: Tensor, y: Tensor) -> float:
     return rank_correlation([float(v) for v in x], [float(v) for v in y])
 
 
+@torch.no_grad()
 def check_length(config: Config, inputs: Inputs) -> Found:
     """Hold the gain of a weight normalization against the length of the effective weight."""
     model = restore(Training(**config["training"]), inputs)

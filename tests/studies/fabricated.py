@@ -94,9 +94,9 @@ def records(claim: str, change: Change = lambda *_: None, plan: Plan = PLAN) -> 
     """Return a record for every cell of a claim under which it holds, each passed to a change."""
     found = {}
     for cell in CLAIMS[claim].cells(plan):
-        if "members" in cell.config:
-            pairs = [(_HOLDING[claim](dict(one)), dict(one)) for one in cell.config["members"]]
-            found[cell.key] = {"members": [record for record, _ in pairs]}
+        if "trainings" in cell.config:
+            pairs = [(_HOLDING[claim](dict(one)), dict(one)) for one in cell.config["trainings"]]
+            found[cell.key] = {"trained": [record for record, _ in pairs]}
         else:
             training = dict(cell.config.get("training", cell.config))
             found[cell.key] = _HOLDING[claim](training)

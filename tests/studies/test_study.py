@@ -57,7 +57,7 @@ def test_every_method_is_in_every_claim_at_every_size(size):
         configs = [
             config
             for cell in claim.cells(plan)
-            for config in cell.config.get("members", [cell.config.get("training", cell.config)])
+            for config in cell.config.get("trainings", [cell.config.get("training", cell.config)])
         ]
         methods, seeds = ({config[what] for config in configs} for what in ("method", "seed"))
         without = {"sphere": {"none"}, "gain": {"none", "sn"}}.get(name, set())

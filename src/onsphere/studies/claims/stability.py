@@ -7,9 +7,9 @@ from math import log10
 from onsphere.report.document import Figure, Panel, Series, Table, Verdict
 from onsphere.studies.claims.base import Claim, Judgement, Plan, Results, average, label
 from onsphere.studies.engine.job import Cell
-from onsphere.studies.setup.ensemble import ensemble_cell
 from onsphere.studies.setup.statistics import Estimate, estimate
 from onsphere.studies.setup.training import Space, Training
+from onsphere.studies.setup.training_group import group_cell
 
 _WITHIN = 0.02  # a rate is usable when its accuracy is this close to the best of its row
 _MATTERS = 0.25  # decades: a smaller difference in width is called none
@@ -61,7 +61,7 @@ def _training(plan: Plan, method: str, seed: int, space: Space, lr: float) -> Tr
 
 def _cell(plan: Plan, method: str, seed: int, space: Space) -> Cell:
     """Return the cell of all rates of a row."""
-    return ensemble_cell([_training(plan, method, seed, space, lr) for lr in rates(plan)])
+    return group_cell([_training(plan, method, seed, space, lr) for lr in rates(plan)])
 
 
 def _cells(plan: Plan) -> list[Cell]:
@@ -78,7 +78,7 @@ def _rows(plan: Plan, results: Results) -> dict[tuple[str, Space, int], _Row]:
     for method in plan.methods:
         for space in _spaces(method):
             for seed in plan.seeds:
-                found = results[_cell(plan, method, seed, space).key]["members"]
+                found = results[_cell(plan, method, seed, space).key]["trained"]
                 rows[method, space, seed] = _Row(
                     rates(plan),
                     tuple(one["train_loss"] for one in found),

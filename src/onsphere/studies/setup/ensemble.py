@@ -13,19 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.sgd import sgd_update
-from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.sphere_step import advance
 from onsphere.optim.updates.geodesic import StepOptions, reference_length
-from onsphere.optim.updates.types import Family, Part
-from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.optim.updates.types import Family
+from onsphere.optim.updates.types import Part as Shard
+from onsphere.studies.engine.job import Inputs, Outcome
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
+    Part,
     Training,
     batches,
+    decay_of,
     growth_in,
     network_for,
     outcome_of,
@@ -36,9 +37,6 @@ from onsphere.studies.setup.training import (
 
 AT_ONCE = 16
 """Members of one stack, at most: with more, activations leave the cache."""
-
-_SHARE = 0.4
-"""Seconds per network and step, over those of the network alone; for the progress bar."""
 
 
 def train_ensemble(
@@ -102,7 +100,7 @@ def _forces_growth(member: Training) -> bool:
 def _shape(member: Training) -> Training:
     """Return what members of one stack have in common."""
     own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
-    return replace(member, **own, norm_growth=1.0, rate_growth=1.0)
+    return replace(member, **own, decayed="all", norm_growth=1.0, rate_growth=1.0)
 
 
 class _Ensemble:
@@ -185,13 +183,18 @@ class _Ensemble:
         """Move all weights by their member's rate, and enlarge those whose norm is forced."""
         hidden = [rate_at(one, step, "hidden") for one in self.settings]
         others = [rate_at(one, step) for one in self.settings]
-        decays = torch.tensor([one.weight_decay for one in self.settings], dtype=torch.float64)
+        parts: tuple[Part, ...] = ("hidden", "head")
+        decays = {
+            part: torch.tensor([decay_of(one, part) for one in self.settings], dtype=torch.float64)
+            for part in parts
+        }
         for name, gradient in gradients.items():
             rates = torch.tensor(hidden if name in self.hidden else others, dtype=torch.float64)
             if name in self.radii:
                 self._turn(name, gradient, rates, step)
             else:
-                self._move(name, gradient, rates, decays if name in self.weights else None)
+                decay = decays["hidden" if name in self.hidden else "head"]
+                self._move(name, gradient, rates, decay if name in self.weights else None)
         growth = [growth_in(one, step) for one in self.settings]
         if any(factor != 1 for factor in growth):
             self._enlarge(torch.tensor(growth, dtype=torch.float64))
@@ -214,10 +217,7 @@ class _Ensemble:
         the schedule leaves of it.
         """
         first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
-        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)), first.radius)
-        if step == 0 and first.radius is not None and name in self.hidden:
-            ((_, moved),) = put_on(sphere, [(weight.view(rows), gradient.reshape(rows))])
-            gradient = moved.view_as(gradient)
+        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)))
         lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
         by_row = first.lr_mode == "angle" or any(_forces_growth(one) for one in self.settings)
         if not by_row:
@@ -225,8 +225,8 @@ class _Ensemble:
             gradient, lr = gradient * _over(starts, gradient), share_at(first, step)
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
         momentum = self.momenta[name].view(rows) if self.momenta else None
-        part = Part(weight.view(rows), gradient.reshape(rows), momentum, None, update)
-        options = StepOptions(lr, first.lr_mode, radius=sphere.radius, capturable=by_row)
+        part = Shard(weight.view(rows), gradient.reshape(rows), momentum, None, update)
+        options = StepOptions(lr, first.lr_mode, capturable=by_row)
         advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
 
     def _enlarge(self, factors: Tensor) -> None:
@@ -263,29 +263,3 @@ class _Ensemble:
 def _over(numbers: Tensor, values: Tensor) -> Tensor:
     """Lay one number per member out beside its values."""
     return numbers.to(values.dtype).view(-1, *([1] * (values.ndim - 1)))
-
-
-def train_members(config: Config, inputs: Inputs) -> Outcome:
-    """Train an ensemble and keep what was measured of each member, but no network."""
-    members = [Training(**member) for member in config["members"]]
-    outcomes = train_ensemble(members, inputs.images)
-    return Outcome({"members": [outcome.result for outcome in outcomes]})
-
-
-ENSEMBLE = Task("ensemble", 1, train_members)
-
-
-def ensemble_cell(members: Sequence[Training]) -> Cell:
-    """Return the cell that trains networks together; its result lists theirs under ``members``.
-
-    Args:
-        members: how each is trained, at least one.
-
-    Raises:
-        OnsphereError: there is none.
-    """
-    if not members:
-        raise OnsphereError("an ensemble needs at least one network, got none")
-    config = {"members": [asdict(member) for member in members]}
-    cost = sum(one.cell().cost * (_SHARE if is_stackable(one) else 1) for one in members)
-    return Cell(ENSEMBLE, config, cost=cost)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from onsphere.dynamics import NormRecorder
 from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere
-from onsphere.optim import SphereSGD
+from onsphere.norms import ActivationNorm
+from onsphere.optim import SphereSGD, project_
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Images
@@ -21,6 +23,7 @@ from onsphere.studies.setup.network import Network
 Space = Literal["plain", "sphere"]
 Part = Literal["hidden", "head", "rest"]
 Mode = Literal["rate", "relative", "angle"]
+Decayed = Literal["all", "hidden", "head"]
 
 DECAY = 5e-3
 """Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
@@ -59,8 +62,9 @@ class Training:
         lr_mode: on the sphere: what the rate means, as for
             :class:`~onsphere.optim.SphereSGD`: ``"rate"`` as in plain SGD, ``"relative"`` to the
             length, ``"angle"`` in radians per step.
-        radius: on the sphere: the length that every vector of the hidden weights gets at the first
-            step; ``None`` for the one that it starts with.
+        radius: on the sphere: the length that every vector of the hidden weights gets before the
+            first step; ``None`` for the one that it starts with.
+        decayed: which weights decay: ``"all"``, the ``"hidden"`` ones or the ``"head"`` alone.
 
     Raises:
         ValueError: something is asked for that exists on the sphere only, or growth is forced
@@ -87,6 +91,7 @@ class Training:
     start_scale: float = 1.0
     lr_mode: Mode = "rate"
     radius: float | None = None
+    decayed: Decayed = "all"
 
     def __post_init__(self) -> None:
         grows = (self.norm_growth, self.rate_growth) != (1.0, 1.0)
@@ -179,6 +184,9 @@ def network_for(settings: Training, images: Images, *, eps: float | None = None)
     model = build(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
     for weight, _ in model.hidden_weights().values():
         weight.mul_(settings.start_scale)
+    if settings.radius is not None and not model.joint:
+        for weight, axes in model.hidden_weights().values():
+            project_(weight, Sphere(axes, settings.radius))
     return model.to(images.train_x.dtype)
 
 
@@ -189,8 +197,9 @@ def optimizer_for(model: Network, settings: Training) -> torch.optim.Optimizer:
     weights = {id(p) for p in (model.head.weight, *others, *(p for p, _ in hidden.values()))}
     # By name and not by shape: the gains and shifts of LN and RMS have three axes.
     gains_and_biases = [p for p in model.parameters() if id(p) not in weights]
-    decay = settings.weight_decay
-    head: dict[str, Any] = {"params": [model.head.weight], "weight_decay": decay, "part": "head"}
+    decay = decay_of(settings, "hidden")
+    head: dict[str, Any] = {"params": [model.head.weight], "part": "head"}
+    head["weight_decay"] = decay_of(settings, "head")
     rest: dict[str, Any] = {"params": gains_and_biases, "weight_decay": 0.0, "part": "rest"}
     groups = [head, rest]
     if others:
@@ -293,6 +302,40 @@ def share_at(settings: Training, step: int) -> float:
     if settings.schedule == "constant":
         return 1.0
     return (1 + math.cos(math.pi * settings.progress(step))) / 2
+
+
+def decay_of(settings: Training, part: Part) -> float:
+    """Return the weight decay of a part of the network (0 for gains, shifts and biases)."""
+    decays = part != "rest" and settings.decayed in ("all", part)
+    return settings.weight_decay if decays else 0.0
+
+
+@torch.no_grad()
+def measure_statistics(model: Network, images: Images, settings: Training) -> Network:
+    """Measure BatchNorm's running statistics anew: a mean over at most 50 batches.
+
+    Args:
+        model: changed in place; left in eval mode.
+        images: gives the batches.
+        settings: gives their size and order.
+
+    Returns:
+        The model.
+    """
+    norms = [n for n in model.norms if isinstance(n, ActivationNorm) and n.track_running_stats]
+    kept = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None
+        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked):
+            assert buffer is not None
+            buffer.zero_()
+    model.train()
+    many = min(50, settings.steps) if norms else 0
+    for index in islice(batches(len(images.train_y), settings), many):
+        model(images.train_x[index])
+    for norm, momentum in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+    return model.eval()
 
 
 @torch.no_grad()

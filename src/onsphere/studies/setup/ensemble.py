@@ -99,8 +99,16 @@ def _forces_growth(member: Training) -> bool:
 
 def _shape(member: Training) -> Training:
     """Return what members of one stack have in common."""
-    own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
-    return replace(member, **own, decayed="all", norm_growth=1.0, rate_growth=1.0)
+    return replace(
+        member,
+        seed=0,
+        lr=0.0,
+        weight_decay=0.0,
+        decayed="all",
+        start_scale=1.0,
+        norm_growth=1.0,
+        rate_growth=1.0,
+    )
 
 
 class _Ensemble:

@@ -66,12 +66,14 @@ def _ratio(method: str, space: Space, images: Images) -> tuple[float, float, flo
             train(asdict(settings), Inputs(images))
         return _ALONE
 
-    least = {}
+    least: dict[Callable[[int], int], tuple[float, float]] = {}
     for _ in range(_ROUNDS):
         for way in (alone, together):
-            least[way] = tuple(map(min, least.get(way, (1e9, 1e9)), _per_step(way), strict=True))
-    (wall, cpu), (wall_together, cpu_together) = least[alone], least[together]
-    return 1e3 * wall, 1e3 * wall_together, wall / wall_together, cpu / cpu_together
+            clock, cpu = _per_step(way)
+            before = least.get(way, (clock, cpu))
+            least[way] = min(before[0], clock), min(before[1], cpu)
+    (wall, cpu_alone), (wall_together, cpu_together) = least[alone], least[together]
+    return 1e3 * wall, 1e3 * wall_together, wall / wall_together, cpu_alone / cpu_together
 
 
 def _per_step(way: Callable[[int], int]) -> tuple[float, float]:

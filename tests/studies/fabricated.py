@@ -47,13 +47,13 @@ def _laws(config: Any) -> Record:
 def _trained(config: Any) -> Record:
     """A group: what plain networks lose, those on the sphere keep; plain losses have spikes."""
     trained = []
-    for one in config["members"]:
+    for one in config["trainings"]:
         plain = one["space"] == "plain"
         bad = plain and (one["start_scale"] != 1 or one["weight_decay"] != 0)
         losses = [[i, 3.0 if plain and i % 15 == 14 else 1.0] for i in range(60)]
         found = {"test_accuracy": 0.5 if bad else 0.95, "train_loss": 0.1, "diverged": False}
         trained.append({**found, "loss_curve": losses, "steps_done": 60})
-    return {"members": trained}
+    return {"trained": trained}
 
 
 def _edges(config: Any) -> Record:
@@ -87,7 +87,7 @@ def _attack(config: Any) -> Record:
                 "norm_growth": 2.0,
                 "head_growth": 3.0,
             }
-            for one in config["members"]
+            for one in config["trainings"]
         ]
     }
 
@@ -134,7 +134,7 @@ _HOLDING: dict[str, Callable[[Any], Record]] = {
     "growth.laws": _laws,
     "stability.start": _trained,
     "stability.edges": _edges,
-    "ensemble": _trained,
+    "train.together": _trained,
     "robustness.attack": _attack,
     "robustness.control": _control,
     "robustness.amplification": _amplification,
@@ -148,7 +148,7 @@ def training_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for key in ("training", "plain"):
         if key in config:
             return config[key]
-    return config["members" if "members" in config else "trainings"][0]
+    return config["trainings"][0]
 
 
 def records(claim: str, change: Change = lambda *_: None, plan: Plan = PLAN) -> Results:

@@ -118,10 +118,10 @@ def accuracies(task, sphere, plain=None):
     """Set the accuracies of the networks of a group by their space."""
 
     def alter(record, _):
-        half = {"stability.start": len(record["members"]) // 2}.get(
-            task, len(record["members"]) - 3
+        half = {"stability.start": len(record["trained"]) // 2}.get(
+            task, len(record["trained"]) - 3
         )
-        for i, one in enumerate(record["members"]):
+        for i, one in enumerate(record["trained"]):
             own = plain if i < half else sphere
             if own is not None:
                 one["test_accuracy"] = own[i % len(own)]
@@ -315,7 +315,7 @@ CASES = [
         "stability",
         "rate-and-decay",
         "plain works everywhere, the sphere nowhere",
-        accuracies("ensemble", [0.2], [0.95]),
+        accuracies("train.together", [0.2], [0.95]),
         REVERSED,
     ),
     ("stability", "no-warm-up", "plain has spikes", NOTHING, HOLDS),
@@ -323,7 +323,7 @@ CASES = [
         "stability",
         "no-warm-up",
         "the sphere has them",
-        changed(of("ensemble"), lambda r, _: r["members"].reverse()),
+        changed(of("train.together"), lambda r, _: r["trained"].reverse()),
         REVERSED,
     ),
     ("stability", "rate-left", "it fell", NOTHING, HOLDS),

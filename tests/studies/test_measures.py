@@ -190,14 +190,14 @@ def group(trained):
 
     def make(method, **changes):
         runs = [trained(method, steps=40, **own, **changes) for own in GROUP.values()]
-        records = {"members": [own.records[0] for _, own in runs]}
+        records = {"trained": [own.records[0] for _, own in runs]}
         tensors = {
             f"{i}.{name}": value
             for i, (_, own) in enumerate(runs)
             for name, value in own.tensors[0].items()
         }
         trainings = [config["training"] for config, _ in runs]
-        config = {"members": trainings, "training": trainings[0]}
+        config = {"trainings": trainings, "training": trainings[0]}
         return {**config, "images": 30, "steps": 4}, Inputs(
             runs[0][1].images, (records,), (tensors,)
         )
@@ -229,8 +229,8 @@ def test_controls_that_keep_the_function_keep_robustness(group):
 
 def test_a_network_that_diverged_is_left_out(group):
     config, inputs = group("bn")
-    records = [{**record, "diverged": True} for record in inputs.records[0]["members"]]
-    lost = Inputs(inputs.images, ({"members": records},), inputs.tensors)
+    records = [{**record, "diverged": True} for record in inputs.records[0]["trained"]]
+    lost = Inputs(inputs.images, ({"trained": records},), inputs.tensors)
     assert result(robustness.attack, config, lost)["networks"] == [{"diverged": True}] * 2
     assert result(robustness.control, config, lost) == {"diverged": True}
 
@@ -243,7 +243,7 @@ def test_the_start_on_a_sphere_of_fixed_radius_does_not_depend_on_its_scale(digi
         for way in ways
         for scale in (0.125, 1, 8)
     ]
-    found = result(stability.start, {"members": trainings}, Inputs(digits))["members"]
+    found = result(stability.start, {"trainings": trainings}, Inputs(digits))["trained"]
     plain, sphere = ([one["train_loss"] for one in side] for side in (found[:3], found[3:]))
     assert sphere == pytest.approx([sphere[1]] * 3, rel=1e-3)
     assert max(plain) - min(plain) > 0.05

@@ -5,23 +5,18 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from onsphere.errors import OnsphereError
-from onsphere.studies.engine.job import Inputs
+from onsphere.studies.engine.job import Inputs, Outcome
 from onsphere.studies.setup.data import Images
-from onsphere.studies.setup.ensemble import (
-    ENSEMBLE,
-    ensemble_cell,
-    member_of,
-    train_ensemble,
-)
+from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.network import STUDIED, SmallConvNet
 from onsphere.studies.setup.stacked import StackedNetworks
-from onsphere.studies.setup.training import Training, train
+from onsphere.studies.setup.training import Training, batches, measure_statistics, train
+from onsphere.studies.setup.training_group import TRAIN_TOGETHER, group_cell, member
 
 SHORT = Training("digits", "bn", steps=5, width=4, batch=32, schedule="cosine")
 OWN = (
     {"seed": 0, "lr": 0.1},
-    {"seed": 1, "lr": 0.02, "weight_decay": 0.05, "start_scale": 3.0},
+    {"seed": 1, "lr": 0.02, "weight_decay": 0.05, "start_scale": 3.0, "decayed": "head"},
     {"seed": 1, "lr": 0.3, "weight_decay": 0.2, "start_scale": 0.5},
 )
 SPHERE = {"space": "sphere"}
@@ -172,17 +167,23 @@ def test_stacks_hold_at_most_what_they_may(images, monkeypatch):
 
 def test_the_cell_of_an_ensemble_lists_what_was_measured(images):
     ensemble = members("gn")
-    cell = ensemble_cell(ensemble)
-    found = ENSEMBLE.run(cell.config, Inputs(images))
-    assert found.result["members"] == [one.result for one in train_ensemble(ensemble, images)]
+    outcomes = train_ensemble(ensemble, images)
+    cell, kept = group_cell(ensemble), group_cell(ensemble, keep=True)
+    found = TRAIN_TOGETHER.run(cell.config, Inputs(images))
+    assert found.result["trained"] == [one.result for one in outcomes]
     assert found.tensors == {}
-    assert cell.key != ensemble_cell(ensemble[:2]).key
-    kept = ENSEMBLE.run(ensemble_cell(ensemble, keep=True).config, Inputs(images))
-    second = member_of(Inputs(images, (kept.result,), (kept.tensors,)), 1)
-    alone = train_ensemble(ensemble, images)[1]
-    assert second.records == (alone.result,)
-    assert second.tensors[0].keys() == alone.tensors.keys()
-    assert all(torch.equal(value, alone.tensors[k]) for k, value in second.tensors[0].items())
-    assert 0 < cell.cost < sum(one.cell().cost for one in ensemble)
-    with pytest.raises(OnsphereError, match="at least one network"):
-        ensemble_cell([])
+    made = TRAIN_TOGETHER.run(kept.config, Inputs(images))
+    second = member(Inputs(images, (made.result,), (made.tensors,)), 1)
+    assert second.records == (outcomes[1].result,)
+    assert distance(Outcome({}, second.tensors[0]), outcomes[1]) == 0
+    assert len({cell.key, kept.key, group_cell(ensemble[:2]).key}) == 3
+
+
+def test_statistics_are_measured_anew(images):
+    model = SmallConvNet("bn", images, width=4).double()
+    measure_statistics(model, images, replace(SHORT, steps=3))
+    assert not model.training
+    assert [norm.momentum for norm in model.norms] == [0.1] * 3
+    drawn = [images.train_x[i] for i in batches(len(images.train_y), replace(SHORT, steps=3))]
+    means = [model.convs[0](model.standardized(x)).mean((0, 2, 3)) for x in drawn]
+    torch.testing.assert_close(model.norms[0].running_mean, torch.stack(means).mean(0).detach())

@@ -32,7 +32,6 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.ensemble import ensemble_cell, member_of
 from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import (
@@ -42,6 +41,7 @@ from onsphere.studies.setup.training import (
     network_for,
     restore,
 )
+from onsphere.studies.setup.training_group import group_cell, member
 
 EPS = {
     "digits": (0.05, 0.1, 0.15, 0.2),
@@ -116,8 +116,8 @@ def attack(config: Config, inputs: Inputs) -> Found:
     """Attack every network of a group; one that diverged leaves a record that says so."""
     x, y, eps = _attacked(config, inputs)
     networks: list[dict[str, Any]] = []
-    for number, training in enumerate(config["members"]):
-        own = member_of(inputs, number)
+    for number, training in enumerate(config["trainings"]):
+        own = member(inputs, number)
         if own.records[0]["diverged"]:
             networks.append({"diverged": True})
             continue
@@ -137,7 +137,7 @@ def attack(config: Config, inputs: Inputs) -> Found:
 
 def control(config: Config, inputs: Inputs) -> Found:
     """Attack changed copies of the first network of a group, the plain one."""
-    own = member_of(inputs, 0)
+    own = member(inputs, 0)
     if own.records[0]["diverged"]:
         return Found({"diverged": True})
     settings, steps = Training(**config["training"]), config["steps"]
@@ -233,7 +233,7 @@ CONTROL = Task("robustness.control", 1, control)
 
 
 def _group(plan: Plan, method: str, seed: int, names: Mapping[str, Mapping[str, Any]]) -> Cell:
-    return ensemble_cell([plan.trained(method, seed, **own) for own in names.values()], keep=True)
+    return group_cell([plan.trained(method, seed, **own) for own in names.values()], keep=True)
 
 
 def _attack_cell(
@@ -241,7 +241,7 @@ def _attack_cell(
 ) -> Cell:
     group, scale = _group(plan, method, seed, names), plan.scale
     config: Config = {
-        "members": group.config["members"],
+        "trainings": group.config["trainings"],
         "images": scale.images,
         "steps": scale.attack_steps,
     }
@@ -251,7 +251,7 @@ def _attack_cell(
 def _control_cell(plan: Plan, method: str, seed: int) -> Cell:
     group, scale = _group(plan, method, seed, _DECAY_GROUP), plan.scale
     config: Config = {
-        "training": group.config["members"][0],
+        "training": group.config["trainings"][0],
         "images": scale.images,
         "steps": scale.attack_steps,
     }

@@ -18,9 +18,10 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
-from onsphere.studies.setup.ensemble import ensemble_cell, ensemble_cost, train_ensemble
+from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
+from onsphere.studies.setup.training_group import group_cell
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
@@ -48,7 +49,7 @@ def start(config: Config, inputs: Inputs) -> Found:
     What is left of BatchNorm's initial statistics after a short run, 0.9 to the number of steps,
     would drown the variances of tiny weights.
     """
-    trainings = [Training(**one) for one in config["members"]]
+    trainings = [Training(**one) for one in config["trainings"]]
     trained = []
     for settings, outcome in zip(trainings, train_ensemble(trainings, inputs.images), strict=True):
         if not outcome.result["diverged"]:
@@ -56,7 +57,7 @@ def start(config: Config, inputs: Inputs) -> Found:
             measure_statistics(model, inputs.images, settings)
             outcome.result.update(measure(model, inputs.images))
         trained.append(outcome.result)
-    return Found({"members": trained})
+    return Found({"trained": trained})
 
 
 START = Task("stability.start", 1, start)
@@ -65,13 +66,13 @@ START = Task("stability.start", 1, start)
 def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
     ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
     trainings = [_short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES]
-    config = {"members": [asdict(one) for one in trainings]}
-    return Cell(START, config, cost=ensemble_cost(trainings))
+    config = {"trainings": [asdict(one) for one in trainings]}
+    return Cell(START, config, cost=group_cell(trainings).cost)
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
     """Return how far accuracies lie apart over the scales of the start, plain and on the sphere."""
-    found = [one["test_accuracy"] for one in record["members"]]
+    found = [one["test_accuracy"] for one in record["trained"]]
     plain, sphere = found[: len(_SCALES)], found[len(_SCALES) :]
     return max(plain) - min(plain), max(sphere) - min(sphere)
 
@@ -208,7 +209,7 @@ def _grid_cell(plan: Plan, method: str, seed: int) -> Cell:
         for decay in _GRID_DECAYS
     ]
     sphere = [_short(plan, method, seed, lr=rate, space="sphere") for rate in _GRID_RATES]
-    return ensemble_cell([*plain, *sphere])
+    return group_cell([*plain, *sphere])
 
 
 def _shares(record: dict[str, Any]) -> tuple[float, float]:
@@ -216,7 +217,7 @@ def _shares(record: dict[str, Any]) -> tuple[float, float]:
 
     On the sphere the head's decay is 0 and hidden weights have none: one number is tuned.
     """
-    found = [one["test_accuracy"] for one in record["members"]]
+    found = [one["test_accuracy"] for one in record["trained"]]
     enough = max(found) - _WITHIN
     sides = found[: -len(_GRID_RATES)], found[-len(_GRID_RATES) :]
     plain, sphere = (average([float(a >= enough) for a in side]) for side in sides)
@@ -233,7 +234,7 @@ def _rough_cell(plan: Plan, method: str, seed: int) -> Cell:
         "schedule": "constant",
         "steps": min(_ROUGH_STEPS, plan.scale.steps),
     }
-    return ensemble_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
+    return group_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
 
 
 def spikes(losses: Sequence[float], window: int = 10) -> int:
@@ -259,9 +260,9 @@ def _fewer_spikes(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
     for (own,) in records:
         plain, sphere = (
             spikes([loss for _, loss in one["loss_curve"]]) / max(1, one["steps_done"])
-            for one in own["members"]
+            for one in own["trained"]
         )
-        found.append(None if any(o["diverged"] for o in own["members"]) else plain - sphere)
+        found.append(None if any(o["diverged"] for o in own["trained"]) else plain - sphere)
     return found
 
 
@@ -460,7 +461,7 @@ def _start_figure(starts: _Records) -> Figure:
     def side(own: list[dict[str, Any]], space: Space) -> list[list[float]]:
         first = 0 if space == "plain" else len(_SCALES)
         return [
-            [one["test_accuracy"] for one in record["members"][first : first + len(_SCALES)]]
+            [one["test_accuracy"] for one in record["trained"][first : first + len(_SCALES)]]
             for record in own
         ]
 

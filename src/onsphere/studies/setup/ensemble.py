@@ -13,15 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.sgd import sgd_update
-from onsphere.optim.steps.project import put_on
 from onsphere.optim.steps.sphere_step import advance
 from onsphere.optim.updates.geodesic import StepOptions, reference_length
 from onsphere.optim.updates.types import Family
 from onsphere.optim.updates.types import Part as Shard
-from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.engine.job import Inputs, Outcome
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
@@ -39,9 +37,6 @@ from onsphere.studies.setup.training import (
 
 AT_ONCE = 16
 """Members of one stack, at most: with more, activations leave the cache."""
-
-_SHARE = 0.4
-"""Seconds per network and step, over those of the network alone; for the progress bar."""
 
 
 def train_ensemble(
@@ -104,8 +99,16 @@ def _forces_growth(member: Training) -> bool:
 
 def _shape(member: Training) -> Training:
     """Return what members of one stack have in common."""
-    own = {"seed": 0, "lr": 0.0, "weight_decay": 0.0, "start_scale": 1.0}
-    return replace(member, **own, decayed="all", norm_growth=1.0, rate_growth=1.0)
+    return replace(
+        member,
+        seed=0,
+        lr=0.0,
+        weight_decay=0.0,
+        decayed="all",
+        start_scale=1.0,
+        norm_growth=1.0,
+        rate_growth=1.0,
+    )
 
 
 class _Ensemble:
@@ -222,10 +225,7 @@ class _Ensemble:
         the schedule leaves of it.
         """
         first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
-        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)), first.radius)
-        if step == 0 and first.radius is not None and name in self.hidden:
-            ((_, moved),) = put_on(sphere, [(weight.view(rows), gradient.reshape(rows))])
-            gradient = moved.view_as(gradient)
+        rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)))
         lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
         by_row = first.lr_mode == "angle" or any(_forces_growth(one) for one in self.settings)
         if not by_row:
@@ -234,7 +234,7 @@ class _Ensemble:
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
         momentum = self.momenta[name].view(rows) if self.momenta else None
         part = Shard(weight.view(rows), gradient.reshape(rows), momentum, None, update)
-        options = StepOptions(lr, first.lr_mode, radius=sphere.radius, capturable=by_row)
+        options = StepOptions(lr, first.lr_mode, capturable=by_row)
         advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
 
     def _enlarge(self, factors: Tensor) -> None:
@@ -271,48 +271,3 @@ class _Ensemble:
 def _over(numbers: Tensor, values: Tensor) -> Tensor:
     """Lay one number per member out beside its values."""
     return numbers.to(values.dtype).view(-1, *([1] * (values.ndim - 1)))
-
-
-def train_members(config: Config, inputs: Inputs) -> Outcome:
-    """Train an ensemble; results in a list, kept networks under the number of their member."""
-    outcomes = train_ensemble([Training(**member) for member in config["members"]], inputs.images)
-    tensors: dict[str, Tensor] = {}
-    if config["keep"]:
-        for i, outcome in enumerate(outcomes):
-            tensors |= {f"{i}.{name}": value for name, value in outcome.tensors.items()}
-    return Outcome({"members": [outcome.result for outcome in outcomes]}, tensors)
-
-
-ENSEMBLE = Task("ensemble", 2, train_members)
-
-
-def ensemble_cell(members: Sequence[Training], *, keep: bool = False) -> Cell:
-    """Return the cell that trains networks together; its result lists theirs under ``members``.
-
-    Args:
-        members: how each is trained, at least one.
-        keep: save the networks, for cells that build on them.
-
-    Raises:
-        OnsphereError: there is none.
-    """
-    if not members:
-        raise OnsphereError("an ensemble needs at least one network, got none")
-    config: Config = {"members": [asdict(member) for member in members], "keep": keep}
-    return Cell(ENSEMBLE, config, cost=ensemble_cost(members))
-
-
-def ensemble_cost(members: Sequence[Training]) -> float:
-    """Return rough seconds on one core."""
-    return sum(one.cell().cost * (_SHARE if is_stackable(one) else 1) for one in members)
-
-
-def member_of(inputs: Inputs, number: int) -> Inputs:
-    """Return what a cell that builds on one member of an ensemble would be given."""
-    prefix = f"{number}."
-    tensors = {
-        name.removeprefix(prefix): value
-        for name, value in inputs.tensors[0].items()
-        if name.startswith(prefix)
-    }
-    return Inputs(inputs.images, (inputs.records[0]["members"][number],), (tensors,))

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from onsphere.norms import ActivationNorm, Method, SpectralSphere
 from onsphere.norms.weight import WeightSphere
-from onsphere.studies.setup.network import GROUPS, SmallConvNet
+from onsphere.studies.setup.network import GROUPS, Network
 
 _PARAMETRIZED = "parametrizations.weight"
 
@@ -26,7 +26,7 @@ class StackedNetworks:
     """Networks of one method and shape, computed together.
 
     Args:
-        members: at least one; their parameters and buffers are copied.
+        members: small networks, at least one; their parameters and buffers are copied.
 
     Attributes:
         parameters: by the name that they have in one network, each of shape ``(members, *shape)``.
@@ -34,7 +34,7 @@ class StackedNetworks:
         training: whether BatchNorm takes its statistics from the batch, and power iterations go on.
     """
 
-    def __init__(self, members: Sequence[SmallConvNet]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         self.like = members[0]
         self.training = True
         parameters = [dict(member.named_parameters()) for member in members]
@@ -58,13 +58,14 @@ class StackedNetworks:
         x = (x - self.like.input_mean) / self.like.input_spread
         x = x.contiguous(memory_format=torch.channels_last)
         for layer, conv in enumerate(self.like.convs):
+            assert isinstance(conv, nn.Conv2d)
             weight, bias = self._weight(layer), self.parameters.get(f"convs.{layer}.bias")
             x = F.conv2d(
                 x,
                 weight,
                 None if bias is None else bias.flatten(),
-                conv.stride,  # type: ignore[arg-type]
-                conv.padding,  # type: ignore[arg-type]
+                conv.stride,
+                conv.padding,
                 groups=x.shape[1] // weight.shape[1],
             )
             x = torch.relu(self._normalized(layer, x))
@@ -167,7 +168,7 @@ class _GroupNormalized(torch.autograd.Function):
         scale = (_group_mean(v * v, groups) + eps).rsqrt()
         y = v * scale
         ctx.save_for_backward(y, scale)
-        return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return torch.unflatten(y, 1, x.shape[2:]).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -178,7 +179,7 @@ class _GroupNormalized(torch.autograd.Function):
         if ctx.centered:
             slope -= _group_mean(g, ctx.groups)
         slope *= scale
-        back = slope.unflatten(1, gradient.shape[2:]).permute(0, 3, 1, 2)
+        back = torch.unflatten(slope, 1, gradient.shape[2:]).permute(0, 3, 1, 2)
         return back, None, None, None
 
 
@@ -192,7 +193,7 @@ def _group_mean(v: Tensor, groups: int) -> Tensor:
     by_channel = v.mean(1, keepdim=True)
     if groups == v.shape[2]:
         return by_channel
-    by_group = by_channel.unflatten(2, (groups, -1)).mean(3, keepdim=True)
+    by_group = torch.unflatten(by_channel, 2, (groups, -1)).mean(3, keepdim=True)
     return by_group.expand(-1, -1, -1, v.shape[2] // groups).flatten(2)
 
 

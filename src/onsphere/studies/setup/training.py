@@ -14,7 +14,7 @@ from onsphere.dynamics import NormRecorder
 from onsphere.errors import OnsphereError
 from onsphere.geometry import Sphere
 from onsphere.norms import ActivationNorm
-from onsphere.optim import SphereSGD
+from onsphere.optim import SphereSGD, project_
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Images
@@ -184,11 +184,9 @@ def network_for(settings: Training, images: Images, *, eps: float | None = None)
     model = build(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
     for weight, _ in model.hidden_weights().values():
         weight.mul_(settings.start_scale)
-    if settings.radius is not None:
+    if settings.radius is not None and not model.joint:
         for weight, axes in model.hidden_weights().values():
-            vectors = axes.gather(weight)
-            unit = vectors / vectors.norm(dim=-1, keepdim=True)
-            weight.copy_(axes.scatter(settings.radius * unit, weight.shape))
+            project_(weight, Sphere(axes, settings.radius))
     return model.to(images.train_x.dtype)
 
 

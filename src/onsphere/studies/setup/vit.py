@@ -127,4 +127,4 @@ class TinyViT(Network):
         """Return the matrices that read the stream; of weight methods, the positions."""
         if self.method is not None and not self.in_activation:
             return [self.position]
-        return [layer.weight for layer in (*self.qkv, *self.widen)]  # type: ignore[misc]
+        return [layer.weight for layer in (*self.qkv, *self.widen)]

@@ -156,8 +156,8 @@ CASES = [
     (
         "sphere",
         "lengths",
-        "one seed wrong",
-        layers(of("sphere.measure", seed=1), radius_error=0.1),
+        "the seed that is asked wrong",
+        layers(of("sphere.measure", seed=0), radius_error=0.1),
         REVERSED,
     ),
     ("invariance", "function", "off for LN", law("function", 1.1e-9), MIXED),

@@ -30,29 +30,8 @@ from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numb
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import sgd_update
 from onsphere.optim.updates.types import Group
-
-
-def sgd_update(
-    *, momentum: float, dampening: float, nesterov: bool, first: bool
-) -> PerVectorUpdate:
-    r"""Return the update of SGD as factors of gradient and momentum.
-
-    Args:
-        momentum: :math:`\alpha`; 0 keeps no buffer.
-        dampening: :math:`\tau`.
-        nesterov: look ahead by one step of momentum.
-        first: the buffer is new: the gradient enters it without dampening, as in
-            ``torch.optim.SGD``.
-
-    Example:
-        >>> sgd_update(momentum=0.5, dampening=0.0, nesterov=False, first=False)
-        PerVectorUpdate(alpha=0.5, kappa=1.0, along_gradient=1.0, along_momentum=0.5, moment=None)
-    """
-    kappa = 1.0 if first or momentum == 0 else 1.0 - dampening
-    if nesterov:
-        return PerVectorUpdate(momentum, kappa, 1.0 + momentum * kappa, momentum * momentum)
-    return PerVectorUpdate(momentum, kappa, kappa, momentum)
 
 
 class SphereSGD(SphereOptimizer):

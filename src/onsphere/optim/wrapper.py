@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 from onsphere.errors import choice
 from onsphere.geometry import Sphere
 from onsphere.optim.checkpoint.base_state_dict import rates_of, take_radii, with_radii
-from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
+from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen, refuse_sparse
 from onsphere.optim.checks.notices import (
     immovable,
     lost_in,
@@ -25,10 +25,12 @@ from onsphere.optim.compiled import untraceable, untraced
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import Spheres, families, resolved
 from onsphere.optim.hooks import without_global_hooks
+from onsphere.optim.modes import one_pass
 from onsphere.optim.modes.restore import Restorer
 from onsphere.optim.modes.rotate import rotate, step_for_updates
 from onsphere.optim.steps.displacement import Buffers, Displacements
 from onsphere.optim.steps.project import ConstrainedParameters, constrain, record, restore
+from onsphere.optim.updates.torch_optim import BaseMode
 from onsphere.optim.updates.types import Group
 
 Mode = Literal["hard", "brake", "rotate"]
@@ -143,6 +145,7 @@ class OnSphere(Optimizer):
         self.buffers = Buffers()
         self.screen = Screen()
         self.restorer = Restorer()
+        self.one_pass = one_pass.OnePass()
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -190,38 +193,71 @@ class OnSphere(Optimizer):
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
+        loss = None
+        moved: list[ConstrainedParameters] = []
+        left: int | Tensor = 0
+        if self.mode != "brake" and not self.sharded and one_pass.knows(self.base):
+            if closure is not None:  # these evaluate it once, before they step
+                with torch.enable_grad():
+                    loss, closure = closure(), None
+            moved, left = self._step_in_one_pass(self.mode)
+        with one_pass.without_gradients([held.params[0] for held in moved]):
+            done = set(map(id, moved))
+            rest = [held for held in self.constrained if id(held) not in done]
+            if rest or self._has_gradients():
+                found, more = self._step_of_base(rest, closure)
+                loss, left = found if loss is None else loss, left + more
+        self._warn_of_skips(left)
+        return loss
+
+    def _step_in_one_pass(self, mode: BaseMode) -> tuple[list[ConstrainedParameters], int]:
+        """Move what the kernels move by themselves; return it, and how many vectors stayed."""
+        refuse_sparse([p.grad for p in self._moving() if p.grad is not None], "on_sphere")
+        if self.nonfinite == "raise":  # before anything moves
+            self._hide(self.constrained, {})
+        return self.one_pass.step(
+            self.base,
+            self.constrained,
+            mode=mode,
+            look=self.nonfinite == "skip",
+            before_turning=self._warn_of_rounding,
+        )
+
+    def _step_of_base(
+        self, rest: list[ConstrainedParameters], closure: Closure | None
+    ) -> tuple[float | None, int | Tensor]:
+        """Let the base step and bring the rest to its spheres; return how many vectors stayed."""
         hidden: Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
             if closure is None:
-                self._hide(hidden)
+                self._hide(rest, hidden)
             with without_global_hooks():  # they run around this step
                 if self.mode == "rotate":
-                    loss, added = self._step_for_updates(closure, hidden)
+                    loss, added = self._step_for_updates(rest, closure, hidden)
                 elif closure is None:
                     loss = self.base.step()
                 else:
-                    loss = self.base.step(self._guarded(closure, hidden))
+                    loss = self.base.step(self._guarded(rest, closure, hidden))
         finally:
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
         if self.mode == "rotate":
             left = rotate(
-                self.constrained, self.param_groups, added, self.buffers,
+                rest, self.param_groups, added, self.buffers,
                 sharded=self.sharded, before_turning=self._warn_of_rounding,
             )  # fmt: skip
         else:
             left = self.restorer.restore(
-                self.constrained, brake=self.mode == "brake", growth=self.growth_factor,
+                rest, brake=self.mode == "brake", growth=self.growth_factor,
                 sharded=self.sharded,
             )  # fmt: skip
         for held, _ in hidden.values():
             vectors = placement.local(held.radius).numel()
             held.skipped.add_(vectors)
             left = left + vectors
-        self._warn_of_skips(left)
-        return loss
+        return loss, left
 
     def __getattr__(self, name: str) -> Any:
         """Reach what the base optimizer has besides: its methods and settings."""
@@ -333,12 +369,19 @@ class OnSphere(Optimizer):
     def _moving(self) -> list[Tensor]:
         return [p for held in self.constrained for p in held.params]
 
-    def _hide(self, hidden: Hidden) -> None:
+    def _has_gradients(self) -> bool:
+        return any(p.grad is not None for group in self.param_groups for p in group["params"])
+
+    def _hide(self, constrained: list[ConstrainedParameters], hidden: Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
-        self.screen.hide(self.constrained, hidden, nonfinite=self.nonfinite, sharded=self.sharded)
+        self.screen.hide(constrained, hidden, nonfinite=self.nonfinite, sharded=self.sharded)
 
     def _guarded(
-        self, closure: Closure, hidden: Hidden, displaced: Displacements | None = None
+        self,
+        rest: list[ConstrainedParameters],
+        closure: Closure,
+        hidden: Hidden,
+        displaced: Displacements | None = None,
     ) -> Closure:
         """Return a closure that sees the weights, and hides gradients that are not finite."""
 
@@ -347,7 +390,7 @@ class OnSphere(Optimizer):
                 displaced.visit()
             with torch.enable_grad():
                 loss = closure()
-            self._hide(hidden)
+            self._hide(rest, hidden)
             if displaced is not None:
                 displaced.leave()
             return loss
@@ -355,18 +398,19 @@ class OnSphere(Optimizer):
         return guarded
 
     def _step_for_updates(
-        self, closure: Closure | None, hidden: Hidden
+        self, rest: list[ConstrainedParameters], closure: Closure | None, hidden: Hidden
     ) -> tuple[float | None, dict[Tensor, Tensor]]:
         """Step with the base, the weights kept; return the loss and what it adds to each."""
+        params = [p for held in rest for p in held.params]
         if closure is None:
-            moving = [p for p in self._moving() if p.grad is not None]
+            moving = [p for p in params if p.grad is not None]
             return step_for_updates(self.base, moving, self.buffers, None)
         given = closure
         return step_for_updates(
             self.base,
-            self._moving(),
+            params,
             self.buffers,
-            lambda displaced: self._guarded(given, hidden, displaced),
+            lambda displaced: self._guarded(rest, given, hidden, displaced),
         )
 
     def _warn_of_rounding(self, dtype: torch.dtype, rate: float) -> None:

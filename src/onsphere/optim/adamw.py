@@ -34,13 +34,15 @@ from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import local
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
-from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
+from onsphere.optim.steps.fused import capturable, fusable, fused_as
+from onsphere.optim.steps.ordinary import adamw_again
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.torch_optim import SecondMoment, adamw_update
 from onsphere.optim.updates.types import Group
+
 
 class SphereAdamW(SphereOptimizer):
     r"""AdamW for weights on spheres, beside ordinary AdamW for all other weights.
@@ -205,27 +207,7 @@ class SphereAdamW(SphereOptimizer):
         return ("exp_avg", "exp_avg_sq") if fused_as(group, True) else None
 
     def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
-        beta1, beta2 = group["betas"]
-        if not ready.steps or not plain_numbers(group["lr"], beta1, beta2):
-            return False
-        ready.count_all()
-        first, second = ready.columns
-        torch._fused_adamw_(
-            ready.params,
-            ready.take_grads(),
-            first,
-            second,
-            [],
-            ready.steps,
-            amsgrad=False,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-        return True
+        return adamw_again(ready, group)
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:

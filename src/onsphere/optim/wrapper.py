@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 from onsphere.errors import choice
 from onsphere.geometry import Sphere
 from onsphere.optim.checkpoint.base_state_dict import rates_of, take_radii, with_radii
-from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen, refuse_sparse
+from onsphere.optim.checks.gradients import BaseNonfinite, Hidden, Screen
 from onsphere.optim.checks.notices import (
     immovable,
     lost_in,
@@ -194,34 +194,36 @@ class OnSphere(Optimizer):
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
         loss = None
-        moved: list[ConstrainedParameters] = []
-        left: int | Tensor = 0
-        if self.mode != "brake" and not self.sharded and one_pass.knows(self.base):
+        if self.mode == "brake" or self.sharded or not one_pass.knows(self.base):
+            loss, left = self._step_of_base(self.constrained, closure)
+        else:
             if closure is not None:  # these evaluate it once, before they step
                 with torch.enable_grad():
-                    loss, closure = closure(), None
-            moved, left = self._step_in_one_pass(self.mode)
-        with one_pass.without_gradients([held.params[0] for held in moved]):
-            done = set(map(id, moved))
-            rest = [held for held in self.constrained if id(held) not in done]
-            if rest or self._has_gradients():
-                found, more = self._step_of_base(rest, closure)
-                loss, left = found if loss is None else loss, left + more
+                    loss = closure()
+            left = self._step_of_known_base(self.mode)
         self._warn_of_skips(left)
         return loss
 
-    def _step_in_one_pass(self, mode: BaseMode) -> tuple[list[ConstrainedParameters], int]:
-        """Move what the kernels move by themselves; return it, and how many vectors stayed."""
-        refuse_sparse([p.grad for p in self._moving() if p.grad is not None], "on_sphere")
+    def _step_of_known_base(self, mode: BaseMode) -> int | Tensor:
+        """Let kernels make its step as far as they can, and the base the rest."""
         if self.nonfinite == "raise":  # before anything moves
             self._hide(self.constrained, {})
-        return self.one_pass.step(
+        moved = self.one_pass.step(
             self.base,
             self.constrained,
             mode=mode,
             look=self.nonfinite == "skip",
             before_turning=self._warn_of_rounding,
         )
+        self.buffers.drop(moved.params)
+        if moved.everything:
+            return moved.left
+        done = set(map(id, moved.held))
+        with one_pass.without_gradients(moved.params):
+            _, left = self._step_of_base(
+                [held for held in self.constrained if id(held) not in done], None
+            )
+        return left + moved.left
 
     def _step_of_base(
         self, rest: list[ConstrainedParameters], closure: Closure | None
@@ -368,9 +370,6 @@ class OnSphere(Optimizer):
 
     def _moving(self) -> list[Tensor]:
         return [p for held in self.constrained for p in held.params]
-
-    def _has_gradients(self) -> bool:
-        return any(p.grad is not None for group in self.param_groups for p in group["params"])
 
     def _hide(self, constrained: list[ConstrainedParameters], hidden: Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""

@@ -115,6 +115,7 @@ class Repeated(_Table):
         self._places = Places([x for xs in columns.values() for x in xs if x is not None])
         self._kinds_of_grads = Kinds(self.points)
         self._slopes: list[int] = []
+        self._look: RepeatedFinite | None = None
         self._given: tuple[float, ...] = (math.nan,) * 7
 
     @staticmethod
@@ -147,6 +148,12 @@ class Repeated(_Table):
             self._slopes = slopes
             self._fill(_SLOPE, slopes)
         return True
+
+    def finite(self) -> bool:
+        """Whether all squares of the gradients that were noted are finite."""
+        if self._look is None:
+            self._look = RepeatedFinite(self.points)
+        return self._look.at(self._slopes)
 
     def step(
         self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions | BaseStep
@@ -216,7 +223,11 @@ class RepeatedFinite(_Table):
         """Return the answer; ``None`` for tensors that are not like the first ones."""
         if not usable() or len(tensors) != self._count or not self._kinds.fit(tensors):
             return None
-        self._fill(_POINT, addresses_of(tensors))
+        return self.at(addresses_of(tensors))
+
+    def at(self, addresses: list[int]) -> bool:
+        """Return the answer for tensors of the same kinds, by where they lie."""
+        self._fill(_POINT, addresses)
         settings = restore_settings(self._dtype, Sphere(), brake=False, growth=0.0)
         self._call("onsphere_reduce", settings)
         return math.isfinite(sum(self._sums[:: ops.NUMBERS]))

@@ -5,7 +5,9 @@ makes the same step and brings vectors to their spheres before it goes on to the
 numbers are those of the general way (the base steps, then lengths are restored), to rounding.
 
 It is taken by parameters, where all is plain: of exactly these classes and options, in float32 on
-the CPU, with state from an earlier step. What is left over goes the general way in the same step.
+the CPU, with state from an earlier step. Ordinary parameters of a fused optimizer are moved by the
+same operator of PyTorch as the optimizer's own step calls, and everything that is left over goes
+the general way in the same step.
 Which way a parameter goes depends on what a checkpoint holds, and on nothing else of the past: a
 resumed run takes the same ways.
 """
@@ -22,9 +24,11 @@ from torch.optim.optimizer import Optimizer
 
 from onsphere.geometry import Sphere
 from onsphere.optim import kernels
-from onsphere.optim.steps.fused import plain_numbers
+from onsphere.optim.checks.gradients import refuse_sparse
+from onsphere.optim.steps.fused import fusable, plain_numbers
+from onsphere.optim.steps.ordinary import adamw_again, moved_fused, sgd_again
 from onsphere.optim.steps.project import ConstrainedParameters, restore
-from onsphere.optim.steps.repeated import ReadyOnSpheres
+from onsphere.optim.steps.repeated import ReadyInSpace, ReadyOnSpheres
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
 from onsphere.optim.updates.torch_optim import BaseMode, BaseStep, adamw_update, sgd_update
@@ -103,18 +107,6 @@ class _Batch:
         self._own: Group = {"params": [one.params[0] for one in held]}
         call = kernels.Repeated(families, held[0].sphere)
         self._ready = ReadyOnSpheres(call, self._own, state)
-        self._look = kernels.finite_of(self.grads)
-
-    @property
-    def params(self) -> list[Tensor]:
-        """The parameters."""
-        params: list[Tensor] = self._own["params"]
-        return params
-
-    @property
-    def grads(self) -> list[Tensor]:
-        """Their gradients."""
-        return [p.grad for p in self.params if p.grad is not None]
 
     def fits(self, state: _State) -> bool:
         """Whether state and tensors are what they were; note where the gradients lie."""
@@ -122,7 +114,7 @@ class _Batch:
 
     def finite(self) -> bool:
         """Whether all squares of the gradients are finite."""
-        return self._look is not None and bool(self._look(self.grads))
+        return self._ready.finite()
 
     def update(self, base: Optimizer) -> PerVectorUpdate | PerCoordinateUpdate | None:
         """Count the step and return its update; ``None``, with nothing counted, of several."""
@@ -154,36 +146,95 @@ class _Batch:
         return left
 
 
+class _Ordinary:
+    """Ordinary parameters of one group, which PyTorch's fused step moves.
+
+    Args:
+        base: an optimizer that is known.
+        group: one of its groups.
+        params: those that are not on spheres and have a gradient.
+    """
+
+    def __init__(self, base: Optimizer, group: Group, params: list[Tensor]) -> None:
+        self.params, self._group = params, group
+        self._own: Group = {"params": params}
+        self._adam = type(base) in _ADAMS
+        self._ready = ReadyInSpace(self._own, base.state, _keys(base, group))
+        grads = [p.grad for p in params if p.grad is not None]
+        self.possible = (
+            len(self._ready.columns) == len(_keys(base, group))
+            and all(self._ready.columns)
+            and self._ready.possible
+            and all(map(moved_fused, params))
+            and fusable(params, grads, *self._ready.columns)
+        )
+
+    def fits(self, state: _State) -> bool:
+        """Whether state and tensors are what they were; note the gradients."""
+        return self._ready.fits(self._own, state)
+
+    def step(self) -> bool:
+        """Take the step; return whether it could be taken."""
+        group = self._group
+        if not group["fused"] or group["differentiable"] or group.get("capturable"):
+            return False
+        if not self._adam:
+            return sgd_again(self._ready, group)
+        if group["amsgrad"]:
+            return False
+        return adamw_again(self._ready, group, decoupled=group["decoupled_weight_decay"])
+
+
 class _Seen(NamedTuple):
-    """What the batches were made for."""
+    """What a step was prepared for."""
 
     constrained: list[ConstrainedParameters]
+    groups: list[Group]
+    params: list[Tensor]
     asked: list[bool]
-    groups: list[tuple[Group, list[Tensor]]]
 
-    def fits(
-        self, constrained: Sequence[ConstrainedParameters], asked: list[bool], groups: list[Group]
-    ) -> bool:
+    def fits(self, constrained: Sequence[ConstrainedParameters], groups: list[Group]) -> bool:
+        """Whether these are the same, with gradients where there were some."""
+        params = [param for group in groups for param in group["params"]]
         return (
-            asked == self.asked
+            len(constrained) == len(self.constrained)
             and len(groups) == len(self.groups)
+            and len(params) == len(self.params)
             and all(map(operator.is_, constrained, self.constrained))
-            and all(
-                group is mine
-                and len(group["params"]) == len(params)
-                and all(map(operator.is_, group["params"], params))
-                for group, (mine, params) in zip(groups, self.groups, strict=True)
-            )
+            and all(map(operator.is_, groups, self.groups))
+            and all(map(operator.is_, params, self.params))
+            and [param.grad is not None for param in params] == self.asked
         )
+
+
+_NOTHING = _Seen([], [], [], [])
+
+
+class Moved(NamedTuple):
+    """What a step has moved.
+
+    Attributes:
+        held: on spheres.
+        params: all parameters, ordinary ones too.
+        left: how many vectors stayed where they were.
+        everything: whether nothing is left over.
+    """
+
+    held: list[ConstrainedParameters]
+    params: list[Tensor]
+    left: int
+    everything: bool
 
 
 class OnePass:
     """Makes the steps of an optimizer of PyTorch where they are known, as far as they are."""
 
     def __init__(self) -> None:
-        self._seen = _Seen([], [], [])
+        self._seen = _NOTHING
         self._batches: list[_Batch] = []
-        # What has a gradient and may be taken as soon as it has state and radii.
+        self._ordinary: list[_Ordinary] = []
+        # On spheres, but in no batch; and what of it may be as soon as it has state and radii.
+        self._rest: list[ConstrainedParameters] = []
         self._later: list[tuple[Group, ConstrainedParameters]] = []
 
     def step(
@@ -194,8 +245,8 @@ class OnePass:
         mode: BaseMode,
         look: bool,
         before_turning: Callable[[torch.dtype, float], None],
-    ) -> tuple[list[ConstrainedParameters], int]:
-        """Move what can be moved; return this, and how many of its vectors stayed.
+    ) -> Moved:
+        """Move what can be moved.
 
         Args:
             base: an optimizer that is known.
@@ -203,11 +254,16 @@ class OnePass:
             mode: of the wrapper.
             look: whether parameters whose gradients are not finite are to be left over.
             before_turning: told the precision of a weight, and by how much it turns.
+
+        Raises:
+            RuntimeError: a parameter on a sphere has a sparse gradient; nothing has moved.
         """
         if not kernels.usable():
-            return [], 0
+            return Moved([], [], 0, everything=False)
         self._prepare(base, constrained)
-        moved: list[ConstrainedParameters] = []
+        refuse_sparse(_gradients(self._rest), "on_sphere")
+        asked = sum(self._seen.asked)
+        held: list[ConstrainedParameters] = []
         left = 0
         for batch in self._batches:
             options = _step_of(base, batch.group, mode)
@@ -216,31 +272,58 @@ class OnePass:
             if mode == "rotate":
                 before_turning(torch.float32, options.lr)
             update = batch.update(base)
-            if update is not None:
-                left += batch.step(update, options)
-                moved += batch.held
-        return moved, left
+            if update is None:
+                self._seen = _NOTHING  # counters that were alike are not: to be cut anew
+                continue
+            left += batch.step(update, options)
+            held += batch.held
+        params = [one.params[0] for one in held]
+        for ordinary in self._ordinary:
+            if ordinary.step():
+                params += ordinary.params
+        everything = len(held) == len(constrained) and len(params) == asked
+        return Moved(held, params, left, everything)
 
     def _prepare(self, base: Optimizer, constrained: Sequence[ConstrainedParameters]) -> None:
-        asked = [held.params[0].grad is not None for held in constrained]
         if (
-            self._seen.fits(constrained, asked, base.param_groups)
+            self._seen.fits(constrained, base.param_groups)
             and all(batch.fits(base.state) for batch in self._batches)
+            and all(ordinary.fits(base.state) for ordinary in self._ordinary)
             and not any(_takes(base, *later) for later in self._later)
         ):
             return
-        groups = [(group, list(group["params"])) for group in base.param_groups]
-        self._seen = _Seen(list(constrained), asked, groups)
-        owner = {param: group for group, params in groups for param in params}
+        groups = base.param_groups
+        params = [param for group in groups for param in group["params"]]
+        asked = [param.grad is not None for param in params]
+        self._seen = _Seen(list(constrained), list(groups), params, asked)
+        owner = {param: group for group in groups for param in group["params"]}
         candidates = [
             (owner[held.params[0]], held)
-            for held, moves in zip(constrained, asked, strict=True)
-            if moves and held.params[0] in owner and not held.sphere.joint
+            for held in constrained
+            if not held.sphere.joint and held.params[0] in owner and held.params[0].grad is not None
         ]
         taken = [_takes(base, *one) for one in candidates]
+        self._later = [one for one, now in zip(candidates, taken, strict=True) if not now]
         made = _batches(base, itertools.compress(candidates, taken))
         self._batches = [batch for batch in made if batch.fits(base.state)]
-        self._later = [one for one, now in zip(candidates, taken, strict=True) if not now]
+        inside = {id(held) for batch in self._batches for held in batch.held}
+        self._rest = [held for held in constrained if id(held) not in inside]
+        self._ordinary = list(_ordinary(base, constrained))
+
+
+def _ordinary(base: Optimizer, constrained: Sequence[ConstrainedParameters]) -> Iterator[_Ordinary]:
+    """Yield what the fused steps of groups move besides."""
+    on_spheres = {param for held in constrained for param in held.params}
+    for group in base.param_groups:
+        params = [p for p in group["params"] if p.grad is not None and p not in on_spheres]
+        if group["fused"] and params:
+            found = _Ordinary(base, group, params)
+            if found.possible and found.fits(base.state):
+                yield found
+
+
+def _gradients(constrained: Sequence[ConstrainedParameters]) -> list[Tensor]:
+    return [p.grad for held in constrained for p in held.params if p.grad is not None]
 
 
 def _takes(base: Optimizer, group: Group, held: ConstrainedParameters) -> bool:

@@ -78,6 +78,10 @@ class ReadyOnSpheres(Ready):
         """Take the step; return how many vectors of each parameter stayed where they were."""
         return self._call.step(update, options)
 
+    def finite(self) -> bool:
+        """Whether all squares of the gradients that were noted are finite."""
+        return self._call.finite()
+
     @property
     def unsure(self) -> list[int]:
         """How many vectors of each parameter are to be restored after a step."""

@@ -21,9 +21,9 @@ class BaseStep:
     r"""What a step of an optimizer of PyTorch does to vectors that it keeps on spheres.
 
     Its moments stay its own, in the space around the sphere. With ``"hard"`` a vector goes to
-    :math:`q = p - \eta\,(u + \lambda p)` and then to :math:`r q/|q|`; with ``"rotate"`` it turns by
-    :math:`\eta` radians towards :math:`-u`. Only the native kernels on the CPU know it: elsewhere the
-    optimizer makes its step itself (:mod:`~onsphere.optim.modes`).
+    :math:`q = p - \eta\,(u + \lambda p)` and then to :math:`r q/|q|`; with ``"rotate"`` it turns
+    by :math:`\eta` radians towards :math:`-u`. Only the native kernels on the CPU know it; where
+    they do not run, the optimizer makes its step itself (:mod:`~onsphere.optim.modes`).
 
     Attributes:
         lr: :math:`\eta`.

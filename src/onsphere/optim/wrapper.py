@@ -53,9 +53,14 @@ def on_sphere(
     - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth_factor``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
       into the direction of the update; neither its size nor weight decay matters. Keeps memory
-      for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
-      update is known to its own rounding (:mod:`~onsphere.optim.steps.displacement`); of another,
-      whose update does not depend on the weights either, set ``steps_from_anywhere = True``.
+      for a copy of the weights on spheres, unless a kernel makes the step (see below). The
+      optimizers of PyTorch step from zero, so that the update is known to its own rounding
+      (:mod:`~onsphere.optim.steps.displacement`); of another, whose update does not depend on the
+      weights either, set ``steps_from_anywhere = True``.
+
+    What PyTorch's own AdamW, Adam and SGD do in ``"hard"`` and ``"rotate"`` to plain weights in
+    float32 on the CPU, a native kernel does in one pass over memory, on their state and with their
+    numbers to rounding (:mod:`~onsphere.optim.modes.one_pass`).
 
     The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
     one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
@@ -72,7 +77,8 @@ def on_sphere(
         growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
             optimizer sees no gradient), ``"raise"`` before anything moves, or ``"ignore"``, which
-            saves a pass over the gradients.
+            saves a pass over the gradients. Where a kernel makes the step, a vector with such a
+            gradient then stays.
 
     Returns:
         The wrapped optimizer.
@@ -188,13 +194,14 @@ class OnSphere(Optimizer):
             RuntimeError: a parameter on a sphere has a sparse gradient.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
-        if untraceable():
-            return _as_written(self, closure)
+        known = self.mode != "brake" and not self.sharded and one_pass.knows(self.base)
+        if untraceable() or (torch.compiler.is_compiling() and known and self._on_cpu()):
+            return _as_written(self, closure)  # the kernels' numbers, compiled or not
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
         loss = None
-        if self.mode == "brake" or self.sharded or not one_pass.knows(self.base):
+        if self.mode == "brake" or not known:
             loss, left = self._step_of_base(self.constrained, closure)
         else:
             if closure is not None:  # these evaluate it once, before they step
@@ -367,6 +374,9 @@ class OnSphere(Optimizer):
             self.immovable = self.immovable or immovable(params, sphere)
         self.pending = True
         self._warn_of_decay(params)
+
+    def _on_cpu(self) -> bool:
+        return any(held.params[0].is_cpu for held in self.constrained)
 
     def _moving(self) -> list[Tensor]:
         return [p for held in self.constrained for p in held.params]

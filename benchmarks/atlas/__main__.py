@@ -19,6 +19,7 @@ import torch
 from benchmarks.atlas import records
 from benchmarks.atlas.entries import LIBRARIES, Entry, entries
 from benchmarks.atlas.processes import Failed, alone
+from benchmarks.atlas.relatives import relatives
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         data = {"made_with": records.versions(), "records": {}}
     torch.set_num_threads(1)
-    for library in LIBRARIES[:3]:
-        importlib.import_module(library)
+    for library in chosen.library:
+        if library != "plain PyTorch":
+            importlib.import_module(library)  # once, for all processes
     for entry in entries():
         if entry.library not in chosen.library or not matches(entry, chosen.only):
             continue
@@ -94,7 +96,7 @@ def attempt(entry: Entry, commands: Sequence[str], chosen: argparse.Namespace) -
     result: dict[str, Any] = {}
     for command in commands:
         result = {"library": entry.library, "name": entry.name, "about": entry.about}
-        result["command"] = command
+        result |= {"command": command, "relatives": relatives(entry.library, entry.name)}
         try:
             found = alone(
                 records.record, command, seconds=chosen.seconds, gigabytes=chosen.gigabytes

@@ -10,13 +10,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from onsphere._utils.files import write_whole
-from onsphere.cli import _parser as command_line
+from onsphere.cli import _parser
 from onsphere.models.load import load
 from onsphere.models.target import parse_shape
 from onsphere.symmetry import Audit, audit
@@ -24,9 +25,9 @@ from onsphere.symmetry.rendering import text
 from onsphere.symmetry.result import Kind
 
 FOLDER = Path(__file__).parents[2] / "docs" / "atlas"
-LINES = 5
+LINES = 4
 """How many lines are kept of each part of an audit."""
-LETTERS = 240
+LETTERS = 200
 """The longest line that is kept."""
 PACKAGES = ("onsphere", "torch", "timm", "torchvision", "transformers")
 
@@ -45,6 +46,11 @@ def options_of(command: str) -> argparse.Namespace:
         SystemExit: it is none.
     """
     return command_line().parse_args(shlex.split(command)[1:])
+
+
+@cache
+def command_line() -> argparse.ArgumentParser:
+    return _parser()
 
 
 def record(command: str) -> dict[str, Any]:
@@ -69,6 +75,7 @@ def summary(found: Audit) -> dict[str, Any]:
     kinds = found.kinds
     sizes = {n: text.size(s) for n, s in found.parameters.items()}
     joint = [s for s in found.spheres if s.names[0] not in found.own_spheres()]
+    by_channel = text.traded_families(found)
     leaks = [x.amount for x in found.leaks]
     words = Counter(s.granularity for s in found.own_spheres().values())
     return {
@@ -87,8 +94,8 @@ def summary(found: Audit) -> dict[str, Any]:
         "granularity": dict(words.most_common()),
         "joint": len(joint),
         "trades": len(found.rescalings),
-        "families": len(found.families),
-        "channels": sum(f.count for f in found.families),
+        "families": len(by_channel),
+        "channels": sum(f.count for f in by_channel),
         "shifts": len(found.shifts),
         "parts": len(found.parts),
         "leak": float(f"{max(leaks):.1e}") if leaks else None,

@@ -101,7 +101,10 @@ def from_name(name: str, size: Size, shape: tuple[int, ...] | None) -> Target:
     mappings = [getattr(transformers, f"AutoModel{task}")._model_mapping for task in _TASKS]
     found = next((m[type(config)] for m in mappings if type(config) in m), None)
     if found is None:
-        raise TargetError(f"hf:{name} is a part of other models: transformers has no model of it")
+        raise TargetError(
+            f"hf:{name} is none of the models known by name: give a config file that names its "
+            "architecture, or a factory that returns (model, inputs)"
+        )
     architecture = found[0] if isinstance(found, list | tuple) else found
     return _built(f"hf:{name}", architecture, config, size, shape, None)
 

@@ -2,8 +2,9 @@
 
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import is_dataclass
 from typing import Any
@@ -271,6 +272,12 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpys)  # noqa: NPY002
 
 
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled functions as written; there are none before PyTorch's compiler is imported."""
+    compiler = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiler else nullcontext()
+
+
 @contextmanager
 def plain_execution(seed: int = 0) -> Iterator[None]:
     """Run models as written: no compiled graphs, no fused transformer layers, our own seed.
@@ -289,7 +296,7 @@ def plain_execution(seed: int = 0) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with (
-                torch.compiler.set_stance("force_eager"),
+                _uncompiled(),
                 sdpa_kernel(SDPBackend.MATH),
                 _nothing_recomputed(),
             ):

@@ -31,7 +31,7 @@ model directory of transformers, hf: before it or not. Nothing is downloaded, an
 run.
 
 A config is built at its full size on the meta device: exact, in seconds, but not certified on
-numbers and blind to inert weights, shifts and finer spheres. --shrink builds two of its layers with
+numbers and blind to inert weights and shifts. --shrink builds two of its layers with
 memory, up to 16 times narrower where the structure allows, which shows all of them. A model
 directory with safetensors of at most 200 million weights is audited with these weights.
 """
@@ -59,6 +59,11 @@ def add(commands: "Commands") -> None:
         help="the full size on the meta device, also where weights lie beside a config",
     )  # fmt: skip
     add_checkpoint(parser)
+    parser.add_argument(
+        "--search-seconds", type=_seconds, metavar="SECONDS",
+        help="processor time for a search by numbers for symmetries that units cannot see "
+        "(default: 2)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
     parser.set_defaults(run=_run, size="auto")
@@ -91,13 +96,27 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _seconds(text: str) -> float:
+    from math import isfinite
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not (isfinite(seconds) and seconds >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds: give 0 or more, as 30")
+    return seconds
+
+
 def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit
     from onsphere.symmetry.audit import STAGES
+    from onsphere.symmetry.search.null_space import SEARCH_SECONDS
 
     shape = None if options.input is None else parse_shape(options.input)
+    seconds = SEARCH_SECONDS if options.search_seconds is None else options.search_seconds
     if options.html is not None:
         check_writable(options.html)
     with stages(options.json, STAGES) as stage:
@@ -108,8 +127,9 @@ def _run(options: argparse.Namespace) -> None:
         )  # fmt: skip
         stage(f"auditing {type(target.model).__name__}")
         found = audit(
-            target.model, target.args, target.kwargs, output=target.output, progress=stage
-        )
+            target.model, target.args, target.kwargs, output=target.output, progress=stage,
+            search_seconds=seconds,
+        )  # fmt: skip
         found = replace(found, note=target.note)
         if options.html is not None:
             stage(f"drawing {options.html}")

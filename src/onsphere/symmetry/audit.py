@@ -1,10 +1,9 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,19 +39,14 @@ from onsphere.symmetry.limits import (
     read_weights,
 )
 from onsphere.symmetry.numeric.certificate import (
-    EPSILON,
-    WORST_AMPLIFICATION,
     Certificate,
     Exponents,
     certify,
-    far_points,
-    is_alive,
-    is_well_conditioned,
-    rounding_floor,
 )
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
 from onsphere.symmetry.numeric.reproduction import difference
+from onsphere.symmetry.numeric.samples import Samples, random_points, samples
 from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
@@ -65,29 +59,16 @@ __all__ = ["Audit", "Inputs", "audit"]
 STAGES = (
     "following the operations", "comparing the run in float64 with the model",
     "measuring gradients", "looking for weights without effect", "certifying on numbers",
-    "looking for symmetries that units cannot see", "looking for finer spheres and shifts",
-    "looking at rows, columns and channels",
+    "looking for symmetries that units cannot see", "looking at rows, columns and channels",
+    "looking for finer spheres and shifts",
 )  # fmt: skip
 """What is told of the progress of an audit, in its order."""
-COTANGENTS = 3
-"""Random combinations of the outputs per point."""
-_SIZES = (1.0, 0.4, 2.5)
-"""Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
-_LOOKUPS = 6
-"""On how many further draws shifts and finer spheres are tested, where inputs look up rows."""
-_REDRAWS = 15
-"""On how many further draws they are tested, where the model is small."""
+COTANGENTS = {False: 3, True: 2}
+"""Random combinations of the outputs per point; by whether the model is large."""
 _SHIFTS = 3
-"""How many times more shifts are drawn at each of them: one amount may miss a threshold."""
-_SMALL = 100_000
-"""Entries of all weights up to which a model is small."""
-_WIDE_SIZES = (1.0, 0.1, 0.4, 2.5, 0.25, 10.0, 0.7)
-_VECTORS = (1.0, 0.3, 0.1, 3.0)
-"""Sizes of random matrices and vectors there."""
+"""How many times more shifts are drawn at each further point: one amount may miss a threshold."""
 _MUCH_LESS = 0.5
 """Share of the numbers given with which other inputs cost so much less that they are preferred."""
-_DRAW_SECONDS = 30.0
-"""How long well-conditioned weights are looked for."""
 
 
 @on_gathered
@@ -98,6 +79,7 @@ def audit(
     *,
     output: OutputPicker | None = None,
     seed: int = 0,
+    search_seconds: float = SEARCH_SECONDS,
     progress: bool | Callable[[str], None] | None = None,
 ) -> Audit:
     r"""Find every scale symmetry of a model, exactly, and certify each on numbers.
@@ -113,6 +95,9 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
+        search_seconds: processor time for a search by numbers for symmetries that units cannot
+            see; a backward pass per weight. Where it would take longer it is left out, which the
+            audit says.
         progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
             a function to be told what is being done, stage by stage.
 
@@ -147,7 +132,7 @@ def audit(
             found = _concluded(model, traced, findings)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(model, *_investigated(probe, args, kwargs, say))
+            found = _concluded(model, *_investigated(probe, args, kwargs, search_seconds, say))
     inputs = Inputs(args, kwargs, output, ModelReference(model))
     with unchanged(traced.outside):
         kept = sorted(embeddings_and_heads(model, inputs))
@@ -171,8 +156,21 @@ class _Findings:
     families: list[Family] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Runs:
+    """Inputs on which the operations were followed: those given, and others."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    others: Sequence[Call]
+
+
 def _investigated(
-    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any], say: Callable[[str], None]
+    probe: Probe,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    search_seconds: float,
+    say: Callable[[str], None],
 ) -> tuple[Trace, _Findings]:
     """Certify what the units claim, and find what only numbers can tell."""
     say("comparing the run in float64 with the model")
@@ -183,110 +181,77 @@ def _investigated(
         )
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
-    points = _points(probe)
-    further = Points(_refuting_points(probe))
+    drawn, runs = samples(probe), _Runs(args, kwargs, others)
     try:
         probe.drop_opaque()
-        found = _with_gradients(probe, args, kwargs, others, points, further, say)
+        found = _with_gradients(probe, runs, drawn, search_seconds, say)
     except NoGradients as error:
-        found = _without_gradients(probe, str(error), points, further, say)
+        found = _without_gradients(probe, str(error), runs, drawn, say)
     conditions += on_unreached(unreached(probe.traced) | found.unreached)
-    say("looking at rows, columns and channels")
-    families = channel_symmetries(
-        probe.model, args, kwargs, output=probe.output, inert=found.inert, others=others,
-        roles=probe.traced.roles,
+    return probe.traced, replace(found, conditions=conditions)
+
+
+def _families(
+    probe: Probe, runs: _Runs, drawn: Samples, inert: Sequence[str], unsaid: set[str]
+) -> list[Family]:
+    """Return the symmetries by row, column and channel that pass their certificate."""
+    found = channel_symmetries(
+        probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
+        others=runs.others, roles=probe.traced.roles,
     )  # fmt: skip
-    unsaid = unreached(probe.traced) | found.unreached
-    said = [f for f in families if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
-    families = certified(probe, said, Points(chain(points, further)))
-    return probe.traced, replace(found, conditions=conditions, families=families)
-
-
-def _points(probe: Probe) -> list[Point]:
-    """Return random weights and inputs, and the given ones where numbers can be compared there."""
-    given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
-    return [*_random_points(probe, 2), *given]
-
-
-def _refuting_points(probe: Probe) -> Iterator[Point]:
-    """Draw points at which what only numbers say is put to the test.
-
-    Weights of other sizes, large batches of inputs that differ much, and inputs that look up the
-    same rows several times: what a threshold or a meeting of inputs does shows at some of them
-    only. A small model has few tokens to show it, and is drawn more often.
-    """
-    yield from islice(far_points(probe), 3)
-    drawn = chain(_wide_points(probe), _meeting_points(probe), _small_points(probe))
-    yield from (point for point in drawn if is_well_conditioned(probe, point))
-
-
-def _wide_points(probe: Probe) -> Iterator[Point]:
-    for noise, size in ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4)):
-        yield probe.redrawn(noise, size, many=True)
-
-
-def _meeting_points(probe: Probe) -> Iterator[Point]:
-    for turn in range(_LOOKUPS if probe.others.rows else 0):
-        yield probe.redrawn(0.4, 1.0, turn, meet=True)
-
-
-def _small_points(probe: Probe) -> Iterator[Point]:
-    entries = sum(t.numel() for t in probe.given().state.values())
-    for turn in range(_REDRAWS if entries <= _SMALL else 0):
-        yield probe.redrawn(
-            (0.3, 1.0)[turn % 2],
-            _WIDE_SIZES[turn % len(_WIDE_SIZES)],
-            turn,
-            meet=bool(probe.others.rows) and turn % 3 == 0,
-            anew=turn % 3 == 1,
-            vectors=_VECTORS[turn % len(_VECTORS)],
-        )
+    said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
+    points = chain(drawn.near, () if drawn.large else drawn.further)
+    return certified(probe, said, Points(points))
 
 
 def _with_gradients(
     probe: Probe,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    others: Sequence[Call],
-    points: Sequence[Point],
-    further: Points,
+    runs: _Runs,
+    drawn: Samples,
+    search_seconds: float,
     say: Callable[[str], None],
 ) -> _Findings:
     """Certify by gradients and finite rescales, and look for what only numbers can tell."""
     say("measuring gradients")
     names = probe.traced.parameters
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
-    evidence = gather(probe, points, COTANGENTS, shifts.see)
+    evidence = gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see)
     say("looking for weights without effect")
-    effects = without_effect(probe, evidence, points, further, others)
+    effects = without_effect(probe, evidence, drawn, runs.others)
     inert, silent = effects.inert, effects.unshown
     if inert:
         probe.traced = trace(
-            probe.model, args, kwargs, output=probe.output, inert=inert, others=others
-        )
+            probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
+            others=runs.others,
+        )  # fmt: skip
     traced = probe.traced
     unsaid = unreached(traced) | silent | effects.through_eps
     claims = [dict(v) for v in traced.basis if not _touches(v, unsaid - silent)]
     claims = [v for v in claims if not v.keys() <= silent]
     say("certifying on numbers")
-    claims, certificates = _held(claims, certify(probe, claims, points, evidence))
+    claims, certificates = _held(claims, certify(probe, claims, drawn.near, evidence))
     say("looking for symmetries that units cannot see")
-    more, search = _further(probe, claims, certificates, evidence, unsaid)
+    more, search = _further(probe, claims, certificates, evidence, unsaid, search_seconds)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
-        claims, certificates = _held(everything, certify(probe, everything, points, evidence))
+        claims, certificates = _held(everything, certify(probe, everything, drawn.near, evidence))
+    say("looking at rows, columns and channels")
+    families = _families(probe, runs, drawn, inert, unreached(traced) | silent)
     say("looking for finer spheres and shifts")
-    random = Points(chain(points[:2], further))
+    told = _told(certificates, evidence)
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
+    repeats = 1 if drawn.large else 1 + _SHIFTS
+    moved = Points(chain(drawn.random, *(drawn.further for _ in range(repeats))))
+    far = Points(chain(drawn.random, drawn.further))
     return _Findings(
         claims,
         certificates,
         inert,
-        _divisions(probe, claims, inert, random, _told(certificates, evidence)),
-        shifts.certified(probe, alive, Points(chain(random, *(_SHIFTS * [further])))),
-        find_parts(probe, [n for n in alive if n not in alone], points[:2], further, evidence),
+        _divisions(probe, claims, families, inert, far, told),
+        shifts.certified(probe, alive, moved),
+        find_parts(probe, [n for n in alive if n not in alone], drawn, evidence),
         silent,
         [
             *on_reads(traced),
@@ -295,30 +260,30 @@ def _with_gradients(
             *([on_hidden()] if search.hidden else []),
         ],
         complete=search.complete,
+        families=families,
     )
 
 
 def _without_gradients(
-    probe: Probe,
-    why: str,
-    points: Sequence[Point],
-    further: Points,
-    say: Callable[[str], None],
+    probe: Probe, why: str, runs: _Runs, drawn: Samples, say: Callable[[str], None]
 ) -> _Findings:
     """Certify by finite rescales alone."""
     traced = probe.traced
     say("certifying on numbers")
     inert = [n for n in traced.unread if not traced.data_dependent and n in probe.names]
     claims = [dict(v) for v in traced.basis if not _touches(v, unreached(traced))]
-    claims, certificates = _held(claims, certify(probe, claims, points, None))
+    claims, certificates = _held(claims, certify(probe, claims, drawn.near, None))
     more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
-    more, certified = _held(more, certify(probe, more, points, None))
-    claims, certificates = [*claims, *more], [*certificates, *certified]
-    say("looking for finer spheres")
-    far = Points(chain(points, further))
-    divisions = _divisions(probe, claims, inert, far, _told(certificates, None))
+    more, held = _held(more, certify(probe, more, drawn.near, None))
+    claims, certificates = [*claims, *more], [*certificates, *held]
+    say("looking at rows, columns and channels")
+    families = _families(probe, runs, drawn, inert, unreached(traced))
+    say("looking for finer spheres and shifts")
+    far = Points(chain(drawn.near, drawn.further))
+    told = _told(certificates, None)
     return _Findings(
-        claims, certificates, inert, divisions, unreached=unreached(traced),
+        claims, certificates, inert, _divisions(probe, claims, families, inert, far, told),
+        unreached=unreached(traced), families=families,
         limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
     )  # fmt: skip
 
@@ -337,18 +302,19 @@ def _further(
     certificates: Sequence[Certificate],
     evidence: RadialDerivatives,
     unsaid: set[str],
+    search_seconds: float,
 ) -> tuple[list[dict[str, Fraction]], Completed]:
     """Return symmetries that units cannot see, and how the search for them went."""
     tangent = [v for v, c in zip(claims, certificates, strict=True) if c.tangent]
     step = probe.others.turns if probe.others.share < _MUCH_LESS else 1  # small inputs only
 
     def draw(n: int) -> Point:
-        return _random_points(probe, 1, turn=step * n)[0]
+        return random_points(probe, 1, turn=step * n)[0]
 
     seconds = evidence.seconds * (probe.others.share if step > 1 else 1.0)
-    search = completed(probe, tangent, seconds, draw, unsaid)
+    search = completed(probe, tangent, seconds, draw, unsaid, search_seconds)
     # A scale that is detached hides from gradients which weights act alone.
-    detached = len(tangent) < len(claims) and seconds * len(probe.names) < SEARCH_SECONDS
+    detached = len(tangent) < len(claims) and seconds * len(probe.names) < search_seconds
     alone = probe.names if detached else read_weights(probe.traced)
     alone = [n for n in alone if n in probe.traced.parameters]
     candidates = [*search.found[len(tangent) :], *({n: Fraction(1)} for n in alone)]
@@ -382,38 +348,6 @@ def _check_numbers(model: nn.Module) -> None:
         raise ModelError(f"parameter {broken[0]!r}{more} holds NaN or infinity")
 
 
-def _random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
-    """Draw random weights at which the model is well conditioned, and its output not constant."""
-    points: list[Point] = []
-    spare: list[tuple[float, Point]] = []
-    start = time.thread_time()
-    for attempt, (noise, size) in enumerate(_draws(count, turn)):
-        point = probe.redrawn(noise, size, turn + attempt)  # shapes take turns
-        floor = rounding_floor(probe, point)
-        if floor < WORST_AMPLIFICATION * EPSILON and is_alive(probe, point):
-            points.append(point)
-        else:
-            spare = sorted([*spare, (floor, point)], key=lambda pair: pair[0])[:count]
-        if len(points) == count or time.thread_time() - start > _DRAW_SECONDS:
-            break
-    points = points or [p for floor, p in spare if floor < 1][:count]
-    if points:
-        return points
-    probe.baseline(probe.redrawn(0.1))  # where the model does not run, it says why
-    raise ModelError(
-        "no weights near the model's own give numbers that can be compared: the output is not "
-        "finite, or a normalization divides by rounding errors"
-    )
-
-
-def _draws(count: int, turn: int) -> Iterator[tuple[float, float]]:
-    """Yield how far weights are moved and how large they are: near first, then far and wide."""
-    for attempt in range(10 * count):
-        yield 0.4 / 2 ** (attempt // 3), _SIZES[(attempt + turn) % len(_SIZES)]
-    for attempt in range(60 * count):
-        yield (0.1, 1.0, 0.4)[attempt % 3], (5.0, 0.4, 15.0, 1.0)[attempt % 4]
-
-
 def _touches(v: Exponents, names: set[str]) -> bool:
     return any(n in names for n in v)
 
@@ -421,10 +355,14 @@ def _touches(v: Exponents, names: set[str]) -> bool:
 def _divisions(
     probe: Probe,
     claims: Sequence[Exponents],
+    families: Sequence[Family],
     inert: Sequence[str],
     points: Iterable[Point],
     evidence: Sequence[RadialDerivatives | None],
 ) -> dict[int, VectorAxes]:
+    """Return how spheres divide: as families say, or finer where numbers show it."""
+    state = probe.given().state
+    said = divisions(claims, families, {n: state[own].shape for n, own in probe.own_name.items()})
     wanted = [
         i
         for i, v in enumerate(claims)
@@ -432,11 +370,15 @@ def _divisions(
         and not _touches(v, set(inert))
         and set(v) <= set(probe.names)
     ]
-    if not wanted:
-        return {}
     spheres = [{n: float(e) for n, e in claims[i].items()} for i in wanted]
-    told = [evidence[i] for i in wanted]
-    return dict(zip(wanted, finest_divisions(probe, spheres, points, told), strict=True))
+    found = finest_divisions(
+        probe,
+        spheres,
+        points,
+        [evidence[i] for i in wanted],
+        [said.get(i, VectorAxes()) for i in wanted],
+    )
+    return dict(zip(wanted, found, strict=True))
 
 
 def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands, Deman
 from onsphere.symmetry.exact.linear_forms import Constraints, Form
 
 Ints = NDArray[np.int64]
+Short = NDArray[np.int32]
+"""Numbers of which a decoder of 70 billion weights has tens of millions."""
+_CHUNK = 2**20
+"""How many things are hashed at a time."""
 LARGEST_COMPONENT = 4000
 """Up to how many terms a component is solved: exact elimination grows faster than they do."""
 
@@ -52,20 +57,25 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     blocks = channels.blocks
     ids = np.concatenate([np.arange(b.start, b.start + b.size) for b in blocks])
     terms = _terms(channels.demands, blocks, ids)
-    first = np.full(terms.rows, len(ids))
+    first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
-    label = _connected(len(ids), first[terms.row], terms.place)
-    columns = _Grouped(label)
+    columns = _Grouped(*_connected(len(ids), first[terms.row], terms.place))
     rows = _Grouped(columns.group[first], count=len(columns.size))
-    block = np.repeat(np.arange(len(blocks)), [b.size for b in blocks])
+    block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
     kind = _kinds(columns, rows, block, terms)
-    own = _Grouped(rows.group[terms.row], count=len(columns.size))
     is_weight = np.array([b.weight is not None for b in blocks])[block]
+    alike = list(_Grouped(*_numbered(kind)).members())
+    chosen = np.zeros(len(columns.size), bool)
+    chosen[[members[0] for members in alike]] = True
+    those = np.flatnonzero(chosen[columns.group[terms.place]])
+    own: defaultdict[int, list[int]] = defaultdict(list)
+    belongs = columns.group[terms.place[those]]
+    for term, component in zip(those.tolist(), belongs.tolist(), strict=True):
+        own[component].append(term)
     found = []
-    for members in _Grouped(kind).members():
+    for members in alike:
         places = columns.of(members[0])
-        some = own.of(members[0])
-        followed = _solved(channels.demands, terms, some, places, is_weight[places])
+        followed = _solved(channels.demands, terms, own[members[0]], places, is_weight[places])
         everyone = ids[columns.order[columns.begin[members][:, None] + np.arange(len(places))]]
         found.append(Kind(everyone, followed))
     return found
@@ -83,83 +93,93 @@ class _Terms:
         rows: how many rows there are.
     """
 
-    demand: Ints
-    row: Ints
-    slot: Ints
-    place: Ints
+    demand: Short
+    row: Short
+    slot: NDArray[np.uint8]
+    place: Short
     rows: int
 
 
 def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> _Terms:
-    parts: list[tuple[Ints, Ints, Ints, Ints]] = []
-    at = 0
-    for d, some in enumerate(demands):
-        count = some.index.shape[1]
-        rows = np.arange(at, at + count)
-        at += count
-        parts += [
-            (np.full(count, d), rows, np.full(count, t), column.astype(np.int64))
-            for t, column in enumerate(some.index)
-        ]
-    if not parts:
-        none = np.zeros(0, np.int64)
-        return _Terms(none, none, none, none, 0)
-    demand, row, slot, number = (np.concatenate(x) for x in zip(*parts, strict=True))
     starts = np.array([b.start for b in blocks])
     ends = np.array([b.start + b.size for b in blocks])
-    block = np.searchsorted(starts, number, "right") - 1  # -1 before the first, as of NOTHING
-    kept = (block >= 0) & (number < ends[np.maximum(block, 0)])
-    bound = np.zeros(at, bool)
-    bound[row[kept]] = True
-    row = (np.cumsum(bound) - 1)[row[kept]]
-    place = np.searchsorted(ids, number[kept])
-    return _Terms(demand[kept], row, slot[kept], place, int(bound.sum()))
+    # Where the unknowns of each block stand among those of all blocks.
+    offsets = starts - np.searchsorted(ids, starts)
+    most = sum(some.index.size for some in demands)
+    demand, row, place = (np.empty(most, np.int32) for _ in range(3))
+    slot = np.empty(most, np.uint8)
+    rows = end = 0
+    for d, some in enumerate(demands):
+        block = np.searchsorted(starts, some.index, "right") - 1  # -1: before the first, NOTHING
+        kept = (block >= 0) & (some.index < ends[np.maximum(block, 0)])
+        bound = kept.any(0)
+        which, column = kept.nonzero()
+        here = slice(end, end + len(which))
+        demand[here] = d
+        row[here] = (np.cumsum(bound) + (rows - 1))[column]
+        slot[here] = which
+        place[here] = some.index[which, column] - offsets[block[which, column]]
+        rows += int(bound.sum())
+        end += len(which)
+    return _Terms(demand[:end], row[:end], slot[:end], place[:end], rows)
 
 
 class _Grouped:
     """Things by the group that they are in, in their order.
 
     Args:
-        label: of each thing, any number.
-        count: how many groups there are, if labels count them from 0; some may be empty then.
+        group: of each thing the number of its group, counted from 0.
+        count: how many groups there are; some may be empty.
 
     Attributes:
-        group: of each thing the number of its group, counted from 0.
-        rank: its place in that group.
+        rank: of each thing its place in its group.
         order: things group by group.
         begin: where each group begins there.
         size: how many things each group has.
     """
 
-    def __init__(self, label: Ints, count: int | None = None) -> None:
-        if count is None:
-            names, self.group = np.unique(label, return_inverse=True)
-            self.group, count = self.group.reshape(-1), len(names)
-        else:
-            self.group = label
-        self.order = np.argsort(self.group, kind="stable")
-        self.size = np.bincount(self.group, minlength=count)
+    def __init__(self, group: Short, count: int) -> None:
+        self.group = group
+        self.order = np.argsort(group, kind="stable").astype(np.int32)
+        self.size = np.bincount(group, minlength=count)
         self.begin = np.cumsum(self.size) - self.size
-        self.rank = np.empty(len(label), np.int64)
-        self.rank[self.order] = np.arange(len(label)) - np.repeat(self.begin, self.size)
 
-    def of(self, group: int) -> Ints:
+    @cached_property
+    def rank(self) -> Short:
+        rank = np.empty(len(self.group), np.int32)
+        begin = np.repeat(self.begin.astype(np.int32), self.size)
+        rank[self.order] = np.arange(len(rank), dtype=np.int32) - begin
+        return rank
+
+    def of(self, group: int) -> Short:
         """Return the things in a group."""
         return self.order[self.begin[group] : self.begin[group] + self.size[group]]
 
-    def members(self) -> Iterator[Ints]:
+    def members(self) -> Iterator[Short]:
         """Yield the things of each group."""
         return (self.of(group) for group in range(len(self.size)))
 
 
-def _connected(count: int, a: Ints, b: Ints) -> Ints:
-    """Return the smallest member of the component of each of some nodes."""
-    label = np.arange(count)
+def _numbered(label: Ints) -> tuple[Short, int]:
+    """Return the number of each label among all that occur, and how many these are."""
+    names, number = np.unique(label, return_inverse=True)
+    return number.reshape(-1).astype(np.int32), len(names)
+
+
+def _connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
+    """Return the number of the component of each of some nodes, and how many there are.
+
+    Args:
+        count: of the nodes.
+        a: one end of each edge.
+        b: the other end.
+    """
+    label = np.arange(count, dtype=np.int32)  # of the smallest node found in the same component
     while True:
         la, lb = label[a], label[b]
         apart = la != lb
         if not apart.any():
-            return label
+            break
         a, b, la, lb = a[apart], b[apart], la[apart], lb[apart]
         low = np.minimum(la, lb)
         np.minimum.at(label, la, low)
@@ -169,18 +189,28 @@ def _connected(count: int, a: Ints, b: Ints) -> Ints:
             if (jumped == label).all():
                 break
             label = jumped
+    number = np.cumsum(label == np.arange(count, dtype=np.int32), dtype=np.int32) - np.int32(1)
+    return number[label], int(number[-1]) + 1
 
 
-def _kinds(columns: _Grouped, rows: _Grouped, block: Ints, terms: _Terms) -> Ints:
+def _kinds(columns: _Grouped, rows: _Grouped, block: Short, terms: _Terms) -> Ints:
     """Return a number for each component: equal where everything about two of them is."""
     signs = []
     for seed in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
         hashes = np.zeros(len(columns.size), np.uint64)
-        np.add.at(hashes, columns.group, _mixed(seed, columns.rank, block))
-        parts = (terms.demand, terms.slot, rows.rank[terms.row], columns.rank[terms.place])
-        np.add.at(hashes, columns.group[terms.place], _mixed(seed + 1, *parts))
+        for some in _chunks(len(block)):
+            mixed = _mixed(seed, columns.rank[some], block[some])
+            np.add.at(hashes, columns.group[some], mixed)
+        for some in _chunks(len(terms.row)):
+            row, place = rows.rank[terms.row[some]], terms.place[some]
+            mixed = _mixed(seed + 1, terms.demand[some], terms.slot[some], row, columns.rank[place])
+            np.add.at(hashes, columns.group[place], mixed)
         signs.append(hashes)
     return _mixed(7, *signs, columns.size).view(np.int64)
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    return (slice(i, i + _CHUNK) for i in range(0, count, _CHUNK))
 
 
 def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
@@ -195,7 +225,11 @@ def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def _solved(
-    demands: Sequence[Demand], terms: _Terms, own: Ints, places: Ints, weights: NDArray[np.bool_]
+    demands: Sequence[Demand],
+    terms: _Terms,
+    own: Sequence[int],
+    places: Short,
+    weights: NDArray[np.bool_],
 ) -> dict[int, list[tuple[int, Fraction]]]:
     """Solve one component: weights first, then what follows from them.
 

@@ -6,7 +6,7 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -40,6 +40,9 @@ WORST_AMPLIFICATION = 1e3
 EPSILON = torch.finfo(torch.float64).eps
 """Relative rounding error of float64."""
 
+_ALIVE = 0.1
+"""Relative change of the output per relative change of the weights that is no rounding."""
+
 NOISES = 30
 """How many times the change that rounding makes at a point is still rounding."""
 _LEAST_TESTS = 8
@@ -50,6 +53,8 @@ _ROUNDINGS = 3e5
 _FACTORS = (-7.0, -1.3, 0.7, 7.0)
 """Powers of two by which weights are rescaled far; two of them between, since a model may itself
 round a scale to a power of two."""
+_ANYWHERE = tuple(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0)))
+"""Sizes of weights, and how far they are moved, at which a claim must hold."""
 _HUGE = 30.0
 """And one that makes weights huge, of each sign of a trade: a clamp at 65504 acts only there."""
 _COARSE = 1e-3
@@ -102,23 +107,28 @@ def rounding_floor(probe: Probe, point: Point, *, real_eps: bool = False) -> flo
     eps near 0, a normalization of something constant divides by the rounding error of 0: such
     points are ill conditioned.
     """
-    floors = probe.floors[real_eps]
-    if point not in floors:
+    return max(_amplification(probe, point, real_eps), 1.0) * EPSILON
+
+
+def _amplification(probe: Probe, point: Point, real_eps: bool = False) -> float:
+    """Relative change of the output per relative change of the weights at a point."""
+    known = probe.amplifications[real_eps]
+    if point not in known:
         try:
-            floors[point] = _rounding_floor(probe, point, real_eps)
+            known[point] = _measured_amplification(probe, point, real_eps)
         except ModelError:
-            floors[point] = float("inf")
-    return floors[point]
+            known[point] = float("inf")
+    return known[point]
 
 
-def _rounding_floor(probe: Probe, point: Point, real_eps: bool) -> float:
+def _measured_amplification(probe: Probe, point: Point, real_eps: bool) -> float:
     before = probe.baseline(point, real_eps=real_eps)
     if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
         return float("inf")
     nudge = 1e-12
     # Another eps, too: where it shows, a normalization divides by it, and hides what is added.
     after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps, tiny=100 * TINY)
-    return max(relative_change(before, after) / nudge, 1.0) * EPSILON
+    return relative_change(before, after) / nudge
 
 
 def rounding(
@@ -143,20 +153,9 @@ def is_alive(probe: Probe, point: Point) -> bool:
     Where every token has the same nearest code, or no input passes a gate, nothing changes the
     output, and every claim seems to hold.
     """
+    if _ALIVE < _amplification(probe, point) < WORST_AMPLIFICATION:
+        return True
     return changed(probe, point, probe.nudged(point, 0.3)) > 10 * FINITE_TOLERANCE
-
-
-def far_points(probe: Probe) -> Iterator[Point]:
-    """Draw weights of many sizes: what is lost in rounding at one of them shows at another.
-
-    Weights that are tiny, such as a layer scale of 1e-6, are of ordinary size there.
-    """
-    for turn, size in enumerate((0.4, 2.0, 0.1, 5.0, 15.0)):
-        for noise in (1.0, 0.5, 0.3):
-            point = probe.redrawn(noise, size, turn, least=0.1)
-            if is_well_conditioned(probe, point):
-                yield point
-                break
 
 
 def certify(
@@ -228,24 +227,30 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
             values of one must: an expert that nobody asked would withstand anything. Where that is
             rare, more weights are drawn, which route their inputs elsewhere.
     """
-    tested, turns = 0, list(product((0.1, 0.3, 1.0, 3.0, 10.0, 30.0), (0.3, 1.0)))
-    for turn, (size, noise) in enumerate([*turns, *turns]):
-        anew = turn >= len(turns)
-        if anew and tested >= _LEAST_TESTS:
+    tested = 0
+    for turn in range(2 * len(_ANYWHERE)):
+        if turn >= len(_ANYWHERE) and tested >= _LEAST_TESTS:
             break
-        least = 0.1 * (turn % 2)
-        point = probe.redrawn(noise, size, turn, least, many=turn % 3 == 2, anew=anew)
+        point = probe.shared(("anywhere", turn), partial(_anywhere, probe, turn))
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
         if not any(_reached(probe, point, [name]) for name in claim):
             continue
         if not is_alive(probe, point):
             continue
+        size, _ = _ANYWHERE[turn % len(_ANYWHERE)]
         count = _withstood(probe, claim, point, huge=size >= 1)
         if count is None:
             return False
         tested += count
     return tested >= _LEAST_TESTS
+
+
+def _anywhere(probe: Probe, turn: int) -> Point:
+    """Draw weights of any size; in the second round they keep their mean and spread only."""
+    size, noise = _ANYWHERE[turn % len(_ANYWHERE)]
+    many, anew = turn % 3 == 2, turn >= len(_ANYWHERE)
+    return probe.redrawn(noise, size, turn, 0.1 * (turn % 2), many=many, anew=anew)
 
 
 def _withstood(probe: Probe, claim: Exponents, point: Point, *, huge: bool) -> int | None:

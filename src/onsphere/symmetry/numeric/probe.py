@@ -7,7 +7,7 @@ lifted, so that the noise is that of float64.
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,8 @@ from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
 from onsphere.symmetry.numeric.float64_mode import TINY, Composed, Float64Mode, wide
 
+_KEPT = 1_000_000
+"""Entries of all weights up to which points are kept for other tests."""
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
@@ -131,10 +133,11 @@ class Probe:
             WeakKeyDictionary(),
             WeakKeyDictionary(),
         )
-        self.floors: tuple[WeakKeyDictionary[Point, float], ...] = (
+        self.amplifications: tuple[WeakKeyDictionary[Point, float], ...] = (
             WeakKeyDictionary(),
             WeakKeyDictionary(),
         )
+        self._shared: dict[Hashable, Point] = {}
         self.overwritten = {self.own_name[n] for n in traced.overwritten}
         self._given = Point(
             {n: _float64(t) for n, t in state.items()},
@@ -190,6 +193,20 @@ class Probe:
         if many:
             return Point(state, *self.many_inputs(), seed)
         return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise), meet), seed)
+
+    def shared(self, key: Hashable, draw: Callable[[], Point]) -> Point:
+        """Return a point at which several tests look: drawn once, where the model is small.
+
+        Args:
+            key: tells such points apart.
+            draw: draws it.
+        """
+        if key in self._shared:
+            return self._shared[key]
+        point = draw()
+        if sum(t.numel() for t in point.state.values()) <= _KEPT:
+            self._shared[key] = point
+        return point
 
     def _moved(self, t: Tensor, noise: float, anew: bool) -> Tensor:
         if anew and t.ndim > 1 and t.is_floating_point():

@@ -202,11 +202,14 @@ def limits(audit: AuditResult) -> list[str]:
     if not audit.certified:
         said.append(
             "The model is on the meta device, without values: its symmetries are exact, but "
-            "not certified on numbers, and inert weights, shifts and finer spheres are not looked "
+            "not certified on numbers, and inert weights and shifts are not looked "
             "for. A small copy with memory has them (on the command line: --shrink)."
         )
     elif not audit.complete and not audit.limits:
-        said.append("The model is large: the numeric search for further symmetries was cut short.")
+        said.append(
+            "The model is large: the search by numbers for symmetries that units cannot see was "
+            "left out or cut short. audit(..., search_seconds=...) gives it more time."
+        )
     return said
 
 

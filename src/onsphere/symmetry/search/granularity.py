@@ -56,6 +56,7 @@ def finest_divisions(
     spheres: Sequence[Exponents],
     points: Iterable[Point],
     evidence: Sequence[RadialDerivatives | None],
+    known: Sequence[VectorAxes],
 ) -> list[VectorAxes]:
     """Find for each sphere the finest division into spheres of their own.
 
@@ -64,12 +65,17 @@ def finest_divisions(
         spheres: exponents of the weights of each sphere; all of them positive.
         points: where divisions are certified; random weights, so that nothing holds by accident.
         evidence: what was gathered; ``None`` for a sphere of which gradients tell nothing.
+        known: a division of each that holds; only finer ones are looked for.
 
     Returns:
         One division per sphere, the same for each of its weights.
     """
-    candidates = [_candidates(probe, e, s) for e, s in zip(evidence, spheres, strict=True)]
-    found = [VectorAxes()] * len(spheres)
+    state = probe.given().state
+    candidates = [
+        _finer(_candidates(probe, e, s), k, state[probe.own_name[next(iter(s))]].shape)
+        for e, s, k in zip(evidence, spheres, known, strict=True)
+    ]
+    found = list(known)
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
         tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
@@ -112,6 +118,11 @@ def _candidates(
     joined = [_joined(some) for r in range(len(held), 0, -1) for some in combinations(held, r)]
     fine = [d for d in joined if not limit or d.count(shapes[0]) <= limit]
     return _largest_first(fine, shapes[0])
+
+
+def _finer(some: Sequence[VectorAxes], known: VectorAxes, shape: Sequence[int]) -> list[VectorAxes]:
+    """Leave out divisions that make no more vectors than one that holds."""
+    return [d for d in some if d.count(shape) > known.count(shape)]
 
 
 def _largest_first(some: Sequence[VectorAxes], shape: Sequence[int]) -> list[VectorAxes]:

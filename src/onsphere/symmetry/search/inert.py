@@ -19,7 +19,6 @@ from onsphere._torch.execution import ModelError
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     NOISES,
-    far_points,
     is_well_conditioned,
     relative_change,
     rounding,
@@ -28,13 +27,15 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialRows
+from onsphere.symmetry.numeric.samples import Samples
 
 SILENT = 1e-8
 """Largest product of a weight's norm and its gradient's, relative to the largest of any weight,
 that may be rounding of 0."""
 
-_SLOPES = 2
-"""Combinations of the outputs per point for which gradients are compared."""
+_SLOPES = {False: 2, True: 1}
+"""Combinations of the outputs per point for which gradients are compared; by whether the model is
+large."""
 _VANISHING = 1e-24
 """Product of norms of weight and gradient, relative to the outputs, below which nothing is said:
 a saturated softmax leaves such gradients where they should cancel."""
@@ -59,42 +60,40 @@ Slab = tuple[str, int, Sequence[tuple[int, int]]]
 
 
 def are_inert(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Iterable[Point] = ()
+    probe: Probe, names: Sequence[str], points: Sequence[Point], drawn: Samples
 ) -> list[str]:
     """Return the weights that can be replaced by something else without changing any output.
 
     Args:
         probe: the model.
         names: candidates.
-        points: where to test, beside weights redrawn larger: what saturates has no gradient.
-        further: where to replace them too, without a look at gradients.
+        points: where gradients are compared and weights are replaced.
+        drawn: where they are replaced too, far away: what saturates has no gradient.
     """
-    changes = are_inert_parts(probe, [(n, -1, ()) for n in names], points, further)
+    changes = are_inert_parts(probe, [(n, -1, ()) for n in names], points, drawn)
     return [n for n, change in zip(names, changes, strict=True) if change is not None]
 
 
 def are_inert_parts(
-    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], further: Iterable[Point] = ()
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], drawn: Samples
 ) -> list[float | None]:
     """Replace parts of weights by something else; return how much the output changed.
 
     Args:
         probe: the model.
         parts: candidates.
-        points: where to test, beside weights redrawn larger: what saturates has no gradient.
-        further: where to replace them too, without a look at gradients.
+        points: where gradients are compared and weights are replaced.
+        drawn: where they are replaced too, far away: what saturates has no gradient.
 
     Returns:
         Per candidate a bound of the relative change of the output, which rounding explains, or
         ``None`` where the part has an effect.
     """
-    real = _have_slopes(probe, parts, points)
-    return _unmoved(probe, parts, [i for i, r in enumerate(real) if not r], points, further)
+    real = _have_slopes(probe, parts, points, drawn)
+    return _unmoved(probe, parts, [i for i, r in enumerate(real) if not r], points, drawn)
 
 
-def are_doubtful(
-    probe: Probe, names: Sequence[str], points: Sequence[Point], further: Iterable[Point] = ()
-) -> list[str]:
+def are_doubtful(probe: Probe, names: Sequence[str], drawn: Samples) -> list[str]:
     """Return the weights that have a small gradient, though no replacement changes any output.
 
     Rounding of a few tokens may look like a gradient, and an effect may be smaller than rounding.
@@ -102,11 +101,10 @@ def are_doubtful(
     Args:
         probe: the model.
         names: candidates that are not inert by :func:`are_inert`.
-        points: where to test.
-        further: where to replace them too.
+        drawn: where they are replaced.
     """
     parts: list[Slab] = [(n, -1, ()) for n in names]
-    changes = _unmoved(probe, parts, range(len(parts)), points, further)
+    changes = _unmoved(probe, parts, range(len(parts)), drawn.near, drawn)
     return [n for n, change in zip(names, changes, strict=True) if change is not None]
 
 
@@ -115,13 +113,13 @@ def _unmoved(
     parts: Sequence[Slab],
     tried: Iterable[int],
     points: Sequence[Point],
-    further: Iterable[Point],
+    drawn: Samples,
 ) -> list[float | None]:
     """Replace the parts with these numbers; return how much the output changed, as above."""
     alive = list(tried)
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    near = ((point, 1.0) for point in chain(points, far_points(probe)))
-    for point, most in chain(near, ((point, _EFFECT) for point in further)):
+    near = ((point, 1.0) for point in chain(points, drawn.far))
+    for point, most in chain(near, ((point, _EFFECT) for point in drawn.wide)):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
@@ -157,7 +155,9 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     return [excess > 1 for excess in largest]
 
 
-def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -> list[bool]:
+def _have_slopes(
+    probe: Probe, parts: Sequence[Slab], points: Sequence[Point], drawn: Samples
+) -> list[bool]:
     """Return which parts have gradients that are small, but not made of rounding.
 
     Behind a softmax of nearly equal scores, or a saturated one, a gradient may be as small as
@@ -167,9 +167,9 @@ def _have_slopes(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]) -
     if not parts:
         return []
     own = [name for name, *_ in parts]
-    gradients = partial(probe.gradients, count=_SLOPES, names=list(dict.fromkeys(own)))
+    gradients = partial(probe.gradients, count=_SLOPES[drawn.large], names=list(dict.fromkeys(own)))
     clear, agreeing = [False] * len(parts), [0] * len(parts)
-    for point in chain(points, islice(far_points(probe), 2)):
+    for point in chain(points, islice(drawn.far, 0 if drawn.large else 2)):
         near = probe.nudged(point, 1e-12)
         state = probe.generator.get_state()
         here = list(gradients(point))

@@ -25,8 +25,8 @@ from onsphere.symmetry.numeric.radial_derivatives import (
     radial_rows,
 )
 
-SEARCH_SECONDS = 8.0
-"""How long the search may take; a larger model's symmetries are those that the units give."""
+SEARCH_SECONDS = 2.0
+"""How long the search may take by default; a larger model's symmetries are those of its units."""
 SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 _SPARE_ROWS = 4
@@ -58,6 +58,7 @@ def completed(
     seconds: float,
     draw: Callable[[int], Point],
     unreached: Collection[str] = (),
+    search_seconds: float = SEARCH_SECONDS,
 ) -> Completed:
     """Add the symmetries that only the numbers show, while looking for them is cheap.
 
@@ -67,16 +68,17 @@ def completed(
         seconds: how long one row takes.
         draw: makes the n-th random point.
         unreached: weights that no input reaches, which is said of the audit as a whole.
+        search_seconds: how long the search may take.
     """
     # Gradients say nothing of a symmetry along which a buffer moves that the model writes.
     seen = [v for v in claims if probe.traced.moving.isdisjoint(v)]
     count = len(probe.names) - len(seen) + _SPARE_ROWS
-    if seconds * count > SEARCH_SECONDS:
+    if seconds * count > search_seconds:
         return Completed(list(claims), complete=False)
-    start, found = time.thread_time(), None
+    end, found = time.thread_time() + 2 * search_seconds, None
     rows: list[RadialRows] = []
     for _ in range(_ROUNDS):
-        more, enough = _measured(probe, seen, count, draw, len(rows), start)
+        more, enough = _measured(probe, seen, count, draw, len(rows), end)
         if not more or not enough:
             hidden = more is None
             return Completed(list(claims), enough and not hidden, hidden)
@@ -100,7 +102,7 @@ def _measured(
     count: int,
     draw: Callable[[int], Point],
     first: int,
-    start: float,
+    end: float,
 ) -> tuple[list[RadialRows] | None, bool]:
     """Measure so many rows that tell something, from the first point on, while there is time.
 
@@ -124,7 +126,7 @@ def _measured(
         idle = 0 if seen else idle + 1
         if idle == _IDLE_POINTS:
             return (None if hidden else []), True
-        if time.thread_time() - start > 2 * SEARCH_SECONDS:
+        if time.thread_time() > end:
             return [], False
     return rows, True
 

@@ -7,7 +7,7 @@ for every combination of the outputs (or over which the gradient itself is lost 
 is certified by a finite change of the parts alone.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -24,6 +24,7 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
+from onsphere.symmetry.numeric.samples import Samples
 from onsphere.symmetry.search.granularity import SPREAD, divisors
 from onsphere.symmetry.search.inert import SILENT, act_through_eps, along, are_inert_parts
 
@@ -60,8 +61,7 @@ class Part:
 def find_parts(
     probe: Probe,
     names: Sequence[str],
-    points: Sequence[Point],
-    further: Iterable[Point],
+    drawn: Samples,
     evidence: RadialDerivatives,
 ) -> list[Part]:
     """Find parts of weights that are on spheres or inert while the whole weight is not.
@@ -69,8 +69,7 @@ def find_parts(
     Args:
         probe: the model.
         names: weights that are neither on spheres of their own nor inert.
-        points: where parts are certified.
-        further: where they are certified too, without a look at gradients.
+        drawn: where parts are certified.
         evidence: what was gathered.
 
     Returns:
@@ -82,7 +81,7 @@ def find_parts(
     inert = [w for w in wanted if w[3] == "inert"]
     changes = group_test(
         spheres,
-        partial(largest_change, probe, Points(chain(points, further)), _rescaled),
+        partial(largest_change, probe, Points(chain(drawn.random, drawn.further)), _rescaled),
         FINITE_TOLERANCE,
     )
     held = [
@@ -90,9 +89,9 @@ def find_parts(
         for w, change in zip(spheres, changes, strict=True)
         if change <= FINITE_TOLERANCE
     ]
-    silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], points, further)
+    silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], drawn.random, drawn)
     quiet = [Part(*w, c) for w, c in zip(inert, silent, strict=True) if c is not None]
-    acting = act_through_eps(probe, [(p.name, p.axis, p.intervals) for p in quiet], points)
+    acting = act_through_eps(probe, [(p.name, p.axis, p.intervals) for p in quiet], drawn.random)
     return [*held, *(p for p, acts in zip(quiet, acting, strict=True) if not acts)]
 
 

@@ -7,7 +7,7 @@ input reached is called neither inert nor anything else.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
@@ -18,6 +18,7 @@ from onsphere.symmetry.exact.linear_forms import in_span
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives
+from onsphere.symmetry.numeric.samples import Samples
 from onsphere.symmetry.search.inert import (
     act_through_eps,
     are_doubtful,
@@ -142,27 +143,25 @@ class WithoutEffect:
 def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
-    points: Sequence[Point],
-    further: Iterable[Point],
+    drawn: Samples,
     others: Sequence[Call],
 ) -> WithoutEffect:
     """Find weights without effect, and weights of which no input shows whether they have one.
 
     Args:
         probe: the model.
-        evidence: what was gathered at ``points``.
-        points: where gradients are compared.
-        further: where weights are replaced too.
+        evidence: what was gathered near the model's own weights.
+        drawn: where gradients are compared and weights are replaced.
         others: inputs on which the operations were followed.
     """
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [evidence.radial(i) for i in range(min(2, len(points)))]
+    rows = [evidence.radial(i) for i in range(len(drawn.random))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
     candidates = [n for n in probe.names if n in silent]
-    found = are_inert(probe, candidates, points, further)
+    found = are_inert(probe, candidates, drawn.near, drawn)
     rest = [n for n in candidates if n not in found]
-    doubtful = are_doubtful(probe, rest, points, further) if rest else []
-    acting = act_through_eps(probe, [(n, -1, ()) for n in found], points)
+    doubtful = are_doubtful(probe, rest, drawn) if rest else []
+    acting = act_through_eps(probe, [(n, -1, ()) for n in found], drawn.near)
     through_eps = {n for n, acts in zip(found, acting, strict=True) if acts}
     found = [n for n in found if n not in through_eps]
     state = probe.given().state
@@ -186,7 +185,7 @@ def without_effect(
         wide.append(point)
         reached |= probe.reached(point, doubted)
         touched |= _with_gradients(probe, doubted, point)
-    effective = reached - set(are_inert(probe, sorted(reached), wide))
+    effective = reached - set(are_inert(probe, sorted(reached), wide, drawn))
     stepwise = (set(doubted) & probe.traced.jumping) - touched - _free(probe.traced)
     unshown = (touched - reached) | stepwise
     inert = [n for n in found if n not in unshown | effective]

@@ -1,9 +1,9 @@
 """Make the records of the atlas: ``python -m benchmarks.atlas``, then ``make docs``.
 
 Each architecture is audited in a process of its own, on one thread: without memory first, and with
-``--certify`` with certificates as well, where that ends within the limits. What is recorded already
-is left alone unless ``--redo`` is given, so an interrupted run goes on where it stopped. Needs
-timm, transformers and torchvision; nothing is downloaded.
+certificates where that fails, or with ``--certify`` where that ends within the limits. What is
+recorded already is left alone unless ``--redo`` is given, so an interrupted run goes on where it
+stopped. Needs timm, transformers and torchvision; nothing is downloaded.
 """
 
 import argparse
@@ -70,17 +70,12 @@ def steps(
 ) -> Iterator[dict[str, Any]]:
     """Yield what is to be recorded of an architecture: first without memory, then certified."""
     done = None if chosen.redo else known
-    if done is None and entry.exact is not None:
-        done = attempt(entry, [entry.exact], chosen)
+    if done is None:
+        done = attempt(entry, [entry.exact] if entry.exact else entry.certified, chosen)
         yield done
-    if entry.exact is None and done is None:
-        yield attempt(entry, entry.certified, chosen)
-    elif chosen.certify and entry.exact is not None and done is not None and may_fit(done, chosen):
+    if entry.exact and ("failed" in done or chosen.certify) and may_fit(done, chosen):
         found = attempt(entry, entry.certified, chosen)
-        if "failed" not in found:
-            yield found
-        else:
-            yield done | {"uncertified": found["failed"]}
+        yield found if "failed" not in found else done | {"uncertified": found["failed"]}
 
 
 def may_fit(done: dict[str, Any], chosen: argparse.Namespace) -> bool:
@@ -111,7 +106,7 @@ def attempt(entry: Entry, commands: Sequence[str], chosen: argparse.Namespace) -
 def line(entry: Entry, result: dict[str, Any]) -> str:
     if "failed" in result:
         return f"{entry.key}: failed: {result['failed']}"
-    how = "certified" if result["certified"] else result.get("uncertified", "exact")
+    how = "certified" if result["certified"] else "exact"
     unknown = f", unknown: {', '.join(result['unknown'])}" if result["unknown"] else ""
     return (
         f"{entry.key}: {result['weights']} weights, {result['symmetries']} symmetries, {how}, "

@@ -1,5 +1,6 @@
 """The atlas: records made by the commands it shows, and a page of them that can be searched."""
 
+import argparse
 import importlib.util
 import json
 import re
@@ -7,8 +8,8 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from benchmarks.atlas.__main__ import main, may_fit
-from benchmarks.atlas.entries import LIBRARIES, entries
+from benchmarks.atlas.__main__ import main, may_fit, steps
+from benchmarks.atlas.entries import LIBRARIES, Entry, entries
 from benchmarks.atlas.networks import ABOUT
 from benchmarks.atlas.processes import Failed, alone
 from benchmarks.atlas.records import first, norms, options_of, read, record
@@ -189,14 +190,37 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 
 def test_certificates_are_tried_once_and_not_where_they_cannot_fit():
-    import argparse
-
     chosen = argparse.Namespace(entries=10)
     small = {"library": "timm", "entries": 9, "certified": False}
     assert may_fit(small, chosen)
     assert not may_fit(small | {"entries": 11}, chosen)
     assert not may_fit(small | {"uncertified": "more than 9 s"}, chosen)
     assert not may_fit(small | {"certified": True}, chosen)
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_certificates_follow_where_asked_for_or_where_nothing_else_works(monkeypatch, certify):
+    chosen = argparse.Namespace(redo=False, certify=certify, entries=10)
+    entry = Entry("transformers", "n", "exact", ("certified",))
+    works = {"exact": True, "certified": True}
+
+    def tried(_entry, commands, _chosen):
+        base = {"library": "transformers", "command": commands[0]}
+        if works[commands[0]]:
+            return base | {"certified": commands[0] == "certified"}
+        return base | {"failed": "why"}
+
+    def commands(known=None):
+        return [r["command"] for r in steps(entry, known, chosen)]
+
+    monkeypatch.setattr("benchmarks.atlas.__main__.attempt", tried)
+    assert commands() == ["exact", "certified"][: 1 + certify]
+    assert commands({"library": "transformers", "certified": True}) == []
+    works["exact"] = False
+    assert commands() == ["exact", "certified"]
+    works["certified"] = False
+    *_, last = steps(entry, None, chosen)
+    assert (last["failed"], last["uncertified"]) == ("why", "why")
 
 
 @pytest.mark.browser

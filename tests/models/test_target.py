@@ -13,6 +13,7 @@ from onsphere.models.checkpoint import CheckpointError, load, read
 from onsphere.models.load import load as load_target
 from onsphere.models.target import TargetError, parse_shape
 from onsphere.symmetry import CanonicalizeError, ModelError
+from onsphere.symmetry.exact.trace import trace
 
 FACTORY = """
 from dataclasses import dataclass
@@ -214,6 +215,17 @@ class TestConfigs:
         assert set(target.kwargs) == {"input_ids", "pixel_values"}
         with torch.no_grad():
             assert target.output(target.model(**target.kwargs)).shape == (2, 2)
+
+    def test_experts_are_audited_without_memory(self, config):
+        data = {**LLAMA, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+        config.write_text(json.dumps({**data, "num_local_experts": 3, "num_hidden_layers": 1}))
+        full, real = (load_target(str(config), size=size) for size in ("full", "real"))
+        assert all(p.is_meta for p in full.model.parameters())
+        of_full, of_real = (
+            trace(t.model, t.args, t.kwargs, output=t.output).basis for t in (full, real)
+        )
+        assert len(of_full) == len(of_real) == 6
+        assert all({"model.embed_tokens.weight"} != set(v) for v in of_full)
 
     def test_a_model_of_sound_gets_short_spectra(self):
         target = load_target("hf:whisper", size="shrink")

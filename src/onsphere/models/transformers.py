@@ -138,6 +138,7 @@ def _built(
                 model = architecture._from_config(config)
         else:
             note = "built at its full size on the meta device"
+            config._experts_implementation = "batched_mm"  # which tokens an expert gets is unknown
     except TargetError:
         raise
     except Exception as error:  # a config can break a model in any way

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             data["records"][entry.key] = result
             ordered = {e.key: data["records"].get(e.key) for e in entries()}
             data["records"] = {k: r for k, r in ordered.items() if r is not None}
+            data["listed"] = len(ordered)
             records.write(chosen.records, data)
             print(line(entry, result), flush=True)
 

@@ -155,7 +155,7 @@ def versions() -> dict[str, str]:
 def read(path: Path) -> dict[str, Any]:
     """Read the file of records; one without any where there is none yet."""
     if not path.exists():
-        return {"made_with": versions(), "records": {}}
+        return {"made_with": versions(), "listed": 0, "records": {}}
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -165,5 +165,5 @@ def write(path: Path, data: dict[str, Any]) -> None:
         f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
         for key, value in data["records"].items()
     )
-    head = json.dumps(data["made_with"])
-    write_whole(path, f'{{"made_with": {head},\n "records": {{\n{lines}\n}}}}\n'.encode())
+    head = f'"made_with": {json.dumps(data["made_with"])},\n "listed": {data["listed"]}'
+    write_whole(path, f'{{{head},\n "records": {{\n{lines}\n}}}}\n'.encode())

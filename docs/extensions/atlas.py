@@ -60,7 +60,7 @@ def drawn(data: Mapping[str, Any]) -> str:
     records = list(data["records"].values())
     return "\n".join([
         '<div class="atlas">',
-        _totals(records),
+        _totals(records, data["listed"]),
         _controls(records),
         _legend(),
         _head(),
@@ -75,18 +75,20 @@ def drawn(data: Mapping[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _totals(records: Sequence[Record]) -> str:
+def _totals(records: Sequence[Record], listed: int) -> str:
     done = [r for r in records if "failed" not in r]
     certified = sum(r["certified"] for r in done)
     unknown = sum(bool(r["unknown"]) for r in done)
     libraries = Counter(r["library"] for r in records)
     of = ", ".join(f"{count} of {library}" for library, count in libraries.items())
     failed = len(records) - len(done)
+    left = listed - len(records)
+    missing = f" {left} more are listed, and were not run yet." if left > 0 else ""
     return (
         f'<p class="atlas-totals"><strong>{len(records)} architectures</strong>: {escape(of)}. '
         f"{_many(certified)} audited with certificates, {_many(len(done) - certified)} exactly "
         f"without memory; {_many(failed)} could not be audited, and {_many(unknown)} had an "
-        "operation that the audit does not know.</p>"
+        f"operation that the audit does not know.{missing}</p>"
     )
 
 

@@ -43,6 +43,7 @@ def data(made) -> dict:
     base = {"library": "plain PyTorch", "about": "", "command": COMMAND, "relatives": []}
     return {
         "made_with": {"torch": "2.14.1"},
+        "listed": 5,
         "records": {
             "a": base | made | {"name": "mlp"},
             "b": base | made | {"name": "unet", "norms": ["BatchNorm"], "certified": False},
@@ -104,7 +105,7 @@ def test_what_records_say_is_escaped(atlas, data):
         record_["lines"] = {"trades": [EVIL, EVIL]}
         lists = ("norms", "unknown", "limits", "relatives")
         record_ |= {key: [EVIL] for key in lists}
-    page = atlas.drawn({"made_with": {EVIL: EVIL}, "records": data["records"]})
+    page = atlas.drawn(data | {"made_with": {EVIL: EVIL}})
     assert "<img" not in page
     assert page.count("&lt;img") > 20
 
@@ -113,6 +114,7 @@ def test_totals_are_counted(atlas, data):
     text = re.sub(r"<.*?>", "", atlas.drawn(data).partition("</p>")[0])
     assert "3 architectures: 3 of plain PyTorch. 1 audited with certificates, 1 exactly" in text
     assert "1 could not be audited, and none had an operation" in text
+    assert text.endswith("2 more are listed, and were not run yet.")
 
 
 def test_what_was_not_looked_for_is_no_zero(atlas, data):

@@ -1,7 +1,8 @@
 """Measure the audit: `python -m benchmarks.symmetry WHAT` prints tables of docs/results.
 
 WHAT is families, canonical, llama, gpt2, resnet, or random networks that the oracle of the tests
-judges: random (plain pieces), written or mixed (code as people write it). `families` needs
+judges: random (plain pieces), written or mixed (code as people write it), channels (plain pieces,
+judged by row, column and channel). `families` needs
 `transformers`; nothing is downloaded, so gpt2 has its architecture and random weights unless a
 checkpoint is given.
 """
@@ -38,6 +39,7 @@ RANDOM = {
     "random": ("networks", "plain_case"),
     "written": ("written", "written_case"),
     "mixed": ("mixed", "mixed_case"),
+    "channels": ("networks", "plain_case"),
 }
 """Networks -> module of the tests and the function there that makes them from a seed."""
 WHAT = ("families", "canonical", "fixed", "llama", "gpt2", "resnet", *RANDOM)
@@ -311,7 +313,8 @@ def resnet() -> None:
 
 def judged(what: str, first: int, count: int) -> None:
     """Random networks: claims that fail, and symmetries that were shown and not claimed."""
-    count_wrong = of_tests("oracle").count_wrong
+    oracle = "channels.oracle" if what == "channels" else "oracle"
+    count_wrong = of_tests(oracle).count_wrong
     module, name = RANDOM[what]
     make = getattr(of_tests(module), name)
     total = [0, 0, 0]

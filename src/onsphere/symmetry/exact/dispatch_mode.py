@@ -16,7 +16,7 @@ from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation, Origin, UnitTracker, key_of
 from onsphere.symmetry.exact.rules.axes import units_of
-from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of
+from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 
 _ROLES = {
     "convolution": "convolution",
@@ -111,6 +111,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written |= written
         self._describe(tensors, written, results, units)
         self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
+        self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))
         self.use.follow(operation, rule is passes)
         return result
 

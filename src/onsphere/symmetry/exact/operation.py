@@ -56,6 +56,7 @@ class UnitTracker:
         self.jumping: set[int] = set()
         self.decisive: set[int] = set()
         self.shadows = KnownValues()
+        self.squares: set[int] = set()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
         self._occurrences = Occurrences(self.constant)
@@ -137,6 +138,15 @@ class UnitTracker:
         self._units[key] = found[0]
         self._fields.forget(key)
         return found[0]
+
+    def follow_squares(
+        self, op: "Operation", results: Sequence[Tensor], *, rearranged: bool
+    ) -> None:
+        """Note which tensors hold squares, or sizes: a sum of them is positive, whatever scales."""
+        kept = rearranged and isinstance(op.first, Tensor) and key_of(op.first) in self.squares
+        squares = kept or op.is_square
+        for key in map(key_of, results):
+            (self.squares.add if squares else self.squares.discard)(key)
 
     def origin(self, tensor: Tensor) -> Origin:
         """Return what the values of a tensor were made from."""
@@ -255,6 +265,16 @@ class Operation:
     def has(self, name: str) -> bool:
         """Return whether this overload takes such an argument."""
         return name in self._args
+
+    @property
+    def is_square(self) -> bool:
+        """Whether it squares every entry, or takes its size."""
+        short = self.name.removeprefix("aten::").rstrip("_")
+        if not isinstance(self.first, Tensor) or self.first.is_complex():
+            return short == "abs"
+        if short == "pow":
+            return self["exponent"] in (2, 4)
+        return short == "abs" or (short == "mul" and self["other"] is self.first)
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""

@@ -35,6 +35,7 @@ from onsphere.symmetry.exact.operation import (
     Rule,
     flat_tensors,
     is_free_number,
+    key_of,
 )
 from onsphere.symmetry.exact.rules.table import entry_of
 
@@ -211,7 +212,8 @@ def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     dims = _dims(op)
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
-        if "norm" in op.name:
+        sums = op.name in ("aten::sum", "aten::mean", "aten::amax")
+        if "norm" in op.name or (sums and key_of(tensor) in op.ledger.squares):
             return channels.lengths(unit, dims, tensor.shape)
         return channels.constant(unit, dims)
 
@@ -455,6 +457,34 @@ def layer_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def rms_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Divide by lengths along the axes that are normalized."""
+    axes = list(range(-len(op["normalized_shape"]), 0))
+    return _divided(op, rule, channels, op["input"], axes)
+
+
+def _divided(
+    op: Operation, rule: Rule, channels: ChannelDemands, given: Tensor, axes: Sequence[int]
+) -> Any:
+    """Divide by a length: where channels scale apart, it scales by a number of its own.
+
+    Results of the rule are the quotient and something made of the length.
+    """
+    direction = ZERO
+
+    def arrange(tensor: Tensor, unit: Unit) -> Unit:
+        nonlocal direction
+        if tensor is not given:
+            return unit
+        length = channels.lengths(unit, axes, given.shape)
+        direction = unit - length
+        return length
+
+    op.arrange = arrange
+    out, other = rule(op)  # type: ignore[misc]
+    return (out + direction, other)
+
+
 def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Need a common exponent along all axes but that of channels, which the norm forgets."""
     given: Tensor = op["input"]
@@ -501,12 +531,11 @@ def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 
 def weight_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
-    """Need a common exponent along all axes but one, which the norm forgets."""
+    """Divide by lengths along all axes but one, which the norm forgets."""
     given: Tensor = op["v"]
     kept = int(op["dim"]) % given.ndim - given.ndim
     others = [d for d in range(-given.ndim, 0) if d != kept]
-    op.arrange = lambda t, u: channels.constant(u, others) if t is given else u
-    return rule(op)
+    return _divided(op, rule, channels, given, others)
 
 
 # --- choices by index --------------------------------------------------------------------------
@@ -831,7 +860,8 @@ _TABLE: list[tuple[AxisRule, str]] = [
         _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
         _scaled_dot_product_fused_attention_overrideable
     """),
-    (layer_norm, "native_layer_norm _fused_rms_norm rms_norm"),
+    (layer_norm, "native_layer_norm"),
+    (rms_norm, "_fused_rms_norm rms_norm"),
     (batch_norm, """
         native_batch_norm _native_batch_norm_legit cudnn_batch_norm
         _native_batch_norm_legit_no_training _batch_norm_with_update

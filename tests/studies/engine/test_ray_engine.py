@@ -194,7 +194,7 @@ def test_an_address_where_something_else_listens_is_one_line_in_time(command):
         code, _, error = command(
             "study", "gain", "--quick", "--engine", "ray", "--address", f"127.0.0.1:{port}"
         )
-    assert time.monotonic() - began < ray_engine.SECONDS_TO_ANSWER + 10
+    assert time.monotonic() - began < ray_engine.SECONDS_TO_ANSWER + 60  # to import Ray, too
     assert (code, error.count("\n")) == (2, 1)
     assert "(nothing within 10 seconds)" in error
 

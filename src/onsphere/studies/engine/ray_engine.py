@@ -31,13 +31,20 @@ if TYPE_CHECKING:
 RETRIES = 3
 """How often a cell is computed again whose worker died."""
 
-SECONDS_TO_ANSWER = 10.0
+SECONDS_TO_ANSWER = 10
 """How long a cluster may take to answer, before the study is refused."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 
+_SECONDS_OF_A_PROBE = 60.0
+
+# The time runs from when Ray is imported, which on a busy machine takes long. An alarm ends the
+# process whatever Ray waits for.
 _PROBE = """
-import logging, sys, ray
+import logging, signal, sys, ray
+if hasattr(signal, "alarm"):
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(sys.argv[2]))
 try:
     ray.init(sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
 except Exception as error:
@@ -174,13 +181,16 @@ def _check_answer(address: str) -> None:
         OnsphereError: no answer in time, or Ray's own words if it refuses.
     """
     _check_port(address)
-    command = [sys.executable, "-c", _PROBE, address]
+    command = [sys.executable, "-c", _PROBE, address, str(SECONDS_TO_ANSWER)]
+    late = _no_answer(address, f"nothing within {SECONDS_TO_ANSWER} seconds")
     try:
         asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False
+            command, capture_output=True, text=True, timeout=_SECONDS_OF_A_PROBE, check=False
         )
     except subprocess.TimeoutExpired:
-        raise _no_answer(address, f"nothing within {SECONDS_TO_ANSWER:g} seconds") from None
+        raise late from None
+    if asked.returncode < 0:  # the alarm
+        raise late
     if asked.returncode != 0:
         raise _no_answer(address, asked.stdout.strip() or "it ended without a word")
 

@@ -16,7 +16,17 @@ from benchmarks.evidence.outcome import (
 from benchmarks.evidence.problem import KINDS
 from benchmarks.evidence.run import WARMUP, Space
 from benchmarks.evidence.tuning import FRESH_SEEDS, GRID_SEED, OURS, SPACES, Found, Trial
-from onsphere.report import Document, Figure, Panel, Reference, Section, Series, Table, Verdict
+from onsphere.report import (
+    Document,
+    Figure,
+    Outcome,
+    Panel,
+    Reference,
+    Section,
+    Series,
+    Statement,
+    Table,
+)
 from onsphere.report.number import number
 from onsphere.studies.claims.plan import average
 from onsphere.studies.setup.statistics import estimate
@@ -55,18 +65,27 @@ def section(found: Found, command: str) -> Section:
     """Return the section of one task."""
     run, record = found.chosen["plain"].run, found.chosen["rate"].record
     helps = {space: _helps(found, space) for space in OURS}
+    losses = "; ".join(f"{s} {difference(found, s, 'loss')}" for s in OURS)
     return Section(
         name=found.kind,
         title=KINDS[found.kind].name,
         statement="Training on spheres reaches a lower loss than the tuned base optimizer in as "
         "many steps, and does so over a wider range of rates.",
-        threshold="Holds if, for all of ours, the 95 % interval of the paired "
-        "difference in final validation loss lies below 0 and the range of rates within "
-        f"{WITHIN:.0%} of the best loss of all is wider; under conditions if either is so for "
-        "any of them; does not hold otherwise.",
-        verdict=_verdict([one for pair in helps.values() for one in pair]),
-        figure_of_merit="validation loss, ours minus tuned base: "
-        + "; ".join(f"{s} {difference(found, s, 'loss')}" for s in OURS),
+        statements=[
+            Statement(
+                name="gain",
+                hypothesis="Training on spheres reaches a lower loss, and over a wider range of "
+                "rates.",
+                quantity="validation loss, ours minus tuned base",
+                margin="0",
+                rule="Holds if, for all of ours, the 95 % interval of the paired difference in "
+                "final validation loss lies below 0 and the range of rates within "
+                f"{WITHIN:.0%} of the best loss of all is wider; differs if either is so for any "
+                "of them; absent otherwise.",
+                outcome=_outcome([one for pair in helps.values() for one in pair]),
+                effect=losses,
+            )
+        ],
         findings=_findings(found),
         conditions=[
             f"{run.steps} steps of {run.batch} examples, linear warm-up over {WARMUP:.0%} of the "
@@ -88,10 +107,10 @@ def _helps(found: Found, space: Space) -> tuple[bool, bool]:
     return difference(found, space, "loss").high < 0, wider
 
 
-def _verdict(helps: Sequence[bool]) -> Verdict:
+def _outcome(helps: Sequence[bool]) -> Outcome:
     if all(helps):
-        return Verdict.HOLDS
-    return Verdict.CONDITIONAL if any(helps) else Verdict.FAILS
+        return Outcome.HOLDS
+    return Outcome.MIXED if any(helps) else Outcome.ABSENT
 
 
 def _findings(found: Found) -> list[str]:

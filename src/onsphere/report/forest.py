@@ -35,12 +35,12 @@ def forest_svg(statement: Statement) -> str:
         statement: its intervals are drawn, its hypothesis and effect are told to screen readers.
 
     Returns:
-        An ``<svg>`` element that asks for nothing outside itself; a short text where there is
+        An ``<svg>`` element that asks for nothing outside itself; an empty text where there is
         nothing to draw.
     """
     rows = list(statement.intervals)
     if not rows:
-        return "<p>nothing measured</p>"
+        return ""
     height = _ROW * len(rows) + 4
     said = escape(clean(f"{statement.hypothesis} {statement.outcome.value}: {statement.effect}"))
     low, zero, high = place(-1), place(0), place(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from onsphere.errors import OnsphereError
-from onsphere.studies.claims.base import Plan
+from onsphere.studies.claims.plan import Plan
 from onsphere.studies.engine.job import Inputs
 from onsphere.studies.setup.architectures import ARCHITECTURES, architecture
 from onsphere.studies.setup.data import Images

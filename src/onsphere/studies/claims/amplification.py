@@ -128,6 +128,7 @@ STATEMENTS = (
         cells=_cells,
         values=_over_seeds(_excess_exponent),
         kind="agreement",
+        unit="from exponent 1",
         few=True,
     ),
     Statement(

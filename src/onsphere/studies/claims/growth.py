@@ -255,6 +255,7 @@ def _law(
         values=_over_layers(value, pick),
         kind=kind,
         axis="linear" if linear else "ratio",
+        unit="from exponent 1/4" if linear else "",
         few=True,
     )
 

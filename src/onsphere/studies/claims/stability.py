@@ -287,6 +287,7 @@ _STATEMENTS = (
         kind="agreement",
         basis="proved",
         few=True,
+        unit="of accuracy",
     ),
     Statement(
         name="start-plain",
@@ -298,6 +299,7 @@ _STATEMENTS = (
         cells=lambda *which: [_start_cell(*which)],
         values=lambda records: [plain - sphere for plain, sphere in map(_ranges, _only(records))],
         few=True,
+        unit="of accuracy",
     ),
     Statement(
         name="rates",
@@ -318,6 +320,7 @@ _STATEMENTS = (
         methods=lambda plan: plan.panel,
         cells=lambda *which: [_edge_cell(*which)],
         values=_gained_accuracy,
+        unit="of accuracy",
     ),
     Statement(
         name="rate-and-decay",
@@ -330,6 +333,7 @@ _STATEMENTS = (
         cells=lambda *which: [_grid_cell(*which)],
         values=lambda records: [sphere - plain for plain, sphere in map(_shares, _only(records))],
         few=True,
+        unit="of the settings",
     ),
     Statement(
         name="no-warm-up",
@@ -342,6 +346,7 @@ _STATEMENTS = (
         cells=lambda *which: [_rough_cell(*which)],
         values=_fewer_spikes,
         few=True,
+        unit="of the steps",
     ),
     Statement(
         name="rate-left",

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onsphere.geometry import Sphere, VectorAxes
-from onsphere.optim.sgd import sgd_update
 from onsphere.optim.steps.sphere_step import advance
 from onsphere.optim.updates.geodesic import StepOptions, reference_length
+from onsphere.optim.updates.torch_optim import sgd_update
 from onsphere.optim.updates.types import Family
 from onsphere.optim.updates.types import Part as Shard
 from onsphere.studies.engine.job import Inputs, Outcome

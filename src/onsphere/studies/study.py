@@ -19,7 +19,7 @@ from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.runner import Progress, run
 from onsphere.studies.engine.store import Store
 from onsphere.studies.engine.work import Engine
-from onsphere.studies.protocol import register
+from onsphere.studies.protocol import Protocol, register
 from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Source
 from onsphere.studies.setup.network import LABELS, STUDIED
@@ -148,8 +148,7 @@ def study(
             "onsphere": __version__,
             "torch": torch.__version__,
             "processor": "; ".join(machines),
-            "rules": "hashed into the folder of records before anything was measured; in an "
-            "earlier version a rule was changed once after the first results on digits",
+            "rules": _when_written(list(protocols.values())),
         },
         warnings=[*_warnings(plan, machines), *found.stopped],
         terms=TERMS,
@@ -286,6 +285,15 @@ def _pilot_section(chosen: Sequence[Claim], found: _Found) -> Section:
                 "A dash: more than a thousand.",
             )
         ],
+    )
+
+
+def _when_written(protocols: Sequence[Protocol]) -> str:
+    late = any(protocol.records_before for protocol in protocols)
+    when = "in part after records were there (each claim says)" if late else "before any was there"
+    return (
+        f"hashed into the folder of records {when}; in an earlier version a rule was changed once "
+        "after the first results on digits"
     )
 
 

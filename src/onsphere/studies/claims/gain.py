@@ -357,7 +357,10 @@ def _figure(plan: Plan, found: dict[tuple[str, int], list[dict[str, Any]]]) -> F
 def _advice(outcomes: Outcomes) -> str:
     approaches = {outcomes["gain-approaches"], outcomes["shift-approaches"]}
     if Outcome.HOLDS in approaches and len(approaches) == 1:
-        return "Gain and shift do what they were said to: they bring spread and mean back."
+        return (
+            "Where it is decided, gain and shift move towards spread and mean as you train, if not "
+            "far: this depends on the method, so do not count on it."
+        )
     if approaches <= {Outcome.REVERSED, Outcome.ABSENT, Outcome.MIXED}:
         return (
             "Do not read gain and shift as what the normalization took away: the spread depends on "

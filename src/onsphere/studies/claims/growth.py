@@ -219,8 +219,8 @@ def _over_layers(
 
 
 def _farthest(values: list[float]) -> float:
-    """Return the value that is farthest from 0, so that misses of two layers cannot cancel."""
-    return max(values, key=abs)
+    """Return the size of the largest miss, so that misses of layers or seeds cannot cancel."""
+    return max(abs(value) for value in values)
 
 
 def _log(what: str) -> Callable[[_Layer], float]:
@@ -313,7 +313,8 @@ _STATEMENTS = (
     _law(
         "settles",
         "With weight decay the norms have settled at the end of the run.",
-        "norm at the end over norm at two thirds of the run, of the layer that moved most",
+        "factor between the norm at two thirds of the run and at its end, of the layer that moved "
+        "most",
         "decay",
         _log("late_growth"),
         margin=math.log(_GREW),
@@ -321,7 +322,7 @@ _STATEMENTS = (
     _law(
         "quarter-power-on-task",
         "Our law, not the paper's: a norm grows as the fourth root of time.",
-        "exponent of the norm in time, minus 1/4, of the layer farthest from it",
+        "distance of the exponent of the norm in time from 1/4, of the layer farthest from it",
         "no decay",
         _off_exponent,
         margin=0.25 * _LAW,
@@ -330,21 +331,24 @@ _STATEMENTS = (
         "growth-from-gradients",
         "Our law: under pure noise, the fourth power of the norm grows by what the measured "
         "gradients say.",
-        "measured over predicted increase of the norm's fourth power, of the layer farthest off",
+        "factor between measured and predicted increase of the norm's fourth power, of the layer "
+        "farthest off",
         "noise, no decay",
         _log("free_ratio"),
     ),
     _law(
         "rotation-on-task",
         "Our law: with weight decay the rotation per step becomes √(2ηλ/(1+α)), on the task.",
-        "measured over predicted rotation in the last third of the run, of the layer farthest off",
+        "factor between measured and predicted rotation in the last third of the run, of the layer "
+        "farthest off",
         "decay",
         _log("rotation_ratio"),
     ),
     _law(
         "rotation-on-noise",
         "Our law: so it does under pure noise.",
-        "measured over predicted rotation in the last third of the run, of the layer farthest off",
+        "factor between measured and predicted rotation in the last third of the run, of the layer "
+        "farthest off",
         "noise, decay",
         _log("rotation_ratio"),
     ),

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from benchmarks.families import FAMILIES, Family
 from onsphere._torch.execution import OutputPicker, float_outputs
 from onsphere.models.checkpoint import load, read
-from onsphere.symmetry import Audit, CanonicalizeError, audit, canonicalize
+from onsphere.symmetry import Audit, CanonicalizeError, FixedScales, audit, canonicalize
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.certificate import is_well_conditioned, relative_change
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialRows, join, radial_rows
 from onsphere.symmetry.rewrite.canonicalize import Factors
-from onsphere.symmetry.rewrite.rescale import octaves_of
+from onsphere.symmetry.rewrite.rescale import moved_to_norms, octaves_of
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 RANDOM = {
@@ -86,8 +86,9 @@ def canonical(only: Sequence[str] | None) -> None:
 
 def fixed(only: Sequence[str] | None) -> None:
     """Choose weights whose norms are held, and move these norms by random factors."""
-    print("| family | mode | parameters | scale symmetries | held | left | change | s |")
-    print("|" + "---|" * 8)
+    print("| family | mode | parameters | scale symmetries | held | left | change | s "
+          "| by channel | vectors held | weights | left | change | s |")  # fmt: skip
+    print("|" + "---|" * 14)
     each_family(only, fixed_on)
 
 
@@ -97,19 +98,45 @@ def fixed_on(family: Family, train: bool) -> str:
     start = time.monotonic()
     chosen = found.fixed_scales(model)
     seconds = time.monotonic() - start
+    start = time.monotonic()
+    finer = found.fixed_scales(model, granularity="vector")
+    longer = time.monotonic() - start
     probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=family.output),
                   output=family.output)  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     factors = {n: 2.0 ** float(torch.randn((), generator=generator)) for n in chosen.held}
-    changes = []
+    changes, finely = [], []
     drawn = (probe.redrawn(0.4, 1.0, turn) for turn in range(9))
     random = islice((point for point in drawn if is_well_conditioned(probe, point)), 2)
     for point in (probe.given(), *random):
         moved = probe.rescaled(point, octaves_of(found, factors), base=2.0)
         changes.append(relative_change(probe.baseline(point), probe.outputs(moved)))
+        moved = with_vectors(probe, point, finer, generator)
+        finely.append(relative_change(probe.baseline(point), probe.outputs(moved)))
     return (f"| {family.name} | {found.mode} | {len(found.parameters)} "
             f"| {chosen.removed + chosen.left} | {len(chosen.held)} | {chosen.left} "
-            f"| {max(changes):.0e} | {seconds:.2f} |")  # fmt: skip
+            f"| {max(changes):.0e} | {seconds:.2f} "
+            f"| {finer.removed + finer.left} | {finer.removed} | {len(finer.held)} | {finer.left} "
+            f"| {max(finely):.0e} | {longer:.2f} |")  # fmt: skip
+
+
+def with_vectors(
+    probe: Probe, point: Point, chosen: FixedScales, generator: torch.Generator
+) -> Point:
+    """Move the norms of all vectors that are held by random factors, along the symmetries."""
+    state = {n: point.state[own] for n, own in probe.own_name.items()}
+    norms = {}
+    for name, axes in chosen.held.items():
+        have = axes.norms(state[name]).flatten()
+        norms[name] = have * 2.0 ** torch.randn(have.shape, generator=generator).double()
+    moved = moved_to_norms(state, chosen.order, norms)
+    worst = max(
+        (float((axes.norms(moved[n]).flatten() / norms[n] - 1).abs().max())
+         for n, axes in chosen.held.items()), default=0.0,
+    )  # fmt: skip
+    if worst > 1e-12:
+        raise ArithmeticError(f"norms are missed by {worst:.0e}")
+    return replace(point, state={**point.state, **{probe.own_name[n]: t for n, t in moved.items()}})
 
 
 def each_family(only: Sequence[str] | None, row: Callable[[Family, bool], str]) -> None:

@@ -207,7 +207,10 @@ def _fixed_vectors(
     left = UniformSymmetries(kinds, wholes, shapes, still)
     left.hold(h.name for h in order)
     for name in sorted(usable - {h.name for h in order}, key=key):
-        order += filter(None, [left.try_to_hold(name)])
+        order += filter(None, [left.hold_after(name)])
+    touched = {n for h in order for move in h.moves for n in move.family.names}
+    before = [left.hold_before(n) for n in sorted(usable - touched, key=key)]
+    order = [*filter(None, before), *order]
     axes = {h.name: h.axes for h in order}
     removed = sum(a.count(shapes[n]) for n, a in axes.items())
     return FixedScales(

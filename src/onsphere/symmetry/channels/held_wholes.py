@@ -54,7 +54,8 @@ class UniformSymmetries:
         names = [*self._along, *(n for v in wholes for n in v)]
         self.names = list(dict.fromkeys(names))
         self.fixed = [n for n in self.names if n in fixed]
-        self.left = self._constraints(self.fixed)
+        self._left = self._constraints(self.fixed)  # what stays when all norms so far are met
+        self._first = self._constraints(self.fixed)  # what may move before any norm is met
 
     def dimension(self) -> int:
         """Return how many independent symmetries there are, each channel counted.
@@ -71,26 +72,33 @@ class UniformSymmetries:
     def hold(self, names: Iterable[str]) -> None:
         """Leave only symmetries that do not move some weights at all."""
         for form in self._forms(names):
-            self.left.require_zero(form)
+            self._left.require_zero(form)
 
-    def try_to_hold(self, name: str) -> HeldWeight | None:
-        """Hold the norm of a whole weight, if a symmetry that is left scales all of it alike."""
+    def hold_after(self, name: str) -> HeldWeight | None:
+        """Hold a whole weight that a symmetry scales which leaves everything held so far alone."""
+        return self._hold(name, self._left)
+
+    def hold_before(self, name: str) -> HeldWeight | None:
+        """Hold a whole weight that no symmetry of those held so far moves.
+
+        Its norm is met before theirs, so its own symmetry may move them.
+        """
+        return self._hold(name, self._first)
+
+    def _hold(self, name: str, system: Constraints) -> HeldWeight | None:
         own, differences = self._parts(name)
-        even = self._copy()
+        even = Constraints(self._count)
+        for pivot, rest in system.rows():
+            even.require_zero({pivot: Fraction(-1), **rest})
         for form in differences:
             even.require_zero(form)
         rest = even.reduced(own)
         if not rest:
             return None
         vector = self._solution(even, min(rest), rest)
-        self.hold([name])
+        for form in (own, *differences):
+            system.require_zero(form)
         return HeldWeight(name, VectorAxes(), (Moves(self._family(vector), torch.zeros(1).long()),))
-
-    def _copy(self) -> Constraints:
-        copy = Constraints(self._count)
-        for pivot, rest in self.left.rows():
-            copy.require_zero({pivot: Fraction(-1), **rest})
-        return copy
 
     def _solution(self, system: Constraints, free: int, form: Form) -> Form:
         """Return the exponents with one free unknown, as large as makes a form 1."""

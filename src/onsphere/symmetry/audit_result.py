@@ -133,9 +133,7 @@ class Audit(AuditResult):
         except TypeError as error:
             raise audit_json.ArchiveError(f"this is no audit: {error}") from error
 
-    def fixed_scales(
-        self, model: nn.Module, *, granularity: Granularity = "tensor"
-    ) -> FixedScales:
+    def fixed_scales(self, model: nn.Module, *, granularity: Granularity = "tensor") -> FixedScales:
         """Choose a largest set of weights whose norms can be held without losing a function.
 
         With ``granularity="tensor"`` it is the norm of each whole weight (spheres of their own stay
@@ -236,7 +234,9 @@ class Audit(AuditResult):
             if not held:
                 warn(advice.without_spheres(self))
             return {
-                owned[n]: geometry.Sphere(axes, invariant=n in on_spheres)
+                owned[n]: geometry.Sphere(
+                    axes, invariant=n in on_spheres and on_spheres[n].axes == axes
+                )
                 for n, axes in held.items()
             }
         skipped = set() if embeddings or not on_spheres else self._kept_off(model)
@@ -301,9 +301,7 @@ class Audit(AuditResult):
             >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][:2]
             [(['0.weight'], 0.0), (['2.weight'], 0.0005)]
         """
-        spheres = self._spheres_of(
-            model, embeddings=embeddings, fix=fix, granularity=granularity
-        )
+        spheres = self._spheres_of(model, embeddings=embeddings, fix=fix, granularity=granularity)
         groups: dict[Any, dict[str, Any]] = {}
         for name, p in self.parameters_of(model).items():
             if not p.requires_grad:

@@ -47,7 +47,7 @@ from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.granularity import described
 
 Granularity = Literal["tensor", "vector"]
-"""How finely norms are held: of whole weights, or of rows, columns and heads where symmetries are."""
+"""How finely norms are held: of whole weights, or of rows, columns and heads."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class FixedScales:
     def _by_division(self) -> list[str]:
         found: dict[str, list[str]] = {}
         for name, axes in self.held.items():
-            words = described(axes, self.shapes[name], frozenset())
+            shape = self.shapes[name]
+            roles = frozenset({"convolution"} if len(shape) > 3 else ())
+            words = described(axes, shape, roles)
             found.setdefault(words, []).append(name)
         return [f"- {words}: {_listed(names)}" for words, names in found.items()]
 
@@ -127,7 +129,7 @@ def fixed_scales(
     never: Collection[str] = (),
     zeros: Collection[str] = (),
     granularity: Granularity = "tensor",
-    has_zero_vector: Callable[[str, VectorAxes], bool] = lambda name, axes: False,
+    has_zero_vector: Callable[[str, VectorAxes], bool] | None = None,
 ) -> FixedScales:
     """Choose a largest set of weights whose norms can be held.
 
@@ -185,12 +187,14 @@ def _fixed_vectors(
     last: Collection[str],
     never: Collection[str],
     zeros: Collection[str],
-    has_zero_vector: Callable[[str, VectorAxes], bool],
+    has_zero_vector: Callable[[str, VectorAxes], bool] | None,
 ) -> FixedScales:
     shapes, alone = audit.parameters, audit.own_spheres()
     families = [*_finer(audit, alone), *_own_families(audit, alone)]
     wholes = [v for v in audit.scale_symmetries if not v.keys() <= {*audit.inert}]
-    named = dict.fromkeys([*(n for f in families for n in f.names), *(n for v in wholes for n in v)])
+    named = dict.fromkeys(
+        [*(n for f in families for n in f.names), *(n for v in wholes for n in v)]
+    )
     moved = [n for n in shapes if n in named]
     still = [n for n in named if n not in shapes or n in frozen]
     kinds = [without(kind, still) for kind in channel_kinds(families)]
@@ -198,11 +202,19 @@ def _fixed_vectors(
     usable = {n for n in trained if _entries(audit, n) > 1 and n not in never}
     key = _preference(audit, last)
 
-    def fits(c: Candidate) -> bool:
-        is_own = c.name not in alone or alone[c.name].axes == c.axes
-        return c.name in usable and is_own and not has_zero_vector(c.name, c.axes)
+    def is_own(c: Candidate) -> bool:
+        return c.name in alone and alone[c.name].axes == c.axes
 
-    wanted = sorted((c for c in candidates(kinds, shapes) if fits(c)), key=lambda c: key(c.name))
+    def fits(c: Candidate) -> bool:
+        coarser = c.name not in alone or alone[c.name].axes.count(shapes[c.name]) < c.vectors
+        is_sphere = is_own(c) or coarser
+        empty = has_zero_vector is not None and has_zero_vector(c.name, c.axes)
+        return c.name in usable and is_sphere and not empty
+
+    wanted = sorted(
+        (c for c in candidates(kinds, shapes) if fits(c)),
+        key=lambda c: (not is_own(c), c.name in last, key(c.name)[2:]),
+    )
     order = held_vectors(kinds, wanted)
     left = UniformSymmetries(kinds, wholes, shapes, still)
     left.hold(h.name for h in order)

@@ -14,8 +14,9 @@ kind of channels for which nothing is left gets the first choice in another try,
 counts. It is not proved to be the largest set; how many symmetries stay is counted.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -96,9 +97,10 @@ class Candidate:
 def candidates(
     kinds: Sequence[ChannelKind], shapes: Mapping[str, Sequence[int]]
 ) -> list[Candidate]:
-    """Return the weights that are cut along an axis so that channels scale every vector of it.
+    """Return the weights that are cut so that channels scale every vector of it, each its own.
 
-    At most one per axis: as finely as can be. Vectors of one entry are none.
+    At most one per axis, and for groups along one and all of the other (a grouped convolution):
+    as finely as can be. Vectors of one entry are none.
     """
     along: defaultdict[tuple[str, tuple[int, ...]], list[tuple[int, int]]] = defaultdict(list)
     for k, kind in enumerate(kinds):
@@ -106,21 +108,21 @@ def candidates(
             if any(b in v for v in kind.symmetries):
                 along[block.name, block.axes].append((k, b))
     found = (
-        _candidate(name, axes[0], shapes[name], kinds, own)
+        _candidate(name, axes, shapes[name], kinds, own)
         for (name, axes), own in along.items()
-        if name in shapes and len(axes) == 1
+        if name in shapes and 0 < len(axes) <= 2
     )
     return [c for c in found if c]
 
 
 def _candidate(
     name: str,
-    axis: int,
+    axes: tuple[int, ...],
     shape: Sequence[int],
     kinds: Sequence[ChannelKind],
     own: Sequence[tuple[int, int]],
 ) -> Candidate | None:
-    length = shape[axis]
+    sizes = [shape[a] for a in axes]
     by_kind: defaultdict[int, list[int]] = defaultdict(list)
     for k, b in own:
         by_kind[k].append(b)
@@ -128,47 +130,51 @@ def _candidate(
         k: np.concatenate([kinds[k].blocks[b].index for b in blocks], 1)
         for k, blocks in by_kind.items()
     }
-    if sum(p.size for p in places.values()) != length:
+    if sum(p.size for p in places.values()) != math.prod(sizes):
         return None
-    division = _division(axis, length, list(places.values()))
-    if division is None or division.count(shape) == torch.Size(shape).numel():
+    cuts = _cuts(axes[0], sizes[0]) if len(axes) == 1 else _cuts_of_two(axes, sizes)
+    vectors = ((cut, numbers) for cut, numbers in cuts if _keeps(numbers, places.values()))
+    division, vector = next(vectors, (None, np.zeros(1, np.int64)))
+    if division is None or division.count(shape) in (1, torch.Size(shape).numel()):
         return None
-    vector = _vectors(division, length)
     parts = tuple(_Part(k, tuple(by_kind[k]), vector[p[:, 0]]) for k, p in places.items())
     if any(_own_symmetry(kinds[p.kind], p.blocks, ()) is None for p in parts):
         return None
     return Candidate(name, division, int(vector.max()) + 1, parts)
 
 
-def _division(axis: int, length: int, places: Sequence[Ints]) -> VectorAxes | None:
-    """Return the finest cut of an axis in which no group of places is cut."""
-    widest = max(p.shape[1] for p in places)
-    if widest == 1:
-        return VectorAxes(index=(axis,))
-    sizes = [n for n in range(1, length + 1) if length % n == 0]
-    cuts = [(n, step) for n in sizes for step in sizes if length % (n * step) == 0]
-    for count, step in sorted(cuts, key=lambda c: (-c[0] * c[1], c[1])):
-        if not 1 < count * step <= length // widest:
-            continue
-        division = (
-            VectorAxes(pieces=((axis, count),))
-            if step == 1
-            else VectorAxes(strided=((axis, count, step),))
-        )
-        vector = _vectors(division, length)
-        if all((vector[p] == vector[p[:, :1]]).all() for p in places):
-            return division
-    return None
-
-
-def _vectors(division: VectorAxes, length: int) -> Ints:
-    """Return the number of the vector that each place along the one axis of a cut is in."""
+def _cuts(axis: int, length: int) -> Iterator[tuple[VectorAxes, Ints]]:
+    """Yield ways to cut an axis, the finest first, and the number of the vector of each place."""
     place = np.arange(length)
-    for _, count in division.pieces:
-        return place // (length // count)
-    for _, count, step in division.strided:
-        return place // (length // count) * step + place % step
-    return place
+    yield VectorAxes(index=(axis,)), place
+    sizes = [n for n in range(1, length + 1) if length % n == 0]
+    pairs = [(n, step) for n in sizes for step in sizes if length % (n * step) == 0]
+    for count, step in sorted(pairs, key=lambda c: (-c[0] * c[1], c[1])):
+        if count * step == length:
+            continue
+        if step == 1:
+            yield VectorAxes(pieces=((axis, count),)), place // (length // count)
+        else:
+            number = place // (length // count) * step + place % step
+            yield VectorAxes(strided=((axis, count, step),)), number
+
+
+def _cuts_of_two(axes: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[VectorAxes, Ints]]:
+    """Yield ways to cut by all of the second axis and by groups along the first, finest first."""
+    (first, second), (length, width) = axes, sizes
+    place = np.arange(length * width)
+    for groups in range(length, 0, -1):
+        if length % groups == 0:
+            number = place // width // (length // groups) * width + place % width
+            if groups == length:
+                yield VectorAxes(index=(first, second)), number
+            else:
+                yield VectorAxes(index=(second,), pieces=((first, groups),)), number
+
+
+def _keeps(vector: Ints, places: Iterable[Ints]) -> bool:
+    """Whether each group of places lies in one vector."""
+    return all(bool((vector[p] == vector[p[:, :1]]).all()) for p in places)
 
 
 def _own_symmetry(kind: ChannelKind, own: Sequence[int], others: Sequence[int]) -> Form | None:
@@ -225,9 +231,7 @@ def held_vectors(kinds: Sequence[ChannelKind], wanted: Sequence[Candidate]) -> l
         The weights held, each with symmetries that leave all weights before it alone.
     """
     chooser = _Chooser(kinds)
-    return [
-        held for some in _hanging_together(kinds, wanted) for held in chooser.chosen(some)
-    ]
+    return [held for some in _hanging_together(kinds, wanted) for held in chooser.chosen(some)]
 
 
 def _hanging_together(

@@ -46,9 +46,7 @@ class UniformSymmetries:
         self._along = defaultdict(lambda: defaultdict(list))
         for k, kind in enumerate(kinds):
             for b, block in enumerate(kind.blocks):
-                form = {
-                    self._unknown[k, s]: v[b] for s, v in enumerate(kind.symmetries) if b in v
-                }
+                form = {self._unknown[k, s]: v[b] for s, v in enumerate(kind.symmetries) if b in v}
                 if form:
                     self._along[block.name][block.axes].append((block.index.size, form))
         names = [*self._along, *(n for v in wholes for n in v)]
@@ -145,9 +143,7 @@ class UniformSymmetries:
 
     def _parts(self, name: str) -> tuple[Form, list[Form]]:
         """Return how a block of a weight scales, and by how much other blocks differ from it."""
-        own: Form = {
-            self._of_channels + w: v[name] for w, v in enumerate(self.wholes) if name in v
-        }
+        own: Form = {self._of_channels + w: v[name] for w, v in enumerate(self.wholes) if name in v}
         differences = []
         for axes, blocks in self._along[name].items() if name in self._along else ():
             forms = [form for _, form in blocks]

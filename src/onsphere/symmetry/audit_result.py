@@ -199,8 +199,8 @@ class Audit(AuditResult):
             embeddings: put embedding tables and the head on spheres too, where they are.
             fix: ``"maximal"``: the weights of :meth:`fixed_scales`, so that no scale symmetry is
                 left.
-            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of rows,
-                columns and heads (``"vector"``).
+            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of
+                rows, columns and heads (``"vector"``).
 
         Returns:
             Parameter -> the product of spheres it lives on; radii are the present norms. Where
@@ -282,8 +282,8 @@ class Audit(AuditResult):
             embeddings: put embedding tables and the head on spheres too, where they are.
             fix: ``"maximal"``: put a largest set of weights on spheres whose norms can be held
                 without losing a function (:meth:`fixed_scales`): of weights that trade scales, too.
-            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of rows,
-                columns and heads (``"vector"``).
+            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of
+                rows, columns and heads (``"vector"``).
 
         Returns:
             One group per kind of sphere with ``"sphere"`` set, then at most two without; every

@@ -199,17 +199,17 @@ def _fixed_vectors(
     still = [n for n in named if n not in shapes or n in frozen]
     kinds = [without(kind, still) for kind in channel_kinds(families)]
     trained = [n for n in moved if n not in frozen]
-    usable = {n for n in trained if _entries(audit, n) > 1 and n not in never}
+    usable = [n for n in trained if _entries(audit, n) > 1 and n not in never]
     key = _preference(audit, last)
 
     def is_own(c: Candidate) -> bool:
         return c.name in alone and alone[c.name].axes == c.axes
 
     def fits(c: Candidate) -> bool:
-        coarser = c.name not in alone or alone[c.name].axes.count(shapes[c.name]) < c.vectors
-        is_sphere = is_own(c) or coarser
+        # Spheres per row or filter stay as they are; coarser ones give way to more vectors.
+        finer = c.name not in alone or not alone[c.name].axes.index
         empty = has_zero_vector is not None and has_zero_vector(c.name, c.axes)
-        return c.name in usable and is_sphere and not empty
+        return c.name in usable and (is_own(c) or finer) and not empty
 
     wanted = sorted(
         (c for c in candidates(kinds, shapes) if fits(c)),
@@ -218,10 +218,11 @@ def _fixed_vectors(
     order = held_vectors(kinds, wanted)
     left = UniformSymmetries(kinds, wholes, shapes, still)
     left.hold(h.name for h in order)
-    for name in sorted(usable - {h.name for h in order}, key=key):
+    by_vectors = {h.name for h in order}
+    for name in sorted((n for n in usable if n not in by_vectors), key=key):
         order += filter(None, [left.hold_after(name)])
     touched = {n for h in order for move in h.moves for n in move.family.names}
-    before = [left.hold_before(n) for n in sorted(usable - touched, key=key)]
+    before = [left.hold_before(n) for n in sorted(usable, key=key) if n not in touched]
     order = [*filter(None, before), *order]
     axes = {h.name: h.axes for h in order}
     removed = sum(a.count(shapes[n]) for n, a in axes.items())

@@ -291,3 +291,18 @@ def test_what_cannot_be_asked_is_one_line(
         with_vector_norms(net, audit, {"2.up.weight": -1.0})
     with pytest.raises(RescaleError, match="on the meta device"):
         with_vector_norms(llama().to("meta").eval(), audit, {})
+
+
+def test_spheres_per_filter_stay_and_coarser_ones_are_cut_finer() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2),
+        nn.ReLU(), nn.Conv2d(2, 6, 1), nn.GroupNorm(3, 6), nn.Flatten(), nn.Linear(24, 2),
+    )  # fmt: skip
+    audit = osp.audit(net, torch.randn(IMAGES, generator=torch.Generator().manual_seed(0)))
+    held = audit.fixed_scales(net, granularity="vector").held
+    assert (held["0.weight"], held["3.weight"]) == (ROW, ROW)  # though 4 columns are more
+    spheres = audit.spheres_of(net, fix="maximal", granularity="vector")
+    own = audit.spheres_of(net)
+    invariant = {p for p, s in spheres.items() if s.invariant}
+    assert invariant == {p for p in own if spheres.get(p) == own[p]}
+    assert {net[0].weight, net[3].weight} <= invariant

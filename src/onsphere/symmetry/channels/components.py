@@ -132,7 +132,6 @@ class Grouped:
         count: how many groups there are; some may be empty.
 
     Attributes:
-        rank: of each thing its place in its group.
         order: things group by group.
         begin: where each group begins there.
         size: how many things each group has.
@@ -146,6 +145,7 @@ class Grouped:
 
     @cached_property
     def rank(self) -> Short:
+        """Of each thing its place in its group."""
         rank = np.empty(len(self.group), np.int32)
         begin = np.repeat(self.begin.astype(np.int32), self.size)
         rank[self.order] = np.arange(len(rank), dtype=np.int32) - begin

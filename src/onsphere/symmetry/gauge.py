@@ -205,6 +205,9 @@ def _fixed_vectors(
     def is_own(c: Candidate) -> bool:
         return c.name in alone and alone[c.name].axes == c.axes
 
+    def fixes_all(c: Candidate) -> bool:
+        return c.vectors == sum(kinds[p.kind].count for p in c.parts)
+
     def fits(c: Candidate) -> bool:
         # Spheres per row or filter stay as they are; coarser ones give way to more vectors.
         finer = c.name not in alone or not alone[c.name].axes.index
@@ -213,7 +216,7 @@ def _fixed_vectors(
 
     wanted = sorted(
         (c for c in candidates(kinds, shapes) if fits(c)),
-        key=lambda c: (not is_own(c), c.name in last, key(c.name)[2:]),
+        key=lambda c: (not is_own(c), c.name in last, not fixes_all(c), key(c.name)[2:]),
     )
     order = held_vectors(kinds, wanted)
     left = UniformSymmetries(kinds, wholes, shapes, still)

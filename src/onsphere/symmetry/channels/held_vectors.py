@@ -15,7 +15,7 @@ counts. It is not proved to be the largest set; how many symmetries stay is coun
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,8 +30,8 @@ from onsphere.symmetry.channels.channel_kinds import ChannelKind, Ints
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.linear_forms import Form, add_scaled, sparse_basis
 
-_TRIES = 100
-"""How often a set of weights that hang together is chosen anew."""
+_TRIES = 8
+"""How often in a row a choice is tried that is no larger than the best one."""
 
 
 @dataclass(frozen=True)
@@ -269,18 +269,18 @@ class _Chooser:
 
     def chosen(self, wanted: Sequence[Candidate]) -> list[HeldWeight]:
         """Choose, with first choice for kinds of channels that would have none."""
-        best = self._greedy(wanted)
         order = list(wanted)
-        for _ in range(_TRIES):
-            for kind in self._open(best, order):
-                first = [c for c in order if any(p.kind == kind for p in c.parts)]
-                again = first + [c for c in order if c not in first]
-                held = self._greedy(again)
-                if _size(held) > _size(best):
-                    best, order = held, again
-                    break
-            else:
-                break
+        best = held = self._greedy(order)
+        preferred: Counter[int] = Counter()
+        worse = 0
+        while worse < _TRIES and (still := self._open(held, order)):
+            kind = min(still, key=lambda k: preferred[k])
+            preferred[kind] += 1
+            first = [c for c in order if any(p.kind == kind for p in c.parts)]
+            order = first + [c for c in order if c not in first]
+            held = self._greedy(order)
+            worse = 0 if _size(held) > _size(best) else worse + 1
+            best = max(best, held, key=_size)
         return [self._described(best[name], best) for name in self._order(best) or ()]
 
     def _greedy(self, wanted: Sequence[Candidate]) -> Held:

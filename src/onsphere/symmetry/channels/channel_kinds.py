@@ -124,10 +124,11 @@ def _kinds_of(families: Sequence[Family]) -> Iterator[ChannelKind]:
         for i, form in enumerate(_forms(one, rows.shape[1], exponents)):
             place = int(np.searchsorted([start for _, start in where], rows[0, i], "right")) - 1
             blocks[place, tuple(sorted(form.items()))].append(i)
-        found, symmetries = [], [Form() for _ in range(columns)]
-        for (place, form), members in blocks.items():
+        found: list[Block] = []
+        symmetries = [Form() for _ in range(columns)]
+        for (place, scales), members in blocks.items():
             (name, axes), start = where[place]
-            for column, exponent in form:
+            for column, exponent in scales:
                 symmetries[column][len(found)] = exponent
             found.append(Block(name, axes, rows[:, members].astype(np.int64) - start))
         yield ChannelKind(len(rows), tuple(found), tuple(symmetries))
@@ -169,8 +170,8 @@ def _alike(
         The entries of each group, a row each; the edges of one of them, as place of the entry,
         place of the channel, and slices; how many channels it has.
     """
-    entries, number = np.unique(edges.entry, return_inverse=True)
-    number = number.reshape(-1).astype(np.int32)
+    entries, inverse = np.unique(edges.entry, return_inverse=True)
+    number: NDArray[np.int32] = inverse.reshape(-1).astype(np.int32)
     count = len(family)
     group, found = connected(count + len(entries), edges.channel, number + np.int32(count))
     channels, rows = Grouped(group[:count], found), Grouped(group[count:], found)

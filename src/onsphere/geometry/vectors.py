@@ -41,7 +41,7 @@ class VectorAxes:
         torch.Size([4, 6])
         >>> VectorAxes(pieces=((0, 2),)).gather(weight).shape    # one vector per group of two
         torch.Size([2, 12])
-        >>> VectorAxes(strided=((0, 1, 2),)).gather(weight)[0, :, 0]    # rows 0 and 2
+        >>> VectorAxes(strided=((0, 1, 2),)).gather(weight)[0, 0, ::6]    # rows 0 and 2
         tensor([ 0., 12.])
         >>> VectorAxes().norms(weight).shape                     # the whole tensor, broadcastable
         torch.Size([1, 1, 1])

@@ -10,7 +10,7 @@ from torch import nn
 
 import onsphere as osp
 from onsphere.symmetry import EqualizeError, Family, Slices
-from onsphere.symmetry.rewrite.equalizing.channel_scales import (
+from onsphere.symmetry.rewrite.balancing.channel_scales import (
     EQUAL_RANGES,
     LEAST_NORM,
     balanced,

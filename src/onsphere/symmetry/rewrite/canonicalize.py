@@ -108,8 +108,7 @@ def canonicalize(
             that these reach: every product and every rounding inside the model is the same as
             before, so the output keeps its bits. ``"auto"`` is binary for all that the model
             itself rounds (half precision, autocast, a float64 model that computes in float32
-            inside), and real elsewhere. All channels move by powers of two where the model rounds
-            inside: what it rounds is known of whole weights.
+            inside: all channels of the weights it is made of), and real elsewhere.
         exact: trade only in ways that the real eps does not notice. ``False`` also trades scales
             that stand beside an eps; the function then changes by the audit's leaks, which are
             measured for whole weights: channels can come to more.
@@ -360,10 +359,11 @@ def _octaves(own: Mapping[str, Tensor], asked: _Asked, names: Sequence[str]) -> 
 def _in_octaves(family: Family, own: Mapping[str, Tensor], asked: _Asked) -> bool:
     """Return whether channels may only move by powers of two.
 
-    What the model rounds while it runs is known of whole weights, so all channels do if it does.
+    What the model rounds while it runs is known of whole weights: those that it is made of.
     """
     if asked.options.factors == "auto":
-        return bool(asked.rounded) or any(own[n].element_size() < 4 for n in family.names)
+        rounded = {n for form in asked.rounded for n in form}
+        return any(n in rounded or own[n].element_size() < 4 for n in family.names)
     return asked.options.factors == "binary"
 
 

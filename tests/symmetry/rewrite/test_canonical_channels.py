@@ -214,7 +214,7 @@ def test_a_false_family_is_left_out_or_refused() -> None:
 
 
 def test_weights_that_the_inputs_do_not_reach_hold_channels_back() -> None:
-    net, given, found = of("chain")
+    net, _, found = of("chain")
     unseen = replace(found, unreached=["2.weight"])
     once = canonicalize(net, unseen)
     assert same(once, canonicalize(net, found, channels=False))

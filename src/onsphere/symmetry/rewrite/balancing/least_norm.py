@@ -136,7 +136,7 @@ class LeastNorm:
         space = [{k: c for k, c in v.items() if bool(counts[k])} for v in self._basis]
         vectors = [{index[n]: c for n, c in v.items() if c} for v in more]
         new = [v for v, known in zip(vectors, in_span(vectors, space), strict=True) if not known]
-        if not self._falls([*space, *new], counts):
+        if not new or not self._falls([*space, *new], counts):
             return [True] * len(vectors)
         found = []
         for v in vectors:

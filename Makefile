@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: study test lint format docs bench clean
+.PHONY: study test test-ray lint format docs bench clean
 
 study: $(STAMP)  ## Run the paper's claims on this machine and write results/report.html
 	$(BIN)/onsphere study --out results
@@ -11,6 +11,10 @@ study: $(STAMP)  ## Run the paper's claims on this machine and write results/rep
 # Bytecode is kept, for the many processes that the tests start.
 test: $(STAMP)  ## The test suite: everything but what is slow or needs a GPU
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
+
+test-ray: $(STAMP)  ## Studies on a Ray cluster of two machines, played by this one; installs Ray
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/python -m pytest -q tests/studies/engine/test_ray_engine.py
 
 lint: $(STAMP)  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

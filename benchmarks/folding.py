@@ -339,7 +339,7 @@ _SECONDS = 240
 
 def timm_networks() -> Table:
     """Fold one small network of each module of timm, with random weights."""
-    from benchmarks.timm_networks import NETWORKS
+    from benchmarks.atlas.timm_networks import NETWORKS
 
     rows = []
     for name in NETWORKS:

@@ -13,6 +13,7 @@ from onsphere.models.checkpoint import CheckpointError, load, read
 from onsphere.models.load import load as load_target
 from onsphere.models.target import TargetError, parse_shape
 from onsphere.symmetry import CanonicalizeError, ModelError
+from onsphere.symmetry.exact.trace import trace
 
 FACTORY = """
 from dataclasses import dataclass
@@ -184,6 +185,53 @@ class TestConfigs:
         with pytest.raises(TargetError, match=says) as caught:
             load_target(str(config))
         assert "\n" not in str(caught.value)
+
+    def test_an_architecture_by_name_has_its_default_config(self):
+        target = load_target("hf:gpt2")
+        assert type(target.model).__name__ == "GPT2LMHeadModel"
+        assert len(target.model.transformer.h) == 12
+        assert all(p.is_meta for p in target.model.parameters())
+        assert type(load_target("hf:bert").model).__name__ == "BertForMaskedLM"
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("hf:lama", "no architecture of that name; there are .*llama"),
+            ("hf:qqqqqq", "no architecture of that name$"),
+            ("hf:clip_text/config.json", "there is no clip_text/config.json: hf: takes"),
+            ("hf:pix2struct", "none of the models known by name"),
+        ],
+    )
+    def test_a_name_that_cannot_be_used_is_one_line(self, text, says):
+        with pytest.raises(TargetError, match=says) as caught:
+            load_target(text)
+        assert "\n" not in str(caught.value)
+
+    def test_two_towers_are_shrunk_and_get_texts_and_images(self):
+        target = load_target("hf:clip", size="shrink")
+        assert type(target.model).__name__ == "CLIPModel"
+        assert len(target.model.vision_model.encoder.layers) == 2
+        assert target.model.config.text_config.hidden_size == 128
+        assert set(target.kwargs) == {"input_ids", "pixel_values"}
+        with torch.no_grad():
+            assert target.output(target.model(**target.kwargs)).shape == (2, 2)
+
+    def test_experts_are_audited_without_memory(self, config):
+        data = {**LLAMA, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+        config.write_text(json.dumps({**data, "num_local_experts": 3, "num_hidden_layers": 1}))
+        full, real = (load_target(str(config), size=size) for size in ("full", "real"))
+        assert all(p.is_meta for p in full.model.parameters())
+        of_full, of_real = (
+            trace(t.model, t.args, t.kwargs, output=t.output).basis for t in (full, real)
+        )
+        assert len(of_full) == len(of_real) == 6
+        assert all({"model.embed_tokens.weight"} != set(v) for v in of_full)
+
+    def test_a_model_of_sound_gets_short_spectra(self):
+        target = load_target("hf:whisper", size="shrink")
+        assert target.kwargs["input_features"].shape == (2, 80, 128)
+        with torch.no_grad():
+            assert target.output(target.model(**target.kwargs)).shape[:2] == (2, 8)
 
     def test_a_config_that_is_no_json(self, config):
         config.write_text("{")

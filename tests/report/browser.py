@@ -68,3 +68,8 @@ def console_of(page: Path) -> list[str]:
     """Open a page by itself and return the lines of its console."""
     log = _chromium("--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri()).stderr
     return [line for line in log.splitlines() if "CONSOLE" in line]
+
+
+def dom_of(address: str) -> str:
+    """Return a page as it stands after its scripts have run."""
+    return _chromium("--dump-dom", address).stdout

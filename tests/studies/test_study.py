@@ -3,6 +3,9 @@ import pytest
 from onsphere.errors import OnsphereError
 from onsphere.studies import study as study_file
 from onsphere.studies.claims.base import SCALES, Plan
+from onsphere.studies.engine.job import Outcome
+from onsphere.studies.engine.machine import Machine, this_machine
+from onsphere.studies.engine.store import Store
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS, claims, study
 from studies import tiny
@@ -21,6 +24,20 @@ def test_the_document_says_how_to_make_it_again(undisturbed, tiny_scale):
     assert document.provenance["command"] == "onsphere study gain --quick"
     assert document.provenance["cells"] == "7"
     assert len(document.warnings) == 2
+
+
+def test_records_of_two_kinds_of_machines_are_told_apart(copy, tiny_scale):
+    here = str(this_machine())
+    assert tiny.run(copy).provenance["processor"] == here
+    store, cell = Store(copy), CLAIMS["gain"].cells(tiny.PLAN)[0]
+    outcome = Outcome(store.read(cell), store.tensors(cell))
+    store.write(cell, outcome, Machine("another processor", "AVX2"))
+    document = tiny.run(copy)
+    assert document.provenance["processor"] == (
+        f"{here}: 13 of 14 cells; another processor (AVX2): 1 of 14 cells"
+    )
+    assert "2 kinds of processors" in document.warnings[-1]
+    assert len(document.warnings) == 3
 
 
 @pytest.mark.parametrize(

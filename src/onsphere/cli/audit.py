@@ -18,15 +18,17 @@ _EXAMPLES = """examples:
   onsphere audit llama/config.json                   7 billion weights, no memory, seconds
   onsphere audit llama/config.json --shrink          two narrow layers of it, with certificates
   onsphere audit timm:resnet18                       by name, random weights, its own input size
+  onsphere audit hf:qwen3 --shrink                   of transformers by name, its default config
   onsphere audit gpt2/ --html audit.html             its own weights, and a page
   onsphere audit net.py:Net --weights net.safetensors --input 8x784 --json > audit.json
 
 The model is audited as it trains, unless --eval says otherwise.
 
 TARGET is package.module:factory or path.py:factory, where calling the factory gives a module, or a
-module and its inputs (a tensor, a tuple, or a dict: a batch); timm:NAME or torchvision:NAME; or a
-config file or model directory of transformers, hf: before it or not. Nothing is downloaded, and no
-pickled code is run.
+module and its inputs (a tensor, a tuple, or a dict: a batch); timm:NAME or torchvision:NAME;
+hf:TYPE, an architecture of transformers by its model_type with default values; or a config file or
+model directory of transformers, hf: before it or not. Nothing is downloaded, and no pickled code is
+run.
 
 A config is built at its full size on the meta device: exact, in seconds, but not certified on
 numbers and blind to inert weights and shifts. --shrink builds two of its layers with

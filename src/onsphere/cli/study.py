@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onsphere.cli._parser import Commands
     from onsphere.report import Document
     from onsphere.studies.engine.runner import Progress as Done
+    from onsphere.studies.engine.work import Engine
 
 _STUDY_EXAMPLES = """examples:
   onsphere study                          all claims on the built-in digits, report in ./results
@@ -34,6 +35,7 @@ _STUDY_EXAMPLES = """examples:
   onsphere study --data mnist --data-dir ~/data --out mnist-results
   onsphere study causes --seeds 5         what of norm growth makes networks vulnerable
   onsphere study --full --jobs 8          as large as it must be to settle the claims
+  onsphere study --full --engine ray --address auto      on all machines of a Ray cluster
 
 claims: sphere, invariance, growth, stability, robustness, causes, gain
 
@@ -48,7 +50,7 @@ def add(commands: "Commands") -> None:
         "study",
         help="run the paper's claims and write a report",
         epilog=_STUDY_EXAMPLES,
-        description="Run the claims of the paper on this machine, and write records and a report.",
+        description="Run the claims of the paper, and write records and a report.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     study.add_argument(
@@ -89,9 +91,21 @@ def add(commands: "Commands") -> None:
     study.add_argument(
         "--jobs",
         type=int,
-        default=_cores(),
         metavar="N",
-        help="worker processes (default: one per core)",
+        help="how many cells at a time, each on one core (default: as many as there are cores)",
+    )
+    study.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where cells are computed: on this machine, or as tasks of a Ray cluster, which "
+        'needs pip install "onsphere[ray]" (default: local)',
+    )
+    study.add_argument(
+        "--address",
+        metavar="ADDRESS",
+        help="with --engine ray: HOST:PORT of a running cluster, or auto to find it on this "
+        "machine (default: $RAY_ADDRESS; without it Ray is started on this machine alone)",
     )
     size = study.add_mutually_exclusive_group()
     size.add_argument(
@@ -122,6 +136,8 @@ def _study(options: argparse.Namespace) -> None:
     if count < 1:
         raise OnsphereError(f"a study needs at least one seed, got --seeds {count}")
     plan = Plan(options.data, tuple(range(count)), options.size)
+    cores = _cores() if options.jobs is None else options.jobs
+    engine = _engine(options, cores)
     source = Source(options.data, options.data_dir, options.download)
     with _progress(options.json) as show:
 
@@ -132,10 +148,10 @@ def _study(options: argparse.Namespace) -> None:
             show("drawing figures", done, total, done / total)
 
         document = study(
-            options.claims, plan, source, options.out, jobs=options.jobs, progress=measured
+            options.claims, plan, source, options.out, engine=engine, progress=measured
         )
         page = publish(
-            document, options.out, jobs=options.jobs, files=plan.size != "quick", progress=drawn
+            document, options.out, jobs=cores, files=plan.size != "quick", progress=drawn
         )
     if options.json:
         print(json.dumps(_verdicts(document), indent=2))
@@ -145,6 +161,19 @@ def _study(options: argparse.Namespace) -> None:
     console = Console()
     console.print(summary(document))
     console.print(f"Report: {page}", soft_wrap=True)
+
+
+def _engine(options: argparse.Namespace, cores: int) -> "Engine":
+    """Return where cells are computed."""
+    if options.engine == "ray":
+        from onsphere.studies.engine.ray_engine import RayEngine
+
+        return RayEngine(options.address, options.jobs)
+    if options.address is not None:
+        raise OnsphereError(f"--address {options.address} is for --engine ray: add that")
+    from onsphere.studies.engine.local import LocalEngine
+
+    return LocalEngine(cores)
 
 
 def _verdicts(document: "Document") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Turn what a user types on a command line into a model with inputs.
 
-A TARGET is ``package.module:factory``, ``path.py:factory``, ``timm:NAME``, ``torchvision:NAME``, or
-a Hugging Face config file or model directory, with or without ``hf:`` before it. Nothing is
-downloaded, and no pickled code is ever run.
+A TARGET is ``package.module:factory``, ``path.py:factory``, ``timm:NAME``, ``torchvision:NAME``,
+``hf:TYPE`` (an architecture of transformers with its default config), or a Hugging Face config file
+or model directory, with or without ``hf:`` before it. Nothing is downloaded, and no pickled code is
+ever run.
 """
 
 import importlib
@@ -37,9 +38,10 @@ def load(
 
     Args:
         text: ``package.module:factory``, ``path.py:factory``, ``timm:NAME``, ``torchvision:NAME``,
-            a config file, or a directory with ``config.json``. A factory takes nothing and returns
-            a module, or a module and its inputs (a tensor, a tuple, or a dict, a tokenizer's batch:
-            by keyword where ``forward`` takes its keys, and as the one input elsewhere).
+            ``hf:TYPE``, a config file, or a directory with ``config.json``. A factory takes nothing
+            and returns a module, or a module and its inputs (a tensor, a tuple, or a dict, a
+            tokenizer's batch: by keyword where ``forward`` takes its keys, and as the one input
+            elsewhere).
         shape: shape of a random input, where the factory gives none: of tokens for a model of
             transformers that takes them, of floats for everything else.
         train: put the model in training mode.
@@ -58,24 +60,25 @@ def load(
     """
     library, _, name = text.partition(":")
     path = Path(name if library == "hf" else text)
-    if library == "hf" and not path.exists():
+    by_type = library == "hf" and not path.exists()
+    if by_type and (path.suffix or len(path.parts) != 1):
         raise TargetError(
-            f"there is no {path}: hf: takes a config file or a model directory on disk, and "
-            "downloads nothing"
+            f"there is no {path}: hf: takes a config file or a model directory on disk, or the "
+            "name of an architecture as hf:llama, and downloads nothing"
         )
     if library in LIBRARIES:
         target = from_library(library, name, size, shape)
-    elif path.is_dir() or path.suffix == ".json":
-        from onsphere.models.transformers import from_config
+    elif by_type or path.is_dir() or path.suffix == ".json":
+        from onsphere.models.transformers import from_config, from_name
 
         wanted = "real" if weights is not None and size == "auto" else size
-        target = from_config(path, wanted, shape)
+        target = from_name(name, wanted, shape) if by_type else from_config(path, wanted, shape)
     elif ":" in text:
         target = _from_factory(text, shape)
     else:
         raise TargetError(
             f"{text!r} is no target: give package.module:factory, path.py:factory, timm:NAME, "
-            "torchvision:NAME, or a config file or model directory of transformers"
+            "torchvision:NAME, hf:TYPE, or a config file or model directory of transformers"
         )
     if weights is not None:
         if any(p.is_meta for p in target.model.parameters()):

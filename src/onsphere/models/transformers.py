@@ -1,4 +1,4 @@
-"""Models of the transformers library, from a config file or a model directory on disk.
+"""Models of the transformers library: by a config file, a model directory, or by name.
 
 The model is built from its config; its inputs are made up from it. Only safetensors weights are
 read, and nothing is downloaded: code that a directory brings along is not run.
@@ -7,7 +7,8 @@ read, and nothing is downloaded: code that a directory brings along is not run.
 import copy
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ TOKENS = 16
 VOCABULARY = 256
 """Largest vocabulary of a shrunk model; special tokens beyond it become its last one."""
 
+FRAMES = 64
+"""Longest sound of a shrunk model that takes spectra, in positions of its encoder."""
+
 _DEPTHS = (
     "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
     "encoder_layers", "decoder_layers",
@@ -35,6 +39,11 @@ _HEADS = (
     "num_attention_heads", "num_key_value_heads", "n_head", "num_heads", "encoder_attention_heads",
     "decoder_attention_heads",
 )  # fmt: skip
+_TASKS = (
+    "ForZeroShotImageClassification", "ForSpeechSeq2Seq", "ForSeq2SeqLM", "ForMaskedLM",
+    "ForCausalLM", "ForImageClassification", "ForCTC", "",
+)  # fmt: skip
+"""For which of its tasks an architecture is built that is given by name: the first it has."""
 _SHARES = (16, 8, 4, 2)
 _NARROWEST = 128
 """Least width of a shrunk model."""
@@ -58,11 +67,57 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
     if not file.is_file():
         raise TargetError(f"there is no {file}")
     transformers = _transformers()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     config, data = _config(transformers, file)
     architecture = _architecture(transformers, path, data)
     stored = path.is_dir() and bool(list(path.glob("*.safetensors")))
+    return _built(str(path), architecture, config, size, shape, path if stored else None)
+
+
+def from_name(name: str, size: Size, shape: tuple[int, ...] | None) -> Target:
+    """Build an architecture of transformers from the default values of its config.
+
+    Args:
+        name: its ``model_type``, as a config file has it: ``llama``, ``gpt2``, ``bert``.
+        size: see :func:`onsphere.models.load.load`.
+        shape: shape of its main input.
+
+    Returns:
+        The model, for the first of its tasks in a fixed order, and its inputs.
+
+    Raises:
+        TargetError: transformers is missing, does not know the name, or cannot build the model.
+    """
+    transformers = _transformers()
+    known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    if name not in known:
+        raise TargetError(
+            f"there is no {name}, and transformers has no architecture of that name"
+            + _alike(name, known)
+        )
+    try:
+        config = transformers.AutoConfig.for_model(name)
+    except Exception as error:  # a config can ask for what it has no default for
+        raise TargetError(f"hf:{name} has no default config: {line_of(error)}") from error
+    mappings = [getattr(transformers, f"AutoModel{task}")._model_mapping for task in _TASKS]
+    found = next((m[type(config)] for m in mappings if type(config) in m), None)
+    if found is None:
+        raise TargetError(
+            f"hf:{name} is none of the models known by name: give a config file that names its "
+            "architecture, or a factory that returns (model, inputs)"
+        )
+    architecture = found[0] if isinstance(found, list | tuple) else found
+    return _built(f"hf:{name}", architecture, config, size, shape, None)
+
+
+def _built(
+    what: str,
+    architecture: Any,
+    config: Any,
+    size: Size,
+    shape: tuple[int, ...] | None,
+    stored: Path | None,
+) -> Target:
+    """Build a model of its size, with the weights that are stored beside its config if any."""
     for key in ("_attn_implementation", "_experts_implementation"):
         setattr(config, key, "eager")
     note = ""
@@ -76,25 +131,34 @@ def from_config(path: Path, size: Size, shape: tuple[int, ...] | None) -> Target
             model = architecture._from_config(config)
         small = sum(p.numel() for p in model.parameters()) <= CERTIFIABLE
         if size == "auto" and stored and small:
-            model = _with_weights(architecture, path, config)
+            model = _with_weights(architecture, stored, config)
         elif size in ("shrink", "real"):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 model = architecture._from_config(config)
         else:
             note = "built at its full size on the meta device"
+            config._experts_implementation = "batched_mm"  # which tokens an expert gets is unknown
     except TargetError:
         raise
     except Exception as error:  # a config can break a model in any way
-        raise TargetError(f"{path}: the model cannot be built: {line_of(error)}") from error
+        raise TargetError(f"{what}: the model cannot be built: {line_of(error)}") from error
     return Target(model, (), _inputs(model, config, shape), _logits, note)
 
 
 def _transformers() -> Any:
     try:
-        return importlib.import_module("transformers")
+        transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise TargetError("a model config needs transformers: pip install transformers") from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _alike(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=6)
+    return f"; there are {', '.join(close)}" if close else ""
 
 
 def _config(transformers: Any, file: Path) -> tuple[Any, dict[str, Any]]:
@@ -135,7 +199,11 @@ def _with_weights(architecture: Any, path: Path, config: Any) -> nn.Module:
 
 
 def _shrink(config: Any) -> None:
-    """Leave two layers, and few tokens."""
+    """Leave two layers, and few tokens, also of the towers that a config joins."""
+    for tower in _towers(config):
+        _shrink(tower)
+    if isinstance(getattr(config, "max_source_positions", None), int):
+        config.max_source_positions = min(config.max_source_positions, FRAMES)
     for key in _DEPTHS:
         if isinstance(getattr(config, key, None), int):
             setattr(config, key, min(2, getattr(config, key)))
@@ -146,6 +214,12 @@ def _shrink(config: Any) -> None:
         for key, token in list(vars(config).items()):
             if key.endswith("token_id") and type(token) is int:
                 setattr(config, key, min(token, config.vocab_size - 1))
+
+
+def _towers(config: Any) -> list[Any]:
+    """Return the configs of the models that this one joins."""
+    keys = getattr(config, "sub_configs", None) or ()
+    return [getattr(config, k) for k in keys if getattr(config, k, None) is not None]
 
 
 def _narrowed(architecture: Any, config: Any) -> tuple[Any, int]:
@@ -175,8 +249,11 @@ def _divide(config: Any, share: int) -> bool:
         for key in (*_WIDTHS, *_HEADS)
         if type(value := getattr(config, key, None)) is int
     }
+    towers = _towers(config)
     heads = [found[k] for k in _HEADS if k in found]
     widths = [found[k] for k in _WIDTHS if k in found]
+    if towers and not heads:
+        return all(_divide(tower, share) for tower in towers)
     if not heads or not widths or min(widths) // share < _NARROWEST or max(heads) // share < 2:
         return False
     for key, value in found.items():
@@ -188,15 +265,17 @@ def _divide(config: Any, share: int) -> bool:
 
 def _inputs(model: nn.Module, config: Any, shape: tuple[int, ...] | None) -> dict[str, Any]:
     name = getattr(model, "main_input_name", "input_ids")
-    if name == "input_ids":
+    if _is_contrastive(model, config):
+        kwargs = {"input_ids": _tokens(config, (2, TOKENS)), "pixel_values": _images(config, shape)}
+    elif name == "input_ids":
         kwargs = {name: _tokens(config, shape or (2, TOKENS))}
     elif name == "pixel_values":
-        size = getattr(config, "image_size", None) or 224
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(config, "num_channels", 3)
-        kwargs = {name: random_floats(shape or (2, channels, height, width))}
+        kwargs = {name: _images(config, shape)}
     elif name == "input_values":
         kwargs = {name: random_floats(shape or (2, 8000))}
+    elif name == "input_features" and hasattr(config, "max_source_positions"):
+        bins = getattr(config, "num_mel_bins", 80)
+        kwargs = {name: random_floats(shape or (2, bins, 2 * config.max_source_positions))}
     else:
         raise TargetError(
             f"no inputs are known for {type(model).__name__}, which takes {name!r}: give a factory "
@@ -209,6 +288,19 @@ def _inputs(model: nn.Module, config: Any, shape: tuple[int, ...] | None) -> dic
     return kwargs
 
 
+def _is_contrastive(model: nn.Module, config: Any) -> bool:
+    """Tell whether a model compares texts with images, each from a tower of its own."""
+    towers = hasattr(config, "text_config") and hasattr(config, "vision_config")
+    return towers and hasattr(model, "logit_scale")
+
+
+def _images(config: Any, shape: tuple[int, ...] | None) -> torch.Tensor:
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None) or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    return random_floats(shape or (2, getattr(vision, "num_channels", 3), height, width))
+
+
 def _tokens(config: Any, shape: tuple[int, ...]) -> torch.Tensor:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     vocabulary = int(getattr(text, "vocab_size", None) or 100)
@@ -217,7 +309,7 @@ def _tokens(config: Any, shape: tuple[int, ...]) -> torch.Tensor:
 
 def _logits(result: Any) -> Any:
     if isinstance(result, Mapping):
-        for key in ("logits", "last_hidden_state"):
+        for key in ("logits", "logits_per_image", "last_hidden_state"):
             if key in result:
                 return result[key]
     return result

@@ -21,7 +21,7 @@ regularization*, 2019 (arXiv 1711.05101); Cho & Lee, 2017 (arXiv 1709.09603), fo
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,39 +34,14 @@ from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import local
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
-from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
+from onsphere.optim.steps.fused import capturable, fusable, fused_as
+from onsphere.optim.steps.ordinary import adamw_again
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
-from onsphere.optim.updates.per_vector import PerVectorUpdate, VectorMoment
+from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import SecondMoment, adamw_update
 from onsphere.optim.updates.types import Group
-
-SecondMoment = Literal["coordinate", "vector"]
-
-
-def adamw_update(
-    *, betas: tuple[float, float], eps: float, steps: float | Tensor, second_moment: SecondMoment
-) -> PerVectorUpdate | PerCoordinateUpdate:
-    r"""Return the update of AdamW at step number ``steps``.
-
-    Args:
-        betas: :math:`\beta_1, \beta_2`.
-        eps: :math:`\epsilon`.
-        steps: the number of this step, from 1; as a tensor it gives corrections that are tensors.
-        second_moment: one per ``"coordinate"`` or one per ``"vector"``.
-
-    Example:
-        >>> update = adamw_update(betas=(0.9, 0.99), eps=0.0, steps=1, second_moment="vector")
-        >>> round(update.kappa, 6), round(update.moment.first, 6)
-        (0.1, 0.1)
-    """
-    beta1, beta2 = betas
-    steps = steps.double() if isinstance(steps, Tensor) else steps
-    first, second = 1 - beta1**steps, 1 - beta2**steps
-    if second_moment == "coordinate":
-        return PerCoordinateUpdate(beta1, 1 - beta1, beta2, first, second, eps)
-    moment = VectorMoment(beta2, first, second, eps)
-    return PerVectorUpdate(beta1, 1 - beta1, 1 - beta1, beta1, moment)
 
 
 class SphereAdamW(SphereOptimizer):
@@ -232,27 +207,7 @@ class SphereAdamW(SphereOptimizer):
         return ("exp_avg", "exp_avg_sq") if fused_as(group, True) else None
 
     def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
-        beta1, beta2 = group["betas"]
-        if not ready.steps or not plain_numbers(group["lr"], beta1, beta2):
-            return False
-        ready.count_all()
-        first, second = ready.columns
-        torch._fused_adamw_(
-            ready.params,
-            ready.take_grads(),
-            first,
-            second,
-            [],
-            ready.steps,
-            amsgrad=False,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-        )
-        return True
+        return adamw_again(ready, group)
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:

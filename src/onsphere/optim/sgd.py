@@ -26,33 +26,13 @@ from onsphere.optim.checks.validation import check_options
 from onsphere.optim.distributed.placement import beside, local
 from onsphere.optim.master_weights import state_dtype
 from onsphere.optim.sphere_optimizer import SphereOptimizer
-from onsphere.optim.steps.fused import capturable, fusable, fused_as, plain_numbers
+from onsphere.optim.steps.fused import capturable, fusable, fused_as
+from onsphere.optim.steps.ordinary import moved_fused, sgd_again
 from onsphere.optim.steps.repeated import Ready, ReadyInSpace
 from onsphere.optim.updates.geodesic import LrMode, Retraction
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import sgd_update
 from onsphere.optim.updates.types import Group
-
-
-def sgd_update(
-    *, momentum: float, dampening: float, nesterov: bool, first: bool
-) -> PerVectorUpdate:
-    r"""Return the update of SGD as factors of gradient and momentum.
-
-    Args:
-        momentum: :math:`\alpha`; 0 keeps no buffer.
-        dampening: :math:`\tau`.
-        nesterov: look ahead by one step of momentum.
-        first: the buffer is new: the gradient enters it without dampening, as in
-            ``torch.optim.SGD``.
-
-    Example:
-        >>> sgd_update(momentum=0.5, dampening=0.0, nesterov=False, first=False)
-        PerVectorUpdate(alpha=0.5, kappa=1.0, along_gradient=1.0, along_momentum=0.5, moment=None)
-    """
-    kappa = 1.0 if first or momentum == 0 else 1.0 - dampening
-    if nesterov:
-        return PerVectorUpdate(momentum, kappa, 1.0 + momentum * kappa, momentum * momentum)
-    return PerVectorUpdate(momentum, kappa, kappa, momentum)
 
 
 class SphereSGD(SphereOptimizer):
@@ -196,27 +176,12 @@ class SphereSGD(SphereOptimizer):
         )
 
     def _fused_columns(self, group: Group) -> Sequence[str] | None:
-        if not fused_as(group, all(_moved_fused(p) for p in group["params"])):
+        if not fused_as(group, all(moved_fused(p) for p in group["params"])):
             return None
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def _step_in_space_again(self, ready: ReadyInSpace, group: Group) -> bool:
-        momentum, lr = group["momentum"], group["lr"]
-        if (momentum != 0) != bool(ready.columns) or not plain_numbers(lr, momentum):
-            return False
-        torch._fused_sgd_(
-            ready.params,
-            ready.take_grads(),
-            ready.columns[0] if ready.columns else [],
-            weight_decay=group["weight_decay"],
-            momentum=momentum,
-            lr=lr,
-            dampening=group["dampening"],
-            nesterov=group["nesterov"],
-            maximize=group["maximize"],
-            is_first_step=False,
-        )
-        return True
+        return sgd_again(ready, group)
 
     def _step_in_space(self, params: list[Tensor], grads: list[Tensor], group: Group) -> None:
         if not params:
@@ -230,7 +195,7 @@ class SphereSGD(SphereOptimizer):
         made = [buffer for buffer in buffers if buffer is not None]
         # Nor does it take parameters some of which have no momentum yet.
         fused = (
-            all(_moved_fused(p) for p in moved)
+            all(moved_fused(p) for p in moved)
             and len(made) in (0, len(params))
             and fusable(moved, grads, *([made] if made else []))
         )
@@ -254,8 +219,3 @@ class SphereSGD(SphereOptimizer):
                 assert buffer is not None
                 held = beside(param, buffer) if self._sharded else buffer
                 self.state[param]["momentum_buffer"] = held
-
-
-def _moved_fused(param: Tensor) -> bool:
-    """Torch's fused step does not move half precision on the CPU (seen in torch 2.13)."""
-    return param.dtype.itemsize >= 4

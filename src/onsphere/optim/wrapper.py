@@ -25,10 +25,12 @@ from onsphere.optim.compiled import untraceable, untraced
 from onsphere.optim.distributed import placement, sharded_step
 from onsphere.optim.families import Spheres, families, resolved
 from onsphere.optim.hooks import without_global_hooks
+from onsphere.optim.modes import one_pass
 from onsphere.optim.modes.restore import Restorer
 from onsphere.optim.modes.rotate import rotate, step_for_updates
 from onsphere.optim.steps.displacement import Buffers, Displacements
 from onsphere.optim.steps.project import ConstrainedParameters, constrain, record, restore
+from onsphere.optim.updates.torch_optim import BaseMode
 from onsphere.optim.updates.types import Group
 
 Mode = Literal["hard", "brake", "rotate"]
@@ -51,9 +53,14 @@ def on_sphere(
     - ``"brake"``: vectors may shrink; of its growth a vector keeps the share ``growth_factor``.
     - ``"rotate"``: each vector turns by exactly ``lr`` radians, ``lr`` being its param group's,
       into the direction of the update; neither its size nor weight decay matters. Keeps memory
-      for a copy of the weights on spheres. The optimizers of PyTorch step from zero, so that the
-      update is known to its own rounding (:mod:`~onsphere.optim.steps.displacement`); of another,
-      whose update does not depend on the weights either, set ``steps_from_anywhere = True``.
+      for a copy of the weights on spheres, unless a kernel makes the step (see below). The
+      optimizers of PyTorch step from zero, so that the update is known to its own rounding
+      (:mod:`~onsphere.optim.steps.displacement`); of another, whose update does not depend on the
+      weights either, set ``steps_from_anywhere = True``.
+
+    What PyTorch's own AdamW, Adam and SGD do in ``"hard"`` and ``"rotate"`` to plain weights in
+    float32 on the CPU, a native kernel does in one pass over memory, on their state and with their
+    numbers to rounding (:mod:`~onsphere.optim.modes.one_pass`).
 
     The result *is* a ``torch.optim.Optimizer`` that shares ``param_groups`` and ``state`` with the
     one it wraps: give it to schedulers, gradient scalers and ``closure``-driven loops in its
@@ -70,7 +77,8 @@ def on_sphere(
         growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
             optimizer sees no gradient), ``"raise"`` before anything moves, or ``"ignore"``, which
-            saves a pass over the gradients.
+            saves a pass over the gradients. Where a kernel makes the step, a vector with such a
+            gradient then stays.
 
     Returns:
         The wrapped optimizer.
@@ -143,6 +151,7 @@ class OnSphere(Optimizer):
         self.buffers = Buffers()
         self.screen = Screen()
         self.restorer = Restorer()
+        self.one_pass = one_pass.OnePass()
 
     @property
     def param_groups(self) -> list[Group]:  # type: ignore[override]
@@ -185,43 +194,79 @@ class OnSphere(Optimizer):
             RuntimeError: a parameter on a sphere has a sparse gradient.
             FloatingPointError: a gradient is not finite, with ``nonfinite="raise"``.
         """
-        if untraceable():
-            return _as_written(self, closure)
+        known = self.mode != "brake" and not self.sharded and one_pass.knows(self.base)
+        if untraceable() or (torch.compiler.is_compiling() and known and self._on_cpu()):
+            return _as_written(self, closure)  # the kernels' numbers, compiled or not
         self.immovable = say_once(self.immovable, stacklevel=4)
         if self.pending:
             self.pending = (sharded_step.record if self.sharded else record)(self.constrained)
+        loss = None
+        if self.mode == "brake" or not known:
+            loss, left = self._step_of_base(self.constrained, closure)
+        else:
+            if closure is not None:  # these evaluate it once, before they step
+                with torch.enable_grad():
+                    loss = closure()
+            left = self._step_of_known_base(self.mode)
+        self._warn_of_skips(left)
+        return loss
+
+    def _step_of_known_base(self, mode: BaseMode) -> int | Tensor:
+        """Let kernels make its step as far as they can, and the base the rest."""
+        if self.nonfinite == "raise":  # before anything moves
+            self._hide(self.constrained, {})
+        moved = self.one_pass.step(
+            self.base,
+            self.constrained,
+            mode=mode,
+            look=self.nonfinite == "skip",
+            before_turning=self._warn_of_rounding,
+        )
+        self.buffers.drop(moved.params)
+        if moved.everything:
+            return moved.left
+        done = set(map(id, moved.held))
+        with one_pass.without_gradients(moved.params):
+            _, left = self._step_of_base(
+                [held for held in self.constrained if id(held) not in done], None
+            )
+        return left + moved.left
+
+    def _step_of_base(
+        self, rest: list[ConstrainedParameters], closure: Closure | None
+    ) -> tuple[float | None, int | Tensor]:
+        """Let the base step and bring the rest to its spheres; return how many vectors stayed."""
         hidden: Hidden = {}
         added: dict[Tensor, Tensor] = {}
         try:
             if closure is None:
-                self._hide(hidden)
+                self._hide(rest, hidden)
             with without_global_hooks():  # they run around this step
                 if self.mode == "rotate":
-                    loss, added = self._step_for_updates(closure, hidden)
+                    loss, added = self._step_for_updates(rest, closure, hidden)
                 elif closure is None:
                     loss = self.base.step()
                 else:
-                    loss = self.base.step(self._guarded(closure, hidden))
+                    loss = self.base.step(self._guarded(rest, closure, hidden))
         finally:
             for held, grads in hidden.values():
                 for param, grad in zip(held.params, grads, strict=True):
                     param.grad = grad
         if self.mode == "rotate":
             left = rotate(
-                self.constrained, self.param_groups, added, self.buffers,
+                rest, self.param_groups, added, self.buffers,
                 sharded=self.sharded, before_turning=self._warn_of_rounding,
             )  # fmt: skip
         else:
             left = self.restorer.restore(
-                self.constrained, brake=self.mode == "brake", growth=self.growth_factor,
+                rest, brake=self.mode == "brake", growth=self.growth_factor,
                 sharded=self.sharded,
             )  # fmt: skip
         for held, _ in hidden.values():
             vectors = placement.local(held.radius).numel()
             held.skipped.add_(vectors)
             left = left + vectors
-        self._warn_of_skips(left)
-        return loss
+        return loss, left
 
     def __getattr__(self, name: str) -> Any:
         """Reach what the base optimizer has besides: its methods and settings."""
@@ -330,15 +375,22 @@ class OnSphere(Optimizer):
         self.pending = True
         self._warn_of_decay(params)
 
+    def _on_cpu(self) -> bool:
+        return any(held.params[0].is_cpu for held in self.constrained)
+
     def _moving(self) -> list[Tensor]:
         return [p for held in self.constrained for p in held.params]
 
-    def _hide(self, hidden: Hidden) -> None:
+    def _hide(self, constrained: list[ConstrainedParameters], hidden: Hidden) -> None:
         """Take gradients that are not finite away from the base optimizer, to be put back."""
-        self.screen.hide(self.constrained, hidden, nonfinite=self.nonfinite, sharded=self.sharded)
+        self.screen.hide(constrained, hidden, nonfinite=self.nonfinite, sharded=self.sharded)
 
     def _guarded(
-        self, closure: Closure, hidden: Hidden, displaced: Displacements | None = None
+        self,
+        rest: list[ConstrainedParameters],
+        closure: Closure,
+        hidden: Hidden,
+        displaced: Displacements | None = None,
     ) -> Closure:
         """Return a closure that sees the weights, and hides gradients that are not finite."""
 
@@ -347,7 +399,7 @@ class OnSphere(Optimizer):
                 displaced.visit()
             with torch.enable_grad():
                 loss = closure()
-            self._hide(hidden)
+            self._hide(rest, hidden)
             if displaced is not None:
                 displaced.leave()
             return loss
@@ -355,18 +407,19 @@ class OnSphere(Optimizer):
         return guarded
 
     def _step_for_updates(
-        self, closure: Closure | None, hidden: Hidden
+        self, rest: list[ConstrainedParameters], closure: Closure | None, hidden: Hidden
     ) -> tuple[float | None, dict[Tensor, Tensor]]:
         """Step with the base, the weights kept; return the loss and what it adds to each."""
+        params = [p for held in rest for p in held.params]
         if closure is None:
-            moving = [p for p in self._moving() if p.grad is not None]
+            moving = [p for p in params if p.grad is not None]
             return step_for_updates(self.base, moving, self.buffers, None)
         given = closure
         return step_for_updates(
             self.base,
-            self._moving(),
+            params,
             self.buffers,
-            lambda displaced: self._guarded(given, hidden, displaced),
+            lambda displaced: self._guarded(rest, given, hidden, displaced),
         )
 
     def _warn_of_rounding(self, dtype: torch.dtype, rate: float) -> None:

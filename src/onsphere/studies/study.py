@@ -1,5 +1,6 @@
 """A study: claims in, records and a document out."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,8 +18,11 @@ from onsphere.studies.claims import (
     stability,
 )
 from onsphere.studies.claims.base import Claim, Plan
-from onsphere.studies.engine.runner import Progress, check_jobs, run
+from onsphere.studies.engine.job import Cell, closure
+from onsphere.studies.engine.local import LocalEngine
+from onsphere.studies.engine.runner import Progress, run
 from onsphere.studies.engine.store import Store
+from onsphere.studies.engine.work import Engine
 from onsphere.studies.setup.data import Source
 from onsphere.version import __version__
 
@@ -57,6 +61,7 @@ def study(
     source: Source,
     folder: Path,
     *,
+    engine: Engine | None = None,
     jobs: int = 1,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Document:
@@ -67,7 +72,8 @@ def study(
         plan: how large.
         source: where the data set is.
         folder: where records go.
-        jobs: how many worker processes.
+        engine: where cells are computed; worker processes of this machine unless given.
+        jobs: how many of these.
         progress: called after every cell.
 
     Returns:
@@ -75,16 +81,18 @@ def study(
 
     Raises:
         OnsphereError: an unknown claim, no seeds, data that cannot be read, a folder that cannot
-            be written.
+            be written, an engine that does not answer.
     """
     chosen = claims(names)
     if not plan.seeds:
         raise OnsphereError("a study needs at least one seed, got none")
-    check_jobs(jobs)
+    engine = engine or LocalEngine(jobs)
     source.load()  # a missing file is told before anything is made
     store = Store(folder)
     cells = [cell for claim in chosen for cell in claim.cells(plan)]
-    run(cells, store, source, jobs=jobs, report=progress)
+    with engine:
+        run(cells, store, source, engine=engine, report=progress)
+    machines = _machines(cells, store)
     results = {cell.key: store.read(cell) or {} for cell in cells}
     sections = [claim.section(plan, results, _command(plan, claim.name)) for claim in chosen]
     return Document(
@@ -103,9 +111,18 @@ def study(
             "cells": str(len({cell.key for cell in cells})),
             "onsphere": __version__,
             "torch": torch.__version__,
+            "processor": "; ".join(machines),
         },
-        warnings=_warnings(plan),
+        warnings=_warnings(plan, machines),
     )
+
+
+def _machines(cells: Sequence[Cell], store: Store) -> list[str]:
+    """Return the kinds of machines that computed the cells and all they build on."""
+    kinds = Counter(str(store.machine(cell) or "not recorded") for cell in closure(list(cells)))
+    if len(kinds) == 1:
+        return list(kinds)
+    return [f"{kind}: {count:,} of {kinds.total():,} cells" for kind, count in kinds.most_common()]
 
 
 def _command(plan: Plan, *names: str) -> str:
@@ -119,7 +136,7 @@ def _command(plan: Plan, *names: str) -> str:
     return " ".join(words)
 
 
-def _warnings(plan: Plan) -> list[str]:
+def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
     warnings = []
     if plan.size == "quick":
         warnings.append(
@@ -128,4 +145,9 @@ def _warnings(plan: Plan) -> list[str]:
         )
     if len(plan.seeds) == 1:
         warnings.append("One seed: verdicts that rest on training are left undecided.")
+    if len(machines) > 1:
+        warnings.append(
+            f"The records come from {len(machines)} kinds of processors, which round sums "
+            "differently: runs that are equal to rounding on one of them differ here."
+        )
     return warnings

@@ -2,11 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -14,12 +11,14 @@ import pytest
 from onsphere.errors import OnsphereError
 from onsphere.studies.engine import runner
 from onsphere.studies.engine.job import Cell, Outcome, Task
+from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.store import Store
+from onsphere.studies.engine.work import compute
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS
 from studies import tiny
+from studies.stopping import kill_after, records_in, start, wait_for
 
-TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("tiny_scale")
 
 
@@ -72,7 +71,7 @@ def test_a_rerun_does_what_is_missing_or_damaged_and_nothing_else(copy, undistur
 
 
 def test_nothing_missing_starts_no_worker(undisturbed, monkeypatch):
-    monkeypatch.setattr(runner, "Workers", None)
+    monkeypatch.setattr(LocalEngine, "submit", None)
     runner.run(cells_of(), Store(undisturbed), Source("digits"))
 
 
@@ -102,16 +101,39 @@ def test_a_killed_worker_is_told_in_one_line(tmp_path):
     assert store.read(first) == {"sum": 1}
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [(OSError(28, "No space left on device"), "No space"), (BrokenProcessPool(), "was killed")],
-)
-def test_what_a_worker_cannot_help_is_one_line(error, says):
-    future = Future()
-    future.set_exception(error)
-    with pytest.raises(OnsphereError, match=says) as caught:
-        runner._result(future)
-    assert "what had finished is kept" in str(caught.value)
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    store, first = Store(tmp_path), Cell(ADD, {"x": 1})
+    runner.run([first], store, Source("digits"))
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("onsphere.studies.engine.store.write_whole", full)
+    with pytest.raises(OnsphereError, match=r"written \(No space.*what had finished is kept"):
+        runner.run([Cell(ADD, {"x": 2}, (first,))], store, Source("digits"))
+    assert store.read(first) == {"sum": 1}
+
+
+class Finished:
+    """An engine whose cells have all ended when it is asked, the first of them badly."""
+
+    most = 9
+
+    def submit(self, work, source):
+        future = Future()
+        try:
+            future.set_result(compute(work, lambda: None))
+        except RuntimeError as error:
+            future.set_exception(error)
+        return future
+
+
+def test_what_finished_beside_a_failing_task_is_kept(tmp_path):
+    store, good = Store(tmp_path), [Cell(ADD, {"x": x}) for x in range(5)]
+    bad = Cell(ADD, {"x": 9, "fails": True}, cost=9.0)
+    with pytest.raises(RuntimeError, match="this task fails"):
+        runner.run([bad, *good], store, Source("digits"), engine=Finished())
+    assert all(store.has(cell) for cell in good)
 
 
 @pytest.mark.parametrize("jobs", [0, -3])
@@ -123,70 +145,9 @@ def test_no_jobs_are_refused(tmp_path, jobs):
 # --- studies that are stopped from outside -------------------------------------------------
 
 
-def heeds_ctrl_c():
-    """Whatever the caller set: background jobs ignore the signal, and a mask is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def start(folder, script=("-m", "studies.tiny"), jobs="2"):
-    """Start the study in a process group of its own, heeding Ctrl-C, as a terminal does."""
-    paths = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, *script, *tiny.WORDS, "--jobs", jobs, "--out", str(folder)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heeds_ctrl_c,
-    )
-
-
-def wait_for(condition, seconds=60.0):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited too long"
-        time.sleep(0.005)
-
-
-def records_in(folder):
-    return list(folder.glob("records/*.json"))
-
-
-def group(leader):
-    """Processes of a group that still run: the leader, its workers, and their helpers."""
-    running = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
-        except OSError:  # it ended while we looked
-            continue
-        if int(pgrp) == leader and state != "Z":
-            running.append(int(stat.parent.name))
-    return running
-
-
-def kill_after(folder, more, script=("-m", "studies.tiny")):
-    """Start a study, kill it with SIGKILL after some more records, and wait for its workers."""
-    before = len(records_in(folder))
-    process = start(folder, script)
-    wait_for(lambda: len(records_in(folder)) >= before + more or process.poll() is not None)
-    workers = set(group(process.pid)) - {process.pid}
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-    assert workers
-    try:
-        wait_for(lambda: not group(process.pid), seconds=10)
-    finally:
-        for orphan in group(process.pid):
-            os.kill(orphan, signal.SIGKILL)
-        process.communicate()  # ends when the last process that holds its pipes has
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads Linux's process table")
 def test_a_killed_study_leaves_no_orphan_and_resumes_to_the_same_records(tmp_path, undisturbed):
-    kill_after(tmp_path, more=2)
+    assert kill_after(tmp_path, more=2)
     found, whole = tiny.contents(tmp_path), tiny.contents(undisturbed)
     assert 0 < len(records_in(tmp_path)) < len(records_in(undisturbed))
     assert all(whole[name] == content for name, content in found.items())
@@ -219,7 +180,7 @@ def test_a_study_killed_three_times_resumes_to_the_same_records(tmp_path, monkey
     monkeypatch.undo()  # the real scale
     script = ("-c", "import sys; from onsphere.cli import main; sys.exit(main(sys.argv[1:]))")
     for more in (2, 3, 3):
-        kill_after(tmp_path / "killed", more, script)
+        assert kill_after(tmp_path / "killed", more, script)
     for name in ("killed", "whole"):
         tiny.run(tmp_path / name, jobs=2)
     assert tiny.contents(tmp_path / "killed") == tiny.contents(tmp_path / "whole")

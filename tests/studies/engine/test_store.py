@@ -8,6 +8,7 @@ import torch
 from onsphere.errors import OnsphereError
 from onsphere.studies.engine import store as store_file
 from onsphere.studies.engine.job import Cell, Outcome, Task
+from onsphere.studies.engine.machine import Machine, this_machine
 from onsphere.studies.engine.store import Store
 
 TASK = Task("square", 1, lambda config, inputs: Outcome({}))
@@ -38,6 +39,26 @@ def test_the_same_outcome_is_the_same_bytes(store, tmp_path):
     store.write(CELL, OUTCOME)
     again.write(CELL, Outcome(dict(reversed(OUTCOME.result.items())), OUTCOME.tensors))
     assert record_of(store).read_bytes() == record_of(again).read_bytes()
+
+
+def test_another_machine_writes_another_record_under_the_same_name(store):
+    """So that a study begun on one machine is gone on with on another."""
+    store.write(CELL, OUTCOME)
+    assert store.machine(CELL) == this_machine()
+    other = Machine("another processor", "AVX2")
+    store.write(CELL, OUTCOME, other)
+    assert store.read(CELL) == OUTCOME.result
+    assert store.machine(CELL) == other
+
+
+def test_a_record_from_before_machines_were_recorded_is_read(store):
+    store.write(CELL, OUTCOME)
+    path = record_of(store)
+    record = json.loads(path.read_text())
+    del record["machine"]
+    path.write_text(json.dumps(record))
+    assert store.read(CELL) == OUTCOME.result
+    assert store.machine(CELL) is None
 
 
 def flip(text):

@@ -13,8 +13,8 @@ import onsphere as osp
 from onsphere.norms import parametrize
 from onsphere.symmetry import FoldError, fold
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.rewrite.folding.batch_norms import propose_batch_norm
 from onsphere.symmetry.rewrite.folding.certificate import Certificate
+from onsphere.symmetry.rewrite.folding.kinds.batch_norms import propose_batch_norm
 from onsphere.symmetry.rewrite.folding.linear_maps import linear_maps
 from onsphere.symmetry.rewrite.folding.targets import Known
 from onsphere.symmetry.rewrite.verification import outputs_in_float64, wide_state

@@ -16,10 +16,11 @@ from onsphere.optim.kernels.triton import launch
 from onsphere.optim.updates.geodesic import Plan, StepOptions, limits_of
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import BaseStep
 from onsphere.optim.updates.types import Family, Part
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_LR_MODE = {"rate": 0, "angle": 1, "relative": 2}
+_LR_MODE = {"rate": 0, "angle": 1, "relative": 2, "hard": 3, "rotate": 4}
 _LINEAR, _DIAGONAL, _RESTORE = range(3)
 
 
@@ -204,7 +205,7 @@ def _arguments(
 
 
 def arguments_of(
-    update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+    update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions | BaseStep
 ) -> tuple[float, ...]:
     """Return the seven numbers of an update."""
     mine = update.arguments
@@ -218,11 +219,17 @@ def _settings(parts: Sequence[Part], options: StepOptions) -> list[float]:
 
 
 def settings_of(
-    update: PerVectorUpdate | PerCoordinateUpdate, dtype: torch.dtype, options: StepOptions
+    update: PerVectorUpdate | PerCoordinateUpdate,
+    dtype: torch.dtype,
+    options: StepOptions | BaseStep,
 ) -> list[float]:
     """Return the numbers that all tensors of a call share."""
     kind = _DIAGONAL if isinstance(update, PerCoordinateUpdate) else _LINEAR
     limits = limits_of(dtype)
+    if isinstance(options, BaseStep):
+        way = _LR_MODE[options.mode]
+        numbers = [options.lr, 0.0, options.decay, limits.close, limits.floor]
+        return [*numbers, kind, _DTYPES[dtype], way, 0, 0, 0, options.ascend]
     return [
         *(float(options.lr), options.radius or 0.0, 0.0, limits.close, limits.floor),
         *(kind, _DTYPES[dtype], _LR_MODE[options.lr_mode], options.retraction == "exponential"),

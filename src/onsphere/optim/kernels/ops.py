@@ -48,13 +48,13 @@ def _run(
     ]
     for i, pointers in enumerate(zip(*columns, strict=True)):
         mine = *layouts[4 * i : 4 * i + 4], *arguments[8 * i : 8 * i + 8]
-        TENSOR.pack_into(table, i * size, *pointers, *mine, 0)
+        TENSOR.pack_into(table, i * size, *pointers, *mine, 0, 0)
     flags = [int(x) for x in settings[5:]]
     packed = SETTINGS.pack(*settings[:5], *flags, most_instructions, torch.get_num_threads())
     where = (ctypes.c_char * len(table)).from_buffer(table)
     if getattr(kernels, entry)(ctypes.addressof(where), len(points), packed):
         raise MemoryError("the native kernels could not allocate their scratch memory")
-    skipped = [TENSOR.unpack_from(table, i * size)[-1] for i in range(len(points))]
+    skipped = [TENSOR.unpack_from(table, i * size)[-2] for i in range(len(points))]
     return torch.tensor(skipped, dtype=torch.int64)
 
 

@@ -31,13 +31,14 @@ from onsphere.optim.kernels.unchanged import Kinds, Places, addresses_of
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import BaseStep
 from onsphere.optim.updates.types import Family
 
 # A row of the table, in words: seven addresses, four numbers of the layout, eight of the update,
-# and how many vectors stayed where they were.
+# how many vectors stayed where they were, and how many lack their length.
 _WORDS = TENSOR.size // 8
 _POINT, _SLOPE, _MOMENTUM, _SQUARE, _RADIUS, _SECOND, _NUMBERS = range(7)
-_LAYOUT, _ARGUMENTS, _SKIPPED = 7, 11, 19
+_LAYOUT, _ARGUMENTS, _SKIPPED, _UNSURE = 7, 11, 19, 20
 
 
 class _Table:
@@ -114,6 +115,7 @@ class Repeated(_Table):
         self._places = Places([x for xs in columns.values() for x in xs if x is not None])
         self._kinds_of_grads = Kinds(self.points)
         self._slopes: list[int] = []
+        self._look: RepeatedFinite | None = None
         self._given: tuple[float, ...] = (math.nan,) * 7
 
     @staticmethod
@@ -147,8 +149,14 @@ class Repeated(_Table):
             self._fill(_SLOPE, slopes)
         return True
 
+    def finite(self) -> bool:
+        """Whether all squares of the gradients that were noted are finite."""
+        if self._look is None:
+            self._look = RepeatedFinite(self.points)
+        return self._look.at(self._slopes)
+
     def step(
-        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions | BaseStep
     ) -> list[int]:
         """Take the step; return how many vectors of each tensor stayed where they were."""
         arguments = arguments_of(update, options)
@@ -157,6 +165,11 @@ class Repeated(_Table):
         self._call("onsphere_step", settings_of(update, self._dtype, options))
         increment_version(self.points)
         return self._counts()
+
+    @property
+    def unsure(self) -> list[int]:
+        """How many vectors of each tensor are to be restored after a step in mode ``"hard"``."""
+        return self._words[_UNSURE::_WORDS].tolist()
 
     def _give(self, arguments: tuple[float, ...]) -> None:
         for column, (now, before) in enumerate(zip(arguments, self._given, strict=True)):
@@ -210,7 +223,11 @@ class RepeatedFinite(_Table):
         """Return the answer; ``None`` for tensors that are not like the first ones."""
         if not usable() or len(tensors) != self._count or not self._kinds.fit(tensors):
             return None
-        self._fill(_POINT, addresses_of(tensors))
+        return self.at(addresses_of(tensors))
+
+    def at(self, addresses: list[int]) -> bool:
+        """Return the answer for tensors of the same kinds, by where they lie."""
+        self._fill(_POINT, addresses)
         settings = restore_settings(self._dtype, Sphere(), brake=False, growth=0.0)
         self._call("onsphere_reduce", settings)
         return math.isfinite(sum(self._sums[:: ops.NUMBERS]))

@@ -1,5 +1,6 @@
 """Modes ``"hard"`` and ``"brake"``: the base steps, then vectors get their lengths back."""
 
+import operator
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -14,6 +15,7 @@ class Restorer:
 
     def __init__(self) -> None:
         self.calls: list[tuple[kernels.RepeatedRestore, list[ConstrainedParameters]]] = []
+        self.known: list[ConstrainedParameters] = []  # what they restore
 
     def restore(
         self,
@@ -34,9 +36,11 @@ class Restorer:
         if sharded:
             return sharded_step.restore(constrained, brake=brake, growth=growth)
         calls = self.calls
-        if sum(len(held) for _, held in calls) != len(constrained) or not all(
-            call.again() for call, _ in calls
-        ):
+        same = len(self.known) == len(constrained) and all(
+            map(operator.is_, self.known, constrained)
+        )
+        if not same or not calls or not all(call.again() for call, _ in calls):
+            self.known = list(constrained)
             self.calls = repeated(constrained)
             return restore(constrained, brake=brake, growth=growth)
         left = 0

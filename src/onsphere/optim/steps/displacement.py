@@ -45,6 +45,11 @@ class Buffers:
         if held:
             torch._foreach_zero_(held)
 
+    def drop(self, params: Iterable[Tensor]) -> None:
+        """Give the memory for some weights free: their updates are known in another way."""
+        for param in params if self._held else ():
+            self._held.pop(param, None)
+
     def take(self, param: Tensor) -> Tensor:
         """Hand out the zeros for a weight; they are its owner's until given back."""
         held = self._held.pop(param, None)

@@ -15,6 +15,7 @@ from onsphere.optim import kernels
 from onsphere.optim.updates.geodesic import StepOptions
 from onsphere.optim.updates.per_coordinate import PerCoordinateUpdate
 from onsphere.optim.updates.per_vector import PerVectorUpdate
+from onsphere.optim.updates.torch_optim import BaseStep
 from onsphere.optim.updates.types import Group
 
 # What a group must have had in the last step for this one to be made alike.
@@ -72,10 +73,19 @@ class ReadyOnSpheres(Ready):
         return super().fits(group, state) and self._call.again()
 
     def step(
-        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions
+        self, update: PerVectorUpdate | PerCoordinateUpdate, options: StepOptions | BaseStep
     ) -> list[int]:
         """Take the step; return how many vectors of each parameter stayed where they were."""
         return self._call.step(update, options)
+
+    def finite(self) -> bool:
+        """Whether all squares of the gradients that were noted are finite."""
+        return self._call.finite()
+
+    @property
+    def unsure(self) -> list[int]:
+        """How many vectors of each parameter are to be restored after a step."""
+        return self._call.unsure
 
 
 class ReadyInSpace(Ready):

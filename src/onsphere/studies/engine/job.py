@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -43,6 +44,19 @@ class Outcome:
 
     result: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def pack(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as the bytes of a safetensors file; no bytes for no tensors."""
+    if not tensors:
+        return b""
+    # Views of one storage are refused, hence copies.
+    return safetensors.torch.save({k: v.detach().contiguous().clone() for k, v in tensors.items()})
+
+
+def unpack(packed: bytes) -> dict[str, Tensor]:
+    """Return the tensors that :func:`pack` was given."""
+    return safetensors.torch.load(packed) if packed else {}
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,19 @@
-"""Run cells on all cores, keep each as it finishes, and lose nothing when stopped.
+"""Run cells wherever an engine computes them, keep each as it finishes, lose nothing when stopped.
 
-Every cell runs in a worker process with one thread, so a record does not depend on how many jobs
-ran beside it.
+Every cell is computed by one thread, so a record does not depend on how many jobs ran beside it.
+Records are read and written by this process alone.
 """
 
-import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
-
-import torch
 
 from onsphere.errors import OnsphereError
-from onsphere.studies.engine.job import Cell, Inputs, closure
-from onsphere.studies.engine.process_pool import Workers
+from onsphere.studies.engine.job import Cell, closure
+from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.store import Store
-from onsphere.studies.setup.data import Images, Source
+from onsphere.studies.engine.work import Engine, Product, Work
+from onsphere.studies.setup.data import Source
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,7 @@ def run(
     store: Store,
     source: Source,
     *,
+    engine: Engine | None = None,
     jobs: int = 1,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> None:
@@ -51,15 +47,19 @@ def run(
     Args:
         cells: what is wanted; what they need is added.
         store: where records are kept.
-        source: where workers load the data set from.
-        jobs: how many worker processes.
+        source: where the data set is.
+        engine: where cells are computed, entered; worker processes of this machine unless given.
+        jobs: how many of these.
         report: called after every cell.
 
     Raises:
         OnsphereError: fewer than one job.
         Exception: whatever a task raised; everything finished until then is kept.
     """
-    check_jobs(jobs)
+    if engine is None:
+        with LocalEngine(jobs) as local:
+            run(cells, store, source, engine=local, report=report)
+        return
     store.sweep()
     missing = [cell for cell in closure(cells) if not store.has(cell)]
     if not missing:
@@ -68,65 +68,39 @@ def run(
     waiting = {cell.key: cell for cell in missing}
     done, finished = 0.0, 0
     report(Progress(0.0, total, 0, len(missing)))
-    running: dict[Future[None], Cell] = {}
-    with Workers(min(jobs, len(missing)), _start_worker) as pool:
-        while waiting or running:
-            busy = {cell.key for cell in running.values()}
-            ready = [
-                cell
-                for cell in waiting.values()
-                if all(need.key not in waiting and need.key not in busy for need in cell.needs)
-            ]
-            ready.sort(key=lambda cell: -cell.cost)
-            # Two more than there are workers: none idles, and little is lost when one task fails.
-            for cell in ready[: max(0, jobs + 2 - len(running))]:
-                del waiting[cell.key]
-                running[pool.submit(_compute, cell, store.folder, source)] = cell
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell = running.pop(future)
-                _result(future)
-                done, finished = done + cell.cost, finished + 1
-                report(Progress(done, total, finished, len(missing)))
+    running: dict[Future[Product], Cell] = {}
+    while waiting or running:
+        busy = {cell.key for cell in running.values()}
+        ready = [
+            cell
+            for cell in waiting.values()
+            if all(need.key not in waiting and need.key not in busy for need in cell.needs)
+        ]
+        ready.sort(key=lambda cell: -cell.cost)
+        for cell in ready[: max(0, engine.most - len(running))]:
+            del waiting[cell.key]
+            running[engine.submit(_work(cell, store), source)] = cell
+        ended = wait(running, return_when=FIRST_COMPLETED).done
+        for future in sorted(ended, key=_failed):  # what failed comes last: the rest is kept
+            cell = running.pop(future)
+            _keep(cell, future.result(), store)
+            done, finished = done + cell.cost, finished + 1
+            report(Progress(done, total, finished, len(missing)))
 
 
-def check_jobs(jobs: int) -> None:
-    """Refuse a number of worker processes that cannot work.
-
-    Raises:
-        OnsphereError: fewer than one.
-    """
-    if jobs < 1:
-        raise OnsphereError(f"--jobs must be at least 1, got {jobs}")
+def _failed(future: Future[Product]) -> bool:
+    return future.exception() is not None
 
 
-def _result(future: Future[None]) -> None:
+def _work(cell: Cell, store: Store) -> Work:
+    records = tuple(store.read(need) or {} for need in cell.needs)
+    return Work(cell.task, cell.config, records, tuple(store.packed(need) for need in cell.needs))
+
+
+def _keep(cell: Cell, product: Product, store: Store) -> None:
     try:
-        future.result()
-    except BrokenProcessPool:
-        raise OnsphereError(
-            "a worker process was killed (out of memory?); what had finished is kept: run the "
-            "same command again, with fewer --jobs if it was memory"
-        ) from None
+        store.write(cell, product.outcome, product.machine)
     except OSError as error:  # the disk is full, or the folder was taken away
         raise OnsphereError(
             f"a record could not be written ({error.strerror or error}); what had finished is kept"
         ) from None
-
-
-def _start_worker() -> None:
-    # Diverging runs are part of the studies; what warnings would say is in the records.
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-
-
-@lru_cache(maxsize=1)
-def _images(source: Source) -> Images:
-    return source.load()
-
-
-def _compute(cell: Cell, folder: Path, source: Source) -> None:
-    store = Store(folder)
-    records = tuple(store.read(need) or {} for need in cell.needs)
-    tensors = tuple(store.tensors(need) for need in cell.needs)
-    store.write(cell, cell.task.run(cell.config, Inputs(_images(source), records, tensors)))

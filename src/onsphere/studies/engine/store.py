@@ -5,15 +5,16 @@ import hashlib
 import json
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from onsphere._utils.files import write_whole
 from onsphere.errors import OnsphereError
-from onsphere.studies.engine.job import Cell, Outcome, digest
+from onsphere.studies.engine.job import Cell, Outcome, digest, pack, unpack
+from onsphere.studies.engine.machine import Machine, this_machine
 
 FORMAT = 1
 """Version of the records' layout; raised when old records can no longer be read."""
@@ -22,7 +23,9 @@ FORMAT = 1
 class Store:
     """A folder of records.
 
-    ``records/KEY.json`` holds a result with its configuration and a checksum;
+    ``records/KEY.json`` holds a result with its configuration, a checksum, and the machine that
+    computed it. The machine is no part of the key: records that were begun on one machine are
+    gone on with on another.
     ``networks/KEY.safetensors`` holds the tensors of cells that others build on; the record vouches
     for them with their SHA-256. A record that cannot be read is renamed to ``KEY.json.corrupt``;
     it, and a cell whose tensors are missing or damaged, is computed again.
@@ -94,22 +97,38 @@ class Store:
             return None
         return result
 
+    def machine(self, cell: Cell) -> Machine | None:
+        """Return what computed a cell that has a record; ``None`` where the record is too old."""
+        return Machine.read(json.loads(self._record(cell).read_text()).get("machine"))
+
     def tensors(self, cell: Cell) -> dict[str, Tensor]:
         """Return the tensors that the cell saved (none, if it saved none).
 
         The file is sound where :meth:`read` found the record sound.
         """
-        path = self._network(cell)
-        return safetensors.torch.load_file(path) if path.exists() else {}
+        return unpack(self.packed(cell))
 
-    def write(self, cell: Cell, outcome: Outcome) -> None:
-        """Keep an outcome: tensors first, then the record that vouches for them."""
+    def packed(self, cell: Cell) -> bytes:
+        """Return the file of the tensors that the cell saved; no bytes, if it saved none."""
+        try:
+            return self._network(cell).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def write(self, cell: Cell, outcome: Outcome, machine: Machine | None = None) -> None:
+        """Keep an outcome: tensors first, then the record that vouches for them.
+
+        Args:
+            cell: what was computed.
+            outcome: what came out.
+            machine: where; this one unless given.
+        """
         if outcome.tensors:
-            tensors = {k: v.detach().contiguous().clone() for k, v in outcome.tensors.items()}
-            write_whole(self._network(cell), safetensors.torch.save(tensors))
+            write_whole(self._network(cell), pack(outcome.tensors))
         record = {
             "cell": cell.identity,
             "checksum": digest(outcome.result),
+            "machine": asdict(machine or this_machine()),
             "tensors": self._fingerprint(cell) if outcome.tensors else None,
             "result": outcome.result,
         }
@@ -124,10 +143,8 @@ class Store:
 
     def _fingerprint(self, cell: Cell) -> str | None:
         """SHA-256 of the saved tensors; ``None`` where there are none."""
-        try:
-            return hashlib.sha256(self._network(cell).read_bytes()).hexdigest()
-        except FileNotFoundError:
-            return None
+        packed = self.packed(cell)
+        return hashlib.sha256(packed).hexdigest() if packed else None
 
     def _set_aside(self, path: Path, why: str) -> None:
         path.replace(path.with_name(path.name + ".corrupt"))

@@ -189,10 +189,25 @@ class Probe:
             else t
             for n, t in self._given.state.items()
         }
+        return self._with_inputs(state, noise, turn, many, meet)
+
+    def _with_inputs(
+        self,
+        state: Mapping[str, Tensor],
+        noise: float = 0.5,
+        turn: int = 0,
+        many: bool = False,
+        meet: bool = False,
+    ) -> Point:
+        """Return a point at some weights, with inputs drawn anew."""
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
         return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise), meet), seed)
+
+    def given_elsewhere(self, turn: int = 0) -> Point:
+        """Return the model's own weights with inputs drawn anew."""
+        return self._with_inputs(self._given.state, turn=turn)
 
     def shared(self, key: Hashable, draw: Callable[[], Point]) -> Point:
         """Return a point at which several tests look: drawn once, where the model is small.
@@ -228,7 +243,7 @@ class Probe:
             turn: inputs of other lengths and of the given ones take turns.
             many: a large batch.
         """
-        point = self.redrawn(turn=turn, many=many)
+        point = self._with_inputs({}, turn=turn, many=many)
         pair = (given.args, dict(given.kwargs))
         args, kwargs = tree_map(_in_type_of, (point.args, dict(point.kwargs)), pair)
         return Call(args, kwargs, seed=point.seed)

@@ -25,6 +25,8 @@ _SMALL = 100_000
 """Entries of all weights up to which a model is small."""
 _LARGE = 1_000_000
 """Entries from which it is large."""
+_HUGE = 50_000_000
+"""Entries from which every point takes gigabytes, so that as few as possible are drawn."""
 _SIZES = (1.0, 0.4, 2.5)
 """Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
 _FAR_SIZES = (0.4, 2.0, 0.1, 5.0, 15.0)
@@ -73,8 +75,8 @@ def samples(probe: Probe) -> Samples:
     entries = sum(t.numel() for t in probe.given().state.values())
     large = entries > _LARGE
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
-    random = random_points(probe, 2)
-    sizes = _FAR_SIZES[: 2 if large else None]
+    random = random_points(probe, 1 if entries > _HUGE else 2)
+    sizes = _FAR_SIZES[: 1 if entries > _HUGE else 2 if large else None]
     wide = (p for p in _wide_points(probe, entries) if is_well_conditioned(probe, p))
     return Samples(
         [*random, *given], random, Points(_far_points(probe, sizes)), Points(wide), large
@@ -140,6 +142,8 @@ def _far_points(probe: Probe, sizes: Sequence[float]) -> Iterator[Point]:
 
 def _wide_points(probe: Probe, entries: int) -> Iterator[Point]:
     """Draw large batches, inputs that look up the same rows, and for small models many others."""
+    if entries > _HUGE:
+        return
     batches = ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))
     for noise, size in batches[: 1 if entries > _LARGE else None]:
         yield probe.redrawn(noise, size, many=True)

@@ -33,8 +33,8 @@ from onsphere.symmetry.rewrite.equalizing.report import (
     EqualizeReport,
     Objective,
 )
-from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms
-from onsphere.symmetry.rewrite.folding.gains import is_norm
+from onsphere.symmetry.rewrite.folding.kinds.batch_norms import batch_norms
+from onsphere.symmetry.rewrite.folding.kinds.gains import is_norm
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.modes import in_mode, mode_of
 from onsphere.symmetry.rewrite.ranges import compared

@@ -23,23 +23,28 @@ from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.probe import cloned
-from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms, propose_batch_norm
-from onsphere.symmetry.rewrite.folding.centering import (
+from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
+from onsphere.symmetry.rewrite.folding.kinds.batch_norms import batch_norms, propose_batch_norm
+from onsphere.symmetry.rewrite.folding.kinds.centering import (
     as_rms_norm,
     can_be_rms_norm,
     propose_centering,
 )
-from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
-from onsphere.symmetry.rewrite.folding.forward_weights import ForwardWeight, forward_weights
-from onsphere.symmetry.rewrite.folding.gains import gains, is_norm, propose_gain
-from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap, linear_maps
-from onsphere.symmetry.rewrite.folding.offsets import GAIN, SHIFT, offset_norms, with_gains_outside
-from onsphere.symmetry.rewrite.folding.parametrizations import (
+from onsphere.symmetry.rewrite.folding.kinds.forward_weights import ForwardWeight, forward_weights
+from onsphere.symmetry.rewrite.folding.kinds.gains import gains, is_norm, propose_gain
+from onsphere.symmetry.rewrite.folding.kinds.offsets import (
+    GAIN,
+    SHIFT,
+    offset_norms,
+    with_gains_outside,
+)
+from onsphere.symmetry.rewrite.folding.kinds.parametrizations import (
     Computed,
     computed_weights,
     in_float64,
     make_plain,
 )
+from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap, linear_maps
 from onsphere.symmetry.rewrite.folding.reasons import Neighbours
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.folding.surgery import add_bias, is_plain_norm, put, write

@@ -22,7 +22,7 @@ from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
-from onsphere.symmetry.rewrite.folding.parametrizations import without_graphs
+from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative change of the output that counts as rounding, by the output's type."""

@@ -147,7 +147,7 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     largest = [0.0] * len(parts)
     if not (probe.traced.eps and parts):
         return [False] * len(parts)
-    own = replace(probe.redrawn(turn=1), state=probe.given().state)
+    own = probe.given_elsewhere(turn=1)
     for point in (*points[:1], own):
         if is_well_conditioned(probe, point, real_eps=True):
             found = group_test(parts, partial(_excess, probe, point, real_eps=True), 1.0)

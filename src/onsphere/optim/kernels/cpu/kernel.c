@@ -18,11 +18,12 @@
 #include <omp.h>
 #endif
 
-enum { ABI = 5, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
+enum { ABI = 6, PADDED = 16, FLUSH = 1024, BLOCK = 512, NUMBERS = 6, COEFFICIENTS = 6 };
 enum { FLOAT32, BFLOAT16 };
 enum { LINEAR, DIAGONAL, RESTORE };
 enum { STEP, REDUCE, APPLY };
-enum { RATE, ROTATION, RELATIVE };
+/* HARD and ROTATE make the step of another optimizer, whose moments are its own affair. */
+enum { RATE, ROTATION, RELATIVE, HARD, ROTATE };
 /* Entries that a thread takes at a time, and those for which another thread is worth its start. */
 enum { TASK = 1 << 18, SHARE = 1 << 15, KEPT = 1 << 16, LARGE = 1 << 17, CHUNK = 1 << 17, EVEN = 8, WIDE = 1 << 18 };
 /* TOGETHER vectors of SHORT entries stay in the first level of the cache from sums to writing, and
@@ -197,7 +198,7 @@ static int run(Tensor *tensors, int64_t count, const Settings *s, int64_t phase)
     if (!first) return 1;
     for (int64_t i = 0; i < count; i++) {
         Tensor *t = tensors + i;
-        t->skipped = 0;
+        t->skipped = t->unsure = 0;
         first[i] = total, total += tasks(t);
         entries += t->batches * t->vectors * length(t);
         kept = most(kept, remembered(s, t));

@@ -38,7 +38,7 @@ static void add_up_and_plan(const Worker *w, Vector *v, int64_t phase) {
         return;
     }
     v->fine = planned(w, t, v->number, length(t), sums, v->c, phase);
-    if (v->fine != MOVES) __atomic_add_fetch(&t->skipped, 1, __ATOMIC_RELAXED);
+    if (left(t, v->fine)) __atomic_add_fetch(&t->skipped, 1, __ATOMIC_RELAXED);
     __atomic_store_n(&v->ready, 1, __ATOMIC_RELEASE);
 }
 

@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# Mirrors `Tensor` and `Settings` in kernel.c.
-TENSOR = struct.Struct("7Q4q8dq")
+# Mirrors `Tensor` and `Settings` in plan.h.
+TENSOR = struct.Struct("7Q4q8d2q")
 SETTINGS = struct.Struct("5d9q")
-_ABI = 5_000_000 + TENSOR.size * 1000 + SETTINGS.size
+_ABI = 6_000_000 + TENSOR.size * 1000 + SETTINGS.size
 _SETS = ("plain", "AVX2", "AVX-512")
 
 # Not a name that Python takes for an extension module.

@@ -397,10 +397,14 @@ TARGET static void NAME(plans)(const Settings *settings, const Tensor *tensor, d
         PLAN_ALL(RESTORE, RATE)
     } else if (s.kind == LINEAR && s.lr_mode == RATE) {
         PLAN_ALL(LINEAR, RATE)
+    } else if (s.kind == LINEAR && s.lr_mode == HARD) {
+        PLAN_ALL(LINEAR, HARD)
     } else if (s.kind == LINEAR) {
         PLAN_ALL(LINEAR, RELATIVE)
     } else if (s.lr_mode == RATE) {
         PLAN_ALL(DIAGONAL, RATE)
+    } else if (s.lr_mode == HARD) {
+        PLAN_ALL(DIAGONAL, HARD)
     } else {
         PLAN_ALL(DIAGONAL, RELATIVE)
     }

@@ -65,7 +65,7 @@ static void follow_rows(const Worker *w, const Tensor *t, int64_t at, int64_t ac
 }
 
 /* `count` vectors from number `first` of a batch on, together. */
-static int64_t turn_rows(const Worker *w, const Tensor *t, int64_t batch, int64_t first,
+static int64_t turn_rows(const Worker *w, Tensor *t, int64_t batch, int64_t first,
                          int64_t count, int64_t phase) {
     const int64_t n = length(t), across = count * t->inner;
     const int64_t at = batch * n * t->vectors + first * t->inner;
@@ -86,7 +86,7 @@ static int64_t turn_rows(const Worker *w, const Tensor *t, int64_t batch, int64_
             continue;
         }
         const int fine = planned(w, t, number + k, n, mine, own_c, phase);
-        skipped += fine != MOVES, kept += !written(w, fine, own_c);
+        skipped += left(t, fine), kept += !written(w, fine, own_c);
         for (int64_t i = k * t->inner; i < (k + 1) * t->inner; i++) {
             still[i] = !written(w, fine, own_c);
             for (int j = 0; j < COEFFICIENTS; j++) c[j * BLOCK + i] = own_c[j];

@@ -154,7 +154,7 @@ static void look_and_advance(const Worker *w, const Tensor *t, const float *a, i
                              double *sums) {
     const int64_t next = t->vectors * t->inner;
     for (int64_t o = 0; o < t->outer; o++) look(w, t, at + o * next, t->inner, sums);
-    if (!has_direction(length(t), sums[0], sums[3])) return;
+    if (!has_direction(w->s, length(t), sums[0], sums[3])) return;
     for (int64_t o = 0; o < t->outer; o++)
         advance(w, t, a, at + o * next, t->inner, u + o * t->inner, sums);
 }
@@ -170,6 +170,12 @@ static void write_point(const Worker *w, const Tensor *t, int64_t at, int64_t n,
         w->loops->blend(pieces(size, PADDED) * PADDED, point, u + done, c, slope + next);
         stow(w, t->point, at + done, size, point);
     }
+}
+
+/* Whether a vector was left where it was; notes the lengths that have to be restored. */
+static int left(Tensor *t, int verdict) {
+    if (verdict == UNSURE) __atomic_add_fetch(&t->unsure, 1, __ATOMIC_RELAXED);
+    return verdict == STAYS || verdict == REFUSED;
 }
 
 static int planned(const Worker *w, const Tensor *t, int64_t k, int64_t n, const double *sums,
@@ -200,7 +206,7 @@ static void write_run(const Worker *w, const Tensor *t, const float *a, int64_t 
 }
 
 /* Vector number k: `outer` runs of `inner` entries from `at` on. */
-static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int64_t phase) {
+static int64_t turn(const Worker *w, Tensor *t, int64_t k, int64_t at, int64_t phase) {
     const int64_t n = length(t), next = t->vectors * t->inner;
     double sums[NUMBERS] = {0};
     float c[COEFFICIENTS], a[8];
@@ -217,12 +223,12 @@ static int64_t turn(const Worker *w, const Tensor *t, int64_t k, int64_t at, int
     const int fine = planned(w, t, k, n, sums, c, phase);
     for (int64_t o = 0; o < t->outer && written(w, fine, c); o++)
         write_run(w, t, a, at + o * next, kept ? kept + o * t->inner : NULL, c, once, t->inner);
-    return fine != MOVES;
+    return left(t, fine);
 }
 
 /* TOGETHER short vectors, one after the other in memory, from number k on: their plans are made at
  * once. */
-static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
+static int64_t turn_together(const Worker *w, Tensor *t, int64_t k) {
     const int64_t n = t->inner;
     const int once = at_once(w, n, STEP);
     double sums[TOGETHER][NUMBERS] = {{0}};
@@ -245,7 +251,7 @@ static int64_t turn_together(const Worker *w, const Tensor *t, int64_t k) {
         float c[COEFFICIENTS];
         for (int j = 0; j < COEFFICIENTS; j++) c[j] = (float)group.c[j][i];
         keep(t, k + i, (Own){group.radius[i], group.second[i]});
-        skipped += group.verdict[i] != MOVES;
+        skipped += left(t, (int)group.verdict[i]);
         if (written(w, group.verdict[i] != STAYS, c))
             write_run(w, t, a, (k + i) * n, w->kept + i * n, c, once, TOGETHER * n);
     }

@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_map
 from onsphere._torch.execution import ModelError, OutputPicker
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.group_testing import group_test
-from onsphere.symmetry.rewrite.folding.batch_norms import BatchNormFold
-from onsphere.symmetry.rewrite.folding.gains import GainFold
+from onsphere.symmetry.rewrite.folding.kinds.batch_norms import BatchNormFold
+from onsphere.symmetry.rewrite.folding.kinds.gains import GainFold
 from onsphere.symmetry.rewrite.folding.targets import State
 from onsphere.symmetry.rewrite.verification import outputs_in_float64, watched_inputs, widened
 

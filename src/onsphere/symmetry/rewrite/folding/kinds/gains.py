@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from onsphere.symmetry.rewrite.folding.batch_norms import batch_norms
+from onsphere.symmetry.rewrite.folding.kinds.batch_norms import batch_norms
 from onsphere.symmetry.rewrite.folding.linear_maps import LinearMap
 from onsphere.symmetry.rewrite.folding.targets import Known, Normal, State, Target, listed
 

@@ -1,4 +1,4 @@
-"""One small network of each module of timm 1.0.31, all under 60 million weights."""
+"""One small network of each of the 98 modules of timm 1.0.31."""
 
 NETWORKS = (
     "eca_botnext26ts_256", "mobileone_s1", "cait_xxs24_224",
@@ -32,3 +32,12 @@ NETWORKS = (
     "ese_vovnet19b_slim_dw", "legacy_xception", "xception41p",
     "xcit_nano_12_p8_224",
 )  # fmt: skip
+"""Those under 60 million weights."""
+
+LARGER = (
+    "beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m",
+    "mobilenetv5_300m", "naflexvit_base_patch16_gap", "nasnetalarge",
+    "pnasnet5large", "qwen3_vit_88m", "samvit_base_patch16_224",
+    "vgg11_bn",
+)  # fmt: skip
+"""The smallest of the other modules."""

@@ -1,0 +1,58 @@
+/* Search, filters and order of the atlas. The state stands in the address, so it can be shared:
+   #q=llama&norm=RMSNorm. Without this script the page shows every row. */
+"use strict";
+
+(() => {
+  const form = document.querySelector(".atlas-controls");
+  const place = document.querySelector(".atlas-rows");
+  if (!form || !place) return;
+  const rows = [...place.children];
+  const count = form.querySelector(".atlas-count");
+  const none = document.querySelector(".atlas-none");
+  const fields = ["q", "library", "norm", "state", "order"];
+
+  const shown = (row, wanted) =>
+    wanted.q.toLowerCase().split(/\s+/).every((word) => row.dataset.words.includes(word)) &&
+    (!wanted.library || row.dataset.library === wanted.library) &&
+    (!wanted.norm || row.dataset.norm.split("|").includes(wanted.norm)) &&
+    (!wanted.state || row.dataset.state === wanted.state);
+
+  const before = (key) => (a, b) =>
+    key === "name"
+      ? a.dataset.name.localeCompare(b.dataset.name)
+      : Number(b.dataset[key]) - Number(a.dataset[key]);
+
+  const update = () => {
+    const wanted = Object.fromEntries(fields.map((f) => [f, form.elements[f].value]));
+    let left = 0;
+    for (const row of rows) {
+      row.hidden = !shown(row, wanted);
+      left += !row.hidden;
+    }
+    place.append(...(wanted.order ? [...rows].sort(before(wanted.order)) : rows));
+    count.value = left === rows.length ? `${left} architectures` : `${left} of ${rows.length}`;
+    none.hidden = left > 0;
+    return wanted;
+  };
+
+  const remember = () => {
+    const wanted = update();
+    const said = new URLSearchParams(Object.entries(wanted).filter(([, value]) => value));
+    history.replaceState(null, "", said.size ? `#${said}` : location.pathname);
+  };
+
+  const recall = () => {
+    const said = new URLSearchParams(location.hash.slice(1));
+    if (!fields.some((f) => said.has(f))) return update();
+    for (const f of fields) form.elements[f].value = said.get(f) ?? "";
+    update();
+    const left = rows.filter((row) => !row.hidden);
+    if (left.length === 1) left[0].open = true;
+  };
+
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", remember);
+  window.addEventListener("hashchange", recall);
+  recall();
+})();

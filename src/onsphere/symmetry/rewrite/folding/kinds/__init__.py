@@ -1,0 +1,1 @@
+"""What folds: BatchNorm, gains, shifts, centring, parametrizations, weights made in forward."""

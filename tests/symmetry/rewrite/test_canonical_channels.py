@@ -54,7 +54,7 @@ def transformer(*, norm_first: bool = True) -> nn.Module:
         8, 2, 12, dropout=0.0, batch_first=True, norm_first=norm_first
     )
     return uneven(nn.Sequential(
-        nn.Linear(8, 8), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        nn.Linear(8, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     ))  # fmt: skip
 
 

@@ -100,7 +100,8 @@ def test_the_rounding_loss_never_grows(bits, grid):
         state = {n: p.detach().double() for n, p in model.named_parameters()}
         return total_loss(state, names, bits, grid)
 
-    assert lost(done.model) <= lost(net) * (1 + 1e-6)
+    # With a step for each entry only the rounding of float64 is lost.
+    assert lost(done.model) <= lost(net) * (1 + 1e-6) + 1e-30
     if grid == "tensor":
         assert lost(done.model) < 0.5 * lost(net)
 

@@ -63,16 +63,12 @@ def solved(weights, families, symmetries, *, octaves: bool = False) -> Scales:
 
 
 def densely_minimized(weights, families, symmetries) -> float:
-    """Minimize over all scales at once, by gradients and without the library's balances."""
+    """Minimize over all scales at once by Newton's method, without the library's balances."""
     shapes = {n: tuple(w.shape) for n, w in weights.items()}
-    free = [torch.zeros(f.count, dtype=torch.float64, requires_grad=True) for f in families]
-    whole = torch.zeros(len(symmetries), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [*free, whole], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-15,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    counts = [f.count for f in families]
 
-    def value() -> Tensor:
+    def value(scales: Tensor) -> Tensor:
+        *free, whole = scales.split([*counts, len(symmetries)])
         logs = {n: sum(float(v.get(n, 0)) * u for v, u in zip(symmetries, whole, strict=True))
                 for n in weights}  # fmt: skip
         for family, t in zip(families, free, strict=True):
@@ -82,15 +78,18 @@ def densely_minimized(weights, families, symmetries) -> float:
                 logs[s.name] = logs[s.name] + (float(s.exponent) * t).reshape(along)
         return sum((w * logs[n].exp()).square().sum() for n, w in weights.items()).log()
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = value()
-        loss.backward()
-        return loss
-
-    for _ in range(5):
-        optimizer.step(closure)
-    return float(value().detach().exp())
+    at = torch.zeros(sum(counts) + len(symmetries), dtype=torch.float64)
+    for _ in range(100):
+        slope = torch.autograd.functional.jacobian(value, at)
+        bend = torch.autograd.functional.hessian(value, at)
+        step = -torch.linalg.pinv(bend, rtol=1e-10, hermitian=True) @ slope
+        step = step / max(1.0, float(step.abs().max()))
+        while float(value(at + step)) > float(value(at)) and float(step.abs().max()) > 1e-12:
+            step = step / 2
+        at = at + step
+        if float(step.abs().max()) < 1e-10:
+            break
+    return float(value(at).exp())
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -113,9 +113,9 @@ def feed(optimizer, params, generator, steps=3, scale=0.1):
         optimizer.step()
 
 
-def same(ours, theirs, exact=True):
+def same(ours, theirs, exact=True, atol=1e-6):
     for a, b in zip(ours, theirs, strict=True):
-        rtol, atol = (0, 0) if exact else (1e-5, 1e-6)
+        rtol, atol = (0, 0) if exact else (1e-5, atol)
         torch.testing.assert_close(a.detach(), b.detach(), rtol=rtol, atol=atol)
 
 
@@ -454,7 +454,8 @@ def test_gradients_of_every_make(kind, make, generator, path):
             q.grad = p.grad.detach().resolve_neg().clone(memory_format=torch.contiguous_format)
         ours.step()
         theirs.step()
-    same(params, other, exact=False)
+    # What is left of an update that is almost parallel to its row is not known to float32's eps.
+    same(params, other, exact=False, atol=1e-4 if kind.mode == "rotate" else 1e-6)
 
 
 @kinds
@@ -523,7 +524,9 @@ def test_the_default_precision_does_not_matter(kind, generator):
         steps(two, second, grads)
     finally:
         torch.set_default_dtype(torch.float32)
-    same(first, second)
+    # A base counts its steps in the default precision, and the kernels count in float32: where it
+    # is another, `on_sphere` goes the general way, which is the same to rounding.
+    same(first, second, exact=kind.mode is None)
     if kind.mode is None:  # PyTorch's count their steps in it
         assert alike(one.state_dict()["state"], two.state_dict()["state"])
 

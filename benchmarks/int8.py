@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 import onsphere as osp
 from onsphere.report import Table
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.rewrite.equalizing.channel_scales import moved
+from onsphere.symmetry.rewrite.balancing.channel_scales import moved
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.verification import wide_state
 from onsphere.symmetry.rewrite.weight_grid import rounded

@@ -70,7 +70,7 @@ def network(norm: bool) -> nn.Sequential:
 
 def _canonical(net: nn.Module, some: Tensor) -> nn.Module:
     audit = osp.audit(net.train(), some)
-    return osp.canonicalize(net, audit, some, radius="unit", tolerance=1e-3).eval()
+    return osp.canonicalize(net, audit, some, radius="unit", channels=False, tolerance=1e-3).eval()
 
 
 def _least_norm(net: nn.Module, some: Tensor) -> nn.Module:
@@ -78,7 +78,7 @@ def _least_norm(net: nn.Module, some: Tensor) -> nn.Module:
 
 
 _FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
-    "canonicalize": _canonical,
+    "canonicalize, per tensor": _canonical,
     "equalize, norm": _least_norm,
 }
 

@@ -21,6 +21,9 @@ CASES = [
     (VectorAxes(index=(0,), pieces=((1, 3),)), (2, 6, 5), (2, 3, 10)),
     (VectorAxes(pieces=((0, 2),)), (6, 4), (2, 12)),
     (VectorAxes(pieces=((-1, 2),)), (3, 4), (2, 6)),
+    (VectorAxes(strided=((0, 2, 3),)), (12, 5), (2, 3, 10)),
+    (VectorAxes(index=(0,), strided=((-1, 1, 2),)), (3, 6), (3, 1, 2, 3)),
+    (VectorAxes(pieces=((0, 2),), strided=((1, 3, 1),)), (4, 6), (2, 3, 1, 4)),
     (VectorAxes(index=(0, 1)), (2, 3), (2, 3, 1)),
     (VectorAxes(index=(0,)), (0, 3), (0, 3)),
 ]
@@ -71,12 +74,23 @@ def test_group_norm_layout_against_a_loop(generator):
         assert torch.equal(vectors[n, g], x[n, 3 * g : 3 * g + 3].flatten())
 
 
+def test_pairs_of_rows_in_heads_against_a_loop(generator):
+    x = torch.randn(12, 3, generator=generator)
+    vectors = VectorAxes(strided=((0, 2, 3),)).gather(x)  # two heads of six rows
+    for head, row in itertools.product(range(2), range(3)):
+        first = 6 * head + row
+        assert torch.equal(vectors[head, row], torch.stack([x[first], x[first + 3]]).flatten())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: VectorAxes(index=(0, 0)), "named twice"),
         (lambda: VectorAxes(index=(0,), pieces=((0, 2),)), "named twice"),
         (lambda: VectorAxes(pieces=((0, 0),)), "at least one piece"),
+        (lambda: VectorAxes(index=(0,), strided=((0, 2, 2),)), "named twice"),
+        (lambda: VectorAxes(strided=((0, 2, 0),)), "a step of at least 1"),
+        (lambda: VectorAxes(strided=((0, 2, 2),)).gather(torch.zeros(6, 3)), "2 vectors each"),
         (lambda: VectorAxes(index=(2,)).gather(torch.zeros(3, 3)), "does not have"),
         (lambda: VectorAxes(index=(1, -1)).gather(torch.zeros(3, 3)), "names an axis twice"),
         (lambda: VectorAxes(pieces=((0, 2),)).gather(torch.zeros(3, 3)), "do not divide"),

@@ -59,6 +59,8 @@ LAYOUTS = {
     "groups": ((6, 5, 3), None, Sphere(VectorAxes(pieces=((0, 2),)))),
     "heads of columns": ((7, 24), None, Sphere(VectorAxes(pieces=((1, 4),)))),
     "wide heads of columns": ((3, 400), None, Sphere(VectorAxes(pieces=((1, 2),)))),
+    "pairs of rows": ((12, 37), None, Sphere(VectorAxes(strided=((0, 2, 3),)))),
+    "columns of groups": ((7, 24), None, Sphere(VectorAxes(strided=((1, 2, 3),)))),
     "experts": ((3, 7, 10), None, Sphere(VectorAxes((0, 2)))),
     "batches of heads": ((2, 6, 7, 5), None, Sphere(VectorAxes((0,), ((2, 7),)))),
     "not for the kernel": ((6, 5, 4), None, Sphere(VectorAxes(pieces=((0, 2), (1, 5), (2, 2))))),

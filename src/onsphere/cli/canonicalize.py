@@ -18,7 +18,8 @@ _EXAMPLES = """examples:
   onsphere canonicalize in.safetensors out.safetensors --model gpt2/config.json
   onsphere canonicalize in.safetensors out.safetensors --model net.py:build --radius unit
 
-Traded scales are balanced at the least total norm; weights on spheres get the length asked for.
+Traded scales are balanced at the least total norm, channel by channel; weights on spheres get the
+length asked for.
 The output of the model on the given inputs is compared before anything is written, in training and
 in evaluation mode, and the file is there whole or not at all. Names, dtypes and metadata of the
 input file are kept.
@@ -45,6 +46,10 @@ def add(commands: "Commands") -> None:
         help="where the output must stay: in training and in evaluation mode (default), or in the "
         "audited mode alone, for a network that is never used in the other",
     )  # fmt: skip
+    parser.add_argument(
+        "--channels", action=argparse.BooleanOptionalAction, default=True,
+        help="balance rows, columns and filters one by one (default), or whole weights only",
+    )  # fmt: skip
     add_verification(parser)
     parser.set_defaults(run=_run)
 
@@ -63,7 +68,7 @@ def _run(options: argparse.Namespace) -> None:
         work.stage("balancing, and comparing the outputs")
         canonicalize(
             target.model, found, radius=options.radius, modes=options.modes,
-            tolerance=options.tolerance, inplace=True,
+            channels=options.channels, tolerance=options.tolerance, inplace=True,
         )  # fmt: skip
     modes = ["train", "eval"] if options.modes == "both" else [found.mode]
     _say(options, work.tensors, modes, before, _norm(target.model), target.note)
@@ -81,6 +86,7 @@ def _say(
         "output": str(options.result),
         "tensors": tensors,
         "modes": modes,
+        "channels": options.channels,
         "norm_before": before,
         "norm_after": after,
         **({"note": note} if note else {}),

@@ -5,6 +5,7 @@ which every other layout is converted to it. A convolution weight whose filters 
 activation normalized per group, a matrix that is one vector: each is a :class:`VectorAxes`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -24,9 +25,14 @@ class VectorAxes:
             equal length; the number of the piece enumerates vectors, the position inside the
             piece runs inside the vector. This is what GroupNorm does to channels and what
             attention does to heads.
+        strided: ``(axis, count, step)`` triples. Such an axis is cut into ``count`` consecutive
+            pieces of equal length, and entries of a piece that are a multiple of ``step`` apart run
+            inside one vector; the number of the piece and the place up to ``step`` enumerate
+            vectors. This is what rotary embeddings do to the halves of a head, and grouped queries
+            to the heads of a group.
 
     Raises:
-        ValueError: an axis is named twice, or a count is not positive.
+        ValueError: an axis is named twice, or a count or step is not positive.
 
     Example:
         >>> import torch
@@ -35,19 +41,37 @@ class VectorAxes:
         torch.Size([4, 6])
         >>> VectorAxes(pieces=((0, 2),)).gather(weight).shape    # one vector per group of two
         torch.Size([2, 12])
+        >>> VectorAxes(strided=((0, 1, 2),)).gather(weight)[0, 0, ::6]    # rows 0 and 2
+        tensor([ 0., 12.])
         >>> VectorAxes().norms(weight).shape                     # the whole tensor, broadcastable
         torch.Size([1, 1, 1])
     """
 
     index: tuple[int, ...] = ()
     pieces: tuple[tuple[int, int], ...] = ()
+    strided: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        named = [*self.index, *(axis for axis, _ in self.pieces)]
+        named = self._named()
         if len(set(named)) != len(named):
-            raise ValueError(f"an axis is named twice: index={self.index}, pieces={self.pieces}")
+            raise ValueError(
+                f"an axis is named twice: index={self.index}, pieces={self.pieces}"
+                + (f", strided={self.strided}" if self.strided else "")
+            )
         if any(count < 1 for _, count in self.pieces):
             raise ValueError(f"an axis must be cut into at least one piece, got {self.pieces}")
+        if any(min(count, step) < 1 for _, count, step in self.strided):
+            raise ValueError(
+                f"a strided axis has at least one piece and a step of at least 1, got "
+                f"{self.strided}"
+            )
+
+    def __repr__(self) -> str:
+        strided = f", strided={self.strided}" if self.strided else ""
+        return f"VectorAxes(index={self.index}, pieces={self.pieces}{strided})"
+
+    def _named(self) -> list[int]:
+        return [*self.index, *(p[0] for p in self.pieces), *(s[0] for s in self.strided)]
 
     def split(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """View ``x`` with its cut axes split in two, and name the axes inside a vector.
@@ -62,12 +86,18 @@ class VectorAxes:
         Raises:
             ValueError: ``x`` lacks an axis, or an axis does not divide into its pieces.
         """
-        index, pieces = self._resolve(x.shape)
+        index, pieces, strided = self._resolve(x.shape)
         enumerated = set(index)
         view, inserted = x, 0
         shifted_index: set[int] = set()
         for axis in range(x.ndim):
-            if axis in pieces:
+            if axis in strided:
+                count, step = strided[axis]
+                sizes3 = (count, x.shape[axis] // (count * step), step)
+                view = torch.unflatten(view, axis + inserted, sizes3)
+                shifted_index |= {axis + inserted, axis + inserted + 2}
+                inserted += 2
+            elif axis in pieces:
                 sizes = (pieces[axis], x.shape[axis] // pieces[axis])
                 view = torch.unflatten(view, axis + inserted, sizes)
                 shifted_index.add(axis + inserted)
@@ -133,24 +163,24 @@ class VectorAxes:
 
     def count(self, shape: Sequence[int]) -> int:
         """Return how many vectors a tensor of this shape holds."""
-        index, pieces = self._resolve(shape)
-        total = 1
-        for axis in index:
-            total *= shape[axis]
-        for pieces_of_axis in pieces.values():
-            total *= pieces_of_axis
-        return total
+        index, pieces, strided = self._resolve(shape)
+        along = [shape[axis] for axis in index]
+        along += [*pieces.values(), *(count * step for count, step in strided.values())]
+        return math.prod(along)
 
-    def _resolve(self, shape: Sequence[int]) -> tuple[tuple[int, ...], dict[int, int]]:
+    def _resolve(
+        self, shape: Sequence[int]
+    ) -> tuple[tuple[int, ...], dict[int, int], dict[int, tuple[int, int]]]:
         ndim = len(shape)
-        named = [*self.index, *(axis for axis, _ in self.pieces)]
+        named = self._named()
         if any(not -ndim <= axis < ndim for axis in named):
             raise ValueError(
                 f"{self} names an axis that a tensor of shape {tuple(shape)} does not have"
             )
         index = tuple(axis % ndim for axis in self.index)
         pieces = {axis % ndim: count for axis, count in self.pieces}
-        if len({*index, *pieces}) != len(named):
+        strided = {axis % ndim: (count, step) for axis, count, step in self.strided}
+        if len({*index, *pieces, *strided}) != len(named):
             raise ValueError(f"{self} names an axis twice in a tensor of shape {tuple(shape)}")
         for axis, count in pieces.items():
             if shape[axis] % count:
@@ -158,7 +188,14 @@ class VectorAxes:
                     f"axis {axis} has {shape[axis]} entries, which do not divide into {count} "
                     f"pieces of equal length; choose a divisor of {shape[axis]}"
                 )
-        return index, pieces
+        for axis, (count, step) in strided.items():
+            if shape[axis] % (count * step):
+                raise ValueError(
+                    f"axis {axis} has {shape[axis]} entries, which do not divide into {count} "
+                    f"pieces of {step} vectors each; choose numbers whose product divides "
+                    f"{shape[axis]}"
+                )
+        return index, pieces, strided
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ def about(layer: Layer, law: str | None, degree: int) -> dict[str, Any]:
     axes = layer.sphere.axes
     return {
         "shape": list(layer.params[0].shape),
-        "axes": {"index": list(axes.index), "pieces": [list(p) for p in axes.pieces]},
+        "axes": {"index": list(axes.index), "pieces": [list(p) for p in axes.pieces]}
+        | ({"strided": [list(s) for s in axes.strided]} if axes.strided else {}),
         "vectors": layer.vectors,
         "coordinates": layer.coordinates,
         "group": layer.group,

@@ -27,7 +27,12 @@ from onsphere.symmetry.rewrite.equalizing.report import (
 from onsphere.symmetry.rewrite.fold import FoldError, fold
 from onsphere.symmetry.rewrite.folding.report import Folded, FoldedPart, FoldReport, KeptPart
 from onsphere.symmetry.rewrite.ranges import WeightRanges
-from onsphere.symmetry.rewrite.rescale import RescaleError, rescaled, with_norms
+from onsphere.symmetry.rewrite.rescale import (
+    RescaleError,
+    rescaled,
+    with_norms,
+    with_vector_norms,
+)
 from onsphere.symmetry.search.shift import Shift
 
 __all__ = [
@@ -64,4 +69,5 @@ __all__ = [
     "register_rule",
     "rescaled",
     "with_norms",
+    "with_vector_norms",
 ]

@@ -18,7 +18,7 @@ from onsphere.symmetry import gauge
 from onsphere.symmetry.angular_updates import weight_reports
 from onsphere.symmetry.claims import WeightReport
 from onsphere.symmetry.embeddings import embeddings_and_heads
-from onsphere.symmetry.gauge import FixedScales
+from onsphere.symmetry.gauge import FixedScales, Granularity
 from onsphere.symmetry.rendering import advice, text
 from onsphere.symmetry.rendering import json as audit_json
 from onsphere.symmetry.result import AuditResult
@@ -133,8 +133,14 @@ class Audit(AuditResult):
         except TypeError as error:
             raise audit_json.ArchiveError(f"this is no audit: {error}") from error
 
-    def fixed_scales(self, model: nn.Module) -> FixedScales:
+    def fixed_scales(self, model: nn.Module, *, granularity: Granularity = "tensor") -> FixedScales:
         """Choose a largest set of weights whose norms can be held without losing a function.
+
+        With ``granularity="tensor"`` it is the norm of each whole weight (spheres of their own stay
+        as fine as they are), which fixes all symmetries of whole weights. With ``"vector"`` it is
+        the norm of every row, column, head or pair of rows, as finely as loses nothing, which fixes
+        those of each channel, too: queries against keys by pair of rows, ``up`` against ``down`` by
+        hidden unit, a gain against what reads it by column.
 
         Embeddings and heads are held only where no other weight fixes a scale; so are vectors,
         before them. A weight that is 0 has no norm to hold, and carries no scale. Printed, it says
@@ -142,17 +148,24 @@ class Audit(AuditResult):
 
         Args:
             model: the audited model, or one with the same parameters.
+            granularity: ``"tensor"`` or ``"vector"``.
 
         Raises:
-            ValueError: the model lacks a parameter of this audit.
+            ValueError: the model lacks a parameter of this audit, or another ``granularity``.
 
         Example:
             >>> import onsphere as osp
             >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
-            >>> print(osp.audit(net, torch.ones(2, 3)).fixed_scales(net))
+            >>> audit = osp.audit(net, torch.ones(2, 3))
+            >>> print(audit.fixed_scales(net))
             1 weight is held at its norm, which fixes 1 of 1 scale symmetries: 0.weight
             2 weights carry the scales: 0.bias, 2.weight
+            >>> print(audit.fixed_scales(net, granularity="vector"))
+            1 weight is held at the norms of its vectors, which fixes 8 of 8 scale symmetries
+            - per row: 0.weight
+            2 weights carry the scales: 0.bias, 2.weight
         """
+        choice("granularity", granularity, get_args(Granularity))
         frozen = [n for n, p in self.parameters_of(model).items() if not p.requires_grad]
         owned = self.parameters_of(model)
         return gauge.fixed_scales(
@@ -161,6 +174,8 @@ class Audit(AuditResult):
             last=self._kept_off(model),
             never=[n for n, p in owned.items() if p.is_complex()],  # which optimizers refuse
             zeros=[n for n, p in owned.items() if not p.is_meta and not bool(p.detach().any())],
+            granularity=granularity,
+            has_zero_vector=lambda name, axes: _has_zero_vector(owned[name], axes),
         )
 
     def _kept_off(self, model: nn.Module) -> set[str]:
@@ -170,7 +185,12 @@ class Audit(AuditResult):
         return {*self.embeddings_and_heads, *embeddings_and_heads(model)}
 
     def spheres_of(
-        self, model: nn.Module, *, embeddings: bool = False, fix: Fix | None = None
+        self,
+        model: nn.Module,
+        *,
+        embeddings: bool = False,
+        fix: Fix | None = None,
+        granularity: Granularity = "tensor",
     ) -> dict[nn.Parameter, geometry.Sphere]:
         """Return the parameters on spheres of their own, as an optimizer takes them.
 
@@ -179,6 +199,8 @@ class Audit(AuditResult):
             embeddings: put embedding tables and the head on spheres too, where they are.
             fix: ``"maximal"``: the weights of :meth:`fixed_scales`, so that no scale symmetry is
                 left.
+            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of
+                rows, columns and heads (``"vector"``).
 
         Returns:
             Parameter -> the product of spheres it lives on; radii are the present norms. Where
@@ -187,21 +209,34 @@ class Audit(AuditResult):
         Raises:
             ValueError: the model lacks a parameter of this audit, or an unknown ``fix``.
         """
-        return self._spheres_of(model, embeddings=embeddings, fix=fix)
+        return self._spheres_of(model, embeddings=embeddings, fix=fix, granularity=granularity)
 
     def _spheres_of(
-        self, model: nn.Module, *, embeddings: bool, fix: Fix | None = None
+        self,
+        model: nn.Module,
+        *,
+        embeddings: bool,
+        fix: Fix | None = None,
+        granularity: Granularity = "tensor",
     ) -> dict[nn.Parameter, geometry.Sphere]:
         owned = self.parameters_of(model)
         if fix is not None:
             choice("fix", fix, get_args(Fix))
+        choice("granularity", granularity, get_args(Granularity))
+        if granularity != "tensor" and fix is None:
+            raise ValueError(
+                f'granularity={granularity!r} says how finely fix="maximal" holds norms; give that '
+                "as well (weights on spheres of their own are always divided as finely as they are)"
+            )
         on_spheres = {n: s for n, s in self.own_spheres().items() if not owned[n].is_complex()}
         if fix:
-            held = self.fixed_scales(model).held
+            held = self.fixed_scales(model, granularity=granularity).held
             if not held:
                 warn(advice.without_spheres(self))
             return {
-                owned[n]: geometry.Sphere(axes, invariant=n in on_spheres)
+                owned[n]: geometry.Sphere(
+                    axes, invariant=n in on_spheres and on_spheres[n].axes == axes
+                )
                 for n, axes in held.items()
             }
         skipped = set() if embeddings or not on_spheres else self._kept_off(model)
@@ -234,6 +269,7 @@ class Audit(AuditResult):
         decay_vectors: bool = False,
         embeddings: bool = False,
         fix: Fix | None = None,
+        granularity: Granularity = "tensor",
     ) -> list[dict[str, Any]]:
         """Return groups ready for an optimizer: spheres, the rest with and without decay.
 
@@ -246,6 +282,8 @@ class Audit(AuditResult):
             embeddings: put embedding tables and the head on spheres too, where they are.
             fix: ``"maximal"``: put a largest set of weights on spheres whose norms can be held
                 without losing a function (:meth:`fixed_scales`): of weights that trade scales, too.
+            granularity: how finely ``fix`` holds norms: of whole weights (``"tensor"``), or of
+                rows, columns and heads (``"vector"``).
 
         Returns:
             One group per kind of sphere with ``"sphere"`` set, then at most two without; every
@@ -263,7 +301,7 @@ class Audit(AuditResult):
             >>> [(g["names"], g["weight_decay"]) for g in optimizer.param_groups][:2]
             [(['0.weight'], 0.0), (['2.weight'], 0.0005)]
         """
-        spheres = self._spheres_of(model, embeddings=embeddings, fix=fix)
+        spheres = self._spheres_of(model, embeddings=embeddings, fix=fix, granularity=granularity)
         groups: dict[Any, dict[str, Any]] = {}
         for name, p in self.parameters_of(model).items():
             if not p.requires_grad:
@@ -299,6 +337,14 @@ class Audit(AuditResult):
             ValueError: the model lacks a parameter of this audit.
         """
         return weight_reports(self, model, optimizer)
+
+
+def _has_zero_vector(p: nn.Parameter, axes: geometry.VectorAxes) -> bool:
+    if p.is_meta:
+        return False
+    held = p.detach()
+    whole = held.full_tensor() if hasattr(held, "full_tensor") else held  # sharded ones
+    return not bool(axes.norms(whole).all())
 
 
 def _option(decay: float | None) -> dict[str, float]:

@@ -213,9 +213,13 @@ def test_the_function_stays_twice_is_once_and_the_norm_never_grows(
         p.requires_grad for p in net.parameters()
     ]
     assert change(net, once, x) <= TOLERANCES[dtype]
-    assert total_norm(once) <= total_norm(net) * (1 + 1e-12)
-    assert shrinks(net, once) == case.moves
-    assert same_tensors(canonicalize(once, audited(case.name), x), once)
+    tensors = canonicalize(net, audited(case.name), x, channels=False)
+    assert total_norm(once) <= total_norm(tensors) * (1 + torch.finfo(dtype).eps)
+    assert total_norm(tensors) <= total_norm(net) * (1 + 1e-12)
+    assert shrinks(net, once) == shrinks(net, tensors) == case.moves
+    for form, channels in ((once, True), (tensors, False)):
+        again = canonicalize(form, audited(case.name), x, channels=channels)
+        assert same_tensors(again, form)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -270,9 +274,12 @@ def test_a_model_that_rounds_inside_moves_by_powers_of_two_there_only() -> None:
     found = audit(net, x)
     once = canonicalize(net, found)
     after = dict(once.named_parameters())
-    octaves = {n: float((after[n] / p).detach().mean().log2()) for n, p in net.named_parameters()}
-    assert octaves["q.weight"] == -octaves["k.weight"] == round(octaves["q.weight"]) != 0
-    assert octaves["v.weight"] != round(octaves["v.weight"])
+    octaves = {n: (after[n] / p).detach().log2() for n, p in net.named_parameters()}
+    q, k, v = (octaves[f"{n}.weight"] for n in "qkv")
+    assert torch.equal(q, -k[:, :1].expand_as(q))
+    assert torch.equal(q, q.round())
+    assert bool(q.any())
+    assert not torch.allclose(v, v.round())
     with pytest.raises(CanonicalizeError, match="factors='binary' does not round"):
         canonicalize(net, found, factors="real")
     canonicalize(net, found, factors="real", tolerance=1e-6)
@@ -478,12 +485,15 @@ def test_what_cannot_be_verified_is_refused(inplace: bool, tmp_path: Path) -> No
 def keeps_its_function(seed: int, net: nn.Module, x: tuple[Tensor, ...], found: Any) -> bool:
     """Check the canonical form of a network; return whether it moved."""
     try:
-        once = canonicalize(net, found)
+        once, factors = canonicalize(net, found), "auto"
     except CanonicalizeError:  # a norm divides by rounding errors
-        once = canonicalize(net, found, factors="binary")
+        once, factors = canonicalize(net, found, factors="binary"), "binary"
+    tensors = canonicalize(net, found, channels=False, factors=factors, tolerance=1e-6)
     assert change(net, once, *x) <= 1e-12, seed
-    assert total_norm(once) <= total_norm(net) * (1 + 1e-12), seed
-    assert same_tensors(canonicalize(once, found, tolerance=1e-6), once), seed
+    assert total_norm(once) <= total_norm(tensors) * (1 + 1e-12), seed
+    assert total_norm(tensors) <= total_norm(net) * (1 + 1e-12), seed
+    again = canonicalize(once, found, factors=factors, tolerance=1e-6)
+    assert same_tensors(again, once), seed
     return not same_tensors(net, once)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import onsphere as osp
 from onsphere.symmetry import EqualizeError, Family, Slices
-from onsphere.symmetry.rewrite.equalizing.channel_scales import (
+from onsphere.symmetry.rewrite.balancing.channel_scales import (
     EQUAL_RANGES,
     LEAST_NORM,
     balanced,
@@ -100,7 +100,8 @@ def test_the_rounding_loss_never_grows(bits, grid):
         state = {n: p.detach().double() for n, p in model.named_parameters()}
         return total_loss(state, names, bits, grid)
 
-    assert lost(done.model) <= lost(net) * (1 + 1e-6)
+    # With a step for each entry only the rounding of float64 is lost.
+    assert lost(done.model) <= lost(net) * (1 + 1e-6) + 1e-30
     if grid == "tensor":
         assert lost(done.model) < 0.5 * lost(net)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onsphere.symmetry.rewrite.least_norm import annihilated, least_norm, stepping
+from onsphere.symmetry.rewrite.balancing.least_norm import annihilated, least_norm, stepping
 
 ONE = Fraction(1)
 

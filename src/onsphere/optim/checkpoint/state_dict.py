@@ -37,12 +37,14 @@ def encode(sphere: Sphere | None) -> Group | None:
     """
     if sphere is None:
         return None
+    strided = [list(one) for one in sphere.axes.strided]
     return {
         "index": list(sphere.axes.index),
         "pieces": [list(piece) for piece in sphere.axes.pieces],
         "radius": sphere.radius,
         "joint": sphere.joint,
         "centered": sphere.centered,
+        **({"strided": strided} if strided else {}),
     }
 
 
@@ -52,8 +54,10 @@ def decode(data: Mapping[str, Any] | Sphere | None) -> Sphere | None:
         return data
     pieces: Iterable[Iterable[int]] = data.get("pieces", ())
     cut = tuple((axis, count) for axis, count in pieces)
+    steps: Iterable[Iterable[int]] = data.get("strided", ())
+    strided = tuple((axis, count, step) for axis, count, step in steps)
     return Sphere(
-        VectorAxes(tuple(data.get("index", ())), cut),
+        VectorAxes(tuple(data.get("index", ())), cut, strided),
         data.get("radius"),
         data.get("joint", False),
         data.get("centered", False),

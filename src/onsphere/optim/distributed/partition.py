@@ -85,9 +85,22 @@ def slices_of(block: Block, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
         >>> slices_of(rows_2_to_4, (6, 7), VectorAxes(pieces=((0, 2),)))
         Slices(axes=VectorAxes(index=(0,), pieces=()), owner=tensor([0, 1, 1]))
     """
-    index, pieces = [], []
+    index, pieces, strided = [], [], []
     owner = torch.zeros(1, dtype=torch.int64)
+    steps = {axis % len(shape): step for axis, _, step in axes.strided}
     for axis, (unit, start, size) in enumerate(zip(units(shape, axes), *block, strict=True)):
+        if axis in steps:
+            step = steps[axis]
+            count = _strided_pieces(start, size, unit, step)
+            place = torch.arange(start, start + size)
+            along = place // unit * step + place % step
+            if count:
+                strided.append((axis, count, step))
+                along = along.reshape(count, -1, step)[:, 0].flatten()
+            else:
+                index.append(axis)
+            owner = (owner[:, None] * (shape[axis] // unit * step) + along).flatten()
+            continue
         within_one = start // unit == (start + size - 1) // unit
         length = size if within_one else math.gcd(unit, start, size)
         along = torch.arange(start, start + size, length) // unit
@@ -96,22 +109,36 @@ def slices_of(block: Block, shape: tuple[int, ...], axes: VectorAxes) -> Slices:
             index.append(axis)
         elif length < size:
             pieces.append((axis, size // length))
-    return Slices(VectorAxes(tuple(index), tuple(pieces)), owner)
+    return Slices(VectorAxes(tuple(index), tuple(pieces), tuple(strided)), owner)
+
+
+def _strided_pieces(start: int, size: int, unit: int, step: int) -> int:
+    """Return into how many pieces of strided vectors a run of entries divides; 0: into none."""
+    if not (start % unit or size % unit):
+        return size // unit
+    within_one = start // unit == (start + size - 1) // unit
+    return int(within_one and not (start % step or size % step))
 
 
 def axes_in(block: Block, shape: tuple[int, ...], axes: VectorAxes) -> VectorAxes:
     """Return the axes of whole vectors as they are in a block, where some pieces may be missing."""
     unit = units(shape, axes)
     pieces = tuple((axis, block.size[axis] // unit[axis]) for axis, _ in axes.pieces)
-    return VectorAxes(axes.index, pieces)
+    strided = tuple((a, block.size[a] // unit[a], step) for a, _, step in axes.strided)
+    return VectorAxes(axes.index, pieces, strided)
 
 
 def units(shape: tuple[int, ...], axes: VectorAxes) -> tuple[int, ...]:
-    """Return how many neighbours along each axis belong to one vector; at least 1."""
+    """Return how many neighbours along each axis belong to one vector; at least 1.
+
+    Of a strided axis it is how many belong to the vectors of one piece.
+    """
     found = list(shape)
     for axis in axes.index:
         found[axis] = 1
     for axis, count in axes.pieces:
+        found[axis] = shape[axis] // count
+    for axis, count, _ in axes.strided:
         found[axis] = shape[axis] // count
     return tuple(max(1, unit) for unit in found)
 
@@ -121,12 +148,13 @@ def numbers_place(place: TensorPlacement, axes: VectorAxes) -> TensorPlacement:
 
     Its shape is that of the split view, with size 1 along the axes inside a vector.
     """
-    pieces = {axis % len(place.shape) for axis, _ in axes.pieces}
+    inside = {axis % len(place.shape): [1] for axis, _ in axes.pieces}
+    inside |= {axis % len(place.shape): [1, step] for axis, _, step in axes.strided}
     shape: list[int] = []
     moved = {}
     for axis, unit in enumerate(units(place.shape, axes)):
         moved[axis] = len(shape)
-        shape += [place.shape[axis] // unit] + [1] * (axis in pieces)
+        shape += [place.shape[axis] // unit, *inside.get(axis, [])]
     cuts = tuple(None if cut is None else moved[cut] for cut in place.cuts)
     return TensorPlacement(tuple(shape), place.mesh, cuts, place.order)
 
@@ -171,11 +199,15 @@ def _vectors_at(
     if 0 in block.size or 0 in beside.size:
         return () if 0 in block.size and 0 in beside.size else None
     held = []
-    for total, unit, start, size in zip(place.shape, units(place.shape, axes), *block, strict=True):
+    steps = {axis % len(place.shape): step for axis, _, step in axes.strided}
+    along = zip(place.shape, units(place.shape, axes), *block, strict=True)
+    for axis, (total, unit, start, size) in enumerate(along):
         if start % unit or size % unit:
             return None
         if total > unit:  # an axis along which there is one vector says nothing
             held.append((start // unit, size // unit))
+        if steps.get(axis, 1) > 1:
+            held.append((0, steps[axis]))
     counted = zip(numbers.shape, *beside, strict=True)
     agrees = held == [(start, size) for total, start, size in counted if total > 1]
     return tuple(held) if agrees else None

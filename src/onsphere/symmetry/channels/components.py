@@ -59,12 +59,12 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     terms = _terms(channels.demands, blocks, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
-    columns = _Grouped(*_connected(len(ids), first[terms.row], terms.place))
-    rows = _Grouped(columns.group[first], count=len(columns.size))
+    columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
+    rows = Grouped(columns.group[first], count=len(columns.size))
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
-    kind = _kinds(columns, rows, block, terms)
+    kind = signatures(columns, rows, block, terms)
     is_weight = np.array([b.weight is not None for b in blocks])[block]
-    alike = list(_Grouped(*_numbered(kind)).members())
+    alike = list(Grouped(*numbered(kind)).members())
     chosen = np.zeros(len(columns.size), bool)
     chosen[[members[0] for members in alike]] = True
     those = np.flatnonzero(chosen[columns.group[terms.place]])
@@ -82,7 +82,7 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Terms:
+class Terms:
     """All terms of all demands that belong to channels.
 
     Args:
@@ -100,7 +100,7 @@ class _Terms:
     rows: int
 
 
-def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> _Terms:
+def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> Terms:
     starts = np.array([b.start for b in blocks])
     ends = np.array([b.start + b.size for b in blocks])
     # Where the unknowns of each block stand among those of all blocks.
@@ -121,10 +121,10 @@ def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> _Te
         place[here] = some.index[which, column] - offsets[block[which, column]]
         rows += int(bound.sum())
         end += len(which)
-    return _Terms(demand[:end], row[:end], slot[:end], place[:end], rows)
+    return Terms(demand[:end], row[:end], slot[:end], place[:end], rows)
 
 
-class _Grouped:
+class Grouped:
     """Things by the group that they are in, in their order.
 
     Args:
@@ -132,7 +132,6 @@ class _Grouped:
         count: how many groups there are; some may be empty.
 
     Attributes:
-        rank: of each thing its place in its group.
         order: things group by group.
         begin: where each group begins there.
         size: how many things each group has.
@@ -146,6 +145,7 @@ class _Grouped:
 
     @cached_property
     def rank(self) -> Short:
+        """Of each thing its place in its group."""
         rank = np.empty(len(self.group), np.int32)
         begin = np.repeat(self.begin.astype(np.int32), self.size)
         rank[self.order] = np.arange(len(rank), dtype=np.int32) - begin
@@ -160,13 +160,13 @@ class _Grouped:
         return (self.of(group) for group in range(len(self.size)))
 
 
-def _numbered(label: Ints) -> tuple[Short, int]:
+def numbered(label: Ints) -> tuple[Short, int]:
     """Return the number of each label among all that occur, and how many these are."""
     names, number = np.unique(label, return_inverse=True)
     return number.reshape(-1).astype(np.int32), len(names)
 
 
-def _connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
+def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
     """Return the number of the component of each of some nodes, and how many there are.
 
     Args:
@@ -193,7 +193,7 @@ def _connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
     return number[label], int(number[-1]) + 1
 
 
-def _kinds(columns: _Grouped, rows: _Grouped, block: Short, terms: _Terms) -> Ints:
+def signatures(columns: Grouped, rows: Grouped, block: Short, terms: Terms) -> Ints:
     """Return a number for each component: equal where everything about two of them is."""
     signs = []
     for seed in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
@@ -226,7 +226,7 @@ def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
 
 def _solved(
     demands: Sequence[Demand],
-    terms: _Terms,
+    terms: Terms,
     own: Sequence[int],
     places: Short,
     weights: NDArray[np.bool_],

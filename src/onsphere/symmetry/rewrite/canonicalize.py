@@ -1,10 +1,11 @@
 r"""The same function, a canonical representative of its weights.
 
 Weights that the symmetries of a model carry into each other compute the same function. Among them
-is one of least total norm, at which every traded pair is balanced
-(:mod:`onsphere.symmetry.rewrite.least_norm` finds it). Weights on spheres have no least norm; they
-keep their length, or get the one asked for. A network is used in two modes, so it moves along those
-symmetries only that hold in training and in evaluation (:mod:`onsphere.symmetry.rewrite.modes`).
+is one of least total norm, at which every traded pair is balanced, whole weights and channels of
+them (:mod:`onsphere.symmetry.rewrite.balancing.joint_norm` finds it). Weights on spheres have no
+least norm; they keep their length, or get the one asked for. A network is used in two modes, so it
+moves along those symmetries only that hold in training and in evaluation
+(:mod:`onsphere.symmetry.rewrite.modes`).
 
 Mathematically the output does not change at all. In floating point it does, by rounding, unless
 every factor is a power of two. And a model computes with eps, which notices the length of weights
@@ -16,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -33,15 +35,19 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import gathered
 from onsphere._utils.warning import warn
 from onsphere.errors import OnsphereError, choice
-from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit import Audit, Inputs
+from onsphere.symmetry.channels.families import channel_symmetries
+from onsphere.symmetry.claims import Family
 from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.numeric.certificate import relative_change
-from onsphere.symmetry.rewrite.least_norm import Vector, least_norm
+from onsphere.symmetry.rewrite.balancing.admitted import holding, meets_unseen
+from onsphere.symmetry.rewrite.balancing.channel_scales import LEAST_NORM, State
+from onsphere.symmetry.rewrite.balancing.joint_norm import Channels, joint_least_norm
+from onsphere.symmetry.rewrite.balancing.least_norm import LeastNorm, Vector
 from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
 from onsphere.symmetry.rewrite.rescale import norm_of
-from onsphere.symmetry.rewrite.verification import TOLERANCES
+from onsphere.symmetry.rewrite.verification import TOLERANCES, outputs_in_float64, wide_state
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
@@ -50,38 +56,6 @@ Modes = Literal["both", "audited"]
 
 class CanonicalizeError(OnsphereError, ValueError):
     """A model has no canonical form that could be verified; the message says why."""
-
-
-_WHOLE = VectorAxes()
-
-
-@dataclass(frozen=True)
-class _Move:
-    """What happens to one weight or buffer.
-
-    Args:
-        factors: what to multiply with, one number per vector.
-        axes: how the tensor divides into these vectors.
-    """
-
-    factors: Tensor
-    axes: VectorAxes = _WHOLE
-
-    def after(self, first: "_Move | None") -> "_Move":
-        """Combine with an earlier move; one of them is a single number, or both divide alike."""
-        if first is None:
-            return self
-        axes = self.axes if first.factors.numel() == 1 else first.axes
-        return _Move(first.factors * self.factors, axes)
-
-    def applied(self, t: Tensor) -> Tensor:
-        """Multiply in float64, and round once."""
-        wide = _wide(t)
-        if self.factors.numel() == 1:
-            return (wide * self.factors.item()).to(t.dtype)
-        vectors = self.axes.gather(wide)
-        scaled = vectors * self.factors.to(wide.device).reshape(*vectors.shape[:-1], 1)
-        return self.axes.scatter(scaled, t.shape).to(t.dtype)
 
 
 def canonicalize(
@@ -94,15 +68,19 @@ def canonicalize(
     factors: Factors = "auto",
     exact: bool = True,
     modes: Modes = "both",
+    channels: bool = True,
     tolerance: float | None = None,
     output: OutputPicker | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     r"""Return the same function with balanced weights; verified on inputs before it returns.
 
-    Traded scales move to the least total norm :math:`\sum_i |p_i|^2` that the symmetries reach.
-    Where that sum falls for ever (joint spheres, trades against a weight that is 0), the geometric
-    mean of the norms is kept, so such a trade stays as it is. Running statistics move along: in
+    Traded scales move to the least total norm :math:`\sum_i |p_i|^2` that the symmetries reach: the
+    families of ``audit.families`` channel by channel, together with the symmetries of whole
+    weights. Where that sum falls for ever (joint spheres, trades against a weight that is 0), the
+    geometric mean of the norms is kept, so such a trade stays as it is; a channel stays that is 0
+    on one side of its trade. Each vector on a sphere of its own keeps its length, or gets that of
+    ``radius``; weights with a radius stay out of all trades. Running statistics move along: in
     evaluation mode the output needs it, in training mode they remain estimates of what they
     estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
     any others. Applied twice the result is that of applying once, bit by bit, and without
@@ -130,11 +108,13 @@ def canonicalize(
             that these reach: every product and every rounding inside the model is the same as
             before, so the output keeps its bits. ``"auto"`` is binary for all that the model
             itself rounds (half precision, autocast, a float64 model that computes in float32
-            inside), and real elsewhere.
+            inside: all channels of the weights it is made of), and real elsewhere.
         exact: trade only in ways that the real eps does not notice. ``False`` also trades scales
-            that stand beside an eps; the function then changes by the audit's leaks.
+            that stand beside an eps; the function then changes by the audit's leaks, which are
+            measured for whole weights: channels can come to more.
         modes: ``"audited"`` keeps the function in the mode of the audit alone, which leaves more
             scales free. Only for a network that is never used in the other one.
+        channels: ``False`` moves whole weights only, each by one factor.
         tolerance: largest relative change of the output to accept; rounding of the output's type
             without: 1e-12 in float64, 1e-5 in float32.
         output: picks the tensors to keep fixed, if ``args`` or ``kwargs`` are given.
@@ -155,7 +135,7 @@ def canonicalize(
         >>> with torch.no_grad():
         ...     _ = net[0].weight.mul_(8)
         >>> balanced = canonicalize(net, audit(net, torch.ones(1, 2)))
-        >>> bool(torch.isclose(balanced[0].weight.norm(), balanced[2].weight.norm()))
+        >>> torch.allclose(balanced[0].weight.norm(dim=1), balanced[2].weight.norm(dim=0))
         True
     """
     radius = cast(Radius, choice("radius", radius, get_args(Radius), CanonicalizeError))
@@ -163,43 +143,49 @@ def canonicalize(
     modes = cast(Modes, choice("modes", modes, get_args(Modes), CanonicalizeError))
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
-        changed = _changed(source, audit, inputs, radius, factors, exact, modes, tolerance)
+        options = _Options(radius, factors, exact, modes, channels, tolerance)
+        changed = _changed(source, audit, inputs, options)
     target = model if inplace else _copied(model)
     with gathered(target, write=True) as inner:
         _write(_tensors(inner), changed)
     return target
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What was asked for, as :func:`canonicalize` takes it."""
+
+    radius: Radius
+    factors: Factors
+    exact: bool
+    modes: Modes
+    channels: bool
+    tolerance: float | None
+
+
 def _changed(
-    model: nn.Module,
-    audit: Audit,
-    inputs: Inputs,
-    radius: Radius,
-    factors: Factors,
-    exact: bool,
-    modes: Modes,
-    tolerance: float | None,
+    model: nn.Module, audit: Audit, inputs: Inputs, options: _Options
 ) -> dict[str, Tensor]:
     """Return the weights and buffers that change, verified in every mode that shall stay."""
     own = _tensors(model)
     _check_fits(model, own, audit)
     traced = _traced(model, inputs)
-    other = None if modes == "audited" else _traced_in_other_mode(model, inputs)
-    asked = _Asked(audit, traced, other, factors)
-    moves = {} if radius == "initial" else _on_radius(own, asked, radius)
+    other = None if options.modes == "audited" else _traced_in_other_mode(model, inputs)
+    asked = _Asked(model, audit, inputs, traced, other, options)
+    moves = {} if options.radius == "initial" else _on_radius(own, asked)
     held = set(moves) & set(audit.parameters)
-    for name, move in _balanced(own, asked, exact, held).items():
-        moves[name] = move.after(moves.get(name))
-    changed = {n: m.applied(own[n]) for n, m in moves.items()}
-    for training in [model.training] if other is None else [model.training, not model.training]:
+    for name, move in _balanced(own, asked, held).items():
+        moves[name] = moves[name] * move if name in moves else move
+    changed = {n: (_wide(own[n]) * m.to(own[n].device)).to(own[n].dtype) for n, m in moves.items()}
+    for training in asked.modes:
         with in_mode(model, training):
             change = _change(model, own, changed, inputs)
-        allowed = change.rounding if tolerance is None else tolerance
+        allowed = change.rounding if options.tolerance is None else options.tolerance
         if not change.amount <= allowed:
             raise CanonicalizeError(
                 f"in {mode_of(training)} mode the output would change by {change.amount:.1e} of "
                 f"its size, more than {allowed:.0e}, so the model is left as it was: "
-                f"{_reason(audit, moves, change.amount, factors)}"
+                f"{_reason(audit, moves, change.amount, options.factors)}"
             )
     return changed
 
@@ -209,16 +195,26 @@ class _Asked:
     """What is known of a model, and how it may move.
 
     Args:
+        model: the model, in the mode of the audit.
         audit: its audit.
+        inputs: what it runs on.
         traced: its trace in the mode of the audit.
         other: its trace in the other mode, whose function stays as well; ``None`` if it need not.
-        factors: what to multiply with.
+        options: what was asked for.
     """
 
+    model: nn.Module
     audit: Audit
+    inputs: Inputs
     traced: Trace
     other: Trace | None
-    factors: Factors
+    options: _Options
+
+    @property
+    def modes(self) -> list[bool]:
+        """The modes whose function stays, that of the audit first."""
+        here = self.model.training
+        return [here] if self.other is None else [here, not here]
 
     def demands(self, own: Mapping[str, Tensor], exact: bool) -> list[Vector]:
         """Return what the other mode demands of a rescale."""
@@ -277,39 +273,103 @@ def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> No
 # --- where it goes ------------------------------------------------------------------------------
 
 
-def _balanced(
-    own: Mapping[str, Tensor], asked: _Asked, exact: bool, held: set[str]
-) -> dict[str, _Move]:
-    """Return the moves to the least total norm, with ``held`` weights where they are."""
-    audit = asked.audit
+def _balanced(own: Mapping[str, Tensor], asked: _Asked, held: set[str]) -> dict[str, Tensor]:
+    """Return the factors that lead to the least total norm, with ``held`` weights where they are.
+
+    They broadcast against what they multiply.
+    """
+    audit, exact = asked.audit, asked.options.exact
     claims = audit.exact_symmetries if exact else audit.scale_symmetries
     claims = [{n: e for n, e in v.items() if n not in audit.inert} for v in claims]
     passengers = _passengers(audit, asked.traced, claims)
     moving = [{**f, **v} for v, f in zip(claims, passengers, strict=True) if v]
     symmetries = shared(moving, asked.demands(own, exact))
+    families = _families(own, asked, held) if asked.options.channels else []
     names = sorted({n for v in symmetries for n in v})
-    scales = least_norm(
-        symmetries,
-        {n: _square(own[n]) for n in names if n in audit.parameters},
-        fixed=held,
-        octaves=_octaves(own, asked, names),
-        still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in names)]),
+    every = sorted({*names, *(n for f in families for n in f.names)})
+    counted = {n: own[n] for n in every if n in audit.parameters and norm_of(own[n])}
+    octaves = _octaves(own, asked, names)
+    scales = joint_least_norm(
+        LeastNorm(symmetries, counted, fixed=held, octaves=octaves),
+        [Channels(f, _in_octaves(f, own, asked)) for f in families],
+        counted,
+        still=max([1e-9, *(16 * torch.finfo(own[n].dtype).eps for n in every)]),
     )
-    return {n: _Move(torch.tensor([2.0**u], dtype=torch.float64)) for n, u in scales.items()}
+    logs = {n: torch.tensor(u, dtype=torch.float64) for n, u in scales.whole.items()}
+    shapes = {n: tuple(t.shape) for n, t in own.items()}
+    for family, amounts in scales.channels:
+        for name, more in family.log_factors(amounts, shapes, followers=True).items():
+            logs[name] = logs[name] + more if name in logs else more
+    return {n: torch.exp2(u) for n, u in logs.items()}
+
+
+def _families(own: Mapping[str, Tensor], asked: _Asked, held: set[str]) -> list[Family]:
+    """Return the families along which channels may move, in every mode that shall stay.
+
+    Those of the audit hold in its mode. Where a network has running statistics, they are found in
+    training mode first: what a batch divides by is no weight there, and what estimates it moves
+    along, which evaluation needs.
+    """
+    model, audit, inputs, exact = asked.model, asked.audit, asked.inputs, asked.options.exact
+    found, tried = audit.families, asked.modes[1:]
+    if found and asked.other is not None and asked.other.written and not model.training:
+        with in_mode(model, training=True):
+            found = channel_symmetries(
+                model, inputs.args, inputs.kwargs, output=inputs.output, inert=audit.inert,
+                roles=asked.other.roles,
+            )  # fmt: skip
+        tried = asked.modes
+    counted = {n for n in audit.parameters if norm_of(own[n])}
+    unreached = {n: tuple(audit.parameters[n]) for n in audit.unreached}
+    found = [
+        f for f in found
+        if (f.exact or not exact) and all(n in own for n in f.names) and held.isdisjoint(f.names)
+        and LEAST_NORM.applies(f, counted, own) and not meets_unseen(f, own, unreached)
+    ]  # fmt: skip
+    state = wide_state(model) if found and tried else {}
+    for training in tried if found else ():
+        after = partial(_in_float64, asked, training, state)
+        try:
+            found = holding(found, {bare_name(n): t for n, t in state.items()}, after({}), after)
+        except ModelError:  # nothing can be shown of them
+            return []
+    return found
+
+
+def _in_float64(asked: _Asked, training: bool, state: State, changed: State) -> list[Tensor]:
+    """Return the outputs in a mode where some weights and buffers are others."""
+    inputs, traced = asked.inputs, asked.traced
+    if asked.other is not None and training != asked.model.training:
+        traced = asked.other
+    now = {n: changed.get(bare_name(n), t) for n, t in state.items()}
+    eps = () if asked.options.exact else traced.eps
+    with in_mode(asked.model, training):
+        return outputs_in_float64(asked.model, now, inputs.args, inputs.kwargs, inputs.output, eps)
 
 
 def _octaves(own: Mapping[str, Tensor], asked: _Asked, names: Sequence[str]) -> list[Vector]:
     """Return what may only move by powers of two: combinations of log scales, by name."""
     single: list[Vector] = [{n: Fraction(1)} for n in names]
-    if asked.factors == "auto":
+    if asked.options.factors == "auto":
         short = [v for n, v in zip(names, single, strict=True) if own[n].element_size() < 4]
         return [*short, *asked.rounded]
-    return single if asked.factors == "binary" else []
+    return single if asked.options.factors == "binary" else []
 
 
-def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict[str, _Move]:
-    """Return the moves that give weights on spheres of their own the length asked for."""
-    moves: dict[str, _Move] = {}
+def _in_octaves(family: Family, own: Mapping[str, Tensor], asked: _Asked) -> bool:
+    """Return whether channels may only move by powers of two.
+
+    What the model rounds while it runs is known of whole weights: those that it is made of.
+    """
+    if asked.options.factors == "auto":
+        rounded = {n for form in asked.rounded for n in form}
+        return any(n in rounded or own[n].element_size() < 4 for n in family.names)
+    return asked.options.factors == "binary"
+
+
+def _on_radius(own: Mapping[str, Tensor], asked: _Asked) -> dict[str, Tensor]:
+    """Return the factors that give weights on spheres of their own the length asked for."""
+    moves: dict[str, Tensor] = {}
     demanded = asked.demands(own, exact=False)
     for sphere in asked.audit.spheres:
         names = [n for n in sphere.names if n in asked.audit.parameters]
@@ -320,19 +380,19 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked, radius: Radius) -> dict
             continue
         (name,) = names
         vectors = sphere.axes.gather(_wide(own[name]))
-        norms = vectors.norm(dim=-1).flatten()
-        length = 1.0 if radius == "unit" else vectors.shape[-1] ** 0.5
+        norms = vectors.norm(dim=-1, keepdim=True)
+        length = 1.0 if asked.options.radius == "unit" else vectors.shape[-1] ** 0.5
         scale = torch.where(norms > 0, length / norms.clamp_min(1e-300), 1.0)
-        if asked.factors == "binary":
+        if asked.options.factors == "binary":
             scale = torch.exp2(scale.log2().round())
         scale = torch.where((scale - 1).abs() <= 4 * torch.finfo(own[name].dtype).eps, 1.0, scale)
         for moved, e in exponents.items():
-            power = float(e / sphere.exponents[name])
+            factors = scale ** float(e / sphere.exponents[name])
             if moved == name:
-                moves[name] = _Move(scale**power, sphere.axes)
+                moves[name] = sphere.axes.scatter(factors.expand(vectors.shape), own[name].shape)
             else:
-                follow = _following(own[moved], scale**power, name)
-                moves[moved] = follow.after(moves.get(moved))
+                factors = _following(own[moved], factors.flatten(), name)
+                moves[moved] = moves[moved] * factors if moved in moves else factors
     if not moves:
         _warn_of_no_sphere(asked)
     return moves
@@ -344,17 +404,17 @@ def _warn_of_no_sphere(asked: _Asked) -> None:
     warn(f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}")
 
 
-def _following(buffer: Tensor, factors: Tensor, name: str) -> _Move:
+def _following(buffer: Tensor, factors: Tensor, name: str) -> Tensor:
     """Divide a buffer as the weight divides whose scale it follows, vector by vector."""
     count = factors.numel()
     if count == 1:
-        return _Move(factors)
+        return factors.reshape(())
     if buffer.ndim != 1 or len(buffer) % count:
         raise CanonicalizeError(
             f"a buffer of shape {tuple(buffer.shape)} should follow the {count} vectors of "
             f"{name!r}, but does not divide like them; keep radius='initial'"
         )
-    return _Move(factors.repeat_interleave(len(buffer) // count), VectorAxes(index=(0,)))
+    return factors.repeat_interleave(len(buffer) // count)
 
 
 def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> list[Vector]:
@@ -378,10 +438,6 @@ def _passengers(audit: Audit, traced: Trace, symmetries: Sequence[Vector]) -> li
         moved = {n: -left[index[n]] for n in order if index[n] in left}
         found.append(moved if estimates & set(moved) else {})
     return found
-
-
-def _square(t: Tensor) -> float:
-    return norm_of(t) ** 2
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -439,9 +495,9 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> l
         raise CanonicalizeError(str(error)) from error
 
 
-def _reason(audit: Audit, moves: Mapping[str, _Move], change: float, factors: Factors) -> str:
+def _reason(audit: Audit, moves: Mapping[str, Tensor], change: float, factors: Factors) -> str:
     """Say which move an eps notices most, or that it is rounding, and how to go on."""
-    logs = {n: float(m.factors.log().abs().max()) for n, m in moves.items()}
+    logs = {n: float(m.log().abs().max()) for n, m in moves.items()}
     noticed = [
         (leak.amount * logs[n] / abs(float(e)), n, leak.amount)
         for leak in audit.leaks

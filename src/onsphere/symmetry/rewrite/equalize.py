@@ -5,7 +5,6 @@ is best depends on what comes next: equal ranges or the least rounding error bef
 the least norm before training on or merging.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -19,8 +18,8 @@ from onsphere.errors import OnsphereError, choice
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family
 from onsphere.symmetry.numeric.certificate import relative_change
-from onsphere.symmetry.numeric.group_testing import group_test
-from onsphere.symmetry.rewrite.equalizing.channel_scales import (
+from onsphere.symmetry.rewrite.balancing.admitted import holding, meets_unseen
+from onsphere.symmetry.rewrite.balancing.channel_scales import (
     EQUAL_RANGES,
     LEAST_NORM,
     Balance,
@@ -39,7 +38,7 @@ from onsphere.symmetry.rewrite.folding.kinds.gains import is_norm
 from onsphere.symmetry.rewrite.folding.surgery import write
 from onsphere.symmetry.rewrite.modes import in_mode, mode_of
 from onsphere.symmetry.rewrite.ranges import compared
-from onsphere.symmetry.rewrite.reach import may_meet, unreached
+from onsphere.symmetry.rewrite.reach import unreached
 from onsphere.symmetry.rewrite.verification import (
     allowed_change,
     checked_tolerance,
@@ -56,8 +55,6 @@ from onsphere.symmetry.rewrite.weight_grid import Grid, total_loss
 
 Modes = Literal["both", "current"]
 
-_HOLDS = 1e-8
-"""Relative change of the output in float64 up to which a family of random factors holds."""
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """How far on the way to equal ranges the least rounding error is looked for."""
 _ROUNDS = 3
@@ -234,31 +231,15 @@ class _Equalizing:
                 self.model, self.args, self.kwargs, output=self.output, held=held
             )
         known = [f for f in found if all(n in self.state for n in f.names)]
-        asked = [f for f in known if balance.applies(f, self.parameters, self.state)]
-        asked = [f for f in asked if not self._may_meet_unseen(f)]
+        asked = [f for f in known if f.exact and balance.applies(f, self.parameters, self.state)]
+        asked = [f for f in asked if not meets_unseen(f, self.state, self.unreached)]
         for training in self.modes:
-            generator = torch.Generator().manual_seed(0)
-            wrong = group_test(asked, partial(self._wrong, training, generator), _HOLDS)
-            asked = [f for f, w in zip(asked, wrong, strict=True) if w <= _HOLDS]
+            before, after = self.before[training], partial(self._after, training)
+            asked = holding(asked, self.state, before, after)
         return asked
 
-    def _may_meet_unseen(self, family: Family) -> bool:
-        """Return whether something that the inputs do not reach may belong to these channels."""
-        counts = {math.prod(self.state[s.name].shape[a] for a in s.axes) for s in family.slices}
-        return any(may_meet(self.unreached, n) for n in counts) or any(
-            n in self.unreached for n in family.names
-        )
-
-    def _wrong(
-        self, training: bool, generator: torch.Generator, families: Sequence[Family]
-    ) -> float:
-        """Return how far the output moves when every channel gets a factor of its own."""
-        drawn = [
-            torch.rand(f.count, generator=generator, dtype=torch.float64) - 0.5 for f in families
-        ]
-        changed = moved(self.state, zip(families, drawn, strict=True))
-        after = self._outputs({**self.state, **changed}, training)
-        return relative_change(self.before[training], after)
+    def _after(self, training: bool, changed: State) -> list[Tensor]:
+        return self._outputs({**self.state, **changed}, training)
 
     def _outputs(self, state: State, training: bool) -> list[Tensor]:
         with self._in(training):
@@ -272,9 +253,7 @@ class _Equalizing:
         write(work, changed)
         exact, real, dtype = 0.0, 0.0, torch.float32
         for training in self.modes:
-            in_float64 = relative_change(
-                self.before[training], self._outputs({**self.state, **changed}, training)
-            )
+            in_float64 = relative_change(self.before[training], self._after(training, changed))
             with self._in(training), in_mode(work, training):
                 own = outputs_as_it_computes(self.model, self.args, self.kwargs, self.output)
                 now = outputs_as_it_computes(work, self.args, self.kwargs, self.output)

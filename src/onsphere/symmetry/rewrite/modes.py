@@ -14,7 +14,7 @@ from torch import nn
 from onsphere.symmetry.exact.linear_forms import null_space
 from onsphere.symmetry.exact.trace import Trace
 from onsphere.symmetry.result import AuditResult
-from onsphere.symmetry.rewrite.least_norm import Vector, annihilated
+from onsphere.symmetry.rewrite.balancing.least_norm import Vector, annihilated
 
 
 def mode_of(training: bool) -> str:

@@ -7,7 +7,7 @@ every rounding inside the model is the same as before.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import inf, lcm, log2
 
@@ -18,6 +18,7 @@ from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import gathered
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.audit_result import Audit
+from onsphere.symmetry.channels.held_vectors import HeldWeight
 from onsphere.symmetry.numeric.certificate import combined
 from onsphere.symmetry.rewrite.modes import other_mode
 
@@ -128,6 +129,92 @@ def with_norms(model: nn.Module, audit: Audit, norms: Mapping[str, float]) -> nn
             raise RescaleError(f"{name!r} is 0, and no factor gives it norm {norm}")
     factors = {n: r / norm_of(own[n]) for n, r in norms.items()}
     return _moved_copy(model, octaves_of(audit, factors))
+
+
+def with_vector_norms(
+    model: nn.Module, audit: Audit, norms: Mapping[str, Tensor | float]
+) -> nn.Module:
+    r"""Return a copy of a model with given norms of rows, columns and heads and the same function.
+
+    The weights are those of ``audit.fixed_scales(model, granularity="vector")``, taken in its
+    order: each has symmetries of its own that scale its vectors and leave all weights before it
+    alone, so every norm is met once, in closed form.
+
+    Args:
+        model: the audited model, in the mode it was audited in.
+        audit: its audit.
+        norms: parameter -> the norms of its vectors in their order, or one for all of them. Held
+            weights that are not named keep theirs.
+
+    Returns:
+        The copy: the same up to rounding, and up to eps, which stay.
+
+    Raises:
+        RescaleError: the audit is of another model or mode; a weight that is not held, or another
+            number of norms than it has vectors; a norm that is not positive; a model on the meta
+            device, or one that cannot be copied.
+
+    Example:
+        >>> from onsphere.symmetry import audit
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)).eval()
+        >>> x = torch.ones(1, 2)
+        >>> twin = with_vector_norms(net, audit(net, x), {"0.weight": torch.tensor([1.0, 2, 3])})
+        >>> twin[0].weight.norm(dim=1).tolist(), torch.allclose(twin(x), net(x))
+        ([1.0, 2.0, 3.0], True)
+    """
+    _check_mode(model, audit)
+    own = audit.parameters_of(model)
+    if any(p.is_meta for p in own.values()):
+        raise RescaleError("the model is on the meta device, where weights have no norms")
+    chosen = audit.fixed_scales(model, granularity="vector")
+    for name, norm in norms.items():
+        if name not in chosen.held:
+            raise RescaleError(
+                f"{name!r} is not held by its vectors; "
+                'audit.fixed_scales(model, granularity="vector").held says which are'
+            )
+        asked, count = torch.as_tensor(norm), chosen.held[name].count(own[name].shape)
+        if asked.numel() not in (1, count):
+            raise RescaleError(f"{name!r} has {count} vectors, not {asked.numel()}")
+        if not bool(((asked > 0) & asked.isfinite()).all()):
+            raise RescaleError(f"norms are positive and finite; those for {name!r} are not")
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise RescaleError(f"the model cannot be copied ({first})") from error
+    with torch.no_grad(), gathered(twin, write=True) as inner:
+        there = {bare_name(n): p for n, p in inner.named_parameters()}
+        moved = moved_to_norms({n: p.detach() for n, p in there.items()}, chosen.order, norms)
+        for name, p in there.items():
+            p.copy_(moved[name])
+    return twin
+
+
+def moved_to_norms(
+    state: Mapping[str, Tensor],
+    order: Sequence[HeldWeight],
+    norms: Mapping[str, Tensor | float],
+) -> dict[str, Tensor]:
+    """Move weights along symmetries, in float64, until the vectors of some have given norms.
+
+    Args:
+        state: weights by name.
+        order: what is held, each with its symmetries, in the order in which norms are met.
+        norms: those of the vectors of some of these; the others keep theirs.
+    """
+    now = {n: t.double() if t.is_floating_point() else t for n, t in state.items()}
+    shapes = {n: tuple(t.shape) for n, t in state.items()}
+    before = {h.name: h.axes.norms(now[h.name]).flatten() for h in order}
+    for h in order:
+        have = h.axes.norms(now[h.name]).flatten()
+        wanted = torch.as_tensor(norms.get(h.name, before[h.name])).to(have)
+        amounts = (wanted / have).log().expand_as(have)
+        for move in h.moves:
+            own = amounts.cpu()[move.owner]
+            for name, logs in move.family.log_factors(own, shapes).items():
+                now[name] = now[name] * logs.exp().to(now[name].device)
+    return {n: t.to(state[n].dtype) for n, t in now.items()}
 
 
 def norm_of(t: Tensor) -> float:

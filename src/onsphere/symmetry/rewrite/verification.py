@@ -20,6 +20,7 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
+from onsphere.symmetry.exact.eps_sites import EpsSite
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
 from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
 
@@ -126,12 +127,22 @@ def outputs_in_float64(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     output: OutputPicker | None,
+    eps: Sequence[EpsSite] = (),
 ) -> list[Tensor]:
-    """Run a model in float64 whatever it casts to, at its own eps."""
+    """Run a model in float64 whatever it casts to, at its own eps.
+
+    Args:
+        model: the model.
+        state: weights and buffers in float64, by the model's own names.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors to return.
+        eps: small constants to take as almost 0.
+    """
     buffers = {n for n, _ in model.named_buffers()}
     fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
     given, named = tree_map(widened, (tuple(args), dict(kwargs)))
-    with plain_execution(), Float64Mode((), real_eps=True), gradients_as_used(model):
+    with plain_execution(), Float64Mode(eps, real_eps=not eps), gradients_as_used(model):
         result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
         return [t.detach().clone() for t in float_outputs(result, output)]
 

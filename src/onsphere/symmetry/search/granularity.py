@@ -198,6 +198,8 @@ def described(division: VectorAxes, shape: Sequence[int], roles: frozenset[str])
         'per filter'
         >>> described(VectorAxes(pieces=((0, 4),)), (32, 16), frozenset({"heads=4"}))
         'per head'
+        >>> described(VectorAxes(strided=((0, 4, 4),)), (32, 16), frozenset())
+        'per 2 rows, 4 apart'
         >>> described(VectorAxes(), (4, 4), frozenset())
         'whole tensor'
     """
@@ -223,6 +225,8 @@ def _parts(division: VectorAxes, shape: Sequence[int], roles: frozenset[str]) ->
         heads = any(_divides(count, role) for role in roles)
         length = shape[axis] // count
         yield "per head" if heads else f"per group of {length}{_of(axis, shape)}"
+    for axis, count, step in division.strided:
+        yield f"per {shape[axis] // (count * step)}{_of(axis, shape) or ' entries'}, {step} apart"
 
 
 def _divides(count: int, role: str) -> bool:

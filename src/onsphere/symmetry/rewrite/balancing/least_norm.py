@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, add_scaled, row_space
+from onsphere.symmetry.exact.linear_forms import Constraints, Form, add_scaled, in_span, row_space
 
 Vector = Mapping[str, Fraction]
 """Exponents by the name of a weight."""
@@ -70,18 +70,84 @@ def least_norm(
         >>> least_norm([trade], {"in": 16.0, "out": 2.0}, octaves=[{"in": Fraction(1)}])
         {'in': -1.0, 'out': 1.0}
     """
-    names = sorted({n for v in symmetries for n in v})
-    index = {n: i for i, n in enumerate(names)}
-    forms = [{index[n]: c for n, c in form.items() if n in index} for form in octaves]
-    weight = torch.tensor([squares.get(n, 0.0) for n in names], dtype=torch.float64)
-    basis = [{index[n]: c for n, c in v.items()} for v in symmetries]
-    basis = row_space(basis, set(index.values()))
-    basis = annihilated(basis, [{index[n]: Fraction(1)} for n in names if n in fixed])
-    basis = _without_falling(basis, weight > 0)
-    total = torch.zeros(len(names), dtype=torch.float64)
-    for directions in components(stepping(basis, forms), weight > 0):
-        total += _settled(directions, weight, still)
-    return {n: u for n, u in zip(names, total.tolist(), strict=True) if u}
+    counted = {n for n, w in squares.items() if w > 0}
+    return LeastNorm(symmetries, counted, fixed=fixed, octaves=octaves).scales(squares, still)
+
+
+class LeastNorm:
+    """Where whole weights may move so that there is a least norm, for any sizes that they have.
+
+    Args:
+        symmetries: exponents by name.
+        counted: names that count: of weights that are not 0.
+        fixed: names that stay where they are.
+        octaves: combinations of log2 scales that must be whole numbers.
+    """
+
+    def __init__(
+        self,
+        symmetries: Sequence[Vector],
+        counted: Collection[str],
+        *,
+        fixed: Collection[str] = (),
+        octaves: Sequence[Vector] = (),
+    ) -> None:
+        self.names = sorted({n for v in symmetries for n in v})
+        index = {n: i for i, n in enumerate(self.names)}
+        forms = [{index[n]: c for n, c in form.items() if n in index} for form in octaves]
+        self._counts = torch.tensor([n in counted for n in self.names], dtype=torch.bool)
+        basis = [{index[n]: c for n, c in v.items()} for v in symmetries]
+        basis = row_space(basis, set(index.values()))
+        basis = annihilated(basis, [{index[n]: Fraction(1)} for n in self.names if n in fixed])
+        self._basis = _without_falling(basis, self._counts)
+        self._parts = components(stepping(self._basis, forms), self._counts)
+
+    def scales(self, squares: Mapping[str, float], still: float) -> dict[str, float]:
+        """Return the log2 scale of each name that moves.
+
+        Args:
+            squares: squared norms by name.
+            still: a log2 scale that counts as rounding.
+        """
+        sizes = [squares.get(n, 0.0) for n in self.names]
+        weight = torch.tensor(sizes, dtype=torch.float64)
+        total = torch.zeros(len(self.names), dtype=torch.float64)
+        for directions in self._parts:
+            total += _settled(directions, weight, still)
+        return {n: u for n, u in zip(self.names, total.tolist(), strict=True) if u}
+
+    def bounded_with(self, more: Sequence[Vector]) -> list[bool]:
+        """Return of each vector whether moving along it as well leaves the sum a minimum.
+
+        One after the other: what is taken counts for those behind it.
+
+        Args:
+            more: exponents by name, of names that count.
+
+        Example:
+            >>> joint = LeastNorm([{"a": Fraction(1), "b": Fraction(1)}], {"a", "b", "c"})
+            >>> joint.bounded_with([{"a": Fraction(1), "c": Fraction(-1)}, {"c": Fraction(1)}])
+            [True, False]
+        """
+        names = list(dict.fromkeys([*self.names, *(n for v in more for n in v)]))
+        index = {n: i for i, n in enumerate(names)}
+        own = len(self.names)
+        counts = torch.cat([self._counts, torch.ones(len(names) - own, dtype=torch.bool)])
+        space = [{k: c for k, c in v.items() if bool(counts[k])} for v in self._basis]
+        vectors = [{index[n]: c for n, c in v.items() if c} for v in more]
+        new = [v for v, known in zip(vectors, in_span(vectors, space), strict=True) if not known]
+        if not new or not self._falls([*space, *new], counts):
+            return [True] * len(vectors)
+        found = []
+        for v in vectors:
+            known = in_span([v], space)[0]
+            found.append(known or not self._falls([*space, v], counts))
+            space += [v] if found[-1] and not known else []
+        return found
+
+    @staticmethod
+    def _falls(vectors: list[Form], counts: Tensor) -> bool:
+        return bool(_falling(_dense(vectors, len(counts)), counts).any())
 
 
 def annihilated(basis: Sequence[Form], forms: Sequence[Form]) -> list[Form]:
@@ -152,11 +218,15 @@ def _without_falling(basis: list[Form], counted: Tensor) -> list[Form]:
     """
     while basis:
         dense = _dense(basis, len(counted))
-        falling = counted & (_newton(dense, counted.to(dense), steps=60) < -10)
+        falling = _falling(dense, counted)
         if not bool(falling.any()):
             return basis
         basis = annihilated(basis, _geometric_means(dense, falling))
     return basis
+
+
+def _falling(dense: Tensor, counted: Tensor) -> Tensor:
+    return counted & (_newton(dense, counted.to(dense), steps=60) < -10)
 
 
 def _geometric_means(dense: Tensor, falling: Tensor) -> list[Form]:

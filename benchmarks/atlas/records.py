@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from onsphere._utils.files import write_whole
-from onsphere.cli import _parser
+from onsphere.cli import parser
 from onsphere.models.load import load
 from onsphere.models.target import parse_shape
 from onsphere.symmetry import Audit, audit
@@ -50,7 +50,7 @@ def options_of(command: str) -> argparse.Namespace:
 
 @cache
 def command_line() -> argparse.ArgumentParser:
-    return _parser()
+    return parser()
 
 
 def record(command: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _entry(package: str, name: str, source: ModuleType) -> Iterator[str]:
 def command_line() -> Iterator[str]:
     """Return the lines of the page that has what ``onsphere COMMAND --help`` prints."""
     cli = importlib.import_module("onsphere.cli")
-    parser = cli._parser()
+    parser = cli.parser()
     yield from _heading("Command line", "=")
     yield "One command is one library call. What the help says:"
     yield ""

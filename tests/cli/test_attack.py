@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from onsphere import cli
 from onsphere.cli import attack
-from onsphere.cli._data import labelled
-from onsphere.cli._parser import Parser
+from onsphere.cli.common.data import labelled
+from onsphere.cli.common.parser import Parser
 from onsphere.errors import OnsphereError
 from onsphere.robustness.classifier import Classifier
 

@@ -6,7 +6,7 @@ import runpy
 
 import pytest
 
-from onsphere.cli._parser import whole
+from onsphere.cli.common.parser import whole
 from onsphere.version import __version__
 
 MISTAKES = {

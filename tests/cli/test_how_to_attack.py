@@ -54,5 +54,5 @@ def test_the_commands_are_found():
 @pytest.mark.parametrize("line", COMMANDS)
 def test_its_commands_can_be_parsed(line):
     words = line.partition(">")[0].split()[1:]
-    options = cli._parser().parse_args(words)
+    options = cli.parser().parse_args(words)
     assert (options.command, options.target) == ("attack", "net.py:net")

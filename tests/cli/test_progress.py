@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from onsphere.cli import _progress
+from onsphere.cli.common import progress as _progress
 from onsphere.report import progress
 
 

@@ -34,7 +34,7 @@ def test_an_audit_and_an_evaluation_show_themselves(terminal, monkeypatch, capsy
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     net, x = torch.nn.Linear(3, 2), torch.rand(4, 3)
     osp.audit(net, x, progress=True)
-    assert "looking at rows, columns and channels" in capsys.readouterr().err
+    assert "looking for finer spheres and shifts" in capsys.readouterr().err
     osp.robustness.evaluate(
         net, (x, net(x).argmax(1)), eps=0.01, attacks="apgd-ce", checks=False, progress=True
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from onsphere.cli import attack, audit, canonicalize, equalize, fold, norms, plan, study
-from onsphere.cli._parser import Parser, in_flags
+from onsphere.cli.common.parser import Parser, in_flags
 from onsphere.errors import OnsphereError
 from onsphere.version import __version__
 
@@ -26,10 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after a user's mistake, or 130 when interrupted.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    known = parser()
+    options = known.parse_args(arguments)
     if options.command is None:
-        parser.print_help()
+        known.print_help()
         return 0
     command: Callable[[argparse.Namespace], None] = options.run
     try:
@@ -56,17 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands, which tools read options from."""
+    made = Parser(
         prog="onsphere",
         description="Normalization, seen on the sphere.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"onsphere {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    made.add_argument("--version", action="version", version=f"onsphere {__version__}")
+    commands = made.add_subparsers(dest="command", metavar="COMMAND")
     for command in (study, audit, canonicalize, fold, equalize, attack, plan, norms):
         command.add(commands)
-    return parser
+    return made
 
 
 @contextmanager

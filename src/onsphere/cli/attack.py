@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from onsphere.cli._data import Examples, is_file, labelled
-from onsphere.cli._files import check_writable, writing
-from onsphere.cli._parser import Numbers, keyword, number, whole
-from onsphere.cli._progress import bar
 from onsphere.cli.audit import add_checkpoint
+from onsphere.cli.common.data import Examples, is_file, labelled
+from onsphere.cli.common.files import check_writable, writing
+from onsphere.cli.common.parser import Numbers, keyword, number, whole
+from onsphere.cli.common.progress import bar
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
     from onsphere.robustness import Amplification, Evaluation
 
 _EXAMPLES = """examples:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onsphere.cli._files import check_writable, writing
-from onsphere.cli._progress import stages
+from onsphere.cli.common.files import check_writable, writing
+from onsphere.cli.common.progress import stages
 
 if TYPE_CHECKING:
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
 
 _EXAMPLES = """examples:
   onsphere audit mypackage.models:resnet --input 8x3x32x32

@@ -5,13 +5,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import add_checkpoints, add_verification, rewriting
+from onsphere.cli.common.parser import keyword
+from onsphere.cli.common.rewriting import add_checkpoints, add_verification, rewriting
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
 
 _EXAMPLES = """examples:
   onsphere canonicalize net.safetensors balanced.safetensors --model net.py:Net --input 8x3x32x32

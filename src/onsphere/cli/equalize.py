@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from onsphere.cli._parser import keyword
-from onsphere.cli._rewriting import (
+from onsphere.cli.common.parser import keyword
+from onsphere.cli.common.rewriting import (
     add_checkpoints,
     add_page,
     add_verification,
@@ -13,7 +13,7 @@ from onsphere.cli._rewriting import (
 )
 
 if TYPE_CHECKING:
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
     from onsphere.symmetry import EqualizeReport
 
 _EXAMPLES = r"""examples:

@@ -10,7 +10,7 @@ from rich.console import Console
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
 
 _NORMS_EXAMPLES = """examples:
   onsphere norms                          what each method is invariant to, measured

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onsphere.cli._files import check_writable, writing
-from onsphere.cli._parser import keyword, whole
+from onsphere.cli.common.files import check_writable, writing
+from onsphere.cli.common.parser import keyword, whole
 from onsphere.errors import OnsphereError
 
 if TYPE_CHECKING:
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
     from onsphere.planning import Plan
     from onsphere.planning.compare import LayerComparison
     from onsphere.report import Document

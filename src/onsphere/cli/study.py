@@ -20,12 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from onsphere.cli._parser import keyword
+from onsphere.cli.common.parser import keyword
 from onsphere.errors import OnsphereError
 from onsphere.report.progress import Lines, Show
 
 if TYPE_CHECKING:
-    from onsphere.cli._parser import Commands
+    from onsphere.cli.common.parser import Commands
     from onsphere.report import Document
     from onsphere.studies.engine.runner import Progress as Done
     from onsphere.studies.engine.work import Engine

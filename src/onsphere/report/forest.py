@@ -21,7 +21,7 @@ def place(value: float) -> float:
 
     Example:
         >>> [round(place(v)) for v in (-40.0, -1.0, 0.0, 1.0, 40.0)]
-        [70, 155, 181, 207, 292]
+        [70, 159, 181, 203, 292]
     """
     inside = max(-_END, min(_END, value))
     share = math.asinh(inside) / math.asinh(_END)

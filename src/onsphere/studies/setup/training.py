@@ -182,12 +182,13 @@ def network_for(settings: Training, images: Images, *, eps: float | None = None)
     """
     build = architecture(settings.network).build
     model = build(settings.method, images, width=settings.width, seed=settings.seed, eps=eps)
+    model = model.to(images.train_x.dtype)  # before the radius, which has that precision then
     for weight, _ in model.hidden_weights().values():
         weight.mul_(settings.start_scale)
     if settings.radius is not None and not model.joint:
         for weight, axes in model.hidden_weights().values():
             project_(weight, Sphere(axes, settings.radius))
-    return model.to(images.train_x.dtype)
+    return model
 
 
 def optimizer_for(model: Network, settings: Training) -> torch.optim.Optimizer:

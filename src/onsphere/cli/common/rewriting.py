@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onsphere.cli._files import check_checkpoints, check_writable, writing
-from onsphere.cli._progress import stages
 from onsphere.cli.audit import add_target
+from onsphere.cli.common.files import check_checkpoints, check_writable, writing
+from onsphere.cli.common.progress import stages
 
 if TYPE_CHECKING:
     from onsphere.models.target import Target

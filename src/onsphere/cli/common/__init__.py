@@ -1,0 +1,1 @@
+"""What several commands share: options, targets, files, bars of progress."""

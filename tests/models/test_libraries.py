@@ -49,6 +49,19 @@ def test_full_size_needs_no_memory(timm: Any) -> None:
     assert all(p.is_meta for p in load("timm:resnet18", size="full").model.parameters())
 
 
+def test_a_model_that_reads_numbers_while_it_is_built_loses_its_memory_afterwards(
+    timm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        widths = (torch.arange(2) * 3 + 1).tolist()  # as RegNet's are computed
+        return _Net(nn.Conv2d(3, widths[1], 3))
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    model = load("timm:resnet18", size="full").model
+    assert [tuple(p.shape) for p in model.parameters()] == [(4, 3, 3, 3), (4,)]
+    assert all(p.is_meta for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("text", "size", "words"),
     [

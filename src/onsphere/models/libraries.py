@@ -42,8 +42,7 @@ def from_library(library: str, name: str, size: Size, shape: tuple[int, ...] | N
     if name not in known:
         raise TargetError(f"{library} has no model {name!r}{_alike(name, known)}")
     try:
-        with torch.device("meta"):
-            model = build(module, name)
+        model = _without_memory(build, module, name)
         small = sum(p.numel() for p in model.parameters()) <= CERTIFIABLE
         note = "built at its full size on the meta device"
         if size == "real" or (size == "auto" and small):
@@ -57,6 +56,16 @@ def from_library(library: str, name: str, size: Size, shape: tuple[int, ...] | N
     except Exception as error:  # a library can fail in any way
         raise TargetError(f"{library}:{name} cannot be built: {line_of(error)}") from error
     return Target(model, (random_floats(given),), {}, note=note)
+
+
+def _without_memory(build: Callable[..., nn.Module], module: Any, name: str) -> nn.Module:
+    """Build a model on the meta device; one that reads numbers while it is built, with memory."""
+    try:
+        with torch.device("meta"):
+            return build(module, name)
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return build(module, name).to("meta")
 
 
 def _alike(name: str, known: list[str]) -> str:

@@ -26,13 +26,15 @@ from onsphere.symmetry.numeric.certificate import (
 )
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import RadialRows
+from onsphere.symmetry.numeric.radial_derivatives import RadialRows, radial_rows
 from onsphere.symmetry.numeric.samples import Samples
 
 SILENT = 1e-8
 """Largest product of a weight's norm and its gradient's, relative to the largest of any weight,
 that may be rounding of 0."""
 
+_ACTS = 1e-6
+"""The same product from which a gradient at a well-conditioned point is an effect."""
 _SLOPES = {False: 2, True: 1}
 """Combinations of the outputs per point for which gradients are compared; by whether the model is
 large."""
@@ -103,9 +105,24 @@ def are_doubtful(probe: Probe, names: Sequence[str], drawn: Samples) -> list[str
         names: candidates that are not inert by :func:`are_inert`.
         drawn: where they are replaced.
     """
+    acting = _acting_far_away(probe, drawn) if names else set()
+    names = [n for n in names if n not in acting]
     parts: list[Slab] = [(n, -1, ()) for n in names]
     changes = _unmoved(probe, parts, range(len(parts)), drawn.near, drawn)
     return [n for n, change in zip(names, changes, strict=True) if change is not None]
+
+
+def _acting_far_away(probe: Probe, drawn: Samples) -> set[str]:
+    """Return the weights whose gradient is no rounding where tiny weights have ordinary sizes.
+
+    Behind a layer scale of 1e-6 all gradients are small, and none is in doubt.
+    """
+    for point in islice(drawn.far, 1):
+        rows = radial_rows(probe, point, 1)
+        share = rows.bounds / rows.bounds.amax(1, keepdim=True).clamp_min(1e-300)
+        largest = share.amax(0).tolist() if len(share) else [0.0] * len(rows.names)
+        return {n for n, s in zip(rows.names, largest, strict=True) if s > _ACTS}
+    return set()
 
 
 def _unmoved(

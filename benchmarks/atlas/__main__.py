@@ -25,7 +25,8 @@ from benchmarks.atlas.relatives import relatives
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.atlas", description=__doc__)
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="names")
-    parser.add_argument("--library", nargs="+", choices=LIBRARIES, default=LIBRARIES)
+    parser.add_argument("--library", dest="origins", nargs="+", choices=LIBRARIES,
+                        default=LIBRARIES)  # fmt: skip
     parser.add_argument("--certify", action="store_true", help="with certificates, where they fit")
     parser.add_argument("--redo", action="store_true", help="also what is recorded already")
     parser.add_argument("--seconds", type=int, default=120, help="of computing, for one audit")
@@ -43,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         data = {"made_with": records.versions(), "records": {}}
     torch.set_num_threads(1)
-    for library in chosen.library:
+    for library in chosen.origins:
         if library != "plain PyTorch":
             importlib.import_module(library)  # once, for all processes
     for entry in entries():
-        if entry.library not in chosen.library or not matches(entry, chosen.only):
+        if entry.origin not in chosen.origins or not matches(entry, chosen.only):
             continue
         for result in steps(entry, data["records"].get(entry.key), chosen):
             data["records"][entry.key] = result
@@ -91,8 +92,8 @@ def attempt(entry: Entry, commands: Sequence[str], chosen: argparse.Namespace) -
     """Return the record of the first command that works, or why the last one did not."""
     result: dict[str, Any] = {}
     for command in commands:
-        result = {"library": entry.library, "name": entry.name, "about": entry.about}
-        result |= {"command": command, "relatives": relatives(entry.library, entry.name)}
+        result = {"library": entry.origin, "name": entry.name, "about": entry.about}
+        result |= {"command": command, "relatives": relatives(entry.origin, entry.name)}
         try:
             found = alone(
                 records.record, command, seconds=chosen.seconds, gigabytes=chosen.gigabytes

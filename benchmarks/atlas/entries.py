@@ -44,14 +44,14 @@ class Entry:
     """One architecture of the atlas.
 
     Args:
-        library: one of :data:`LIBRARIES`.
+        origin: one of :data:`LIBRARIES`.
         name: as the library names it.
         exact: the command that audits it without memory; none where it is small anyway.
         certified: the commands that audit it with certificates, the first that works counts.
         about: what it is, in a few words.
     """
 
-    library: str
+    origin: str
     name: str
     exact: str | None
     certified: tuple[str, ...]
@@ -60,7 +60,7 @@ class Entry:
     @property
     def key(self) -> str:
         """What tells it from all others."""
-        return f"{self.library}:{self.name}"
+        return f"{self.origin}:{self.name}"
 
 
 def entries() -> Iterator[Entry]:

@@ -13,9 +13,8 @@
 
   const shown = (row, wanted) =>
     wanted.q.toLowerCase().split(/\s+/).every((word) => row.dataset.words.includes(word)) &&
-    (!wanted.library || row.dataset.library === wanted.library) &&
-    (!wanted.norm || row.dataset.norm.split("|").includes(wanted.norm)) &&
-    (!wanted.state || row.dataset.state === wanted.state);
+    ["library", "state"].every((f) => !wanted[f] || row.dataset[f] === wanted[f]) &&
+    (!wanted.norm || row.dataset.norm.split("|").includes(wanted.norm));
 
   const before = (key) => (a, b) =>
     key === "name"

@@ -75,7 +75,7 @@ def test_every_network_of_this_package_runs():
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_command_is_one_of_the_command_line(library):
-    some = [e for e in ENTRIES if e.library == library]
+    some = [e for e in ENTRIES if e.origin == library]
     assert len({e.name for e in some}) == len(some) > 20
     for entry in some:
         for command in filter(None, (entry.exact, *entry.certified)):

@@ -66,7 +66,7 @@ def evaluate(net: nn.Module, state: State, x: Sequence[Any], noise: int = 0) -> 
 
     What the network draws itself follows from ``noise``.
     """
-    copy, slots = _copied(net)
+    copy, slots = copied(net)
     fresh = {n: t.detach().clone() for n, t in state.items()}
     for held, name, key in slots:
         held[name] = fresh[key]
@@ -82,7 +82,7 @@ _COPIES: WeakKeyDictionary[nn.Module, tuple[nn.Module, list[tuple[Any, str, str]
 _COPIES = WeakKeyDictionary()
 
 
-def _copied(net: nn.Module) -> tuple[nn.Module, list[tuple[Any, str, str]]]:
+def copied(net: nn.Module) -> tuple[nn.Module, list[tuple[Any, str, str]]]:
     """A copy of a network, and where each of its tensors is held, tied ones in all their places.
 
     ``torch.func.functional_call`` would corrupt a module that is used twice.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symmetry.judge import IllConditioned, Judge, Move, Place, State, _copied, redrawn, vectors
+from symmetry.judge import IllConditioned, Judge, Move, Place, State, copied, redrawn, vectors
 from symmetry.misses import scaled_names
 from symmetry.networks import Case
 from symmetry.oracle import Verdict, given_to_audit
@@ -259,7 +259,7 @@ def _gradients(
 def _gradients_of(
     net: nn.Module, place: Place, names: Sequence[str], generator: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
-    copy, slots = _copied(net)
+    copy, slots = copied(net)
     leaves = {n: t.detach().clone() for n, t in place.state.items()}
     for n in names:
         leaves[n].requires_grad_()

@@ -144,6 +144,7 @@ class Probe:
             tuple(tree_map(_float64, tuple(args))),
             tree_map(_float64, dict(kwargs)),
         )
+        self.entries = sum(t.numel() for t in self._given.state.values())
         kept = {self.own_name[n] for n in traced.whole if n in self.own_name}
         kept |= {n for n, b in buffers.items() if _is_mask(b)}
         self._moving = set(self.own_name.values()) - kept
@@ -219,7 +220,7 @@ class Probe:
         if key in self._shared:
             return self._shared[key]
         point = draw()
-        if sum(t.numel() for t in point.state.values()) <= _KEPT:
+        if self.entries <= _KEPT:
             self._shared[key] = point
         return point
 

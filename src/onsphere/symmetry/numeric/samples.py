@@ -72,12 +72,11 @@ def samples(probe: Probe) -> Samples:
     Raises:
         ModelError: no weights near the model's own give numbers that can be compared.
     """
-    entries = sum(t.numel() for t in probe.given().state.values())
-    large = entries > _LARGE
+    large, huge = probe.entries > _LARGE, probe.entries > _HUGE
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
-    random = random_points(probe, 1 if entries > _HUGE else 2)
-    sizes = _FAR_SIZES[: 1 if entries > _HUGE else 2 if large else None]
-    wide = (p for p in _wide_points(probe, entries) if is_well_conditioned(probe, p))
+    random = random_points(probe, 1 if huge else 2)
+    sizes = _FAR_SIZES[: 1 if huge else 2 if large else None]
+    wide = (p for p in _wide_points(probe) if is_well_conditioned(probe, p))
     return Samples(
         [*random, *given], random, Points(_far_points(probe, sizes)), Points(wide), large
     )
@@ -140,17 +139,18 @@ def _far_points(probe: Probe, sizes: Sequence[float]) -> Iterator[Point]:
                 break
 
 
-def _wide_points(probe: Probe, entries: int) -> Iterator[Point]:
+def _wide_points(probe: Probe) -> Iterator[Point]:
     """Draw large batches, inputs that look up the same rows, and for small models many others."""
-    if entries > _HUGE:
+    if probe.entries > _HUGE:
         return
+    large = probe.entries > _LARGE
     batches = ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))
-    for noise, size in batches[: 1 if entries > _LARGE else None]:
+    for noise, size in batches[: 1 if large else None]:
         yield probe.redrawn(noise, size, many=True)
-    lookups = 2 if entries > _LARGE else _LOOKUPS
+    lookups = 2 if large else _LOOKUPS
     for turn in range(lookups if probe.others.rows else 0):
         yield probe.redrawn(0.4, 1.0, turn, meet=True)
-    for turn in range(_REDRAWS if entries <= _SMALL else 0):
+    for turn in range(_REDRAWS if probe.entries <= _SMALL else 0):
         yield probe.redrawn(
             (0.3, 1.0)[turn % 2],
             _WIDE_SIZES[turn % len(_WIDE_SIZES)],

@@ -35,6 +35,13 @@ BASES = {
 }
 PLACES = ("many rows", "whole", "filters, channels last", "many columns", "long rows", "large")
 MODES = ("hard", "rotate")
+
+
+def known(base, mode):
+    """Whether its steps are made in one pass: not where momentum may cancel what is to turn."""
+    return mode == "hard" or not BASES[base].keywords.get("momentum")
+
+
 modes = pytest.mark.parametrize("mode", MODES)
 
 
@@ -95,7 +102,7 @@ def test_the_numbers_of_the_general_way(base, layout, mode, generator, monkeypat
     for _ in range(4):
         pair.step()
         pair.compare()
-    assert pair.calls >= 3
+    assert pair.calls >= 3 if known(base, mode) else pair.calls == 0
 
 
 @pytest.mark.parametrize("base", ["AdamW", "SGD, momentum"])
@@ -114,6 +121,21 @@ def test_a_wrong_step_is_seen(base, generator, monkeypatch):
         pair.compare()
 
 
+def test_momentum_that_cancels_the_gradient_turns_by_the_rate():
+    """Rows turn by exactly the rate, whatever little is left of the update."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 5))
+    optimizer = on_sphere(T.SGD([weight], lr=0.02, momentum=0.9), {weight: ROWS}, "rotate")
+    weight.grad = torch.randn(6, 5)
+    optimizer.step()
+    before = weight.detach().double().clone()
+    weight.grad = -0.9 * weight.grad * (1 + 1e-4 * torch.randn(6, 5))
+    optimizer.step()
+    after = weight.detach().double()
+    cosine = torch.cosine_similarity(before, after).clamp(-1, 1)
+    torch.testing.assert_close(cosine.arccos(), torch.full((6,), 0.02).double(), rtol=2e-4, atol=0)
+
+
 @modes
 @pytest.mark.parametrize("base", BASES)
 def test_dead_coordinates_and_dead_vectors(base, mode, generator, monkeypatch):
@@ -124,7 +146,7 @@ def test_dead_coordinates_and_dead_vectors(base, mode, generator, monkeypatch):
         grads = [torch.randn(s, generator=generator) for s in pair.shapes]
         pair.step([grads[0] * alive, grads[1], grads[2]])
         pair.compare()
-    assert pair.calls
+    assert bool(pair.calls) == known(base, mode)
 
 
 def calls_base(ps, o):
@@ -349,7 +371,7 @@ def test_a_resumed_run_takes_the_same_ways(base, mode, generator, monkeypatch):
                 for p, g in zip(own, now, strict=True):
                     p.grad = None if g is None else g.clone()
                 optimizer.step()
-        assert pair.calls
+        assert bool(pair.calls) == known(base, mode)
         for p, q in zip(pair.params[0], resumed, strict=True):
             assert torch.equal(p, q)
 

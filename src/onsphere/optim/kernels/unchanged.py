@@ -94,7 +94,9 @@ class Places:
 
 
 class Counters:
-    """Counters of steps: one number in float32 per parameter, on the CPU.
+    """Counters of steps: one number in float32 or float64 per parameter, on the CPU.
+
+    PyTorch counts in the default precision; the C library in float32.
 
     Args:
         counters: of :meth:`possible` kind.
@@ -108,10 +110,14 @@ class Counters:
 
     @staticmethod
     def possible(counters: Sequence[Tensor]) -> bool:
-        """Whether these are counters that the C library counts with."""
-        return bool(counters) and all(
-            type(x) is Tensor and x.dtype == torch.float32 and x.is_cpu and x.numel() == 1
-            for x in counters
+        """Whether these are counters that can be counted together."""
+        return (
+            bool(counters)
+            and counters[0].dtype in (torch.float32, torch.float64)
+            and all(
+                type(x) is Tensor and x.dtype == counters[0].dtype and x.is_cpu and x.numel() == 1
+                for x in counters
+            )
         )
 
     def count(self) -> float | None:
@@ -122,5 +128,11 @@ class Counters:
         kernels = library()
         if kernels is None or not self._places.unchanged():
             return None
+        if self.tensors[0].dtype == torch.float64:
+            before = {x.item() for x in self.tensors}
+            if len(before) > 1:
+                return None
+            torch._foreach_add_(self.tensors, 1.0)
+            return before.pop() + 1
         counted: float = kernels.onsphere_count(self._first, len(self._addresses))
         return counted if counted > 0 else None

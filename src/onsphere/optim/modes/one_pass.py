@@ -79,6 +79,8 @@ def _step_of(base: Optimizer, group: Group, mode: BaseMode) -> BaseStep | None:
         coupled = not group.get("decoupled_weight_decay", type(base) is torch.optim.AdamW)
     elif not plain_numbers(group["momentum"], group["dampening"]):
         return None
+    if mode == "rotate" and group.get("momentum"):
+        return None  # where gradient and momentum cancel, inner products do not tell what is left
     if mode == "rotate":  # the base would step from zero, which does not decay
         return BaseStep(float(rate_of(group)), mode, 0.0, group["maximize"])
     if coupled and decay:

@@ -121,6 +121,18 @@ def test_a_wrong_step_is_seen(base, generator, monkeypatch):
         pair.compare()
 
 
+@modes
+@pytest.mark.parametrize("momenta", [(0.9, 0.9, 0.0, 0.0, 0.9, 0.9), (0.0, 0.0, 0.9, 0.9, 0.0)])
+def test_momentum_that_is_turned_off_and_on(momenta, mode, generator, monkeypatch):
+    pair = Pair("SGD, momentum", mode, generator, monkeypatch)
+    for momentum in momenta:
+        for optimizer in pair.optimizers:
+            optimizer.param_groups[0]["momentum"] = momentum
+        pair.step()
+        pair.compare()
+    assert pair.calls
+
+
 def test_momentum_that_cancels_the_gradient_turns_by_the_rate():
     """Rows turn by exactly the rate, whatever little is left of the update."""
     torch.manual_seed(0)

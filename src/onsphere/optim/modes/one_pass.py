@@ -194,8 +194,14 @@ class _Seen(NamedTuple):
     groups: list[Group]
     params: list[Tensor]
     asked: list[bool]
+    moments: list[tuple[str, ...]]
 
-    def fits(self, constrained: Sequence[ConstrainedParameters], groups: list[Group]) -> bool:
+    def fits(
+        self,
+        constrained: Sequence[ConstrainedParameters],
+        groups: list[Group],
+        moments: list[tuple[str, ...]],
+    ) -> bool:
         """Whether these are the same, with gradients where there were some."""
         params = [param for group in groups for param in group["params"]]
         return (
@@ -206,10 +212,11 @@ class _Seen(NamedTuple):
             and all(map(operator.is_, groups, self.groups))
             and all(map(operator.is_, params, self.params))
             and [param.grad is not None for param in params] == self.asked
+            and moments == self.moments
         )
 
 
-_NOTHING = _Seen([], [], [], [])
+_NOTHING = _Seen([], [], [], [], [])
 
 
 class Moved(NamedTuple):
@@ -287,8 +294,9 @@ class OnePass:
         return Moved(held, params, left, everything)
 
     def _prepare(self, base: Optimizer, constrained: Sequence[ConstrainedParameters]) -> None:
+        moments = [_keys(base, group) for group in base.param_groups]  # SGD's come and go
         if (
-            self._seen.fits(constrained, base.param_groups)
+            self._seen.fits(constrained, base.param_groups, moments)
             and all(batch.fits(base.state) for batch in self._batches)
             and all(ordinary.fits(base.state) for ordinary in self._ordinary)
             and not any(_takes(base, *later) for later in self._later)
@@ -297,7 +305,7 @@ class OnePass:
         groups = base.param_groups
         params = [param for group in groups for param in group["params"]]
         asked = [param.grad is not None for param in params]
-        self._seen = _Seen(list(constrained), list(groups), params, asked)
+        self._seen = _Seen(list(constrained), list(groups), params, asked, moments)
         owner = {param: group for group in groups for param in group["params"]}
         candidates = [
             (owner[held.params[0]], held)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import runpy
+import sys
 
 import pytest
 
@@ -84,6 +85,7 @@ def test_several_numbers_end_before_a_word(command, words):
 
 def test_it_is_run_as_a_module_too(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["onsphere", "--version"])
+    monkeypatch.delitem(sys.modules, "onsphere.__main__", raising=False)  # its doctests import it
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("onsphere", run_name="__main__")
     assert stop.value.code == 0

@@ -84,6 +84,7 @@ one_hot = np.eye(4, dtype=np.int64)[LABELS]
 REFUSED = {
     "an array is missing": (arrays(y_test=None), ["lacks y_test", "it holds x_train", "np.savez"]),
     "none is there": ({"images": BYTES}, ["lacks x_train, y_train, x_test, y_test"]),
+    "one gray": (arrays(x_train=np.full_like(BYTES, 7)), ["all pixels of x_train", "differ"]),
     "objects": (arrays(y_train=LABELS.astype(object)), ["pickled objects", "run code"]),
     "too bright": (both(lambda x: x.astype(float)), ["x_train", "to 255", "in [0, 1]"]),
     "negative": (both(lambda x: x / 127.5 - 1), ["ranges from -1 to 1", "in [0, 1]"]),
@@ -144,7 +145,7 @@ def test_another_file_is_refused(tmp_path):
         np.save(file, BYTES)
     for path, says in (
         (missing, "there is no file"),
-        (text, "text.npz"),
+        (text, r"text\.npz is no readable \.npz file"),
         (single, "is one array"),
         (tmp_path, "unknown data set"),
     ):

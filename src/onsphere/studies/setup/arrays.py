@@ -68,6 +68,11 @@ def load(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             f"x_test {_shown(arrays['x_test'])}"
         )
     _check_classes(path, y_train, y_test)
+    if bool((x_train == x_train.flatten()[0]).all()):
+        raise OnsphereError(
+            f"all pixels of x_train of {path.name} are {float(x_train.flatten()[0]):g}: there is "
+            "nothing to learn from; give images that differ"
+        )
     if len(x_train) < _FEWEST:
         raise OnsphereError(
             f"{path.name} has {len(x_train)} training images; a batch alone takes {_FEWEST}"
@@ -78,6 +83,8 @@ def load(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file:
+            if not file.peek(len(_KINDS[0])).startswith(_KINDS):
+                raise OnsphereError(f"{path.name} is no readable .npz file; {_SAVE}")
             held = np.load(file, allow_pickle=False)
             if isinstance(held, np.ndarray):
                 raise OnsphereError(f"{path.name} is one array; {_SAVE}")
@@ -99,6 +106,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise OnsphereError(f"{path.name} is no readable .npz file ({_first(error)})") from None
 
 
+_KINDS = (b"\x93NUMPY", b"PK", b"\x80")
+"""How files of one array, of several arrays and of pickled objects begin."""
 _SAVE = "save it with np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
 
 

@@ -235,8 +235,8 @@ def _seconds(text: str | None) -> float | None:
     seconds = sum(part * size for part, size in zip(parts, (3600, 60, 1), strict=False))
     if seconds <= 0:
         raise OnsphereError(
-            f"--budget {text!r} is no time: give some hours, minutes or seconds with their letters, "
-            "as 90m or 1h30m"
+            f"--budget {text!r} is no time: give hours, minutes or seconds with their letters, as "
+            "90m or 1h30m"
         )
     return seconds
 

@@ -104,7 +104,10 @@ REFUSED = {
     "too few labels": (arrays(y_test=LABELS[:8]), ["(8,)", "each of the 9 images"]),
     "negative labels": (arrays(y_train=LABELS.astype(int) - 1), ["label -1", "from 0"]),
     "labels from one": (arrays(y_train=LABELS + 1, y_test=LABELS[:9] + 1), ["label 0", "gaps"]),
-    "a single class": (arrays(y_train=LABELS * 0, y_test=LABELS[:9] * 0), ["have the label 0", "two classes"]),
+    "a single class": (
+        arrays(y_train=LABELS * 0, y_test=LABELS[:9] * 0),
+        ["have the label 0", "two classes"],
+    ),
     "huge labels": (arrays(y_train=LABELS.astype(int) + 10**9), ["1000000003", "0, 1, 2"]),
     "a new class in the test": (arrays(y_test=LABELS[:9] + 5), ["none above 3 in y_train"]),
     "too few images": (arrays(x_train=BYTES[:60], y_train=LABELS[:60]), ["60 training", "64"]),

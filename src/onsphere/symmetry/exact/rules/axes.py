@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
@@ -37,9 +36,17 @@ from onsphere.symmetry.exact.operation import (
     is_free_number,
     key_of,
 )
+from onsphere.symmetry.exact.rules.rearrangements import (
+    MOVES,
+    Array,
+    Move,
+    axis_of,
+    picked,
+    result_of,
+    source_of,
+)
 from onsphere.symmetry.exact.rules.table import entry_of
 
-Array = NDArray[Any]
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 """From an operation and its rule to the units of its results, in their axes."""
 
@@ -66,9 +73,6 @@ def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 # --- rearrangements ----------------------------------------------------------------------------
 
-Move = Callable[[Operation, Array, int], Array]
-"""From an array with the axes of the first input to one with those of a result (its number)."""
-
 
 def rearranges(move: Move) -> AxisRule:
     """Return the rule of an operation that only moves entries."""
@@ -92,116 +96,12 @@ def _moves(move: Move, op: Operation, i: int, a: Array) -> Array:
     return move(op, a, i)
 
 
-def _source(op: Operation) -> Tensor:
-    return flat_tensors(op.first)[0]
-
-
-def _result(op: Operation, i: int = 0) -> Tensor:
-    return flat_tensors(op.result)[i]
-
-
-def _axis(op: Operation, name: str = "dim") -> int:
-    dim = op[name] if op.has(name) and op[name] is not None else 0
-    return int(dim) % max(1, _source(op).ndim)
-
-
-def _view(op: Operation, a: Array, i: int) -> Array:
-    return reshaped(a, tuple(_source(op).shape), tuple(_result(op, i).shape))
-
-
-def _transpose(op: Operation, a: Array, i: int) -> Array:
-    return a.swapaxes(_axis(op, "dim0"), _axis(op, "dim1"))
-
-
-def _reverse(op: Operation, a: Array, i: int) -> Array:
-    return a.T
-
-
-def _permute(op: Operation, a: Array, i: int) -> Array:
-    return a.transpose([int(d) % a.ndim for d in op["dims"]])
-
-
-def _unsqueeze(op: Operation, a: Array, i: int) -> Array:
-    return np.expand_dims(a, int(op["dim"]) % (a.ndim + 1))
-
-
-def _squeeze(op: Operation, a: Array, i: int) -> Array:
-    dims = op["dim"] if op.has("dim") else None
-    every = range(a.ndim)
-    asked = list(every) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-    shape = _source(op).shape
-    gone = [d % a.ndim for d in asked if a.ndim and shape[d] == 1]
-    return a.reshape([n for d, n in enumerate(a.shape) if d not in gone])
-
-
-def _along(a: Array, axis: int, pick: Any) -> Array:
-    """Pick entries along an axis, where the array has them."""
-    if a.shape[axis] == 1:
-        return a
-    return compressed(a[(slice(None),) * axis + (pick,)])
-
-
-def _slice(op: Operation, a: Array, i: int) -> Array:
-    axis = _axis(op)
-    return _along(a, axis, slice(op["start"], op["end"], op["step"] or 1))
-
-
-def _select(op: Operation, a: Array, i: int) -> Array:
-    axis = _axis(op)
-    at = int(op["index"])
-    return _along(a, axis, [at if a.shape[axis] > 1 else 0]).squeeze(axis)
-
-
-def _parts(op: Operation, a: Array, i: int) -> Array:
-    axis = _axis(op)
-    sizes = [t.shape[axis] for t in flat_tensors(op.result)]
-    start = sum(sizes[:i])
-    return _along(a, axis, slice(start, start + sizes[i]))
-
-
-def _unbind(op: Operation, a: Array, i: int) -> Array:
-    axis = _axis(op)
-    return _along(a, axis, [i if a.shape[axis] > 1 else 0]).squeeze(axis)
-
-
-def _flip(op: Operation, a: Array, i: int) -> Array:
-    return np.flip(a, tuple(int(d) % a.ndim for d in op["dims"]))
-
-
-def _roll(op: Operation, a: Array, i: int) -> Array:
-    dims = [op["dims"]] if isinstance(op["dims"], int) else list(op["dims"] or [])
-    shifts = [op["shifts"]] if isinstance(op["shifts"], int) else list(op["shifts"])
-    if not dims:
-        raise TooLargeError
-    for shift, dim in zip(shifts, dims, strict=True):
-        a = np.roll(a, shift, dim) if a.shape[dim] > 1 else a
-    return a
-
-
-def _repeat(op: Operation, a: Array, i: int) -> Array:
-    times = list(op["repeats"])
-    a = a.reshape((1,) * (len(times) - a.ndim) + a.shape)
-    return np.tile(a, [n if size > 1 else 1 for n, size in zip(times, a.shape, strict=True)])
-
-
-def _unfold(op: Operation, a: Array, i: int) -> Array:
-    axis, size, step = _axis(op, "dimension"), int(op["size"]), int(op["step"])
-    if a.shape[axis] == 1:
-        return a[..., None]
-    windows = np.lib.stride_tricks.sliding_window_view(a, size, axis)
-    return windows[(slice(None),) * axis + (slice(None, None, step),)]
-
-
-def _as_real(op: Operation, a: Array, i: int) -> Array:
-    return a[..., None]
-
-
 # --- common exponents along axes ---------------------------------------------------------------
 
 
 def _dims(op: Operation, name: str = "dim") -> list[int]:
     """Return the axes that an operation reduces, counted from the last as -1."""
-    ndim = _source(op).ndim
+    ndim = source_of(op).ndim
     dims = op[name] if op.has(name) else None
     dims = [dims] if isinstance(dims, int) else list(dims or range(ndim))
     return [d % ndim - ndim for d in dims] if ndim else []
@@ -221,7 +121,7 @@ def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     units = rule(op)
     if op.has("keepdim") and op["keepdim"]:
         return units
-    ndim = _source(op).ndim
+    ndim = source_of(op).ndim
     kept = [d for d in range(ndim) if d - ndim not in dims]
 
     def move(a: Array) -> Index:
@@ -232,8 +132,8 @@ def reduces(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def along(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Need a common exponent along one axis, which stays: sorting, cumulative sums."""
-    ndim = _source(op).ndim
-    axis = _axis(op) if op.has("dim") else ndim - 1
+    ndim = source_of(op).ndim
+    axis = axis_of(op) if op.has("dim") else ndim - 1
     op.arrange = lambda tensor, unit: channels.constant(unit, [axis - ndim])
     return rule(op)
 
@@ -368,7 +268,7 @@ def convolution(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
     space = weight.ndim - 2
     transposed = bool(op["transposed"])
     groups = int(op["groups"] or 1)
-    result: Tensor = _result(op)
+    result: Tensor = result_of(op)
     per = given.shape[-space - 1] // groups
     out = result.shape[-space - 1] // groups
     ones = (1,) * space
@@ -551,10 +451,10 @@ def _known(op: Operation, index: Any) -> Array | None:
 
 def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick along an axis; where data decide, its exponents are the same."""
-    ndim, axis = _source(op).ndim, _axis(op)
+    ndim, axis = source_of(op).ndim, axis_of(op)
     known = _known(op, op["index"])
     if known is not None:
-        return rearranges(lambda o, a, i: _along(a, axis, known))(op, rule, channels)
+        return rearranges(lambda o, a, i: picked(a, axis, known))(op, rule, channels)
     shape = tuple(op["index"].reshape(-1).shape)
     op.arrange = lambda tensor, unit: channels.looked_up(unit, axis - ndim, shape)
     return rule(op)
@@ -562,8 +462,8 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick along an axis, differently for the others."""
-    source, index = _source(op), op["index"]
-    axis = _axis(op) - source.ndim
+    source, index = source_of(op), op["index"]
+    axis = axis_of(op) - source.ndim
     same = all(
         a == b for d, (a, b) in enumerate(zip(source.shape, index.shape, strict=True))
         if d - source.ndim != axis
@@ -575,7 +475,7 @@ def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         places = compressed(known)
         if places.size == places.shape[axis]:  # the same for all others
             at = places.ravel()
-            return rearranges(lambda o, a, i: _along(a, axis + a.ndim, at))(op, rule, channels)
+            return rearranges(lambda o, a, i: picked(a, axis + a.ndim, at))(op, rule, channels)
     op.arrange = lambda t, u: channels.constant(u, [axis]) if t is source else u
     return rule(op)
 
@@ -643,7 +543,7 @@ def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     source = next((op[n] for n in ("source", "src", "value") if isinstance(op[n], Tensor)), None)
     if source is None or source.ndim != target.ndim or target is source:
         return collapse(op, rule, channels)
-    axis = _axis(op)
+    axis = axis_of(op)
     known = _known(op, op["index"])
     if known is not None and known.ndim == 1 and op.name.rstrip("_") == "aten::index_copy":
         return _overwrites(op, channels, source, axis, known)
@@ -804,23 +704,6 @@ _TABLE: list[tuple[AxisRule, str]] = [
         elu_backward softplus_backward mish_backward hardswish_backward hardsigmoid_backward
         log_sigmoid_backward leaky_relu_backward bernoulli normal
     """),
-    (rearranges(_view), """
-        view _unsafe_view reshape _reshape_alias view_copy flatten unflatten
-    """),
-    (rearranges(_transpose), "transpose transpose_copy"),
-    (rearranges(_reverse), "t numpy_T mT"),
-    (rearranges(_permute), "permute permute_copy"),
-    (rearranges(_unsqueeze), "unsqueeze"),
-    (rearranges(_squeeze), "squeeze squeeze_copy"),
-    (rearranges(_slice), "slice slice_copy"),
-    (rearranges(_select), "select select_copy"),
-    (rearranges(_parts), "split split_with_sizes unsafe_split unsafe_split_with_sizes split_copy"),
-    (rearranges(_unbind), "unbind unbind_copy"),
-    (rearranges(_flip), "flip"),
-    (rearranges(_roll), "roll"),
-    (rearranges(_repeat), "repeat"),
-    (rearranges(_as_real), "view_as_real"),
-    (rearranges(_unfold), "unfold"),
     (masks, "masked_fill"),
     (reduces, """
         sum mean nansum nanmean amax amin max min std var prod linalg_vector_norm norm var_mean
@@ -882,3 +765,4 @@ _TABLE: list[tuple[AxisRule, str]] = [
 for _rule, _names in _TABLE:
     for _name in _names.split():
         AXIS_RULES[f"aten::{_name}"] = _rule
+AXIS_RULES |= {name: rearranges(move) for name, move in MOVES.items()}

@@ -174,6 +174,59 @@ class Family:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class ShiftMove:
+    """How one weight moves along a family of shifts.
+
+    Args:
+        name: which weight or buffer.
+        factor: how many times the amount is added.
+        places: of which place in the family each entry takes the amount, -1 where it takes none;
+            of size 1 along axes on which that does not depend.
+        free: axes along which an amount is a whole vector: one value for each place.
+        map: what is made of the amounts before they are added, in words with ``v`` for them, such
+            as ``"fc2.weight @ v"``; empty where they are added as they are.
+    """
+
+    name: str
+    factor: Fraction
+    places: Tensor
+    free: tuple[int, ...] = ()
+    map: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ShiftMove):
+            return NotImplemented
+        mine, theirs = ((m.name, m.factor, m.free, m.map) for m in (self, other))
+        return mine == theirs and torch.equal(self.places, other.places)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.factor, self.free, self.map))
+
+
+@dataclass(frozen=True)
+class ShiftFamily:
+    r"""Weights that can move together: :math:`p_i + D_i v` for any vector of amounts :math:`v`.
+
+    Args:
+        moves: how each of them moves.
+        count: how many amounts there are; where weights have ``free`` axes, each is a vector.
+        dimension: how many numbers can be chosen.
+        change: largest relative change of the output under random amounts, eps near 0 (``None``:
+            not measured).
+    """
+
+    moves: tuple[ShiftMove, ...]
+    count: int
+    dimension: int
+    change: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The weights and buffers that move."""
+        return tuple(dict.fromkeys(m.name for m in self.moves))
+
+
 @dataclass(frozen=True)
 class Leak:
     """How far a symmetry is broken as the model really runs.

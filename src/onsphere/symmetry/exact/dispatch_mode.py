@@ -14,8 +14,15 @@ from onsphere._torch.execution import ModelError
 from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
-from onsphere.symmetry.exact.operation import Operation, Origin, UnitTracker, key_of
+from onsphere.symmetry.exact.operation import (
+    Operation,
+    Origin,
+    UnitTracker,
+    key_of,
+    written_by,
+)
 from onsphere.symmetry.exact.rules.axes import units_of
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 
 _ROLES = {
@@ -57,6 +64,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
+        self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
@@ -90,7 +98,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         args, kwargs = self._moved((tuple(args), kwargs or {}))
-        written = _written(func, args, kwargs)
+        written = written_by(func, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._save(written, tensors)
         result = self._moved(self._run(func, args, kwargs))
@@ -113,6 +121,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
         self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))
         self.use.follow(operation, rule is passes)
+        if self.shifts is not None:
+            self.shifts.follow(func, args, kwargs, result)
         return result
 
     def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
@@ -253,6 +263,8 @@ class Reads(TorchFunctionMode):
         if func in self._TAKE:
             if args[0].is_floating_point():
                 self.tracer.ledger.note_read(args[0])
+                if self.tracer.shifts is not None:
+                    self.tracer.shifts.vanish(args[0])
             self.tracer.data_dependent = self.tracer.ledger.read_values = True
             self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
             known = self.tracer.ledger.shadows.value(args[0])
@@ -269,17 +281,6 @@ def _uses(func: Any, results: Sequence[Tensor]) -> bool:
     """Return whether an operation does anything with its inputs: more than a view, or nothing."""
     views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
     return not any(views) and (not results or any(t.numel() for t in results))
-
-
-def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
-    found: set[int] = set()
-    if not func._schema.is_mutable:
-        return found
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found |= {key_of(t) for t in tree_leaves(value) if isinstance(t, Tensor)}
-    return found
 
 
 def _shortens(result: Tensor, inputs: Sequence[Tensor]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.constants import KnownValues
@@ -92,7 +93,7 @@ class UnitTracker:
 
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
-        if _covers_storage(tensor):
+        if covers_storage(tensor):
             self.write(tensor, unit)
             return
         unit = self.settle(unit)  # what is added to a part is no eps of the whole
@@ -420,6 +421,18 @@ def flat_tensors(value: Any) -> list[Tensor]:
     return []
 
 
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
+    """Return the memories that an operation writes into."""
+    found: set[int] = set()
+    if not func._schema.is_mutable:
+        return found
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            found |= {key_of(t) for t in tree_leaves(value) if isinstance(t, Tensor)}
+    return found
+
+
 def is_free_number(value: Any) -> bool:
     """Return whether a number (or its absence) fits any unit: 0, an infinity, an extreme."""
     if value is None:
@@ -475,7 +488,8 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     return (key_of(tensor), place, tensor._version)
 
 
-def _covers_storage(tensor: Tensor) -> bool:
+def covers_storage(tensor: Tensor) -> bool:
+    """Return whether a view shows each entry of its memory once."""
     if tensor.layout is not torch.strided:
         return True
     whole = tensor.untyped_storage().nbytes()

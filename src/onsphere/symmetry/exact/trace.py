@@ -38,6 +38,8 @@ from onsphere.symmetry.exact.linear_forms import (
     sparse_basis,
 )
 from onsphere.symmetry.exact.operation import Origin, UnitTracker, key_of
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
+from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ def runs_on(
     output: OutputPicker | None = None,
     inert: Collection[str] = (),
     starts: "Starts | None" = None,
+    shifts: Unknowns | None = None,
 ) -> list["Run"]:
     """Run a model on inputs, and write down what its operations demand.
 
@@ -185,9 +188,10 @@ def runs_on(
         output: picks from the result the tensors that must not change.
         inert: parameters that fit any unit.
         starts: what varies along the axes of weights, and takes the demands on that.
+        shifts: takes the demands on what may be added to weights.
     """
     held = weights(model)
-    return [_run_as_used(model, *held, system, x, output, inert, starts) for x in calls]
+    return [_run_as_used(model, *held, system, x, output, inert, starts, shifts) for x in calls]
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ def _run(
     output: OutputPicker | None,
     inert: Collection[str],
     starts: Starts | None,
+    shifts: Unknowns | None,
     *,
     differentiates: bool,
 ) -> Run:
@@ -284,6 +289,9 @@ def _run(
     copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
     use = InputUse((args, kwargs))
     tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)
+    if shifts is not None:
+        tracer.shifts = ShiftTracker(shifts, ledger.shadows.value)
+        tracer.shifts.introduce_all(leaves, state, buffers)
 
     def enter(path: str) -> None:
         ledger.where = bare_name(path)
@@ -300,6 +308,8 @@ def _run(
     for tensor in outputs:
         unit = ledger.settle(ledger.read(tensor))
         ledger.require_zero(unit)
+    if tracer.shifts is not None:
+        tracer.shifts.finish(outputs)
     touched = tracer.touched | {id(t) for t in outputs} | set(map(key_of, outputs))
     acting = frozenset(ledger.decisive).union(*map(ledger.sources, outputs))
     return Run(ledger, tracer, held, touched, acting)

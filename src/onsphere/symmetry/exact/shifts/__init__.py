@@ -1,0 +1,1 @@
+"""What adding to weights adds to the tensors that a model computes."""

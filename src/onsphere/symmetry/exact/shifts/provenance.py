@@ -1,0 +1,113 @@
+"""Which tensors are computed from weights and constants alone, and from which.
+
+Two such tensors that come about in the same way hold the same, in this run or in another one: their
+recipes have the same number. So ``W @ v`` is one unknown wherever it is met.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
+from onsphere.symmetry.exact.field_memory import place_of
+from onsphere.symmetry.exact.operation import key_of
+
+_UNCHANGED = frozenset({
+    "clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift_fresh_copy", "to",
+})  # fmt: skip
+_LARGEST_LITERAL = 1000
+"""Constants of Python with more entries count as data."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tensor comes about.
+
+    Args:
+        number: the same for tensors that come about alike.
+        names: of the weights that go in; none for a constant.
+    """
+
+    number: int
+    names: tuple[str, ...] = ()
+
+
+class Provenance:
+    """The recipes of tensors that no data went into."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[int, dict[Hashable, Recipe]] = {}
+        self._alive: dict[int, Tensor] = {}  # so that no memory is used twice
+
+    def introduce(self, tensor: Tensor, name: str, *, constant: bool) -> None:
+        """Describe a weight, or something that the model holds beside."""
+        self._write(tensor, Recipe(hash(("weight", name)), () if constant else (name,)))
+
+    def of(self, tensor: Any) -> Recipe | None:
+        """Return how a tensor comes about; ``None`` if data go in."""
+        if not isinstance(tensor, Tensor):
+            return None
+        return self._recipes.get(key_of(tensor), {}).get(_place(tensor))
+
+    def follow(
+        self,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        results: Sequence[Tensor],
+        written: Iterable[int],
+    ) -> None:
+        """Describe the results of an operation, if none of its inputs depends on data.
+
+        Args:
+            func: the operation.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            results: what it returned.
+            written: memories that it wrote into.
+        """
+        short = func._schema.name.removeprefix("aten::").rstrip("_")
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        found = [self.of(t) for t in inputs]
+        told = [_told(self, a) for a in tree_leaves((args, kwargs))]
+        for key in written:  # views of it, too, hold something else now
+            self._recipes.pop(key, None)
+        if short == "lift_fresh" and found == [None]:
+            self._literal(results[0])
+            return
+        recipes = [r for r in found if r is not None]
+        if len(recipes) < len(found) or torch.Tag.nondeterministic_seeded in func.tags:
+            return
+        names = tuple(dict.fromkeys(n for r in recipes for n in r.names))
+        number = recipes[0].number if short in _UNCHANGED else hash((short, *told))
+        for i, tensor in enumerate(results):
+            self._write(tensor, Recipe(number if i == 0 else hash((number, i)), names))
+
+    def _literal(self, tensor: Tensor) -> None:
+        if not tensor.is_meta and tensor.numel() <= _LARGEST_LITERAL:
+            values = tuple(tensor.detach().cpu().double().reshape(-1).tolist())
+            self._write(tensor, Recipe(hash(("literal", tuple(tensor.shape), values))))
+
+    def _write(self, tensor: Tensor, recipe: Recipe) -> None:
+        self._recipes.setdefault(key_of(tensor), {})[_place(tensor)] = recipe
+        self._alive[key_of(tensor)] = tensor
+
+
+def _place(tensor: Tensor) -> Hashable:
+    return () if tensor.layout is not torch.strided else place_of(tensor)
+
+
+def _told(known: Provenance, value: Any) -> Hashable:
+    """Return what counts of an argument: not its type, nor how large an eps is."""
+    if isinstance(value, Tensor):
+        recipe = known.of(value)
+        return None if recipe is None else recipe.number
+    if isinstance(value, float) and 0 < abs(value) <= LARGEST_EPS:
+        return "eps"
+    if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
+        return "type"
+    return value if isinstance(value, Hashable) else str(value)

@@ -1,0 +1,236 @@
+"""The unknown numbers by which weights move, what follows from them, and what is demanded.
+
+Every unknown has a key that says how it comes about, so that it is the same in every run. Beside
+the entries of weights there are common values along an axis, sums, *images* (what a map that is
+made of weights alone makes of other unknowns, ``W @ v``) and *bundles* (unknowns that go through
+one map of data together). :mod:`onsphere.symmetry.shifts.solution` solves what is demanded.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onsphere.symmetry.exact.fields import Fields, Index, within_limit
+from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, varies
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Unknowns that are entries of a weight.
+
+    Args:
+        name: which weight or buffer.
+        shape: of it.
+        free: axes along which one unknown stands for a whole vector.
+        way: in which way the weight is taken: ``"entries"``, ``"common"`` (the same vector at all
+            places of the other axes) or ``"slices"``.
+        buffer: whether it is a buffer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    free: tuple[int, ...] = ()
+    way: str = "entries"
+    buffer: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """What unknowns make together.
+
+    Args:
+        rows: numbers of the sources, a row of them for each result.
+        row: which of these rows belongs to which result.
+        by_entry: whether each result is one source times a number of its own.
+        words: how to write it, with ``{}`` for the sources; empty for a bundle.
+    """
+
+    rows: Index
+    row: NDArray[np.int64]
+    by_entry: bool = False
+    words: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A run of unknowns.
+
+    Args:
+        start: number of the first.
+        shape: how they are arranged.
+        of: the weight whose entries they are, or what makes them; common values have neither.
+    """
+
+    start: int
+    shape: tuple[int, ...]
+    of: Weight | Image | None = None
+
+    @property
+    def size(self) -> int:
+        """How many unknowns it has."""
+        return math.prod(self.shape)
+
+    def index(self) -> Index:
+        """Return the numbers of its unknowns, in its shape."""
+        return np.arange(self.start, self.start + self.size, dtype=np.int32).reshape(self.shape)
+
+
+@dataclass
+class Unknowns:
+    """All unknowns of a model, and the demands on them; runs share them.
+
+    Args:
+        held: weights and buffers that may not move.
+
+    Attributes:
+        blocks: in the order in which they were met.
+        zeros: unknowns that must be 0.
+        sums: coefficients, and unknowns by term and row, whose sums must be 0.
+        seen: unknowns that operations took up.
+        mixed: weights whose entries data have mixed: ``"slices"`` says all there is to say of them.
+        looked_up: weights that data look up.
+    """
+
+    held: frozenset[str] = frozenset()
+    blocks: list[Block] = field(default_factory=list)
+    zeros: list[Index] = field(default_factory=list)
+    sums: list[tuple[tuple[Fraction, ...], Index]] = field(default_factory=list)
+    seen: list[Index] = field(default_factory=list)
+    mixed: set[str] = field(default_factory=set)
+    looked_up: set[str] = field(default_factory=set)
+    _by_key: dict[Hashable, Block] = field(default_factory=dict)
+    _demanded: set[Hashable] = field(default_factory=set)
+    _next: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many unknowns there are."""
+        return self._next
+
+    def block(
+        self, key: Hashable, shape: Sequence[int], of: Weight | Image | None = None
+    ) -> tuple[Block, bool]:
+        """Return the block of this key, and whether it is new."""
+        found = self._by_key.get(key)
+        if found is not None:
+            return found, False
+        within_limit(math.prod(shape))
+        block = Block(self._next, tuple(shape), of)
+        self._next += block.size
+        self._by_key[key] = block
+        self.blocks.append(block)
+        return block, True
+
+    def fork(self) -> "Unknowns":
+        """Return the same unknowns for a run of its own, without demands."""
+        twin = Unknowns(self.held, list(self.blocks))
+        twin._by_key, twin._next = dict(self._by_key), self._next
+        return twin
+
+    def vanish(self, shift: TensorShift) -> None:
+        """Demand that nothing is added to a tensor."""
+        for _, part in shift:
+            self._demand(part.fields.terms)  # whatever the map makes of the sum
+
+    def constant(self, shift: TensorShift, axes: Sequence[int]) -> TensorShift:
+        """Demand that a shift does not vary along some axes, and return it so.
+
+        Args:
+            shift: of a tensor.
+            axes: counted from the last as -1.
+        """
+        kept = {}
+        for number, part in shift:
+            if any(part.is_wild(a) for a in axes):
+                self.vanish(TensorShift({number: part}))
+                continue
+            fields = part.fields
+            for a in axes:
+                fields = self._constant_along(fields, a)
+            kept[number] = Part(fields, part.wild)
+        return TensorShift(kept)
+
+    def _constant_along(self, fields: Fields, axis: int) -> Fields:
+        """Give the terms that vary along an axis a common value along it."""
+        here = [(c, i) for c, i in fields.terms if varies(i, axis)]
+        if not here:
+            return fields
+        rest = [(c, i) for c, i in fields.terms if not varies(i, axis)]
+        shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
+        shape[axis] = 1
+        key = ("common", axis, *_key(here))
+        block, new = self.block(key, shape)
+        common = block.index()
+        if new:
+            self._demand([*here, (Fraction(-1), common)])
+        return Fields((*rest, (Fraction(1), common)))
+
+    def total(self, fields: Fields) -> Index:
+        """Return one array of unknowns for a sum of terms."""
+        if len(fields.terms) == 1 and fields.terms[0][0] == 1:
+            return fields.terms[0][1]
+        shape = np.broadcast_shapes(*(i.shape for _, i in fields.terms))
+        block, new = self.block(("total", *_key(fields.terms)), shape)
+        if new:
+            self._demand([*fields.terms, (Fraction(-1), block.index())])
+        return block.index()
+
+    def _demand(self, terms: Sequence[tuple[Fraction, Index]]) -> None:
+        if len(terms) < 2:
+            self.zeros += [i for _, i in terms]
+            return
+        shape = np.broadcast_shapes(*(i.shape for _, i in terms))
+        within_limit(math.prod(shape))
+        index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in terms])
+        coefficients = tuple(c for c, _ in terms)
+        key = (coefficients, blake2b(index.tobytes()).digest())
+        if key not in self._demanded:
+            self._demanded.add(key)
+            self.sums.append((coefficients, index))
+
+    def image(
+        self, key: Hashable, sources: Index, shape: Sequence[int], *, words: str, by_entry: bool
+    ) -> Block:
+        """Return what a map that is made of weights alone makes of unknowns.
+
+        Args:
+            key: tells maps apart.
+            sources: the unknowns, with the axes of the result and one more for those that are
+                mixed.
+            shape: of the result, of size 1 where it does not vary.
+            words: how to write it.
+            by_entry: whether nothing is mixed.
+        """
+        return self.block(
+            ("image", key, tuple(shape), sources.shape, blake2b(sources.tobytes()).digest()),
+            shape,
+            _made(sources, shape, words, by_entry=by_entry),
+        )[0]
+
+    def bundle(self, sources: Index, shape: Sequence[int]) -> Index:
+        """Return one unknown for each row of unknowns that goes through one map of data.
+
+        Args:
+            sources: the unknowns, those of a row along the last axis.
+            shape: of the result, of size 1 where it does not vary.
+        """
+        if sources.shape[-1] == 1:
+            return sources[..., 0]
+        key = ("bundle", tuple(shape), sources.shape, blake2b(sources.tobytes()).digest())
+        return self.block(key, shape, _made(sources, shape, "", by_entry=False))[0].index()
+
+
+def _made(sources: Index, shape: Sequence[int], words: str, *, by_entry: bool) -> Image:
+    rows = np.ascontiguousarray(sources.reshape(-1, sources.shape[-1]))
+    number = np.arange(len(rows)).reshape(sources.shape[:-1])
+    return Image(rows, np.broadcast_to(number, tuple(shape)).ravel().copy(), by_entry, words)
+
+
+def _key(terms: Sequence[tuple[Fraction, Index]]) -> tuple[Hashable, ...]:
+    return tuple((c, i.shape, blake2b(np.ascontiguousarray(i).tobytes()).digest()) for c, i in terms)
+

@@ -1,0 +1,157 @@
+"""By how much weights move along families of shifts: amounts, and what maps make of them."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onsphere.symmetry.exact.fields import Fields
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
+from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
+from onsphere.symmetry.shifts.solution import Solution
+
+Ints = NDArray[np.int64]
+Numbers = NDArray[np.float64]
+
+
+class Amounts:
+    """Random amounts along some families; what follows them is learnt in a run of the model.
+
+    Args:
+        solution: what was demanded of shifts, solved.
+        labels: of the amounts; all others are 0.
+        generator: source of the random numbers.
+        size: standard deviation of an amount.
+    """
+
+    def __init__(
+        self, solution: Solution, labels: Ints, generator: torch.Generator, size: float = 1.0
+    ) -> None:
+        self.solution, self._generator, self._size = solution, generator, size
+        self.count = len(solution.label) - 1
+        self._value = np.full(self.count + 1, np.nan)
+        free = (solution.image < 0) | solution.zero
+        free[solution.pivots.labels] = False
+        self._value[free] = 0.0
+        self._chosen = labels
+        self._value[labels] = self._drawn((len(labels),))
+        self._number = {b.start: k for k, b in enumerate(solution.unknowns.blocks)}
+
+    def _drawn(self, shape: Sequence[int]) -> Numbers:
+        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return (self._size * drawn).numpy()
+
+    def _settle(self) -> None:
+        """Let unknowns that follow others follow what is known by now."""
+        pivots = self.solution.pivots
+        rows = pivots.rows
+        with np.errstate(invalid="ignore"):
+            terms = np.where(rows.factors != 0, rows.factors * self._value[rows.labels], 0.0)
+        self._value[pivots.labels] = terms.sum(1)
+
+    def _of(self, index: NDArray[Any]) -> Numbers:
+        return self._value[self.solution.label[index]]
+
+    def _known(self, fields: Fields) -> Numbers | None:
+        """Return the value of a sum of terms, if it is known."""
+        if any((i >= self.count).any() for _, i in fields.terms):
+            return None
+        found = sum((float(c) * self._of(i) for c, i in fields.terms), np.zeros(1))
+        return None if np.isnan(found).any() else found
+
+    def learn(
+        self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]
+    ) -> None:
+        """Note what an image comes to: a map of its sources."""
+        number = self._number.get(block.start)
+        if number is None or self.solution.unknowns.blocks[number].shape != block.shape:
+            return  # nothing that the solution knows
+        label = self.solution.label
+        self._settle()
+        if number in self.solution.inverted:
+            image = self.solution.unknowns.blocks[number].of
+            assert isinstance(image, Image)
+            ones = np.ones(np.broadcast_shapes(*(i.shape for _, i in sources.terms)))
+            factor = np.broadcast_to(evaluate(ones), block.shape).ravel()
+            self._value[label[image.rows[image.row, 0]]] = self._of(block.index()).ravel() / factor
+            return
+        given = self._known(sources)
+        if given is not None:
+            own = label[block.index().ravel()]
+            found = np.broadcast_to(evaluate(given), block.shape).ravel()
+            moves = ~self.solution.zero[own]
+            self._value[own[moves]] = found[moves]
+
+    def added(self) -> dict[str, Tensor]:
+        """Return what is added to each weight and buffer; NaN where that was not learnt."""
+        self._settle()
+        found: dict[str, Tensor] = {}
+        for b in self.solution.unknowns.blocks:
+            own = slice(b.start, b.start + b.size)
+            if not isinstance(b.of, Weight) or self.solution.zero[own].all():
+                continue
+            moved = self._vectors(b, b.of) if b.of.free else self._of(b.index())
+            if not np.any(moved):
+                continue
+            added = torch.from_numpy(np.array(moved)).reshape(moved.shape)
+            found[b.of.name] = found[b.of.name] + added if b.of.name in found else added
+        return found
+
+    def _vectors(self, block: Block, weight: Weight) -> Numbers:
+        """Draw a vector for each amount of a weight that moves by slices."""
+        terms = self.solution.terms(block.index())
+        wide = [n if a in weight.free else 1 for a, n in enumerate(weight.shape)]
+        total = np.zeros([block.size, *wide])
+        for label in np.intersect1d(self._chosen, np.unique(terms.labels[terms.factors != 0])):
+            factor = np.where(terms.labels == label, terms.factors, 0.0).sum(1)
+            total += factor.reshape((-1, *([1] * len(wide)))) * self._drawn(wide)
+        places = np.arange(block.size).reshape(block.shape)
+        grid = np.indices(weight.shape, sparse=True)
+        at = [g if n > 1 else np.zeros(1, int) for g, n in zip(grid, block.shape, strict=True)]
+        own = [g if n > 1 else np.zeros(1, int) for g, n in zip(grid, wide, strict=True)]
+        return total[(places[tuple(at)], *own)]
+
+
+class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tells a tracker of every operation that runs."""
+
+    def __init__(self, tracker: ShiftTracker) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tracker = tracker
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.tracker.follow(func, args, kwargs or {}, result)
+        return result
+
+
+@contextmanager
+def learning(
+    amounts: Amounts,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    persistent: Collection[str],
+) -> Iterator[None]:
+    """Learn what maps make of amounts from the model that runs inside.
+
+    Args:
+        amounts: to be told.
+        parameters: what stands for them in this run, by the model's own names.
+        buffers: all of them.
+        persistent: those of them that may move.
+    """
+    tracker = ShiftTracker(amounts.solution.unknowns.fork(), amounts=amounts)
+    tracker.introduce_all(parameters, buffers, persistent)
+    with _Following(tracker):
+        yield

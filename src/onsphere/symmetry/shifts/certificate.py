@@ -1,0 +1,67 @@
+"""Put families of shifts to the test: all weights moved at once, by random amounts.
+
+Amounts are drawn; what the maps make of them (``W @ v``) is read off a run of the model at the
+weights where it is tested, which follows the same rules on numbers. Then the weights are moved, and
+the output must be the same.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from onsphere._torch.execution import ModelError, weights
+from onsphere.symmetry.claims import ShiftFamily
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
+from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.shifts.amounts import Amounts, learning
+from onsphere.symmetry.shifts.families import Found
+from onsphere.symmetry.shifts.solution import Solution
+
+
+def certified(
+    probe: Probe, solution: Solution, families: Sequence[Found], points: Iterable[Point]
+) -> list[ShiftFamily]:
+    """Return the families that hold under random amounts for all of them together.
+
+    Args:
+        probe: the model.
+        solution: what was demanded of shifts, solved.
+        families: what is claimed.
+        points: weights and inputs; one at least.
+    """
+    if not families:
+        return []
+    changes = group_test(
+        families,
+        partial(largest_change, probe, points, partial(_moved, solution)),
+        FINITE_TOLERANCE,
+    )
+    return [
+        replace(f.family, change=change)
+        for f, change in zip(families, changes, strict=True)
+        if change <= FINITE_TOLERANCE
+    ]
+
+
+def _moved(solution: Solution, probe: Probe, families: Sequence[Found], point: Point) -> Point:
+    """Return a point with all weights moved along some families."""
+    labels = np.concatenate([f.labels for f in families])
+    amounts = Amounts(solution, labels, probe.generator)
+    parameters, persistent = weights(probe.model)
+    own = {n: point.state[n] for n in parameters}
+    buffers = {n: point.state[n] for n, _ in probe.model.named_buffers()}
+    try:
+        with learning(amounts, own, buffers, persistent):
+            probe.outputs(point)
+    except ModelError:
+        return replace(point, state={n: t * torch.nan for n, t in point.state.items()})
+    state = dict(point.state)
+    for name, added in amounts.added().items():
+        state[probe.own_name[name]] = state[probe.own_name[name]] + added.to(
+            state[probe.own_name[name]]
+        )
+    return replace(point, state=state)

@@ -1,0 +1,260 @@
+r"""Families of shifts: weights that move together, and the function stays.
+
+A family says: add :math:`D_i v` to the weights :math:`p_i`, whatever the vector :math:`v`. The maps
+:math:`D_i` are fixed numbers, such as 1 for a bias and 1 for the running mean behind it, or made of
+other weights: what a bias adds in front of a linear map ``W`` is taken from the bias behind it,
+``-W @ v``. Found from the executed operations, without numbers, so also on the meta device.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from onsphere._torch.execution import OutputPicker, inputs_of, weights
+from onsphere._torch.materialize import on_gathered
+from onsphere.symmetry.claims import ShiftFamily, ShiftMove
+from onsphere.symmetry.exact.linear_forms import Constraints
+from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
+from onsphere.symmetry.exact.trace import Call, runs_on
+from onsphere.symmetry.shifts.solution import Rows, Solution, solved
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A family, and the unknowns that are its amounts.
+
+    Args:
+        family: what moves.
+        labels: of the amounts, in the order of their places.
+    """
+
+    family: ShiftFamily
+    labels: Ints
+
+
+def shift_families(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    others: Sequence[Call] = (),
+    held: Collection[str] = (),
+) -> list[ShiftFamily]:
+    """Find weights that can move together without changing the function.
+
+    Args:
+        model: any module; on the meta device it needs no memory.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        others: further inputs that it must hold for.
+        held: weights and buffers that may not move.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> (found,) = shift_families(net, torch.ones(5, 3))
+        >>> [(m.name, int(m.factor), m.map) for m in found.moves], found.count
+        ([('0.bias', 1, ''), ('1.bias', -1, '1.weight @ v')], 4)
+    """
+    _, found = followed_shifts(model, args, kwargs, output=output, others=others, held=held)
+    return [f.family for f in found]
+
+
+@on_gathered
+def followed_shifts(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    others: Sequence[Call] = (),
+    held: Collection[str] = (),
+) -> tuple[Solution, list[Found]]:
+    """Return what the operations demand of shifts, solved, and the families; see above."""
+    unknowns = Unknowns(held=frozenset(held))
+    system = Constraints(sum(map(len, weights(model))))
+    calls = [Call(*inputs_of(model, args, kwargs)), *others]
+    runs_on(model, calls, system, output=output, shifts=unknowns)
+    solution = solved(unknowns)
+    return solution, _Families(solution).found()
+
+
+class _Families:
+    """Reads families off a solution: amounts that the same entries take in the same way."""
+
+    def __init__(self, solution: Solution) -> None:
+        self.solution = solution
+        self.blocks = solution.unknowns.blocks
+        self.starts = np.array([b.start for b in self.blocks])
+        self.moving = [
+            (k, solution.terms(b.index())) for k, b in enumerate(self.blocks)
+            if isinstance(b.of, Weight) and not solution.zero[b.start : b.start + b.size].all()
+        ]  # fmt: skip
+        self.sources = dict(self._images())
+        self.buffers = {
+            b.of.name for b in self.blocks if isinstance(b.of, Weight) and b.of.buffer
+        }
+        self.shapes = {b.of.name: b.of.shape for b in self.blocks if isinstance(b.of, Weight)}
+
+    def _images(self) -> Iterable[tuple[int, Rows]]:
+        """Yield the images that move, and what goes into them."""
+        for k, b in enumerate(self.blocks):
+            if not isinstance(b.of, Image) or not b.of.words:
+                continue
+            index = b.index()
+            if not self.solution.zero[index].all():
+                sources = index if k in self.solution.inverted else np.unique(b.of.rows)
+                yield k, self.solution.terms(sources)
+
+    def _image_of(self, labels: Ints) -> Ints:
+        """Return of each class the block of the image in it, or -1."""
+        numbers = self.solution.image[labels]
+        found = np.searchsorted(self.starts, np.maximum(numbers, 0), "right") - 1
+        for k in self.solution.inverted:
+            image = self.blocks[k].of
+            assert isinstance(image, Image)
+            found = np.where(np.isin(numbers, image.rows), k, found)
+        return np.where(numbers >= 0, found, -1)
+
+    def found(self) -> list[Found]:
+        """Return all families, in the order of the weights."""
+        sign = np.zeros(len(self.solution.label), np.uint64)
+        used, seen = self._used(), np.zeros(len(sign), bool)
+        with np.errstate(over="ignore"):
+            for k, terms in (*self.moving, *((k, self.sources[k]) for k in sorted(used))):
+                labels, factors = _flat(terms)
+                free = self._image_of(labels) < 0
+                words = _mixed(k, labels[free], factors[free])
+                np.add.at(sign, labels[free], words)
+                seen[labels[free]] = True
+        labels = np.flatnonzero(seen)
+        _, first, group = np.unique(sign[labels], return_index=True, return_inverse=True)
+        found = [self._family(labels[group == g]) for g in np.argsort(first)]
+        place = {b.of.name: i for i, b in enumerate(self.blocks) if isinstance(b.of, Weight)}
+        found.sort(key=lambda f: sorted(place[n] for n in f.family.names))
+        return [f for f in found if any(n not in self.buffers for n in f.family.names)]
+
+    def _used(self) -> set[int]:
+        """Return the images that act on weights, also through others."""
+        found: set[int] = set()
+        some = [terms for _, terms in self.moving]
+        while some:
+            labels = np.concatenate([_flat(terms)[0] for terms in some])
+            new = {*self._image_of(np.unique(labels)).tolist()} - {-1} - found
+            found |= new
+            some = [self.sources[k] for k in new]
+        return found
+
+    def _family(self, labels: Ints) -> Found:
+        place = np.full(len(self.solution.label), -1)
+        place[labels] = np.arange(len(labels))
+        words = self._words(place)
+        moves: list[ShiftMove] = []
+        for k, terms in self.moving:
+            moves += self._moves(k, terms, place, words)
+        moves.sort(key=lambda m: bool(m.map))
+        size = max((self._size(m) for m in moves), default=1)
+        family = ShiftFamily(tuple(_first_positive(moves)), len(labels), len(labels) * size)
+        return Found(family, labels)
+
+    def _size(self, move: ShiftMove) -> int:
+        """Return how many numbers one amount is."""
+        return math.prod(self.shapes[move.name][a] for a in move.free)
+
+    def _words(self, place: Ints) -> dict[int, str]:
+        """Return how images that follow some amounts are written."""
+        words: dict[int, str] = {}
+        while True:
+            before = len(words)
+            for k, terms in self.sources.items():
+                if k in words:
+                    continue
+                labels, factors = _flat(terms)
+                makers = self._image_of(labels)
+                pieces = {
+                    ("v" if m < 0 else words[m], f)
+                    for m, f, p in zip(makers.tolist(), factors.tolist(), place[labels], strict=True)
+                    if (m < 0 and p >= 0) or m in words
+                }
+                if pieces:
+                    words[k] = self._written(k, _sum(sorted(pieces)))
+            if len(words) == before:
+                return words
+
+    def _written(self, block: int, what: str) -> str:
+        image = self.blocks[block].of
+        assert isinstance(image, Image)
+        template = image.words
+        if block in self.solution.inverted:
+            if template.endswith(" * {}"):
+                template = "{} / " + template.removesuffix(" * {}")
+            else:
+                template = template.removeprefix("{} / ") + " * {}"
+        return template.format(what)
+
+    def _moves(
+        self, block: int, terms: Rows, place: Ints, words: Mapping[int, str]
+    ) -> Iterable[ShiftMove]:
+        of, shape = self.blocks[block].of, self.blocks[block].shape
+        assert isinstance(of, Weight)
+        makers = self._image_of(terms.labels.ravel()).reshape(terms.labels.shape)
+        for slot in range(terms.labels.shape[1]):
+            factors = terms.factors[:, slot]
+            own = np.where((factors != 0) & (makers[:, slot] < 0), place[terms.labels[:, slot]], -1)
+            for factor in np.unique(factors[own >= 0]).tolist():
+                places = np.where(factors == factor, own, -1).reshape(shape)
+                yield _move(of, factor, places, "")
+            for maker in np.unique(makers[factors != 0, slot]).tolist():
+                if maker not in words:
+                    continue
+                here = (makers[:, slot] == maker) & (factors != 0)
+                for factor in np.unique(factors[here]).tolist():
+                    places = np.where(here & (factors == factor), 0, -1).reshape(shape)
+                    yield _move(of, factor, places, words[maker])
+
+
+def _move(of: Weight, factor: float, places: Ints, words: str) -> ShiftMove:
+    fraction = Fraction(factor).limit_denominator(10**6)
+    return ShiftMove(of.name, fraction, torch.from_numpy(places.copy()), of.free, words)
+
+
+def _first_positive(moves: Sequence[ShiftMove]) -> Sequence[ShiftMove]:
+    """Turn all signs where the first weight would move backwards."""
+    if not moves or moves[0].factor > 0:
+        return moves
+    return [ShiftMove(m.name, -m.factor, m.places, m.free, m.map) for m in moves]
+
+
+def _flat(terms: Rows) -> tuple[Ints, NDArray[np.float64]]:
+    kept = terms.factors != 0
+    return terms.labels[kept], terms.factors[kept]
+
+
+def _mixed(block: int, labels: Ints, factors: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Return a hash for each occurrence of an unknown: the same where it looks alike."""
+    words = (factors * 2**20).round().astype(np.int64).view(np.uint64)
+    h = np.full(len(labels), block + 1, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for k in (29, 32):
+        h = (h ^ words) * np.uint64(0xBF58476D1CE4E5B9)
+        h ^= h >> np.uint64(k)
+    return h
+
+
+def _sum(pieces: Sequence[tuple[str, float]]) -> str:
+    if len(pieces) == 1 and pieces[0][1] == 1:
+        word = pieces[0][0]
+        return word if word.isidentifier() else f"({word})"
+    text = " ".join(
+        f"{'-' if f < 0 else '+'} {'' if abs(f) == 1 else f'{abs(f):g} '}{word}" for word, f in pieces
+    )
+    return f"({text.removeprefix('+ ')})"

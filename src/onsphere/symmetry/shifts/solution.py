@@ -1,0 +1,524 @@
+"""Solve what is demanded of shifts: which unknowns are 0, which are equal, which follow others.
+
+Most demands say that one unknown is 0 or equals another one; these are settled for all at once.
+Each that is left gives a *pivot*, an unknown that no other demand holds any more, and leaves with
+it, so that the rest can be read off backwards without any elimination. What cannot be settled like
+that is small, and is eliminated with fractions; or else it must not move.
+
+An image (``W @ v``) follows its sources, so it can be no pivot: where nothing else makes up for it,
+its sources must not move. An image that multiplies entry by entry may be read the other way round.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onsphere.symmetry.exact.linear_forms import Constraints, Form
+from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Unknowns, Weight
+
+Ints = NDArray[np.int64]
+Numbers = NDArray[np.float64]
+_LARGEST_CORE = 4000
+"""Up to how many terms demands are eliminated with fractions."""
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Sums of unknowns, padded with 0 times the first one.
+
+    Args:
+        labels: of the unknowns, by row and term.
+        factors: by row and term.
+    """
+
+    labels: Ints
+    factors: Numbers
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def taken(self, which: Any) -> "Rows":
+        """Return some of the rows."""
+        return Rows(self.labels[which], self.factors[which])
+
+
+@dataclass(frozen=True, eq=False)
+class Pivots:
+    """Unknowns that follow others.
+
+    Args:
+        labels: of those that follow.
+        rows: what they come to, in unknowns of which none follows others.
+    """
+
+    labels: Ints
+    rows: Rows
+
+
+@dataclass(eq=False)
+class Solution:
+    """What the demands leave.
+
+    Args:
+        unknowns: those that were solved for.
+        zero: which of them are 0; the last entry stands for nothing.
+        label: of each the first one that equals it.
+        pivots: classes that follow others.
+        image: of each class the image in it, or -1.
+        inverted: numbers of the blocks of images that are read the other way round.
+    """
+
+    unknowns: Unknowns
+    zero: NDArray[np.bool_]
+    label: Ints
+    pivots: Pivots
+    image: Ints
+    inverted: set[int] = field(default_factory=set)
+
+    def terms(self, index: NDArray[Any]) -> Rows:
+        """Return what unknowns come to: free ones and images, a row for each."""
+        labels = self.label[index.ravel()]
+        row = np.full(len(self.label), -1)
+        row[self.pivots.labels] = np.arange(len(self.pivots.labels))
+        at = row[labels]
+        wide = max(1, self.pivots.rows.labels.shape[1])
+        found = Rows(np.zeros((len(labels), wide), np.int64), np.zeros((len(labels), wide)))
+        found.labels[:, 0] = labels
+        found.factors[:, 0] = ~self.zero[labels]
+        moved = np.flatnonzero(at >= 0)
+        if len(moved):
+            found.labels[moved] = self.pivots.rows.labels[at[moved]]
+            found.factors[moved] = self.pivots.rows.factors[at[moved]]
+        return found
+
+
+def solved(unknowns: Unknowns) -> Solution:
+    """Solve the demands on shifts."""
+    return _Solver(unknowns).solution()
+
+
+class _Solver:
+    """Demands become fewer until nothing changes any more."""
+
+    def __init__(self, unknowns: Unknowns) -> None:
+        self.unknowns = unknowns
+        count = unknowns.count
+        self.zero = np.zeros(count + 1, bool)
+        self.zero[-1] = True  # NOTHING
+        self.label = np.arange(count + 1)
+        self.inverted: set[int] = set()
+        self.images = [
+            (k, b, b.of) for k, b in enumerate(unknowns.blocks) if isinstance(b.of, Image)
+        ]
+        self.is_image, self.is_bundle = (np.zeros(count + 1, bool) for _ in range(2))
+        for _, b, image in self.images:
+            (self.is_image if image.words else self.is_bundle)[b.start : b.start + b.size] = True
+        self.rank = _preferences(unknowns)
+        self._leave_out()
+        for index in unknowns.zeros:
+            self.zero[index] = True
+        self.rows = [
+            Rows(
+                index.T.astype(np.int64) % (count + 1),
+                np.broadcast_to(np.array([float(c) for c in factors]), index.T.shape).copy(),
+            )
+            for factors, index in unknowns.sums
+        ]
+
+    def _leave_out(self) -> None:
+        """Let nothing move that no operation took up, or that is said in another way."""
+        seen = np.zeros(len(self.zero), bool)
+        for index in self.unknowns.seen:
+            seen[index] = True
+        ways: dict[str, set[str]] = {}
+        for b in self.unknowns.blocks:
+            if isinstance(b.of, Weight):
+                ways.setdefault(b.of.name, set()).add(b.of.way)
+        for b in self.unknowns.blocks:
+            if not isinstance(b.of, Weight):
+                continue
+            own = slice(b.start, b.start + b.size)
+            self.zero[own] |= ~seen[own]
+            name, way = b.of.name, b.of.way
+            kept = {"slices"} if name in self.unknowns.mixed else {"slices", "common"}
+            whole = name not in self.unknowns.mixed | self.unknowns.looked_up
+            if whole and "entries" in ways[name]:
+                kept = {"entries"}
+            self.zero[own] |= way not in kept
+
+    def solution(self) -> Solution:
+        """Return what is left."""
+        while True:
+            self._settle()
+            pivots = self._peeled()
+            if pivots is None:
+                continue
+            image = self._images_of_classes()
+            found = Solution(self.unknowns, self.zero, self.label, pivots, image, self.inverted)
+            circle = self._circle(found)
+            if not circle:
+                return found
+            for k in circle:
+                self._stop_sources(self.unknowns.blocks[k])
+
+    # --- zeros and equals ------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        while self._reduce() | self._follow_images():
+            pass
+
+    def _reduce(self) -> bool:
+        """Merge what is equal, and drop what is 0; return whether anything changed."""
+        changed, kept = False, []
+        for rows in self.rows:
+            rows = self._normal(rows)
+            count = (rows.factors != 0).sum(1)
+            single = count == 1
+            if single.any():
+                self.zero[rows.labels[single, 0]] = True
+                changed = True
+            equal = (count == 2) & (np.abs(rows.factors.sum(1)) < _TINY)
+            if equal.any():
+                self._join(rows.labels[equal, 0], rows.labels[equal, 1])
+                changed = True
+            left = (count > 2) | ((count == 2) & ~equal)
+            if left.any():
+                kept.append(rows.taken(left))
+        self.rows = kept
+        self._spread_zeros()
+        return changed
+
+    def _normal(self, rows: Rows) -> Rows:
+        """Write rows with one term for each class, those that count first."""
+        labels = self.label[rows.labels]
+        factors = np.where(self.zero[labels], 0.0, rows.factors)
+        order = np.argsort(labels, axis=1, kind="stable")
+        labels = np.take_along_axis(labels, order, 1)
+        factors = np.take_along_axis(factors, order, 1)
+        for k in range(1, labels.shape[1]):
+            same = labels[:, k] == labels[:, k - 1]
+            factors[:, k] += np.where(same, factors[:, k - 1], 0.0)
+            factors[:, k - 1] = np.where(same, 0.0, factors[:, k - 1])
+        factors[np.abs(factors) < _TINY] = 0.0
+        order = np.argsort(factors == 0, axis=1, kind="stable")
+        width = max(1, int((factors != 0).sum(1).max(initial=0)))
+        labels = np.take_along_axis(labels, order, 1)[:, :width]
+        factors = np.take_along_axis(factors, order, 1)[:, :width]
+        return Rows(np.where(factors == 0, labels[:, :1], labels), factors)
+
+    def _join(self, a: Ints, b: Ints) -> None:
+        """Put equal unknowns into one class, named by its first member."""
+        label = self.label
+        while True:
+            la, lb = label[a], label[b]
+            apart = la != lb
+            if not apart.any():
+                break
+            a, b, la, lb = a[apart], b[apart], la[apart], lb[apart]
+            np.minimum.at(label, np.maximum(la, lb), np.minimum(la, lb))
+            while True:
+                jumped = label[label]
+                if (jumped == label).all():
+                    break
+                label[:] = jumped
+
+    def _spread_zeros(self) -> None:
+        """Let whole classes vanish, and mark all their members."""
+        some = np.zeros(len(self.zero), bool)
+        some[self.label[self.zero]] = True
+        self.zero = some[self.label]
+
+    def _follow_images(self) -> bool:
+        """Let images of nothing vanish, and sources of vanishing images; say if any did."""
+        before = int(self.zero.sum())
+        for k, b, image in reversed(self.images):
+            own = slice(b.start, b.start + b.size)
+            still = self.zero[image.rows].all(1)
+            if k in self.inverted:
+                self.zero[image.rows[image.row, 0]] |= self.zero[own]
+                still = self.zero[image.rows].all(1)
+            self.zero[own] |= still[image.row]
+            stopped = self.zero[own] & ~still[image.row]
+            if stopped.any():
+                self.zero[image.rows[image.row[stopped]]] = True
+        self._spread_zeros()
+        return int(self.zero.sum()) > before
+
+    def _stop_sources(self, block: Block) -> None:
+        assert isinstance(block.of, Image)
+        self.zero[block.of.rows] = True
+        self._spread_zeros()
+
+    def _stop(self, labels: Iterable[int]) -> None:
+        """Let classes vanish."""
+        self.zero[np.fromiter(labels, np.int64)] = True
+        self._spread_zeros()
+
+    # --- images ----------------------------------------------------------------------------------
+
+    def _images_of_classes(self) -> Ints:
+        """Return of each class the image in it, or -1."""
+        found = np.full(len(self.label), -1)
+        numbers = np.flatnonzero(self._follows() & ~self.zero)
+        found[self.label[numbers]] = numbers
+        return found
+
+    def _follows(self) -> NDArray[np.bool_]:
+        """Return which unknowns follow others by a map."""
+        found = self.is_image.copy()
+        for k in self.inverted:
+            b = self.unknowns.blocks[k]
+            found[b.start : b.start + b.size] = False
+            assert isinstance(b.of, Image)
+            found[b.of.rows.ravel()] = True
+        return found
+
+    def _clashes(self) -> bool:
+        """Let vanish what would follow two maps at once, or a map of data; say if anything did."""
+        follows = self._follows() & ~self.zero
+        counts = np.bincount(self.label[follows], minlength=len(self.label))
+        twice = np.flatnonzero(counts > 1)
+        bundles = self.is_bundle & ~self.zero
+        sizes = np.bincount(self.label, minlength=len(self.label))
+        tied = np.flatnonzero(bundles & (sizes[self.label] > 1))
+        in_rows = [r.labels[r.factors != 0] for r in self.rows]
+        used = np.zeros(len(self.label), bool)
+        for labels in in_rows:
+            used[labels] = True
+        tied = np.union1d(self.label[tied], self.label[np.flatnonzero(bundles & used[self.label])])
+        twice = np.array([x for x in twice if not self._inverts(int(x))], np.int64)
+        if len(twice) or len(tied):
+            self._stop([*twice.tolist(), *tied.tolist()])
+            return True
+        return False
+
+    def _inverts(self, label: int) -> bool:
+        """Read images of a class the other way round, where nothing else uses their sources."""
+        members = np.flatnonzero((self.label == label) & self.is_image & ~self.zero)
+        starts = np.array([b.start for b in self.unknowns.blocks])
+        done = False
+        for k in np.unique(np.searchsorted(starts, members, "right") - 1).tolist():
+            if k not in self.inverted and self._may_invert(k):
+                self.inverted.add(k)
+                done = True
+        return done
+
+    def _may_invert(self, number: int) -> bool:
+        block = self.unknowns.blocks[number]
+        image = block.of
+        assert isinstance(image, Image)
+        if not image.by_entry or len(image.row) != len(np.unique(image.row)):
+            return False
+        sources = image.rows.ravel()
+        labels = self.label[sources]
+        if len(np.unique(labels)) < len(labels) or self._follows()[sources].any():
+            return False
+        alone = np.bincount(self.label, minlength=len(self.label))[labels] == 1
+        used = np.zeros(len(self.label), bool)
+        for rows in self.rows:
+            used[rows.labels[rows.factors != 0]] = True
+        for k, _, other in self.images:
+            if k != number:
+                used[self.label[other.rows.ravel()]] = True
+        return bool((alone & ~used[labels]).all())
+
+    # --- pivots ----------------------------------------------------------------------------------
+
+    def _peeled(self) -> Pivots | None:
+        """Give each demand that is left a pivot; ``None`` where more had to vanish first."""
+        inverted = len(self.inverted)
+        if self._clashes() or len(self.inverted) > inverted:
+            return None
+        image = self._images_of_classes() >= 0
+        score = np.full(len(self.label), -1)
+        np.maximum.at(score, self.label, self.rank)
+        score[image] = -1
+        rows = _joined_rows([self._normal(r) for r in self.rows])
+        rounds: list[tuple[Ints, Rows]] = []
+        while len(rows):
+            taken = _leaves(rows, score)
+            if taken is None:
+                rows = _distinct(rows)
+                taken = _leaves(rows, score)
+            if taken is None:
+                core = self._core(rows, image)
+                if core is None:
+                    return None
+                rounds.append(core)
+                break
+            which, slot = taken
+            some = rows.taken(which)
+            at = np.arange(len(slot))
+            factors = -some.factors / some.factors[at, slot][:, None]
+            factors[at, slot] = 0.0
+            rounds.append((some.labels[at, slot], Rows(some.labels, factors)))
+            rows = rows.taken(~which)
+        return _read_off(rounds, len(self.label))
+
+    def _core(self, rows: Rows, image: NDArray[np.bool_]) -> tuple[Ints, Rows] | None:
+        """Eliminate what is left with fractions, or let it vanish (``None``)."""
+        counts = rows.factors != 0
+        only = image[rows.labels] | ~counts
+        if only.all(1).any() or counts.sum() > _LARGEST_CORE:
+            which = only.all(1) if only.all(1).any() else np.ones(len(rows), bool)
+            labels = rows.labels[which][counts[which]]
+            if not any([self._inverts(int(x)) for x in np.unique(labels) if image[x]]):
+                self._stop(labels.tolist())
+            return None
+        labels = np.unique(rows.labels[counts])
+        order = sorted(labels.tolist(), key=lambda x: (not image[x], self.rank[x], x))
+        place = {x: i for i, x in enumerate(order)}
+        system = Constraints(len(order))
+        for some, factors in zip(rows.labels.tolist(), rows.factors.tolist(), strict=True):
+            form: Form = {}
+            for x, c in zip(some, factors, strict=True):
+                if c:
+                    form[place[x]] = Fraction(c).limit_denominator(10**6)
+            system.require_zero(form)
+        found = list(system.rows())
+        bad = [[order[p], *(order[k] for k in rest)] for p, rest in found if image[order[p]]]
+        bad += [[order[p]] for p, rest in found if not rest]
+        if bad:
+            self._stop(x for some in bad for x in some)
+            return None
+        wide = max(len(rest) for _, rest in found)
+        out = Rows(np.zeros((len(found), wide), np.int64), np.zeros((len(found), wide)))
+        for i, (_, rest) in enumerate(found):
+            for j, (k, c) in enumerate(rest.items()):
+                out.labels[i, j], out.factors[i, j] = order[k], float(c)
+        return np.array([order[p] for p, _ in found]), out
+
+    def _circle(self, found: Solution) -> list[int]:
+        """Return images that would have to be known before they are."""
+        starts = np.array([b.start for b in self.unknowns.blocks])
+        needs: dict[int, set[int]] = {}
+        for k, b, image in self.images:
+            own = np.arange(b.start, b.start + b.size)
+            if self.zero[own].all() or not image.words:
+                continue
+            sources = own if k in self.inverted else np.unique(image.rows)
+            terms = found.terms(sources)
+            labels = np.unique(terms.labels[terms.factors != 0])
+            numbers = found.image[labels]
+            numbers = numbers[numbers >= 0]
+            blocks = np.searchsorted(starts, numbers, "right") - 1
+            needs[k] = {self._maker(int(x), int(n)) for x, n in zip(blocks, numbers, strict=True)}
+        return _in_circles(needs)
+
+    def _maker(self, block: int, number: int) -> int:
+        """Return the block of the image that an unknown follows."""
+        if isinstance(self.unknowns.blocks[block].of, Image):
+            return block
+        return next(
+            k for k in self.inverted if (self.unknowns.blocks[k].of.rows == number).any()  # type: ignore[union-attr]
+        )
+
+
+def _preferences(unknowns: Unknowns) -> Ints:
+    """Say what rather follows others: buffers, then weights, the last ones first, never maps."""
+    found = np.zeros(unknowns.count + 1, np.int64)
+    for k, b in enumerate(unknowns.blocks):
+        own = slice(b.start, b.start + b.size)
+        if isinstance(b.of, Weight):
+            found[own] = 1 + k + (10**6 if b.of.buffer else 0)
+        elif isinstance(b.of, Image):
+            found[own] = -1
+    return found
+
+
+def _joined_rows(some: Sequence[Rows]) -> Rows:
+    wide = max((r.labels.shape[1] for r in some), default=1)
+
+    def padded(a: NDArray[Any]) -> NDArray[Any]:
+        return np.pad(a, ((0, 0), (0, wide - a.shape[1])))
+
+    if not some:
+        return Rows(np.zeros((0, 1), np.int64), np.zeros((0, 1)))
+    return Rows(
+        np.concatenate([padded(r.labels) for r in some]),
+        np.concatenate([padded(r.factors) for r in some]),
+    )
+
+
+def _leaves(rows: Rows, score: Ints) -> tuple[NDArray[np.bool_], Ints] | None:
+    """Return rows with an unknown that no other row holds, and which of its terms that is."""
+    counts = rows.factors != 0
+    degree = np.bincount(rows.labels[counts], minlength=len(score))
+    worth = np.where(counts & (degree[rows.labels] == 1), score[rows.labels], -1)
+    for least in (1, 0):  # weights rather than common values
+        best = worth.max(1)
+        if (best >= least).any():
+            which = best >= least
+            return which, worth[which].argmax(1)
+    return None
+
+
+def _distinct(rows: Rows) -> Rows:
+    """Drop rows that say the same as others."""
+    order = np.argsort(rows.labels, axis=1, kind="stable")
+    labels = np.take_along_axis(rows.labels, order, 1)
+    factors = np.take_along_axis(rows.factors, order, 1)
+    first = factors[np.arange(len(rows)), (factors != 0).argmax(1)][:, None]
+    signs = np.concatenate([np.where(factors == 0, -1, labels), factors / first], 1)
+    _, kept = np.unique(signs.round(9), axis=0, return_index=True)
+    return rows.taken(np.sort(kept))
+
+
+def _read_off(rounds: Sequence[tuple[Ints, Rows]], count: int) -> Pivots:
+    """Write pivots in unknowns that are no pivots: those of a round hold only later ones."""
+    row = np.full(count, -1)
+    labels = np.zeros(0, np.int64)
+    known = Rows(np.zeros((0, 1), np.int64), np.zeros((0, 1)))
+    for own, rows in reversed(rounds):
+        pieces_l, pieces_f = [], []
+        for k in range(rows.labels.shape[1]):
+            lab, fac = rows.labels[:, k], rows.factors[:, k]
+            at = np.where(fac != 0, row[lab], -1)
+            wide = known.labels.shape[1] if (at >= 0).any() else 1
+            piece_l = np.zeros((len(own), wide), np.int64)
+            piece_f = np.zeros((len(own), wide))
+            piece_l[:, 0], piece_f[:, 0] = lab, np.where(at >= 0, 0.0, fac)
+            some = np.flatnonzero(at >= 0)
+            if len(some):
+                piece_l[some] = known.labels[at[some]]
+                piece_f[some] = known.factors[at[some]] * fac[some][:, None]
+            pieces_l.append(piece_l)
+            pieces_f.append(piece_f)
+        new = _merged(Rows(np.concatenate(pieces_l, 1), np.concatenate(pieces_f, 1)))
+        row[own] = len(labels) + np.arange(len(own))
+        labels = np.concatenate([labels, own])
+        known = _joined_rows([known, new])
+    return Pivots(labels, known)
+
+
+def _merged(rows: Rows) -> Rows:
+    """Write rows with each unknown once."""
+    order = np.argsort(rows.labels, axis=1, kind="stable")
+    labels = np.take_along_axis(rows.labels, order, 1)
+    factors = np.take_along_axis(rows.factors, order, 1)
+    for k in range(1, labels.shape[1]):
+        same = labels[:, k] == labels[:, k - 1]
+        factors[:, k] += np.where(same, factors[:, k - 1], 0.0)
+        factors[:, k - 1] = np.where(same, 0.0, factors[:, k - 1])
+    factors[np.abs(factors) < _TINY] = 0.0
+    order = np.argsort(factors == 0, axis=1, kind="stable")
+    width = max(1, int((factors != 0).sum(1).max(initial=0)))
+    return Rows(
+        np.take_along_axis(labels, order, 1)[:, :width],
+        np.take_along_axis(factors, order, 1)[:, :width],
+    )
+
+
+def _in_circles(needs: dict[int, set[int]]) -> list[int]:
+    """Return the nodes from which one comes back to them."""
+    left = {k: set(v) & needs.keys() for k, v in needs.items()}
+    while True:
+        done = {k for k, v in left.items() if not v}
+        if not done:
+            return sorted(left)
+        left = {k: v - done for k, v in left.items() if k not in done}

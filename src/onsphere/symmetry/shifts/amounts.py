@@ -77,13 +77,13 @@ class Amounts:
             image = self.solution.unknowns.blocks[number].of
             assert isinstance(image, Image)
             ones = np.ones(np.broadcast_shapes(*(i.shape for _, i in sources.terms)))
-            factor = np.broadcast_to(evaluate(ones), block.shape).ravel()
+            factor = _filled(evaluate(ones), block)
             self._value[label[image.rows[image.row, 0]]] = self._of(block.index()).ravel() / factor
             return
         given = self._known(sources)
         if given is not None:
             own = label[block.index().ravel()]
-            found = np.broadcast_to(evaluate(given), block.shape).ravel()
+            found = _filled(evaluate(given), block)
             moves = ~self.solution.zero[own]
             self._value[own[moves]] = found[moves]
 
@@ -115,6 +115,13 @@ class Amounts:
         at = [g if n > 1 else np.zeros(1, int) for g, n in zip(grid, block.shape, strict=True)]
         own = [g if n > 1 else np.zeros(1, int) for g, n in zip(grid, wide, strict=True)]
         return total[(places[tuple(at)], *own)]
+
+
+def _filled(found: Numbers, block: Block) -> Numbers:
+    """Return a number for each unknown of an image."""
+    if found.size == block.size:
+        return found.ravel()
+    return np.broadcast_to(found, block.shape).ravel()
 
 
 class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]

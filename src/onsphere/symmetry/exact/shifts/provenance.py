@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
 from onsphere.symmetry.exact.field_memory import place_of
-from onsphere.symmetry.exact.operation import key_of
+from onsphere.symmetry.exact.operation import covers_storage, key_of
 
 _UNCHANGED = frozenset({
     "clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift_fresh_copy", "to",
@@ -28,7 +28,7 @@ class Recipe:
     """How a tensor comes about.
 
     Args:
-        number: the same for tensors that come about alike.
+        number: the same for memories that come about alike; views of one share it.
         names: of the weights that go in; none for a constant.
     """
 
@@ -83,9 +83,15 @@ class Provenance:
         if len(recipes) < len(found) or torch.Tag.nondeterministic_seeded in func.tags:
             return
         names = tuple(dict.fromkeys(n for r in recipes for n in r.names))
-        number = recipes[0].number if short in _UNCHANGED else hash((short, *told))
         for i, tensor in enumerate(results):
-            self._write(tensor, Recipe(number if i == 0 else hash((number, i)), names))
+            base = next(iter(self._recipes.get(key_of(tensor), {}).values()), None)
+            if base is not None:  # another view of it
+                number = base.number
+            elif short in _UNCHANGED and is_whole(inputs[0]):
+                number = recipes[0].number
+            else:
+                number = hash((short, i, *told))
+            self._write(tensor, Recipe(number, names))
 
     def _literal(self, tensor: Tensor) -> None:
         if not tensor.is_meta and tensor.numel() <= _LARGEST_LITERAL:
@@ -101,11 +107,16 @@ def _place(tensor: Tensor) -> Hashable:
     return () if tensor.layout is not torch.strided else place_of(tensor)
 
 
+def is_whole(tensor: Tensor) -> bool:
+    """Return whether a tensor shows all of its memory, in order."""
+    return tensor.is_contiguous() and covers_storage(tensor)
+
+
 def _told(known: Provenance, value: Any) -> Hashable:
     """Return what counts of an argument: not its type, nor how large an eps is."""
     if isinstance(value, Tensor):
         recipe = known.of(value)
-        return None if recipe is None else recipe.number
+        return None if recipe is None else (recipe.number, _place(value))
     if isinstance(value, float) and 0 < abs(value) <= LARGEST_EPS:
         return "eps"
     if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):

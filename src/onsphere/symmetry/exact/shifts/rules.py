@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.fields import NONE, Fields, Index, compressed, joined
 from onsphere.symmetry.exact.operation import HUGE, Operation, flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import MOVES, axis_of, picked, result_of
@@ -243,10 +244,21 @@ class _Product:
 
     def _size(self, a: NDArray[Any]) -> list[int]:
         """Return the shape of a result that varies where an array and the other factor do."""
-        return [
-            max(n, self.other.shape[self.others.index(c)] if c in self.others else 1)
-            for n, c in zip(a.shape, self.out, strict=False)
-        ]
+        return [max(n, self._steps(c)[0]) for n, c in zip(a.shape, self.out, strict=False)]
+
+    def _steps(self, letter: str) -> tuple[int, int]:
+        """Return how many different entries the other factor has along an axis, how far apart."""
+        if letter not in self.others:
+            return (1, 0)
+        axis = self.others.index(letter)
+        size, stride = self.other.shape[axis], self.other.stride(axis)
+        return (size, stride) if size > 1 and stride else (1, 0)
+
+    def _key(self, number: int) -> tuple[Any, ...]:
+        """Say which map the other factor is, however its axes are laid out."""
+        kept = [s for c in self.out if (s := self._steps(c)) != (1, 0)]
+        summed = [self._steps(c) for c in self.summed]
+        return (number, self.other.storage_offset(), self.inverse, *kept, "", *summed)
 
     def image(self, part: Part, number: int, names: Sequence[str]) -> TensorShift:
         """Return what the other factor, made of weights alone, makes of a shift."""
@@ -260,7 +272,7 @@ class _Product:
         else:
             words = f"{_joined_names(names)} * {{}}"
         return self.run.image(
-            (self.names, self.others, self.out, self.inverse, number),
+            self._key(number),
             part.fields,
             self._sources,
             layout,
@@ -279,7 +291,13 @@ class _Product:
         factor = 1 / factor if self.inverse else factor
         moved = torch.from_numpy(np.broadcast_to(given, size).copy())
         spec = f"{self.names},{self.others}->{self.out}"
-        return torch.einsum(spec, moved, factor).numpy()
+        found: Numbers = torch.einsum(spec, moved, factor).numpy()
+        expanded = [c in self.others and self._steps(c)[0] == 1 for c in self.out]
+        at = tuple(
+            slice(0, 1) if e and given_size(c, self.names, given) == 1 else slice(None)
+            for c, e in zip(self.out, expanded, strict=True)
+        )
+        return found[at]
 
     def mixed(self, part: Part) -> TensorShift:
         """Return what goes through a factor that nobody knows."""
@@ -298,8 +316,13 @@ class _Product:
         if not part.fields.terms:
             return NO_SHIFT
         sources = self._sources(self.run.unknowns.total(part.fields))
-        bundle = self.run.unknowns.bundle(sources, sources.shape[:-1])
+        bundle = self.run.unknowns.bundle(sources)
         return self.run.through_a_map(once(bundle), [*wild, *markers], self.shape)
+
+
+def given_size(letter: str, names: str, given: Numbers) -> int:
+    """Return how long numbers are along an axis."""
+    return given.shape[names.index(letter)] if letter in names else 1
 
 
 def _without_mixed(run: ShiftTracker, tensor: Tensor, part: Part) -> Part:
@@ -347,7 +370,7 @@ def convolution(op: Operation, run: ShiftTracker) -> TensorShift:
             batch = np.broadcast_shapes(*(padded(i, ndim).shape for _, i in part.fields.terms))
             found = found.plus(
                 run.image(
-                    ("convolution", groups, transposed, recipe.number),  # type: ignore[union-attr]
+                    ("convolution", groups, transposed, recipe.number, place_of(weight)),  # type: ignore[union-attr]
                     part.fields,
                     filters.sources,
                     [*batch[: -space - 1], out, *([1] * space)],
@@ -413,7 +436,7 @@ def _moved_filters(
         wild = [places(shape, a) for a in range(len(shape)) if a != len(shape) - space - 1]
         a = padded(run.unknowns.total(part.fields), weight.ndim)
         rows = a.reshape(a.shape[0], -1)
-        by_filter = run.unknowns.bundle(rows, rows.shape[:1]).reshape((-1, *([1] * space)))
+        by_filter = run.unknowns.bundle(rows).reshape((-1, *([1] * space)))
         found = found.plus(run.through_a_map(once(by_filter), wild, shape))
     return found
 
@@ -552,7 +575,8 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
         return _normalized(op, bias)
     run.vanish(var)
     shift = run.read(given).plus(below, -1)
-    recipes = [run.recipe(t) for t in (var, weight) if t is not None]
+    statistics = [t for t in (var, weight) if t is not None]
+    recipes = [run.recipe(t) for t in statistics]
     for number, part in shift:
         if number != PLAIN or any(r is None for r in recipes):
             run.unknowns.vanish(TensorShift({number: part}))
@@ -567,7 +591,7 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
         words = f"({gain}sqrt({_joined_names(known[0].names)})) * {{}}"
         bias = bias.plus(
             run.image(
-                ("batch_norm", *(r.number for r in known)),
+                ("batch_norm", *(r.number for r in known), *map(place_of, statistics)),
                 part.fields,
                 lambda a: padded(a, given.ndim)[..., None],
                 shape,

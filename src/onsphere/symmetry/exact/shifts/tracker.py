@@ -218,7 +218,7 @@ class ShiftTracker:
         block = self.unknowns.image(key, sources, shape, words=words, by_entry=by_entry)
         if self.amounts is not None:
             self.amounts.learn(block, fields, evaluate)
-        return TensorShift.plain(once(block.index()))
+        return TensorShift.plain(once(block.index().reshape(tuple(shape))))
 
     # --- following -------------------------------------------------------------------------------
 

@@ -11,12 +11,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.fields import Fields, Index, within_limit
-from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, varies
+from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, padded, varies
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,10 +163,11 @@ class Unknowns:
             return fields
         rest = [(c, i) for c, i in fields.terms if not varies(i, axis)]
         shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
+        ndim = len(shape)
         shape[axis] = 1
-        key = ("common", axis, *_key(here))
-        block, new = self.block(key, shape)
-        common = block.index()
+        last = [(c, np.moveaxis(padded(i, ndim), axis, -1)) for c, i in here]
+        block, new = self.block(("common", *_key(last)), shape)
+        common = block.index().reshape(shape)
         if new:
             self._demand([*here, (Fraction(-1), common)])
         return Fields((*rest, (Fraction(1), common)))
@@ -176,9 +178,10 @@ class Unknowns:
             return fields.terms[0][1]
         shape = np.broadcast_shapes(*(i.shape for _, i in fields.terms))
         block, new = self.block(("total", *_key(fields.terms)), shape)
+        index = block.index().reshape(shape)
         if new:
-            self._demand([*fields.terms, (Fraction(-1), block.index())])
-        return block.index()
+            self._demand([*fields.terms, (Fraction(-1), index)])
+        return index
 
     def _demand(self, terms: Sequence[tuple[Fraction, Index]]) -> None:
         if len(terms) < 2:
@@ -206,31 +209,41 @@ class Unknowns:
             words: how to write it.
             by_entry: whether nothing is mixed.
         """
-        return self.block(
-            ("image", key, tuple(shape), sources.shape, blake2b(sources.tobytes()).digest()),
-            shape,
-            _made(sources, shape, words, by_entry=by_entry),
-        )[0]
+        rows, row = _rows(sources, shape)
+        wide = [n for n in shape if n > 1]
+        told = ("image", key, *wide, rows.shape, _digest(rows), _digest(row))
+        return self.block(told, wide, Image(rows, row, by_entry, words))[0]
 
-    def bundle(self, sources: Index, shape: Sequence[int]) -> Index:
+    def bundle(self, sources: Index) -> Index:
         """Return one unknown for each row of unknowns that goes through one map of data.
 
         Args:
             sources: the unknowns, those of a row along the last axis.
-            shape: of the result, of size 1 where it does not vary.
         """
         if sources.shape[-1] == 1:
             return sources[..., 0]
-        key = ("bundle", tuple(shape), sources.shape, blake2b(sources.tobytes()).digest())
-        return self.block(key, shape, _made(sources, shape, "", by_entry=False))[0].index()
+        shape = sources.shape[:-1]
+        rows, row = _rows(sources, shape)
+        told = ("bundle", *(n for n in shape if n > 1), rows.shape, _digest(rows))
+        return self.block(told, shape, Image(rows, row))[0].index().reshape(shape)
 
 
-def _made(sources: Index, shape: Sequence[int], words: str, *, by_entry: bool) -> Image:
+def _rows(sources: Index, shape: Sequence[int]) -> tuple[Index, NDArray[np.int64]]:
+    """Return the rows of sources, and which of them belongs to each result."""
     rows = np.ascontiguousarray(sources.reshape(-1, sources.shape[-1]))
     number = np.arange(len(rows)).reshape(sources.shape[:-1])
-    return Image(rows, np.broadcast_to(number, tuple(shape)).ravel().copy(), by_entry, words)
+    return rows, np.broadcast_to(number, tuple(shape)).ravel().copy()
 
 
 def _key(terms: Sequence[tuple[Fraction, Index]]) -> tuple[Hashable, ...]:
-    return tuple((c, i.shape, blake2b(np.ascontiguousarray(i).tobytes()).digest()) for c, i in terms)
+    """Say what is added up; axes along which nothing varies do not count."""
+    ndim = max(i.ndim for _, i in terms)
+    shapes = [padded(i, ndim).shape for _, i in terms]
+    kept = [a for a in range(ndim) if any(s[a] > 1 for s in shapes)]
+    return tuple(
+        (c, *(s[a] for a in kept), _digest(i)) for (c, i), s in zip(terms, shapes, strict=True)
+    )
 
+
+def _digest(array: NDArray[Any]) -> bytes:
+    return blake2b(np.ascontiguousarray(array).tobytes()).digest()

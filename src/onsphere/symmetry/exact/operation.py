@@ -274,7 +274,8 @@ class Operation:
         if not isinstance(self.first, Tensor) or self.first.is_complex():
             return short == "abs"
         if short == "pow":
-            return self["exponent"] in (2, 4)
+            exponent = self["exponent"]
+            return isinstance(exponent, int | float) and exponent in (2, 4)
         return short == "abs" or (short == "mul" and self["other"] is self.first)
 
     def tensors(self) -> list[Tensor]:

@@ -17,6 +17,8 @@ from onsphere.symmetry.shifts.solution import Solution
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
+_MOST_RUNS = 8
+"""How often a model is run at most: a map may need what another one makes later in the run."""
 
 
 class Amounts:
@@ -27,6 +29,10 @@ class Amounts:
         labels: of the amounts; all others are 0.
         generator: source of the random numbers.
         size: standard deviation of an amount.
+
+    Attributes:
+        waits: whether a map could not be applied yet, as what goes in was not known: the model has
+            to run once more.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Amounts:
         self._value[free] = 0.0
         self._chosen = labels
         self._value[labels] = self._drawn((len(labels),))
+        self.waits = False
         self._number = {b.start: k for k, b in enumerate(solution.unknowns.blocks)}
 
     def _drawn(self, shape: Sequence[int]) -> Numbers:
@@ -81,6 +88,7 @@ class Amounts:
             self._value[label[image.rows[image.row, 0]]] = self._of(block.index()).ravel() / factor
             return
         given = self._known(sources)
+        self.waits |= given is None
         if given is not None:
             own = label[block.index().ravel()]
             found = _filled(evaluate(given), block)
@@ -143,21 +151,38 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def learn(
+    amounts: Amounts,
+    run: Callable[[], object],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    persistent: Collection[str],
+) -> None:
+    """Learn what maps make of amounts, in as many runs as it takes: nearly always one.
+
+    Args:
+        amounts: to be told.
+        run: runs the model.
+        parameters: what stands for them in this run, by the model's own names.
+        buffers: all of them.
+        persistent: those of them that may move.
+    """
+    for _ in range(_MOST_RUNS):
+        amounts.waits = False
+        with _learning(amounts, parameters, buffers, persistent):
+            run()
+        if not amounts.waits:
+            break
+
+
 @contextmanager
-def learning(
+def _learning(
     amounts: Amounts,
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     persistent: Collection[str],
 ) -> Iterator[None]:
-    """Learn what maps make of amounts from the model that runs inside.
-
-    Args:
-        amounts: to be told.
-        parameters: what stands for them in this run, by the model's own names.
-        buffers: all of them.
-        persistent: those of them that may move.
-    """
+    """Learn what maps make of amounts from the model that runs inside."""
     tracker = ShiftTracker(amounts.solution.unknowns.fork(), amounts=amounts)
     tracker.introduce_all(parameters, buffers, persistent)
     with _Following(tracker):

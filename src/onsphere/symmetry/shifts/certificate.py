@@ -17,7 +17,7 @@ from onsphere.symmetry.claims import ShiftFamily
 from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
 from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.shifts.amounts import Amounts, learning
+from onsphere.symmetry.shifts.amounts import Amounts, learn
 from onsphere.symmetry.shifts.families import Found
 from onsphere.symmetry.shifts.solution import Solution
 
@@ -55,8 +55,7 @@ def _moved(solution: Solution, probe: Probe, families: Sequence[Found], point: P
     own = {n: point.state[n] for n in parameters}
     buffers = {n: point.state[n] for n, _ in probe.model.named_buffers()}
     try:
-        with learning(amounts, own, buffers, persistent):
-            probe.outputs(point)
+        learn(amounts, lambda: probe.outputs(point), own, buffers, persistent)
     except ModelError:
         return replace(point, state={n: t * torch.nan for n, t in point.state.items()})
     state = dict(point.state)

@@ -142,7 +142,22 @@ class _Families:
         found = [self._family(labels[group == g]) for g in np.argsort(first)]
         place = {b.of.name: i for i, b in enumerate(self.blocks) if isinstance(b.of, Weight)}
         found.sort(key=lambda f: sorted(place[n] for n in f.family.names))
-        return [f for f in found if any(n not in self.buffers for n in f.family.names)]
+        sliced = {f.family.names for f in found if any(m.free for m in f.family.moves)}
+        return [
+            f for f in found
+            if any(n not in self.buffers for n in f.family.names)
+            and not (f.family.names in sliced and self._is_common(f))
+        ]  # fmt: skip
+
+    def _is_common(self, found: Found) -> bool:
+        """Return whether a weight moves by the same vector everywhere: its slices say it, too."""
+        if any(m.free for m in found.family.moves):
+            return False
+        return all(
+            b.of.way == "common" for b in self.blocks
+            if isinstance(b.of, Weight) and b.of.name in found.family.names and not b.of.free
+            and np.isin(self.solution.label[b.index()], found.labels).any()
+        )  # fmt: skip
 
     def _used(self) -> set[int]:
         """Return the images that act on weights, also through others."""

@@ -9,7 +9,8 @@ An image (``W @ v``) follows its sources, so it can be no pivot: where nothing e
 its sources must not move. An image that multiplies entry by entry may be read the other way round.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -115,6 +116,11 @@ class _Solver:
         self.images = [
             (k, b, b.of) for k, b in enumerate(unknowns.blocks) if isinstance(b.of, Image)
         ]
+        by_map: defaultdict[Hashable, list[Block]] = defaultdict(list)
+        for _, b, image in self.images:
+            if image.words:
+                by_map[image.map].append(b)
+        self.alike = [some for some in by_map.values() if len(some) > 1]
         self.is_image, self.is_bundle = (np.zeros(count + 1, bool) for _ in range(2))
         for _, b, image in self.images:
             (self.is_image if image.words else self.is_bundle)[b.start : b.start + b.size] = True
@@ -169,7 +175,7 @@ class _Solver:
     # --- zeros and equals ------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        while self._reduce() | self._follow_images():
+        while self._reduce() | self._follow_images() | self._equate_images():
             pass
 
     def _reduce(self) -> bool:
@@ -249,6 +255,22 @@ class _Solver:
         self._spread_zeros()
         return int(self.zero.sum()) > before
 
+    def _equate_images(self) -> bool:
+        """Join images of one map whose sources turned out equal; say if any were apart."""
+        changed = False
+        for some in self.alike:
+            first: dict[bytes, Block] = {}
+            for b in some:
+                assert isinstance(b.of, Image)
+                sources = np.where(self.zero[b.of.rows], -1, self.label[b.of.rows])
+                twin = first.setdefault(sources.tobytes(), b)
+                one, other = (np.arange(x.start, x.start + x.size) for x in (twin, b))
+                if (self.label[one] != self.label[other]).any():
+                    self._join(one, other)
+                    self._spread_zeros()
+                    changed = True
+        return changed
+
     def _stop_sources(self, block: Block) -> None:
         assert isinstance(block.of, Image)
         self.zero[block.of.rows] = True
@@ -264,7 +286,7 @@ class _Solver:
     def _images_of_classes(self) -> Ints:
         """Return of each class the image in it, or -1."""
         found = np.full(len(self.label), -1)
-        numbers = np.flatnonzero(self._follows() & ~self.zero)
+        numbers = np.flatnonzero(self._follows() & ~self.zero & ~self._twins())
         found[self.label[numbers]] = numbers
         return found
 
@@ -278,9 +300,22 @@ class _Solver:
             found[b.of.rows.ravel()] = True
         return found
 
+    def _twins(self) -> NDArray[np.bool_]:
+        """Return which images come to the same as others by the same map."""
+        found = np.zeros(len(self.label), bool)
+        for some in self.alike:
+            seen: set[int] = set()
+            for b in some:
+                own = np.arange(b.start, b.start + b.size)
+                labels = self.label[own].tolist()
+                found[own] = [x in seen for x in labels]
+                seen.update(labels)
+        return found
+
     def _clashes(self) -> bool:
         """Let vanish what would follow two maps at once, or a map of data; say if anything did."""
         follows = self._follows() & ~self.zero
+        follows &= ~self._twins()
         counts = np.bincount(self.label[follows], minlength=len(self.label))
         twice = np.flatnonzero(counts > 1)
         bundles = self.is_bundle & ~self.zero
@@ -420,14 +455,17 @@ class _Solver:
 
 
 def _preferences(unknowns: Unknowns) -> Ints:
-    """Say what rather follows others: buffers, then weights, the last ones first, never maps."""
+    """Say what rather follows others: running means, then weights that are used late, never maps."""
     found = np.zeros(unknowns.count + 1, np.int64)
-    for k, b in enumerate(unknowns.blocks):
+    for place, index in reversed([*enumerate(unknowns.seen)]):
+        found[index] = 1 + place  # of the first operation that takes it up
+    for b in unknowns.blocks:
         own = slice(b.start, b.start + b.size)
-        if isinstance(b.of, Weight):
-            found[own] = 1 + k + (10**6 if b.of.buffer else 0)
-        elif isinstance(b.of, Image):
-            found[own] = -1
+        if not isinstance(b.of, Weight):
+            found[own] = -1 if isinstance(b.of, Image) else 0
+        elif b.of.buffer:
+            found[own] += len(unknowns.seen)
+    found[-1] = 0
     return found
 
 

@@ -49,12 +49,14 @@ class Image:
         row: which of these rows belongs to which result.
         by_entry: whether each result is one source times a number of its own.
         words: how to write it, with ``{}`` for the sources; empty for a bundle.
+        map: tells maps apart.
     """
 
     rows: Index
     row: NDArray[np.int64]
     by_entry: bool = False
     words: str = ""
+    map: Hashable = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,8 +213,9 @@ class Unknowns:
         """
         rows, row = _rows(sources, shape)
         wide = [n for n in shape if n > 1]
-        told = ("image", key, *wide, rows.shape, _digest(rows), _digest(row))
-        return self.block(told, wide, Image(rows, row, by_entry, words))[0]
+        map_ = (key, *wide, rows.shape, _digest(row))
+        told = ("image", map_, _digest(rows))
+        return self.block(told, wide, Image(rows, row, by_entry, words, map_))[0]
 
     def bundle(self, sources: Index) -> Index:
         """Return one unknown for each row of unknowns that goes through one map of data.

@@ -1,6 +1,6 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
@@ -24,7 +24,14 @@ from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.channels.granularity import divisions
-from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance
+from onsphere.symmetry.claims import (
+    Family,
+    Leak,
+    Limit,
+    Rescaling,
+    ScaleInvariance,
+    ShiftFamily,
+)
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.trace import Call, Trace, trace
@@ -51,8 +58,11 @@ from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
-from onsphere.symmetry.search.reach import followed, unreached, without_effect
+from onsphere.symmetry.search.reach import followed, unreached
+from onsphere.symmetry.search.reach import without_effect as weights_without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
+from onsphere.symmetry.shifts.certificate import certified as certified_shifts
+from onsphere.symmetry.shifts.families import followed_shifts, shift_families, without_effect
 
 __all__ = ["Audit", "Inputs", "audit"]
 
@@ -123,12 +133,19 @@ def audit(
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
-            families = channel_symmetries(model, args, kwargs, output=output, roles=traced.roles)
-            claims = [dict(v) for v in traced.basis]
-            shapes = {bare_name(n): p.shape for n, p in model.named_parameters()}
-            findings = _Findings(
-                claims, divisions=divisions(claims, families, shapes), families=families
+            shifts = shift_families(model, args, kwargs, output=output)
+            inert = without_effect(shifts, _shapes(model, traced.parameters))
+            if inert:
+                traced = trace(model, args, kwargs, output=output, inert=inert)
+            families = channel_symmetries(
+                model, args, kwargs, output=output, inert=inert, roles=traced.roles
             )
+            claims = [dict(v) for v in traced.basis]
+            shapes = _shapes(model, traced.parameters)
+            findings = _Findings(
+                claims, inert=inert, divisions=divisions(claims, families, shapes),
+                families=families, shift_families=shifts,
+            )  # fmt: skip
             found = _concluded(model, traced, findings)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
@@ -154,6 +171,7 @@ class _Findings:
     conditions: list[str] = field(default_factory=list)
     complete: bool = False
     families: list[Family] = field(default_factory=list)
+    shift_families: list[ShiftFamily] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -204,6 +222,16 @@ def _families(
     return certified(probe, said, Points(points))
 
 
+def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFamily]:
+    """Return the weights that can move together, where random amounts confirm it."""
+    written = {*probe.traced.written, *probe.traced.overwritten, *probe.traced.whole}
+    solution, found = followed_shifts(
+        probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.others,
+        held=written | unreached(probe.traced),
+    )  # fmt: skip
+    return certified_shifts(probe, solution, found, drawn.near)
+
+
 def _with_gradients(
     probe: Probe,
     runs: _Runs,
@@ -217,8 +245,10 @@ def _with_gradients(
     shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
     evidence = gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see)
     say("looking for weights without effect")
-    effects = without_effect(probe, evidence, drawn, runs.others)
-    inert, silent = effects.inert, effects.unshown
+    moving = _shift_families(probe, runs, drawn)
+    free = without_effect(moving, _shapes(probe.model, names))
+    effects = weights_without_effect(probe, evidence, drawn, runs.others)
+    inert, silent = _in_order(names, [*effects.inert, *free]), effects.unshown - {*free}
     if inert:
         probe.traced = trace(
             probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
@@ -256,11 +286,12 @@ def _with_gradients(
         [
             *on_reads(traced),
             *on_moving(traced),
-            *on_doubtful({*effects.doubtful, *effects.through_eps}),
+            *on_doubtful({*effects.doubtful, *effects.through_eps} - {*free}),
             *([on_hidden()] if search.hidden else []),
         ],
         complete=search.complete,
         families=families,
+        shift_families=[f for f in moving if unsaid.isdisjoint(f.names)],
     )
 
 
@@ -284,6 +315,7 @@ def _without_gradients(
     return _Findings(
         claims, certificates, inert, _divisions(probe, claims, families, inert, far, told),
         unreached=unreached(traced), families=families,
+        shift_families=_shift_families(probe, runs, drawn),
         limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
     )  # fmt: skip
 
@@ -336,6 +368,16 @@ def _told(
 ) -> list[RadialDerivatives | None]:
     """Return what gradients tell of each claim: nothing where they are not tangent to it."""
     return [evidence if c.tangent else None for c in certificates]
+
+
+def _shapes(model: nn.Module, names: Collection[str]) -> dict[str, torch.Size]:
+    """Return the shapes of parameters by name."""
+    found = {bare_name(n): p.shape for n, p in model.named_parameters()}
+    return {n: found[n] for n in names}
+
+
+def _in_order(names: Sequence[str], some: Collection[str]) -> list[str]:
+    return [n for n in names if n in some]
 
 
 def _check_numbers(model: nn.Module) -> None:
@@ -415,6 +457,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         shifts=findings.shifts,
         inert=[n for n in inert if n in traced.parameters],
         families=findings.families,
+        shift_families=findings.shift_families,
         parts=findings.parts,
         leaks=leaks,
         scale_symmetries=[dict(v) for v in claims],

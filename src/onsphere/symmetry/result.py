@@ -19,6 +19,7 @@ from onsphere.symmetry.claims import (
     Limit,
     Rescaling,
     ScaleInvariance,
+    ShiftFamily,
 )
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.search.partial import Part
@@ -67,7 +68,7 @@ class AuditResult:
         parameters: every parameter's name and shape, in the order of the model.
         spheres: weights, or sets of weights, whose scale does nothing, inert ones left out.
         rescalings: weights whose scales trade off against each other.
-        shifts: directions in which a weight can move.
+        shifts: directions in which a single weight can move.
         inert: parameters that cannot affect the output.
         leaks: how far the real eps breaks each symmetry.
         scale_symmetries: a basis of all scale symmetries: name -> exponent.
@@ -77,6 +78,9 @@ class AuditResult:
         unknown_ops: operations that the analysis did not understand and never claims through.
         families: scale symmetries by row, column and channel: a line for any number of channels.
             Those of whole weights are sums of these, or stand in ``scale_symmetries`` alone.
+        shift_families: weights that can move together: a bias and the one behind the next map, a
+            vector that every norm behind it takes away; shifts of one weight are among them where
+            operations show them.
         parts: intervals of weights that are on spheres, or inert, while the whole weight is not.
         unreached: parameters that this input did not reach (an expert nobody asked); no claim.
         certified: whether the claims were tested on numbers; not so for a model without memory.
@@ -107,6 +111,7 @@ class AuditResult:
     complete: bool
     parts: list[Part] = field(default_factory=list)
     families: list[Family] = field(default_factory=list)
+    shift_families: list[ShiftFamily] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
     note: str = ""

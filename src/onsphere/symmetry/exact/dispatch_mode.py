@@ -22,8 +22,8 @@ from onsphere.symmetry.exact.operation import (
     written_by,
 )
 from onsphere.symmetry.exact.rules.axes import units_of
-from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 
 _ROLES = {
     "convolution": "convolution",
@@ -99,7 +99,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         args, kwargs = self._moved((tuple(args), kwargs or {}))
         written = written_by(func, args, kwargs)
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = tree_leaves((args, kwargs))
+        tensors = [t for t in given if isinstance(t, Tensor)]
         self._save(written, tensors)
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name
@@ -122,7 +123,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))
         self.use.follow(operation, rule is passes)
         if self.shifts is not None:
-            self.shifts.follow(func, args, kwargs, result)
+            self.shifts.follow(operation, given, written)
         return result
 
     def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:

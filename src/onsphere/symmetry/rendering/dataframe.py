@@ -44,6 +44,7 @@ def _row(audit: AuditResult, name: str) -> dict[str, Any]:
         "granularity": None if sphere is None else sphere.granularity,
         "symmetries": sum(name in v for v in audit.scale_symmetries),
         "shifts": any(s.name == name for s in audit.shifts),
+        "shift_families": sum(name in f.names for f in audit.shift_families),
         "decay": audit.decay_of(name),
         "leak": max(leaks, default=None),
         "advice": advice.of_weight(audit, name),

@@ -44,6 +44,10 @@ _CHANNELS = (
     "the next. Rescalings above that move the same weights are these with one a for all channels."
 )
 _SHIFTS = "Adding such an amount to these weights, whatever its size, changes nothing."
+_SHIFT_FAMILIES = (
+    "The weights of one line move together: whatever v is, adding these amounts to all of them at "
+    "once changes nothing. “w @ v” is what the weight w makes of v."
+)
 _INERT = "Whatever values these weights have, the output is the same."
 _INERT_PARTS = "Whatever values these parts have, the output is the same; the rest matters."
 _UNREACHED = "This input did not reach these weights, so nothing is claimed about them."
@@ -113,6 +117,8 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
          _counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
         ("shifts", "Shift symmetries", _SHIFTS,
          _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
+        ("shift-families", "Shift families", _SHIFT_FAMILIES,
+         _counted(len(text.joint_shifts(audit)), "family"), text.joint_shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
          _counted(len(audit.inert), "weight"), folded(audit.inert)),
         ("partly-inert", "Weights partly without effect", _INERT_PARTS,

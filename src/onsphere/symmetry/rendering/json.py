@@ -11,7 +11,16 @@ from torch import Tensor
 
 from onsphere.errors import OnsphereError
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Family, Leak, Limit, Rescaling, ScaleInvariance, Slices
+from onsphere.symmetry.claims import (
+    Family,
+    Leak,
+    Limit,
+    Rescaling,
+    ScaleInvariance,
+    ShiftFamily,
+    ShiftMove,
+    Slices,
+)
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
@@ -29,10 +38,11 @@ class ArchiveError(OnsphereError, ValueError):
 
 def plain(audit: AuditResult) -> dict[str, Any]:
     """Return an audit as data that JSON can hold; its inputs are left out."""
-    fields = asdict(replace(audit, inputs=None, families=[]))
+    fields = asdict(replace(audit, inputs=None, families=[], shift_families=[]))
     del fields["inputs"]
     families = [_plain_family(f) for f in audit.families]
-    return {"format": FORMAT, **_plain(fields), "families": families}
+    shifts = [_plain_shifts(f) for f in audit.shift_families]
+    return {"format": FORMAT, **_plain(fields), "families": families, "shift_families": shifts}
 
 
 def fields_of(data: Any) -> dict[str, Any]:
@@ -72,6 +82,7 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
     ]
     fields["limits"] = [Limit(x["kind"], tuple(x["names"]), x["words"]) for x in data["limits"]]
     fields["families"] = [_family(f) for f in data.get("families", [])]
+    fields["shift_families"] = [_shift_family(f) for f in data.get("shift_families", [])]
     fields["unknown_ops"] = [UnknownOp(**u) for u in data["unknown_ops"]]
     return fields
 
@@ -118,6 +129,53 @@ def _family(data: Mapping[str, Any]) -> Family:
 def _places(runs: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     columns = [[first + k for first, count in run for k in range(count)] for run in runs]
     return torch.tensor(columns, dtype=torch.int64).T.contiguous()
+
+
+def _plain_shifts(family: ShiftFamily) -> dict[str, Any]:
+    moves = [
+        {
+            "name": m.name,
+            "factor": str(m.factor),
+            "shape": list(m.places.shape),
+            "runs": _runs(m.places.reshape(-1).tolist()),
+            "free": list(m.free),
+            "map": m.map,
+        }
+        for m in family.moves
+    ]
+    return _plain({
+        "count": family.count, "dimension": family.dimension, "change": family.change,
+        "moves": moves,
+    })  # fmt: skip
+
+
+def _runs(places: Sequence[int]) -> list[list[int]]:
+    """Write places as runs ``[first, how many, step]``, where the step is 0 or 1."""
+    found: list[list[int]] = []
+    for place in places:
+        if found and (found[-1][1] == 1 or found[-1][2] == place - found[-1][3]):
+            step = place - found[-1][3]
+            if step in (0, 1):
+                found[-1][1:] = [found[-1][1] + 1, step, place]
+                continue
+        found.append([place, 1, 0, place])
+    return [run[:3] for run in found]
+
+
+def _shift_family(data: Mapping[str, Any]) -> ShiftFamily:
+    moves = tuple(
+        ShiftMove(
+            m["name"],
+            Fraction(m["factor"]),
+            torch.tensor(
+                [first + step * k for first, count, step in m["runs"] for k in range(count)]
+            ).reshape(m["shape"]),
+            tuple(m["free"]),
+            m["map"],
+        )
+        for m in data["moves"]
+    )
+    return ShiftFamily(moves, **_numbers({k: data[k] for k in ("count", "dimension", "change")}))
 
 
 def _scaled(data: Mapping[str, Any]) -> dict[str, Any]:

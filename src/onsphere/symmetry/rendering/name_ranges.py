@@ -7,7 +7,7 @@ twice: within each, and then across all that look alike, where names may run apa
 """
 
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -15,7 +15,7 @@ Point = tuple[int, ...]
 Box = tuple[tuple[int, ...], ...]
 """For each place the sorted numbers that stand there; a box holds all combinations."""
 
-_NUMBER = re.compile(r"(?:(?<=\.)|^)\d+(?=\.|$)")
+_NUMBER = re.compile(r"(?:(?<=[.\s(])|^)\d+(?=\.)|(?:(?<=\.)|^)\d+$")
 _LETTERS = "ijkl"
 _PLACE = "\0"
 """Where a number stood; no name holds it."""
@@ -55,7 +55,21 @@ def folded_symmetries(symmetries: Sequence[Mapping[str, Fraction]]) -> list[str]
     for symmetry in symmetries:
         terms = _terms(symmetry)
         alike.setdefault(tuple((t.mask, t.exponent) for t in terms), []).append(terms)
-    return [line for group in alike.values() for line in _lines(group)]
+    return [line for group in alike.values() for line in _lines(group, _factor)]
+
+
+def folded_sets(sets: Sequence[Iterable[str]]) -> list[str]:
+    """Write sets of expressions in names, those that look alike as one.
+
+    Example:
+        >>> folded_sets([[f"h.{n}.k + v", f"h.{n}.o - h.{n}.w @ v"] for n in range(12)])
+        ['h.0-11: k + v, o - w @ v']
+    """
+    alike: dict[Hashable, list[list[_Term]]] = {}
+    for some in sets:
+        terms = _terms(dict.fromkeys(some, Fraction(1)))
+        alike.setdefault(tuple(t.mask for t in terms), []).append(terms)
+    return [line for group in alike.values() for line in _lines(group, lambda _: "")]
 
 
 def boxes(points: Sequence[Point]) -> list[Box]:
@@ -113,7 +127,7 @@ def _terms(symmetry: Mapping[str, Fraction]) -> list[_Term]:
     return terms
 
 
-def _lines(group: Sequence[Sequence[_Term]]) -> list[str]:
+def _lines(group: Sequence[Sequence[_Term]], factor: Callable[[Fraction], str]) -> list[str]:
     """Fold symmetries with the same masks and exponents."""
     rows = [[n for term in terms for n in term.numbers] for terms in group]
     links = _links(rows, len(group[0][0].numbers))
@@ -125,7 +139,7 @@ def _lines(group: Sequence[Sequence[_Term]]) -> list[str]:
     lines = []
     for rest, points in apart.items():
         sides = [dict(zip(free, box, strict=True)) for box in boxes(points)]
-        lines += [_line(group[0], links, s, rest) for s in sides]
+        lines += [_line(group[0], links, s, rest, factor) for s in sides]
     return lines
 
 
@@ -152,6 +166,7 @@ def _line(
     links: Sequence[tuple[int | None, int]],
     sides: Mapping[int, Sequence[int]],
     rest: Point,
+    factor: Callable[[Fraction], str],
 ) -> str:
     apart = {
         leader for leader, gap in links if leader is not None and gap and len(sides[leader]) > 1
@@ -169,7 +184,7 @@ def _line(
     found = iter(texts)
     names = [_filled(t.mask, [next(found) for _ in t.numbers]) for t in terms]
     where = ", ".join(f"{letters[x]} = {ranges(sides[x])}" for x in sorted(apart))
-    written = _with_common_start(names, [_factor(t.exponent) for t in terms])
+    written = _with_common_start(names, [factor(t.exponent) for t in terms])
     return f"{written} ({where})" if where else written
 
 
@@ -182,7 +197,7 @@ def _with_common_start(names: Sequence[str], factors: Sequence[str]) -> str:
     ):
         length += 1
     start = ".".join(split[0][:length])
-    rest = [".".join(s[length:]) for s in split]
+    rest = [".".join(s[length:]).replace(f" {start}.", " ") for s in split]
     body = ", ".join(f"{n}{f}" for n, f in zip(rest, factors, strict=True))
     return f"{start}: {body}" if start else body
 

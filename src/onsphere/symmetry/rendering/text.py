@@ -6,9 +6,13 @@ from fractions import Fraction
 from textwrap import wrap
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Family, Kind, Slices
+from onsphere.symmetry.claims import Family, Kind, ShiftFamily, ShiftMove, Slices
 from onsphere.symmetry.rendering import advice
-from onsphere.symmetry.rendering.name_ranges import folded, folded_symmetries
+from onsphere.symmetry.rendering.name_ranges import (
+    folded,
+    folded_sets,
+    folded_symmetries,
+)
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
 
@@ -53,6 +57,8 @@ def rendered(audit: AuditResult) -> str:
                   len(traded_families(audit)), family_lines(audit)),
         *_section("SHIFT SYMMETRIES: adding such amounts changes nothing", len(audit.shifts),
                   shift_lines(audit)),
+        *_section("SHIFT FAMILIES: adding such amounts at once changes nothing, for any v",
+                  len(joint_shifts(audit)), joint_shift_lines(audit)),
         *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
         *_section("PARTLY INERT: these parts have no effect", _count(audit, "inert"),
                   part_lines(audit, "inert")),
@@ -173,6 +179,51 @@ def shift_lines(audit: AuditResult) -> list[str]:
         words = _shift_words(shift.axes, len(audit.parameters[shift.name]))
         by_words.setdefault(words, []).append(shift.name)
     return [f"{line}: {words}" for words, names in by_words.items() for line in folded(names)]
+
+
+def joint_shifts(audit: AuditResult) -> list[ShiftFamily]:
+    """Return the families of shifts that are not listed as shifts of one weight, or as inert."""
+    told = {s.name for s in audit.shifts} | set(audit.inert)
+    told |= {p.name for p in audit.parts if p.kind == "inert"}
+    return [f for f in audit.shift_families if len(f.moves) > 1 or f.names[0] not in told]
+
+
+def joint_shift_lines(audit: AuditResult) -> list[str]:
+    """Return the families of shifts, one line for alike layers of any width."""
+    by_count: dict[str, list[list[str]]] = {}
+    for family in joint_shifts(audit):
+        words = [_move_words(m, family, audit.parameters.get(m.name, ())) for m in family.moves]
+        numbers = "a number" if family.dimension == 1 else f"{family.dimension} numbers"
+        by_count.setdefault(numbers, []).append(words)
+    return [
+        f"{line} (v: {numbers})"
+        for numbers, found in by_count.items()
+        for line in folded_sets(found)
+    ]
+
+
+def _move_words(move: ShiftMove, family: ShiftFamily, shape: Sequence[int]) -> str:
+    """Say what is added to one weight."""
+    size = abs(move.factor)
+    what = move.map or "v"
+    if move.free:
+        one = ("column" if move.free == (0,) else "row") if len(shape) == 2 else "filter"
+        one = one if 0 not in move.free or len(shape) == 2 else "slice"
+        what += f" in every {one}" + (" of a group" if family.count > 1 else "")
+    elif (
+        not move.map
+        and move.places.numel() > family.count > 1
+        and not bool((move.places < 0).any())
+    ):
+        what += " by group"
+    taken = (move.places >= 0).reshape(-1).nonzero().reshape(-1)
+    where = ""
+    if len(taken) < move.places.numel():
+        first, last = int(taken[0]), int(taken[-1])
+        run = last - first + 1 == len(taken) and move.places.ndim == 1
+        where = f" {first} to {last}" if run else " in part"
+    times = "" if size == 1 else f"{size} "
+    return f"{move.name}{where} {'-' if move.factor < 0 else '+'} {times}{what}"
 
 
 def leak_lines(audit: AuditResult) -> list[str]:

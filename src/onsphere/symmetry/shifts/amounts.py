@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.fields import Fields
+from onsphere.symmetry.exact.operation import Operation, written_by
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
 from onsphere.symmetry.shifts.solution import Solution
@@ -71,9 +73,7 @@ class Amounts:
         found = sum((float(c) * self._of(i) for c, i in fields.terms), np.zeros(1))
         return None if np.isnan(found).any() else found
 
-    def learn(
-        self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]
-    ) -> None:
+    def learn(self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]) -> None:
         """Note what an image comes to: a map of its sources."""
         number = self._number.get(block.start)
         if number is None or self.solution.unknowns.blocks[number].shape != block.shape:
@@ -146,8 +146,10 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.tracker.follow(func, args, kwargs or {}, result)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        op = Operation(self.tracker, func, args, kwargs, result)
+        self.tracker.follow(op, tree_leaves((args, kwargs)), written_by(func, args, kwargs))
         return result
 
 

@@ -7,6 +7,7 @@ other weights: what a bias adds in front of a linear map ``W`` is taken from the
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -101,9 +102,7 @@ class _Families:
             if isinstance(b.of, Weight) and not solution.zero[b.start : b.start + b.size].all()
         ]  # fmt: skip
         self.sources = dict(self._images())
-        self.buffers = {
-            b.of.name for b in self.blocks if isinstance(b.of, Weight) and b.of.buffer
-        }
+        self.buffers = {b.of.name for b in self.blocks if isinstance(b.of, Weight) and b.of.buffer}
         self.shapes = {b.of.name: b.of.shape for b in self.blocks if isinstance(b.of, Weight)}
 
     def _images(self) -> Iterable[tuple[int, Rows]]:
@@ -139,7 +138,8 @@ class _Families:
                 seen[labels[free]] = True
         labels = np.flatnonzero(seen)
         _, first, group = np.unique(sign[labels], return_index=True, return_inverse=True)
-        found = [self._family(labels[group == g]) for g in np.argsort(first)]
+        self._note_users(labels, group)
+        found = [self._family(g, labels[group == g]) for g in np.argsort(first).tolist()]
         place = {b.of.name: i for i, b in enumerate(self.blocks) if isinstance(b.of, Weight)}
         found.sort(key=lambda f: sorted(place[n] for n in f.family.names))
         sliced = {f.family.names for f in found if any(m.free for m in f.family.moves)}
@@ -170,14 +170,37 @@ class _Families:
             some = [self.sources[k] for k in new]
         return found
 
-    def _family(self, labels: Ints) -> Found:
-        place = np.full(len(self.solution.label), -1)
+    def _note_users(self, labels: Ints, group: Ints) -> None:
+        """Note which weights and which images take up each group of amounts, and each image."""
+        self._place = np.full(len(self.solution.label), -1)
+        of = self._place.copy()
+        of[labels] = group
+        self.users: defaultdict[int, list[int]] = defaultdict(list)
+        self.makers: defaultdict[int, list[int]] = defaultdict(list)
+        self.users_of_images: defaultdict[int, list[int]] = defaultdict(list)
+        self.makers_of_images: defaultdict[int, list[int]] = defaultdict(list)
+        for users, by_image, parts in (
+            (self.users, self.users_of_images, enumerate(t for _, t in self.moving)),
+            (self.makers, self.makers_of_images, self.sources.items()),
+        ):
+            for k, terms in parts:
+                found = np.unique(_flat(terms)[0])
+                images = self._image_of(found)
+                for g in np.unique(of[found[images < 0]]).tolist():
+                    users[g].append(k)
+                for maker in np.unique(images[images >= 0]).tolist():
+                    by_image[maker].append(k)
+
+    def _family(self, group: int, labels: Ints) -> Found:
+        place = self._place
         place[labels] = np.arange(len(labels))
-        words = self._words(place)
+        words = self._words(group, place)
+        users = {*self.users[group], *(k for m in words for k in self.users_of_images[m])}
         moves: list[ShiftMove] = []
-        for k, terms in self.moving:
-            moves += self._moves(k, terms, place, words)
-        moves.sort(key=lambda m: bool(m.map))
+        for k in sorted(users):
+            moves += self._moves(*self.moving[k], place, words)
+        place[labels] = -1
+        moves.sort(key=lambda m: (bool(m.map), m.factor < 0))
         size = max((self._size(m) for m in moves), default=1)
         family = ShiftFamily(tuple(_first_positive(moves)), len(labels), len(labels) * size)
         return Found(family, labels)
@@ -186,25 +209,24 @@ class _Families:
         """Return how many numbers one amount is."""
         return math.prod(self.shapes[move.name][a] for a in move.free)
 
-    def _words(self, place: Ints) -> dict[int, str]:
+    def _words(self, group: int, place: Ints) -> dict[int, str]:
         """Return how images that follow some amounts are written."""
         words: dict[int, str] = {}
-        while True:
-            before = len(words)
-            for k, terms in self.sources.items():
-                if k in words:
-                    continue
-                labels, factors = _flat(terms)
-                makers = self._image_of(labels)
-                pieces = {
-                    ("v" if m < 0 else words[m], f)
-                    for m, f, p in zip(makers.tolist(), factors.tolist(), place[labels], strict=True)
-                    if (m < 0 and p >= 0) or m in words
-                }
-                if pieces:
-                    words[k] = self._written(k, _sum(sorted(pieces)))
-            if len(words) == before:
-                return words
+        left = list(self.makers[group])
+        while left:
+            k = left.pop(0)
+            labels, factors = _flat(self.sources[k])
+            makers = self._image_of(labels)
+            pieces = {
+                ("v" if m < 0 else words[m], f)
+                for m, f, p in zip(makers.tolist(), factors.tolist(), place[labels], strict=True)
+                if (m < 0 and p >= 0) or m in words
+            }
+            written = self._written(k, _sum(sorted(pieces)))
+            if words.get(k) != written:
+                words[k] = written
+                left += self.makers_of_images[k]
+        return words
 
     def _written(self, block: int, what: str) -> str:
         image = self.blocks[block].of
@@ -238,9 +260,39 @@ class _Families:
                     yield _move(of, factor, places, words[maker])
 
 
+def without_effect(
+    families: Sequence[ShiftFamily], shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Return the weights of which every entry can move alone.
+
+    Args:
+        families: all there are.
+        shapes: of the weights, by name.
+    """
+    found = []
+    for name, shape in shapes.items():
+        own = [f for f in families if name in f.names]
+        count = sum(f.count for f in own)
+        alone = all(len(f.moves) == 1 and not f.moves[0].free for f in own)
+        if own and alone and count == math.prod(shape):
+            found.append(name)
+    return found
+
+
 def _move(of: Weight, factor: float, places: Ints, words: str) -> ShiftMove:
     fraction = Fraction(factor).limit_denominator(10**6)
-    return ShiftMove(of.name, fraction, torch.from_numpy(places.copy()), of.free, words)
+    return ShiftMove(of.name, fraction, torch.from_numpy(_short(places)), of.free, words)
+
+
+def _short(places: Ints) -> Ints:
+    """Give size 1 to the axes along which places do not vary, but for those of one number only."""
+    if places.ndim < 2:
+        return places.copy()
+    for a in range(places.ndim - 1):
+        first = places.take([0], a)
+        if (places == first).all():
+            places = first
+    return places.copy()
 
 
 def _first_positive(moves: Sequence[ShiftMove]) -> Sequence[ShiftMove]:
@@ -270,6 +322,7 @@ def _sum(pieces: Sequence[tuple[str, float]]) -> str:
         word = pieces[0][0]
         return word if word.isidentifier() else f"({word})"
     text = " ".join(
-        f"{'-' if f < 0 else '+'} {'' if abs(f) == 1 else f'{abs(f):g} '}{word}" for word, f in pieces
+        f"{'-' if f < 0 else '+'} {'' if abs(f) == 1 else f'{abs(f):g} '}{word}"
+        for word, f in pieces
     )
     return f"({text.removeprefix('+ ')})"

@@ -180,7 +180,7 @@ class _Solver:
 
     def _reduce(self) -> bool:
         """Merge what is equal, and drop what is 0; return whether anything changed."""
-        changed, kept = False, []
+        changed, kept, pairs = False, [], []
         for rows in self.rows:
             rows = self._normal(rows)
             count = (rows.factors != 0).sum(1)
@@ -190,14 +190,15 @@ class _Solver:
                 changed = True
             equal = (count == 2) & (np.abs(rows.factors.sum(1)) < _TINY)
             if equal.any():
-                self._join(rows.labels[equal, 0], rows.labels[equal, 1])
-                changed = True
+                pairs.append(rows.labels[equal, :2])
             left = (count > 2) | ((count == 2) & ~equal)
             if left.any():
                 kept.append(rows.taken(left))
         self.rows = kept
+        if pairs:
+            self._join(*np.concatenate(pairs).T)
         self._spread_zeros()
-        return changed
+        return changed or bool(pairs)
 
     def _normal(self, rows: Rows) -> Rows:
         """Write rows with one term for each class, those that count first."""
@@ -402,7 +403,8 @@ class _Solver:
         if only.all(1).any() or counts.sum() > _LARGEST_CORE:
             which = only.all(1) if only.all(1).any() else np.ones(len(rows), bool)
             labels = rows.labels[which][counts[which]]
-            if not any([self._inverts(int(x)) for x in np.unique(labels) if image[x]]):
+            turned = [x for x in np.unique(labels) if image[x] and self._inverts(int(x))]
+            if not turned:
                 self._stop(labels.tolist())
             return None
         labels = np.unique(rows.labels[counts])
@@ -450,12 +452,14 @@ class _Solver:
         if isinstance(self.unknowns.blocks[block].of, Image):
             return block
         return next(
-            k for k in self.inverted if (self.unknowns.blocks[k].of.rows == number).any()  # type: ignore[union-attr]
+            k
+            for k in self.inverted
+            if (self.unknowns.blocks[k].of.rows == number).any()  # type: ignore[union-attr]
         )
 
 
 def _preferences(unknowns: Unknowns) -> Ints:
-    """Say what rather follows others: running means, then weights that are used late, never maps."""
+    """Say what rather follows others: running means, then weights used late, and never maps."""
     found = np.zeros(unknowns.count + 1, np.int64)
     for place, index in reversed([*enumerate(unknowns.seen)]):
         found[index] = 1 + place  # of the first operation that takes it up

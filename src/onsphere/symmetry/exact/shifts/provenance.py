@@ -4,15 +4,14 @@ Two such tensors that come about in the same way hold the same, in this run or i
 recipes have the same number. So ``W @ v`` is one unknown wherever it is met.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
+from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, short_name
 from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import covers_storage, key_of
 
@@ -54,41 +53,34 @@ class Provenance:
         return self._recipes.get(key_of(tensor), {}).get(_place(tensor))
 
     def follow(
-        self,
-        func: Any,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        results: Sequence[Tensor],
-        written: Iterable[int],
+        self, func: Any, given: Sequence[Any], results: Sequence[Tensor], written: Iterable[int]
     ) -> None:
         """Describe the results of an operation, if none of its inputs depends on data.
 
         Args:
             func: the operation.
-            args: its positional arguments.
-            kwargs: its keyword arguments.
-            results: what it returned.
+            given: its arguments, lists unpacked.
+            results: the tensors that it returned.
             written: memories that it wrote into.
         """
-        short = func._schema.name.removeprefix("aten::").rstrip("_")
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = [t for t in given if isinstance(t, Tensor)]
         found = [self.of(t) for t in inputs]
-        told = [_told(self, a) for a in tree_leaves((args, kwargs))]
+        data = any(r is None for r in found) or torch.Tag.nondeterministic_seeded in func.tags
+        told = [] if data else [_told(self, a) for a in given]
         for key in written:  # views of it, too, hold something else now
             self._recipes.pop(key, None)
-        if short == "lift_fresh" and found == [None]:
-            self._literal(results[0])
+        short = short_name(func)
+        if data:
+            if short == "lift_fresh":
+                self._literal(results[0])
             return
-        recipes = [r for r in found if r is not None]
-        if len(recipes) < len(found) or torch.Tag.nondeterministic_seeded in func.tags:
-            return
-        names = tuple(dict.fromkeys(n for r in recipes for n in r.names))
+        names = tuple(dict.fromkeys(n for r in found if r is not None for n in r.names))
         for i, tensor in enumerate(results):
             base = next(iter(self._recipes.get(key_of(tensor), {}).values()), None)
             if base is not None:  # another view of it
                 number = base.number
-            elif short in _UNCHANGED and is_whole(inputs[0]):
-                number = recipes[0].number
+            elif short in _UNCHANGED and found[0] is not None and is_whole(inputs[0]):
+                number = found[0].number
             else:
                 number = hash((short, i, *told))
             self._write(tensor, Recipe(number, names))

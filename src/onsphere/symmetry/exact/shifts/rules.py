@@ -479,7 +479,9 @@ def gather(op: Operation, run: ShiftTracker) -> TensorShift:
     """Pick along an axis, differently for the others."""
     source, at = op["self"], op["index"]
     axis = axis_of(op)
-    if any(a != b for d, (a, b) in enumerate(zip(source.shape, at.shape, strict=True)) if d != axis):
+    if any(
+        a != b for d, (a, b) in enumerate(zip(source.shape, at.shape, strict=True)) if d != axis
+    ):
         return forbids(op, run)
     return run.unknowns.constant(run.read(source), [axis - source.ndim])
 
@@ -568,7 +570,8 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
         training = True
     run.vanish(weight)
     bias, below = (
-        _shift_of(t, run).moved(1, lambda a: a.reshape((-1, *([1] * space)))) for t in (op["bias"], mean)
+        _shift_of(t, run).moved(1, lambda a: a.reshape((-1, *([1] * space))))
+        for t in (op["bias"], mean)
     )
     if training or mean is None:
         run.centred(given, [-given.ndim, *range(-space, 0)])

@@ -16,7 +16,6 @@ from onsphere.symmetry.exact.operation import (
     covers_storage,
     flat_tensors,
     key_of,
-    written_by,
 )
 from onsphere.symmetry.exact.rules.rearrangements import MOVES
 from onsphere.symmetry.exact.shifts.provenance import Provenance, Recipe
@@ -35,9 +34,7 @@ _KEPT_ROWS = _ALIKE | {"_unsafe_view", "view", "reshape", "squeeze", "unsqueeze"
 class Amounts(Protocol):
     """How far unknowns move in a run on numbers."""
 
-    def learn(
-        self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]
-    ) -> None:
+    def learn(self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]) -> None:
         """Note what an image comes to: a map of its sources."""
 
 
@@ -222,16 +219,21 @@ class ShiftTracker:
 
     # --- following -------------------------------------------------------------------------------
 
-    def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Say what an operation that just ran adds to its results."""
+    def follow(self, op: Operation, given: Sequence[Any], written: set[int]) -> None:
+        """Say what an operation that just ran adds to its results.
+
+        Args:
+            op: the operation.
+            given: its arguments, lists unpacked.
+            written: memories that it wrote into.
+        """
         from onsphere.symmetry.exact.shifts.rules import shifts_of
 
-        op = Operation(self, func, args, dict(kwargs), out)
-        results = flat_tensors(out)
-        written = written_by(func, args, kwargs)
-        self.provenance.follow(func, args, kwargs, results, written)
+        results = flat_tensors(op.result)
+        self.provenance.follow(op.func, given, results, written)
         self._follow_averages(op, results, written)
-        inputs = [t for t in op.tensors() if key_of(t) in self._shifts]
+        inputs = [t for t in given if isinstance(t, Tensor) and key_of(t) in self._shifts]
+        inputs = [t for t in inputs if t.is_floating_point() or t.is_complex()]
         shifts: Any = NO_SHIFT
         if inputs:
             arrays = [a for t in inputs for a in self.read(t).arrays()]
@@ -321,4 +323,3 @@ def places(shape: Sequence[int], axis: int) -> Index:
     """Return numbered places along one axis."""
     wide = [n if a == axis % len(shape) else 1 for a, n in enumerate(shape)]
     return np.arange(shape[axis], dtype=np.int32).reshape(wide)
-

@@ -34,6 +34,7 @@ from onsphere.symmetry.claims import (
 )
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
+from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Trace, trace
 from onsphere.symmetry.limits import (
     on_another_model,
@@ -62,7 +63,7 @@ from onsphere.symmetry.search.reach import followed, unreached
 from onsphere.symmetry.search.reach import without_effect as weights_without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 from onsphere.symmetry.shifts.certificate import certified as certified_shifts
-from onsphere.symmetry.shifts.families import followed_shifts, shift_families, without_effect
+from onsphere.symmetry.shifts.families import families_in, followed_shifts, without_effect
 
 __all__ = ["Audit", "Inputs", "audit"]
 
@@ -133,13 +134,17 @@ def audit(
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
-            shifts = shift_families(model, args, kwargs, output=output)
+            unknowns = Unknowns(kept=traced.kept)
+            families = channel_symmetries(
+                model, args, kwargs, output=output, roles=traced.roles, shifts=unknowns
+            )
+            shifts = [f.family for f in families_in(unknowns)[1]]
             inert = without_effect(shifts, _shapes(model, traced.parameters))
             if inert:
                 traced = trace(model, args, kwargs, output=output, inert=inert)
-            families = channel_symmetries(
-                model, args, kwargs, output=output, inert=inert, roles=traced.roles
-            )
+                families = channel_symmetries(
+                    model, args, kwargs, output=output, inert=inert, roles=traced.roles
+                )
             claims = [dict(v) for v in traced.basis]
             shapes = _shapes(model, traced.parameters)
             findings = _Findings(
@@ -227,7 +232,7 @@ def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFami
     written = {*probe.traced.written, *probe.traced.overwritten, *probe.traced.whole}
     solution, found = followed_shifts(
         probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.others,
-        held=written | unreached(probe.traced),
+        held=written | unreached(probe.traced), kept=probe.traced.kept,
     )  # fmt: skip
     return certified_shifts(probe, solution, found, drawn.near)
 

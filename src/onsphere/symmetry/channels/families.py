@@ -25,6 +25,7 @@ from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
+from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 
 Ints = NDArray[np.int64]
@@ -42,6 +43,7 @@ def channel_symmetries(
     held: Collection[str] = (),
     others: Sequence[Call] = (),
     roles: Mapping[str, frozenset[str]] | None = None,
+    shifts: Unknowns | None = None,
 ) -> list[Family]:
     """Find every scale symmetry of a model by row, column and channel, without numbers.
 
@@ -54,6 +56,7 @@ def channel_symmetries(
         held: weights that no family may scale.
         others: further inputs that the symmetries must hold for.
         roles: what the model does with its weights, as a trace tells.
+        shifts: takes what these runs demand of shifts.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
@@ -61,7 +64,7 @@ def channel_symmetries(
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    done = _followed(model, args, kwargs, output, inert, held, others, roles or {})
+    done = _followed(model, args, kwargs, output, inert, held, others, roles or {}, shifts)
     return _Solution(done, kinds_of(done.channels)).families()
 
 
@@ -95,6 +98,7 @@ def _followed(
     fixed: Collection[str],
     others: Sequence[Call],
     roles: Mapping[str, frozenset[str]],
+    shifts: Unknowns | None,
 ) -> _Followed:
     parameters, buffers = weights(model)
     held = {**parameters, **buffers}
@@ -112,8 +116,9 @@ def _followed(
             fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs = runs_on(
-        model, calls, system, output=output, inert=inert, starts=Starts(channels, fields)
-    )
+        model, calls, system, output=output, inert=inert, starts=Starts(channels, fields),
+        shifts=shifts,
+    )  # fmt: skip
     channels.finish()
     sites = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
     beside_eps = [fields for fields in sites if fields.terms]

@@ -92,6 +92,7 @@ class Trace:
         written: buffers that the model writes while it runs.
         overwritten: parameters that it writes while it runs.
         moving: buffers that it writes and that act on the output, too.
+        kept: matrices that only meet data in products, and which of their axes these keep.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
             entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
             with so many heads).
@@ -124,6 +125,7 @@ class Trace:
     jumping: frozenset[str] = frozenset()
     met: tuple[frozenset[str], ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 @on_gathered
@@ -388,7 +390,18 @@ def _concluded(
         met=tuple(frozenset(bare_name(n) for n in parameters if run.used(n)) for run in runs),
         operations=tuple(run.tracer.operations for run in runs),
         roles={bare_name(n): _roles(n, runs) for n in parameters},
+        kept={bare_name(n): a for n in parameters if (a := _kept(n, runs)) is not None},
     )
+
+
+def _kept(name: str, runs: Sequence[Run]) -> int | None:
+    """Return the axis of a matrix that all products keep, if nothing else is done with it."""
+    strides = {s for run in runs for s in run.tracer.kept.get(key_of(run.held[name]), set())}
+    matrix = runs[0].held[name]
+    if matrix.ndim != 2 or len(strides) != 1 or not matrix.is_contiguous():
+        return None
+    (stride,) = strides
+    return matrix.stride().index(stride) if stride in matrix.stride() else None
 
 
 def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[EpsSite, ...]:

@@ -222,7 +222,7 @@ def _move_words(move: ShiftMove, family: ShiftFamily, shape: Sequence[int]) -> s
         first, last = int(taken[0]), int(taken[-1])
         run = last - first + 1 == len(taken) and move.places.ndim == 1
         where = f" {first} to {last}" if run else " in part"
-    times = "" if size == 1 else f"{size} "
+    times = "" if size == 1 else f"{size if size.denominator < 1000 else f'{float(size):.4g}'} "
     return f"{move.name}{where} {'-' if move.factor < 0 else '+'} {times}{what}"
 
 

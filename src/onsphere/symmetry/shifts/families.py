@@ -50,6 +50,7 @@ def shift_families(
     output: OutputPicker | None = None,
     others: Sequence[Call] = (),
     held: Collection[str] = (),
+    kept: Mapping[str, int] | None = None,
 ) -> list[ShiftFamily]:
     """Find weights that can move together without changing the function.
 
@@ -60,6 +61,7 @@ def shift_families(
         output: picks the tensors that must not change.
         others: further inputs that it must hold for.
         held: weights and buffers that may not move.
+        kept: matrices that only meet data in products, as a trace tells; it saves time.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -67,7 +69,9 @@ def shift_families(
         >>> [(m.name, int(m.factor), m.map) for m in found.moves], found.count
         ([('0.bias', 1, ''), ('1.bias', -1, '1.weight @ v')], 4)
     """
-    _, found = followed_shifts(model, args, kwargs, output=output, others=others, held=held)
+    _, found = followed_shifts(
+        model, args, kwargs, output=output, others=others, held=held, kept=kept
+    )
     return [f.family for f in found]
 
 
@@ -80,12 +84,28 @@ def followed_shifts(
     output: OutputPicker | None = None,
     others: Sequence[Call] = (),
     held: Collection[str] = (),
+    kept: Mapping[str, int] | None = None,
 ) -> tuple[Solution, list[Found]]:
-    """Return what the operations demand of shifts, solved, and the families; see above."""
-    unknowns = Unknowns(held=frozenset(held))
+    """Return what the operations demand of shifts, solved, and the families.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        others: further inputs that it must hold for.
+        held: weights and buffers that may not move.
+        kept: matrices that only meet data in products, as a trace tells; it saves time.
+    """
+    unknowns = Unknowns(frozenset(held), dict(kept or {}))
     system = Constraints(sum(map(len, weights(model))))
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs_on(model, calls, system, output=output, shifts=unknowns)
+    return families_in(unknowns)
+
+
+def families_in(unknowns: Unknowns) -> tuple[Solution, list[Found]]:
+    """Return what runs demanded of shifts, solved, and the families."""
     solution = solved(unknowns)
     return solution, _Families(solution).found()
 
@@ -202,7 +222,7 @@ class _Families:
         place[labels] = -1
         moves.sort(key=lambda m: (bool(m.map), m.factor < 0))
         size = max((self._size(m) for m in moves), default=1)
-        family = ShiftFamily(tuple(_first_positive(moves)), len(labels), len(labels) * size)
+        family = ShiftFamily(tuple(_in_units_of_first(moves)), len(labels), len(labels) * size)
         return Found(family, labels)
 
     def _size(self, move: ShiftMove) -> int:
@@ -251,7 +271,8 @@ class _Families:
             for factor in np.unique(factors[own >= 0]).tolist():
                 places = np.where(factors == factor, own, -1).reshape(shape)
                 yield _move(of, factor, places, "")
-            for maker in np.unique(makers[factors != 0, slot]).tolist():
+            here = makers[:, slot] >= 0
+            for maker in np.unique(makers[here & (factors != 0), slot]).tolist() if here.any() else ():
                 if maker not in words:
                     continue
                 here = (makers[:, slot] == maker) & (factors != 0)
@@ -295,11 +316,9 @@ def _short(places: Ints) -> Ints:
     return places.copy()
 
 
-def _first_positive(moves: Sequence[ShiftMove]) -> Sequence[ShiftMove]:
-    """Turn all signs where the first weight would move backwards."""
-    if not moves or moves[0].factor > 0:
-        return moves
-    return [ShiftMove(m.name, -m.factor, m.places, m.free, m.map) for m in moves]
+def _in_units_of_first(moves: Sequence[ShiftMove]) -> Sequence[ShiftMove]:
+    """Take as amounts what is added to the first weight."""
+    return [ShiftMove(m.name, m.factor / moves[0].factor, m.places, m.free, m.map) for m in moves]
 
 
 def _flat(terms: Rows) -> tuple[Ints, NDArray[np.float64]]:

@@ -81,12 +81,14 @@ class Solution:
     image: Ints
     inverted: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._row = np.full(len(self.label), -1)
+        self._row[self.pivots.labels] = np.arange(len(self.pivots.labels))
+
     def terms(self, index: NDArray[Any]) -> Rows:
         """Return what unknowns come to: free ones and images, a row for each."""
         labels = self.label[index.ravel()]
-        row = np.full(len(self.label), -1)
-        row[self.pivots.labels] = np.arange(len(self.pivots.labels))
-        at = row[labels]
+        at = self._row[labels]
         wide = max(1, self.pivots.rows.labels.shape[1])
         found = Rows(np.zeros((len(labels), wide), np.int64), np.zeros((len(labels), wide)))
         found.labels[:, 0] = labels
@@ -138,9 +140,7 @@ class _Solver:
 
     def _leave_out(self) -> None:
         """Let nothing move that no operation took up, or that is said in another way."""
-        seen = np.zeros(len(self.zero), bool)
-        for index in self.unknowns.seen:
-            seen[index] = True
+        seen = self.rank > 0
         ways: dict[str, set[str]] = {}
         for b in self.unknowns.blocks:
             if isinstance(b.of, Weight):
@@ -252,7 +252,7 @@ class _Solver:
             self.zero[own] |= still[image.row]
             stopped = self.zero[own] & ~still[image.row]
             if stopped.any():
-                self.zero[image.rows[image.row[stopped]]] = True
+                self.zero[image.rows[np.unique(image.row[stopped])]] = True
         self._spread_zeros()
         return int(self.zero.sum()) > before
 
@@ -311,6 +311,14 @@ class _Solver:
                 labels = self.label[own].tolist()
                 found[own] = [x in seen for x in labels]
                 seen.update(labels)
+        return found
+
+    def _sources_of_maps(self) -> NDArray[np.bool_]:
+        """Return the classes that images depend on."""
+        found = np.zeros(len(self.label), bool)
+        for _, b, image in self.images:
+            if image.words and not self.zero[b.start : b.start + b.size].all():
+                found[self.label[image.rows]] = True
         return found
 
     def _clashes(self) -> bool:
@@ -374,13 +382,14 @@ class _Solver:
         score = np.full(len(self.label), -1)
         np.maximum.at(score, self.label, self.rank)
         score[image] = -1
+        idle = (score == 0) & ~self._sources_of_maps()
         rows = _joined_rows([self._normal(r) for r in self.rows])
         rounds: list[tuple[Ints, Rows]] = []
         while len(rows):
-            taken = _leaves(rows, score)
+            taken = _leaves(rows, score, idle)
             if taken is None:
                 rows = _distinct(rows)
-                taken = _leaves(rows, score)
+                taken = _leaves(rows, score, idle)
             if taken is None:
                 core = self._core(rows, image)
                 if core is None:
@@ -468,7 +477,7 @@ def _preferences(unknowns: Unknowns) -> Ints:
         if not isinstance(b.of, Weight):
             found[own] = -1 if isinstance(b.of, Image) else 0
         elif b.of.buffer:
-            found[own] += len(unknowns.seen)
+            found[own] += len(unknowns.seen) * (found[own] > 0)
     found[-1] = 0
     return found
 
@@ -487,11 +496,23 @@ def _joined_rows(some: Sequence[Rows]) -> Rows:
     )
 
 
-def _leaves(rows: Rows, score: Ints) -> tuple[NDArray[np.bool_], Ints] | None:
-    """Return rows with an unknown that no other row holds, and which of its terms that is."""
+def _leaves(
+    rows: Rows, score: Ints, idle: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], Ints] | None:
+    """Return rows with an unknown that no other row holds, and which of its terms that is.
+
+    Args:
+        rows: what is demanded.
+        score: which unknowns rather follow others; common values and sums have 0, maps -1.
+        idle: sums and common values that nothing else depends on.
+    """
     counts = rows.factors != 0
     degree = np.bincount(rows.labels[counts], minlength=len(score))
-    worth = np.where(counts & (degree[rows.labels] == 1), score[rows.labels], -1)
+    alone = counts & (degree[rows.labels] == 1)
+    named = alone & idle[rows.labels]
+    if named.any():
+        return named.any(1), named[named.any(1)].argmax(1)
+    worth = np.where(alone, score[rows.labels], -1)
     for least in (1, 0):  # weights rather than common values
         best = worth.max(1)
         if (best >= least).any():

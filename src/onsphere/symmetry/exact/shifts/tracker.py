@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -82,6 +83,10 @@ class ShiftTracker:
         shape = tuple(tensor.shape)
         axes = [a for a, n in enumerate(shape) if n > 1]
         total = NO_SHIFT
+        if name in self.unknowns.kept:
+            own = [self.unknowns.kept[name]]
+            self._write(tensor, self._slices(name, shape, own, buffer=buffer))
+            return
         if len(axes) > 1:
             self.matrices.add(name)
             for own in _slices(axes, shape):
@@ -174,8 +179,9 @@ class ShiftTracker:
     def vanish(self, *tensors: Any) -> None:
         """Demand that nothing is added to some tensors."""
         for t in tensors:
-            if isinstance(t, Tensor):
-                self.unknowns.vanish(self.read(t))
+            if isinstance(t, Tensor) and (shift := self.read(t)):
+                self.unknowns.vanish(shift)
+                self._write(t, NO_SHIFT)
 
     def through_a_map(
         self, fields: Fields, wild: Iterable[Index], shape: Sequence[int]
@@ -321,5 +327,9 @@ def once(index: Index) -> Fields:
 
 def places(shape: Sequence[int], axis: int) -> Index:
     """Return numbered places along one axis."""
-    wide = [n if a == axis % len(shape) else 1 for a, n in enumerate(shape)]
-    return np.arange(shape[axis], dtype=np.int32).reshape(wide)
+    return _places(len(shape), axis % len(shape), shape[axis])
+
+
+@cache
+def _places(ndim: int, axis: int, size: int) -> Index:
+    return np.arange(size, dtype=np.int32).reshape([size if a == axis else 1 for a in range(ndim)])

@@ -7,7 +7,7 @@ one map of data together). :mod:`onsphere.symmetry.shifts.solution` solves what 
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
@@ -89,6 +89,8 @@ class Unknowns:
 
     Args:
         held: weights and buffers that may not move.
+        kept: matrices that only meet data in products, and which of their axes these keep: they
+            can move by slices along it, and in no other way.
 
     Attributes:
         blocks: in the order in which they were met.
@@ -100,6 +102,7 @@ class Unknowns:
     """
 
     held: frozenset[str] = frozenset()
+    kept: Mapping[str, int] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     zeros: list[Index] = field(default_factory=list)
     sums: list[tuple[tuple[Fraction, ...], Index]] = field(default_factory=list)
@@ -131,7 +134,7 @@ class Unknowns:
 
     def fork(self) -> "Unknowns":
         """Return the same unknowns for a run of its own, without demands."""
-        twin = Unknowns(self.held, list(self.blocks))
+        twin = Unknowns(self.held, self.kept, list(self.blocks))
         twin._by_key, twin._next = dict(self._by_key), self._next
         return twin
 

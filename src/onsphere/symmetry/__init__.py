@@ -11,6 +11,8 @@ from onsphere.symmetry.claims import (
     MinMedianMax,
     Rescaling,
     ScaleInvariance,
+    ShiftFamily,
+    ShiftMove,
     Slices,
     WeightReport,
 )
@@ -33,6 +35,7 @@ from onsphere.symmetry.rewrite.rescale import (
     with_norms,
     with_vector_norms,
 )
+from onsphere.symmetry.rewrite.shift import ShiftError, shifted
 from onsphere.symmetry.search.shift import Shift
 
 __all__ = [
@@ -59,6 +62,9 @@ __all__ = [
     "Rescaling",
     "ScaleInvariance",
     "Shift",
+    "ShiftError",
+    "ShiftFamily",
+    "ShiftMove",
     "Slices",
     "WeightRanges",
     "WeightReport",
@@ -68,6 +74,7 @@ __all__ = [
     "fold",
     "register_rule",
     "rescaled",
+    "shifted",
     "with_norms",
     "with_vector_norms",
 ]

@@ -130,6 +130,7 @@ def audit(
     from onsphere.report.progress import staged
 
     _check_numbers(model)
+    others: list[Call] = []
     with staged(progress, STAGES) as say, plain_execution():
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
@@ -154,8 +155,10 @@ def audit(
             found = _concluded(model, traced, findings)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            found = _concluded(model, *_investigated(probe, args, kwargs, search_seconds, say))
-    inputs = Inputs(args, kwargs, output, ModelReference(model))
+            traced, findings, others = _investigated(probe, args, kwargs, search_seconds, say)
+            found = _concluded(model, traced, findings)
+    same = tuple(x for x in others if x.state is None)
+    inputs = Inputs(args, kwargs, output, ModelReference(model), same)
     with unchanged(traced.outside):
         kept = sorted(embeddings_and_heads(model, inputs))
     return replace(found, inputs=inputs, embeddings_and_heads=kept)
@@ -194,13 +197,15 @@ def _investigated(
     kwargs: Mapping[str, Any],
     search_seconds: float,
     say: Callable[[str], None],
-) -> tuple[Trace, _Findings]:
+) -> tuple[Trace, _Findings, list[Call]]:
     """Certify what the units claim, and find what only numbers can tell."""
     say("comparing the run in float64 with the model")
     differs = difference(probe, args, kwargs)
     if differs is not None:
-        return probe.traced, _Findings(
-            [], [], limits=[*on_reads(probe.traced), on_another_model(differs)]
+        return (
+            probe.traced,
+            _Findings([], [], limits=[*on_reads(probe.traced), on_another_model(differs)]),
+            [],
         )
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
@@ -211,7 +216,7 @@ def _investigated(
     except NoGradients as error:
         found = _without_gradients(probe, str(error), runs, drawn, say)
     conditions += on_unreached(unreached(probe.traced) | found.unreached)
-    return probe.traced, replace(found, conditions=conditions)
+    return probe.traced, replace(found, conditions=conditions), others
 
 
 def _families(

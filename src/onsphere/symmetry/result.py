@@ -21,7 +21,7 @@ from onsphere.symmetry.claims import (
     ScaleInvariance,
     ShiftFamily,
 )
-from onsphere.symmetry.exact.trace import UnknownOp
+from onsphere.symmetry.exact.trace import Call, UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
 from onsphere.symmetry.weight_decay import shrinkable
@@ -50,12 +50,14 @@ class Inputs:
         kwargs: keyword inputs.
         output: picks the tensors to keep fixed.
         model: which model that was.
+        others: further inputs on which its operations were followed, with its own weights.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     output: OutputPicker | None
     model: ModelReference = field(default_factory=ModelReference, repr=False)
+    others: tuple[Call, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -189,9 +189,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
 
-    def _note_kept(
-        self, short: str, tensors: Sequence[Tensor], results: Sequence[Tensor]
-    ) -> None:
+    def _note_kept(self, short: str, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Note of weights how far apart the rows are that a product keeps; 0 for any other use."""
         views = {key_of(t) for t in results}
         for i, tensor in enumerate(tensors):

@@ -272,7 +272,9 @@ class _Families:
                 places = np.where(factors == factor, own, -1).reshape(shape)
                 yield _move(of, factor, places, "")
             here = makers[:, slot] >= 0
-            for maker in np.unique(makers[here & (factors != 0), slot]).tolist() if here.any() else ():
+            for maker in (
+                np.unique(makers[here & (factors != 0), slot]).tolist() if here.any() else ()
+            ):
                 if maker not in words:
                     continue
                 here = (makers[:, slot] == maker) & (factors != 0)

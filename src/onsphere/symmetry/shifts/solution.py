@@ -115,6 +115,7 @@ class _Solver:
         self.zero[-1] = True  # NOTHING
         self.label = np.arange(count + 1)
         self.inverted: set[int] = set()
+        self.circular: set[int] = set()
         self.images = [
             (k, b, b.of) for k, b in enumerate(unknowns.blocks) if isinstance(b.of, Image)
         ]
@@ -166,11 +167,13 @@ class _Solver:
                 continue
             image = self._images_of_classes()
             found = Solution(self.unknowns, self.zero, self.label, pivots, image, self.inverted)
-            circle = self._circle(found)
+            circle = {*self._circle(found)}
             if not circle:
                 return found
-            for k in circle:
-                self._stop_sources(self.unknowns.blocks[k])
+            if circle <= self.circular:
+                for k in circle:
+                    self._stop_sources(self.unknowns.blocks[k])
+            self.circular |= circle
 
     # --- zeros and equals ------------------------------------------------------------------------
 
@@ -335,22 +338,22 @@ class _Solver:
         for labels in in_rows:
             used[labels] = True
         tied = np.union1d(self.label[tied], self.label[np.flatnonzero(bundles & used[self.label])])
-        twice = np.array([x for x in twice if not self._inverts(int(x))], np.int64)
-        if len(twice) or len(tied):
-            self._stop([*twice.tolist(), *tied.tolist()])
-            return True
-        return False
+        if len(twice) and self._inverts(twice):
+            twice = twice[:0]
+        self._stop([*twice.tolist(), *tied.tolist()])
+        return bool(len(twice) or len(tied))
 
-    def _inverts(self, label: int) -> bool:
-        """Read images of a class the other way round, where nothing else uses their sources."""
-        members = np.flatnonzero((self.label == label) & self.is_image & ~self.zero)
-        starts = np.array([b.start for b in self.unknowns.blocks])
-        done = False
-        for k in np.unique(np.searchsorted(starts, members, "right") - 1).tolist():
-            if k not in self.inverted and self._may_invert(k):
+    def _inverts(self, labels: Ints) -> bool:
+        """Read images of some classes the other way round, where that can be; say if it could."""
+        wanted = np.zeros(len(self.label), bool)
+        wanted[labels] = True
+        before = len(self.inverted)
+        for k, b, image in self.images:
+            own = self.label[b.start : b.start + b.size]
+            new = image.by_entry and k not in self.inverted
+            if new and wanted[own].any() and not self.zero[own].any() and self._may_invert(k):
                 self.inverted.add(k)
-                done = True
-        return done
+        return len(self.inverted) > before
 
     def _may_invert(self, number: int) -> bool:
         block = self.unknowns.blocks[number]
@@ -383,13 +386,17 @@ class _Solver:
         np.maximum.at(score, self.label, self.rank)
         score[image] = -1
         idle = (score == 0) & ~self._sources_of_maps()
+        shy = np.zeros(len(score), bool)  # weights do not follow what may come from themselves
+        for k in self.circular:
+            b = self.unknowns.blocks[k]
+            shy[self.label[b.start : b.start + b.size]] = True
         rows = _joined_rows([self._normal(r) for r in self.rows])
         rounds: list[tuple[Ints, Rows]] = []
         while len(rows):
-            taken = _leaves(rows, score, idle)
+            taken = _leaves(rows, score, idle, shy)
             if taken is None:
                 rows = _distinct(rows)
-                taken = _leaves(rows, score, idle)
+                taken = _leaves(rows, score, idle, shy)
             if taken is None:
                 core = self._core(rows, image)
                 if core is None:
@@ -412,8 +419,7 @@ class _Solver:
         if only.all(1).any() or counts.sum() > _LARGEST_CORE:
             which = only.all(1) if only.all(1).any() else np.ones(len(rows), bool)
             labels = rows.labels[which][counts[which]]
-            turned = [x for x in np.unique(labels) if image[x] and self._inverts(int(x))]
-            if not turned:
+            if not self._inverts(labels):
                 self._stop(labels.tolist())
             return None
         labels = np.unique(rows.labels[counts])
@@ -497,7 +503,7 @@ def _joined_rows(some: Sequence[Rows]) -> Rows:
 
 
 def _leaves(
-    rows: Rows, score: Ints, idle: NDArray[np.bool_]
+    rows: Rows, score: Ints, idle: NDArray[np.bool_], shy: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], Ints] | None:
     """Return rows with an unknown that no other row holds, and which of its terms that is.
 
@@ -505,6 +511,7 @@ def _leaves(
         rows: what is demanded.
         score: which unknowns rather follow others; common values and sums have 0, maps -1.
         idle: sums and common values that nothing else depends on.
+        shy: maps; where a row holds one of these, a sum follows the weights and not the reverse.
     """
     counts = rows.factors != 0
     degree = np.bincount(rows.labels[counts], minlength=len(score))
@@ -513,6 +520,8 @@ def _leaves(
     if named.any():
         return named.any(1), named[named.any(1)].argmax(1)
     worth = np.where(alone, score[rows.labels], -1)
+    turned = (counts & shy[rows.labels]).any(1) & (worth == 0).any(1)
+    worth[turned] = np.where(worth[turned] == 0, 1, -1)
     for least in (1, 0):  # weights rather than common values
         best = worth.max(1)
         if (best >= least).any():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.symmetry.exact.field_memory import place_of
-from onsphere.symmetry.exact.fields import NONE, Fields, Index, compressed, joined
+from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, Index, compressed, joined
 from onsphere.symmetry.exact.operation import HUGE, Operation, flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import MOVES, axis_of, picked, result_of
 from onsphere.symmetry.exact.rules.table import RULES, empty, entry_of, makes
@@ -350,7 +350,7 @@ def convolution(op: Operation, run: ShiftTracker) -> TensorShift:
     ndim = result_of(op).ndim
     transposed = bool(op["transposed"])
     groups = int(op["groups"] or 1)
-    found = _moved_filters(op, run, given, weight, transposed=transposed)
+    found = _moved_filters(op, run, weight, groups, transposed=transposed)
     shift = run.read(given)
     if shift:
         shift = run.unknowns.constant(shift, range(-space, 0))
@@ -422,9 +422,12 @@ class _Filters:
 
 
 def _moved_filters(
-    op: Operation, run: ShiftTracker, given: Tensor, weight: Tensor, *, transposed: bool
+    op: Operation, run: ShiftTracker, weight: Tensor, groups: int, *, transposed: bool
 ) -> TensorShift:
-    """Return what moving filters adds: something that nobody knows, by filter."""
+    """Return what moving filters adds: something that nobody knows, by filter.
+
+    Filters of one group meet the same channels; those of another group meet others.
+    """
     space, shape = weight.ndim - 2, result_of(op).shape
     found = NO_SHIFT
     for number, part in run.read(weight):
@@ -434,6 +437,8 @@ def _moved_filters(
             run.unknowns.vanish(TensorShift({number: part}))
             continue
         wild = [places(shape, a) for a in range(len(shape)) if a != len(shape) - space - 1]
+        group = np.repeat(np.arange(groups, dtype=np.int32), weight.shape[0] // groups)
+        wild.append(compressed(group).reshape((-1, *([1] * space))))
         a = padded(run.unknowns.total(part.fields), weight.ndim)
         rows = a.reshape(a.shape[0], -1)
         by_filter = run.unknowns.bundle(rows).reshape((-1, *([1] * space)))
@@ -544,7 +549,7 @@ def group_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     given: Tensor = op["input"]
     space = given.ndim - 2
     groups = int(op["group"])
-    batch, width = given.shape[:2]
+    width = given.shape[1]
 
     def move(a: NDArray[Any]) -> NDArray[Any]:
         if a.shape[1] == 1:
@@ -688,7 +693,7 @@ def concatenates(op: Operation, run: ShiftTracker) -> TensorShift:
     if len({t.ndim for t in tensors}) != 1:
         return forbids(op, run)
     axis = int(op["dim"] or 0) % tensors[0].ndim
-    return _joined(run, [(run.read(t), tuple(t.shape)) for t in tensors], axis)
+    return _joined([(run.read(t), tuple(t.shape)) for t in tensors], axis)
 
 
 def stacks(op: Operation, run: ShiftTracker) -> TensorShift:
@@ -699,12 +704,10 @@ def stacks(op: Operation, run: ShiftTracker) -> TensorShift:
     for t in tensors:
         shift = run.read(t).moved(t.ndim, lambda a: np.expand_dims(a, axis))
         parts.append((shift, (*t.shape[:axis], 1, *t.shape[axis:])))
-    return _joined(run, parts, axis)
+    return _joined(parts, axis)
 
 
-def _joined(
-    run: ShiftTracker, parts: Sequence[tuple[TensorShift, tuple[int, ...]]], axis: int
-) -> TensorShift:
+def _joined(parts: Sequence[tuple[TensorShift, tuple[int, ...]]], axis: int) -> TensorShift:
     found = {}
     for number in dict.fromkeys(n for shift, _ in parts for n, _ in shift):
         own = [(shift.parts.get(number, Part()), shape) for shift, shape in parts]
@@ -719,6 +722,27 @@ def _joined(
             wild.append(joined(marks, axis).terms[0][1])
         found[number] = Part(fields, tuple(wild))
     return TensorShift(found)
+
+
+def pads(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Add constants at the ends of axes, to which nothing is added."""
+    given: Tensor = op["self"]
+    amounts = [int(n) for n in op["pad"]]
+    ends = {given.ndim - 1 - k: tuple(amounts[2 * k : 2 * k + 2]) for k in range(len(amounts) // 2)}
+
+    def move(a: NDArray[Any]) -> NDArray[Any]:
+        for axis, (before, after) in ends.items():
+            if before or after:
+                wide = [given.shape[axis] if d == axis else n for d, n in enumerate(a.shape)]
+                a = np.broadcast_to(a, wide)
+                cut = slice(max(-before, 0), a.shape[axis] - max(-after, 0))
+                a = a[(slice(None),) * axis + (cut,)]
+                widths = [(0, 0)] * a.ndim
+                widths[axis] = (max(before, 0), max(after, 0))
+                a = np.pad(a, widths, constant_values=NOTHING)
+        return a
+
+    return run.read(given).moved(given.ndim, move)
 
 
 def where(op: Operation, run: ShiftTracker) -> TensorShift:
@@ -816,6 +840,7 @@ _TABLE: list[tuple[ShiftRule, str]] = [
     """),
     (concatenates, "cat concat"),
     (stacks, "stack"),
+    (pads, "constant_pad_nd"),
     (where, "where"),
     (masks, "masked_fill"),
 ]  # fmt: skip

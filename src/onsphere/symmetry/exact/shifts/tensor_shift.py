@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.fields import NONE, Fields, Index
+from onsphere.symmetry.exact.fields import NONE, Fields, Index, compressed
 
 PLAIN = 0
 """The map of what is known entry by entry."""
@@ -39,7 +39,7 @@ class Part:
 
     def moved(self, ndim: int, move: Callable[[NDArray[Any]], Index]) -> "Part":
         """Return the part after a move of the axes of its tensor."""
-        places = (move(padded(w, ndim)) for w in self.wild)
+        places = (compressed(move(padded(w, ndim))) for w in self.wild)
         return Part(self.fields.moved(ndim, move), tuple(p for p in places if p.size > 1))
 
     def is_wild(self, axis: int) -> bool:

@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.fields import Fields, Index, within_limit
+from onsphere.symmetry.exact.fields import Fields, Index, TooLargeError, within_limit
 from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, padded, varies
+
+MOST_IMAGES = 1_000_000
+MOST_BUNDLES = 100_000
+"""Where more unknowns would come about at once, nothing may move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,8 +218,10 @@ class Unknowns:
             words: how to write it.
             by_entry: whether nothing is mixed.
         """
-        rows, row = _rows(sources, shape)
         wide = [n for n in shape if n > 1]
+        if math.prod(wide) > MOST_IMAGES:
+            raise TooLargeError
+        rows, row = _rows(sources, shape)
         map_ = (key, *wide, rows.shape, _digest(row))
         told = ("image", map_, _digest(rows))
         return self.block(told, wide, Image(rows, row, by_entry, words, map_))[0]
@@ -229,6 +235,8 @@ class Unknowns:
         if sources.shape[-1] == 1:
             return sources[..., 0]
         shape = sources.shape[:-1]
+        if math.prod(shape) > MOST_BUNDLES:
+            raise TooLargeError
         rows, row = _rows(sources, shape)
         told = ("bundle", *(n for n in shape if n > 1), rows.shape, _digest(rows))
         return self.block(told, shape, Image(rows, row))[0].index().reshape(shape)

@@ -1,0 +1,131 @@
+r"""Other offsets, the same function: a copy of a model moved along its families of shifts.
+
+What is measured of a model and differs in such a copy depends on how offsets are written down, and
+not on the function: norms of biases, means of rows, distances between checkpoints.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onsphere._torch.execution import (
+    bare_name,
+    call,
+    gradients_as_used,
+    leaf_as,
+    plain_execution,
+    weights,
+)
+from onsphere._torch.materialize import gathered
+from onsphere._torch.substitution import kept, unchanged
+from onsphere.errors import OnsphereError
+from onsphere.symmetry.audit_result import Audit
+from onsphere.symmetry.claims import ShiftFamily
+from onsphere.symmetry.exact.trace import trace
+from onsphere.symmetry.rewrite.modes import other_mode
+from onsphere.symmetry.shifts.amounts import Amounts, learn
+from onsphere.symmetry.shifts.families import followed_shifts
+
+
+class ShiftError(OnsphereError, ValueError):
+    """A model cannot be shifted by this audit; the message says why."""
+
+
+def shifted(
+    model: nn.Module,
+    audit: Audit,
+    families: Sequence[ShiftFamily] | None = None,
+    *,
+    size: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    r"""Return a copy of a model with other offsets that computes the same function.
+
+    Along each family :math:`p_i \leftarrow p_i + D_i v` with random amounts :math:`v`, all at once.
+
+    Args:
+        model: the audited model, in the mode it was audited in.
+        audit: its audit, which still holds its inputs: the maps :math:`D_i` are read off a run.
+        families: some of ``audit.shift_families``; all without.
+        size: standard deviation of the amounts, in the units of the weights.
+        generator: source of the random numbers; seeded with 0 if not given.
+
+    Returns:
+        The copy: the same up to rounding, which is that of the model's own type.
+
+    Raises:
+        ShiftError: the audit is of another model or mode, was read from a file, or found no family;
+            a family that is not among them; a model on the meta device, or one that cannot be
+            copied.
+
+    Example:
+        >>> from onsphere.symmetry import audit
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)).eval()
+        >>> x = torch.ones(1, 2)
+        >>> twin = shifted(net, audit(net, x))
+        >>> torch.equal(twin[0].bias, net[0].bias), torch.allclose(twin(x), net(x), atol=1e-5)
+        (False, True)
+    """
+    if words := other_mode(model, audit):
+        raise ShiftError(words)
+    wanted = audit.shift_families if families is None else families
+    if not wanted:
+        raise ShiftError("the model has no family of shifts: there is no other copy of it")
+    if any(f not in audit.shift_families for f in wanted):
+        raise ShiftError("a family is not of this audit; take some of audit.shift_families")
+    if audit.inputs is None:
+        raise ShiftError(
+            "this audit holds no inputs (it was read from a file), and the model has to be run; "
+            "audit it again"
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise ShiftError("the model is on the meta device, where there is nothing to add to")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        first = (str(error) or repr(error)).splitlines()[0]
+        raise ShiftError(f"the model cannot be copied ({first})") from error
+    with torch.no_grad(), gathered(twin, write=True) as inner:
+        own = {bare_name(n): t for n, t in [*inner.named_parameters(), *inner.named_buffers()]}
+        for name, added in _added(inner, audit, wanted, size, generator).items():
+            own[name].add_(added.to(own[name]))
+    return twin
+
+
+def _added(
+    model: nn.Module,
+    audit: Audit,
+    wanted: Sequence[ShiftFamily],
+    size: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Return what is added to each weight and buffer."""
+    assert audit.inputs is not None
+    args, kwargs, output = audit.inputs.args, audit.inputs.kwargs, audit.inputs.output
+    others = audit.inputs.others
+    traced = trace(model, args, kwargs, output=output, others=others)
+    held = {*traced.written, *traced.overwritten, *traced.whole}
+    solution, found = followed_shifts(
+        model, args, kwargs, output=output, others=others, held=held, kept=traced.kept
+    )
+    moves = {f.moves for f in wanted}
+    labels = [f.labels for f in found if f.family.moves in moves]
+    if len(labels) < len(moves):
+        raise ShiftError("the model is not the audited one: audit it again")
+    amounts = Amounts(solution, np.concatenate(labels), generator, size)
+    parameters, persistent = weights(model)
+    leaves = {n: leaf_as(p, p.detach().clone()) for n, p in parameters.items()}
+    buffers = {n: t.clone() for n, t in model.named_buffers()}
+
+    def run() -> None:
+        fresh = {n: t.clone() for n, t in buffers.items()}
+        autograd = gradients_as_used(model, traced.differentiates)
+        with plain_execution(), autograd, unchanged(traced.outside):
+            call(model, {**leaves, **fresh}, args, dict(kwargs), lambda _: None, kept)
+
+    learn(amounts, run, leaves, buffers, persistent)
+    return amounts.added()

@@ -1,0 +1,245 @@
+"""Weights that move together: which there must be, and that numbers find neither more nor less."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onsphere.symmetry import audit, shifted
+from onsphere.symmetry.shifts.families import shift_families
+from symmetry.shifts.oracle import null_dimension
+
+
+def _vectors(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.randn(*shape, dtype=torch.float64, generator=g)
+
+
+def _tokens(g: torch.Generator) -> Tensor:
+    return torch.randint(0, 11, (3, 5), generator=g)
+
+
+FLAT, IMAGE, SEQUENCE = _vectors(7, 3), _vectors(2, 3, 7, 7), _vectors(2, 5, 8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, and what can move together in it.
+
+    Args:
+        name: in words.
+        build: makes it.
+        families: names with a sign (or what is made of ``v``), for each family.
+        draw: makes inputs.
+        training: its mode.
+        complete: whether the null space of vectors holds nothing else.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    families: list[list[str]]
+    draw: Callable[[torch.Generator], Tensor] = FLAT
+    training: bool = True
+    complete: bool = True
+    wide: dict[str, int] = field(default_factory=dict)
+
+
+def _conv(*rest: nn.Module, **options: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3, **options), *rest)
+
+
+class Block(nn.Module):
+    """A pre-norm block of a transformer; queries, keys and values apart."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.n1(x)
+        q, k, v = (f(h).unflatten(-1, (2, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        x = x + self.o(mixed)
+        return x + self.down(F.gelu(self.up(self.n2(x))))
+
+
+class Decoder(nn.Module):
+    """Token and position embeddings, a block, a norm, a head; maybe a reader without a norm."""
+
+    def __init__(self, reader: bool = False, tied: bool = False, centred: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.position = nn.Parameter(torch.randn(1, 5, 8))
+        self.block = Block()
+        self.norm = nn.LayerNorm(8) if centred else nn.RMSNorm(8)
+        self.head = nn.Linear(8, 11)
+        self.reader = nn.Linear(8, 20) if reader else None
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        x = self.block(self.embed(tokens) + self.position)
+        logits = self.head(self.norm(x))
+        return (logits,) if self.reader is None else (logits, self.reader(x))
+
+
+class HandWritten(nn.Module):
+    """LayerNorm written out, behind a scaled branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 6)
+        self.scale, self.head = nn.Parameter(torch.rand(6) + 0.5), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.a(x))
+        h = h + self.scale * self.b(h)
+        h = h - h.mean(-1, keepdim=True)
+        h = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return self.head(h)
+
+
+class Pooled(nn.Module):
+    """A shift passes pooling, resizing, concatenation and slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(6, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = F.max_pool2d(self.a(x), 2)
+        b = F.interpolate(F.avg_pool2d(self.b(x), 2), scale_factor=2, mode="bilinear")
+        both = torch.cat([a.mean((2, 3)), b.mean((2, 3))], 1)
+        return self.head(both[:, 1:7])
+
+
+class Shared(nn.Module):
+    """The same map twice, and a bias that two readers take up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.map = nn.Linear(3, 6), nn.Linear(6, 6)
+        self.left, self.right = nn.Linear(6, 8), nn.Linear(6, 9)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.map(torch.tanh(self.first(x)))
+        return self.left(h), self.right(h).softmax(-1)
+
+
+CASES = [
+    Case("conv and batch norm in training", lambda: _conv(nn.BatchNorm2d(4), nn.ReLU()),
+         [["0.bias"]], IMAGE),
+    Case("conv and batch norm in evaluation", lambda: _conv(nn.BatchNorm2d(4), nn.ReLU()),
+         [["0.bias", "1.running_mean"],
+          ["1.running_mean", "1.bias + (1.weight / sqrt(1.running_var)) * v"]], IMAGE, False),
+    Case("batch norm without gain in evaluation",
+         lambda: _conv(nn.BatchNorm2d(4, affine=False), nn.ReLU()),
+         [["0.bias", "1.running_mean"]], IMAGE, False),
+    Case("a linear map in front of a nonlinearity",
+         lambda: nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 5)), []),
+    Case("the bias of batch norm and of the next map",
+         lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5)),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]]),
+    Case("a chain of three maps",
+         lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 6)),
+         [["0.bias", "2.bias - 2.weight @ 1.weight @ v"], ["1.bias", "2.bias - 2.weight @ v"]]),
+    Case("in front of a convolution",
+         lambda: _conv(nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3)),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]], IMAGE),
+    Case("in front of zero padding",
+         lambda: _conv(nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1)), [["0.bias"]], IMAGE),
+    Case("in front of reflected padding",
+         lambda: _conv(nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect")),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]], IMAGE),
+    Case("in front of groups", lambda: _conv(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3, groups=2)),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]], IMAGE),
+    Case("in front of a depthwise convolution",
+         lambda: _conv(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4)),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]], IMAGE),
+    Case("in front of a transposed convolution",
+         lambda: _conv(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 5, 3)), [["0.bias"]], IMAGE),
+    Case("in front of a transposed convolution of one place",
+         lambda: _conv(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 1, groups=2)),
+         [["0.bias"], ["1.bias", "2.bias - 2.weight @ v"]], IMAGE),
+    Case("layer norm", lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.ReLU()),
+         [["0.weight"], ["0.bias"]]),
+    Case("group norm", lambda: nn.Sequential(nn.Linear(3, 6), nn.GroupNorm(2, 6), nn.ReLU()),
+         [["0.weight"], ["0.bias"]]),
+    Case("instance norm", lambda: _conv(nn.InstanceNorm2d(4), nn.ReLU()), [["0.bias"]], IMAGE),
+    Case("root mean square", lambda: nn.Sequential(nn.Linear(3, 6), nn.RMSNorm(6), nn.ReLU()), []),
+    Case("softmax", lambda: nn.Sequential(nn.Linear(3, 6), nn.Softmax(-1)),
+         [["0.weight"], ["0.bias"]]),
+    Case("a gain, then layer norm written out", HandWritten,
+         [["b.bias"]]),
+    Case("pooling, resizing and slices", Pooled,
+         [["a.bias 0 to 0"], ["a.bias", "head.bias - head.weight @ v"], ["b.bias 3 to 3"],
+          ["b.bias", "head.bias - head.weight @ v"]], IMAGE),
+    Case("two readers, one before a softmax", Shared,
+         [["map.bias", "left.bias - left.weight @ v", "right.bias - right.weight @ v"],
+          ["right.weight"], ["right.bias"]]),
+    Case("a decoder whose readers all centre", Decoder, [
+        ["position"], ["embed.weight", "position - v"], ["embed.weight"], ["block.k.bias"],
+        ["block.n1.bias", "block.q.bias - block.q.weight @ v", "block.v.bias - block.v.weight @ v"],
+        ["block.v.bias", "block.o.bias - block.o.weight @ v"], ["block.o.weight"],
+        ["block.o.bias"], ["block.n2.bias", "block.up.bias - block.up.weight @ v"],
+        ["block.down.weight"], ["block.down.bias"], ["norm.bias", "head.bias - head.weight @ v"],
+    ], _tokens),
+    Case("a reader that does not centre", lambda: Decoder(reader=True), [
+        ["embed.weight", "position - v"], ["position", "reader.bias - reader.weight @ v"],
+        ["block.k.bias"],
+        ["block.n1.bias", "block.q.bias - block.q.weight @ v", "block.v.bias - block.v.weight @ v"],
+        ["block.v.bias", "block.o.bias - block.o.weight @ v"],
+        ["block.o.bias", "reader.bias - reader.weight @ v"],
+        ["block.n2.bias", "block.up.bias - block.up.weight @ v"],
+        ["block.down.bias", "reader.bias - reader.weight @ v"],
+        ["norm.bias", "head.bias - head.weight @ v"],
+    ], _tokens),
+    Case("a head tied to the embedding", lambda: Decoder(tied=True), [
+        ["position"], ["block.k.bias"],
+        ["block.n1.bias", "block.q.bias - block.q.weight @ v", "block.v.bias - block.v.weight @ v"],
+        ["block.v.bias", "block.o.bias - block.o.weight @ v"], ["block.o.weight"],
+        ["block.o.bias"], ["block.n2.bias", "block.up.bias - block.up.weight @ v"],
+        ["block.down.weight"], ["block.down.bias"],
+        ["norm.bias", "head.bias - embed.weight @ v"],
+    ], _tokens),
+]  # fmt: skip
+
+
+def _net(case: Case) -> nn.Module:
+    torch.manual_seed(0)
+    net = case.build().double().train(case.training)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for t in [*net.parameters(), *net.buffers()]:
+            if t.is_floating_point():
+                t.copy_(torch.rand(t.shape, dtype=t.dtype, generator=generator) + 0.3)
+                if t.ndim > 1:
+                    t.copy_(0.4 * torch.randn(t.shape, dtype=t.dtype, generator=generator))
+    return net
+
+
+def _said(net: nn.Module, case: Case) -> list[list[str]]:
+    found = shift_families(net, case.draw(torch.Generator().manual_seed(0)))
+    return [
+        [m.name + (f" {'-' if m.factor < 0 else '+'} {m.map or 'v'}" if m.map or m.factor < 0 else "")
+         for m in f.moves]
+        for f in found
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_families(case: Case) -> None:
+    print(_said(_net(case), case))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_what_is_claimed_of_vectors_is_their_null_space(case: Case) -> None:
+    net = _net(case)
+    held = [n for n, t in [*net.named_parameters(), *net.named_buffers()] if t.ndim > 1]
+    found = shift_families(net, case.draw(torch.Generator().manual_seed(0)), held=held)
+    assert sum(f.dimension for f in found) == null_dimension(net, case.draw)

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.fields import Fields
-from onsphere.symmetry.exact.operation import Operation, written_by
+from onsphere.symmetry.exact.linear_forms import Constraints
+from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
 from onsphere.symmetry.shifts.solution import Solution
@@ -138,6 +139,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, tracker: ShiftTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tracker = tracker
+        self._ledger = UnitTracker(Constraints(0))  # of units, which nobody asks for here
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -148,7 +150,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        op = Operation(self.tracker, func, args, kwargs, result)
+        op = Operation(self._ledger, func, args, kwargs, result)
         self.tracker.follow(op, tree_leaves((args, kwargs)), written_by(func, args, kwargs))
         return result
 

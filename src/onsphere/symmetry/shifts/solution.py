@@ -248,10 +248,10 @@ class _Solver:
         before = int(self.zero.sum())
         for k, b, image in reversed(self.images):
             own = slice(b.start, b.start + b.size)
-            still = self.zero[image.rows].all(1)
+            still: NDArray[np.bool_] = np.asarray(self.zero[image.rows].all(1))
             if k in self.inverted:
                 self.zero[image.rows[image.row, 0]] |= self.zero[own]
-                still = self.zero[image.rows].all(1)
+                still = np.asarray(self.zero[image.rows].all(1))
             self.zero[own] |= still[image.row]
             stopped = self.zero[own] & ~still[image.row]
             if stopped.any():

@@ -293,10 +293,11 @@ class ShiftTracker:
             if int(op["dim"]) % results[0].ndim == results[0].ndim - 1:
                 self._note_average(results[0])
             return
-        before = first is not None and first.ndim and self.averages(first, first.ndim - 1)
+        width = 0
+        if first is not None and first.ndim and self.averages(first, first.ndim - 1):
+            width = first.shape[-1] if short in _KEPT_ROWS else 0
         for t in results:
-            alike = before and short in _KEPT_ROWS and t.ndim and t.shape[-1] == first.shape[-1]
-            if alike and t.stride(-1) == 1:
+            if width and t.ndim and t.shape[-1] == width and t.stride(-1) == 1:
                 self._note_average(t)
             elif first is None or key_of(t) != key_of(first) or key_of(t) in written:
                 self._averages.pop(key_of(t), None)

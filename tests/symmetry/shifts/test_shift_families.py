@@ -288,7 +288,8 @@ def test_a_false_family_is_refuted() -> None:
     false = Found(ShiftFamily((move,), 4, 4), block.index().astype(np.int64))
     probe = Probe(net, (x,), {}, trace(net, (x,)))
     (held,) = certified(probe, solution, [false, true], [probe.given()])
-    assert held.moves == true.family.moves and held.change < 1e-14
+    assert held.moves == true.family.moves
+    assert held.change < 1e-14
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +300,7 @@ def decoder() -> tuple[nn.Module, Tensor, Audit]:
 
 
 def test_an_audit_says_what_moves_together(decoder, tmp_path) -> None:
-    net, _, found = decoder
+    found = decoder[2]
     assert len(found.shift_families) == len(CASES[-2].families)
     assert all(f.change < 1e-10 for f in found.shift_families)
     assert found.inert == ["block.k.bias"]
@@ -310,7 +311,8 @@ def test_an_audit_says_what_moves_together(decoder, tmp_path) -> None:
     assert Audit.from_json(path).shift_families == found.shift_families
     assert found.to_frame()["shift_families"]["block.v.bias"] == 2
     page = found.to_html(tmp_path / "audit.html").read_text(encoding="utf-8")
-    assert "Shift families" in page and "o.bias - o.weight @ v" in page
+    assert "Shift families" in page
+    assert "o.bias - o.weight @ v" in page
 
 
 def test_a_shifted_copy_is_the_same_function(decoder) -> None:

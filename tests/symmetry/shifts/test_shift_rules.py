@@ -1,7 +1,6 @@
 """Every rule for shifts against the null space of derivatives: what stands between two maps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch

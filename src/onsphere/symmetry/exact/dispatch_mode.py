@@ -177,7 +177,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
-        self._note_kept(short, tensors, results)
+        self._note_kept(short, args, tensors, results)
         if torch.Tag.nondeterministic_seeded in func.tags and results:
             self.draws.setdefault((self.ledger.where, short_name(func)), results[0].dtype)
         for value in args:
@@ -189,14 +189,21 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
 
-    def _note_kept(self, short: str, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    def _note_kept(
+        self, short: str, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
         """Note of weights how far apart the rows are that a product keeps; 0 for any other use."""
         views = {key_of(t) for t in results}
         for i, tensor in enumerate(tensors):
             key = key_of(tensor)
-            if key in self._own and key not in views:
-                product = short in ("mm", "addmm") and i == len(tensors) - 1
-                self.kept[key].add(tensor.stride(1) if product else 0)
+            if key not in self._own or key in views:
+                continue
+            if short in ("mm", "addmm") and i == len(tensors) - 1:
+                self.kept[key].add(tensor.stride(1))
+            elif short == "convolution" and i == 1 and not args[6]:
+                self.kept[key].add(tensor.stride(0))
+            else:
+                self.kept[key].add(0)
 
     def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Say of results what they were made from."""

@@ -92,7 +92,7 @@ class Trace:
         written: buffers that the model writes while it runs.
         overwritten: parameters that it writes while it runs.
         moving: buffers that it writes and that act on the output, too.
-        kept: matrices that only meet data in products, and which of their axes these keep.
+        kept: matrices and filters that only stand in products, and which of their axes these keep.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
             entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
             with so many heads).
@@ -398,10 +398,11 @@ def _kept(name: str, runs: Sequence[Run]) -> int | None:
     """Return the axis of a matrix that all products keep, if nothing else is done with it."""
     strides = {s for run in runs for s in run.tracer.kept.get(key_of(run.held[name]), set())}
     matrix = runs[0].held[name]
-    if matrix.ndim != 2 or len(strides) != 1 or not matrix.is_contiguous():
+    if matrix.ndim < 2 or len(strides) != 1 or not matrix.is_contiguous():
         return None
     (stride,) = strides
-    return matrix.stride().index(stride) if stride in matrix.stride() else None
+    axes = [a for a, n in enumerate(matrix.shape) if n > 1 and matrix.stride(a) == stride]
+    return axes[0] if axes else None
 
 
 def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[EpsSite, ...]:

@@ -202,8 +202,8 @@ def limits(audit: AuditResult) -> list[str]:
     if not audit.certified:
         said.append(
             "The model is on the meta device, without values: its symmetries are exact, but "
-            "not certified on numbers, and inert weights and shifts are not looked "
-            "for. A small copy with memory has them (on the command line: --shrink)."
+            "not certified on numbers, and inert weights and shifts are those that "
+            "operations show. A small copy with memory has all (on the command line: --shrink)."
         )
     elif not audit.complete and not audit.limits:
         said.append(

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onsphere._torch.execution import OutputPicker, inputs_of, weights
+from onsphere._torch.execution import OutputPicker, inputs_of
 from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.claims import ShiftFamily, ShiftMove
-from onsphere.symmetry.exact.linear_forms import Constraints
+from onsphere.symmetry.exact.linear_forms import Constraints, Form
 from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
 from onsphere.symmetry.exact.trace import Call, runs_on
 from onsphere.symmetry.shifts.solution import Rows, Solution, solved
@@ -61,7 +61,7 @@ def shift_families(
         output: picks the tensors that must not change.
         others: further inputs that it must hold for.
         held: weights and buffers that may not move.
-        kept: matrices that only meet data in products, as a trace tells; it saves time.
+        kept: matrices that only stand in products, as a trace tells; it saves time.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
@@ -95,10 +95,10 @@ def followed_shifts(
         output: picks the tensors that must not change.
         others: further inputs that it must hold for.
         held: weights and buffers that may not move.
-        kept: matrices that only meet data in products, as a trace tells; it saves time.
+        kept: matrices that only stand in products, as a trace tells; it saves time.
     """
     unknowns = Unknowns(frozenset(held), dict(kept or {}))
-    system = Constraints(sum(map(len, weights(model))))
+    system = _NoDemands(0)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs_on(model, calls, system, output=output, shifts=unknowns)
     return families_in(unknowns)
@@ -108,6 +108,18 @@ def families_in(unknowns: Unknowns) -> tuple[Solution, list[Found]]:
     """Return what runs demanded of shifts, solved, and the families."""
     solution = solved(unknowns)
     return solution, _Families(solution).found()
+
+
+class _NoDemands(Constraints):
+    """Forgets what is demanded of units: other runs know."""
+
+    def reduced(self, form: Mapping[int, Fraction]) -> Form:
+        """Say that any form vanishes."""
+        return {}
+
+    def require_zero(self, form: Mapping[int, Fraction]) -> bool:
+        """Demand nothing."""
+        return False
 
 
 class _Families:

@@ -93,8 +93,8 @@ class Unknowns:
 
     Args:
         held: weights and buffers that may not move.
-        kept: matrices that only meet data in products, and which of their axes these keep: they
-            can move by slices along it, and in no other way.
+        kept: matrices and filters that only stand in products, and which of their axes these keep:
+            they can move by slices along it, and in no other way.
 
     Attributes:
         blocks: in the order in which they were met.

@@ -74,8 +74,10 @@ class Amounts:
         found = sum((float(c) * self._of(i) for c, i in fields.terms), np.zeros(1))
         return None if np.isnan(found).any() else found
 
-    def learn(self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]) -> None:
-        """Note what an image comes to: a map of its sources."""
+    def learn(
+        self, block: Block, sources: Sequence[Fields], evaluate: Callable[[Numbers], Numbers]
+    ) -> None:
+        """Note what an image comes to: a map of its sources, which are written in several ways."""
         number = self._number.get(block.start)
         if number is None or self.solution.unknowns.blocks[number].shape != block.shape:
             return  # nothing that the solution knows
@@ -84,11 +86,12 @@ class Amounts:
         if number in self.solution.inverted:
             image = self.solution.unknowns.blocks[number].of
             assert isinstance(image, Image)
-            ones = np.ones(np.broadcast_shapes(*(i.shape for _, i in sources.terms)))
-            factor = _filled(evaluate(ones), block)
-            self._value[label[image.rows[image.row, 0]]] = self._of(block.index()).ravel() / factor
+            ones = np.ones(np.broadcast_shapes(*(i.shape for _, i in sources[0].terms)))
+            moved = self._of(block.index()).ravel() / _filled(evaluate(ones), block)
+            self._value[label[image.rows[image.row, 0]]] = moved
             return
-        given = self._known(sources)
+        known = (k for fields in sources if (k := self._known(fields)) is not None)
+        given = next(known, None)
         self.waits |= given is None
         if given is not None:
             own = label[block.index().ravel()]

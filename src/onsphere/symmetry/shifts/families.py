@@ -113,11 +113,11 @@ def families_in(unknowns: Unknowns) -> tuple[Solution, list[Found]]:
 class _NoDemands(Constraints):
     """Forgets what is demanded of units: other runs know."""
 
-    def reduced(self, form: Mapping[int, Fraction]) -> Form:
+    def reduced(self, form: Mapping[int, Fraction]) -> Form:  # noqa: ARG002
         """Say that any form vanishes."""
         return {}
 
-    def require_zero(self, form: Mapping[int, Fraction]) -> bool:
+    def require_zero(self, form: Mapping[int, Fraction]) -> bool:  # noqa: ARG002
         """Demand nothing."""
         return False
 

@@ -67,17 +67,20 @@ class ShiftTracker:
 
     # --- what is known of tensors ----------------------------------------------------------------
 
-    def introduce(self, name: str, tensor: Tensor, *, moves: bool, buffer: bool) -> None:
+    def introduce(
+        self, name: str, tensor: Tensor, *, named: bool, moves: bool, buffer: bool
+    ) -> None:
         """Describe a weight or a buffer before anything is run.
 
         Args:
             name: what it is called.
             tensor: what stands for it in this run.
-            moves: whether it may move; constants and masks may not.
+            named: whether it is a weight, or held as one; others are constants.
+            moves: whether it may move.
             buffer: whether it is a buffer.
         """
         real = tensor.is_floating_point()
-        self.provenance.introduce(tensor, name, constant=not (real and moves))
+        self.provenance.introduce(tensor, name, constant=not (real and named))
         if not (real and moves and tensor.numel()) or key_of(tensor) in self._shifts:
             return
         shape = tuple(tensor.shape)
@@ -111,11 +114,13 @@ class ShiftTracker:
         """
         for own, tensor in parameters.items():
             name = bare_name(own)
-            self.introduce(name, tensor, moves=name not in self.unknowns.held, buffer=False)
+            moves = name not in self.unknowns.held
+            self.introduce(name, tensor, named=True, moves=moves, buffer=False)
         for own, tensor in buffers.items():
             name = bare_name(own)
-            moves = own in persistent and name not in self.unknowns.held
-            self.introduce(name, tensor, moves=moves, buffer=True)
+            named = own in persistent
+            moves = named and name not in self.unknowns.held
+            self.introduce(name, tensor, named=named, moves=moves, buffer=True)
 
     def _entries(
         self, name: str, shape: tuple[int, ...], own: Sequence[int], way: str, *, buffer: bool
@@ -217,10 +222,11 @@ class ShiftTracker:
             evaluate: the map, on numbers: to an array of this shape.
             by_entry: whether it multiplies entry by entry.
         """
-        sources = place(self.unknowns.total(fields))
+        total = self.unknowns.total(fields)
+        sources = place(total)
         block = self.unknowns.image(key, sources, shape, words=words, by_entry=by_entry)
         if self.amounts is not None:
-            self.amounts.learn(block, fields, evaluate)
+            self.amounts.learn(block, (once(total), fields), evaluate)
         return TensorShift.plain(once(block.index().reshape(tuple(shape))))
 
     # --- following -------------------------------------------------------------------------------

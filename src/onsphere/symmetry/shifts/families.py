@@ -24,7 +24,8 @@ from onsphere.symmetry.claims import ShiftFamily, ShiftMove
 from onsphere.symmetry.exact.linear_forms import Constraints, Form
 from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
 from onsphere.symmetry.exact.trace import Call, runs_on
-from onsphere.symmetry.shifts.solution import Rows, Solution, solved
+from onsphere.symmetry.shifts.rows import Rows
+from onsphere.symmetry.shifts.solution import Solution, solved
 
 Ints = NDArray[np.int64]
 

@@ -10,7 +10,7 @@ its sources must not move. An image that multiplies entry by entry may be read t
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,45 +20,21 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.linear_forms import Constraints, Form
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Unknowns, Weight
+from onsphere.symmetry.shifts.rows import (
+    TINY,
+    Pivots,
+    Rows,
+    distinct,
+    leaves,
+    merged,
+    read_off,
+    stacked,
+)
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 _LARGEST_CORE = 4000
 """Up to how many terms demands are eliminated with fractions."""
-_TINY = 1e-9
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Sums of unknowns, padded with 0 times the first one.
-
-    Args:
-        labels: of the unknowns, by row and term.
-        factors: by row and term.
-    """
-
-    labels: Ints
-    factors: Numbers
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def taken(self, which: Any) -> "Rows":
-        """Return some of the rows."""
-        return Rows(self.labels[which], self.factors[which])
-
-
-@dataclass(frozen=True, eq=False)
-class Pivots:
-    """Unknowns that follow others.
-
-    Args:
-        labels: of those that follow.
-        rows: what they come to, in unknowns of which none follows others.
-    """
-
-    labels: Ints
-    rows: Rows
 
 
 @dataclass(eq=False)
@@ -191,7 +167,7 @@ class _Solver:
             if single.any():
                 self.zero[rows.labels[single, 0]] = True
                 changed = True
-            equal = (count == 2) & (np.abs(rows.factors.sum(1)) < _TINY)
+            equal = (count == 2) & (np.abs(rows.factors.sum(1)) < TINY)
             if equal.any():
                 pairs.append(rows.labels[equal, :2])
             left = (count > 2) | ((count == 2) & ~equal)
@@ -206,20 +182,7 @@ class _Solver:
     def _normal(self, rows: Rows) -> Rows:
         """Write rows with one term for each class, those that count first."""
         labels = self.label[rows.labels]
-        factors = np.where(self.zero[labels], 0.0, rows.factors)
-        order = np.argsort(labels, axis=1, kind="stable")
-        labels = np.take_along_axis(labels, order, 1)
-        factors = np.take_along_axis(factors, order, 1)
-        for k in range(1, labels.shape[1]):
-            same = labels[:, k] == labels[:, k - 1]
-            factors[:, k] += np.where(same, factors[:, k - 1], 0.0)
-            factors[:, k - 1] = np.where(same, 0.0, factors[:, k - 1])
-        factors[np.abs(factors) < _TINY] = 0.0
-        order = np.argsort(factors == 0, axis=1, kind="stable")
-        width = max(1, int((factors != 0).sum(1).max(initial=0)))
-        labels = np.take_along_axis(labels, order, 1)[:, :width]
-        factors = np.take_along_axis(factors, order, 1)[:, :width]
-        return Rows(np.where(factors == 0, labels[:, :1], labels), factors)
+        return merged(Rows(labels, np.where(self.zero[labels], 0.0, rows.factors)))
 
     def _join(self, a: Ints, b: Ints) -> None:
         """Put equal unknowns into one class, named by its first member."""
@@ -390,13 +353,13 @@ class _Solver:
         for k in self.circular:
             b = self.unknowns.blocks[k]
             shy[self.label[b.start : b.start + b.size]] = True
-        rows = _joined_rows([self._normal(r) for r in self.rows])
+        rows = stacked([self._normal(r) for r in self.rows])
         rounds: list[tuple[Ints, Rows]] = []
         while len(rows):
-            taken = _leaves(rows, score, idle, shy)
+            taken = leaves(rows, score, idle, shy)
             if taken is None:
-                rows = _distinct(rows)
-                taken = _leaves(rows, score, idle, shy)
+                rows = distinct(rows)
+                taken = leaves(rows, score, idle, shy)
             if taken is None:
                 core = self._core(rows, image)
                 if core is None:
@@ -410,7 +373,7 @@ class _Solver:
             factors[at, slot] = 0.0
             rounds.append((some.labels[at, slot], Rows(some.labels, factors)))
             rows = rows.taken(~which)
-        return _read_off(rounds, len(self.label))
+        return read_off(rounds, len(self.label))
 
     def _core(self, rows: Rows, image: NDArray[np.bool_]) -> tuple[Ints, Rows] | None:
         """Eliminate what is left with fractions, or let it vanish (``None``)."""
@@ -486,104 +449,6 @@ def _preferences(unknowns: Unknowns) -> Ints:
             found[own] += len(unknowns.seen) * (found[own] > 0)
     found[-1] = 0
     return found
-
-
-def _joined_rows(some: Sequence[Rows]) -> Rows:
-    wide = max((r.labels.shape[1] for r in some), default=1)
-
-    def padded(a: NDArray[Any]) -> NDArray[Any]:
-        return np.pad(a, ((0, 0), (0, wide - a.shape[1])))
-
-    if not some:
-        return Rows(np.zeros((0, 1), np.int64), np.zeros((0, 1)))
-    return Rows(
-        np.concatenate([padded(r.labels) for r in some]),
-        np.concatenate([padded(r.factors) for r in some]),
-    )
-
-
-def _leaves(
-    rows: Rows, score: Ints, idle: NDArray[np.bool_], shy: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], Ints] | None:
-    """Return rows with an unknown that no other row holds, and which of its terms that is.
-
-    Args:
-        rows: what is demanded.
-        score: which unknowns rather follow others; common values and sums have 0, maps -1.
-        idle: sums and common values that nothing else depends on.
-        shy: maps; where a row holds one of these, a sum follows the weights and not the reverse.
-    """
-    counts = rows.factors != 0
-    degree = np.bincount(rows.labels[counts], minlength=len(score))
-    alone = counts & (degree[rows.labels] == 1)
-    named = alone & idle[rows.labels]
-    if named.any():
-        return named.any(1), named[named.any(1)].argmax(1)
-    worth = np.where(alone, score[rows.labels], -1)
-    turned = (counts & shy[rows.labels]).any(1) & (worth == 0).any(1)
-    worth[turned] = np.where(worth[turned] == 0, 1, -1)
-    for least in (1, 0):  # weights rather than common values
-        best = worth.max(1)
-        if (best >= least).any():
-            which = best >= least
-            return which, worth[which].argmax(1)
-    return None
-
-
-def _distinct(rows: Rows) -> Rows:
-    """Drop rows that say the same as others."""
-    order = np.argsort(rows.labels, axis=1, kind="stable")
-    labels = np.take_along_axis(rows.labels, order, 1)
-    factors = np.take_along_axis(rows.factors, order, 1)
-    first = factors[np.arange(len(rows)), (factors != 0).argmax(1)][:, None]
-    signs = np.concatenate([np.where(factors == 0, -1, labels), factors / first], 1)
-    _, kept = np.unique(signs.round(9), axis=0, return_index=True)
-    return rows.taken(np.sort(kept))
-
-
-def _read_off(rounds: Sequence[tuple[Ints, Rows]], count: int) -> Pivots:
-    """Write pivots in unknowns that are no pivots: those of a round hold only later ones."""
-    row = np.full(count, -1)
-    labels = np.zeros(0, np.int64)
-    known = Rows(np.zeros((0, 1), np.int64), np.zeros((0, 1)))
-    for own, rows in reversed(rounds):
-        pieces_l, pieces_f = [], []
-        for k in range(rows.labels.shape[1]):
-            lab, fac = rows.labels[:, k], rows.factors[:, k]
-            at = np.where(fac != 0, row[lab], -1)
-            wide = known.labels.shape[1] if (at >= 0).any() else 1
-            piece_l = np.zeros((len(own), wide), np.int64)
-            piece_f = np.zeros((len(own), wide))
-            piece_l[:, 0], piece_f[:, 0] = lab, np.where(at >= 0, 0.0, fac)
-            some = np.flatnonzero(at >= 0)
-            if len(some):
-                piece_l[some] = known.labels[at[some]]
-                piece_f[some] = known.factors[at[some]] * fac[some][:, None]
-            pieces_l.append(piece_l)
-            pieces_f.append(piece_f)
-        new = _merged(Rows(np.concatenate(pieces_l, 1), np.concatenate(pieces_f, 1)))
-        row[own] = len(labels) + np.arange(len(own))
-        labels = np.concatenate([labels, own])
-        known = _joined_rows([known, new])
-    return Pivots(labels, known)
-
-
-def _merged(rows: Rows) -> Rows:
-    """Write rows with each unknown once."""
-    order = np.argsort(rows.labels, axis=1, kind="stable")
-    labels = np.take_along_axis(rows.labels, order, 1)
-    factors = np.take_along_axis(rows.factors, order, 1)
-    for k in range(1, labels.shape[1]):
-        same = labels[:, k] == labels[:, k - 1]
-        factors[:, k] += np.where(same, factors[:, k - 1], 0.0)
-        factors[:, k - 1] = np.where(same, 0.0, factors[:, k - 1])
-    factors[np.abs(factors) < _TINY] = 0.0
-    order = np.argsort(factors == 0, axis=1, kind="stable")
-    width = max(1, int((factors != 0).sum(1).max(initial=0)))
-    return Rows(
-        np.take_along_axis(labels, order, 1)[:, :width],
-        np.take_along_axis(factors, order, 1)[:, :width],
-    )
 
 
 def _in_circles(needs: dict[int, set[int]]) -> list[int]:

@@ -35,8 +35,10 @@ _KEPT_ROWS = _ALIKE | {"_unsafe_view", "view", "reshape", "squeeze", "unsqueeze"
 class Amounts(Protocol):
     """How far unknowns move in a run on numbers."""
 
-    def learn(self, block: Block, sources: Fields, evaluate: Callable[[Numbers], Numbers]) -> None:
-        """Note what an image comes to: a map of its sources."""
+    def learn(
+        self, block: Block, sources: Sequence[Fields], evaluate: Callable[[Numbers], Numbers]
+    ) -> None:
+        """Note what an image comes to: a map of its sources, which are written in several ways."""
 
 
 class ShiftTracker:
@@ -143,8 +145,10 @@ class ShiftTracker:
         )
         return TensorShift.through_a_map(once(block.index()), [places(shape, a) for a in free])
 
-    def read(self, tensor: Tensor) -> TensorShift:
-        """Return what is added to a tensor."""
+    def read(self, tensor: Any) -> TensorShift:
+        """Return what is added to a tensor; nothing is to what is none."""
+        if not isinstance(tensor, Tensor):
+            return NO_SHIFT
         views = self._shifts.get(key_of(tensor))
         if views is None:
             return NO_SHIFT
@@ -325,6 +329,10 @@ def _is_small(shape: Sequence[int]) -> bool:
     """Return whether a matrix can move entry by entry: positions, queries, tables of biases."""
     most = 10 * MOST_ENTRIES if len(shape) == 3 and shape[0] == 1 else MOST_ENTRIES
     return int(np.prod(shape)) <= most
+
+
+ShiftRule = Callable[[Operation, ShiftTracker], TensorShift | Sequence[TensorShift]]
+"""From an operation to what is added to its results, with demands on the way."""
 
 
 def once(index: Index) -> Fields:

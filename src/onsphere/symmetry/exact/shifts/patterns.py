@@ -1,0 +1,54 @@
+"""Rules for shifts that many operations share."""
+
+from fractions import Fraction
+from typing import Any
+
+from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.rules.rearrangements import result_of
+from onsphere.symmetry.exact.shifts.tensor_shift import (
+    NO_SHIFT,
+    TensorShift,
+)
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
+
+
+def forbids(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Demand that nothing is added to any input."""
+    run.vanish(*op.tensors())
+    return NO_SHIFT
+
+
+def ignores(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Read no values."""
+    return NO_SHIFT
+
+
+def passes(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Add to the result what is added to the first input."""
+    if not (result_of(op).is_floating_point() or result_of(op).is_complex()):
+        return forbids(op, run)
+    return run.read(op.first)
+
+
+def negates(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Turn the sign."""
+    return run.read(op["self"]).times(-1)
+
+
+def adds(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Add, or subtract, maybe a multiple."""
+    sign = -1 if op.name.startswith(("aten::sub", "aten::rsub")) else 1
+    first, second = (run.read(op[n]) for n in ("self", "other"))
+    if op.name.startswith("aten::rsub"):
+        first, second = second, first
+    return first.plus(second, sign * fraction(op["alpha"] if op.has("alpha") else 1))
+
+
+def copies(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Take the values of another tensor."""
+    return run.read(op["src"])
+
+
+def fraction(value: Any) -> Fraction:
+    """Return a factor; 1 where none is given."""
+    return Fraction(1) if value is None else Fraction(value)

@@ -145,16 +145,17 @@ def _joined(parts: Sequence[tuple[TensorShift, tuple[int, ...]]], axis: int) -> 
 
 
 def pads(op: Operation, run: ShiftTracker) -> TensorShift:
-    """Add constants at the ends of axes, to which nothing is added."""
+    """Add constants at the ends of axes, to which nothing is added.
+
+    What is the same along such an axis would be so no more, which nothing makes up for.
+    """
     given: Tensor = op["self"]
     amounts = [int(n) for n in op["pad"]]
     ends = {given.ndim - 1 - k: tuple(amounts[2 * k : 2 * k + 2]) for k in range(len(amounts) // 2)}
 
     def move(a: NDArray[Any]) -> NDArray[Any]:
         for axis, (before, after) in ends.items():
-            if before or after:
-                wide = [given.shape[axis] if d == axis else n for d, n in enumerate(a.shape)]
-                a = np.broadcast_to(a, wide)
+            if (before or after) and a.shape[axis] > 1:
                 cut = slice(max(-before, 0), a.shape[axis] - max(-after, 0))
                 a = a[(slice(None),) * axis + (cut,)]
                 widths = [(0, 0)] * a.ndim
@@ -162,6 +163,10 @@ def pads(op: Operation, run: ShiftTracker) -> TensorShift:
                 a = np.pad(a, widths, constant_values=NOTHING)
         return a
 
+    for axis, around in ends.items():
+        along = [axis - given.ndim]
+        if max(around) > 0 and not all(varies(i, *along) for i in run.read(given).arrays()):
+            return forbids(op, run)
     return run.read(given).moved(given.ndim, move)
 
 

@@ -92,7 +92,7 @@ def test_a_wrong_output_would_be_seen():
 def test_how_to_audit_prints_what_it_shows(capsys):
     scope: dict[str, object] = {"__name__": "audit"}
     examples = printed(AUDIT.read_text(encoding="utf-8"))
-    assert len([shown for _, shown in examples if shown]) == 5
+    assert len([shown for _, shown in examples if shown]) == 6
     for code, shown in examples:
         exec(compile(code, str(AUDIT), "exec"), scope)
         assert rounded(capsys.readouterr().out) == rounded(shown)

@@ -78,6 +78,8 @@ COTANGENTS = {False: 3, True: 2}
 """Random combinations of the outputs per point; by whether the model is large."""
 _SHIFTS = 3
 """How many times more shifts are drawn at each further point: one amount may miss a threshold."""
+_SHIFT_POINTS = 2
+"""At how many points families of shifts are put to the test: operations have shown them already."""
 _MUCH_LESS = 0.5
 """Share of the numbers given with which other inputs cost so much less that they are preferred."""
 
@@ -239,7 +241,7 @@ def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFami
         probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.others,
         held=written | unreached(probe.traced), kept=probe.traced.kept,
     )  # fmt: skip
-    return certified_shifts(probe, solution, found, drawn.near)
+    return certified_shifts(probe, solution, found, drawn.near[:_SHIFT_POINTS])
 
 
 def _with_gradients(

@@ -241,7 +241,7 @@ def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFami
         probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.others,
         held=written | unreached(probe.traced), kept=probe.traced.kept,
     )  # fmt: skip
-    return certified_shifts(probe, solution, found, drawn.near[:_SHIFT_POINTS])
+    return certified_shifts(probe, solution, found, drawn.random[:_SHIFT_POINTS])
 
 
 def _with_gradients(

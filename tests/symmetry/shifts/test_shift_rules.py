@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onsphere.symmetry.exact.shifts.rules import SHIFT_RULES
 from onsphere.symmetry.shifts.families import shift_families
 from symmetry.shifts.oracle import null_dimension
 
@@ -148,6 +149,13 @@ def test_what_python_reads_does_not_move() -> None:
         return h * (2.0 if float(h.detach().sum()) > 0 else 1.0)
 
     assert shift_families(Between(read), torch.ones(7, 5, 6), held=["first.weight"]) == []
+
+
+def test_what_a_rule_does_not_understand_does_not_move(monkeypatch) -> None:
+    net, x = Between(RULES["gain"]), torch.rand(7, 5, 6)
+    assert "first.bias" in {n for f in shift_families(net, x) for n in f.names}
+    monkeypatch.setitem(SHIFT_RULES, "aten::mul", lambda op, run: op["no such argument"].shape)
+    assert "first.bias" not in {n for f in shift_families(net, x) for n in f.names}
 
 
 def _unused(net: nn.Module, x: Tensor) -> list[str]:

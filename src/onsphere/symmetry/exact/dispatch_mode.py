@@ -28,6 +28,7 @@ _ROLES = {
 """What an operation says about the weights that go into it."""
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+"""Operations by which the values of tensors decide what runs next."""
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
@@ -93,6 +94,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = _written(func, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._save(written, tensors)
+        for tensor in tensors:
+            if key_of(tensor) not in self._made:
+                self.ledger.mark(tensor, Origin.KEPT)
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
@@ -156,8 +160,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name
         self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
         self.operations = hash((self.operations, name))
-        self.data_dependent |= name in _DATA_DEPENDENT
-        self.ledger.read_values |= name in _DATA_DEPENDENT
+        if name in _DATA_DEPENDENT:
+            self.take(tensors)
         short = name.removeprefix("aten::")
         if short in _ROLES:
             role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
@@ -175,6 +179,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.coarsest = max(self.coarsest, torch.finfo(t.dtype).eps)
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Remember that values decide what runs, if they are not the same in every run."""
+        self.ledger.read_values = True
+        self.data_dependent |= any(self.ledger.origin(t) for t in tensors)
 
     def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Say of results what they were made from."""
@@ -253,7 +262,7 @@ class Reads(TorchFunctionMode):
         if func in self._TAKE:
             if args[0].is_floating_point():
                 self.tracer.ledger.note_read(args[0])
-            self.tracer.data_dependent = self.tracer.ledger.read_values = True
+            self.tracer.take(args[:1])
             self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
             known = self.tracer.ledger.shadows.value(args[0])
             if known is None:

@@ -28,6 +28,7 @@ class Origin(Flag):
     WEIGHTS = auto()
     DATA = auto()  # float inputs, and random numbers
     WHOLE = auto()  # inputs of whole numbers and masks
+    KEPT = auto()  # what outlives a run: buffers, and tensors that the model does not hold
 
 
 class UnitTracker:

@@ -183,7 +183,6 @@ def _investigated(
     conditions = probe.others.words()
     drawn, runs = samples(probe), _Runs(args, kwargs, others)
     try:
-        probe.drop_opaque()
         found = _with_gradients(probe, runs, drawn, search_seconds, say)
     except NoGradients as error:
         found = _without_gradients(probe, str(error), runs, drawn, say)
@@ -214,8 +213,7 @@ def _with_gradients(
     """Certify by gradients and finite rescales, and look for what only numbers can tell."""
     say("measuring gradients")
     names = probe.traced.parameters
-    shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
-    evidence = gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see)
+    evidence, shifts = _measured(probe, drawn)
     say("looking for weights without effect")
     effects = without_effect(probe, evidence, drawn, runs.others)
     inert, silent = effects.inert, effects.unshown
@@ -262,6 +260,21 @@ def _with_gradients(
         complete=search.complete,
         families=families,
     )
+
+
+def _measured(probe: Probe, drawn: Samples) -> tuple[RadialDerivatives, ShiftSearch]:
+    """Measure gradients, without those of buffers where an operation has none."""
+
+    def measured() -> tuple[RadialDerivatives, ShiftSearch]:
+        state, own = probe.given().state, probe.own_name
+        shifts = ShiftSearch({n: state[own[n]].shape for n in probe.traced.parameters})
+        return gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see), shifts
+
+    try:
+        return measured()
+    except NoGradients:
+        probe.drop_opaque()
+        return measured()
 
 
 def _without_gradients(

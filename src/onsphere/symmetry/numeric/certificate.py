@@ -45,6 +45,8 @@ _ALIVE = 0.1
 
 NOISES = 30
 """How many times the change that rounding makes at a point is still rounding."""
+_COTANGENTS = {False: 3, True: 2}
+"""Random combinations of the outputs at the real eps; by whether the model is large."""
 _LEAST_TESTS = 8
 _LEAST_CLEAR = 2
 """Points at which a claim must hold without help of rounding."""
@@ -163,8 +165,6 @@ def certify(
     claims: Sequence[Exponents],
     points: Sequence[Point],
     evidence: RadialDerivatives | None,
-    *,
-    cotangents: int = 3,
 ) -> list[Certificate]:
     """Test symmetries against radial derivatives and finite rescales.
 
@@ -176,7 +176,6 @@ def certify(
         claims: exponents by name.
         points: where to test.
         evidence: what was gathered at these points; ``None`` where there are no gradients.
-        cotangents: random combinations of the outputs at the real eps.
 
     Returns:
         One certificate per claim.
@@ -199,7 +198,7 @@ def certify(
             _least_residual(rows, claim) if rows and seen.issuperset(claim) else None
             for claim in claims
         ]
-        real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
+        real = radial_rows(probe, probe.given(), _COTANGENTS[probe.large], real_eps=True)
     found = []
     for claim, residual, change in zip(claims, residuals, changes, strict=True):
         first = Certificate(residual, change, 0.0, allowed)
@@ -369,38 +368,80 @@ def combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[st
     return total
 
 
-def largest_change(
+def largest_changes(
     probe: Probe,
-    points: Iterable[Point],
+    items: Sequence[T],
     edited: Callable[[Probe, Sequence[T], Point], Point],
-    claims: Sequence[T],
-) -> float:
-    """Return the largest relative change of the output when claims are put to the test.
+    points: Iterable[Point],
+) -> list[float]:
+    """Return for each of many items by how much the output changes when it is put to the test.
 
-    A point whose change rounding explains says nothing, while others do. The first change that
-    refutes the claims is returned at once.
+    At every point all items that are left are tested together, and by halves only where that
+    refutes them; what is refuted at one point goes to no other. A point whose change rounding
+    explains says nothing, while others do.
 
     Args:
         probe: the model.
+        items: what is claimed.
+        edited: gives the point at which the output should be the same if some items hold.
         points: where; one at least.
-        edited: gives the point at which the output should be the same if all claims hold.
-        claims: what is tested together.
+
+    Returns:
+        The largest relative change over all points, of the item or of a set that it was in; more
+        than :data:`FINITE_TOLERANCE` where it does not hold.
     """
-    clear, unclear = [], []
+    clear: list[list[float]] = [[] for _ in items]
+    unclear: list[list[float]] = [[] for _ in items]
+    refuted: dict[int, float] = {}
+
+    def test(some: Sequence[int], point: Point) -> None:
+        change, says = _change(probe, edited(probe, [items[i] for i in some], point), point)
+        if says is None:
+            if len(some) == 1:
+                refuted[some[0]] = change
+                return
+            half = len(some) // 2
+            test(some[:half], point)
+            test(some[half:], point)
+            return
+        for i in some:
+            (clear if says else unclear)[i].append(change)
+
     for point in points:
-        moved = edited(probe, claims, point)
-        try:
-            after = probe.outputs(moved)
-        except ModelError:
-            return inf
-        change = relative_change(probe.baseline(point), after)
-        if change <= FINITE_TOLERANCE:
-            clear.append(change)
-        elif change < inf and change <= NOISES * rounding(probe, moved, after):
-            unclear.append(change)
-        else:
-            return change
-    return max(clear if len(clear) >= _LEAST_CLEAR else [*clear, *unclear])
+        if len(refuted) == len(items):
+            break
+        test([i for i in range(len(items)) if i not in refuted], point)
+    found = [
+        refuted[i] if i in refuted else max(c if len(c) >= _LEAST_CLEAR else [*c, *u])
+        for i, (c, u) in enumerate(zip(clear, unclear, strict=True))
+    ]
+    hidden = [i for i, f in enumerate(found) if f > FINITE_TOLERANCE and i not in refuted]
+    if 1 < len(hidden):  # rounding hid what was tested together: by halves it may not
+        half = len(hidden) // 2
+        for part in (hidden[:half], hidden[half:]):
+            again = largest_changes(probe, [items[i] for i in part], edited, points)
+            for i, change in zip(part, again, strict=True):
+                found[i] = change
+    return found
+
+
+def _change(probe: Probe, moved: Point, point: Point) -> tuple[float, bool | None]:
+    """Return the change of the output from a point to another, and what it says.
+
+    Returns:
+        The change, and whether it is none: ``None`` where it is one, and ``False`` where rounding
+        explains it.
+    """
+    try:
+        after = probe.outputs(moved)
+    except ModelError:
+        return inf, None
+    change = relative_change(probe.baseline(point), after)
+    if change <= FINITE_TOLERANCE:
+        return change, True
+    if change < inf and change <= NOISES * rounding(probe, moved, after):
+        return change, False
+    return change, None
 
 
 def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:

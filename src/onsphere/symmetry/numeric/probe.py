@@ -36,8 +36,13 @@ from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
 from onsphere.symmetry.numeric.float64_mode import TINY, Composed, Float64Mode, wide
 
-_KEPT = 1_000_000
-"""Entries of all weights up to which points are kept for other tests."""
+_SMALL = 100_000
+"""Entries of all weights up to which a model is small: it has few tokens to show a thing, and is
+looked at more often."""
+_LARGE = 1_000_000
+"""Entries from which it is large: it takes long, and shows at once on many weights what it does."""
+_HUGE = 50_000_000
+"""Entries from which every point takes gigabytes, so that as few as possible are drawn."""
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
@@ -144,7 +149,8 @@ class Probe:
             tuple(tree_map(_float64, tuple(args))),
             tree_map(_float64, dict(kwargs)),
         )
-        self.entries = sum(t.numel() for t in self._given.state.values())
+        entries = sum(t.numel() for t in self._given.state.values())
+        self.small, self.large, self.huge = entries <= _SMALL, entries > _LARGE, entries > _HUGE
         kept = {self.own_name[n] for n in traced.whole if n in self.own_name}
         kept |= {n for n, b in buffers.items() if _is_mask(b)}
         self._moving = set(self.own_name.values()) - kept
@@ -220,7 +226,7 @@ class Probe:
         if key in self._shared:
             return self._shared[key]
         point = draw()
-        if self.entries <= _KEPT:
+        if not self.large:
             self._shared[key] = point
         return point
 
@@ -298,10 +304,7 @@ class Probe:
             if outputs:
                 with mode:
                     torch.autograd.grad(
-                        outputs,
-                        list(leaves.values()),
-                        [self._normal_like(t) for t in outputs],
-                        allow_unused=True,
+                        self._combined(outputs), list(leaves.values()), allow_unused=True
                     )
         return found
 
@@ -376,14 +379,10 @@ class Probe:
             norm = float(sum(t.detach().abs().square().sum() for t in outputs)) ** 0.5
             mode.backward = True
             for _ in range(count):
-                cotangents = [self._normal_like(t) for t in outputs]
+                combined = self._combined(outputs)
                 with mode:
                     found = torch.autograd.grad(
-                        outputs,
-                        list(leaves.values()),
-                        cotangents,
-                        retain_graph=True,
-                        allow_unused=True,
+                        combined, list(leaves.values()), retain_graph=True, allow_unused=True
                     )
                 pairs = zip(leaves, found, strict=True)
                 yield Gradients({n: _dense(g) for n, g in pairs if g is not None}, norm)
@@ -440,6 +439,15 @@ class Probe:
         """Return what must not change of a result: tensors, and numbers made from weights."""
         found = [_dense(t) for t in float_outputs(result, self.output)]
         return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
+
+    def _combined(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return a random combination of all outputs, as one number.
+
+        Autograd takes cotangents as well, and imports sympy to look at them.
+        """
+        real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in outputs]
+        found = [torch.dot(t.reshape(-1), self._normal_like(t).reshape(-1)) for t in real]
+        return sum((t.to(found[0]) for t in found[1:]), found[0])
 
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)

@@ -8,7 +8,6 @@ certifies it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 
 import torch
@@ -18,9 +17,8 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
+    largest_changes,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row, slicings
 
@@ -79,11 +77,7 @@ def finest_divisions(
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
         tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
-        changes = group_test(
-            tried,
-            partial(largest_change, probe, points, _rescaled),
-            FINITE_TOLERANCE,
-        )
+        changes = largest_changes(probe, tried, _rescaled, points)
         for i, (_, division), change in zip(asked, tried, changes, strict=True):
             if change <= FINITE_TOLERANCE:
                 found[i] = division

@@ -48,6 +48,8 @@ _EFFECT = 1e3
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
+_ONE_MOVE = _MOVES[1:2]
+"""The one move of a large model, but at the first point."""
 
 
 def inert_candidates(rows: RadialRows) -> list[str]:
@@ -136,13 +138,15 @@ def _unmoved(
     alive = list(tried)
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
     near = ((point, 1.0) for point in chain(points, drawn.far))
+    moves = _MOVES
     for point, most in chain(near, ((point, _EFFECT) for point in drawn.wide)):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
             continue
         some = [parts[i] for i in alive]
-        found = group_test(some, partial(_excess, probe, point), most)
+        found = group_test(some, partial(_excess, probe, point, moves=moves), most)
+        moves = _ONE_MOVE if drawn.large else _MOVES
         for i, excess in zip(alive, found, strict=True):
             largest[i] = max(largest[i], excess)
         alive = [i for i in alive if largest[i] <= most]
@@ -164,10 +168,12 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     largest = [0.0] * len(parts)
     if not (probe.traced.eps and parts):
         return [False] * len(parts)
-    own = probe.given_elsewhere(turn=1)
-    for point in (*points[:1], own):
+    own = [] if probe.large else [probe.given_elsewhere(turn=1)]
+    moves = _ONE_MOVE if probe.large else _MOVES
+    for point in (*points[:1], *own):
         if is_well_conditioned(probe, point, real_eps=True):
-            found = group_test(parts, partial(_excess, probe, point, real_eps=True), 1.0)
+            excess = partial(_excess, probe, point, real_eps=True, moves=moves)
+            found = group_test(parts, excess, 1.0)
             largest = [max(pair) for pair in zip(largest, found, strict=True)]
     return [excess > 1 for excess in largest]
 
@@ -218,23 +224,30 @@ def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Ten
     return found
 
 
-def _excess(probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool = False) -> float:
+def _excess(
+    probe: Probe,
+    point: Point,
+    parts: Sequence[Slab],
+    *,
+    real_eps: bool = False,
+    moves: Sequence[tuple[float, float]] = _MOVES,
+) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
     worst, most = 0.0, 10 * FINITE_TOLERANCE
     floor = rounding_floor(probe, point, real_eps=real_eps)
-    for size, slack in _MOVES:
+    for size, slack in moves:
         moved = _replaced(probe, point, parts, size)
         try:
             after = probe.outputs(moved, real_eps=real_eps)
         except ModelError:
-            if size > _MOVES[0][0]:
+            if size > moves[0][0]:
                 break  # the model does not run so far away
             return math.inf
         change = relative_change(probe.baseline(point, real_eps=real_eps), after)
         allowed = slack * floor
         if change > allowed:
             allowed = max(allowed, NOISES * rounding(probe, moved, after, real_eps))
-        if size > _MOVES[0][0] and most < change <= allowed:
+        if size > moves[0][0] and most < change <= allowed:
             break  # too far to tell: rounding alone does more than may be accepted
         worst = max(worst, change / min(most, allowed))
         if not worst <= 1:

@@ -9,7 +9,6 @@ is certified by a finite change of the parts alone.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -19,9 +18,8 @@ from torch import Tensor
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
+    largest_changes,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
 from onsphere.symmetry.numeric.samples import Samples
@@ -79,11 +77,8 @@ def find_parts(
     wanted = [w for name in names for w in _wanted(name, evidence, largest)]
     spheres = [w for w in wanted if w[3] == "sphere"]
     inert = [w for w in wanted if w[3] == "inert"]
-    changes = group_test(
-        spheres,
-        partial(largest_change, probe, Points(chain(drawn.random, drawn.further)), _rescaled),
-        FINITE_TOLERANCE,
-    )
+    moved = Points(chain(drawn.random, drawn.further))
+    changes = largest_changes(probe, spheres, _rescaled, moved)
     held = [
         Part(*w, change)
         for w, change in zip(spheres, changes, strict=True)

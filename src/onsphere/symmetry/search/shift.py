@@ -8,7 +8,6 @@ over each of them. Found by that sum, certified by a finite move.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +16,8 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
+    largest_changes,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
 from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
 from onsphere.symmetry.search.granularity import divisors
 
@@ -77,11 +75,7 @@ class ShiftSearch:
         """
         seen = {name for name, _ in self._worst}
         wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
-        changes = group_test(
-            wanted,
-            partial(largest_change, probe, points, _moved),
-            FINITE_TOLERANCE,
-        )
+        changes = largest_changes(probe, wanted, _moved, points)
         return [
             Shift(name, division, self._worst[name, division], change)
             for (name, division), change in zip(wanted, changes, strict=True)

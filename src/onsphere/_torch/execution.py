@@ -258,18 +258,19 @@ def _follows_seed(make: Callable[..., Any]) -> Callable[..., Any]:
 def _seeded(seed: int) -> Iterator[None]:
     """Seed every source of random numbers that a model may draw from, and put them back."""
     ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may use it
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
-                yield
-        finally:
-            random.setstate(ours)
-            np.random.set_state(numpys)  # noqa: NPY002
+    torchs = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
+            yield
+    finally:
+        torch.default_generator.set_state(torchs)
+        random.setstate(ours)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

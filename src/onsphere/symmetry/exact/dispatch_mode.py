@@ -28,7 +28,8 @@ _ROLES = {
 """What an operation says about the weights that go into it."""
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
-"""Operations by which the values of tensors decide what runs next."""
+"""Operations by which the values of tensors decide what runs next, beside those that PyTorch says
+give a Python value."""
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
@@ -94,6 +95,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = _written(func, args, kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._save(written, tensors)
+        if func._schema.name == "aten::lift_fresh":  # it hands over what was just written down
+            self._made.update(map(key_of, tensors))
         for tensor in tensors:
             if key_of(tensor) not in self._made:
                 self.ledger.mark(tensor, Origin.KEPT)
@@ -160,7 +163,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name
         self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
         self.operations = hash((self.operations, name))
-        if name in _DATA_DEPENDENT:
+        if _decides(func):
             self.take(tensors)
         short = name.removeprefix("aten::")
         if short in _ROLES:
@@ -198,7 +201,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ledger.derive(tensor, sources)
         if short_name(func) in _STEPS or any(not t.is_floating_point() for t in results):
             self.ledger.jumping |= sources
-        if func._schema.name in _DATA_DEPENDENT:
+        if _decides(func):
             self.ledger.jumping |= sources
             self.ledger.decisive |= sources
 
@@ -272,6 +275,11 @@ class Reads(TorchFunctionMode):
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)
+
+
+def _decides(func: Any) -> bool:
+    """Return whether values of tensors decide what runs after an operation."""
+    return func._schema.name in _DATA_DEPENDENT or torch.Tag.data_dependent_output in func.tags
 
 
 def _uses(func: Any, results: Sequence[Tensor]) -> bool:

@@ -416,7 +416,7 @@ def largest_changes(
         for i, (c, u) in enumerate(zip(clear, unclear, strict=True))
     ]
     hidden = [i for i, f in enumerate(found) if f > FINITE_TOLERANCE and i not in refuted]
-    if 1 < len(hidden):  # rounding hid what was tested together: by halves it may not
+    if len(hidden) > 1:  # rounding hid what was tested together: by halves it may not
         half = len(hidden) // 2
         for part in (hidden[:half], hidden[half:]):
             again = largest_changes(probe, [items[i] for i in part], edited, points)

@@ -77,7 +77,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, draws = _facts(func)
+        name, draws, eps = _facts(func)
         if draws and not self.backward:
             return _Draw(func, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         args = tuple(map(self.lift, args))
@@ -87,7 +87,10 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.precisions and not self.backward:
             own = self.precisions.get((self.where, name), _PRECISION)
             args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
-        args, kwargs = self._without_eps(func, name, args, kwargs)
+        if self.fused and eps is not None:
+            args = (*args[:eps], self.tiny, *args[eps + 1 :]) if eps < len(args) else args
+        elif self.places and not self.backward and (self.where, name) in self.places:
+            args, kwargs = self._without_eps(func, args, kwargs)
         if name == "_grouped_mm":
             return _grouped_mm(*args, **kwargs)
         if name in _CONVOLUTIONS and args[_CONVOLUTIONS[name]] > 1:
@@ -96,14 +99,15 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
-        if not isinstance(value, Tensor):
-            if isinstance(value, torch.dtype):
-                return _WIDE.get(value, value)
-            if isinstance(value, list | tuple):
-                return type(value)(map(self.lift, value))
-            return value
-        if value.dtype not in _WIDE:
-            return value
+        if isinstance(value, Tensor):
+            return self._twin(value) if value.dtype in _WIDE else value
+        if isinstance(value, torch.dtype):
+            return _WIDE.get(value, value)
+        if isinstance(value, list | tuple) and not all(type(v) is int for v in value):
+            return type(value)(map(self.lift, value))
+        return value
+
+    def _twin(self, value: Tensor) -> Tensor:
         if value.layout is not torch.strided:
             return wide(value)
         storage = value.untyped_storage()
@@ -116,17 +120,8 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return whole.as_strided(value.size(), value.stride(), value.storage_offset())
 
     def _without_eps(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.fused and "norm" in name:
-            schema = [a.name for a in func._schema.arguments]
-            for eps in ("eps", "epsilon"):
-                i = schema.index(eps) if eps in schema else len(args)
-                if i < len(args):
-                    return (*args[:i], self.tiny, *args[i + 1 :]), kwargs
-            return args, kwargs
-        if self.backward or (self.where, name) not in self.places:
-            return args, kwargs
         met = self._occurrences.met(self.where, func, args, kwargs)
         for place, key in met.items():
             if key in self.sites and isinstance(place, int):
@@ -156,9 +151,15 @@ def wide(t: Tensor) -> Tensor:
 
 
 @cache
-def _facts(func: Any) -> tuple[str, bool]:
-    """Return the short name of an operation, and whether it draws random numbers."""
-    return short_name(func), torch.Tag.nondeterministic_seeded in func.tags
+def _facts(func: Any) -> tuple[str, bool, int | None]:
+    """Return the short name of an operation, and whether it draws random numbers.
+
+    And which argument of a normalization is its eps.
+    """
+    name = short_name(func)
+    arguments = [a.name for a in func._schema.arguments] if "norm" in name else []
+    eps = [i for i, argument in enumerate(arguments) if argument in ("eps", "epsilon")]
+    return name, torch.Tag.nondeterministic_seeded in func.tags, eps[0] if eps else None
 
 
 class _Draw:

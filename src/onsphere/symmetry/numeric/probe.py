@@ -35,6 +35,7 @@ from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
 from onsphere.symmetry.numeric.float64_mode import TINY, Composed, Float64Mode, wide
+from onsphere.symmetry.numeric.random_weights import RandomWeights
 
 _SMALL = 100_000
 """Entries of all weights up to which a model is small: it has few tokens to show a thing, and is
@@ -43,8 +44,6 @@ _LARGE = 1_000_000
 """Entries from which it is large: it takes long, and shows at once on many weights what it does."""
 _HUGE = 50_000_000
 """Entries from which every point takes gigabytes, so that as few as possible are drawn."""
-_NOISE = 100_003
-"""Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +153,8 @@ class Probe:
         kept = {self.own_name[n] for n in traced.whole if n in self.own_name}
         kept |= {n for n, b in buffers.items() if _is_mask(b)}
         self._moving = set(self.own_name.values()) - kept
+        self._buffers = {n for n, _ in self.model.named_buffers()}
+        self._random = RandomWeights(self._given.state, self._moving, self.generator)
         self.others = OtherInputs(
             self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator
         )
@@ -190,12 +191,7 @@ class Probe:
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
         turns into whole numbers stay.
         """
-        state = {
-            n: self._moved(t, noise, anew) * _factor(t, size, vectors, least)
-            if n in self._moving
-            else t
-            for n, t in self._given.state.items()
-        }
+        state = self._random.draw(noise, size, least, anew, vectors)
         return self._with_inputs(state, noise, turn, many, meet)
 
     def _with_inputs(
@@ -210,7 +206,7 @@ class Probe:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
-        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise), meet), seed)
+        return Point(state, *self.others.draw(turn, lambda t: self._random.shaken(t, noise), meet), seed)
 
     def given_elsewhere(self, turn: int = 0) -> Point:
         """Return the model's own weights with inputs drawn anew."""
@@ -229,11 +225,6 @@ class Probe:
         if not self.large:
             self._shared[key] = point
         return point
-
-    def _moved(self, t: Tensor, noise: float, anew: bool) -> Tensor:
-        if anew and t.ndim > 1 and t.is_floating_point():
-            return self._redrawn_like(t)
-        return self._shaken(t, noise)
 
     def on(self, call: Call) -> Point:
         """Return the point of a call, at the model's own weights where it has no others."""
@@ -262,7 +253,7 @@ class Probe:
 
     def many_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch of inputs that differ much, to reach what few of them do."""
-        return self.others.many(self._redrawn_like)
+        return self.others.many(self._random.redrawn_like)
 
     def nudged(self, point: Point, amount: float) -> Point:
         """Return a point with every weight off by a relative ``amount``, as rounding would do.
@@ -419,9 +410,8 @@ class Probe:
         def enter(path: str) -> None:
             mode.where = bare_name(path)
 
-        buffers = {n for n, _ in self.model.named_buffers()}
         fresh = {
-            n: t.clone() if (n in buffers and not t.requires_grad) or n in self.overwritten else t
+            n: t.clone() if (n in self._buffers and not t.requires_grad) or n in self.overwritten else t
             for n, t in state.items()
         }
         if self.traced.differentiates:
@@ -452,54 +442,12 @@ class Probe:
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
 
-    def _redrawn_like(self, t: Tensor) -> Tensor:
-        """Draw numbers of the same mean and spread; numbers of one sign keep it."""
-        if not bool(t.isfinite().all()):
-            return t
-        if t.numel() < 2 or not bool((t.min() < 0) & (t.max() > 0)):
-            return self._shaken(t, 1.0)
-        return t.mean() + t.std() * self._normal_like(t)
-
-    def _shaken(self, t: Any, noise: float) -> Any:
-        if not isinstance(t, Tensor) or not t.is_floating_point() or not t.numel():
-            return t
-        if t.layout is not torch.strided:
-            return t
-        low, high = t.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):  # a mask: leave it alone
-            return t
-        spread = self._normal_like(t.reshape(-1)[:_NOISE])
-        factor, term = torch.exp(noise * spread), torch.zeros_like(spread)
-        if low <= 0 <= high:
-            size = float(torch.linalg.vector_norm(t, 1)) / t.numel() or 0.1
-            term = noise * size * spread.roll(1)
-        return _tiled(t, factor, term)
-
-
-def _tiled(t: Tensor, factor: Tensor, term: Tensor) -> Tensor:
-    """Return ``t * factor + term``, where a large tensor meets the same numbers again and again."""
-    n, flat = len(factor), t.reshape(-1)
-    result = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
-    for some, into in zip(torch.split(flat, n), torch.split(result, n), strict=True):
-        torch.addcmul(term[: len(some)], some, factor[: len(some)], out=into)
-    return result.reshape(t.shape)
-
 
 def _float64(t: Any) -> Any:
     if isinstance(t, Tensor):
         t = t.detach()
         return wide(t)
     return t
-
-
-def _factor(t: Tensor, size: float, vectors: float, least: float) -> float:
-    """Return what to multiply a matrix or a vector by, and extreme weights until ordinary."""
-    factor = size if t.ndim > 1 else vectors
-    if least and t.numel():
-        largest = float(t.abs().max())
-        extreme = 0 < largest < 1e-2 * least or largest > 1e3 / least
-        factor *= least / largest if extreme else 1.0
-    return factor
 
 
 def _consumers(outputs: Sequence[Tensor], owners: Mapping[int, str]) -> list[tuple[Any, set[str]]]:

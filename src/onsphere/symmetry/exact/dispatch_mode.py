@@ -72,6 +72,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.coarsest = 0.0
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
+        self._literals: dict[int, Tensor] = {}
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def restore(self) -> None:
@@ -96,9 +97,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._save(written, tensors)
         if func._schema.name == "aten::lift_fresh":  # it hands over what was just written down
-            self._made.update(map(key_of, tensors))
+            self._literals.update({key_of(t): t for t in tensors})
         for tensor in tensors:
-            if key_of(tensor) not in self._made:
+            if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                 self.ledger.mark(tensor, Origin.KEPT)
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name

@@ -51,7 +51,7 @@ from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
-from onsphere.symmetry.search.reach import followed, unreached, without_effect
+from onsphere.symmetry.search.reach import followed, telling, unreached, without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 
 __all__ = ["Audit", "Inputs", "audit"]
@@ -158,11 +158,12 @@ class _Findings:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Inputs on which the operations were followed: those given, and others."""
+    """Inputs on which the operations were followed: those given, and others, which tell more."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     others: Sequence[Call]
+    telling: Sequence[Call]
 
 
 def _investigated(
@@ -181,7 +182,7 @@ def _investigated(
         )
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
-    drawn, runs = samples(probe), _Runs(args, kwargs, others)
+    drawn, runs = samples(probe), _Runs(args, kwargs, others, telling(probe.traced, others))
     try:
         found = _with_gradients(probe, runs, drawn, search_seconds, say)
     except NoGradients as error:
@@ -196,7 +197,7 @@ def _families(
     """Return the symmetries by row, column and channel that pass their certificate."""
     found = channel_symmetries(
         probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
-        others=runs.others, roles=probe.traced.roles,
+        others=runs.telling, roles=probe.traced.roles,
     )  # fmt: skip
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     points = chain(drawn.near, () if drawn.large else drawn.further)
@@ -220,7 +221,7 @@ def _with_gradients(
     if inert:
         probe.traced = trace(
             probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
-            others=runs.others,
+            others=runs.telling,
         )  # fmt: skip
     traced = probe.traced
     unsaid = unreached(traced) | silent | effects.through_eps

@@ -10,7 +10,6 @@ views; random numbers are drawn in the type in which the model draws them, and s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -30,6 +29,8 @@ _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _WIDE = dict.fromkeys(_SMALL_FLOATS, torch.float64)
 _WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
 """Short types, and what everything is computed in instead."""
+_ATOMS = frozenset({int, float, bool, type(None), str})
+"""What an argument of an operation is mostly, beside tensors."""
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 _CONVOLUTIONS = {"convolution": 8, "convolution_backward": 9}
 """And which of their arguments is the number of groups."""
@@ -77,7 +78,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, draws, eps = _facts(func)
+        name, draws, eps, _ = _FACTS.get(id(func)) or _facts(func)
         if draws and not self.backward:
             return _Draw(func, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         args = tuple(map(self.lift, args))
@@ -99,11 +100,13 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
+        if type(value) in _ATOMS:
+            return value
         if isinstance(value, Tensor):
             return self._twin(value) if value.dtype in _WIDE else value
         if isinstance(value, torch.dtype):
             return _WIDE.get(value, value)
-        if isinstance(value, list | tuple) and not all(type(v) is int for v in value):
+        if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
             return type(value)(map(self.lift, value))
         return value
 
@@ -140,7 +143,7 @@ def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
     if isinstance(value, Tensor):
         return wide(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)(map(_fresh, value))
     return value
 
@@ -150,16 +153,21 @@ def wide(t: Tensor) -> Tensor:
     return t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t
 
 
-@cache
-def _facts(func: Any) -> tuple[str, bool, int | None]:
+_Facts = tuple[str, bool, int | None, Any]
+_FACTS: dict[int, _Facts] = {}
+"""By the identity of an operation: to hash one takes a call of Python."""
+
+
+def _facts(func: Any) -> _Facts:
     """Return the short name of an operation, and whether it draws random numbers.
 
-    And which argument of a normalization is its eps.
+    And which argument of a normalization is its eps, and the operation, which so lasts.
     """
     name = short_name(func)
     arguments = [a.name for a in func._schema.arguments] if "norm" in name else []
     eps = [i for i, argument in enumerate(arguments) if argument in ("eps", "epsilon")]
-    return name, torch.Tag.nondeterministic_seeded in func.tags, eps[0] if eps else None
+    draws = torch.Tag.nondeterministic_seeded in func.tags
+    return _FACTS.setdefault(id(func), (name, draws, eps[0] if eps else None, func))
 
 
 class _Draw:

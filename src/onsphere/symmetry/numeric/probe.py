@@ -206,7 +206,9 @@ class Probe:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
-        return Point(state, *self.others.draw(turn, lambda t: self._random.shaken(t, noise), meet), seed)
+        return Point(
+            state, *self.others.draw(turn, lambda t: self._random.shaken(t, noise), meet), seed
+        )
 
     def given_elsewhere(self, turn: int = 0) -> Point:
         """Return the model's own weights with inputs drawn anew."""
@@ -411,7 +413,9 @@ class Probe:
             mode.where = bare_name(path)
 
         fresh = {
-            n: t.clone() if (n in self._buffers and not t.requires_grad) or n in self.overwritten else t
+            n: t.clone()
+            if (n in self._buffers and not t.requires_grad) or n in self.overwritten
+            else t
             for n, t in state.items()
         }
         if self.traced.differentiates:

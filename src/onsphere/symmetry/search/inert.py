@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, cycle, islice, repeat
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 number and taking it away again rounds."""
 _ONE_MOVE = _MOVES[1:2]
 """The one move of a large model, but at the first point."""
+_TURNS = tuple((move,) for move in _MOVES)
+"""Where many points are tried, these take turns."""
 
 
 def inert_candidates(rows: RadialRows) -> list[str]:
@@ -137,16 +139,16 @@ def _unmoved(
     """Replace the parts with these numbers; return how much the output changed, as above."""
     alive = list(tried)
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    near = ((point, 1.0) for point in chain(points, drawn.far))
-    moves = _MOVES
-    for point, most in chain(near, ((point, _EFFECT) for point in drawn.wide)):
+    first = chain([_MOVES], repeat(_ONE_MOVE if drawn.large else _MOVES))
+    near = zip(chain(points, drawn.far), repeat(1.0), first, strict=False)
+    wide = zip(drawn.wide, repeat(_EFFECT), cycle(_TURNS), strict=False)
+    for point, most, moves in chain(near, wide):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
             continue
         some = [parts[i] for i in alive]
         found = group_test(some, partial(_excess, probe, point, moves=moves), most)
-        moves = _ONE_MOVE if drawn.large else _MOVES
         for i, excess in zip(alive, found, strict=True):
             largest[i] = max(largest[i], excess)
         alive = [i for i in alive if largest[i] <= most]
@@ -240,14 +242,14 @@ def _excess(
         try:
             after = probe.outputs(moved, real_eps=real_eps)
         except ModelError:
-            if size > moves[0][0]:
+            if size > _MOVES[0][0]:
                 break  # the model does not run so far away
             return math.inf
         change = relative_change(probe.baseline(point, real_eps=real_eps), after)
         allowed = slack * floor
         if change > allowed:
             allowed = max(allowed, NOISES * rounding(probe, moved, after, real_eps))
-        if size > moves[0][0] and most < change <= allowed:
+        if size > _MOVES[0][0] and most < change <= allowed:
             break  # too far to tell: rounding alone does more than may be accepted
         worst = max(worst, change / min(most, allowed))
         if not worst <= 1:

@@ -183,7 +183,6 @@ def certify(
     if not claims:
         return []
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
-    changes = group_test(claims, partial(_finite_change, probe, points, allowed), allowed)
     if evidence is None:
         residuals: list[float | None] = [None] * len(claims)
         real = None
@@ -198,7 +197,9 @@ def certify(
             _least_residual(rows, claim) if rows and seen.issuperset(claim) else None
             for claim in claims
         ]
+        # Before anything is rescaled: of a huge model each takes a gigabyte beside its weights.
         real = radial_rows(probe, probe.given(), _COTANGENTS[probe.large], real_eps=True)
+    changes = group_test(claims, partial(_finite_change, probe, points, allowed), allowed)
     found = []
     for claim, residual, change in zip(claims, residuals, changes, strict=True):
         first = Certificate(residual, change, 0.0, allowed)
@@ -339,6 +340,7 @@ def _finite_change(
             rough = not is_well_conditioned(probe, point)
             if rough or change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
                 change = changed(probe, point, _doubled(probe, claims, point))
+        del moved  # before the next one is made
         worst = max(worst, change)
     return worst
 

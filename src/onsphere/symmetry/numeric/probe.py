@@ -97,6 +97,23 @@ class Gradients:
     output: float
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """What a backward pass starts from.
+
+    Args:
+        leaves: the weights whose gradients are wanted.
+        combined: a random combination of the outputs.
+        output: Euclidean norm of all outputs together.
+        mode: the one in which it runs.
+    """
+
+    leaves: Mapping[str, Tensor]
+    combined: Tensor
+    output: float
+    mode: Float64Mode
+
+
 class NoGradients(Exception):
     """A model has no gradients: an operation has no derivative, or overwrites what it needs."""
 
@@ -362,7 +379,70 @@ class Probe:
             names: weights whose gradients are wanted; all without.
             real_eps: leave eps as it is.
         """
-        state, leaves = self._leaves(point, self.names if names is None else names)
+        names = self.names if names is None else names
+        for backward in self._backward_passes(point, count, names, real_eps):
+            leaves = list(backward.leaves.values())
+            with backward.mode:
+                found = torch.autograd.grad(
+                    backward.combined, leaves, retain_graph=True, allow_unused=True
+                )
+            pairs = zip(backward.leaves, found, strict=True)
+            by_name = {n: _dense(g) for n, g in pairs if g is not None}
+            yield Gradients(by_name, backward.output)
+
+    def watch(
+        self,
+        point: Point,
+        count: int,
+        see: Callable[[int, str, Tensor], None],
+        *,
+        real_eps: bool = False,
+    ) -> list[float]:
+        """Show the gradient of every weight, for ``count`` random combinations of the outputs.
+
+        Those of a huge model are dropped one by one, as soon as they were seen.
+
+        Args:
+            point: where.
+            count: how many.
+            see: is shown the number of the combination, the name of the weight and its gradient.
+            real_eps: leave eps as it is.
+
+        Returns:
+            Norm of all outputs together, once per combination.
+        """
+        if not self.huge:
+            norms = []
+            for number, gradients in enumerate(self.gradients(point, count, real_eps=real_eps)):
+                for name, g in gradients.by_name.items():
+                    see(number, name, g)
+                norms.append(gradients.output)
+            return norms
+        norms = []
+        for backward in self._backward_passes(point, count, self.names, real_eps):
+
+            def shown(leaf: Tensor, name: str, number: int = len(norms)) -> None:
+                if leaf.grad is not None:
+                    see(number, name, _dense(leaf.grad))
+                leaf.grad = None
+
+            hooks = [
+                leaf.register_post_accumulate_grad_hook(partial(shown, name=name))
+                for name, leaf in backward.leaves.items()
+            ]
+            leaves = list(backward.leaves.values())
+            with backward.mode:
+                torch.autograd.backward(backward.combined, retain_graph=True, inputs=leaves)
+            for hook in hooks:
+                hook.remove()
+            norms.append(backward.output)
+        return norms
+
+    def _backward_passes(
+        self, point: Point, count: int, names: Sequence[str], real_eps: bool
+    ) -> Iterator["_Backward"]:
+        """Run the model once, and yield what several backward passes start from."""
+        state, leaves = self._leaves(point, names)
         mode = self._mode(real_eps)
         with plain_execution(), torch.enable_grad(), _differentiable():
             outputs = self._run(point, state, real_eps, mode)
@@ -372,13 +452,7 @@ class Probe:
             norm = float(sum(t.detach().abs().square().sum() for t in outputs)) ** 0.5
             mode.backward = True
             for _ in range(count):
-                combined = self._combined(outputs)
-                with mode:
-                    found = torch.autograd.grad(
-                        combined, list(leaves.values()), retain_graph=True, allow_unused=True
-                    )
-                pairs = zip(leaves, found, strict=True)
-                yield Gradients({n: _dense(g) for n, g in pairs if g is not None}, norm)
+                yield _Backward(leaves, self._combined(outputs), norm, mode)
 
     def _runs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the model takes other inputs, and gives numbers as it does on its own."""

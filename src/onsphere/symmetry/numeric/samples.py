@@ -45,7 +45,7 @@ class Samples:
     Args:
         near: random weights and inputs, and the given ones where numbers can be compared there.
         random: those of them that are random.
-        far: weights of many sizes.
+        far: weights of many sizes; of a huge model its own.
         wide: large batches of inputs that differ much, and inputs that look up the same rows.
         large: whether the model is large, so that every evaluation takes long.
     """
@@ -70,7 +70,7 @@ def samples(probe: Probe) -> Samples:
     """
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
     random = random_points(probe, 1 if probe.large else 2)
-    far = _far_points(probe, _FAR_SIZES[: 1 if probe.large else None])
+    far = given if probe.huge else _far_points(probe, _FAR_SIZES[: 1 if probe.large else None])
     wide = (p for p in _wide_points(probe) if is_well_conditioned(probe, p))
     return Samples([*random, *given], random, Points(far), Points(wide), probe.large)
 

@@ -18,7 +18,7 @@ from onsphere.symmetry.numeric.certificate import (
     RADIAL_TOLERANCE,
     largest_changes,
 )
-from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
+from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.search.granularity import divisors
 
 
@@ -51,16 +51,15 @@ class ShiftSearch:
         self._worst: dict[tuple[str, VectorAxes], float] = {}
         self._seen: dict[tuple[str, VectorAxes], Tensor] = {}
 
-    def see(self, gradients: Gradients) -> None:
-        """Drop the shifts that the gradients of one combination of outputs speak against."""
-        for name, g in gradients.by_name.items():
-            if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
-                self._open[name] = _surviving(name, self._open[name], g, self._worst)
-                for division in (d for family in self._open[name] for d in family if d.pieces):
-                    view, inside = division.split(g)
-                    reached = view.abs().sum(dim=inside) > 0
-                    before = self._seen.get((name, division))
-                    self._seen[name, division] = reached if before is None else before | reached
+    def see(self, name: str, g: Tensor) -> None:
+        """Drop the shifts of a weight that the gradient of a combination of outputs denies."""
+        if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
+            self._open[name] = _surviving(name, self._open[name], g, self._worst)
+            for division in (d for family in self._open[name] for d in family if d.pieces):
+                view, inside = division.split(g)
+                reached = view.abs().sum(dim=inside) > 0
+                before = self._seen.get((name, division))
+                self._seen[name, division] = reached if before is None else before | reached
 
     def certified(self, probe: Probe, names: Sequence[str], points: Iterable[Point]) -> list[Shift]:
         """Return the shifts of the named weights that a finite random move confirms.

@@ -70,7 +70,7 @@ def finest_divisions(
     """
     state = probe.given().state
     candidates = [
-        _finer(_candidates(probe, e, s), k, state[probe.own_name[next(iter(s))]].shape)
+        _finer(_candidates(probe, e, s, k), k, state[probe.own_name[next(iter(s))]].shape)
         for e, s, k in zip(evidence, spheres, known, strict=True)
     ]
     found = list(known)
@@ -86,7 +86,7 @@ def finest_divisions(
 
 
 def _candidates(
-    probe: Probe, evidence: RadialDerivatives | None, sphere: Exponents
+    probe: Probe, evidence: RadialDerivatives | None, sphere: Exponents, known: VectorAxes
 ) -> list[VectorAxes]:
     """Return divisions that the evidence allows, finest first; a finite rescale has the last word.
 
@@ -105,9 +105,10 @@ def _candidates(
             [d for d in fine if not limit or d.count(shapes[0]) <= limit], shapes[0]
         )
     single = [
-        next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
+        VectorAxes(index=(a,)) if a in known.index  # along this axis nothing is finer
+        else next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
         for a in axes
-    ]
+    ]  # fmt: skip
     held = [d for d in single if d is not None]
     joined = [_joined(some) for r in range(len(held), 0, -1) for some in combinations(held, r)]
     fine = [d for d in joined if not limit or d.count(shapes[0]) <= limit]
@@ -134,8 +135,13 @@ def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
 def _allowed(
     evidence: RadialDerivatives, sphere: Exponents, axis: int, division: VectorAxes
 ) -> bool:
-    told = [_is_radial(row, sphere, axis, division) for row in evidence.rows]
-    return False not in told and True in told
+    told = False
+    for row in evidence.rows:
+        says = _is_radial(row, sphere, axis, division)
+        if says is False:
+            return False
+        told |= says is True
+    return told
 
 
 def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> bool | None:

@@ -63,8 +63,8 @@ STAGES = (
     "looking for finer spheres and shifts",
 )  # fmt: skip
 """What is told of the progress of an audit, in its order."""
-COTANGENTS = {False: 3, True: 2}
-"""Random combinations of the outputs per point; by whether the model is large."""
+COTANGENTS = {False: (3, 3, 3), True: (2, 1)}
+"""Random combinations of the outputs, at random weights first; by whether the model is large."""
 _SHIFTS = 3
 """How many times more shifts are drawn at each further point: one amount may miss a threshold."""
 _MUCH_LESS = 0.5

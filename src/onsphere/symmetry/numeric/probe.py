@@ -173,8 +173,9 @@ class Probe:
         self._buffers = {n for n, _ in self.model.named_buffers()}
         self._random = RandomWeights(self._given.state, self._moving, self.generator)
         self.others = OtherInputs(
-            self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator
-        )
+            self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator,
+            few=self.large,
+        )  # fmt: skip
 
     def given(self) -> Point:
         """Return the model's own weights and inputs."""
@@ -463,10 +464,10 @@ class Probe:
         pairs = zip(outputs, own, strict=True)
         return all(bool(a.isfinite().all()) or not bool(b.isfinite().all()) for a, b in pairs)
 
-    def runs(self, point: Point) -> bool:
+    def runs(self, point: Point, *, real_eps: bool = False) -> bool:
         """Return whether the model runs at a point."""
         try:
-            self.baseline(point)
+            self.baseline(point, real_eps=real_eps)
         except ModelError:
             return False
         return True

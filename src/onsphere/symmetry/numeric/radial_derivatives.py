@@ -121,7 +121,7 @@ class RadialRows:
 def gather(
     probe: Probe,
     points: Sequence[Point],
-    cotangents: int,
+    cotangents: Sequence[int],
     see: Callable[[str, Tensor], None] = lambda _, __: None,
 ) -> RadialDerivatives:
     """Run backward passes and keep what slices say.
@@ -129,7 +129,7 @@ def gather(
     Args:
         probe: the model.
         points: where to measure.
-        cotangents: random combinations of the outputs per point.
+        cotangents: random combinations of the outputs at each point; the last number for more.
         see: shown every gradient, with the name of its weight, before it is dropped.
 
     Returns:
@@ -138,8 +138,9 @@ def gather(
     start = time.thread_time()
     rows: list[Row] = []
     for number, point in enumerate(points):
+        count = cotangents[min(number, len(cotangents) - 1)]
         sizes: dict[str, dict[Axes, Tensor]] = {}
-        weights: list[dict[str, dict[Axes, Slices]]] = [{} for _ in range(cotangents)]
+        weights: list[dict[str, dict[Axes, Slices]]] = [{} for _ in range(count)]
 
         def note(k: int, name: str, g: Tensor, point: Point = point, sizes: Any = sizes,
                  weights: Any = weights) -> None:  # fmt: skip
@@ -152,7 +153,7 @@ def gather(
             }
             see(name, g)
 
-        outputs = probe.watch(point, cotangents, note)
+        outputs = probe.watch(point, count, note)
         rows += [Row(number, n, w) for n, w in zip(outputs, weights, strict=False)]
     seconds = (time.thread_time() - start) / max(len(rows), 1)
     return RadialDerivatives(tuple(probe.names), rows, seconds)

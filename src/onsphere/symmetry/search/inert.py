@@ -17,6 +17,7 @@ from torch import Tensor
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.numeric.certificate import (
+    EPSILON,
     FINITE_TOLERANCE,
     NOISES,
     is_well_conditioned,
@@ -173,9 +174,12 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     own = [] if probe.large else [probe.given_elsewhere(turn=1)]
     moves = _ONE_MOVE if probe.large else _MOVES
     for point in (*points[:1], *own):
-        if is_well_conditioned(probe, point, real_eps=True):
-            excess = partial(_excess, probe, point, real_eps=True, moves=moves)
-            found = group_test(parts, excess, 1.0)
+        if not probe.runs(point, real_eps=True):
+            continue
+        excess = partial(_excess, probe, point, real_eps=True, moves=moves)
+        found = group_test(parts, excess, 1.0)
+        # Conditions are looked at where they matter: where nothing moves, rounding does not.
+        if max(found) > 1 and is_well_conditioned(probe, point, real_eps=True):
             largest = [max(pair) for pair in zip(largest, found, strict=True)]
     return [excess > 1 for excess in largest]
 
@@ -236,7 +240,6 @@ def _excess(
 ) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
     worst, most = 0.0, 10 * FINITE_TOLERANCE
-    floor = rounding_floor(probe, point, real_eps=real_eps)
     for size, slack in moves:
         moved = _replaced(probe, point, parts, size)
         try:
@@ -246,6 +249,9 @@ def _excess(
                 break  # the model does not run so far away
             return math.inf
         change = relative_change(probe.baseline(point, real_eps=real_eps), after)
+        floor = EPSILON if real_eps else rounding_floor(probe, point)
+        if change > slack * floor:
+            floor = rounding_floor(probe, point, real_eps=real_eps)
         allowed = slack * floor
         if change > allowed:
             allowed = max(allowed, NOISES * rounding(probe, moved, after, real_eps))

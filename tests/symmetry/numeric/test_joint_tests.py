@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.symmetry.exact.trace import trace
-from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_changes
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 
 COUNT = 16

@@ -6,7 +6,8 @@ from dataclasses import replace
 import torch
 
 from onsphere.symmetry.claims import Family
-from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_changes
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 
 _SPREAD = 1.0

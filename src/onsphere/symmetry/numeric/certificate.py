@@ -6,13 +6,12 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from math import inf, lcm
-from typing import TypeVar
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -48,8 +47,6 @@ NOISES = 30
 _COTANGENTS = {False: 3, True: 2}
 """Random combinations of the outputs at the real eps; by whether the model is large."""
 _LEAST_TESTS = 8
-_LEAST_CLEAR = 2
-"""Points at which a claim must hold without help of rounding."""
 _ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
 _FACTORS = (-7.0, -1.3, 0.7, 7.0)
@@ -63,7 +60,6 @@ _COARSE = 1e-3
 """Largest change that counts as 0 there: what becomes tiny in turn is no longer far above eps."""
 
 Exponents = Mapping[str, Fraction]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -368,82 +364,6 @@ def combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[st
         for name, e in claim.items():
             total[name] = total.get(name, 0.0) + t * float(e)
     return total
-
-
-def largest_changes(
-    probe: Probe,
-    items: Sequence[T],
-    edited: Callable[[Probe, Sequence[T], Point], Point],
-    points: Iterable[Point],
-) -> list[float]:
-    """Return for each of many items by how much the output changes when it is put to the test.
-
-    At every point all items that are left are tested together, and by halves only where that
-    refutes them; what is refuted at one point goes to no other. A point whose change rounding
-    explains says nothing, while others do.
-
-    Args:
-        probe: the model.
-        items: what is claimed.
-        edited: gives the point at which the output should be the same if some items hold.
-        points: where; one at least.
-
-    Returns:
-        The largest relative change over all points, of the item or of a set that it was in; more
-        than :data:`FINITE_TOLERANCE` where it does not hold.
-    """
-    clear: list[list[float]] = [[] for _ in items]
-    unclear: list[list[float]] = [[] for _ in items]
-    refuted: dict[int, float] = {}
-
-    def test(some: Sequence[int], point: Point) -> None:
-        change, says = _change(probe, edited(probe, [items[i] for i in some], point), point)
-        if says is None:
-            if len(some) == 1:
-                refuted[some[0]] = change
-                return
-            half = len(some) // 2
-            test(some[:half], point)
-            test(some[half:], point)
-            return
-        for i in some:
-            (clear if says else unclear)[i].append(change)
-
-    for point in points:
-        if len(refuted) == len(items):
-            break
-        test([i for i in range(len(items)) if i not in refuted], point)
-    found = [
-        refuted[i] if i in refuted else max(c if len(c) >= _LEAST_CLEAR else [*c, *u])
-        for i, (c, u) in enumerate(zip(clear, unclear, strict=True))
-    ]
-    hidden = [i for i, f in enumerate(found) if f > FINITE_TOLERANCE and i not in refuted]
-    if len(hidden) > 1:  # rounding hid what was tested together: by halves it may not
-        half = len(hidden) // 2
-        for part in (hidden[:half], hidden[half:]):
-            again = largest_changes(probe, [items[i] for i in part], edited, points)
-            for i, change in zip(part, again, strict=True):
-                found[i] = change
-    return found
-
-
-def _change(probe: Probe, moved: Point, point: Point) -> tuple[float, bool | None]:
-    """Return the change of the output from a point to another, and what it says.
-
-    Returns:
-        The change, and whether it is none: ``None`` where it is one, and ``False`` where rounding
-        explains it.
-    """
-    try:
-        after = probe.outputs(moved)
-    except ModelError:
-        return inf, None
-    change = relative_change(probe.baseline(point), after)
-    if change <= FINITE_TOLERANCE:
-        return change, True
-    if change < inf and change <= NOISES * rounding(probe, moved, after):
-        return change, False
-    return change, None
 
 
 def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:

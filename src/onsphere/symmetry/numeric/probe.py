@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from onsphere._torch.execution import (
     ModelError,
@@ -427,8 +428,8 @@ class Probe:
                     see(number, name, _dense(leaf.grad))
                 leaf.grad = None
 
-            hooks = [
-                leaf.register_post_accumulate_grad_hook(partial(shown, name=name))
+            hooks: list[RemovableHandle] = [
+                leaf.register_post_accumulate_grad_hook(partial(shown, name=name))  # type: ignore[no-untyped-call]
                 for name, leaf in backward.leaves.items()
             ]
             leaves = list(backward.leaves.values())

@@ -223,9 +223,9 @@ class _Together:
         if anew:
             drawn = torch.where(matrix & two_signed, mean + deviation * normal, drawn)
         factors = [f.factor(least) * (size if f.t.ndim > 1 else vectors) for f in self.facts]
-        pieces = torch.split_with_sizes_copy(drawn, list(self.counts))
+        pieces = torch.split(drawn, list(self.counts))
         return {
-            n: piece.mul_(factor).view(shape)
+            n: (piece * factor).view(shape)
             for n, piece, factor, shape in zip(
                 self.names, pieces, factors, self.shapes, strict=True
             )

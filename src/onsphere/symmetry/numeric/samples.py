@@ -143,9 +143,7 @@ def _wide_points(probe: Probe) -> Iterator[Point]:
     if probe.huge:
         return
     batches = ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))
-    if probe.large:
-        batches = batches[: int(probe.traced.data_dependent)]
-    for noise, size in batches:
+    for noise, size in batches[: int(probe.traced.data_dependent) if probe.large else None]:
         yield probe.redrawn(noise, size, many=True)
     lookups = 1 if probe.large else _LOOKUPS
     for turn in range(lookups if probe.others.rows else 0):

@@ -18,8 +18,8 @@ from torch import Tensor
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_changes,
 )
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
 from onsphere.symmetry.numeric.samples import Samples

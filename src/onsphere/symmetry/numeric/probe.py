@@ -384,7 +384,7 @@ class Probe:
         names = self.names if names is None else names
         for backward in self._backward_passes(point, count, names, real_eps):
             leaves = list(backward.leaves.values())
-            with backward.mode:
+            with _differentiable(), backward.mode:
                 found = torch.autograd.grad(
                     backward.combined, leaves, retain_graph=True, allow_unused=True
                 )
@@ -433,7 +433,7 @@ class Probe:
                 for name, leaf in backward.leaves.items()
             ]
             leaves = list(backward.leaves.values())
-            with backward.mode:
+            with _differentiable(), backward.mode:
                 torch.autograd.backward(backward.combined, retain_graph=True, inputs=leaves)
             for hook in hooks:
                 hook.remove()

@@ -206,8 +206,10 @@ def _decay(audit: AuditResult) -> list[str]:
         names = [n for n in audit.parameters if audit.decay_of(n) in effect]
         if names:
             found = folded(names)
-            more = len(found) - 6
-            shown = ", ".join(found[:6]) + (f", and {more} more like these" if more > 0 else "")
+            few = (
+                found if len(found) <= 7 else [*found[:6], f"and {len(found) - 6} more like these"]
+            )
+            shown = ", ".join(few)
             lines.append(f"{words} {len(names)}: {shown}")
     return _section("WEIGHT DECAY", 0, lines)
 

@@ -122,9 +122,7 @@ def of_text(
     )
 
 
-def _passages(
-    text: Tensor, batch: int, seed: int, context: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _passages(text: Tensor, batch: int, seed: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed + 1)
     while True:
         start = torch.randint(len(text) - context, (batch, 1), generator=generator)

@@ -1,4 +1,4 @@
-"""What losses say about transfer: where the optimum is, how far it moved, what a kept setting costs.
+"""What losses say: where the optimum is, how far it moved, what it costs to keep a setting.
 
 Losses come as rate -> one loss per seed, on rates a factor of two apart; a rate here is whatever
 number is tuned, a learning rate or a rotation. The rules below were written before the runs.
@@ -35,8 +35,9 @@ SHIFT_RULE = (
     "Optimum: for each seed the vertex of the parabola, in the logarithm of the rate, through the "
     "best rate of the mean loss and its two neighbours, a factor of two away, and at most as far. "
     "Shift: the larger model's minus the small model's, in octaves, in the direction of the mean "
-    "shift. Asked of the shift of the rate minus the shift of the rotation, paired by seed, averaged "
-    f"over the axes at their largest factors; margin {OCTAVES:g} octaves, otherwise as for the cost."
+    "shift. Asked of the shift of the rate minus the shift of the rotation, paired by seed, "
+    "averaged over the axes at their largest factors; "
+    f"margin {OCTAVES:g} octaves, otherwise as for the cost."
 )
 
 
@@ -162,8 +163,8 @@ def decided(interval: Estimate, margin: float) -> Outcome:
     """Say what an interval shows.
 
     Example:
-        >>> [str(decided(Estimate(1.0, *ends, 4), 1.0)) for ends in ((0.5, 3), (-0.5, 0.5), (-1, 3))]
-        ['holds', 'absent', 'undecided']
+        >>> str(decided(Estimate(1.0, 0.5, 3.0, 4), 1.0)), str(decided(Estimate(0, -1, 3, 4), 1.0))
+        ('holds', 'undecided')
     """
     if -margin < interval.low and interval.high < margin:
         return Outcome.ABSENT
@@ -176,8 +177,10 @@ def together(outcomes: Iterable[Outcome]) -> Outcome:
     """Return what several outcomes say together: one that all share, or that they differ.
 
     Example:
-        >>> str(together([Outcome.HOLDS, Outcome.HOLDS])), str(together([Outcome.HOLDS, Outcome.OPEN]))
-        ('holds', 'undecided')
+        >>> str(together([Outcome.HOLDS, Outcome.HOLDS]))
+        'holds'
+        >>> str(together([Outcome.HOLDS, Outcome.OPEN]))
+        'undecided'
     """
     found = {*outcomes}
     if len(found) == 1:

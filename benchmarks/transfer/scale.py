@@ -104,9 +104,7 @@ def _of_text(network: Any, size: Size, seed: int, inputs: Inputs) -> Problem:
         depth=size.depth,
         seed=seed,
     )
-    return problem.of_text(
-        model, inputs, size.batch, seed, context=CONTEXT, validated=_VALIDATED
-    )
+    return problem.of_text(model, inputs, size.batch, seed, context=CONTEXT, validated=_VALIDATED)
 
 
 def _gpt(size: Size, seed: int, inputs: Inputs) -> Problem:

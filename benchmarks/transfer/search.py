@@ -15,7 +15,7 @@ from benchmarks.transfer.outcome import Losses, best, missing
 from benchmarks.transfer.run import Run
 from benchmarks.transfer.scale import AXES, KINDS, Axis, Method, Size
 
-FACTORS = (1, 4, 8)
+FACTORS = (4, 8)
 SEEDS = (0, 1, 2, 3)
 _WIDENINGS = 8
 
@@ -50,10 +50,10 @@ RULES = (
     Rule("root of batch", "batch", 0.5, ("plain", *_ROTATIONS), "AdamW"),
     Rule("batch", "batch", 1.0, ("plain",), "SGD"),
 )
-"""1 / width for hidden matrices is that of the maximal update parametrization (Yang et al., Tensor
-Programs V, arXiv 2203.03466). A matrix of width n that turns by an angle has an update of n / root n
-times the size for that rate, hence the root. Batch: Goyal et al., arXiv 1706.02677, for SGD; Malladi
-et al., arXiv 2205.10287, for Adam."""
+"""1 / width for hidden matrices under Adam: the maximal update parametrization (Yang et al., Tensor
+Programs V, arXiv 2203.03466). The same in rotations: a step of rate η moves each of n × n entries
+by η, so all by ηn, and turns a matrix of norm √n by η√n; with η as 1/n, that is as 1/√n. Batch
+size: Goyal et al. (arXiv 1706.02677) for SGD, Malladi et al. (arXiv 2205.10287) for Adam."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ def tune(
     stopped has all smaller ones.
     """
     found = _small(bench, kinds, seeds)
-    for factor in sorted({*factors} - {1}):
+    for factor in sorted(factors):
         sweeps = []
         for one in found:
             for axis in AXES:

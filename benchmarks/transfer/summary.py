@@ -1,0 +1,375 @@
+"""The report, from sweeps alone."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from benchmarks.evidence.run import WARMUP
+from benchmarks.transfer.comparison import Comparison, compare, cost_of_rule, moved, price
+from benchmarks.transfer.outcome import (
+    COST_RULE,
+    MARGIN,
+    OCTAVES,
+    SHIFT_RULE,
+    averaged,
+    decided,
+    exponent,
+    together,
+)
+from benchmarks.transfer.scale import AXES, KINDS, RATES, Axis, Method
+from benchmarks.transfer.search import RULES, Found, Sweep
+from onsphere.report import (
+    Document,
+    Figure,
+    Interval,
+    Outcome,
+    Panel,
+    Section,
+    Series,
+    Statement,
+    Table,
+)
+from onsphere.report.number import number
+from onsphere.studies.setup.statistics import Estimate, estimate
+from onsphere.version import __version__
+
+_AXES: dict[Axis, str] = {
+    "width": "width",
+    "depth": "depth",
+    "batch": "batch size",
+    "steps": "run length",
+}
+
+
+def document(found: Sequence[Found], command: str, seeds: Sequence[int]) -> Document:
+    """Return the page."""
+    return Document(
+        title="Does one number transfer?",
+        summary="Networks were tuned small, then made wider, deeper, their batches larger and "
+        "their runs longer, and tuned anew: how far the best rate and the best rotation moved, and "
+        "what it costs to keep the small model's.",
+        sections=[section(one, command) for one in found],
+        provenance={
+            "command": command,
+            "seeds": ", ".join(map(str, seeds)),
+            "onsphere": __version__,
+            "torch": torch.__version__,
+        },
+    )
+
+
+def name(kind: str, method: Method) -> str:
+    """Return how tables and figures call a number that is tuned."""
+    base = KINDS[kind].base_name
+    return {
+        "plain": f"{base}, rate of all weights",
+        "hidden": f"{base}, rate of hidden matrices",
+        "own": "rotation",
+        "maximal": "rotation, maximal set",
+        "every": "rotation, every hidden matrix",
+    }[method]
+
+
+def section(found: Found, command: str) -> Section:
+    """Return the section of one network."""
+    row, size = KINDS[found.kind], found.small["plain"].start.size
+    statements = [one for m in row.rotations for one in statements_of(found, m)]
+    return Section(
+        name=found.kind,
+        title=row.name,
+        statement="The best rotation of a small model is closer to that of a larger one than the "
+        "best rate is, and keeping it costs less.",
+        statements=statements,
+        findings=_findings(found),
+        conditions=[
+            f"small model: width {size.width}, depth {size.depth}, batch {size.batch}, "
+            f"{size.steps} steps; one of them is larger at a time, and the others are as they were",
+            f"{row.base_name} with decay {number(found.small['plain'].start.weight_decay, 3)}, "
+            "tuned at the small size and kept; linear warm-up over "
+            f"{WARMUP:.0%} of the steps, then a cosine to 0",
+            "weights that are not tuned keep the small model's rate at every size; "
+            "rates a factor of two apart, widened until the best lies inside",
+        ],
+        figures=[_moves(found), _prices(found), _sweeps(found)],
+        tables=[_small(found), _sizes(found), _comparisons(found), _rules(found)],
+        command=command,
+    )
+
+
+def statements_of(found: Found, rotation: Method) -> list[Statement]:
+    """Return what is decided about one kind of rotation."""
+    called = name(found.kind, rotation)
+    return [
+        _statement(
+            found,
+            rotation,
+            f"{rotation}-cost",
+            f"Keeping the small model's setting costs less for the {called} than for the rate.",
+            "cost of the kept rate minus that of the kept rotation, %",
+            COST_RULE,
+            MARGIN,
+            "%",
+            lambda one: one.cost,
+        ),
+        _statement(
+            found,
+            rotation,
+            f"{rotation}-shift",
+            f"The best setting moves less for the {called} than for the rate.",
+            "shift of the best rate minus that of the best rotation, octaves",
+            SHIFT_RULE,
+            OCTAVES,
+            "octaves",
+            lambda one: one.shift,
+        ),
+    ]
+
+
+def _statement(
+    found: Found,
+    rotation: Method,
+    slug: str,
+    hypothesis: str,
+    quantity: str,
+    rule: str,
+    margin: float,
+    unit: str,
+    values: Callable[[Comparison], Sequence[float]],
+) -> Statement:
+    intervals, outcomes = [], []
+    for rate in RATES:
+        rows = {a: values(compare(found, a, rotation, rate)) for a in AXES if found.larger[a]}
+        if not rows:
+            continue
+        against = name(found.kind, rate)
+        whole = estimate(averaged(rows.values()))
+        outcomes.append(decided(whole, margin))
+        intervals.append(_interval(f"all axes, against {against}", whole, margin, unit))
+        intervals += [
+            _interval(_at(found, axis) + f", against {against}", estimate(row), margin, unit)
+            for axis, row in rows.items()
+        ]
+    return Statement(
+        name=slug,
+        hypothesis=hypothesis,
+        quantity=quantity,
+        margin=f"{margin:g} {unit}",
+        rule=rule,
+        outcome=together(outcomes) if outcomes else Outcome.OPEN,
+        effect="; ".join(f"{i.label}: {i.text}" for i in intervals if i.label.startswith("all")),
+        intervals=intervals,
+        note="Intervals of single axes are 95 % each, not corrected for their number.",
+    )
+
+
+def _interval(label: str, one: Estimate, margin: float, unit: str) -> Interval:
+    ends = one.mean / margin, one.low / margin, one.high / margin
+    return Interval(label, *ends, decided(one, margin), f"{one} {unit}")
+
+
+def _at(found: Found, axis: Axis) -> str:
+    return f"{_AXES[axis]} ×{found.largest(axis)}"
+
+
+def _findings(found: Found) -> list[str]:
+    """Return what the statements say, those that do not hold first."""
+    lines: dict[bool, list[str]] = {False: [], True: []}
+    for rotation in KINDS[found.kind].rotations:
+        for one in statements_of(found, rotation):
+            holds = one.outcome is Outcome.HOLDS
+            lines[holds].append(f"{one.hypothesis} {str(one.outcome).capitalize()}: {one.effect}.")
+    return lines[False] + lines[True]
+
+
+def _small(found: Found) -> Table:
+    rows = []
+    for method, sweep in found.small.items():
+        rows.append((name(found.kind, method), _setting(sweep), _loss(sweep), len(sweep.rates)))
+    rows += [
+        (f"{KINDS[found.kind].base_name}, decay {number(decay, 3)}", _setting(one), _loss(one),
+         len(one.rates))
+        for decay, one in sorted(found.decays.items())
+    ]  # fmt: skip
+    columns = ("tuned", "best", "validation loss [95 %]", "rates tried")
+    return Table("The small model", columns, rows)
+
+
+def _setting(sweep: Sweep) -> str:
+    return number(sweep.best, 3) + ("" if sweep.start.method in RATES else " rad")
+
+
+def _loss(sweep: Sweep) -> str:
+    return str(estimate(sweep.losses[sweep.best]))
+
+
+def _sizes(found: Found) -> Table:
+    rows = [
+        (
+            f"{_AXES[axis]} ×{factor}",
+            name(found.kind, method),
+            _setting(sweep),
+            str(estimate(moved(found, axis, factor, method))),
+            str(exponent(moved(found, axis, factor, method), factor)),
+            _loss(sweep),
+            str(estimate(price(found, axis, factor, method))),
+        )
+        for axis in AXES
+        for factor, row in found.larger[axis].items()
+        for method, sweep in row.items()
+    ]
+    columns = (
+        "size",
+        "tuned",
+        "best",
+        "shift, octaves [95 %]",
+        "power of the factor",
+        "loss at its own best",
+        "cost of the kept setting, %",
+    )
+    return Table(
+        "Larger models, tuned anew",
+        columns,
+        rows,
+        "Shift: of the optimum, from the small model's, by a parabola. The power is the shift over "
+        "the octaves of the factor: 0 transfers, −1 is in inverse proportion.",
+    )
+
+
+def _comparisons(found: Found) -> Table:
+    rows = []
+    for rotation in KINDS[found.kind].rotations:
+        for rate in RATES:
+            for axis in AXES:
+                if not found.larger[axis]:
+                    continue
+                one = compare(found, axis, rotation, rate)
+                rows.append(
+                    (
+                        _at(found, axis),
+                        name(found.kind, rotation),
+                        name(found.kind, rate),
+                        *map(str, map(estimate, (one.cost, one.shift, one.own, one.kept))),
+                    )
+                )
+    columns = (
+        "size",
+        "rotation",
+        "against",
+        "cost, rate − rotation, %",
+        "shift, rate − rotation, octaves",
+        "loss at own best, rotation − rate, %",
+        "loss as kept, rotation − rate, %",
+    )
+    return Table(
+        "Rotations against rates, at the largest size",
+        columns,
+        rows,
+        "Paired by seed, 95 % intervals. The first two are positive where the rotation transfers "
+        "better, the last two are negative where it has the lower loss.",
+    )
+
+
+def _rules(found: Found) -> Table:
+    rows = []
+    for rule in RULES:
+        for method in KINDS[found.kind].methods:
+            if not (rule.asked_of(found.kind, method) and found.larger[rule.axis]):
+                continue
+            scaled = cost_of_rule(found, rule, method)
+            kept = price(found, rule.axis, found.largest(rule.axis), method)
+            rows.append(
+                (
+                    _at(found, rule.axis),
+                    name(found.kind, method),
+                    f"as {rule.name}",
+                    None if scaled is None else str(estimate(scaled)),
+                    str(estimate(kept)),
+                )
+            )
+    columns = ("size", "tuned", "scaled", "cost, %", "cost if kept, %")
+    return Table(
+        "Scaling the kept number by a known rule",
+        columns,
+        rows,
+        "Between rates that were tried, losses are interpolated in the logarithm of the rate. No "
+        "number: the rule leads beyond all rates that were tried.",
+    )
+
+
+def _moves(found: Found) -> Figure:
+    return _by_axis(
+        found,
+        "moves",
+        "how far the best setting moves",
+        "Octaves from the small model's best; 0 is perfect transfer. Bars: 95 % over seeds.",
+        "shift (octaves)",
+        moved,
+    )
+
+
+def _prices(found: Found) -> Figure:
+    return _by_axis(
+        found,
+        "costs",
+        "what it costs to keep the small model's setting",
+        "Loss above the larger model's own best. Bars: 95 % over seeds.",
+        "loss above own best (%)",
+        price,
+    )
+
+
+def _by_axis(
+    found: Found,
+    slug: str,
+    title: str,
+    caption: str,
+    label: str,
+    values: Callable[[Found, Axis, int, Method], Sequence[float]],
+) -> Figure:
+    panels = []
+    for axis in AXES:
+        series = []
+        for place, method in enumerate(KINDS[found.kind].methods):
+            factors = [f for f, row in found.larger[axis].items() if method in row]
+            ones = [estimate(values(found, axis, factor, method)) for factor in factors]
+            apart = 1.06 ** (place - 1)  # so that bars do not hide each other
+            series.append(
+                Series(
+                    name(found.kind, method),
+                    [1.0, *(factor * apart for factor in factors)],
+                    [0.0, *(one.mean for one in ones)],
+                    [0.0, *(one.low for one in ones)],
+                    [0.0, *(one.high for one in ones)],
+                    style="points",
+                )
+            )
+        panels.append(Panel(_AXES[axis], "times the small model's", label, series, "log"))
+    title = f"{KINDS[found.kind].name}: {title}"
+    return Figure(f"{found.kind}-{slug}", title, caption, panels, columns=2)
+
+
+def _sweeps(found: Found) -> Figure:
+    panels = []
+    for method in KINDS[found.kind].methods:
+        sizes = {"small": found.small[method]}
+        for axis in AXES:
+            if found.larger[axis]:
+                sizes[_at(found, axis)] = found.larger[axis][found.largest(axis)][method]
+        series = []
+        for label, sweep in sizes.items():
+            rates = sorted(sweep.losses)
+            means = [sum(sweep.losses[r]) / len(sweep.losses[r]) for r in rates]
+            kept = [i for i, mean in enumerate(means) if mean < 1.08 * min(means)]
+            shown = [100 * (means[i] / min(means) - 1) for i in kept]
+            series.append(Series(label, [rates[i] for i in kept], shown, style="both"))
+        unit = "rate" if method in RATES else "rotation (rad / step)"
+        called = name(found.kind, method)
+        panels.append(Panel(called, unit, "loss above own best (%)", series, "log"))
+    return Figure(
+        f"{found.kind}-sweeps",
+        f"{KINDS[found.kind].name}: loss against the number that is tuned",
+        "Mean over seeds, above the lowest of each size; more than 8 % is left out. With perfect "
+        "transfer all minima stand above each other.",
+        panels,
+        columns=2,
+    )

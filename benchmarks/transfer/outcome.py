@@ -110,13 +110,16 @@ def optima(losses: Losses) -> list[float]:
     """Return by seed the base-2 logarithm of the best rate, from a parabola.
 
     Through the best rate of the mean loss and its neighbours; where that of a seed has no minimum
-    between these, the neighbour with the lower loss.
+    between these, the neighbour with the lower loss; where one of these was not tried, the best
+    itself.
 
     Example:
         >>> optima({1.0: [2.0, 1.0], 2.0: [1.0, 2.0], 4.0: [2.0, 3.0]})
         [1.0, 0.0]
     """
     middle = best(losses)
+    if missing(losses):
+        return [math.log2(middle)] * len(losses[middle])
     three = [losses[rate] for rate in (middle / 2, middle, middle * 2)]
     return [math.log2(middle) + _vertex(*values) for values in zip(*three, strict=True)]
 

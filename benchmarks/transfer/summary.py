@@ -14,6 +14,7 @@ from benchmarks.transfer.outcome import (
     averaged,
     decided,
     exponent,
+    missing,
     together,
 )
 from benchmarks.transfer.scale import AXES, KINDS, RATES, Axis, Method
@@ -195,7 +196,8 @@ def _small(found: Found) -> Table:
 
 
 def _setting(sweep: Sweep) -> str:
-    return number(sweep.best, 3) + ("" if sweep.start.method in RATES else " rad")
+    unit = "" if sweep.start.method in RATES else " rad"
+    return number(sweep.best, 3) + unit + (" (the last tried)" if missing(sweep.losses) else "")
 
 
 def _loss(sweep: Sweep) -> str:

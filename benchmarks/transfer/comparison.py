@@ -48,6 +48,11 @@ def compare(found: Found, axis: Axis, rotation: Method, rate: Method) -> Compari
     )
 
 
+def comparisons(found: Found, rotation: Method, rate: Method) -> dict[Axis, Comparison]:
+    """Return the comparisons of a rotation with a rate along all axes."""
+    return {axis: compare(found, axis, rotation, rate) for axis in found.larger}
+
+
 def _above(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [100 * (a - b) / b for a, b in zip(ours, theirs, strict=True)]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.evidence.run import WARMUP
-from benchmarks.transfer.comparison import Comparison, compare, cost_of_rule, moved, price
+from benchmarks.transfer.comparison import Comparison, comparisons, cost_of_rule, moved, price
 from benchmarks.transfer.outcome import (
     COST_RULE,
     MARGIN,
@@ -17,14 +17,14 @@ from benchmarks.transfer.outcome import (
     missing,
     together,
 )
-from benchmarks.transfer.scale import AXES, KINDS, RATES, Axis, Method
+from benchmarks.transfer.scale import KINDS, RATES, Axis, Method
 from benchmarks.transfer.search import RULES, Found, Sweep
 from onsphere.report import (
     Document,
     Figure,
-    Interval,
     Outcome,
     Panel,
+    Reference,
     Section,
     Series,
     Statement,
@@ -63,8 +63,8 @@ def name(kind: str, method: Method) -> str:
     """Return how tables and figures call a number that is tuned."""
     base = KINDS[kind].base_name
     return {
-        "plain": f"{base}, rate of all weights",
-        "hidden": f"{base}, rate of hidden matrices",
+        "plain": f"{base}'s rate of all weights",
+        "hidden": f"{base}'s rate of hidden matrices",
         "own": "rotation",
         "maximal": "rotation, maximal set",
         "every": "rotation, every hidden matrix",
@@ -78,6 +78,7 @@ def section(found: Found, command: str) -> Section:
     return Section(
         name=found.kind,
         title=row.name,
+        says="Asked",
         statement="The best rotation of a small model is closer to that of a larger one than the "
         "best rate is, and keeping it costs less.",
         statements=statements,
@@ -91,7 +92,7 @@ def section(found: Found, command: str) -> Section:
             "weights that are not tuned keep the small model's rate at every size; "
             "rates a factor of two apart, widened until the best lies inside",
         ],
-        figures=[_moves(found), _prices(found), _sweeps(found)],
+        figures=[_moves(found), _prices(found), _differences(found), _sweeps(found)],
         tables=[_small(found), _sizes(found), _comparisons(found), _rules(found)],
         command=command,
     )
@@ -137,35 +138,22 @@ def _statement(
     unit: str,
     values: Callable[[Comparison], Sequence[float]],
 ) -> Statement:
-    intervals, outcomes = [], []
-    for rate in RATES:
-        rows = {a: values(compare(found, a, rotation, rate)) for a in AXES if found.larger[a]}
-        if not rows:
-            continue
-        against = name(found.kind, rate)
-        whole = estimate(averaged(rows.values()))
-        outcomes.append(decided(whole, margin))
-        intervals.append(_interval(f"all axes, against {against}", whole, margin, unit))
-        intervals += [
-            _interval(_at(found, axis) + f", against {against}", estimate(row), margin, unit)
-            for axis, row in rows.items()
-        ]
+    against = {
+        rate: estimate(averaged(values(one) for one in comparisons(found, rotation, rate).values()))
+        for rate in RATES
+    }
     return Statement(
         name=slug,
         hypothesis=hypothesis,
-        quantity=quantity,
+        quantity=f"{quantity}, averaged over the axes at their largest factors",
         margin=f"{margin:g} {unit}",
         rule=rule,
-        outcome=together(outcomes) if outcomes else Outcome.OPEN,
-        effect="; ".join(f"{i.label}: {i.text}" for i in intervals if i.label.startswith("all")),
-        intervals=intervals,
-        note="Intervals of single axes are 95 % each, not corrected for their number.",
+        outcome=together(decided(interval, margin) for interval in against.values()),
+        effect="; ".join(
+            f"{interval} {unit} against {name(found.kind, rate)}"
+            for rate, interval in against.items()
+        ),
     )
-
-
-def _interval(label: str, one: Estimate, margin: float, unit: str) -> Interval:
-    ends = one.mean / margin, one.low / margin, one.high / margin
-    return Interval(label, *ends, decided(one, margin), f"{one} {unit}")
 
 
 def _at(found: Found, axis: Axis) -> str:
@@ -215,8 +203,8 @@ def _sizes(found: Found) -> Table:
             _loss(sweep),
             str(estimate(price(found, axis, factor, method))),
         )
-        for axis in AXES
-        for factor, row in found.larger[axis].items()
+        for axis, larger in found.larger.items()
+        for factor, row in larger.items()
         for method, sweep in row.items()
     ]
     columns = (
@@ -238,21 +226,17 @@ def _sizes(found: Found) -> Table:
 
 
 def _comparisons(found: Found) -> Table:
-    rows = []
-    for rotation in KINDS[found.kind].rotations:
-        for rate in RATES:
-            for axis in AXES:
-                if not found.larger[axis]:
-                    continue
-                one = compare(found, axis, rotation, rate)
-                rows.append(
-                    (
-                        _at(found, axis),
-                        name(found.kind, rotation),
-                        name(found.kind, rate),
-                        *map(str, map(estimate, (one.cost, one.shift, one.own, one.kept))),
-                    )
-                )
+    rows = [
+        (
+            _at(found, axis),
+            name(found.kind, rotation),
+            name(found.kind, rate),
+            *(str(estimate(values)) for values in (one.cost, one.shift, one.own, one.kept)),
+        )
+        for rotation in KINDS[found.kind].rotations
+        for rate in RATES
+        for axis, one in comparisons(found, rotation, rate).items()
+    ]
     columns = (
         "size",
         "rotation",
@@ -266,8 +250,9 @@ def _comparisons(found: Found) -> Table:
         "Rotations against rates, at the largest size",
         columns,
         rows,
-        "Paired by seed, 95 % intervals. The first two are positive where the rotation transfers "
-        "better, the last two are negative where it has the lower loss.",
+        "Paired by seed, 95 % intervals, each for itself: of some of so many the 95 % are wrong by "
+        "chance. The first two are positive where the rotation transfers better, the last two are "
+        "negative where it has the lower loss.",
     )
 
 
@@ -275,7 +260,7 @@ def _rules(found: Found) -> Table:
     rows = []
     for rule in RULES:
         for method in KINDS[found.kind].methods:
-            if not (rule.asked_of(found.kind, method) and found.larger[rule.axis]):
+            if not rule.asked_of(found.kind, method):
                 continue
             scaled = cost_of_rule(found, rule, method)
             kept = price(found, rule.axis, found.largest(rule.axis), method)
@@ -329,34 +314,70 @@ def _by_axis(
     values: Callable[[Found, Axis, int, Method], Sequence[float]],
 ) -> Figure:
     panels = []
-    for axis in AXES:
+    for axis, row in found.larger.items():
+        factors = sorted(row)
         series = []
-        for place, method in enumerate(KINDS[found.kind].methods):
-            factors = [f for f, row in found.larger[axis].items() if method in row]
+        for method in KINDS[found.kind].methods:
             ones = [estimate(values(found, axis, factor, method)) for factor in factors]
-            apart = 1.06 ** (place - 1)  # so that bars do not hide each other
-            series.append(
-                Series(
-                    name(found.kind, method),
-                    [1.0, *(factor * apart for factor in factors)],
-                    [0.0, *(one.mean for one in ones)],
-                    [0.0, *(one.low for one in ones)],
-                    [0.0, *(one.high for one in ones)],
-                    style="points",
-                )
-            )
-        panels.append(Panel(_AXES[axis], "times the small model's", label, series, "log"))
+            series.append(_points(name(found.kind, method), ones))
+        names = [f"×{factor}" for factor in factors]
+        zero = [Reference("horizontal", 0.0)]
+        panels.append(Panel(_AXES[axis], "", label, series, references=zero, categories=names))
     title = f"{KINDS[found.kind].name}: {title}"
     return Figure(f"{found.kind}-{slug}", title, caption, panels, columns=2)
+
+
+def _points(label: str, ones: Sequence[Estimate]) -> Series:
+    return Series(
+        label,
+        list(range(len(ones))),
+        [one.mean for one in ones],
+        [one.low for one in ones],
+        [one.high for one in ones],
+        style="points",
+    )
+
+
+def _differences(found: Found) -> Figure:
+    panels = []
+    for rotation in KINDS[found.kind].rotations:
+        called = name(found.kind, rotation)
+        cost, kept = [], []
+        for rate in RATES:
+            ones = comparisons(found, rotation, rate)
+            against = f"against {name(found.kind, rate)}"
+            cost.append(_points(against, _and_mean([one.cost for one in ones.values()])))
+            kept.append(_points(against, _and_mean([one.kept for one in ones.values()])))
+        names = [*(_at(found, axis) for axis in ones), "mean"]
+        zero = [Reference("horizontal", 0.0)]
+        panels += [
+            Panel(f"{called}: {what}", "", label, series, references=zero, categories=names)
+            for what, label, series in (
+                ("what it transfers better", "cost, rate − rotation (%)", cost),
+                ("loss as kept", "loss, rotation − rate (%)", kept),
+            )
+        ]
+    return Figure(
+        f"{found.kind}-differences",
+        f"{KINDS[found.kind].name}: rotations against rates",
+        "Left: what keeping the small model's rate costs more than keeping its rotation; above 0 "
+        "the rotation transfers better. Right: loss of the larger model, each at what the small "
+        "model had; below 0 the rotation is ahead. Bars: 95 % over paired seeds.",
+        panels,
+        columns=2,
+    )
+
+
+def _and_mean(rows: Sequence[Sequence[float]]) -> list[Estimate]:
+    return [estimate(row) for row in (*rows, averaged(rows))]
 
 
 def _sweeps(found: Found) -> Figure:
     panels = []
     for method in KINDS[found.kind].methods:
         sizes = {"small": found.small[method]}
-        for axis in AXES:
-            if found.larger[axis]:
-                sizes[_at(found, axis)] = found.larger[axis][found.largest(axis)][method]
+        for axis, row in found.larger.items():
+            sizes[_at(found, axis)] = row[found.largest(axis)][method]
         series = []
         for label, sweep in sizes.items():
             rates = sorted(sweep.losses)
@@ -366,7 +387,8 @@ def _sweeps(found: Found) -> Figure:
             series.append(Series(label, [rates[i] for i in kept], shown, style="both"))
         unit = "rate" if method in RATES else "rotation (rad / step)"
         called = name(found.kind, method)
-        panels.append(Panel(called, unit, "loss above own best (%)", series, "log"))
+        label = "loss above own best (%)"
+        panels.append(Panel(called, unit, label, series, "log", y_limits=(-0.4, 8.0)))
     return Figure(
         f"{found.kind}-sweeps",
         f"{KINDS[found.kind].name}: loss against the number that is tuned",

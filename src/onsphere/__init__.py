@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from onsphere import dynamics, geometry, norms, optim, planning, robustness
+from onsphere.optim import on_sphere
 from onsphere.planning import Plan, plan
 from onsphere.planning.recipe import SphereRecipe
 from onsphere.planning.tuned import sphere_recipe
@@ -40,6 +41,7 @@ __all__ = [
     "geometry",
     "monitor",
     "norms",
+    "on_sphere",
     "optim",
     "plan",
     "planning",

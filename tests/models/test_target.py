@@ -57,6 +57,11 @@ def test_a_factory_a_class_and_a_module(folder, place, name):
     assert sys.path == before
 
 
+def test_a_factory_has_one_size(folder):
+    with pytest.raises(TargetError, match="--shrink is for a config, and factory:Net is a factory"):
+        load_target("factory:Net", shape=(4, 3), size="shrink")
+
+
 def test_a_file_called_like_a_package_hides_nothing(folder):
     (folder / "json.py").write_text("import torch\nnet = torch.nn.Linear(2, 2)\n")
     assert isinstance(load_target("json.py:net", shape=(1, 2)).model, nn.Linear)

@@ -50,6 +50,20 @@ def norms(weight):
     return weight.detach().double().norm(dim=1)
 
 
+def test_param_groups_say_which_weights_are_on_spheres(generator):
+    weights = [nn.Parameter(torch.randn(3, 8, generator=generator)) for _ in range(2)]
+    groups = [{"params": [weights[0]], "sphere": ROWS}, {"params": [weights[1]]}]
+    optimizer = on_sphere(torch.optim.SGD(groups, lr=0.1))
+    before = [norms(w) for w in weights]
+    for w in weights:
+        w.grad = torch.randn(3, 8, generator=generator)
+    optimizer.step()
+    torch.testing.assert_close(norms(weights[0]), before[0], rtol=1e-6, atol=0)
+    assert not torch.isclose(norms(weights[1]), before[1]).any()
+    with pytest.warns(UserWarning, match="was given no sphere in any param group, so it is SGD"):
+        on_sphere(torch.optim.SGD(weights, lr=0.1))
+
+
 def test_what_is_evaluated_is_on_the_sphere(generator):
     weights = [nn.Parameter(torch.randn(3, 8, generator=generator)) for _ in range(2)]
     weights[1].data.copy_(weights[0])

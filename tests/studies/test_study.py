@@ -195,3 +195,27 @@ def test_no_look_is_begun_that_would_end_after_the_budget(tmp_path, coins):
     again = toss(tmp_path, [2.0 * (-1) ** seed for seed in range(16)], coins)
     assert len(list(tmp_path.glob("records/*.json"))) == 16
     assert not any("time was up" in warning for warning in again.warnings)
+
+
+def test_the_look_at_which_the_time_is_up_takes_all_of_the_level(tmp_path, coins):
+    values = [1.0 + 0.5 * (-1) ** seed for seed in range(16)]
+    early = toss(tmp_path, values, coins, budget=1e-9)
+    assert early.sections[0].statements[0].outcome == "holds"
+    assert "took all of the level" in early.warnings[-1]
+    assert early.sections[0].statements[0].effect == "1 [0.0813, 1.92]"
+    assert toss(tmp_path, values, coins, budget=1e-9).warnings == early.warnings
+    # With more time the study goes on as if it had not ended, and says what the end has cost.
+    later = toss(tmp_path, values, coins)
+    assert later.provenance["seeds"] == "8"  # 4 are too few where others may follow
+    assert "ended by its time after 4 seeds" in later.warnings[-1]
+    assert "up to twice as large (coins)" in later.warnings[-1]
+    # What has been measured costs no time.
+    assert toss(tmp_path, values, coins, budget=1e-9).warnings == later.warnings
+
+
+def test_a_damaged_note_of_an_end_is_none(tmp_path, coins):
+    values = [1.0 + 0.001 * (seed % 2) for seed in range(16)]
+    (tmp_path / "rules").mkdir()
+    for text in ("", "[3]", '{"coins": "x"}'):
+        (tmp_path / "rules" / "closed.json").write_text(text)
+        assert toss(tmp_path, values, coins).warnings == []

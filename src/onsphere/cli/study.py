@@ -234,7 +234,10 @@ def _seconds(text: str | None) -> float | None:
     parts = [float(part or 0) for part in found.groups()] if found else [0.0]
     seconds = sum(part * size for part, size in zip(parts, (3600, 60, 1), strict=False))
     if seconds <= 0:
-        raise OnsphereError(f"--budget {text!r} is no time; write hours, minutes, seconds: 1h30m")
+        raise OnsphereError(
+            f"--budget {text!r} is no time: give hours, minutes or seconds with their letters, as "
+            "90m or 1h30m"
+        )
     return seconds
 
 

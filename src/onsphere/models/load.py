@@ -74,6 +74,11 @@ def load(
         wanted = "real" if weights is not None and size == "auto" else size
         target = from_name(name, wanted, shape) if by_type else from_config(path, wanted, shape)
     elif ":" in text:
+        if size in ("shrink", "full"):
+            raise TargetError(
+                f"--{size} is for a config, and {text} is a factory, which builds its model as "
+                "large as it is: leave it out"
+            )
         target = _from_factory(text, shape)
     else:
         raise TargetError(

@@ -39,7 +39,7 @@ Closure = Callable[[], float]
 
 def on_sphere(
     optimizer: Optimizer,
-    spheres: Spheres,
+    spheres: Spheres | None = None,
     mode: Mode = "hard",
     *,
     growth_factor: float = 0.0,
@@ -73,6 +73,7 @@ def on_sphere(
         spheres: an audit of the model; or parameter -> sphere, or a tuple of parameters -> their
             joint sphere; or param groups with ``params`` and ``sphere``, as
             :class:`~onsphere.optim.SphereAdamW` takes them; those without a sphere are passed over.
+            Without any, the optimizer's own param groups say it.
         mode: see above.
         growth_factor: share of a vector's growth that the brake lets pass, from 0 to 1.
         nonfinite: what a gradient that is not finite does: ``"skip"`` its parameter (the base
@@ -116,7 +117,7 @@ class OnSphere(Optimizer):
     def __init__(
         self,
         optimizer: Optimizer,
-        spheres: Spheres,
+        spheres: Spheres | None = None,
         mode: Mode = "hard",
         *,
         growth_factor: float = 0.0,
@@ -138,7 +139,7 @@ class OnSphere(Optimizer):
         self.immovable = ""  # what is to be said of spheres that let nothing move
         # Not Optimizer.__init__, which would make param groups and a state of its own.
         self.__setstate__({})
-        asked = resolved(spheres)
+        asked = resolved(optimizer.param_groups if spheres is None else spheres)
         for params, sphere in families(asked):
             self._put(params, sphere)
         if isinstance(asked, list) and not any("sphere" in group for group in asked):

@@ -1,6 +1,7 @@
 """What was to be decided and how, written down before anything is measured."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onsphere._utils.files import write_whole
@@ -65,3 +66,50 @@ def register(claim: Claim, plan: Plan, store: Store) -> Protocol:
         text = json.dumps({"rules": rules, "records_before": written}, indent=1) + "\n"
         write_whole(path, text.encode())
     return Protocol(key, written)
+
+
+_CLOSED = "closed.json"
+"""Claim -> the fewest seeds at which a run of it was ended by the clock."""
+
+
+def close(claims: Sequence[Claim], seeds: int, store: Store) -> None:
+    """Write down that the time was up and the look at so many seeds took all of the level.
+
+    Args:
+        claims: of the run.
+        seeds: at which it ended.
+        store: where; its folder can be written.
+    """
+    before = _closed(store)
+    now = {one.name: min(seeds, before.get(one.name, seeds)) for one in claims}
+    text = json.dumps({**before, **now}, indent=1) + "\n"
+    write_whole(store.folder / "rules" / _CLOSED, text.encode())
+
+
+def spent_before(claims: Sequence[Claim], seeds: int, store: Store) -> str:
+    """Say which claims have spent their level at fewer seeds before; nothing where none has.
+
+    Args:
+        claims: of this run.
+        seeds: that it has reached.
+        store: where runs before it were ended.
+    """
+    closed = _closed(store)
+    found = [one.name for one in claims if closed.get(one.name, seeds) < seeds]
+    if not found:
+        return ""
+    return (
+        f"An earlier run was ended by its time after {min(closed[name] for name in found)} seeds, "
+        f"and took all of the 5 % there: with this one the chance of a wrong outcome in a claim is "
+        f"up to twice as large ({', '.join(found)})."
+    )
+
+
+def _closed(store: Store) -> dict[str, int]:
+    try:
+        written = json.loads((store.folder / "rules" / _CLOSED).read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(written, dict):
+        return {}
+    return {name: count for name, count in written.items() if isinstance(count, int)}

@@ -19,7 +19,7 @@ from onsphere.studies.engine.local import LocalEngine
 from onsphere.studies.engine.runner import Progress, run
 from onsphere.studies.engine.store import Store
 from onsphere.studies.engine.work import Engine
-from onsphere.studies.protocol import Protocol, register
+from onsphere.studies.protocol import Protocol, close, register, spent_before
 from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Source
 from onsphere.studies.setup.network import LABELS, STUDIED
@@ -165,7 +165,8 @@ class _Found:
         decisions: of each claim.
         reached: how many looks were taken.
         pilot: decisions after the first look.
-        stopped: why not all looks were taken that something open asked for; empty otherwise.
+        stopped: why not all looks were taken that something open asked for, and what an earlier
+            end costs; empty otherwise.
     """
 
     cells: list[Cell] = field(default_factory=list)
@@ -196,20 +197,31 @@ def _look_by_look(
             announce(_outlook(plan, found))
             taken = time.monotonic() - begun
             more = cost * (taken / spent if spent else 1.0)
-            if budget is not None and taken + more > budget:
+            if budget is not None and cost and taken + more > budget:
                 found.stopped.append(_out_of_time(plan, look, taken + more))
+                close(chosen, plan.looks[look - 1], store)
+                found.decisions = _decided(chosen, plan, found, closing=True)
                 break
         run(cells, store, source, engine=engine, report=progress)
         spent += cost
         found.cells = list({cell.key: cell for cell in [*found.cells, *cells]}.values())
         found.results |= {cell.key: store.read(cell) or {} for cell in cells}
         found.reached = look + 1
-        found.decisions = {
-            claim.name: decide(claim.statements, plan, found.results, found.reached)
-            for claim in chosen
-        }
+        found.decisions = _decided(chosen, plan, found)
         found.pilot = found.pilot or found.decisions
+    twice = spent_before(chosen, plan.looks[found.reached - 1], store)
+    if twice and len(plan.looks) > 1:
+        found.stopped.append(twice)
     return found
+
+
+def _decided(
+    chosen: Sequence[Claim], plan: Plan, found: _Found, *, closing: bool = False
+) -> dict[str, dict[Unit, Decision]]:
+    return {
+        claim.name: decide(claim.statements, plan, found.results, found.reached, closing=closing)
+        for claim in chosen
+    }
 
 
 def _wanted(chosen: Sequence[Claim], plan: Plan, found: _Found, look: int) -> list[Cell]:
@@ -245,9 +257,9 @@ def _out_of_time(plan: Plan, look: int, seconds: float) -> str:
     hours, minutes = divmod(int(seconds / 60) + 1, 60)
     needed = f"{hours}h{minutes}m" if hours else f"{minutes}m"
     return (
-        f"The time was up after {plan.looks[look - 1]} seeds. What is undecided goes on with "
-        f"{plan.looks[look]} seeds: run the same command again with --budget {needed} or more; "
-        "what was measured is kept."
+        f"The time was up after {plan.looks[look - 1]} seeds: this look took all of the level that "
+        f"was left. What is undecided goes on with {plan.looks[look]} seeds: run the same command "
+        f"again with --budget {needed} or more; what was measured is kept."
     )
 
 

@@ -129,6 +129,19 @@ def test_all_looks_together_err_as_often_as_allowed(generator):
     assert float(crossed.double().mean()) == pytest.approx(0.2, abs=0.004)
 
 
+@pytest.mark.parametrize("ended", [1, 2])
+def test_a_look_that_closes_the_study_takes_what_is_left_and_no_more(generator, ended):
+    import torch
+
+    levels = look_levels(0.2, (0.25, 0.5, 1.0)[:ended], closing=True)
+    assert levels[:-1] == look_levels(0.2, (0.25, 0.5, 1.0))[: ended - 1]
+    sums = torch.randn(200_000, 2, generator=generator, dtype=torch.float64).cumsum(1)
+    crossed = torch.zeros(len(sums), dtype=torch.bool)
+    for count, level in zip((1, 2), levels, strict=False):
+        crossed |= (sums[:, count - 1] / count**0.5).abs() > -stats.norm.ppf(level / 2)
+    assert float(crossed.double().mean()) == pytest.approx(0.2, abs=0.004)
+
+
 def test_the_seeds_needed_give_the_power_that_was_asked_for(generator):
     import torch
 

@@ -2,8 +2,9 @@
 
 Each method is decided for itself, with seeds as the unit, by the interval of the mean over seeds.
 All comparisons of a claim share 5 % by Holm's method, and several looks at a growing number of
-seeds share each comparison's part by O'Brien and Fleming's spending. The outcome can be read off
-the interval that is drawn, since it is drawn at the level that was left to it.
+seeds share each comparison's part by O'Brien and Fleming's spending; where the time is up before
+the last of them, the one that was reached takes what is left. The outcome can be read off the
+interval that is drawn, since it is drawn at the level that was left to it.
 """
 
 import math
@@ -91,7 +92,8 @@ class Statement:
         level = (
             f"The interval is Student's over seeds, for each method; all comparisons of the claim "
             f"share {ALPHA:.0%} by Holm's method, and looks at a growing number of seeds by "
-            f"O'Brien and Fleming's spending. Fewer than {FEWEST} seeds decide nothing."
+            f"O'Brien and Fleming's spending, of which the look at which the time is up takes all "
+            f"that is left. Fewer than {FEWEST} seeds decide nothing."
         )
         inside = self.range_in_words()
         if self.kind == "agreement":
@@ -177,7 +179,12 @@ Decisions = Mapping[Unit, Decision]
 
 
 def decide(
-    statements: Sequence[Statement], plan: Plan, results: Results, reached: int | None = None
+    statements: Sequence[Statement],
+    plan: Plan,
+    results: Results,
+    reached: int | None = None,
+    *,
+    closing: bool = False,
 ) -> dict[Unit, Decision]:
     """Decide every comparison of a claim, look by look; what is decided once stays so.
 
@@ -186,6 +193,7 @@ def decide(
         plan: the looks and the seeds.
         results: records of every comparison that was open at each look.
         reached: how many looks were taken; without it, all.
+        closing: none will follow, since the time is up: the last one takes the level that is left.
 
     Returns:
         One decision per statement and method.
@@ -203,7 +211,9 @@ def decide(
         p_values = {
             unit: min(one.p_values(values[unit][0]).values()) for unit, one in tested.items()
         }
-        levels = holm_levels(p_values, ALPHA, lambda a, k=look: look_levels(a, fractions)[k])  # type: ignore[misc]
+        last = closing and look == looks - 1
+        taken = (fractions[: look + 1], True) if last else (fractions,)
+        levels = holm_levels(p_values, ALPHA, lambda a, t=taken, k=look: look_levels(a, *t)[k])  # type: ignore[misc]
         for one, method in open_units:
             unit = (one.name, method)
             decisions[unit] = _decision(one, *values[unit], levels.get(unit, ALPHA))

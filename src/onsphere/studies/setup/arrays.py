@@ -123,6 +123,8 @@ def _images(path: Path, arrays: dict[str, np.ndarray], name: str) -> Tensor:
             f"{name} of {path.name} is {x.dtype}: images are bytes (uint8), or floating point in "
             "[0, 1]"
         )
+    if x.ndim in (3, 4) and not len(x):
+        raise OnsphereError(f"{name} of {path.name} holds no image")
     if x.ndim not in (3, 4) or not x.size:
         raise OnsphereError(f"{name} of {path.name} has the shape {x.shape}: {_LAYOUTS}")
     placed = x[:, None] if x.ndim == 3 else _channels_first(path, x, name)
@@ -170,6 +172,7 @@ def _labels(path: Path, arrays: dict[str, np.ndarray], part: str) -> Tensor:
     if y.dtype.kind not in "iu":
         raise OnsphereError(
             f"{name} of {path.name} is {y.dtype}: labels are integers, the numbers of the classes"
+            " (of one-hot rows take argmax(1))"
         )
     if y.shape != (count,):
         raise OnsphereError(
@@ -188,12 +191,17 @@ def _check_classes(path: Path, train: Tensor, test: Tensor) -> None:
             f"{path.name} has the label {high} for {len(train)} training images: number the "
             "classes 0, 1, 2, ..."
         )
+    if int(train.min()) == high:
+        raise OnsphereError(
+            f"all training images of {path.name} have the label {high}: there must be two classes "
+            "or more, numbered 0, 1, 2, ..."
+        )
     counts = train.bincount(minlength=high + 1)
-    if high == 0 or int(counts.min()) == 0:
-        absent = "1" if high == 0 else str(int((counts == 0).nonzero()[0]))
+    if int(counts.min()) == 0:
+        absent = int((counts == 0).nonzero()[0])
         raise OnsphereError(
             f"no training image of {path.name} has the label {absent}: number the classes "
-            "0, 1, 2, ..., at least two of them, without gaps"
+            "0, 1, 2, ..., without gaps"
         )
     if int(test.max()) > high:
         raise OnsphereError(

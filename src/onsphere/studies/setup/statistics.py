@@ -162,7 +162,9 @@ def spent(alpha: float, fraction: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def look_levels(alpha: float, fractions: tuple[float, ...]) -> tuple[float, ...]:
+def look_levels(
+    alpha: float, fractions: tuple[float, ...], closing: bool = False
+) -> tuple[float, ...]:
     """Two-sided level of each look, so that all looks together err with chance ``alpha``.
 
     The boundaries in z solve, look by look, P(first crossing now) = what :func:`spent` allows;
@@ -172,6 +174,9 @@ def look_levels(alpha: float, fractions: tuple[float, ...]) -> tuple[float, ...]
     Args:
         alpha: the whole error rate.
         fractions: of the largest number of seeds, increasing, the last at most 1.
+        closing: the last of these looks takes all that is left of ``alpha``, whatever its fraction.
+            Nothing is lost by that where it is the last for a reason that does not depend on what
+            was measured, such as the time.
 
     Returns:
         One level per look.
@@ -179,14 +184,19 @@ def look_levels(alpha: float, fractions: tuple[float, ...]) -> tuple[float, ...]
     Example:
         >>> [round(float(-special.ndtri(a / 2)), 3) for a in look_levels(0.05, (0.5, 1.0))]
         [2.963, 1.969]
+        >>> [f"{level:.4f}" for level in look_levels(0.05, (0.25, 0.5), closing=True)]
+        ['0.0000', '0.0500']
     """
     from scipy import optimize  # as long to import as it is rarely used; workers do without
 
-    levels = [spent(alpha, fractions[0])]
+    totals = [spent(alpha, fraction) for fraction in fractions]
+    if closing:
+        totals[-1] = alpha
+    levels = totals[:1]
     bound = -special.ndtri(levels[0] / 2) * math.sqrt(fractions[0])
     nodes, density = _free(bound, math.sqrt(fractions[0]))
-    for before, now in pairwise(fractions):
-        allowed, step = spent(alpha, now) - spent(alpha, before), math.sqrt(now - before)
+    for (before, now), (total, goal) in zip(pairwise(fractions), pairwise(totals), strict=True):
+        allowed, step = goal - total, math.sqrt(now - before)
         excess = partial(_crossing, nodes=nodes, density=density, step=step, now=now, less=allowed)
         z = float(optimize.brentq(excess, 0.0, 38.0, xtol=1e-10))
         levels.append(float(2 * special.ndtr(-z)))

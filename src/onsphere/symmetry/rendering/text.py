@@ -196,8 +196,10 @@ def _decay(audit: AuditResult) -> list[str]:
         names = [n for n, k in audit.kinds.items() if k in kinds]
         if names:
             found = folded(names)
-            more = len(found) - 6
-            shown = ", ".join(found[:6]) + (f", and {more} more like these" if more > 0 else "")
+            few = (
+                found if len(found) <= 7 else [*found[:6], f"and {len(found) - 6} more like these"]
+            )
+            shown = ", ".join(few)
             lines.append(f"{words} {len(names)}: {shown}")
     return _section("WEIGHT DECAY", 0, lines)
 

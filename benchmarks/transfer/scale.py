@@ -131,7 +131,7 @@ _OF_TEXT = Kind(
     sphere=problem.sphere_adamw,
     methods=("plain", "hidden", "own"),
     size=Size(width=32, depth=2, batch=8, steps=128),
-    largest={},
+    largest={"depth": 4, "steps": 4},
     decays=(0.0, 0.25, 1.0, 4.0),
     rate=2**-6,
     rotation=2**-5,

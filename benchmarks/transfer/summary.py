@@ -341,7 +341,7 @@ def _points(label: str, ones: Sequence[Estimate]) -> Series:
 def _differences(found: Found) -> Figure:
     panels = []
     for rotation in KINDS[found.kind].rotations:
-        called = name(found.kind, rotation)
+        called = name(found.kind, rotation).removeprefix("rotation, ")
         cost, kept = [], []
         for rate in RATES:
             ones = comparisons(found, rotation, rate)
@@ -353,8 +353,8 @@ def _differences(found: Found) -> Figure:
         panels += [
             Panel(f"{called}: {what}", "", label, series, references=zero, categories=names)
             for what, label, series in (
-                ("what it transfers better", "cost, rate − rotation (%)", cost),
-                ("loss as kept", "loss, rotation − rate (%)", kept),
+                ("cost", "cost, rate − rotation (%)", cost),
+                ("loss", "loss as kept, rotation − rate (%)", kept),
             )
         ]
     return Figure(

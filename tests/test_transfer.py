@@ -228,6 +228,12 @@ class _Measured:
         return 2 + 0.02 * away**2 + 0.001 * run.seed + 0.1 * (run.weight_decay - 1) ** 2
 
 
+@pytest.fixture
+def unlimited(monkeypatch):
+    """The GPT grows by all factors along all axes."""
+    monkeypatch.setitem(KINDS, "gpt", replace(KINDS["gpt"], largest={}))
+
+
 def test_a_search_ends_where_the_best_lies_inside():
     run = _run("gpt", "plain", size=KINDS["gpt"].size)
     sweeps = [Sweep(run, around(rate)) for rate in (2.0**-8, 2.0**-5, 2.0**-2)]
@@ -247,6 +253,18 @@ def test_runs_that_diverge_count_as_a_uniform_guess():
     assert one.losses[2.0**-4] == [KINDS["gpt"].chance] * 2
 
 
+def test_an_axis_ends_at_its_largest_factor():
+    (found,) = tune(_Measured(), ["gpt"], (4, 8), (0, 1))
+    assert {axis: max(row) for axis, row in found.larger.items()} == {
+        "width": 8,
+        "depth": 4,
+        "batch": 8,
+        "steps": 4,
+    }
+    assert [found.largest(axis) for axis in AXES] == [8, 4, 8, 4]
+
+
+@pytest.mark.usefixtures("unlimited")
 def test_larger_sizes_are_tuned_anew_and_keep_all_else():
     (found,) = tune(_Measured(), ["gpt"], (4, 16), (0, 1))
     assert found.small["plain"].start.weight_decay == 1.0
@@ -267,6 +285,7 @@ def test_known_rules_are_tried_at_the_largest_size():
     assert None not in costs.values()
 
 
+@pytest.mark.usefixtures("unlimited")
 @pytest.mark.parametrize(
     ("power", "found"), [(-1.0, "holds"), (0.0, "absent"), (-0.2, "undecided")]
 )
@@ -280,9 +299,10 @@ def test_the_outcome_follows_the_records(power, found):
     if found != "undecided":
         assert len({statement.outcome for statement in section.statements}) == 1
     assert len(section.statements) == 2
-    assert len(section.figures) == 3
+    assert len(section.figures) == 4
 
 
+@pytest.mark.usefixtures("unlimited")
 def test_a_rotation_that_moves_more_than_the_rate_is_said_first():
     class Reversed(_Measured):
         def _loss(self, run):

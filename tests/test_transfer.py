@@ -1,5 +1,6 @@
 """Transfer: optima and costs are read off right, methods hold what they say, a search ends."""
 
+import doctest
 import math
 from dataclasses import asdict, replace
 
@@ -61,6 +62,12 @@ def _stepped(run, inputs):
 def _parabola(middle, rates, seeds=(0.0, 0.1)):
     """Return losses that are lowest at 2 ** (middle + seed)."""
     return {r: [2.0 + 0.01 * (math.log2(r) - middle - s) ** 2 for s in seeds] for r in rates}
+
+
+def test_the_examples_are_right():
+    found = doctest.testmod(outcome)
+    assert found.attempted >= 10
+    assert not found.failed
 
 
 def test_an_optimum_between_rates_is_found_by_seed():

@@ -114,7 +114,7 @@ def optima(losses: Losses) -> list[float]:
     itself.
 
     Example:
-        >>> optima({1.0: [2.0, 1.0], 2.0: [1.0, 2.0], 4.0: [2.0, 3.0]})
+        >>> optima({1.0: [2.0, 1.0], 2.0: [1.0, 1.25], 4.0: [2.0, 2.0]})
         [1.0, 0.0]
     """
     middle = best(losses)

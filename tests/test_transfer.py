@@ -66,7 +66,7 @@ def _parabola(middle, rates, seeds=(0.0, 0.1)):
 
 def test_the_examples_are_right():
     found = doctest.testmod(outcome)
-    assert found.attempted >= 10
+    assert found.attempted >= 8
     assert not found.failed
 
 

@@ -354,7 +354,7 @@ def _differences(found: Found) -> Figure:
             Panel(f"{called}: {what}", "", label, series, references=zero, categories=names)
             for what, label, series in (
                 ("cost", "cost, rate − rotation (%)", cost),
-                ("loss", "loss as kept, rotation − rate (%)", kept),
+                ("loss", "loss, rotation − rate (%)", kept),
             )
         ]
     return Figure(

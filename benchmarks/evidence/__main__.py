@@ -32,7 +32,7 @@ def main(words: list[str] | None = None) -> int:
             options.data_dir,
             options.out,
             options.jobs,
-            _Log(),
+            Log(),
             steps=options.steps,
             width=options.width,
         )
@@ -56,7 +56,7 @@ def _changed(options: argparse.Namespace) -> str:
     return "".join(f" --{key} {value}" for key, value in pairs.items() if value)
 
 
-class _Log:
+class Log:
     """One line per finished run."""
 
     def __init__(self) -> None:

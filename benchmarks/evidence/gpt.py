@@ -36,7 +36,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(symbols, width)
-        self.blocks = nn.ModuleList(_Block(width, heads, context) for _ in range(depth))
+        self.blocks = nn.ModuleList(self.block(width, heads, context) for _ in range(depth))
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, symbols, bias=False)
         generator = torch.Generator().manual_seed(seed)
@@ -54,11 +54,51 @@ class GPT(nn.Module):
             x = block(x)
         return self.head(self.norm(x))
 
+    @staticmethod
+    def block(width: int, heads: int, context: int) -> nn.Module:
+        """Return one of the blocks."""
+        return _Block(width, heads, context)
 
-class _Block(nn.Module):
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions, between the matrices that a block gives it.
+
+    Args:
+        width: of the residual stream.
+        heads: how many, each of an even width.
+        context: longest sequence.
+    """
+
     def __init__(self, width: int, heads: int, context: int) -> None:
         super().__init__()
         self.heads = heads
+        angles = torch.arange(context)[:, None] * 100.0 ** -torch.linspace(
+            0, 1, width // heads // 2
+        )
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix values (batch, heads, length, width of a head) into (batch, length, width)."""
+        mixed = F.scaled_dot_product_attention(
+            self._turn(query), self._turn(key), value, is_causal=True
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+    def split(self, x: Tensor) -> Tensor:
+        """Return the heads of (batch, length, width), which come before the length then."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        """Rotate pairs of coordinates by angles that grow with the position."""
+        a, b = x.chunk(2, -1)
+        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class _Block(Attention):
+    def __init__(self, width: int, heads: int, context: int) -> None:
+        super().__init__(width, heads, context)
         # The matrices behind these take the part of their gains.
         self.before_attention = nn.RMSNorm(width, elementwise_affine=False)
         self.before_mlp = nn.RMSNorm(width, elementwise_affine=False)
@@ -67,11 +107,6 @@ class _Block(nn.Module):
         self.query, self.key, self.value, self.out = (
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
-        angles = torch.arange(context)[:, None] * 100.0 ** -torch.linspace(
-            0, 1, width // heads // 2
-        )
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
@@ -80,20 +115,5 @@ class _Block(nn.Module):
         return x + self.after_mlp(self.down(F.relu(self.up(self.before_mlp(x))).square()))
 
     def _attend(self, x: Tensor) -> Tensor:
-        query, key, value = (
-            matrix(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for matrix in (self.query, self.key, self.value)
-        )
-        mixed = F.scaled_dot_product_attention(
-            self._turn(self.query_norm(query)),
-            self._turn(self.key_norm(key)),
-            value,
-            is_causal=True,
-        )
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-    def _turn(self, x: Tensor) -> Tensor:
-        """Rotate pairs of coordinates by angles that grow with the position."""
-        a, b = x.chunk(2, -1)
-        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+        query, key, value = (self.split(matrix(x)) for matrix in (self.query, self.key, self.value))
+        return self.out(self.attend(self.query_norm(query), self.key_norm(key), value))

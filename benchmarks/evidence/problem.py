@@ -89,31 +89,54 @@ class Kind:
 
 
 def _gpt(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
-    train, validation, test = split(inputs.tensors[0]["text"])
     alphabet = inputs.records[0]["alphabet"]
     model = GPT(alphabet, context=CONTEXT, width=width, heads=max(1, width // 32), seed=seed)
-    held_out = [windows(part, CONTEXT, _VALIDATED) for part in (validation, test)]
+    return of_text(model, inputs, batch, seed)
+
+
+def of_text(
+    model: nn.Module,
+    inputs: Inputs,
+    batch: int,
+    seed: int,
+    *,
+    context: int = CONTEXT,
+    validated: int = _VALIDATED,
+) -> Problem:
+    """Return the problem of predicting the next character.
+
+    Args:
+        model: gives logits for windows of characters.
+        inputs: of a cell that needs the one of the text.
+        batch: windows per step.
+        seed: of where they begin.
+        context: characters in a window.
+        validated: windows of validation text, and of test text.
+    """
+    train, validation, test = split(inputs.tensors[0]["text"])
+    held_out = [windows(part, context, validated) for part in (validation, test)]
     return Problem(
         model,
-        _passages(train, batch, seed),
+        _passages(train, batch, seed, context),
         *((part[:, :-1], part[:, 1:]) for part in held_out),
     )
 
 
-def _passages(text: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _passages(text: Tensor, batch: int, seed: int, context: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed + 1)
     while True:
-        start = torch.randint(len(text) - CONTEXT, (batch, 1), generator=generator)
-        found = text[start + torch.arange(CONTEXT + 1)].long()
+        start = torch.randint(len(text) - context, (batch, 1), generator=generator)
+        found = text[start + torch.arange(context + 1)].long()
         yield found[:, :-1], found[:, 1:]
 
 
 def _conv(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
     images: Images = inputs.images
-    return _of_images(SmallConvNet("bn", images, width=width, seed=seed), images, batch, seed)
+    return of_images(SmallConvNet("bn", images, width=width, seed=seed), images, batch, seed)
 
 
-def _of_images(model: nn.Module, images: Images, batch: int, seed: int) -> Problem:
+def of_images(model: nn.Module, images: Images, batch: int, seed: int) -> Problem:
+    """Return the problem of naming the class of an image; ``seed`` is of their order."""
     kept = len(images.train_y) - min(_HELD_OUT, len(images.train_y) // 6)
     return Problem(
         model,
@@ -149,7 +172,7 @@ def _mlp(width: int, batch: int, seed: int, inputs: Inputs) -> Problem:
     images: Images = inputs.images
     labels = int(images.train_y.max()) + 1
     model = MLP(images.train_x[0].numel(), labels, width=width, seed=seed)
-    return _of_images(model, images, batch, seed)
+    return of_images(model, images, batch, seed)
 
 
 def _shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,19 +183,23 @@ def _shuffled(x: Tensor, y: Tensor, batch: int, seed: int) -> Iterator[tuple[Ten
             yield x[index], y[index]
 
 
-def _adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+def adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    """Return AdamW as the tasks on text use it."""
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
 
 
-def _sphere_adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+def sphere_adamw(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    """Return the same on spheres."""
     return SphereAdamW(groups, lr=lr, betas=(0.9, 0.99))
 
 
-def _sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+def sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    """Return SGD as the tasks on images use it."""
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
 
 
-def _sphere_sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+def sphere_sgd(groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+    """Return the same on spheres."""
     return SphereSGD(groups, lr=lr, momentum=0.9)
 
 
@@ -182,8 +209,8 @@ KINDS = {
         images="fashion-mnist",
         base_name="SGD",
         make=_conv,
-        base=_sgd,
-        sphere=_sphere_sgd,
+        base=sgd,
+        sphere=sphere_sgd,
         width=16,
         batch=64,
         steps=400,
@@ -197,8 +224,8 @@ KINDS = {
         images="digits",
         base_name="AdamW",
         make=_gpt,
-        base=_adamw,
-        sphere=_sphere_adamw,
+        base=adamw,
+        sphere=sphere_adamw,
         width=64,
         batch=16,
         steps=300,
@@ -212,8 +239,8 @@ KINDS = {
         images="mnist",
         base_name="AdamW",
         make=_mlp,
-        base=_adamw,
-        sphere=_sphere_adamw,
+        base=adamw,
+        sphere=sphere_adamw,
         width=64,
         batch=128,
         steps=400,

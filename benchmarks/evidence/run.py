@@ -3,7 +3,8 @@
 import math
 import time
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,27 +62,64 @@ class Run:
         new = {"lr" if self.rotation is None else "rotation": swept}
         return replace(self, **new, weight_decay=weight_decay)  # type: ignore[arg-type]
 
-    def cell(self, *needs: Cell) -> Cell:
+    @property
+    def images(self) -> str:
+        """The data set that its worker loads."""
+        return KINDS[self.kind].images
+
+    def cell(self, text: Cell) -> Cell:
         """Return the cell of this run; a GPT needs the cell of the text."""
+        needs = (text,) if self.kind == "gpt" else ()
         return Cell(TRAIN, asdict(self), needs, cost=self.steps * KINDS[self.kind].cost)
 
-    def factor(self, step: int) -> float:
-        """Return what the peak rates are multiplied by at a step, counted from 0."""
-        warmup = max(1, round(WARMUP * self.steps))
-        if step < warmup:
-            return (step + 1) / warmup
-        return (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup))) / 2
+
+def factor(step: int, steps: int) -> float:
+    """Return what the peak rates are multiplied by at a step of so many, counted from 0."""
+    warmup = max(1, round(WARMUP * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
 def train(config: Config, inputs: Inputs) -> Outcome:
-    """Train, and look at the validation loss now and then; ``None`` is a loss without a number."""
+    """Train, look at the validation loss now and then, and at test data once."""
     run = Run(**config)
     problem = KINDS[run.kind].make(run.width, run.batch, run.seed, inputs)
     optimizer, on_spheres = optimizer_for(run, problem)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, run.factor)
-    every, curve, spent, start = max(1, run.steps // _LOOKS), [], 0.0, time.process_time()
-    for step, (x, y) in zip(range(run.steps), problem.batches, strict=False):
-        if step % every == 0:
+    start = time.process_time()
+    result = follow(problem, optimizer, run.steps, looks=_LOOKS)
+    test_loss, test_accuracy = problem.evaluate(*problem.test)
+    return Outcome(
+        result
+        | {
+            "test_loss": test_loss if math.isfinite(test_loss) else None,
+            "test_accuracy": test_accuracy,
+            "on_spheres": on_spheres,
+            "parameters": sum(p.numel() for p in problem.model.parameters()),
+            "cpu_seconds": time.process_time() - start,
+        }
+    )
+
+
+def follow(
+    problem: Problem, optimizer: torch.optim.Optimizer, steps: int, *, looks: int
+) -> dict[str, Any]:
+    """Train under the schedule; ``None`` is a loss without a number.
+
+    Args:
+        problem: with the model that is trained.
+        optimizer: its groups have their peak rates.
+        steps: how many.
+        looks: how often the validation loss is taken on the way, beside the end.
+
+    Returns:
+        Loss and accuracy on validation data, the curve of that loss, and CPU seconds of training.
+    """
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(factor, steps=steps))
+    every = max(1, steps // max(1, looks))
+    curve, spent = [], 0.0
+    for step, (x, y) in zip(range(steps), problem.batches, strict=False):
+        if looks and step % every == 0:
             curve.append([step, problem.evaluate(*problem.validation)[0]])
         begin = time.process_time()
         loss = training_step(problem.model, optimizer, x, y)
@@ -92,20 +130,12 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     final, accuracy = problem.evaluate(*problem.validation)
     final = final if math.isfinite(loss) else math.nan
     curve.append([step + 1, final])
-    test_loss, test_accuracy = problem.evaluate(*problem.test)
-    return Outcome(
-        {
-            "curve": [[step, value if math.isfinite(value) else None] for step, value in curve],
-            "loss": final if math.isfinite(final) else None,
-            "accuracy": accuracy,
-            "test_loss": test_loss if math.isfinite(test_loss) else None,
-            "test_accuracy": test_accuracy,
-            "on_spheres": on_spheres,
-            "parameters": sum(p.numel() for p in problem.model.parameters()),
-            "training_cpu_seconds": spent,
-            "cpu_seconds": time.process_time() - start,
-        }
-    )
+    return {
+        "curve": [[step, value if math.isfinite(value) else None] for step, value in curve],
+        "loss": final if math.isfinite(final) else None,
+        "accuracy": accuracy,
+        "training_cpu_seconds": spent,
+    }
 
 
 def training_step(
@@ -131,11 +161,15 @@ def optimizer_for(run: Run, problem: Problem) -> tuple[torch.optim.Optimizer, in
         for group in plain:  # the usual split: matrices decay, gains and biases do not
             group["weight_decay"] = run.weight_decay if group["params"][0].ndim > 1 else 0.0
         return kind.base(plain, run.lr), 0
-    if run.space == "rotation":
-        for group in groups:
-            if group["sphere"] is not None:
-                group |= {"lr": run.rotation, "lr_mode": "angle"}
+    if run.rotation is not None:
+        groups = turning(groups, run.rotation)
     return kind.sphere(groups, run.lr), count
+
+
+def turning(groups: list[dict[str, Any]], rotation: float) -> list[dict[str, Any]]:
+    """Return param groups of which those on spheres turn by so many radians per step."""
+    angle = {"lr": rotation, "lr_mode": "angle"}
+    return [group if group["sphere"] is None else group | angle for group in groups]
 
 
 def _audit(run: Run, problem: Problem) -> osp.Audit:

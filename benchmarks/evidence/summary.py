@@ -69,6 +69,7 @@ def section(found: Found, command: str) -> Section:
     return Section(
         name=found.kind,
         title=KINDS[found.kind].name,
+        says="Asked",
         statement="Training on spheres reaches a lower loss than the tuned base optimizer in as "
         "many steps, and does so over a wider range of rates.",
         statements=[

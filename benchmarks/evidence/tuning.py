@@ -91,37 +91,40 @@ class Bench:
     steps: int | None = None
     width: int | None = None
 
-    def cell(self, one: Run) -> Cell:
-        """Return the cell of a run."""
-        return one.cell(*([self.text] if one.kind == "gpt" else []))
-
-    def each(self, lists: Iterable[list[Run]]) -> list[list[Trial]]:
+    def each(self, lists: Iterable[list[Any]]) -> list[list[Trial]]:
         """Return a trial for every run of every list; those without a record are made first."""
-        cells = [[(one, self.cell(one)) for one in runs] for runs in lists]
-        for kind in {one.kind for row in cells for one, _ in row}:
-            mine = [cell for row in cells for one, cell in row if one.kind == kind]
-            source = self.sources[KINDS[kind].images]
-            run(mine, self.store, source, jobs=self.jobs, report=self.report)
+        cells = [[(one, one.cell(self.text)) for one in runs] for runs in lists]
+        for images in sorted({one.images for row in cells for one, _ in row}):
+            mine = [cell for row in cells for one, cell in row if one.images == images]
+            run(mine, self.store, self.sources[images], jobs=self.jobs, report=self.report)
         return [[Trial(one, self.store.read(cell) or {}) for one, cell in row] for row in cells]
 
     def timing(self, chosen: dict[Space, Trial]) -> Record:
         """Return step times at the chosen settings, measured while nothing else of ours runs."""
-        sample = self.cell(chosen["plain"].run)
-        config = {space: dict(self.cell(chosen[space].run).config) for space in SPACES}
+        cells = {space: chosen[space].run.cell(self.text) for space in SPACES}
+        config = {space: dict(cell.config) for space, cell in cells.items()}
+        sample = cells["plain"]
         cell = Cell(TIMING, config, sample.needs)
         source = self.sources[KINDS[chosen["plain"].run.kind].images]
         run([cell], self.store, source, jobs=1, report=self.report)
         return self.store.read(cell) or {}
 
 
-def bench(data: Path, out: Path, jobs: int, report: Report, **sizes: int | None) -> Bench:
-    """Return a bench on the published data files in a folder.
+def bench(
+    data: Path,
+    out: Path,
+    jobs: int,
+    report: Report,
+    images: Iterable[str] = tuple(row.images for row in KINDS.values()),
+    **sizes: int | None,
+) -> Bench:
+    """Return a bench on the published data files in a folder, of these sets of images.
 
     Raises:
         OnsphereError: a file is missing or not the published one.
     """
     text.read(data)  # a missing file is told before anything is made
-    sources = {name: Source(name, data) for name in {row.images for row in KINDS.values()}}
+    sources = {name: Source(name, data) for name in {*images}}
     for source in sources.values():
         source.load()
     characters = Cell(Task("text", 1, partial(text.encode, data)), {"sha256": text.SHA256})

@@ -154,6 +154,21 @@ def test_every_statement_has_its_picture_of_the_effect():
     assert all("The hypothesis of" in a["aria-label"] for a in drawn)
 
 
+def test_a_claim_of_others_than_the_paper_says_whose_it_is():
+    asked = section("transfer", says="Asked", statements=[statement("cost", Outcome.HOLDS)])
+    page = render(Document("Title", "Summary", [asked]))
+    assert "<dt>Asked</dt>" in page
+    assert "The paper says" not in page
+    assert "The paper says" in render(ORDINARY)
+
+
+def test_statements_without_intervals_have_no_axis_of_effects():
+    bare = section("a", statements=[statement("b", Outcome.HOLDS, intervals=[])])
+    page = render(Document("Title", "Summary", [bare]))
+    assert "effect in units of the margin" not in page
+    assert "effect in units of the margin" in render(ORDINARY)
+
+
 def test_a_page_without_claims_says_so():
     assert "No claim was tested." in page_of("empty")
 

@@ -107,7 +107,7 @@ def test_a_false_claim_fails_its_certificate() -> None:
     probe = Probe(net, x, {}, trace(net, x))
     points = [probe.given()]
     claims = [{"0.weight": Fraction(1)}, {"12.weight": Fraction(1)}]
-    true, false = certify(probe, claims, points, gather(probe, points, 3))
+    true, false = certify(probe, claims, points, gather(probe, points, [3]))
     assert true.holds
     assert not false.holds
     assert false.change > 1e-2

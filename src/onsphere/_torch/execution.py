@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import is_dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class ModelError(OnsphereError, ValueError):
     """A model cannot be audited as given: it raises, has no weights, or no output to follow."""
 
 
+@lru_cache(maxsize=65_536)
 def bare_name(name: str) -> str:
     """Return the name of a weight without the marks that wrappers leave in it."""
     for mark in _WRAPPERS:
@@ -254,22 +256,28 @@ def _follows_seed(make: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def _seed(seed: int) -> None:
+    """Seed every source of random numbers that a model may draw from."""
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - a model may use it
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed every source of random numbers that a model may draw from, and put them back."""
-    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - a model may use it
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed, in a tenth of its time
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.manual_seed_all(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
-                yield
-        finally:
-            random.setstate(ours)
-            np.random.set_state(numpys)  # noqa: NPY002
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torchs = torch.default_generator.get_state()
+    _seed(seed)
+    try:
+        with _replaced(np.random, "default_rng", _follows_seed(np.random.default_rng)):
+            yield
+    finally:
+        torch.default_generator.set_state(torchs)
+        random.setstate(ours)
+        np.random.set_state(numpys)  # noqa: NPY002
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
@@ -287,10 +295,11 @@ def plain_execution(seed: int = 0) -> Iterator[None]:
     Args:
         seed: of all random numbers that the model draws, by PyTorch, Python or NumPy.
     """
+    if _PLAIN.get():
+        _seed(seed)
+        yield
+        return
     with _seeded(seed):
-        if _PLAIN.get():
-            yield
-            return
         fastpath = torch.backends.mha.get_fastpath_enabled()
         token = _PLAIN.set(True)
         torch.backends.mha.set_fastpath_enabled(False)

@@ -26,16 +26,15 @@ def substituted(
         state: tensors by the model's own names.
         held: makes the tensor that stands for one that the model keeps as a plain attribute.
     """
-    paths = dict(model.named_modules())
-    own = {
-        f"{path}.{name}".removeprefix("."): t
-        for path, module in paths.items()
-        for table in (module._parameters, module._buffers)
-        for name, t in table.items()
-        if t is not None
-    }
+    modules, own = [], {}
+    for path, module in model.named_modules():
+        modules.append(module)
+        before = f"{path}." if path else ""
+        for table in (module._parameters, module._buffers):
+            for name, t in table.items():
+                if t is not None:
+                    own[before + name] = t
     instead = _Substitutes({id(own[n]): (own[n], t) for n, t in state.items()}, held)
-    modules = list(paths.values())
     saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
     classes = [(c, dict(vars(c))) for c in _classes(modules)]
     shared = [(c, n, v) for c, names in classes for n, v in names.items() if _is_state(n, v)]
@@ -43,10 +42,12 @@ def substituted(
         for owner, name, value in shared:
             setattr(owner, name, instead(value))
         for module, attributes, parameters, buffers in saved:
-            module._parameters.update({n: instead(p) for n, p in parameters.items()})
-            module._buffers.update({n: instead(b) for n, b in buffers.items()})
+            if parameters:
+                module._parameters.update({n: instead(p) for n, p in parameters.items()})
+            if buffers:
+                module._buffers.update({n: instead(b) for n, b in buffers.items()})
             for name, value in attributes.items():
-                if name not in _OF_MODULES:
+                if type(value) not in _PLAIN and name not in _OF_MODULES:
                     vars(module)[name] = instead(value)
         yield
     finally:
@@ -67,7 +68,8 @@ def substituted(
 
 def _classes(modules: Iterable[nn.Module]) -> list[type]:
     """Return the classes of some modules that are not PyTorch's own."""
-    found = {c: None for m in modules for c in type(m).__mro__ if issubclass(c, nn.Module)}
+    types = dict.fromkeys(map(type, modules))
+    found = {c: None for t in types for c in t.__mro__ if issubclass(c, nn.Module)}
     return [c for c in found if c.__module__.partition(".")[0] != "torch"]
 
 
@@ -78,6 +80,8 @@ def _is_state(name: str, value: Any) -> bool:
     return isinstance(value, Tensor) or type(value) in (bool, int, float, list, dict, tuple)
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+"""What holds no tensor."""
 _OF_MODULES = frozenset(vars(nn.Module()))
 """What every module has: its tables of weights, parts and hooks."""
 

@@ -205,6 +205,7 @@ class Section:
         name: the claim's name on the command line.
         title: the claim in a few words.
         statement: the claim as a sentence, with its source.
+        says: what stands before the claim: who makes it.
         prediction: what the theory says should be measured.
         statements: what the claim is made of, each with its outcome; none for a section that tests
             nothing.
@@ -231,6 +232,7 @@ class Section:
     tables: Sequence[Table] = ()
     command: str = ""
     code: str = ""
+    says: str = "The paper says"
 
     def noting(self, condition: str) -> "Section":
         """Return the section with one more condition that it was measured under."""

@@ -11,14 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 Show = Callable[..., None]
 """Told a part of the work and, where they are known, how much is done and of how much."""
@@ -135,6 +127,15 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def _bar() -> Iterator[Show]:
+    from rich.progress import (  # which takes longer than the work that shows no bar
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

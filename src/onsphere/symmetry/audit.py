@@ -59,7 +59,7 @@ from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
-from onsphere.symmetry.search.reach import followed, unreached
+from onsphere.symmetry.search.reach import followed, telling, unreached
 from onsphere.symmetry.search.reach import without_effect as weights_without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 from onsphere.symmetry.shifts.certificate import certified as certified_shifts
@@ -74,8 +74,8 @@ STAGES = (
     "looking for finer spheres and shifts",
 )  # fmt: skip
 """What is told of the progress of an audit, in its order."""
-COTANGENTS = {False: 3, True: 2}
-"""Random combinations of the outputs per point; by whether the model is large."""
+COTANGENTS = {False: (3, 3, 3), True: (2, 1)}
+"""Random combinations of the outputs, at random weights first; by whether the model is large."""
 _SHIFTS = 3
 """How many times more shifts are drawn at each further point: one amount may miss a threshold."""
 _SHIFT_POINTS = 2
@@ -186,11 +186,12 @@ class _Findings:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Inputs on which the operations were followed: those given, and others."""
+    """Inputs on which the operations were followed: those given, and others, which tell more."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     others: Sequence[Call]
+    telling: Sequence[Call]
 
 
 def _investigated(
@@ -211,9 +212,8 @@ def _investigated(
         )
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
-    drawn, runs = samples(probe), _Runs(args, kwargs, others)
+    drawn, runs = samples(probe), _Runs(args, kwargs, others, telling(probe.traced, others))
     try:
-        probe.drop_opaque()
         found = _with_gradients(probe, runs, drawn, search_seconds, say)
     except NoGradients as error:
         found = _without_gradients(probe, str(error), runs, drawn, say)
@@ -227,7 +227,7 @@ def _families(
     """Return the symmetries by row, column and channel that pass their certificate."""
     found = channel_symmetries(
         probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
-        others=runs.others, roles=probe.traced.roles,
+        others=runs.telling, roles=probe.traced.roles,
     )  # fmt: skip
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     points = chain(drawn.near, () if drawn.large else drawn.further)
@@ -238,7 +238,7 @@ def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFami
     """Return the weights that can move together, where random amounts confirm it."""
     written = {*probe.traced.written, *probe.traced.overwritten, *probe.traced.whole}
     solution, found = followed_shifts(
-        probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.others,
+        probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.telling,
         held=written | unreached(probe.traced), kept=probe.traced.kept,
     )  # fmt: skip
     return certified_shifts(probe, solution, found, drawn.random[:_SHIFT_POINTS])
@@ -254,8 +254,7 @@ def _with_gradients(
     """Certify by gradients and finite rescales, and look for what only numbers can tell."""
     say("measuring gradients")
     names = probe.traced.parameters
-    shifts = ShiftSearch({n: probe.given().state[probe.own_name[n]].shape for n in names})
-    evidence = gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see)
+    evidence, shifts = _measured(probe, drawn)
     say("looking for weights without effect")
     moving = _shift_families(probe, runs, drawn)
     free = without_effect(moving, _shapes(probe.model, names))
@@ -264,7 +263,7 @@ def _with_gradients(
     if inert:
         probe.traced = trace(
             probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
-            others=runs.others,
+            others=runs.telling,
         )  # fmt: skip
     traced = probe.traced
     unsaid = unreached(traced) | silent | effects.through_eps
@@ -305,6 +304,21 @@ def _with_gradients(
         families=families,
         shift_families=[f for f in moving if unsaid.isdisjoint(f.names)],
     )
+
+
+def _measured(probe: Probe, drawn: Samples) -> tuple[RadialDerivatives, ShiftSearch]:
+    """Measure gradients, without those of buffers where an operation has none."""
+
+    def measured() -> tuple[RadialDerivatives, ShiftSearch]:
+        state, own = probe.given().state, probe.own_name
+        shifts = ShiftSearch({n: state[own[n]].shape for n in probe.traced.parameters})
+        return gather(probe, drawn.near, COTANGENTS[drawn.large], shifts.see), shifts
+
+    try:
+        return measured()
+    except NoGradients:
+        probe.drop_opaque()
+        return measured()
 
 
 def _without_gradients(

@@ -37,6 +37,12 @@ EFFECT_OF_DECAY = {
 }
 """What weight decay does to a weight of each kind."""
 
+EFFECT_ON_PARTS = (
+    "a real penalty on a part: other parts are in rescaling symmetries, on spheres or without "
+    "effect"
+)
+"""What it does to a scale-dependent weight of which some rows or columns are not."""
+
 
 @dataclass(frozen=True)
 class ScaleInvariance:

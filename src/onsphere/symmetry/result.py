@@ -1,5 +1,6 @@
 """What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
+import math
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,12 +8,14 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
+    EFFECT_ON_PARTS,
     Family,
     Kind,
     Leak,
@@ -140,7 +143,35 @@ class AuditResult:
 
     def decay_of(self, name: str) -> str:
         """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
-        return EFFECT_OF_DECAY[self.kinds[name]]
+        if self.kinds[name] is not Kind.FIXED or name not in self.free_parts:
+            return EFFECT_OF_DECAY[self.kinds[name]]
+        return EFFECT_OF_DECAY[Kind.TRADED] if self.free_parts[name] == 1 else EFFECT_ON_PARTS
+
+    @cached_property
+    def free_parts(self) -> dict[str, float]:
+        """Scale-dependent weights of which rows or columns are not, and the share of these.
+
+        Queries, keys and values in one have no symmetry as a whole; yet the queries trade with the
+        keys, the values with what reads them, and the keys' bias has no effect.
+        """
+        found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+
+        def note(name: str, axes: tuple[int, ...], index: Tensor | slice) -> None:
+            if self.kinds.get(name) is Kind.FIXED:
+                size = math.prod(self.parameters[name][a] for a in axes)
+                free = found.setdefault((name, axes), torch.zeros(size, dtype=torch.bool))
+                free[index] = True
+
+        for family in self.families:
+            for part in family.slices:
+                note(part.name, part.axes, part.index.reshape(-1))
+        for p in self.parts:
+            for start, stop in p.intervals:
+                note(p.name, (p.axis,), slice(start, stop))
+        shares: dict[str, float] = {}
+        for (name, _), free in found.items():
+            shares[name] = max(shares.get(name, 0.0), float(free.double().mean()))
+        return shares
 
     def own_spheres(self) -> dict[str, ScaleInvariance]:
         """Return the weights that live on a sphere without any other parameter."""

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onsphere.symmetry import audit
+from onsphere.symmetry import Kind, audit
+from onsphere.symmetry.claims import EFFECT_OF_DECAY
 from onsphere.symmetry.search.partial import null_intervals
 
 WIDTH, HEADS = 12, 2
@@ -94,3 +95,31 @@ def test_null_intervals_are_the_shortest(
 ) -> None:
     rows = torch.tensor([radial, [2 * r for r in radial]], dtype=torch.float64)
     assert null_intervals(rows, torch.full_like(rows, 6.0)) == expected
+
+
+def test_weight_decay_is_told_of_the_parts_of_fused_weights() -> None:
+    torch.manual_seed(0)
+    found = audit(FusedAttention(normalized=False), torch.randn(3, 5, WIDTH))
+    assert found.free_parts == {"qkv.weight": 1, "qkv.bias": 1, "out.weight": 1}
+    assert {found.decay_of(n) for n in found.free_parts} == {EFFECT_OF_DECAY[Kind.TRADED]}
+    assert found.decay_of("out.bias") == EFFECT_OF_DECAY[Kind.FIXED]
+    said = str(found).partition("WEIGHT DECAY")[2].replace("\n      ", " ")
+    assert "balances them, on 3: qkv.weight, qkv.bias, out.weight" in said
+    assert "which is part of the function, on 1: out.bias" in said
+
+
+def test_weight_decay_is_told_of_a_part_that_is_no_part_of_the_function() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = nn.Linear(4, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.both(x).chunk(2, dim=-1)
+            return F.normalize(a, dim=-1) + torch.tanh(b)
+
+    torch.manual_seed(0)
+    found = audit(Split(), torch.randn(5, 4))
+    assert found.free_parts == {"both.weight": 0.5}
+    assert found.decay_of("both.weight").startswith("a real penalty on a part")
+    assert "have no effect, on 1: both.weight" in str(found).replace("\n      ", " ")

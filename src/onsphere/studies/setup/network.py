@@ -121,6 +121,7 @@ class SmallConvNet(Network):
         method_key: a name of :data:`STUDIED`.
         images: the data set; gives the input's shape, mean and spread, and the classes.
         width: channels of the first convolution; the others have twice as many.
+        depth: convolutions of each width; only the first of them has a stride.
         seed: of the initial weights.
         eps: eps of the method; ``None`` takes its default.
     """
@@ -131,6 +132,7 @@ class SmallConvNet(Network):
         images: Images,
         *,
         width: int = 8,
+        depth: int = 1,
         seed: int = 0,
         eps: float | None = None,
     ) -> None:
@@ -141,10 +143,12 @@ class SmallConvNet(Network):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             convs, norms = [], []
-            for out, stride in zip(widths, strides, strict=True):
-                convs.append(nn.Conv2d(channels, out, 3, stride, 1, bias=not self.in_activation))
-                channels, extent = out, math.ceil(extent / stride)
-                norms.append(norm_behind(self.method, convs[-1], extent, eps))
+            for out, first in zip(widths, strides, strict=True):
+                for stride in (first, *[1] * (depth - 1)):
+                    bias = not self.in_activation
+                    convs.append(nn.Conv2d(channels, out, 3, stride, 1, bias=bias))
+                    channels, extent = out, math.ceil(extent / stride)
+                    norms.append(norm_behind(self.method, convs[-1], extent, eps))
             self.convs, self.norms = nn.ModuleList(convs), nn.ModuleList(norms)
             self.head = nn.Linear(channels * extent * extent, images.classes)
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from onsphere.symmetry.claims import Family
-from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
-from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 
 _SPREAD = 1.0
@@ -29,9 +28,7 @@ def certified(probe: Probe, families: Sequence[Family], points: Iterable[Point])
     """
     if not families:
         return []
-    changes = group_test(
-        families, partial(largest_change, probe, points, _rescaled), FINITE_TOLERANCE
-    )
+    changes = largest_changes(probe, families, _rescaled, points)
     return [f for f, c in zip(families, changes, strict=True) if c <= FINITE_TOLERANCE]
 
 

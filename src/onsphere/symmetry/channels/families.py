@@ -194,8 +194,9 @@ class _Solution:
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""
         columns = kind.members[0]
-        weights = {i for i, k in enumerate(columns) if self._block(k).weight is not None}
-        parameters = {i for i in weights if self._counts(self._block(columns[i]).weight)}
+        blocks = self._blocks_of(columns)
+        weights = {i for i, block in enumerate(blocks) if block.weight is not None}
+        parameters = {i for i in weights if self._counts(blocks[i].weight)}
         vectors = []
         for f in kind.free:
             v = {f: Fraction(1)} | dict(kind.followed[f])
@@ -216,8 +217,7 @@ class _Solution:
     def _without_effect(self, columns: Ints) -> Iterator[Form]:
         """Return rescalings of all rows against all columns of one weight."""
         by_block: defaultdict[Block, dict[int, int]] = defaultdict(dict)
-        for i, k in enumerate(columns):
-            block = self._block(k)
+        for i, (k, block) in enumerate(zip(columns, self._blocks_of(columns), strict=True)):
             if block.weight is not None:
                 by_block[block][int(k) - block.start] = i
         by_weight: defaultdict[int, list[tuple[Block, dict[int, int]]]] = defaultdict(list)
@@ -233,12 +233,17 @@ class _Solution:
     def _block(self, number: int) -> Block:
         return self._blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
 
+    def _blocks_of(self, numbers: Ints) -> list[Block]:
+        return [self._blocks[i] for i in np.searchsorted(self._starts, numbers, "right") - 1]
+
     def _family(self, kind: Kind, v: Form) -> Family:
         if v[min(v)] < 0:
             v = {i: -c for i, c in v.items()}
         grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
-        for i, c in sorted(v.items()):
-            grouped[self._block(kind.members[0][i]), c].append(i)
+        moved = sorted(v.items())
+        blocks = self._blocks_of(kind.members[0][[i for i, _ in moved]])
+        for (i, c), block in zip(moved, blocks, strict=True):
+            grouped[block, c].append(i)
         slices = tuple(
             Slices(
                 self.done.names[block.weight],  # type: ignore[index]

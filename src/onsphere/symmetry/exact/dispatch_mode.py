@@ -35,6 +35,8 @@ _ROLES = {
 """What an operation says about the weights that go into it."""
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+"""Operations by which the values of tensors decide what runs next, beside those that PyTorch says
+give a Python value."""
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
@@ -79,6 +81,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.coarsest = 0.0
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
+        self._literals: dict[int, Tensor] = {}
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def restore(self) -> None:
@@ -103,6 +106,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = tree_leaves((args, kwargs))
         tensors = [t for t in given if isinstance(t, Tensor)]
         self._save(written, tensors)
+        if func._schema.name == "aten::lift_fresh":  # it hands over what was just written down
+            self._literals.update({key_of(t): t for t in tensors})
+        for tensor in tensors:
+            if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
+                self.ledger.mark(tensor, Origin.KEPT)
         result = self._moved(self._run(func, args, kwargs))
         name = func._schema.name
         results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
@@ -168,8 +176,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func._schema.name
         self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
         self.operations = hash((self.operations, name))
-        self.data_dependent |= name in _DATA_DEPENDENT
-        self.ledger.read_values |= name in _DATA_DEPENDENT
+        if _decides(func):
+            self.take(tensors)
         short = name.removeprefix("aten::")
         if short in _ROLES:
             role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
@@ -205,6 +213,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self.kept[key].add(0)
 
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Remember that values decide what runs, if they are not the same in every run."""
+        self.ledger.read_values = True
+        self.data_dependent |= any(self.ledger.origin(t) for t in tensors)
+
     def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Say of results what they were made from."""
         origin = Origin.NOTHING
@@ -218,7 +231,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.ledger.derive(tensor, sources)
         if short_name(func) in _STEPS or any(not t.is_floating_point() for t in results):
             self.ledger.jumping |= sources
-        if func._schema.name in _DATA_DEPENDENT:
+        if _decides(func):
             self.ledger.jumping |= sources
             self.ledger.decisive |= sources
 
@@ -284,7 +297,7 @@ class Reads(TorchFunctionMode):
                 self.tracer.ledger.note_read(args[0])
                 if self.tracer.shifts is not None:
                     self.tracer.shifts.vanish(args[0])
-            self.tracer.data_dependent = self.tracer.ledger.read_values = True
+            self.tracer.take(args[:1])
             self.tracer.ledger.decisive |= self.tracer.ledger.sources(args[0])
             known = self.tracer.ledger.shadows.value(args[0])
             if known is None:
@@ -294,6 +307,11 @@ class Reads(TorchFunctionMode):
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)
+
+
+def _decides(func: Any) -> bool:
+    """Return whether values of tensors decide what runs after an operation."""
+    return func._schema.name in _DATA_DEPENDENT or torch.Tag.data_dependent_output in func.tags
 
 
 def _uses(func: Any, results: Sequence[Tensor]) -> bool:

@@ -107,13 +107,29 @@ def add_scaled(
 ) -> dict[int, Fraction]:
     """Return the form ``a + factor * b`` without zero coefficients."""
     total = dict(a)
-    for k, c in b.items():
-        value = total.get(k, Fraction(0)) + factor * c
+    _add_to(total, b, factor)
+    return total
+
+
+def _add_to(total: Form, b: Mapping[int, Fraction], factor: Fraction) -> None:
+    """Add a multiple of a form in place; most factors are 1 or -1, and fractions are slow."""
+    scaled = b if factor == 1 else _scaled(b, factor)
+    for k, c in scaled.items():
+        before = total.get(k)
+        value = c if before is None else before + c
         if value:
             total[k] = value
         else:
             total.pop(k, None)
-    return total
+
+
+def _scaled(form: Mapping[int, Fraction], factor: Fraction) -> Form:
+    if factor == -1:
+        return {k: -c for k, c in form.items()}
+    return {k: c * factor for k, c in form.items()} if factor else {}
+
+
+_ONE = Fraction(1)
 
 
 class Constraints:
@@ -145,9 +161,7 @@ class Constraints:
         total: Form = {}
         for k, c in form.items():
             row = self._rows.get(k)
-            total = add_scaled(
-                total, {k: c} if row is None else row, Fraction(1) if row is None else c
-            )
+            _add_to(total, *(({k: c}, _ONE) if row is None else (row, c)))
         return total
 
     def require_zero(self, form: Mapping[int, Fraction]) -> bool:
@@ -160,8 +174,7 @@ class Constraints:
         if not rest:
             return False
         pivot = max(rest)
-        scale = -1 / rest.pop(pivot)
-        row = {k: c * scale for k, c in rest.items()}
+        row = _scaled(rest, -1 / rest.pop(pivot))
         for other in self._rows_with.pop(pivot, set()):
             self._store(
                 other, add_scaled(self._without(other, pivot), row, self._rows[other][pivot])

@@ -29,6 +29,7 @@ class Origin(Flag):
     WEIGHTS = auto()
     DATA = auto()  # float inputs, and random numbers
     WHOLE = auto()  # inputs of whole numbers and masks
+    KEPT = auto()  # what outlives a run: buffers, and tensors that the model does not hold
 
 
 class UnitTracker:
@@ -225,7 +226,8 @@ class UnitTracker:
     def constant(self, tensor: Tensor) -> float | None:
         """Return the number that a tensor with one entry holds, if it is a plain constant."""
         known = self.shadows.value(tensor)
-        if known is None or self.origin(tensor) or not self.read(tensor).vanishes:
+        made = self.origin(tensor) & ~Origin.KEPT
+        if known is None or made or not self.read(tensor).vanishes:
             return None
         return constant_value(known)
 
@@ -341,7 +343,7 @@ class Operation:
         origin = self.ledger.origin(value)
         if origin & (Origin.WEIGHTS | Origin.DATA):
             return False
-        self.ledger.decided |= bool(origin)
+        self.ledger.decided |= bool(origin & ~Origin.KEPT)
         known = self.ledger.shadows.value(value)
         if known is None or type(known) is not Tensor:
             return False

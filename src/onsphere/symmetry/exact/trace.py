@@ -288,6 +288,8 @@ def _run(
     inputs = (of.args, dict(of.kwargs))
     args, kwargs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
     marked((args, kwargs), ledger.mark)
+    for buffer in state.values():
+        ledger.mark(buffer, Origin.KEPT)
     copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
     use = InputUse((args, kwargs))
     tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)

@@ -6,13 +6,12 @@ rescaled model gives the same output. Both are checked in float64 with eps at al
 model's own weights and at random ones. At the real eps the same sum is the *leak*.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from itertools import product
-from math import inf, lcm
-from typing import TypeVar
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -45,9 +44,9 @@ _ALIVE = 0.1
 
 NOISES = 30
 """How many times the change that rounding makes at a point is still rounding."""
+_COTANGENTS = {False: 3, True: 2}
+"""Random combinations of the outputs at the real eps; by whether the model is large."""
 _LEAST_TESTS = 8
-_LEAST_CLEAR = 2
-"""Points at which a claim must hold without help of rounding."""
 _ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
 _FACTORS = (-7.0, -1.3, 0.7, 7.0)
@@ -61,7 +60,6 @@ _COARSE = 1e-3
 """Largest change that counts as 0 there: what becomes tiny in turn is no longer far above eps."""
 
 Exponents = Mapping[str, Fraction]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -163,8 +161,6 @@ def certify(
     claims: Sequence[Exponents],
     points: Sequence[Point],
     evidence: RadialDerivatives | None,
-    *,
-    cotangents: int = 3,
 ) -> list[Certificate]:
     """Test symmetries against radial derivatives and finite rescales.
 
@@ -176,7 +172,6 @@ def certify(
         claims: exponents by name.
         points: where to test.
         evidence: what was gathered at these points; ``None`` where there are no gradients.
-        cotangents: random combinations of the outputs at the real eps.
 
     Returns:
         One certificate per claim.
@@ -184,7 +179,6 @@ def certify(
     if not claims:
         return []
     allowed = min(FINITE_TOLERANCE, 1e5 * max(rounding_floor(probe, p) for p in points))
-    changes = group_test(claims, partial(_finite_change, probe, points, allowed), allowed)
     if evidence is None:
         residuals: list[float | None] = [None] * len(claims)
         real = None
@@ -199,7 +193,9 @@ def certify(
             _least_residual(rows, claim) if rows and seen.issuperset(claim) else None
             for claim in claims
         ]
-        real = radial_rows(probe, probe.given(), cotangents, real_eps=True)
+        # Before anything is rescaled: of a huge model each takes a gigabyte beside its weights.
+        real = radial_rows(probe, probe.given(), _COTANGENTS[probe.large], real_eps=True)
+    changes = group_test(claims, partial(_finite_change, probe, points, allowed), allowed)
     found = []
     for claim, residual, change in zip(claims, residuals, changes, strict=True):
         first = Certificate(residual, change, 0.0, allowed)
@@ -340,6 +336,7 @@ def _finite_change(
             rough = not is_well_conditioned(probe, point)
             if rough or change <= NOISES * rounding(probe, moved, probe.outputs(moved)):
                 change = changed(probe, point, _doubled(probe, claims, point))
+        del moved  # before the next one is made
         worst = max(worst, change)
     return worst
 
@@ -367,40 +364,6 @@ def combined(claims: Sequence[Exponents], strengths: Sequence[float]) -> dict[st
         for name, e in claim.items():
             total[name] = total.get(name, 0.0) + t * float(e)
     return total
-
-
-def largest_change(
-    probe: Probe,
-    points: Iterable[Point],
-    edited: Callable[[Probe, Sequence[T], Point], Point],
-    claims: Sequence[T],
-) -> float:
-    """Return the largest relative change of the output when claims are put to the test.
-
-    A point whose change rounding explains says nothing, while others do. The first change that
-    refutes the claims is returned at once.
-
-    Args:
-        probe: the model.
-        points: where; one at least.
-        edited: gives the point at which the output should be the same if all claims hold.
-        claims: what is tested together.
-    """
-    clear, unclear = [], []
-    for point in points:
-        moved = edited(probe, claims, point)
-        try:
-            after = probe.outputs(moved)
-        except ModelError:
-            return inf
-        change = relative_change(probe.baseline(point), after)
-        if change <= FINITE_TOLERANCE:
-            clear.append(change)
-        elif change < inf and change <= NOISES * rounding(probe, moved, after):
-            unclear.append(change)
-        else:
-            return change
-    return max(clear if len(clear) >= _LEAST_CLEAR else [*clear, *unclear])
 
 
 def changed(probe: Probe, before: Point, after: Point, *, real_eps: bool = False) -> float:

@@ -10,7 +10,6 @@ views; random numbers are drawn in the type in which the model draws them, and s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -30,7 +29,11 @@ _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _WIDE = dict.fromkeys(_SMALL_FLOATS, torch.float64)
 _WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
 """Short types, and what everything is computed in instead."""
+_ATOMS = frozenset({int, float, bool, type(None), str})
+"""What an argument of an operation is mostly, beside tensors."""
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
+_CONVOLUTIONS = {"convolution": 8, "convolution_backward": 9}
+"""And which of their arguments is the number of groups."""
 
 
 class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -75,7 +78,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, draws = _facts(func)
+        name, draws, eps, _ = _FACTS.get(id(func)) or _facts(func)
         if draws and not self.backward:
             return _Draw(func, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         args = tuple(map(self.lift, args))
@@ -85,21 +88,29 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.precisions and not self.backward:
             own = self.precisions.get((self.where, name), _PRECISION)
             args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
-        args, kwargs = self._without_eps(func, name, args, kwargs)
+        if self.fused and eps is not None:
+            args = (*args[:eps], self.tiny, *args[eps + 1 :]) if eps < len(args) else args
+        elif self.places and not self.backward and (self.where, name) in self.places:
+            args, kwargs = self._without_eps(func, args, kwargs)
         if name == "_grouped_mm":
             return _grouped_mm(*args, **kwargs)
+        if name in _CONVOLUTIONS and args[_CONVOLUTIONS[name]] > 1:
+            return _fresh(_grouped(func, *args, **kwargs))
         return _fresh(func(*args, **kwargs))
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
-        if not isinstance(value, Tensor):
-            if isinstance(value, torch.dtype):
-                return _WIDE.get(value, value)
-            if isinstance(value, list | tuple):
-                return type(value)(map(self.lift, value))
+        if type(value) in _ATOMS:
             return value
-        if value.dtype not in _WIDE:
-            return value
+        if isinstance(value, Tensor):
+            return self._twin(value) if value.dtype in _WIDE else value
+        if isinstance(value, torch.dtype):
+            return _WIDE.get(value, value)
+        if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
+            return type(value)(map(self.lift, value))
+        return value
+
+    def _twin(self, value: Tensor) -> Tensor:
         if value.layout is not torch.strided:
             return wide(value)
         storage = value.untyped_storage()
@@ -112,17 +123,8 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return whole.as_strided(value.size(), value.stride(), value.storage_offset())
 
     def _without_eps(
-        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if self.fused and "norm" in name:
-            schema = [a.name for a in func._schema.arguments]
-            for eps in ("eps", "epsilon"):
-                i = schema.index(eps) if eps in schema else len(args)
-                if i < len(args):
-                    return (*args[:i], self.tiny, *args[i + 1 :]), kwargs
-            return args, kwargs
-        if self.backward or (self.where, name) not in self.places:
-            return args, kwargs
         met = self._occurrences.met(self.where, func, args, kwargs)
         for place, key in met.items():
             if key in self.sites and isinstance(place, int):
@@ -141,7 +143,7 @@ def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
     if isinstance(value, Tensor):
         return wide(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)(map(_fresh, value))
     return value
 
@@ -151,10 +153,21 @@ def wide(t: Tensor) -> Tensor:
     return t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t
 
 
-@cache
-def _facts(func: Any) -> tuple[str, bool]:
-    """Return the short name of an operation, and whether it draws random numbers."""
-    return short_name(func), torch.Tag.nondeterministic_seeded in func.tags
+_Facts = tuple[str, bool, int | None, Any]
+_FACTS: dict[int, _Facts] = {}
+"""By the identity of an operation: to hash one takes a call of Python."""
+
+
+def _facts(func: Any) -> _Facts:
+    """Return the short name of an operation, and whether it draws random numbers.
+
+    And which argument of a normalization is its eps, and the operation, which so lasts.
+    """
+    name = short_name(func)
+    arguments = [a.name for a in func._schema.arguments] if "norm" in name else []
+    eps = [i for i, argument in enumerate(arguments) if argument in ("eps", "epsilon")]
+    draws = torch.Tag.nondeterministic_seeded in func.tags
+    return _FACTS.setdefault(id(func), (name, draws, eps[0] if eps else None, func))
 
 
 class _Draw:
@@ -251,6 +264,23 @@ class Composed(TorchFunctionMode):
         scale = scale if weight is None else scale * weight
         y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
+
+
+def _grouped(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Convolve in groups, images with channels last as if they came first.
+
+    In float64 PyTorch has no kernel of its own for groups, and takes ten times as long for these.
+    """
+    last = torch.channels_last
+    tensors = [a for a in args if isinstance(a, Tensor) and a.ndim == 4]
+    if all(t.is_contiguous() for t in tensors):
+        return func(*args, **kwargs)
+    results = func(*(a.contiguous() if isinstance(a, Tensor) else a for a in args), **kwargs)
+    ordered = tensors[0].is_contiguous(memory_format=last) and not tensors[0].is_contiguous()
+    return tree_map(
+        lambda t: t.contiguous(memory_format=last)
+        if ordered and isinstance(t, Tensor) and t.ndim == 4 else t, results,
+    )  # fmt: skip
 
 
 def _grouped_mm(a: Tensor, b: Tensor, offs: Tensor | None = None, **_: Any) -> Tensor:

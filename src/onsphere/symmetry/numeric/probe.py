@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.hooks import RemovableHandle
 
 from onsphere._torch.execution import (
     ModelError,
@@ -35,11 +36,15 @@ from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
 from onsphere.symmetry.numeric.float64_mode import TINY, Composed, Float64Mode, wide
+from onsphere.symmetry.numeric.random_weights import RandomWeights
 
-_KEPT = 1_000_000
-"""Entries of all weights up to which points are kept for other tests."""
-_NOISE = 100_003
-"""Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
+_SMALL = 100_000
+"""Entries of all weights up to which a model is small: it has few tokens to show a thing, and is
+looked at more often."""
+_LARGE = 1_000_000
+"""Entries from which it is large: it takes long, and shows at once on many weights what it does."""
+_HUGE = 50_000_000
+"""Entries from which every point takes gigabytes, so that as few as possible are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,23 @@ class Gradients:
     output: float
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """What a backward pass starts from.
+
+    Args:
+        leaves: the weights whose gradients are wanted.
+        combined: a random combination of the outputs.
+        output: Euclidean norm of all outputs together.
+        mode: the one in which it runs.
+    """
+
+    leaves: Mapping[str, Tensor]
+    combined: Tensor
+    output: float
+    mode: Float64Mode
+
+
 class NoGradients(Exception):
     """A model has no gradients: an operation has no derivative, or overwrites what it needs."""
 
@@ -144,13 +166,17 @@ class Probe:
             tuple(tree_map(_float64, tuple(args))),
             tree_map(_float64, dict(kwargs)),
         )
-        self.entries = sum(t.numel() for t in self._given.state.values())
+        entries = sum(t.numel() for t in self._given.state.values())
+        self.small, self.large, self.huge = entries <= _SMALL, entries > _LARGE, entries > _HUGE
         kept = {self.own_name[n] for n in traced.whole if n in self.own_name}
         kept |= {n for n, b in buffers.items() if _is_mask(b)}
         self._moving = set(self.own_name.values()) - kept
+        self._buffers = {n for n, _ in self.model.named_buffers()}
+        self._random = RandomWeights(self._given.state, self._moving, self.generator)
         self.others = OtherInputs(
-            self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator
-        )
+            self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator,
+            few=self.large,
+        )  # fmt: skip
 
     def given(self) -> Point:
         """Return the model's own weights and inputs."""
@@ -184,12 +210,7 @@ class Probe:
         inputs (equal tokens, a single one) more can seem to hold. Masks and weights that the model
         turns into whole numbers stay.
         """
-        state = {
-            n: self._moved(t, noise, anew) * _factor(t, size, vectors, least)
-            if n in self._moving
-            else t
-            for n, t in self._given.state.items()
-        }
+        state = self._random.draw(noise, size, least, anew, vectors)
         return self._with_inputs(state, noise, turn, many, meet)
 
     def _with_inputs(
@@ -204,7 +225,9 @@ class Probe:
         seed = int(torch.randint(2**31, (), generator=self.generator))
         if many:
             return Point(state, *self.many_inputs(), seed)
-        return Point(state, *self.others.draw(turn, lambda t: self._shaken(t, noise), meet), seed)
+        return Point(
+            state, *self.others.draw(turn, lambda t: self._random.shaken(t, noise), meet), seed
+        )
 
     def given_elsewhere(self, turn: int = 0) -> Point:
         """Return the model's own weights with inputs drawn anew."""
@@ -220,14 +243,9 @@ class Probe:
         if key in self._shared:
             return self._shared[key]
         point = draw()
-        if self.entries <= _KEPT:
+        if not self.large:
             self._shared[key] = point
         return point
-
-    def _moved(self, t: Tensor, noise: float, anew: bool) -> Tensor:
-        if anew and t.ndim > 1 and t.is_floating_point():
-            return self._redrawn_like(t)
-        return self._shaken(t, noise)
 
     def on(self, call: Call) -> Point:
         """Return the point of a call, at the model's own weights where it has no others."""
@@ -256,7 +274,7 @@ class Probe:
 
     def many_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Draw a large batch of inputs that differ much, to reach what few of them do."""
-        return self.others.many(self._redrawn_like)
+        return self.others.many(self._random.redrawn_like)
 
     def nudged(self, point: Point, amount: float) -> Point:
         """Return a point with every weight off by a relative ``amount``, as rounding would do.
@@ -298,10 +316,7 @@ class Probe:
             if outputs:
                 with mode:
                     torch.autograd.grad(
-                        outputs,
-                        list(leaves.values()),
-                        [self._normal_like(t) for t in outputs],
-                        allow_unused=True,
+                        self._combined(outputs), list(leaves.values()), allow_unused=True
                     )
         return found
 
@@ -366,7 +381,70 @@ class Probe:
             names: weights whose gradients are wanted; all without.
             real_eps: leave eps as it is.
         """
-        state, leaves = self._leaves(point, self.names if names is None else names)
+        names = self.names if names is None else names
+        for backward in self._backward_passes(point, count, names, real_eps):
+            leaves = list(backward.leaves.values())
+            with _differentiable(), backward.mode:
+                found = torch.autograd.grad(
+                    backward.combined, leaves, retain_graph=True, allow_unused=True
+                )
+            pairs = zip(backward.leaves, found, strict=True)
+            by_name = {n: _dense(g) for n, g in pairs if g is not None}
+            yield Gradients(by_name, backward.output)
+
+    def watch(
+        self,
+        point: Point,
+        count: int,
+        see: Callable[[int, str, Tensor], None],
+        *,
+        real_eps: bool = False,
+    ) -> list[float]:
+        """Show the gradient of every weight, for ``count`` random combinations of the outputs.
+
+        Those of a huge model are dropped one by one, as soon as they were seen.
+
+        Args:
+            point: where.
+            count: how many.
+            see: is shown the number of the combination, the name of the weight and its gradient.
+            real_eps: leave eps as it is.
+
+        Returns:
+            Norm of all outputs together, once per combination.
+        """
+        if not self.huge:
+            norms = []
+            for number, gradients in enumerate(self.gradients(point, count, real_eps=real_eps)):
+                for name, g in gradients.by_name.items():
+                    see(number, name, g)
+                norms.append(gradients.output)
+            return norms
+        norms = []
+        for backward in self._backward_passes(point, count, self.names, real_eps):
+
+            def shown(leaf: Tensor, name: str, number: int = len(norms)) -> None:
+                if leaf.grad is not None:
+                    see(number, name, _dense(leaf.grad))
+                leaf.grad = None
+
+            hooks: list[RemovableHandle] = [
+                leaf.register_post_accumulate_grad_hook(partial(shown, name=name))  # type: ignore[no-untyped-call]
+                for name, leaf in backward.leaves.items()
+            ]
+            leaves = list(backward.leaves.values())
+            with _differentiable(), backward.mode:
+                torch.autograd.backward(backward.combined, retain_graph=True, inputs=leaves)
+            for hook in hooks:
+                hook.remove()
+            norms.append(backward.output)
+        return norms
+
+    def _backward_passes(
+        self, point: Point, count: int, names: Sequence[str], real_eps: bool
+    ) -> Iterator["_Backward"]:
+        """Run the model once, and yield what several backward passes start from."""
+        state, leaves = self._leaves(point, names)
         mode = self._mode(real_eps)
         with plain_execution(), torch.enable_grad(), _differentiable():
             outputs = self._run(point, state, real_eps, mode)
@@ -376,17 +454,7 @@ class Probe:
             norm = float(sum(t.detach().abs().square().sum() for t in outputs)) ** 0.5
             mode.backward = True
             for _ in range(count):
-                cotangents = [self._normal_like(t) for t in outputs]
-                with mode:
-                    found = torch.autograd.grad(
-                        outputs,
-                        list(leaves.values()),
-                        cotangents,
-                        retain_graph=True,
-                        allow_unused=True,
-                    )
-                pairs = zip(leaves, found, strict=True)
-                yield Gradients({n: _dense(g) for n, g in pairs if g is not None}, norm)
+                yield _Backward(leaves, self._combined(outputs), norm, mode)
 
     def _runs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the model takes other inputs, and gives numbers as it does on its own."""
@@ -397,10 +465,10 @@ class Probe:
         pairs = zip(outputs, own, strict=True)
         return all(bool(a.isfinite().all()) or not bool(b.isfinite().all()) for a, b in pairs)
 
-    def runs(self, point: Point) -> bool:
+    def runs(self, point: Point, *, real_eps: bool = False) -> bool:
         """Return whether the model runs at a point."""
         try:
-            self.baseline(point)
+            self.baseline(point, real_eps=real_eps)
         except ModelError:
             return False
         return True
@@ -420,9 +488,10 @@ class Probe:
         def enter(path: str) -> None:
             mode.where = bare_name(path)
 
-        buffers = {n for n, _ in self.model.named_buffers()}
         fresh = {
-            n: t.clone() if (n in buffers and not t.requires_grad) or n in self.overwritten else t
+            n: t.clone()
+            if (n in self._buffers and not t.requires_grad) or n in self.overwritten
+            else t
             for n, t in state.items()
         }
         if self.traced.differentiates:
@@ -441,40 +510,17 @@ class Probe:
         found = [_dense(t) for t in float_outputs(result, self.output)]
         return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
 
+    def _combined(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return a random combination of all outputs, as one number.
+
+        Autograd takes cotangents as well, and imports sympy to look at them.
+        """
+        real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in outputs]
+        found = [torch.dot(t.reshape(-1), self._normal_like(t).reshape(-1)) for t in real]
+        return sum((t.to(found[0]) for t in found[1:]), found[0])
+
     def _normal_like(self, t: Tensor) -> Tensor:
         return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
-
-    def _redrawn_like(self, t: Tensor) -> Tensor:
-        """Draw numbers of the same mean and spread; numbers of one sign keep it."""
-        if not bool(t.isfinite().all()):
-            return t
-        if t.numel() < 2 or not bool((t.min() < 0) & (t.max() > 0)):
-            return self._shaken(t, 1.0)
-        return t.mean() + t.std() * self._normal_like(t)
-
-    def _shaken(self, t: Any, noise: float) -> Any:
-        if not isinstance(t, Tensor) or not t.is_floating_point() or not t.numel():
-            return t
-        if t.layout is not torch.strided:
-            return t
-        low, high = t.aminmax()
-        if not bool(low.isfinite() & high.isfinite()):  # a mask: leave it alone
-            return t
-        spread = self._normal_like(t.reshape(-1)[:_NOISE])
-        factor, term = torch.exp(noise * spread), torch.zeros_like(spread)
-        if low <= 0 <= high:
-            size = float(torch.linalg.vector_norm(t, 1)) / t.numel() or 0.1
-            term = noise * size * spread.roll(1)
-        return _tiled(t, factor, term)
-
-
-def _tiled(t: Tensor, factor: Tensor, term: Tensor) -> Tensor:
-    """Return ``t * factor + term``, where a large tensor meets the same numbers again and again."""
-    n, flat = len(factor), t.reshape(-1)
-    result = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
-    for some, into in zip(torch.split(flat, n), torch.split(result, n), strict=True):
-        torch.addcmul(term[: len(some)], some, factor[: len(some)], out=into)
-    return result.reshape(t.shape)
 
 
 def _float64(t: Any) -> Any:
@@ -482,16 +528,6 @@ def _float64(t: Any) -> Any:
         t = t.detach()
         return wide(t)
     return t
-
-
-def _factor(t: Tensor, size: float, vectors: float, least: float) -> float:
-    """Return what to multiply a matrix or a vector by, and extreme weights until ordinary."""
-    factor = size if t.ndim > 1 else vectors
-    if least and t.numel():
-        largest = float(t.abs().max())
-        extreme = 0 < largest < 1e-2 * least or largest > 1e3 / least
-        factor *= least / largest if extreme else 1.0
-    return factor
 
 
 def _consumers(outputs: Sequence[Tensor], owners: Mapping[int, str]) -> list[tuple[Any, set[str]]]:

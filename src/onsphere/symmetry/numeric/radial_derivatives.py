@@ -9,12 +9,13 @@ themselves, as large as the model, are dropped at once.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
+from onsphere.symmetry.numeric.probe import Point, Probe
 
 Axes = tuple[int, ...]
 
@@ -120,59 +121,68 @@ class RadialRows:
 def gather(
     probe: Probe,
     points: Sequence[Point],
-    cotangents: int,
-    see: Callable[[Gradients], None] = lambda _: None,
+    cotangents: Sequence[int],
+    see: Callable[[str, Tensor], None] = lambda _, __: None,
 ) -> RadialDerivatives:
     """Run backward passes and keep what slices say.
 
     Args:
         probe: the model.
         points: where to measure.
-        cotangents: random combinations of the outputs per point.
-        see: shown every gradient before it is dropped.
+        cotangents: random combinations of the outputs at each point; the last number for more.
+        see: shown every gradient, with the name of its weight, before it is dropped.
 
     Returns:
         One row per combination.
     """
-    start, rows = time.thread_time(), []
+    start = time.thread_time()
+    rows: list[Row] = []
     for number, point in enumerate(points):
+        count = cotangents[min(number, len(cotangents) - 1)]
         sizes: dict[str, dict[Axes, Tensor]] = {}
-        for gradients in probe.gradients(point, cotangents):
-            weights: dict[str, dict[Axes, Slices]] = {}
-            for name, g in gradients.by_name.items():
-                p = point.state[probe.own_name[name]]
-                if name not in sizes:
-                    sizes[name] = sliced_products(p, p)
-                radial, slope = sliced_products(p, g), sliced_products(g, g)
-                weights[name] = {
-                    a: Slices(a, radial[a], size, slope[a]) for a, size in sizes[name].items()
-                }
-            see(gradients)
-            rows.append(Row(number, gradients.output, weights))
+        weights: list[dict[str, dict[Axes, Slices]]] = [{} for _ in range(count)]
+
+        def note(k: int, name: str, g: Tensor, point: Point = point, sizes: Any = sizes,
+                 weights: Any = weights) -> None:  # fmt: skip
+            p = point.state[probe.own_name[name]]
+            if name not in sizes:
+                sizes[name] = sliced_products(p, p)
+            radial, slope = sliced_products(p, g), sliced_products(g, g)
+            weights[k][name] = {
+                a: Slices(a, radial[a], size, slope[a]) for a, size in sizes[name].items()
+            }
+            see(name, g)
+
+        outputs = probe.watch(point, count, note)
+        rows += [Row(number, n, w) for n, w in zip(outputs, weights, strict=False)]
     seconds = (time.thread_time() - start) / max(len(rows), 1)
     return RadialDerivatives(tuple(probe.names), rows, seconds)
 
 
 def radial_rows(probe: Probe, point: Point, count: int, *, real_eps: bool = False) -> RadialRows:
     """Measure radial derivatives of whole weights at a point for ``count`` random cotangents."""
-    values, bounds, outputs = [], [], []
-    for gradients in probe.gradients(point, count, real_eps=real_eps):
-        row, bound = [], []
-        for name in probe.names:
-            g = gradients.by_name.get(name)
-            p = point.state[probe.own_name[name]]
-            row.append(0.0 if g is None else float(sliced_products(p, g)[()]))
-            bound.append(0.0 if g is None else float(p.norm() * g.norm()))
-        values.append(row)
-        bounds.append(bound)
-        outputs.append(gradients.output)
-    shape = (len(values), len(probe.names))
+    place = {name: i for i, name in enumerate(probe.names)}
+    values = torch.zeros(count, len(place), dtype=torch.float64)
+    bounds = torch.zeros_like(values)
+
+    def note(k: int, name: str, g: Tensor) -> None:
+        p = point.state[probe.own_name[name]]
+        values[k, place[name]] = _inner(p, g)
+        bounds[k, place[name]] = float(p.norm() * g.norm())
+
+    outputs = probe.watch(point, count, note, real_eps=real_eps)
+    rows = len(outputs)
     return RadialRows(
-        tuple(probe.names),
-        torch.tensor(values, dtype=torch.float64).reshape(shape),
-        torch.tensor(bounds, dtype=torch.float64).reshape(shape),
+        tuple(probe.names), values[:rows], bounds[:rows],
         torch.tensor(outputs, dtype=torch.float64),
-    )
+    )  # fmt: skip
+
+
+def _inner(p: Tensor, g: Tensor) -> float:
+    """Return the inner product of a weight and its gradient, as of real numbers."""
+    if p.is_complex():
+        return float(torch.vdot(p.reshape(-1), g.to(p).reshape(-1)).real)
+    return float(torch.dot(p.reshape(-1), g.to(p).reshape(-1)))
 
 
 def join(rows: Sequence[RadialRows]) -> RadialRows:

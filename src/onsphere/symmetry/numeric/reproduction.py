@@ -30,7 +30,7 @@ from onsphere.symmetry.exact.eps_sites import short_name
 from onsphere.symmetry.exact.trace import Call
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide
-from onsphere.symmetry.numeric.probe import Probe
+from onsphere.symmetry.numeric.probe import Point, Probe
 
 _SLACK = 100.0
 """How many times the change that rounding the weights makes may stand between the two runs."""
@@ -55,16 +55,14 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     """
     given = Call(args, kwargs)
     try:
-        probe.real_baseline()
-        measured = ((c, _rounding(probe, c)) for c in _calls(probe, given))
-        found = next(((c, rounding) for c, rounding in measured if rounding <= _TOO_ROUGH), None)
+        measured = ((c, at, _rounding(probe, at)) for c, at in _calls(probe, given))
+        found = next((x for x in measured if x[-1] <= _TOO_ROUGH), None)
     except ModelError as error:
         return str(error)
     if found is None:
         return None if _same_in_float64(probe, given) else "rounding decides what comes out"
-    compared, rounding = found
-    ours = probe.outputs(probe.on(compared), real_eps=True)
-    change = relative_change(_outputs(probe, compared), ours)
+    compared, point, rounding = found
+    change = relative_change(_outputs(probe, compared), probe.baseline(point, real_eps=True))
     if change <= min(_SLACK * rounding, max(_MOST, 10 * rounding)):
         return None
     return _first_difference(probe, compared, max(rounding, 1e-6)) or (
@@ -72,11 +70,12 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     )
 
 
-def _calls(probe: Probe, given: Call) -> Iterator[Call]:
-    """Yield the given inputs, then others, in the types of those given."""
-    yield given
+def _calls(probe: Probe, given: Call) -> Iterator[tuple[Call, Point]]:
+    """Yield the given inputs, then others, in the types of those given and in float64."""
+    yield given, probe.given()
     for turn in range(4):
-        yield probe.others_like(given, turn)
+        other = probe.others_like(given, turn)
+        yield other, probe.on(other)
 
 
 def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
@@ -99,12 +98,12 @@ def _compared(probe: Probe, result: Any) -> list[Tensor]:
     return [wide(t).detach() for t in probe.outputs_in(result)]
 
 
-def _rounding(probe: Probe, call_on: Call) -> float:
+def _rounding(probe: Probe, point: Point) -> float:
     """Return how much outputs change when weights are rounded as the model rounds."""
     eps = max(probe.traced.coarsest, 1e-12)
-    point = probe.on(call_on)
-    before = probe.outputs(point, real_eps=True)
-    moved = [probe.outputs(probe.nudged(point, eps), real_eps=True) for _ in range(2)]
+    before = probe.baseline(point, real_eps=True)
+    draws = 1 if probe.large else 2  # of many weights each draw tells the same
+    moved = [probe.outputs(probe.nudged(point, eps), real_eps=True) for _ in range(draws)]
     return max(eps, *(relative_change(before, m) for m in moved))
 
 

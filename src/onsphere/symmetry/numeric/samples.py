@@ -21,16 +21,12 @@ from onsphere.symmetry.numeric.certificate import (
 )
 from onsphere.symmetry.numeric.probe import Point, Points, Probe
 
-_SMALL = 100_000
-"""Entries of all weights up to which a model is small."""
-_LARGE = 1_000_000
-"""Entries from which it is large."""
-_HUGE = 50_000_000
-"""Entries from which every point takes gigabytes, so that as few as possible are drawn."""
 _SIZES = (1.0, 0.4, 2.5)
 """Sizes of random weights tried in turn: a signal may saturate at one and die at another."""
 _FAR_SIZES = (0.4, 2.0, 0.1, 5.0, 15.0)
 """Sizes of weights far from the model's own."""
+_LEAST = 0.1
+"""How large weights become that are tiny, such as a layer scale of 1e-6."""
 _LOOKUPS = 6
 """How many further draws are made where inputs look up rows."""
 _REDRAWS = 15
@@ -49,7 +45,7 @@ class Samples:
     Args:
         near: random weights and inputs, and the given ones where numbers can be compared there.
         random: those of them that are random.
-        far: weights of many sizes.
+        far: weights of many sizes; of a huge model its own.
         wide: large batches of inputs that differ much, and inputs that look up the same rows.
         large: whether the model is large, so that every evaluation takes long.
     """
@@ -72,14 +68,11 @@ def samples(probe: Probe) -> Samples:
     Raises:
         ModelError: no weights near the model's own give numbers that can be compared.
     """
-    large, huge = probe.entries > _LARGE, probe.entries > _HUGE
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
-    random = random_points(probe, 1 if huge else 2)
-    sizes = _FAR_SIZES[: 1 if huge else 2 if large else None]
+    random = random_points(probe, 1 if probe.large else 2)
+    far = given if probe.huge else _far_points(probe, _FAR_SIZES[: 1 if probe.large else None])
     wide = (p for p in _wide_points(probe) if is_well_conditioned(probe, p))
-    return Samples(
-        [*random, *given], random, Points(_far_points(probe, sizes)), Points(wide), large
-    )
+    return Samples([*random, *given], random, Points(far), Points(wide), probe.large)
 
 
 def random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
@@ -100,7 +93,9 @@ def random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     spare: list[tuple[float, Point]] = []
     start = time.thread_time()
     for attempt, (noise, size) in enumerate(_draws(count, turn)):
-        point = probe.redrawn(noise, size, turn + attempt)  # shapes take turns
+        # Shapes take turns. A large model is drawn once, so that tiny weights count there too.
+        least = _LEAST if probe.large else 0.0
+        point = probe.redrawn(noise, size, turn + attempt, least)
         floor = rounding_floor(probe, point)
         if floor < WORST_AMPLIFICATION * EPSILON and is_alive(probe, point):
             points.append(point)
@@ -133,24 +128,27 @@ def _far_points(probe: Probe, sizes: Sequence[float]) -> Iterator[Point]:
     """
     for turn, size in enumerate(sizes):
         for noise in (1.0, 0.5, 0.3):
-            point = probe.redrawn(noise, size, turn, least=0.1)
+            # The shapes of a large model take turns too: the near point has the other one.
+            point = probe.redrawn(noise, size, turn + int(probe.large), _LEAST)
             if is_well_conditioned(probe, point):
                 yield point
                 break
 
 
 def _wide_points(probe: Probe) -> Iterator[Point]:
-    """Draw large batches, inputs that look up the same rows, and for small models many others."""
-    if probe.entries > _HUGE:
+    """Draw large batches, inputs that look up the same rows, and for small models many others.
+
+    What a large model does shows on any batch, but where values decide what runs.
+    """
+    if probe.huge:
         return
-    large = probe.entries > _LARGE
     batches = ((0.4, 1.0), (1.0, 2.0), (1.0, 0.4))
-    for noise, size in batches[: 1 if large else None]:
+    for noise, size in batches[: int(probe.traced.data_dependent) if probe.large else None]:
         yield probe.redrawn(noise, size, many=True)
-    lookups = 2 if large else _LOOKUPS
+    lookups = 1 if probe.large else _LOOKUPS
     for turn in range(lookups if probe.others.rows else 0):
         yield probe.redrawn(0.4, 1.0, turn, meet=True)
-    for turn in range(_REDRAWS if probe.entries <= _SMALL else 0):
+    for turn in range(_REDRAWS if probe.small else 0):
         yield probe.redrawn(
             (0.3, 1.0)[turn % 2],
             _WIDE_SIZES[turn % len(_WIDE_SIZES)],

@@ -6,7 +6,15 @@ from fractions import Fraction
 from textwrap import wrap
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.claims import Family, Kind, ShiftFamily, ShiftMove, Slices
+from onsphere.symmetry.claims import (
+    EFFECT_OF_DECAY,
+    EFFECT_ON_PARTS,
+    Family,
+    Kind,
+    ShiftFamily,
+    ShiftMove,
+    Slices,
+)
 from onsphere.symmetry.rendering import advice
 from onsphere.symmetry.rendering.name_ranges import (
     folded,
@@ -21,9 +29,19 @@ WIDTH = 100
 MODES = {"train": "training", "eval": "evaluation"}
 
 _DECAYS = (
-    ((Kind.SPHERE, Kind.SHARED), "sets learning rates and penalizes nothing, on"),
-    ((Kind.TRADED,), "penalizes products of weights and balances them, on"),
-    ((Kind.FIXED,), "penalizes the scale itself, which is part of the function, on"),
+    (
+        (EFFECT_OF_DECAY[Kind.SPHERE], EFFECT_OF_DECAY[Kind.SHARED]),
+        "sets learning rates and penalizes nothing, on",
+    ),
+    ((EFFECT_OF_DECAY[Kind.TRADED],), "penalizes products of weights and balances them, on"),
+    (
+        (EFFECT_OF_DECAY[Kind.FIXED],),
+        "penalizes the scale itself, which is part of the function, on",
+    ),
+    (
+        (EFFECT_ON_PARTS,),
+        "penalizes the scale of one part, while others trade, turn or have no effect, on",
+    ),
 )
 
 
@@ -243,8 +261,8 @@ def _folded(audit: AuditResult, symmetries: Iterable[Mapping[str, Fraction]]) ->
 
 def _decay(audit: AuditResult) -> list[str]:
     lines = []
-    for kinds, words in _DECAYS:
-        names = [n for n, k in audit.kinds.items() if k in kinds]
+    for effect, words in _DECAYS:
+        names = [n for n in audit.parameters if audit.decay_of(n) in effect]
         if names:
             found = folded(names)
             few = (

@@ -8,7 +8,6 @@ certifies it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 
 import torch
@@ -18,9 +17,8 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row, slicings
 
@@ -72,18 +70,14 @@ def finest_divisions(
     """
     state = probe.given().state
     candidates = [
-        _finer(_candidates(probe, e, s), k, state[probe.own_name[next(iter(s))]].shape)
+        _finer(_candidates(probe, e, s, k), k, state[probe.own_name[next(iter(s))]].shape)
         for e, s, k in zip(evidence, spheres, known, strict=True)
     ]
     found = list(known)
     while any(candidates):
         asked = [i for i, c in enumerate(candidates) if c]
         tried = [(spheres[i], candidates[i].pop(0)) for i in asked]
-        changes = group_test(
-            tried,
-            partial(largest_change, probe, points, _rescaled),
-            FINITE_TOLERANCE,
-        )
+        changes = largest_changes(probe, tried, _rescaled, points)
         for i, (_, division), change in zip(asked, tried, changes, strict=True):
             if change <= FINITE_TOLERANCE:
                 found[i] = division
@@ -92,7 +86,7 @@ def finest_divisions(
 
 
 def _candidates(
-    probe: Probe, evidence: RadialDerivatives | None, sphere: Exponents
+    probe: Probe, evidence: RadialDerivatives | None, sphere: Exponents, known: VectorAxes
 ) -> list[VectorAxes]:
     """Return divisions that the evidence allows, finest first; a finite rescale has the last word.
 
@@ -111,9 +105,10 @@ def _candidates(
             [d for d in fine if not limit or d.count(shapes[0]) <= limit], shapes[0]
         )
     single = [
-        next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
+        VectorAxes(index=(a,)) if a in known.index  # along this axis nothing is finer
+        else next((d for d in divisions(shapes[0], a) if _allowed(evidence, sphere, a, d)), None)
         for a in axes
-    ]
+    ]  # fmt: skip
     held = [d for d in single if d is not None]
     joined = [_joined(some) for r in range(len(held), 0, -1) for some in combinations(held, r)]
     fine = [d for d in joined if not limit or d.count(shapes[0]) <= limit]
@@ -140,8 +135,13 @@ def _joined(some: Sequence[VectorAxes]) -> VectorAxes:
 def _allowed(
     evidence: RadialDerivatives, sphere: Exponents, axis: int, division: VectorAxes
 ) -> bool:
-    told = [_is_radial(row, sphere, axis, division) for row in evidence.rows]
-    return False not in told and True in told
+    told = False
+    for row in evidence.rows:
+        says = _is_radial(row, sphere, axis, division)
+        if says is False:
+            return False
+        told |= says is True
+    return told
 
 
 def _is_radial(row: Row, sphere: Exponents, axis: int, division: VectorAxes) -> bool | None:

@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, cycle, islice, repeat
 
 import torch
 from torch import Tensor
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.numeric.certificate import (
+    EPSILON,
     FINITE_TOLERANCE,
     NOISES,
     is_well_conditioned,
@@ -48,6 +49,10 @@ _EFFECT = 1e3
 _MOVES = ((0.1, 500.0), (1.0, 3e3), (30.0, 1e5))
 """How far weights are moved, and how many times rounding the output may change: adding a large
 number and taking it away again rounds."""
+_ONE_MOVE = _MOVES[1:2]
+"""The one move of a large model, but at the first point."""
+_TURNS = tuple((move,) for move in _MOVES)
+"""Where many points are tried, these take turns."""
 
 
 def inert_candidates(rows: RadialRows) -> list[str]:
@@ -135,14 +140,16 @@ def _unmoved(
     """Replace the parts with these numbers; return how much the output changed, as above."""
     alive = list(tried)
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
-    near = ((point, 1.0) for point in chain(points, drawn.far))
-    for point, most in chain(near, ((point, _EFFECT) for point in drawn.wide)):
+    first = chain([_MOVES], repeat(_ONE_MOVE if drawn.large else _MOVES))
+    near = zip(chain(points, drawn.far), repeat(1.0), first, strict=False)
+    wide = zip(drawn.wide, repeat(_EFFECT), cycle(_TURNS), strict=False)
+    for point, most, moves in chain(near, wide):
         if not alive:
             break
         if not is_well_conditioned(probe, point):
             continue
         some = [parts[i] for i in alive]
-        found = group_test(some, partial(_excess, probe, point), most)
+        found = group_test(some, partial(_excess, probe, point, moves=moves), most)
         for i, excess in zip(alive, found, strict=True):
             largest[i] = max(largest[i], excess)
         alive = [i for i in alive if largest[i] <= most]
@@ -164,10 +171,15 @@ def act_through_eps(probe: Probe, parts: Sequence[Slab], points: Sequence[Point]
     largest = [0.0] * len(parts)
     if not (probe.traced.eps and parts):
         return [False] * len(parts)
-    own = probe.given_elsewhere(turn=1)
-    for point in (*points[:1], own):
-        if is_well_conditioned(probe, point, real_eps=True):
-            found = group_test(parts, partial(_excess, probe, point, real_eps=True), 1.0)
+    own = [] if probe.large else [probe.given_elsewhere(turn=1)]
+    moves = _ONE_MOVE if probe.large else _MOVES
+    for point in (*points[:1], *own):
+        if not probe.runs(point, real_eps=True):
+            continue
+        excess = partial(_excess, probe, point, real_eps=True, moves=moves)
+        found = group_test(parts, excess, 1.0)
+        # Conditions are looked at where they matter: where nothing moves, rounding does not.
+        if max(found) > 1 and is_well_conditioned(probe, point, real_eps=True):
             largest = [max(pair) for pair in zip(largest, found, strict=True)]
     return [excess > 1 for excess in largest]
 
@@ -218,11 +230,17 @@ def _cut_out(parts: Sequence[Slab], gradients: Mapping[str, Tensor]) -> list[Ten
     return found
 
 
-def _excess(probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool = False) -> float:
+def _excess(
+    probe: Probe,
+    point: Point,
+    parts: Sequence[Slab],
+    *,
+    real_eps: bool = False,
+    moves: Sequence[tuple[float, float]] = _MOVES,
+) -> float:
     """Return how much the output changes when parts are replaced, over what rounding explains."""
     worst, most = 0.0, 10 * FINITE_TOLERANCE
-    floor = rounding_floor(probe, point, real_eps=real_eps)
-    for size, slack in _MOVES:
+    for size, slack in moves:
         moved = _replaced(probe, point, parts, size)
         try:
             after = probe.outputs(moved, real_eps=real_eps)
@@ -231,6 +249,9 @@ def _excess(probe: Probe, point: Point, parts: Sequence[Slab], *, real_eps: bool
                 break  # the model does not run so far away
             return math.inf
         change = relative_change(probe.baseline(point, real_eps=real_eps), after)
+        floor = EPSILON if real_eps else rounding_floor(probe, point)
+        if change > slack * floor:
+            floor = rounding_floor(probe, point, real_eps=real_eps)
         allowed = slack * floor
         if change > allowed:
             allowed = max(allowed, NOISES * rounding(probe, moved, after, real_eps))

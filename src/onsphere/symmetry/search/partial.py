@@ -9,7 +9,6 @@ is certified by a finite change of the parts alone.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -19,9 +18,8 @@ from torch import Tensor
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row
 from onsphere.symmetry.numeric.samples import Samples
@@ -79,11 +77,8 @@ def find_parts(
     wanted = [w for name in names for w in _wanted(name, evidence, largest)]
     spheres = [w for w in wanted if w[3] == "sphere"]
     inert = [w for w in wanted if w[3] == "inert"]
-    changes = group_test(
-        spheres,
-        partial(largest_change, probe, Points(chain(drawn.random, drawn.further)), _rescaled),
-        FINITE_TOLERANCE,
-    )
+    moved = Points(chain(drawn.random, drawn.further))
+    changes = largest_changes(probe, spheres, _rescaled, moved)
     held = [
         Part(*w, change)
         for w, change in zip(spheres, changes, strict=True)
@@ -162,23 +157,38 @@ def null_intervals(radial: Tensor, bound: Tensor) -> tuple[Interval, ...]:
         ((0, 2),)
     """
     n = radial.shape[1]
-    lengths = range(1, n) if n <= _FINE else [1, *divisors(n)]
     sums, limits = (torch.cat([t.new_zeros(len(t), 1), t.cumsum(1)], 1) for t in (radial, bound))
-    floor = 1e-3 * RADIAL_TOLERANCE * bound.amax(1, keepdim=True)
+    floor = 1e-3 * RADIAL_TOLERANCE * bound.amax(1)
+    lengths = torch.arange(1, n) if n <= _FINE else torch.tensor([1, *divisors(n)])
+    starts, stops = _ends(n, lengths)
+    for total, limit, least in zip(sums, limits, floor, strict=True):
+        inside = limit[stops] - limit[starts]
+        null = (total[stops] - total[starts]).abs() <= RADIAL_TOLERANCE * inside + least
+        null &= inside > 0
+        starts, stops = starts[null], stops[null]
     taken: list[Interval] = []
     free = torch.ones(n, dtype=torch.bool)
-    for length in lengths:
-        total = sums[:, length:] - sums[:, :-length]
-        limit = limits[:, length:] - limits[:, :-length]
-        null = (total.abs() <= RADIAL_TOLERANCE * limit + floor).all(0) & (limit > 0).all(0)
-        for start in torch.nonzero(null).flatten().tolist():
+    while len(starts):
+        length = int((stops - starts).min())
+        for start in starts[stops - starts == length].tolist():
             stop = start + length
             if bool(free[start:stop].all()):
                 taken.append((start, stop))
                 free[start:stop] = False
         if len(taken) > _MOST:
             return ()
+        used = torch.cat([torch.zeros(1), (~free).cumsum(0)])
+        left = used[stops] == used[starts]
+        starts, stops = starts[left], stops[left]
     return tuple(sorted(taken))
+
+
+def _ends(n: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where all intervals of some lengths begin and end, among ``n`` slices."""
+    counts = n + 1 - lengths
+    long = lengths.repeat_interleave(counts)
+    starts = torch.arange(len(long)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return starts, starts + long
 
 
 def _rescaled(probe: Probe, some: Sequence[_Wanted], point: Point) -> Point:

@@ -77,6 +77,20 @@ def followed(
     return traced, others
 
 
+def telling(traced: Trace, others: Sequence[Call]) -> Sequence[Call]:
+    """Return those of the followed inputs that tell more than the first ones.
+
+    Where no value decides anything, and the same operations ran on all inputs, more of them than
+    those of another shape say the same again.
+
+    Args:
+        traced: the operations on the given inputs and on all others.
+        others: the others, those of another shape first.
+    """
+    alike = len(set(traced.operations)) == 1
+    return others[:1] if alike and not (traced.data_dependent or traced.decided) else others
+
+
 def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:
     """Draw inputs that reach together what others have reached apart, such as two experts.
 

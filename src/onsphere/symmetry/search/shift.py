@@ -8,7 +8,6 @@ over each of them. Found by that sum, certified by a finite move.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,10 +16,9 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
-    largest_change,
 )
-from onsphere.symmetry.numeric.group_testing import group_test
-from onsphere.symmetry.numeric.probe import Gradients, Point, Probe
+from onsphere.symmetry.numeric.joint_tests import largest_changes
+from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.search.granularity import divisors
 
 
@@ -53,16 +51,15 @@ class ShiftSearch:
         self._worst: dict[tuple[str, VectorAxes], float] = {}
         self._seen: dict[tuple[str, VectorAxes], Tensor] = {}
 
-    def see(self, gradients: Gradients) -> None:
-        """Drop the shifts that the gradients of one combination of outputs speak against."""
-        for name, g in gradients.by_name.items():
-            if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
-                self._open[name] = _surviving(name, self._open[name], g, self._worst)
-                for division in (d for family in self._open[name] for d in family if d.pieces):
-                    view, inside = division.split(g)
-                    reached = view.abs().sum(dim=inside) > 0
-                    before = self._seen.get((name, division))
-                    self._seen[name, division] = reached if before is None else before | reached
+    def see(self, name: str, g: Tensor) -> None:
+        """Drop the shifts of a weight that the gradient of a combination of outputs denies."""
+        if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
+            self._open[name] = _surviving(name, self._open[name], g, self._worst)
+            for division in (d for family in self._open[name] for d in family if d.pieces):
+                view, inside = division.split(g)
+                reached = view.abs().sum(dim=inside) > 0
+                before = self._seen.get((name, division))
+                self._seen[name, division] = reached if before is None else before | reached
 
     def certified(self, probe: Probe, names: Sequence[str], points: Iterable[Point]) -> list[Shift]:
         """Return the shifts of the named weights that a finite random move confirms.
@@ -77,11 +74,7 @@ class ShiftSearch:
         """
         seen = {name for name, _ in self._worst}
         wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
-        changes = group_test(
-            wanted,
-            partial(largest_change, probe, points, _moved),
-            FINITE_TOLERANCE,
-        )
+        changes = largest_changes(probe, wanted, _moved, points)
         return [
             Shift(name, division, self._worst[name, division], change)
             for (name, division), change in zip(wanted, changes, strict=True)

@@ -14,8 +14,8 @@ import torch
 
 from onsphere._torch.execution import ModelError, weights
 from onsphere.symmetry.claims import ShiftFamily
-from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE, largest_change
-from onsphere.symmetry.numeric.group_testing import group_test
+from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE
+from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.shifts.amounts import Amounts, learn
 from onsphere.symmetry.shifts.families import Found
@@ -36,11 +36,7 @@ def certified(
     if not families:
         return []
     generator = torch.Generator().manual_seed(0)  # of its own: other tests draw as without this
-    changes = group_test(
-        families,
-        partial(largest_change, probe, points, partial(_moved, solution, generator)),
-        FINITE_TOLERANCE,
-    )
+    changes = largest_changes(probe, families, partial(_moved, solution, generator), points)
     return [
         replace(f.family, change=change)
         for f, change in zip(families, changes, strict=True)

@@ -259,7 +259,8 @@ def _with_gradients(
     moving = _shift_families(probe, runs, drawn)
     free = without_effect(moving, _shapes(probe.model, names))
     effects = weights_without_effect(probe, evidence, drawn, runs.others)
-    inert, silent = _in_order(names, [*effects.inert, *free]), effects.unshown - {*free}
+    inert = [*effects.inert, *(n for n in free if n not in effects.inert)]  # buffers, too
+    silent = effects.unshown - {*free}
     if inert:
         probe.traced = trace(
             probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
@@ -402,10 +403,6 @@ def _shapes(model: nn.Module, names: Collection[str]) -> dict[str, torch.Size]:
     return {n: found[n] for n in names}
 
 
-def _in_order(names: Sequence[str], some: Collection[str]) -> list[str]:
-    return [n for n in names if n in some]
-
-
 def _check_numbers(model: nn.Module) -> None:
     broken = [
         bare_name(n) for n, p in model.named_parameters()
@@ -481,7 +478,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         spheres=spheres,
         rescalings=rescalings,
         shifts=findings.shifts,
-        inert=[n for n in inert if n in traced.parameters],
+        inert=[n for n in traced.parameters if n in inert],
         families=findings.families,
         shift_families=findings.shift_families,
         parts=findings.parts,

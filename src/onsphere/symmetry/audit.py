@@ -63,7 +63,12 @@ from onsphere.symmetry.search.reach import followed, telling, unreached
 from onsphere.symmetry.search.reach import without_effect as weights_without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 from onsphere.symmetry.shifts.certificate import certified as certified_shifts
-from onsphere.symmetry.shifts.families import families_in, followed_shifts, without_effect
+from onsphere.symmetry.shifts.families import (
+    families_in,
+    followed_shifts,
+    parts_without_effect,
+    without_effect,
+)
 
 __all__ = ["Audit", "Inputs", "audit"]
 
@@ -293,7 +298,9 @@ def _with_gradients(
         inert,
         _divisions(probe, claims, families, inert, far, told),
         shifts.certified(probe, alive, moved),
-        find_parts(probe, [n for n in alive if n not in alone], drawn, evidence),
+        _parts(
+            find_parts(probe, [n for n in alive if n not in alone], drawn, evidence), moving, inert
+        ),
         silent,
         [
             *on_reads(traced),
@@ -305,6 +312,16 @@ def _with_gradients(
         families=families,
         shift_families=[f for f in moving if unsaid.isdisjoint(f.names)],
     )
+
+
+def _parts(
+    found: Sequence[Part], moving: Sequence[ShiftFamily], inert: Collection[str]
+) -> list[Part]:
+    """Return parts that numbers have found, and inert ones that rounding hides from them."""
+    known = {part.name for part in found if part.kind == "inert"}
+    told = parts_without_effect(moving, inert)
+    more = [Part(n, 0, i, "inert", change) for n, (i, change) in told.items() if n not in known]
+    return [*found, *more]
 
 
 def _measured(probe: Probe, drawn: Samples) -> tuple[RadialDerivatives, ShiftSearch]:

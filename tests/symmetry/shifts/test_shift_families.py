@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -346,3 +347,26 @@ def test_without_memory_inert_weights_are_found_by_structure() -> None:
     assert found.inert == ["0.bias"]
     assert [s.names for s in found.spheres] == [("0.weight",)]
     assert found.spheres[0].granularity == "per filter"
+
+
+def test_a_part_that_moves_alone_is_inert_where_rounding_hides_it_from_numbers(monkeypatch):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(6, 12), nn.Linear(4, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.out((q @ k.mT).softmax(-1) @ v)
+
+    torch.manual_seed(0)
+    net, x = Attention(), torch.randn(2, 5, 6)
+    parts = [("qkv.bias", 0, ((4, 8),), "inert")]
+    inert = lambda found: [  # noqa: E731
+        (p.name, p.axis, p.intervals, p.kind) for p in found.parts if p.kind == "inert"
+    ]
+    assert inert(audit(net, x)) == parts
+    monkeypatch.setattr(import_module("onsphere.symmetry.audit"), "find_parts", lambda *_: [])
+    found = audit(net, x)
+    assert inert(found) == parts
+    assert all(p.change < 1e-9 for p in found.parts)

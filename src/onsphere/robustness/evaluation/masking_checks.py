@@ -295,8 +295,12 @@ def _one_by_one(model: Model, x: Tensor) -> float:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    size = float((a - a.mean(1, keepdim=True)).abs().max())
-    difference = float((a - b).abs().max())
+    """Return the largest difference, relative to the spread of what is finite."""
+    finite = a.where(a.isfinite(), torch.nan)
+    spread = (finite - finite.nanmean(1, keepdim=True)).abs().nan_to_num(0.0)
+    same = (a == b) | (a.isnan() & b.isnan())  # what is no number is equal where both are alike
+    difference = float((a - b).abs().nan_to_num(torch.inf).where(~same, 0.0).max())
+    size = float(spread.max())
     return difference / size if size > 0 else difference
 
 

@@ -315,6 +315,30 @@ def without_effect(
     return found
 
 
+def parts_without_effect(
+    families: Sequence[ShiftFamily], inert: Collection[str]
+) -> dict[str, tuple[tuple[tuple[int, int], ...], float]]:
+    """Return the entries of vectors that can move alone, as ``(start, stop)``, and their change.
+
+    Args:
+        families: all there are.
+        inert: weights that are wholly without effect, and not told again.
+    """
+    found = {}
+    for family in families:
+        move = family.moves[0]
+        alone = len(family.moves) == 1 and not move.free and not move.map
+        if not alone or move.name in inert or move.places.ndim != 1:
+            continue
+        moved = np.flatnonzero(move.places.numpy() >= 0)
+        if len(moved) != family.count or len(moved) < 2:  # several entries move alike
+            continue
+        runs = np.split(moved, np.flatnonzero(np.diff(moved) > 1) + 1)
+        intervals = tuple((int(run[0]), int(run[-1]) + 1) for run in runs)
+        found[move.name] = (intervals, family.change or 0.0)
+    return found
+
+
 def _move(of: Weight, factor: float, places: Ints, words: str) -> ShiftMove:
     fraction = Fraction(factor).limit_denominator(10**6)
     return ShiftMove(of.name, fraction, torch.from_numpy(_short(places)), of.free, words)

@@ -283,7 +283,7 @@ def _certificate(record: Record) -> Iterator[str]:
             )
     else:
         yield "Exact by the units of the operations; not certified on numbers."
-        yield "Inert weights and shifts are not looked for without memory."
+        yield "Recorded before inert weights and shifts were looked for without memory."
     if record.get("uncertified"):
         yield f"With certificates: {escape(record['uncertified'])}."
     yield from (escape(limit) for limit in record["limits"])

@@ -31,8 +31,9 @@ model directory of transformers, hf: before it or not. Nothing is downloaded, an
 run.
 
 A config is built at its full size on the meta device: exact, in seconds, but not certified on
-numbers and blind to inert weights and shifts. --shrink builds two of its layers with
-memory, up to 16 times narrower where the structure allows, which shows all of them. A model
+numbers, and without what only numbers show (finer spheres, some inert weights and shifts). --shrink
+builds two of its layers with memory, up to 16 times narrower where the structure allows, which
+shows all of them. A model
 directory with safetensors of at most 200 million weights is audited with these weights.
 """
 

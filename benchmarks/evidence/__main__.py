@@ -2,17 +2,13 @@
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-from rich.console import Console
-
+from benchmarks.evidence.console import Log, show
 from benchmarks.evidence.problem import KINDS
 from benchmarks.evidence.summary import document
 from benchmarks.evidence.tuning import bench, tune
 from onsphere.errors import OnsphereError
-from onsphere.report import summary, table
-from onsphere.studies.engine.runner import Progress
 from onsphere.studies.publish import publish
 
 
@@ -42,29 +38,13 @@ def main(words: list[str] | None = None) -> int:
     except OnsphereError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console(width=160)
-    console.print(summary(page))
-    for section in page.sections:
-        for one in section.tables:
-            console.print(table(one))
-    console.print(f"Report: {written}", soft_wrap=True)
+    show(page, written, 160)
     return 0
 
 
 def _changed(options: argparse.Namespace) -> str:
     pairs = {"only": options.only, "steps": options.steps, "width": options.width}
     return "".join(f" --{key} {value}" for key, value in pairs.items() if value)
-
-
-class Log:
-    """One line per finished run."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        minutes = (time.monotonic() - self._start) / 60
-        print(f"{minutes:.1f} min: {progress.cells_done}/{progress.cells} runs", flush=True)
 
 
 if __name__ == "__main__":

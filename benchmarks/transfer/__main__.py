@@ -4,15 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.evidence.__main__ import Log
+from benchmarks.evidence.console import Log, show
 from benchmarks.evidence.tuning import bench
 from benchmarks.transfer.scale import KINDS
 from benchmarks.transfer.search import FACTORS, SEEDS, tune
 from benchmarks.transfer.summary import document
 from onsphere.errors import OnsphereError
-from onsphere.report import summary, table
 from onsphere.studies.publish import publish
 
 
@@ -50,12 +47,7 @@ def main(words: list[str] | None = None) -> int:
     except OnsphereError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console(width=200)
-    console.print(summary(page))
-    for section in page.sections:
-        for one in section.tables:
-            console.print(table(one))
-    console.print(f"Report: {written}", soft_wrap=True)
+    show(page, written, 200)
     return 0
 
 

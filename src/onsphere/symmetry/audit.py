@@ -263,9 +263,9 @@ def _with_gradients(
     say("looking for weights without effect")
     moving = _shift_families(probe, runs, drawn)
     free = without_effect(moving, _shapes(probe.model, names))
-    effects = weights_without_effect(probe, evidence, drawn, runs.others)
-    inert = [*effects.inert, *(n for n in free if n not in effects.inert)]  # buffers, too
-    silent = effects.unshown - {*free}
+    effects = weights_without_effect(probe, evidence, drawn, runs.others, {*free})
+    inert = [*effects.inert, *free]  # buffers, too
+    silent = effects.unshown
     if inert:
         probe.traced = trace(
             probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
@@ -298,14 +298,14 @@ def _with_gradients(
         inert,
         _divisions(probe, claims, families, inert, far, told),
         shifts.certified(probe, alive, moved),
-        _parts(
-            find_parts(probe, [n for n in alive if n not in alone], drawn, evidence), moving, inert
+        find_parts(
+            probe, [n for n in alive if n not in alone], drawn, evidence, _known(moving, inert)
         ),
         silent,
         [
             *on_reads(traced),
             *on_moving(traced),
-            *on_doubtful({*effects.doubtful, *effects.through_eps} - {*free}),
+            *on_doubtful({*effects.doubtful, *effects.through_eps}),
             *([on_hidden()] if search.hidden else []),
         ],
         complete=search.complete,
@@ -314,14 +314,10 @@ def _with_gradients(
     )
 
 
-def _parts(
-    found: Sequence[Part], moving: Sequence[ShiftFamily], inert: Collection[str]
-) -> list[Part]:
-    """Return parts that numbers have found, and inert ones that rounding hides from them."""
-    known = {part.name for part in found if part.kind == "inert"}
+def _known(moving: Sequence[ShiftFamily], inert: Collection[str]) -> dict[str, Part]:
+    """Return the parts of vectors of which structure tells that they are inert."""
     told = parts_without_effect(moving, inert)
-    more = [Part(n, 0, i, "inert", change) for n, (i, change) in told.items() if n not in known]
-    return [*found, *more]
+    return {n: Part(n, 0, i, "inert", change) for n, (i, change) in told.items()}
 
 
 def _measured(probe: Probe, drawn: Samples) -> tuple[RadialDerivatives, ShiftSearch]:

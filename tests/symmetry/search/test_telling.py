@@ -33,17 +33,22 @@ def by_shape(x: Tensor, w: Tensor) -> Tensor:
     return x * w if len(x) == 2 else (x * w).abs()
 
 
+def by_two_shapes(x: Tensor, w: Tensor) -> Tensor:
+    return (x * w).sinh() if len(x) == 1 else by_shape(x, w)
+
+
 def plainly(x: Tensor, w: Tensor) -> Tensor:
     return (x * w).tanh()
 
 
-CASES = {plainly: 1, by_values: 2, by_a_guard: 2, by_shape: 2}
+CASES = {plainly: 1, by_values: 2, by_a_guard: 2, by_shape: 1, by_two_shapes: 2}
 
 
 @pytest.mark.parametrize("scaled", CASES, ids=lambda f: f.__name__)
-def test_where_values_and_shapes_decide_nothing_one_other_shape_is_enough(
+def test_one_input_of_each_kind_is_enough_where_values_decide_nothing(
     scaled: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    others = [Call((torch.ones(3, 4),), {}), Call((torch.ones(2, 4),), {})]
+    last = 1 if scaled is by_two_shapes else 2
+    others = [Call((torch.ones(3, 4),), {}), Call((torch.ones(last, 4),), {})]
     traced = trace(_Model(scaled), (torch.ones(2, 4),), others=others)
     assert telling(traced, others) == others[: CASES[scaled]]

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from onsphere._torch.memory import times
 from onsphere.symmetry.claims import Family
 from onsphere.symmetry.numeric.certificate import FINITE_TOLERANCE
 from onsphere.symmetry.numeric.joint_tests import largest_changes
@@ -40,5 +41,5 @@ def _rescaled(probe: Probe, families: Sequence[Family], point: Point) -> Point:
         random = torch.rand(family.count, generator=probe.generator, dtype=torch.float64) - 0.5
         for name, moved in family.log_factors(_SPREAD / largest * random, shapes).items():
             own = probe.own_name[name]
-            state[own] = state[own] * moved.exp().to(state[own].device)
+            state[own] = times(state[own], moved.exp().to(state[own].device))
     return replace(point, state=state)

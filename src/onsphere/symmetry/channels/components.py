@@ -55,14 +55,16 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     if not channels.blocks:
         return []
     blocks = channels.blocks
-    ids = np.concatenate([np.arange(b.start, b.start + b.size) for b in blocks])
+    ids = np.concatenate([np.arange(b.start, b.start + b.size, dtype=np.int32) for b in blocks])
     terms = _terms(channels.demands, blocks, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
     columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
     rows = Grouped(columns.group[first], count=len(columns.size))
+    del first
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
     kind = signatures(columns, rows, block, terms)
+    del rows
     is_weight = np.array([b.weight is not None for b in blocks])[block]
     alike = list(Grouped(*numbered(kind)).members())
     chosen = np.zeros(len(columns.size), bool)
@@ -77,7 +79,7 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
         places = columns.of(members[0])
         followed = _solved(channels.demands, terms, own[members[0]], places, is_weight[places])
         everyone = ids[columns.order[columns.begin[members][:, None] + np.arange(len(places))]]
-        found.append(Kind(everyone, followed))
+        found.append(Kind(everyone.astype(np.int64), followed))
     return found
 
 
@@ -195,32 +197,35 @@ def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
 
 def signatures(columns: Grouped, rows: Grouped, block: Short, terms: Terms) -> Ints:
     """Return a number for each component: equal where everything about two of them is."""
-    signs = []
-    for seed in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
-        hashes = np.zeros(len(columns.size), np.uint64)
-        for some in _chunks(len(block)):
-            mixed = _mixed(seed, columns.rank[some], block[some])
-            np.add.at(hashes, columns.group[some], mixed)
-        for some in _chunks(len(terms.row)):
-            row, place = rows.rank[terms.row[some]], terms.place[some]
-            mixed = _mixed(seed + 1, terms.demand[some], terms.slot[some], row, columns.rank[place])
-            np.add.at(hashes, columns.group[place], mixed)
-        signs.append(hashes)
-    return _mixed(7, *signs, columns.size).view(np.int64)
+    hashes = np.zeros(len(columns.size), np.uint64)
+    for some in _chunks(len(block)):
+        np.add.at(hashes, columns.group[some], _mixed(1, columns.rank[some], block[some]))
+    for some in _chunks(len(terms.row)):
+        row, place = rows.rank[terms.row[some]], terms.place[some]
+        mixed = _mixed(2, terms.demand[some], terms.slot[some], row, columns.rank[place])
+        np.add.at(hashes, columns.group[place], mixed)
+    return _mixed(3, hashes, columns.size).view(np.int64)
 
 
 def _chunks(count: int) -> Iterator[slice]:
     return (slice(i, i + _CHUNK) for i in range(0, count, _CHUNK))
 
 
+_FACTORS = np.random.default_rng(0).integers(2**63, size=8, dtype=np.uint64) * np.uint64(2) + (
+    np.uint64(1)
+)
+"""What the parts of a tuple are multiplied with before they are summed."""
+
+
 def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return a hash of each tuple of numbers."""
-    h = np.full(len(parts[0]), seed & (2**64 - 1), np.uint64)
-    for part in parts:
-        h = (h ^ part.astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
-        h ^= h >> np.uint64(29)
-        h *= np.uint64(0x94D049BB133111EB)
-        h ^= h >> np.uint64(32)
+    """Return a hash of each tuple of numbers: a random odd multiple of each, summed and mixed."""
+    h = np.full(len(parts[0]), seed, np.uint64)
+    for k, part in enumerate(parts):
+        h += part.astype(np.uint64) * _FACTORS[seed + k]
+    for factor, shift in ((0xBF58476D1CE4E5B9, 30), (0x94D049BB133111EB, 27)):
+        h ^= h >> np.uint64(shift)
+        h *= np.uint64(factor)
+    h ^= h >> np.uint64(31)
     return h
 
 

@@ -7,7 +7,7 @@ second by :math:`1/a_j`. The symmetries of whole weights are their sums, or are 
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -183,13 +183,23 @@ class _Solution:
             for _, index in fields.terms:
                 self._asked[index] = True
         self._asked[NOTHING] = False
+        met = [np.unique(_numbers(fields)) for fields in done.beside_eps]
+        numbers = np.concatenate([np.zeros(0, np.int32), *met])
+        order = np.argsort(numbers, kind="stable")
+        self._beside = numbers[order], np.repeat(np.arange(len(met)), [*map(len, met)])[order]
 
     def families(self) -> list[Family]:
         """Return all ways to rescale channels that leave common unknowns alone."""
-        found = [self._family(kind, v) for kind in self.kinds for v in self._basis(kind)]
+        found = [family for kind in self.kinds for family in self._of(kind)]
         place = {n: i for i, n in enumerate(self.done.names)}
         found.sort(key=lambda f: [place[n] for n in f.names])
         return _merged(found)
+
+    def _of(self, kind: Kind) -> Iterator[Family]:
+        basis = self._basis(kind)
+        asked = bool(basis) and bool(self._asked[kind.members].any())
+        for v in basis:
+            yield self._family(kind, v, asked=asked)
 
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""
@@ -236,7 +246,7 @@ class _Solution:
     def _blocks_of(self, numbers: Ints) -> list[Block]:
         return [self._blocks[i] for i in np.searchsorted(self._starts, numbers, "right") - 1]
 
-    def _family(self, kind: Kind, v: Form) -> Family:
+    def _family(self, kind: Kind, v: Form, *, asked: bool) -> Family:
         if v[min(v)] < 0:
             v = {i: -c for i, c in v.items()}
         grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
@@ -254,48 +264,66 @@ class _Solution:
             for (block, c), places in grouped.items()
         )
         count = len(kind.members)
-        if not self._asked[kind.members].any():
+        if not asked:
             return Family(slices, count)
-        member, value = self._moved(kind, v)
+        moved_there = self._moved(kind, v)
         followers: dict[str, set[Slices]] = {}
-        for s in self._following(member, value, count):
+        for s in self._following(moved_there, count):
             followers.setdefault(s.name, set()).add(s)
         alike = tuple(found.pop() for found in followers.values() if len(found) == 1)
-        return Family(slices, count, self._is_exact(member, value), alike)
+        return Family(slices, count, self._is_exact(moved_there), alike)
 
-    def _moved(self, kind: Kind, v: Form) -> tuple[Ints, Numbers]:
-        """Return of every unknown to which channel it belongs (-1: none), and its exponent."""
+    def _moved(self, kind: Kind, v: Form) -> "_Moved":
+        """Return how far those unknowns move of which small constants or buffers know anything."""
         whole: defaultdict[int, Fraction] = defaultdict(Fraction)
         for f in kind.free:
             if f in v:
                 whole[f] += v[f]
                 for pivot, c in kind.followed[f]:
                     whole[pivot] += c * v[f]
-        last = self.done.channels.unknowns  # stands for NOTHING
-        member, value = np.full(last + 1, -1), np.zeros(last + 1)
-        for column, c in whole.items():
-            if c:
-                member[kind.members[:, column]] = np.arange(len(kind.members))
-                value[kind.members[:, column]] = float(c)
-        return member, value
+        columns = [column for column, c in whole.items() if c]
+        numbers = kind.members[:, columns]
+        member, column = self._asked[numbers].nonzero()
+        value = np.array([float(whole[c]) for c in columns])[column]
+        numbers = numbers[member, column]
+        order = np.argsort(numbers)
+        return _Moved(numbers[order], member[order], value[order])
 
-    def _is_exact(self, member: Ints, value: Numbers) -> bool:
-        amounts = np.append(np.cos(1.0 + np.arange(member.max() + 1)), 0.0)  # all different
-        moved = value * amounts[member]
+    def _is_exact(self, moved: "_Moved") -> bool:
+        """Return whether no small constant stands beside something that moves."""
+
+        def amount(index: Index) -> Numbers:
+            member, value = moved.at(index)
+            return np.asarray(value * np.cos(1.0 + member))  # all different
+
+        sites = (self.done.beside_eps[k] for k in self._sites_beside(moved.numbers))
         return not any(
-            np.any(np.where(f.free if f.free is not None else False, 0.0, _value(f, moved)))
-            for f in self.done.beside_eps
+            np.any(np.where(f.free if f.free is not None else False, 0.0, _value(f, amount)))
+            for f in sites
         )
 
-    def _following(self, member: Ints, value: Numbers, count: int) -> Iterator[Slices]:
+    def _sites_beside(self, numbers: Ints) -> list[int]:
+        """Return the small constants beside something made of some unknowns."""
+        known, sites = self._beside
+        at, end = np.searchsorted(known, numbers), np.searchsorted(known, numbers, "right")
+        found: set[int] = set()
+        while (left := at < end).any():
+            at, end = at[left], end[left]
+            found.update(np.unique(sites[at]).tolist())
+            at = at + 1
+        return sorted(found)
+
+    def _following(self, moved: "_Moved", count: int) -> Iterator[Slices]:
         """Yield how buffers that estimate something move along, once for each time they do."""
         for own, unit in self.done.followers:
             places = own.fields.terms[0][1].ravel()
             if any(i.size not in (1, places.size) for _, i in unit.fields.terms):
                 continue
             flat = Fields(tuple((c, i.ravel()) for c, i in unit.fields.terms))
-            power = np.broadcast_to(_value(flat, value), places.shape)
-            owners = np.stack([np.broadcast_to(member[i], places.shape) for _, i in flat.terms])
+            power = np.broadcast_to(_value(flat, lambda i: moved.at(i)[1]), places.shape)
+            owners = np.stack(
+                [np.broadcast_to(moved.at(i)[0], places.shape) for _, i in flat.terms]
+            )
             moving = np.flatnonzero(power)
             owner = owners.max(0)[moving]
             alone = ((owners[:, moving] == owner) | (owners[:, moving] < 0)).all()
@@ -310,6 +338,35 @@ class _Solution:
                 block.axes,
                 torch.from_numpy(at.astype(np.int64).reshape(count, -1)),
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _Moved:
+    """How far some unknowns move, in their order; all others stay.
+
+    Args:
+        numbers: which.
+        member: to which channel each belongs.
+        value: its exponent.
+    """
+
+    numbers: Ints
+    member: Ints
+    value: Numbers
+
+    def at(self, index: Index) -> tuple[Ints, Numbers]:
+        """Return to which channel unknowns belong (-1: none), and their exponents."""
+        if not len(self.numbers):
+            return np.full(index.shape, -1), np.zeros(index.shape)
+        place = np.minimum(np.searchsorted(self.numbers, index), len(self.numbers) - 1)
+        hit = self.numbers[place] == index
+        return np.where(hit, self.member[place], -1), np.where(hit, self.value[place], 0.0)
+
+
+def _numbers(fields: Fields) -> Ints:
+    """Return the unknowns in some fields."""
+    found = np.concatenate([np.zeros(0, np.int32), *(i.ravel() for _, i in fields.terms)])
+    return found[found != NOTHING]
 
 
 def _placed(block: Block, unknowns: Ints) -> Ints:
@@ -367,9 +424,9 @@ def _shortest(found: Sequence[Form], nothing: Sequence[Form], counted: set[int])
     return best if len(best) == len(found) else list(found)
 
 
-def _value(fields: Fields, moved: Numbers) -> Numbers:
+def _value(fields: Fields, moved: Callable[[Index], Numbers]) -> Numbers:
     """Return what fields come to where unknowns have some exponents."""
-    return sum((float(c) * moved[i] for c, i in fields.terms), np.zeros(1))
+    return sum((float(c) * moved(i) for c, i in fields.terms), np.zeros(1))
 
 
 def _merged(families: Iterable[Family]) -> list[Family]:

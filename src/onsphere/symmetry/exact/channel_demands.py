@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -299,10 +300,14 @@ class ChannelDemands:
             return
         arrays = [*(i for _, i in varied), *([] if free is None else [free])]
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
-        index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in varied])
+        whole = np.stack([np.broadcast_to(a, shape) for a in arrays])
+        several = sum(n > 1 for n in shape) > 1
+        for axis in range(1, whole.ndim) if several else ():
+            whole = _without_repeats(whole, axis)  # a batch that was merged with heads repeats them
+        index = whole[: len(varied)].reshape(len(varied), -1)
         if free is not None:
-            index = index[:, ~np.broadcast_to(free, shape).ravel()]
-        if sum(n > 1 for n in shape) > 1:  # a batch that was merged with heads repeats them
+            index = index[:, whole[-1].ravel() == 0]
+        if several:
             index = _distinct(index)
         demand = Demand(tuple(c for c, _ in varied), index, scalars)
         key = (demand.coefficients, blake2b(index.tobytes()).digest(), frozenset(scalars.items()))
@@ -317,8 +322,33 @@ def _first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:
     slices = stacked.reshape(-1, stacked.shape[-2] * stacked.shape[-1])
     if len(slices) == 1:
         return np.zeros(1, np.int64)
-    _, number = np.unique(slices, axis=0, return_inverse=True)
-    return number.reshape(-1)
+    return _alike(slices)[1]
+
+
+def _alike(slices: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first row of each kind, and the kind of each row.
+
+    Rows are told apart by a hash, and then compared.
+    """
+    hashes = slices.astype(np.uint64) @ _factors(slices.shape[1])
+    _, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
+    if len(first) < len(slices) and not (slices == slices[first[kind]]).all():
+        _, first, kind = np.unique(slices, axis=0, return_index=True, return_inverse=True)
+    return first, kind.reshape(-1)
+
+
+@lru_cache(8)
+def _factors(count: int) -> NDArray[np.uint64]:
+    return np.random.default_rng(0).integers(2**63, size=count, dtype=np.uint64) * 2 + 1
+
+
+def _without_repeats(whole: Index, axis: int) -> Index:
+    """Return an array without the slices along an axis that equal an earlier one."""
+    if whole.shape[axis] == 1:
+        return whole
+    slices = np.moveaxis(whole, axis, 0)
+    first, _ = _alike(slices.reshape(len(slices), -1))
+    return whole if len(first) == len(slices) else whole.take(np.sort(first), axis)
 
 
 def _distinct(index: Index) -> Index:

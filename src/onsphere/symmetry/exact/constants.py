@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
+
+from onsphere.symmetry.exact.overloads import Overload, flat_tensors
 
 LARGEST = 1_000_000
 """Tensors with more entries than this get no shadow."""
@@ -76,22 +78,24 @@ class KnownValues:
         return found
 
     def follow(
-        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
+        self,
+        overload: Overload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        inputs: Sequence[Tensor],
+        results: Sequence[Tensor],
     ) -> None:
         """Repeat an operation on the values of its inputs, if all are known."""
-        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if not any(t.is_meta for t in results):
             return
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        small = all(t.numel() <= LARGEST for t in results)
-        random = torch.Tag.nondeterministic_seeded in func.tags
-        if small and not random and all(self.value(t) is not None for t in inputs):
+        known = not overload.draws and all(self.value(t) is not None for t in inputs)
+        if known and all(t.numel() <= LARGEST for t in results):
             here = tree_map(self._real, (tuple(args), dict(kwargs)))
-            values = tree_leaves(func(*here[0], **here[1]))
+            values = flat_tensors(overload.func(*here[0], **here[1]))
             for tensor, value in zip(results, values, strict=False):
                 self.know(tensor, value)
         else:
-            self._forget(func, args, kwargs)
+            self._forget(overload, args, kwargs)
 
     def _real(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -100,14 +104,12 @@ class KnownValues:
             return torch.device("cpu")
         return value
 
-    def _forget(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def _forget(self, overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Drop the values of what an operation overwrote with something unknown."""
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = args[i] if i < len(args) else kwargs.get(argument.name)
-                for tensor in tree_leaves(written):
-                    if isinstance(tensor, Tensor) and tensor.is_meta:
-                        self._drop(tensor.untyped_storage()._cdata)
+        for i, name in overload.writes:
+            for tensor in flat_tensors(args[i] if i < len(args) else kwargs.get(name)):
+                if tensor.is_meta:
+                    self._drop(tensor.untyped_storage()._cdata)
 
     def _drop(self, storage: int) -> None:
         kept = {k: v for k, v in self._known.items() if v[0].untyped_storage()._cdata != storage}

@@ -1,17 +1,20 @@
 """Follow every operation that a model executes, and apply its rule."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError
-from onsphere.symmetry.exact.eps_sites import PRECISIONS, short_name
+from onsphere._torch.meta_results import MetaResults
+from onsphere.symmetry.exact.eps_sites import PRECISIONS
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
 from onsphere.symmetry.exact.operation import (
@@ -21,6 +24,7 @@ from onsphere.symmetry.exact.operation import (
     key_of,
     written_by,
 )
+from onsphere.symmetry.exact.overloads import Overload, flat, flat_tensors, overload_of
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
@@ -34,9 +38,6 @@ _ROLES = {
 }
 """What an operation says about the weights that go into it."""
 _ATTENTION = {"_softmax", "_safe_softmax"}
-_DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
-"""Operations by which the values of tensors decide what runs next, beside those that PyTorch says
-give a Python value."""
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
@@ -82,6 +83,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
         self._literals: dict[int, Tensor] = {}
+        self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def restore(self) -> None:
@@ -101,34 +103,38 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
+        overload = overload_of(func)
         args, kwargs = self._moved((tuple(args), kwargs or {}))
-        written = written_by(func, args, kwargs)
-        given = tree_leaves((args, kwargs))
+        written = written_by(overload, args, kwargs)
+        given = flat(args, kwargs)
         tensors = [t for t in given if isinstance(t, Tensor)]
+        keys = set(map(key_of, tensors))
         self._save(written, tensors)
-        if func._schema.name == "aten::lift_fresh":  # it hands over what was just written down
+        if overload.name == "aten::lift_fresh":  # it hands over what was just written down
             self._literals.update({key_of(t): t for t in tensors})
-        for tensor in tensors:
-            if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
-                self.ledger.mark(tensor, Origin.KEPT)
-        result = self._moved(self._run(func, args, kwargs))
-        name = func._schema.name
-        results = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        self._made.update({key_of(t) for t in results} - {key_of(t) for t in tensors})
-        if _uses(func, results):
-            self.touched.update(id(t) for t in tensors)
-            self.touched.update(map(key_of, tensors))
-        self._note(func, args, tensors, results)
+        if not keys <= self._made:
+            for tensor in tensors:
+                if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
+                    self.ledger.mark(tensor, Origin.KEPT)
+        result = self._moved(self._run(overload, args, kwargs, tensors))
+        results = flat_tensors(result)
+        self._made.update(key for key in map(key_of, results) if key not in keys)
+        # More than a view, or nothing.
+        if not overload.shows and (not results or any(t.numel() for t in results)):
+            self.touched.update(map(id, tensors))
+            self.touched |= keys
+        self._note(overload, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
-        rule = rule_of(name)
+        rule = rule_of(overload.name)
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:
             units = units_of(operation, rule or self._pin, self.ledger.channels)
         self.written |= written
         self._describe(tensors, written, results, units)
-        self._mark(func, [] if rule in _ONLY_SHAPES or name in _FULL else tensors, results)
+        only_shapes = rule in _ONLY_SHAPES or overload.name in _FULL
+        self._mark(overload, [] if only_shapes else tensors, results)
         self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))
         self.use.follow(operation, rule is passes)
         if self.shifts is not None:
@@ -146,39 +152,54 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
-        return tree_map(self.ledger.shadows.joined, values) if self.without_memory else values
+        if not self.without_memory or all(t.is_meta for t in flat_tensors(values)):
+            return values
+        return tree_map(self.ledger.shadows.joined, values)
 
-    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run(
+        self,
+        overload: Overload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        tensors: Sequence[Tensor],
+    ) -> Any:
         """Run an operation; a question about a tensor without memory is asked of its shadow."""
-        if func._schema.name in _DATA_DEPENDENT and args[0].is_meta:
+        func, name = overload.func, overload.name
+        if overload.reads and args[0].is_meta:
             value = self.ledger.shadows.value(args[0])
             if value is not None:
                 return func(value, *args[1:], **kwargs)
             if args[0].is_floating_point() and self.ledger.origin(args[0]) & Origin.WEIGHTS:
                 self.ledger.reads.setdefault(self.ledger.where, set())
                 return 1.0  # no claim changes it; that it stands for something else is said
-            raise self.needs_values(func._schema.name)
-        if func._schema.name == "aten::index":
+            raise self.needs_values(name)
+        if name == "aten::index":
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
-            result = func(*args, **kwargs)
+            if self.without_memory and overload.functional:
+                result = self._shapes.run(func, args, kwargs)
+            else:
+                result = func(*args, **kwargs)
         except NotImplementedError as error:
             if torch.Tag.dynamic_output_shape in func.tags:
-                raise self.needs_values(func._schema.name) from error
+                raise self.needs_values(name) from error
             raise
-        self.ledger.shadows.follow(func, args, kwargs, result)
+        self.ledger.shadows.follow(overload, args, kwargs, tensors, flat_tensors(result))
         return result
 
     def _note(
-        self, func: Any, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
+        self,
+        overload: Overload,
+        args: Sequence[Any],
+        tensors: Sequence[Tensor],
+        results: Sequence[Tensor],
     ) -> None:
         """Remember what was done, to whom, with what random numbers."""
-        name = func._schema.name
         self.differentiates |= torch._C._current_graph_task_id() != -1  # inside autograd
-        self.operations = hash((self.operations, name))
-        if _decides(func):
+        self.operations = hash((self.operations, overload.name))
+        if overload.decides:
             self.take(tensors)
-        short = name.removeprefix("aten::")
+        short = overload.name.removeprefix("aten::")
         if short in _ROLES:
             role = "transposed" if short == "convolution" and args[6] else _ROLES[short]
             for tensor in tensors[:2]:
@@ -186,14 +207,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
         self._note_kept(short, args, tensors, results)
-        if torch.Tag.nondeterministic_seeded in func.tags and results:
-            self.draws.setdefault((self.ledger.where, short_name(func)), results[0].dtype)
+        if overload.draws and results:
+            self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
         for value in args:
             if type(value) is float and value in PRECISIONS:
-                self.precisions[self.ledger.where, short_name(func)] = value
+                self.precisions[self.ledger.where, overload.short] = value
         for t in results:
             if t.is_floating_point() and t.numel() > 1:
-                self.coarsest = max(self.coarsest, torch.finfo(t.dtype).eps)
+                self.coarsest = max(self.coarsest, _rounding(t.dtype))
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
 
@@ -201,10 +222,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, short: str, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
     ) -> None:
         """Note of weights how far apart the rows are that a product keeps; 0 for any other use."""
-        views = {key_of(t) for t in results}
         for i, tensor in enumerate(tensors):
             key = key_of(tensor)
-            if key not in self._own or key in views:
+            if key not in self._own or any(key == key_of(t) for t in results):
                 continue
             if short in ("mm", "addmm") and i == len(tensors) - 1:
                 self.kept[key].add(tensor.stride(1))
@@ -218,20 +238,20 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.ledger.read_values = True
         self.data_dependent |= any(self.ledger.origin(t) for t in tensors)
 
-    def _mark(self, func: Any, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+    def _mark(
+        self, overload: Overload, tensors: Sequence[Tensor], results: Sequence[Tensor]
+    ) -> None:
         """Say of results what they were made from."""
-        origin = Origin.NOTHING
-        for tensor in tensors:
-            origin |= self.ledger.origin(tensor)
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            origin |= Origin.DATA
+        origin = Origin.DATA if overload.draws else Origin.NOTHING
+        for found in {self.ledger.origin(t) for t in tensors}:
+            origin |= found
         sources = frozenset().union(*map(self.ledger.sources, tensors))
         for tensor in results:
             self.ledger.mark(tensor, origin)
             self.ledger.derive(tensor, sources)
-        if short_name(func) in _STEPS or any(not t.is_floating_point() for t in results):
+        if overload.short in _STEPS or any(not t.is_floating_point() for t in results):
             self.ledger.jumping |= sources
-        if _decides(func):
+        if overload.decides:
             self.ledger.jumping |= sources
             self.ledger.decisive |= sources
 
@@ -260,6 +280,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, tensors: Sequence[Tensor], written: set[int], results: list[Tensor], units: Any
     ) -> None:
         read = set(map(key_of, tensors))
+        digits = [_rounding(t.dtype) for t in tensors if _is_real(t)]
+        finest = min(digits, default=math.inf)
         for i, tensor in enumerate(results):
             unit = units if isinstance(units, Unit) else units[min(i, len(units) - 1)]
             key = key_of(tensor)
@@ -269,8 +291,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.write(tensor, unit)
             else:
                 self.ledger.view(tensor, unit)
-            if unit.terms and _shortens(tensor, tensors):
-                self.ledger.rounded.append(dict(unit.terms))
+            if unit.terms and _is_real(tensor) and _rounding(tensor.dtype) > finest:
+                self.ledger.rounded.append(dict(unit.terms))  # it has fewer digits
 
 
 class Reads(TorchFunctionMode):
@@ -309,19 +331,11 @@ class Reads(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _decides(func: Any) -> bool:
-    """Return whether values of tensors decide what runs after an operation."""
-    return func._schema.name in _DATA_DEPENDENT or torch.Tag.data_dependent_output in func.tags
+@cache
+def _rounding(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
 
 
-def _uses(func: Any, results: Sequence[Tensor]) -> bool:
-    """Return whether an operation does anything with its inputs: more than a view, or nothing."""
-    views = [r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns]
-    return not any(views) and (not results or any(t.numel() for t in results))
-
-
-def _shortens(result: Tensor, inputs: Sequence[Tensor]) -> bool:
-    """Return whether a result has fewer digits than a tensor it was made from."""
-    digits = [torch.finfo(t.dtype).eps for t in inputs if t.is_floating_point() or t.is_complex()]
-    real = result.is_floating_point() or result.is_complex()
-    return real and bool(digits) and torch.finfo(result.dtype).eps > min(digits)
+def _is_real(t: Tensor) -> bool:
+    """Return whether a tensor holds real or complex numbers, not whole ones."""
+    return t.is_floating_point() or t.is_complex()

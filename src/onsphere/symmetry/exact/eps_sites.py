@@ -9,7 +9,6 @@ value came before it there.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from onsphere.symmetry.exact.fields import NONE, Fields
 from onsphere.symmetry.exact.linear_forms import Form, Unit
+from onsphere.symmetry.exact.overloads import overload_of, short_name
 
 LARGEST_EPS = 1e-2
 """A constant up to this size, added before a root or a division, counts as an eps."""
@@ -76,7 +76,7 @@ class Occurrences:
     def __init__(self, read: Callable[[Tensor], float | None]) -> None:
         self._read = read
         self._count: Counter[tuple[str, str, str]] = Counter()
-        self._places: dict[Any, list[tuple[int, str]]] = {}
+        self._places: dict[int, list[tuple[int, str]]] = {}
 
     def met(
         self, where: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -93,10 +93,10 @@ class Occurrences:
         return found
 
     def _arguments(self, func: Any) -> list[tuple[int, str]]:
-        if func not in self._places:
-            names = [a.name for a in func._schema.arguments]
-            self._places[func] = [(i, n) for i, n in enumerate(names) if n in _ARGUMENTS]
-        return self._places[func]
+        if id(func) not in self._places:
+            names = overload_of(func).arguments
+            self._places[id(func)] = [(i, n) for i, n in enumerate(names) if n in _ARGUMENTS]
+        return self._places[id(func)]
 
     def _small(self, value: Any) -> float | None:
         if isinstance(value, Tensor):
@@ -106,9 +106,3 @@ class Occurrences:
         if type(value) not in (int, float):
             return None
         return value if 0 < abs(value) <= LARGEST_EPS**0.5 else None
-
-
-@cache
-def short_name(func: Any) -> str:
-    """Return the name of an operation without its library and the mark of writing in place."""
-    return str(func._schema.name).removeprefix("aten::").rstrip("_")

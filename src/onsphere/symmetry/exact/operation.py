@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.constants import KnownValues
@@ -17,6 +16,7 @@ from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurre
 from onsphere.symmetry.exact.field_memory import FieldMemory
 from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
+from onsphere.symmetry.exact.overloads import Overload, flat_tensors, overload_of
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
@@ -157,8 +157,10 @@ class UnitTracker:
     def mark(self, tensor: Tensor, origin: Origin) -> None:
         """Add to what the values of a tensor were made from."""
         if origin:
-            self._origins[key_of(tensor)] = self.origin(tensor) | origin
-            self._alive[key_of(tensor)] = _memory(tensor)
+            key = key_of(tensor)
+            known = self._origins.get(key, Origin.NOTHING)
+            self._origins[key] = known if known == origin else known | origin
+            self._alive[key] = _memory(tensor)
 
     def sources(self, tensor: Tensor) -> frozenset[int]:
         """Return the numbers of the weights that the values of a tensor were made from."""
@@ -167,8 +169,10 @@ class UnitTracker:
     def derive(self, tensor: Tensor, sources: frozenset[int]) -> None:
         """Add to the weights that the values of a tensor were made from."""
         if sources:
-            self._sources[key_of(tensor)] = self.sources(tensor) | sources
-            self._alive[key_of(tensor)] = _memory(tensor)
+            key = key_of(tensor)
+            known = self._sources.get(key)
+            self._sources[key] = sources if known is None else known | sources
+            self._alive[key] = _memory(tensor)
 
     def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Number the small constants that the operation about to be described is given."""
@@ -253,12 +257,13 @@ class Operation:
     ) -> None:
         self.ledger, self.func, self.result = ledger, func, result
         self.arrange: Callable[[Tensor, Unit], Unit] | None = None
-        self.name: str = func._schema.name
-        schema = func._schema.arguments
-        self._args = {a.name: a.default_value for a in schema if a.has_default_value()}
-        self._args |= dict(zip((a.name for a in schema), args, strict=False)) | kwargs
-        self._places = {a.name: i for i, a in enumerate(schema)}
-        self._outs = {a.name for a in schema if a.kwarg_only and a.alias_info is not None}
+        self._overload = overload_of(func)
+        self.name, self.short = self._overload.name, self._overload.short
+        self._args = {
+            **self._overload.defaults,
+            **dict(zip(self._overload.arguments, args, strict=False)),
+            **kwargs,
+        }
         self.first: Any = args[0] if args else next(iter(kwargs.values()), None)
 
     def __getitem__(self, name: str) -> Any:
@@ -272,17 +277,18 @@ class Operation:
     @property
     def is_square(self) -> bool:
         """Whether it squares every entry, or takes its size."""
-        short = self.name.removeprefix("aten::").rstrip("_")
+        if self.short not in ("abs", "pow", "mul"):
+            return False
         if not isinstance(self.first, Tensor) or self.first.is_complex():
-            return short == "abs"
-        if short == "pow":
+            return self.short == "abs"
+        if self.short == "pow":
             exponent = self["exponent"]
             return isinstance(exponent, int | float) and exponent in (2, 4)
-        return short == "abs" or (short == "mul" and self["other"] is self.first)
+        return self.short == "abs" or self["other"] is self.first
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""
-        given = [a for name, a in self._args.items() if name not in self._outs]
+        given = [a for name, a in self._args.items() if name not in self._overload.outs]
         found = (t for a in given for t in flat_tensors(a))
         return [t for t in found if t.is_floating_point() or t.is_complex()]
 
@@ -391,7 +397,7 @@ class Operation:
         value = self._args[name]
         number = self.ledger.constant(value) if isinstance(value, Tensor) else value
         met = self.ledger.met
-        key = met.get(self._places[name], met.get(name))
+        key = met.get(self._overload.arguments.index(name), met.get(name))
         beside = unit.with_fields(unit.fields, terms)
         site = self.ledger.add_site(self.name, float(number or 0.0), beside, key)
         return Unit(unit.terms, eps=unit.eps | {site}, fields=unit.fields)
@@ -415,24 +421,11 @@ Rule = Callable[[Operation], Unit | tuple[Unit, ...]]
 """From an operation to the unit of its result, or one per result, with demands on the way."""
 
 
-def flat_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value made of tensors, lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [t for v in value for t in flat_tensors(v)]
-    return []
-
-
-def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
+def written_by(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
     """Return the memories that an operation writes into."""
     found: set[int] = set()
-    if not func._schema.is_mutable:
-        return found
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found |= {key_of(t) for t in tree_leaves(value) if isinstance(t, Tensor)}
+    for i, name in overload.writes:
+        found.update(map(key_of, flat_tensors(args[i] if i < len(args) else kwargs.get(name))))
     return found
 
 

@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences, short_name
+from onsphere._torch.memory import LARGE, empty_float64
+from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences
+from onsphere.symmetry.exact.overloads import Overload, overload_of
 
 TINY = 1e-30
 """What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
@@ -78,9 +80,10 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, draws, eps, _ = _FACTS.get(id(func)) or _facts(func)
-        if draws and not self.backward:
-            return _Draw(func, self.draws.get((self.where, name)), self.lift)(args, kwargs)
+        overload = overload_of(func)
+        name = overload.short
+        if overload.draws and not self.backward:
+            return _Draw(overload, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         args = tuple(map(self.lift, args))
         kwargs = {k: self.lift(v) for k, v in kwargs.items()} if kwargs else kwargs
         if name in _PADDED:
@@ -88,8 +91,8 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.precisions and not self.backward:
             own = self.precisions.get((self.where, name), _PRECISION)
             args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
-        if self.fused and eps is not None:
-            args = (*args[:eps], self.tiny, *args[eps + 1 :]) if eps < len(args) else args
+        if self.fused and "norm" in name:
+            args = self._with_tiny_eps(overload, args)
         elif self.places and not self.backward and (self.where, name) in self.places:
             args, kwargs = self._without_eps(func, args, kwargs)
         if name == "_grouped_mm":
@@ -122,6 +125,13 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         whole = self._twins[storage._cdata][1]
         return whole.as_strided(value.size(), value.stride(), value.storage_offset())
 
+    def _with_tiny_eps(self, overload: Overload, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Replace the eps of a fused normalization."""
+        for i, name in enumerate(overload.arguments):
+            if name in ("eps", "epsilon") and i < len(args):
+                return (*args[:i], self.tiny, *args[i + 1 :])
+        return args
+
     def _without_eps(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -150,38 +160,28 @@ def _fresh(value: Any) -> Any:
 
 def wide(t: Tensor) -> Tensor:
     """Return a tensor of a short type in float64, or in complex numbers of it."""
-    return t.to(_WIDE[t.dtype]) if t.dtype in _WIDE else t
-
-
-_Facts = tuple[str, bool, int | None, Any]
-_FACTS: dict[int, _Facts] = {}
-"""By the identity of an operation: to hash one takes a call of Python."""
-
-
-def _facts(func: Any) -> _Facts:
-    """Return the short name of an operation, and whether it draws random numbers.
-
-    And which argument of a normalization is its eps, and the operation, which so lasts.
-    """
-    name = short_name(func)
-    arguments = [a.name for a in func._schema.arguments] if "norm" in name else []
-    eps = [i for i, argument in enumerate(arguments) if argument in ("eps", "epsilon")]
-    draws = torch.Tag.nondeterministic_seeded in func.tags
-    return _FACTS.setdefault(id(func), (name, draws, eps[0] if eps else None, func))
+    if t.dtype not in _WIDE:
+        return t
+    plain = type(t) is Tensor and not (t.is_complex() or t.requires_grad)
+    if t.numel() >= LARGE and plain and t.is_contiguous():
+        return empty_float64(t.shape, t.device).copy_(t)
+    return t.to(_WIDE[t.dtype])
 
 
 class _Draw:
     """Draws random numbers in the type in which the model draws them.
 
     Args:
-        func: the operation.
+        overload: the operation.
         dtype: that type; ``None`` where the model was not seen to draw there.
         lift: brings a value into float64.
     """
 
-    def __init__(self, func: Any, dtype: torch.dtype | None, lift: Callable[[Any], Any]) -> None:
-        self.func, self.dtype, self.lift = func, dtype, lift
-        self.name = short_name(func)
+    def __init__(
+        self, overload: Overload, dtype: torch.dtype | None, lift: Callable[[Any], Any]
+    ) -> None:
+        self.overload, self.dtype, self.lift = overload, dtype, lift
+        self.func, self.name = overload.func, overload.short
 
     def __call__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Draw; the result is in float64."""
@@ -193,12 +193,12 @@ class _Draw:
             return self._dropout(*args)
         elif self.name.startswith("rrelu"):
             return self._rrelu(*args)
-        elif self.func._schema.name.endswith("_"):
+        elif self.overload.name.endswith("_"):
             drawn = self.func(args[0].to(self.dtype), *self._short(args[1:]), **self._short(kwargs))
             return args[0].copy_(drawn)
         elif tensors and "like" not in self.name:
             result = self.func(*self._short(args), **self._short(kwargs))
-        elif any(a.name == "dtype" for a in self.func._schema.arguments):
+        elif "dtype" in self.overload.arguments:
             result = self.func(*args, **{**kwargs, "dtype": self.dtype})
         else:
             result = self.func(*args, **kwargs)

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
 from torch.utils.hooks import RemovableHandle
 
@@ -32,6 +33,7 @@ from onsphere._torch.execution import (
     weights,
 )
 from onsphere._torch.materialize import unwrapped
+from onsphere._torch.memory import times
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.input_sampling import OtherInputs
 from onsphere.symmetry.exact.trace import Call, Trace
@@ -282,7 +284,9 @@ class Probe:
         The same along the first axis: enough to see the effect, and cheap for large tables.
         """
         state = {
-            n: t * (1 + amount * self._normal_like(t[:1])) if n in self._moving and t.ndim else t
+            n: times(t, 1 + amount * self._normal_like(t[:1]))
+            if n in self._moving and t.ndim
+            else t
             for n, t in point.state.items()
         }
         return replace(point, state=state)
@@ -295,7 +299,7 @@ class Probe:
         state = dict(point.state)
         for name, power in exponents.items():
             own = self.own_name[name]
-            state[own] = state[own] * base**power
+            state[own] = times(state[own], base**power)
         return replace(point, state=state)
 
     def reached(self, point: Point, names: Sequence[str]) -> set[str]:
@@ -424,9 +428,10 @@ class Probe:
         for backward in self._backward_passes(point, count, self.names, real_eps):
 
             def shown(leaf: Tensor, name: str, number: int = len(norms)) -> None:
-                if leaf.grad is not None:
-                    see(number, name, _dense(leaf.grad))
-                leaf.grad = None
+                with no_dispatch():
+                    if leaf.grad is not None:
+                        see(number, name, _dense(leaf.grad))
+                    leaf.grad = None
 
             hooks: list[RemovableHandle] = [
                 leaf.register_post_accumulate_grad_hook(partial(shown, name=name))  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.substitution import kept, unchanged
-from onsphere.symmetry.exact.eps_sites import short_name
+from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide

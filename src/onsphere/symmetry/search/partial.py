@@ -7,8 +7,9 @@ for every combination of the outputs (or over which the gradient itself is lost 
 is certified by a finite change of the parts alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 
@@ -61,6 +62,7 @@ def find_parts(
     names: Sequence[str],
     drawn: Samples,
     evidence: RadialDerivatives,
+    known: Mapping[str, Part] | None = None,
 ) -> list[Part]:
     """Find parts of weights that are on spheres or inert while the whole weight is not.
 
@@ -69,14 +71,16 @@ def find_parts(
         names: weights that are neither on spheres of their own nor inert.
         drawn: where parts are certified.
         evidence: what was gathered.
+        known: inert parts of vectors that structure tells: they are not put to the test again.
 
     Returns:
         At most one part of each kind per weight; each passed its certificate.
     """
+    known = known or {}
     largest = [_largest(row) for row in evidence.rows]
     wanted = [w for name in names for w in _wanted(name, evidence, largest)]
     spheres = [w for w in wanted if w[3] == "sphere"]
-    inert = [w for w in wanted if w[3] == "inert"]
+    inert = [w for w in wanted if w[3] == "inert" and not _covered(w[2], known.get(w[0]))]
     moved = Points(chain(drawn.random, drawn.further))
     changes = largest_changes(probe, spheres, _rescaled, moved)
     held = [
@@ -87,7 +91,15 @@ def find_parts(
     silent = are_inert_parts(probe, [(n, a, i) for n, a, i, _ in inert], drawn.random, drawn)
     quiet = [Part(*w, c) for w, c in zip(inert, silent, strict=True) if c is not None]
     acting = act_through_eps(probe, [(p.name, p.axis, p.intervals) for p in quiet], drawn.random)
-    return [*held, *(p for p, acts in zip(quiet, acting, strict=True) if not acts)]
+    found = [p for p, acts in zip(quiet, acting, strict=True) if not acts]
+    more = [p for n, p in known.items() if all(n != q.name for q in found)]
+    return [*held, *found, *more]
+
+
+def _covered(intervals: Sequence[Interval], part: Part | None) -> bool:
+    """Return whether all intervals lie in those of a part."""
+    inside = () if part is None else part.intervals
+    return all(any(a <= start and stop <= b for a, b in inside) for start, stop in intervals)
 
 
 _Wanted = tuple[str, int, tuple[Interval, ...], Kind]
@@ -159,8 +171,7 @@ def null_intervals(radial: Tensor, bound: Tensor) -> tuple[Interval, ...]:
     n = radial.shape[1]
     sums, limits = (torch.cat([t.new_zeros(len(t), 1), t.cumsum(1)], 1) for t in (radial, bound))
     floor = 1e-3 * RADIAL_TOLERANCE * bound.amax(1)
-    lengths = torch.arange(1, n) if n <= _FINE else torch.tensor([1, *divisors(n)])
-    starts, stops = _ends(n, lengths)
+    starts, stops = _ends(n)
     for total, limit, least in zip(sums, limits, floor, strict=True):
         inside = limit[stops] - limit[starts]
         null = (total[stops] - total[starts]).abs() <= RADIAL_TOLERANCE * inside + least
@@ -183,8 +194,10 @@ def null_intervals(radial: Tensor, bound: Tensor) -> tuple[Interval, ...]:
     return tuple(sorted(taken))
 
 
-def _ends(n: int, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where all intervals of some lengths begin and end, among ``n`` slices."""
+@lru_cache(16)
+def _ends(n: int) -> tuple[Tensor, Tensor]:
+    """Return where the intervals of all lengths that are tried begin and end, among n slices."""
+    lengths = torch.arange(1, n) if n <= _FINE else torch.tensor([1, *divisors(n)])
     counts = n + 1 - lengths
     long = lengths.repeat_interleave(counts)
     starts = torch.arange(len(long)) - (counts.cumsum(0) - counts).repeat_interleave(counts)

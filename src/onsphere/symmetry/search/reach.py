@@ -80,15 +80,17 @@ def followed(
 def telling(traced: Trace, others: Sequence[Call]) -> Sequence[Call]:
     """Return those of the followed inputs that tell more than the first ones.
 
-    Where no value decides anything, and the same operations ran on all inputs, more of them than
-    those of another shape say the same again.
+    Where no value decides anything, inputs of the shapes given, and further ones of another shape,
+    say the same again if the same operations ran on them.
 
     Args:
         traced: the operations on the given inputs and on all others.
         others: the others, those of another shape first.
     """
-    alike = len(set(traced.operations)) == 1
-    return others[:1] if alike and not (traced.data_dependent or traced.decided) else others
+    if traced.data_dependent or traced.decided:
+        return others
+    given, *ran = traced.operations
+    return [x for k, x in enumerate(others) if not k or ran[k] not in {given, *ran[:k]}]
 
 
 def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:
@@ -159,6 +161,7 @@ def without_effect(
     evidence: RadialDerivatives,
     drawn: Samples,
     others: Sequence[Call],
+    known: Set[str] = frozenset(),
 ) -> WithoutEffect:
     """Find weights without effect, and weights of which no input shows whether they have one.
 
@@ -167,10 +170,12 @@ def without_effect(
         evidence: what was gathered near the model's own weights.
         drawn: where gradients are compared and weights are replaced.
         others: inputs on which the operations were followed.
+        known: weights of which structure tells that they have none: they are not asked about.
     """
     # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
     rows = [evidence.radial(i) for i in range(len(drawn.random))]
     silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
+    silent -= known
     candidates = [n for n in probe.names if n in silent]
     found = are_inert(probe, candidates, drawn.near, drawn)
     rest = [n for n in candidates if n not in found]

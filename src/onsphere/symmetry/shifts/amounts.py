@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from onsphere.symmetry.exact.fields import Fields
 from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
+from onsphere.symmetry.exact.overloads import flat, overload_of
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
 from onsphere.symmetry.shifts.solution import Solution
@@ -154,7 +154,7 @@ class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         op = Operation(self._ledger, func, args, kwargs, result)
-        self.tracker.follow(op, tree_leaves((args, kwargs)), written_by(func, args, kwargs))
+        self.tracker.follow(op, flat(args, kwargs), written_by(overload_of(func), args, kwargs))
         return result
 
 

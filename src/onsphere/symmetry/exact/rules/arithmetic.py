@@ -16,10 +16,10 @@ from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     Rule,
-    flat_tensors,
     is_free_number,
     same_view,
 )
+from onsphere.symmetry.exact.overloads import flat_tensors
 
 
 def add(op: Operation) -> Unit:

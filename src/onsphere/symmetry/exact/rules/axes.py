@@ -32,10 +32,10 @@ from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     Rule,
-    flat_tensors,
     is_free_number,
     key_of,
 )
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import (
     MOVES,
     Array,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.symmetry.exact.fields import TooLargeError, compressed, reshaped
-from onsphere.symmetry.exact.operation import Operation, flat_tensors
+from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.overloads import flat_tensors
 
 Array = NDArray[Any]
 Move = Callable[[Operation, Array, int], Array]

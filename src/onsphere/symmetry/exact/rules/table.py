@@ -12,7 +12,8 @@ from fractions import Fraction
 from typing import Any, TypeVar
 
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
-from onsphere.symmetry.exact.operation import Operation, Rule, flat_tensors
+from onsphere.symmetry.exact.operation import Operation, Rule
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules import arithmetic, normalization
 
 _HALF = Fraction(1, 2)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.symmetry.exact.field_memory import place_of
-from onsphere.symmetry.exact.operation import Operation, flat_tensors
+from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.shifts.patterns import forbids
 from onsphere.symmetry.exact.shifts.products import joined_names
 from onsphere.symmetry.exact.shifts.tensor_shift import (

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, compressed, joined
-from onsphere.symmetry.exact.operation import HUGE, Operation, flat_tensors
+from onsphere.symmetry.exact.operation import HUGE, Operation
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import axis_of, picked, result_of
 from onsphere.symmetry.exact.shifts.patterns import forbids
 from onsphere.symmetry.exact.shifts.tensor_shift import (

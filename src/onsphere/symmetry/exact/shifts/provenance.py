@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, short_name
+from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
 from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import covers_storage, key_of
+from onsphere.symmetry.exact.overloads import overload_of
 
 _UNCHANGED = frozenset({
     "clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift_fresh_copy", "to",
@@ -65,11 +66,12 @@ class Provenance:
         """
         inputs = [t for t in given if isinstance(t, Tensor)]
         found = [self.of(t) for t in inputs]
-        data = any(r is None for r in found) or torch.Tag.nondeterministic_seeded in func.tags
+        overload = overload_of(func)
+        data = overload.draws or any(r is None for r in found)
         told = [] if data else [_told(self, a) for a in given]
         for key in written:  # views of it, too, hold something else now
             self._recipes.pop(key, None)
-        short = short_name(func)
+        short = overload.short
         if data:
             if short == "lift_fresh":
                 self._literal(results[0])

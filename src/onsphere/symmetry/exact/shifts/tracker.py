@@ -15,9 +15,9 @@ from onsphere.symmetry.exact.fields import Fields, Index
 from onsphere.symmetry.exact.operation import (
     Operation,
     covers_storage,
-    flat_tensors,
     key_of,
 )
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import MOVES
 from onsphere.symmetry.exact.shifts.provenance import Provenance, Recipe
 from onsphere.symmetry.exact.shifts.tensor_shift import NO_SHIFT, TensorShift

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
-from onsphere.symmetry.exact.eps_sites import short_name
+from onsphere.symmetry.exact.overloads import short_name
 
 _MOVES = frozenset(
     (

@@ -1,0 +1,37 @@
+"""Memory for large tensors that are written once and soon dropped."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE = 1_000_000
+"""Entries from which a tensor is large."""
+
+
+def empty_float64(shape: Sequence[int], device: torch.device) -> Tensor:
+    """Return a tensor of float64 to be filled.
+
+    Large ones on the CPU are NumPy's, which asks the system for huge pages: filling them takes a
+    third of the time, most of which PyTorch's own spend on page faults.
+
+    Args:
+        shape: its shape.
+        device: where it lies.
+
+    Example:
+        >>> empty_float64((2, 3), torch.device("cpu")).shape
+        torch.Size([2, 3])
+    """
+    if device.type == "cpu" and math.prod(shape) >= LARGE:
+        return torch.from_numpy(np.empty(tuple(shape)))
+    return torch.empty(tuple(shape), dtype=torch.float64, device=device)
+
+
+def times(t: Tensor, factor: Tensor | float) -> Tensor:
+    """Return ``t * factor``, in memory of :func:`empty_float64` where it is of float64."""
+    if t.dtype is not torch.float64 or t.layout is not torch.strided or t.requires_grad:
+        return t * factor
+    return torch.mul(t, factor, out=empty_float64(t.shape, t.device))

@@ -1,0 +1,121 @@
+"""What is the same in every call of an operation, looked up once.
+
+A model calls a few dozen operations many thousand times, and PyTorch makes new objects whenever
+it is asked for a schema.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero"}
+"""Operations by which the values of tensors decide what runs next, beside those that PyTorch says
+give a Python value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overload:
+    """An operation of PyTorch, for arguments of certain types.
+
+    Args:
+        name: with its library, as ``"aten::add_"``.
+        short: without, and without the mark of writing in place.
+        arguments: names of the arguments, in their order.
+        defaults: of those that have one.
+        writes: place and name of the arguments that it writes into.
+        outs: names of the arguments that take results.
+        shows: whether its results are views.
+        functional: whether its results are new, and of the same shape for all values.
+        draws: whether it draws random numbers.
+        reads: whether it is one of a few that give values of tensors to Python, or to a shape.
+        decides: the same, with all those that PyTorch says do.
+        func: the operation itself.
+    """
+
+    name: str
+    short: str
+    arguments: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    writes: tuple[tuple[int, str], ...]
+    outs: frozenset[str]
+    shows: bool
+    functional: bool
+    draws: bool
+    reads: bool
+    decides: bool
+    func: Any
+
+
+_KNOWN: dict[int, Overload] = {}
+"""By the identity of an operation: to hash one takes a call of Python."""
+
+
+def overload_of(func: Any) -> Overload:
+    """Return what is known of an operation.
+
+    Example:
+        >>> found = overload_of(torch.ops.aten.add_.Tensor)
+        >>> found.name, found.short, found.arguments, found.writes
+        ('aten::add_', 'add', ('self', 'other', 'alpha'), ((0, 'self'),))
+    """
+    known = _KNOWN.get(id(func))
+    return _KNOWN.setdefault(id(func), _described(func)) if known is None else known
+
+
+def _described(func: Any) -> Overload:
+    schema, tags = func._schema, set(func.tags)
+    arguments, returns = list(schema.arguments), list(schema.returns)
+    aliases = [a.alias_info is not None for a in (*arguments, *returns)]
+    name = str(schema.name)
+    reads = name in _DATA_DEPENDENT
+    decides = reads or torch.Tag.data_dependent_output in tags
+    return Overload(
+        name=name,
+        short=name.removeprefix("aten::").rstrip("_"),
+        arguments=tuple(a.name for a in arguments),
+        defaults={a.name: a.default_value for a in arguments if a.has_default_value()},
+        writes=tuple(
+            (i, a.name) for i, a in enumerate(arguments)
+            if a.alias_info is not None and a.alias_info.is_write
+        ),
+        outs=frozenset(a.name for a in arguments if a.kwarg_only and a.alias_info is not None),
+        shows=any(r.alias_info is not None and not r.alias_info.is_write for r in returns),
+        functional=not (any(aliases) or decides or torch.Tag.dynamic_output_shape in tags),
+        draws=torch.Tag.nondeterministic_seeded in tags,
+        reads=reads,
+        decides=decides,
+        func=func,  # and so the identity lasts
+    )  # fmt: skip
+
+
+def short_name(func: Any) -> str:
+    """Return the name of an operation without its library and the mark of writing in place."""
+    return overload_of(func).short
+
+
+def flat_tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in a value made of tensors, lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [t for v in value for t in flat_tensors(v)]
+    return []
+
+
+def flat(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the arguments of a call, lists unpacked.
+
+    Example:
+        >>> flat(([1, 2], 3.0), {"dim": (0, 1), "keepdim": True})
+        [1, 2, 3.0, 0, 1, True]
+    """
+    found: list[Any] = []
+    for value in (*args, *kwargs.values()) if kwargs else args:
+        if type(value) is list or type(value) is tuple:
+            found += flat(value, {})
+        else:
+            found.append(value)
+    return found

@@ -366,7 +366,14 @@ def test_a_part_that_moves_alone_is_inert_where_rounding_hides_it_from_numbers(m
         (p.name, p.axis, p.intervals, p.kind) for p in found.parts if p.kind == "inert"
     ]
     assert inert(audit(net, x)) == parts
-    monkeypatch.setattr(import_module("onsphere.symmetry.audit"), "find_parts", lambda *_: [])
+    partial = import_module("onsphere.symmetry.search.partial")
+    asked = []
+    monkeypatch.setattr(
+        partial, "are_inert_parts", lambda _, parts, *__: asked.extend(parts) or [None] * len(parts)
+    )
+    assert inert(audit(net, x)) == parts
+    assert not any(name == "qkv.bias" for name, *_ in asked)  # structure has told
+    monkeypatch.setattr(partial, "_silent", lambda *_: ())
     found = audit(net, x)
     assert inert(found) == parts
     assert all(p.change < 1e-9 for p in found.parts)

@@ -16,7 +16,7 @@ def test_every_outcome_has_its_own_sign():
         ([Outcome.OPEN], [(1, "undecided")]),
         (
             [Outcome.REVERSED, Outcome.HOLDS, Outcome.MIXED, Outcome.HOLDS],
-            [(2, "hold"), (1, "reversed"), (1, "differs by method")],
+            [(2, "hold"), (1, "reversed"), (1, "differs")],
         ),
     ],
 )

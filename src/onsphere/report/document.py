@@ -25,7 +25,7 @@ class Outcome(StrEnum):
     HOLDS = "holds"
     REVERSED = "reversed"
     ABSENT = "absent"
-    MIXED = "differs by method"
+    MIXED = "differs"
     OPEN = "undecided"
 
 
@@ -283,7 +283,7 @@ SIGNS = {
     Outcome.HOLDS: Sign("✓", "holds", "green", "hold"),
     Outcome.REVERSED: Sign("⇄", "reversed", "red", "reversed"),
     Outcome.ABSENT: Sign("∅", "absent", "blue", "absent"),
-    Outcome.MIXED: Sign("◐", "mixed", "yellow", "differ by method"),
+    Outcome.MIXED: Sign("◐", "mixed", "yellow", "differ"),
     Outcome.OPEN: Sign("?", "open", "default", "undecided"),
 }
 

@@ -38,6 +38,19 @@ def equalized():
     return osp.equalize(*network())
 
 
+def test_what_an_audit_lists_is_one_short_line_each():
+    found = osp.audit(*network())
+    listed = [*found.families, *found.shift_families]
+    listed += [s for f in found.families for s in f.slices]
+    listed += [m for f in found.shift_families for m in f.moves]
+    kinds = {type(x).__name__ for x in listed}
+    assert kinds == {"Family", "ShiftFamily", "Slices", "ShiftMove"}
+    for x in listed:
+        assert repr(x).startswith(f"<{type(x).__name__} ")
+        assert len(repr(x)) < 160
+        assert "\n" not in repr(x)
+
+
 @pytest.mark.parametrize("make", [plan, evaluation, amplification, folded, equalized])
 def test_a_repr_is_one_short_line(make):
     found = make()

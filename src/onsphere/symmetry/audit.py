@@ -158,6 +158,7 @@ def audit(
             findings = _Findings(
                 claims, inert=inert, divisions=divisions(claims, families, shapes),
                 families=families, shift_families=shifts,
+                parts=list(_known(shifts, inert).values()),
             )  # fmt: skip
             found = _concluded(model, traced, findings)
         else:

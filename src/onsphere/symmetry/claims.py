@@ -120,6 +120,10 @@ class Slices:
     def __hash__(self) -> int:
         return hash((self.name, self.exponent, self.axes))
 
+    def __repr__(self) -> str:
+        axes = ", ".join(map(str, self.axes))
+        return f"<Slices of {self.name} along axis {axes}, exponent {self.exponent}>"
+
     def spread(self, amounts: Tensor, shape: Sequence[int]) -> Tensor:
         """Return by how much the logarithm of each entry of the weight moves.
 
@@ -151,6 +155,9 @@ class Family:
     count: int
     exact: bool = True
     followers: tuple[Slices, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Family of {self.count} channels: {_some(self.names)}>"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,6 +216,10 @@ class ShiftMove:
     def __hash__(self) -> int:
         return hash((self.name, self.factor, self.free, self.map))
 
+    def __repr__(self) -> str:
+        added = f"{self.factor} * ({self.map or 'v'})"
+        return f"<ShiftMove {self.name} + {added}>"
+
 
 @dataclass(frozen=True)
 class ShiftFamily:
@@ -227,10 +238,20 @@ class ShiftFamily:
     dimension: int
     change: float | None = None
 
+    def __repr__(self) -> str:
+        numbers = "a number" if self.dimension == 1 else f"{self.dimension} numbers"
+        return f"<ShiftFamily of {numbers}: {_some(self.names)}>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The weights and buffers that move."""
         return tuple(dict.fromkeys(m.name for m in self.moves))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name the first few of some weights."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """What to do with a model's weights, in plain words."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
+from onsphere.symmetry.exact.linear_forms import in_span
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 
@@ -63,10 +65,10 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         return []
     if not count:
         return [
-            "No weight is scale-invariant on its own: fixing the norm of one loses nothing only if "
-            "a weight that shares a rescaling symmetry with it stays free. "
-            "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
-            "which loses nothing; audit.fixed_scales(model) says which."
+            "No weight is scale-invariant on its own. You may fix the norm of a weight without "
+            "losing any function as long as one partner in each of its rescaling symmetries stays "
+            "free: audit.param_groups(model, fix='maximal') holds the norms of a largest such set, "
+            "and audit.fixed_scales(model) says which."
         ]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
@@ -109,17 +111,33 @@ def _nothing_shown(audit: AuditResult) -> bool:
 
 
 def _on_shared(audit: AuditResult) -> list[str]:
-    count = len(_of(audit, Kind.SHARED))
-    return [] if not count else [
-        f"{_weights(count)} can shrink together without effect: give all of them the same weight "
-        "decay, or none; what it sets is their learning rate."
-    ]  # fmt: skip
+    names = _of(audit, Kind.SHARED)
+    if not names:
+        return []
+    if _shrink_alike(audit, names):
+        return [
+            f"{_weights(len(names))} can shrink together without effect: give all of them the same "
+            "weight decay, or none; what it sets is their learning rate."
+        ]
+    return [
+        f"{_weights(len(names))} can shrink together without effect, but not all by one factor. "
+        "Those of one joint sphere can: the same weight decay on these sets their learning rate. "
+        "Equal weight decay on all also shrinks some against others, which is a penalty."
+    ]
+
+
+def _shrink_alike(audit: AuditResult, names: Sequence[str]) -> bool:
+    """Return whether weights can shrink by one factor while no other weight changes."""
+    number = {n: i for i, n in enumerate(audit.parameters)}
+    basis = [{number[n]: e for n, e in v.items() if n in number} for v in audit.scale_symmetries]
+    return in_span([{number[n]: Fraction(1) for n in names}], basis)[0]
 
 
 def _on_traded(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.TRADED))
     return [] if not count else [
-        f"{_weights_are(count)} in rescaling symmetries: weight decay penalizes their products and "
+        f"{_weights_are(count)}, as wholes, in rescaling symmetries: weight decay penalizes their "
+        "products and "
         "balances them; canonicalize() balances them at once, with the same function."
     ]  # fmt: skip
 
@@ -147,7 +165,8 @@ def _on_inert_parts(audit: AuditResult) -> list[str]:
     return [
         f"A part of {_weights(len(found))} cannot affect the output ({shown}; of {first} the "
         f"entries {found[first]}), as the keys' part of a fused bias, which softmax removes again: "
-        "leave these weights without weight decay, and do not read their norms."
+        "nothing is lost without weight decay on these weights, which audit.param_groups leaves "
+        "out as it does all biases; do not read their norms."
     ]
 
 

@@ -118,7 +118,7 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
         ("shifts", "Shift symmetries", _SHIFTS,
          _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
         ("shift-families", "Shift families", _SHIFT_FAMILIES,
-         _counted(len(text.joint_shifts(audit)), "family"), text.joint_shift_lines(audit)),
+         _counted(len(text.joint_shifts(audit)), "kind"), text.joint_shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
          _counted(len(audit.inert), "weight"), folded(audit.inert)),
         ("partly-inert", "Weights partly without effect", _INERT_PARTS,

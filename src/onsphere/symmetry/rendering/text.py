@@ -175,7 +175,7 @@ def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
         words = ("filters", "channels")[axis]
     else:
         words = f"slices of axis {axis}"
-    return words if per == 1 else f"{words} by {per}"
+    return {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
 
 
 def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:

@@ -31,6 +31,7 @@ from onsphere.symmetry.claims import (
     Rescaling,
     ScaleInvariance,
     ShiftFamily,
+    Slices,
 )
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
@@ -44,6 +45,7 @@ from onsphere.symmetry.limits import (
     on_moving,
     on_reads,
     on_unreached,
+    on_unread_entries,
     read_weights,
 )
 from onsphere.symmetry.numeric.certificate import (
@@ -142,10 +144,11 @@ def audit(
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
-            unknowns = Unknowns(kept=traced.kept)
+            unknowns = Unknowns(frozenset(traced.still), traced.kept)
             families = channel_symmetries(
                 model, args, kwargs, output=output, roles=traced.roles, shifts=unknowns
             )
+            families = _reached(families, traced)
             shifts = [f.family for f in families_in(unknowns)[1]]
             inert = without_effect(shifts, _shapes(model, traced.parameters))
             if inert:
@@ -153,12 +156,14 @@ def audit(
                 families = channel_symmetries(
                     model, args, kwargs, output=output, inert=inert, roles=traced.roles
                 )
+                families = _reached(families, traced)
             claims = [dict(v) for v in traced.basis]
             shapes = _shapes(model, traced.parameters)
             findings = _Findings(
                 claims, inert=inert, divisions=divisions(claims, families, shapes),
                 families=families, shift_families=shifts,
                 parts=list(_known(shifts, inert).values()),
+                conditions=on_unread_entries(traced),
             )  # fmt: skip
             found = _concluded(model, traced, findings)
         else:
@@ -224,6 +229,7 @@ def _investigated(
     except NoGradients as error:
         found = _without_gradients(probe, str(error), runs, drawn, say)
     conditions += on_unreached(unreached(probe.traced) | found.unreached)
+    conditions += on_unread_entries(probe.traced)
     return probe.traced, replace(found, conditions=conditions), others
 
 
@@ -235,17 +241,30 @@ def _families(
         probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
         others=runs.telling, roles=probe.traced.roles,
     )  # fmt: skip
+    found = _reached(found, probe.traced)
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     points = chain(drawn.near, () if drawn.large else drawn.further)
     return certified(probe, said, Points(points))
 
 
+def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
+    """Leave out the families that scale nothing but entries which no run has read."""
+
+    def is_unread(s: Slices) -> bool:
+        entries = traced.unread_entries.get(s.name)
+        if entries is None:
+            return False
+        rest = tuple(a for a in range(entries.ndim) if a not in s.axes)
+        return bool(entries.all(rest).reshape(-1)[s.index.numpy()].all())
+
+    return [f for f in families if not all(map(is_unread, f.slices))]
+
+
 def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFamily]:
     """Return the weights that can move together, where random amounts confirm it."""
-    written = {*probe.traced.written, *probe.traced.overwritten, *probe.traced.whole}
     solution, found = followed_shifts(
         probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.telling,
-        held=written | unreached(probe.traced), kept=probe.traced.kept,
+        held=probe.traced.still | unreached(probe.traced), kept=probe.traced.kept,
     )  # fmt: skip
     return certified_shifts(probe, solution, found, drawn.random[:_SHIFT_POINTS])
 

@@ -87,6 +87,18 @@ def on_unreached(unreached: Collection[str]) -> list[str]:
     ]
 
 
+def on_unread_entries(traced: Trace) -> list[str]:
+    """Say what it means that some entries of a weight were not read."""
+    names = sorted(traced.unread_entries)
+    if not names:
+        return []
+    verb = "was" if len(names) == 1 else "were"
+    return [
+        f"{_listed(names)} {verb} read in part only, as a table of positions longer than these "
+        "inputs is: nothing is claimed of the other entries, and no shift of the weight."
+    ]
+
+
 def read_weights(traced: Trace) -> list[str]:
     """Return the parameters whose values Python reads."""
     return sorted({n for names in traced.reads.values() for n in names if n in traced.parameters})

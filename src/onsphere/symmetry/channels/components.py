@@ -66,7 +66,7 @@ def kinds_of(channels: ChannelDemands) -> list[Kind]:
     kind = signatures(columns, rows, block, terms)
     del rows
     is_weight = np.array([b.weight is not None for b in blocks])[block]
-    alike = list(Grouped(*numbered(kind)).members())
+    alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
     chosen = np.zeros(len(columns.size), bool)
     chosen[[members[0] for members in alike]] = True
     those = np.flatnonzero(chosen[columns.group[terms.place]])

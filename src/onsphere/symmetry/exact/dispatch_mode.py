@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError
 from onsphere._torch.meta_results import MetaResults
+from onsphere.symmetry.exact.coverage import Coverage
 from onsphere.symmetry.exact.eps_sites import PRECISIONS
 from onsphere.symmetry.exact.input_sampling import InputUse
 from onsphere.symmetry.exact.linear_forms import ZERO, Unit
@@ -68,6 +69,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
+        self.coverage = Coverage((), self._constant)
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
@@ -85,6 +87,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._literals: dict[int, Tensor] = {}
         self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
+
+    def watch(self, weights: Iterable[Tensor]) -> None:
+        """Note which entries of weights are read."""
+        self.coverage = Coverage(weights, self._constant)
+
+    def _constant(self, numbers: Tensor) -> Tensor | None:
+        """Return whole numbers that no input decides."""
+        known = self.ledger.shadows.value(numbers)
+        decided = self.ledger.origin(numbers) & ~Origin.KEPT
+        return None if decided or known is None or known.is_meta else known.detach().cpu()
 
     def restore(self) -> None:
         """Give what the model has written into, and is not of this run alone, what it held."""
@@ -123,10 +135,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not overload.shows and (not results or any(t.numel() for t in results)):
             self.touched.update(map(id, tensors))
             self.touched |= keys
+        self.coverage.note(overload, args, tensors)
         self._note(overload, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
-        rule = rule_of(overload.name)
+        # The bits of numbers, read as another type, are no numbers that scale.
+        bits = overload.name == "aten::view" and "dtype" in overload.arguments
+        rule = None if bits else rule_of(overload.name)
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:

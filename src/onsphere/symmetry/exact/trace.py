@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -25,6 +27,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import on_gathered
 from onsphere._torch.substitution import kept
 from onsphere.symmetry.exact.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.coverage import unread
 from onsphere.symmetry.exact.dispatch_mode import Reads, Tracer
 from onsphere.symmetry.exact.eps_sites import EpsSite
 from onsphere.symmetry.exact.fields import NONE, Fields
@@ -93,6 +96,8 @@ class Trace:
         overwritten: parameters that it writes while it runs.
         moving: buffers that it writes and that act on the output, too.
         kept: matrices and filters that only stand in products, and which of their axes these keep.
+        unread_entries: of weights of which some entries were read, which others were in no run,
+            such as the last rows of a table of positions.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
             entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
             with so many heads).
@@ -126,6 +131,12 @@ class Trace:
     met: tuple[frozenset[str], ...] = ()
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
+    unread_entries: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def still(self) -> set[str]:
+        """Weights and buffers of which no shift can be told: written, or read in part."""
+        return {*self.written, *self.overwritten, *self.whole, *self.unread_entries}
 
 
 @on_gathered
@@ -293,6 +304,7 @@ def _run(
     copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
     use = InputUse((args, kwargs))
     tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)
+    tracer.watch(held.values())
     if shifts is not None:
         tracer.shifts = ShiftTracker(shifts, ledger.shadows.value)
         tracer.shifts.introduce_all(leaves, state, buffers)
@@ -393,7 +405,15 @@ def _concluded(
         operations=tuple(run.tracer.operations for run in runs),
         roles={bare_name(n): _roles(n, runs) for n in parameters},
         kept={bare_name(n): a for n in parameters if (a := _kept(n, runs)) is not None},
+        unread_entries=_unread_entries([*parameters, *buffers], runs),
     )
+
+
+def _unread_entries(own: Sequence[str], runs: Sequence[Run]) -> dict[str, NDArray[np.bool_]]:
+    """Return which entries no run read, of weights of which others were read."""
+    coverage = [run.tracer.coverage for run in runs]
+    found = {bare_name(n): unread([run.held[n] for run in runs], coverage) for n in own}
+    return {n: entries for n, entries in found.items() if entries is not None}
 
 
 def _kept(name: str, runs: Sequence[Run]) -> int | None:

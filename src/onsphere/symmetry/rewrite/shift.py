@@ -5,7 +5,8 @@ not on the function: norms of biases, means of rows, distances between checkpoin
 """
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class ShiftError(OnsphereError, ValueError):
 def shifted(
     model: nn.Module,
     audit: Audit,
-    families: Sequence[ShiftFamily] | None = None,
+    families: ShiftFamily | Iterable[ShiftFamily] | None = None,
     *,
     size: float = 1.0,
     generator: torch.Generator | None = None,
@@ -59,7 +60,7 @@ def shifted(
     Raises:
         ShiftError: the audit is of another model or mode, was read from a file, or found no family;
             a family that is not among them; a model on the meta device, or one that cannot be
-            copied.
+            copied; a size that is no finite number.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -71,7 +72,12 @@ def shifted(
     """
     if words := other_mode(model, audit):
         raise ShiftError(words)
+    if not math.isfinite(size):
+        raise ShiftError(f"size must be a finite number, got {size}")
     wanted = audit.shift_families if families is None else families
+    wanted = [wanted] if isinstance(wanted, ShiftFamily) else list(wanted)
+    if not wanted and families is not None:
+        raise ShiftError("no family is given; leave families out for all of audit.shift_families")
     if not wanted:
         raise ShiftError("the model has no family of shifts: there is no other copy of it")
     if any(f not in audit.shift_families for f in wanted):
@@ -108,9 +114,8 @@ def _added(
     args, kwargs, output = audit.inputs.args, audit.inputs.kwargs, audit.inputs.output
     others = audit.inputs.others
     traced = trace(model, args, kwargs, output=output, others=others)
-    held = {*traced.written, *traced.overwritten, *traced.whole}
     solution, found = followed_shifts(
-        model, args, kwargs, output=output, others=others, held=held, kept=traced.kept
+        model, args, kwargs, output=output, others=others, held=traced.still, kept=traced.kept
     )
     moves = {f.moves for f in wanted}
     labels = [f.labels for f in found if f.family.moves in moves]

@@ -45,8 +45,15 @@ def adds(op: Operation, run: ShiftTracker) -> TensorShift:
 
 
 def copies(op: Operation, run: ShiftTracker) -> TensorShift:
-    """Take the values of another tensor."""
-    return run.read(op["src"])
+    """Take the values of another tensor, if they stay what they are."""
+    real = result_of(op).is_floating_point() or result_of(op).is_complex()
+    return run.read(op["src"]) if real else forbids(op, run)
+
+
+def fills(op: Operation, run: ShiftTracker) -> TensorShift:
+    """Write one number everywhere: nothing may be added to it."""
+    run.vanish(op["value"])
+    return NO_SHIFT
 
 
 def fraction(value: Any) -> Fraction:

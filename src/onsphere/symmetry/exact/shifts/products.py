@@ -280,6 +280,8 @@ def convolution(op: Operation, run: ShiftTracker) -> TensorShift:
         padding = op["padding"] if op.has("padding") else 0
         pads = any(padding) if isinstance(padding, list | tuple) else bool(padding)
         slides = any(n > 1 for n in weight.shape[2:])
+        # Between the strides of a transposed convolution there is nothing but the bias.
+        slides |= any(n > 1 for n in op["stride"] or ())
         recipe = run.recipe(weight)
         if pads or (transposed and slides) or recipe is None:
             run.unknowns.vanish(shift)

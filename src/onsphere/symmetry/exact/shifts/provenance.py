@@ -81,16 +81,16 @@ class Provenance:
             base = next(iter(self._recipes.get(key_of(tensor), {}).values()), None)
             if base is not None:  # another view of it
                 number = base.number
-            elif short in _UNCHANGED and found[0] is not None and is_whole(inputs[0]):
+            elif _is_kept(short, inputs, tensor) and found[0] is not None:
                 number = found[0].number
             else:
-                number = hash((short, i, *told))
+                number = hash(repr((short, i, told)))  # hash(-1) is hash(-2)
             self._write(tensor, Recipe(number, names))
 
     def _literal(self, tensor: Tensor) -> None:
         if not tensor.is_meta and tensor.numel() <= _LARGEST_LITERAL:
             values = tuple(tensor.detach().cpu().double().reshape(-1).tolist())
-            self._write(tensor, Recipe(hash(("literal", tuple(tensor.shape), values))))
+            self._write(tensor, Recipe(hash(repr(("literal", tuple(tensor.shape), values)))))
 
     def _write(self, tensor: Tensor, recipe: Recipe) -> None:
         self._recipes.setdefault(key_of(tensor), {})[_place(tensor)] = recipe
@@ -104,6 +104,13 @@ def _place(tensor: Tensor) -> Hashable:
 def is_whole(tensor: Tensor) -> bool:
     """Return whether a tensor shows all of its memory, in order."""
     return tensor.is_contiguous() and covers_storage(tensor)
+
+
+def _is_kept(short: str, inputs: Sequence[Tensor], result: Tensor) -> bool:
+    """Return whether a result holds what the first input does; whole numbers are others."""
+    if short not in _UNCHANGED or not is_whole(inputs[0]):
+        return False
+    return result.is_floating_point() or not inputs[0].is_floating_point()
 
 
 def _told(known: Provenance, value: Any) -> Hashable:

@@ -35,7 +35,15 @@ from onsphere.symmetry.exact.shifts.choices import (
     stacks,
     where,
 )
-from onsphere.symmetry.exact.shifts.patterns import adds, copies, forbids, ignores, negates, passes
+from onsphere.symmetry.exact.shifts.patterns import (
+    adds,
+    copies,
+    fills,
+    forbids,
+    ignores,
+    negates,
+    passes,
+)
 from onsphere.symmetry.exact.shifts.products import (
     adds_product,
     convolution,
@@ -53,6 +61,8 @@ from onsphere.symmetry.exact.shifts.tracker import ShiftRule, ShiftTracker
 def shifts_of(op: Operation, run: ShiftTracker) -> TensorShift | Sequence[TensorShift]:
     """Return what is added to the results of an operation."""
     move = MOVES.get(op.name)
+    if op.name == "aten::view_as_real" or (op.name == "aten::view" and op.has("dtype")):
+        return forbids(op, run)  # entries become several, or bits
     if move is not None:
         first = flat_tensors(op.first)[0]
         shift = run.read(first)
@@ -76,6 +86,7 @@ _TABLE: list[tuple[ShiftRule, str]] = [
     (negates, "neg negative"),
     (adds, "add sub rsub"),
     (copies, "copy"),
+    (fills, "fill"),
     (multiplies, "mul multiply"),
     (divides, "div divide true_divide"),
     (adds_product, "addcmul"),
@@ -132,5 +143,5 @@ for _rule, _names in _TABLE:
     for _name in _names.split():
         SHIFT_RULES[f"aten::{_name}"] = _rule
 for _name, _of_units in RULES.items():  # zeros_like and the like, and what is overwritten
-    if _of_units in (empty, makes) or _name in ("aten::fill", "aten::full_like", "aten::new_full"):
+    if _of_units in (empty, makes) or _name in ("aten::full_like", "aten::new_full"):
         SHIFT_RULES.setdefault(_name, ignores)

@@ -307,7 +307,8 @@ class ShiftTracker:
         if first is not None and first.ndim and self.averages(first, first.ndim - 1):
             width = first.shape[-1] if short in _KEPT_ROWS else 0
         for t in results:
-            if width and t.ndim and t.shape[-1] == width and t.stride(-1) == 1:
+            real = t.is_floating_point()
+            if width and real and t.ndim and t.shape[-1] == width and t.stride(-1) == 1:
                 self._note_average(t)
             elif first is None or key_of(t) != key_of(first) or key_of(t) in written:
                 self._averages.pop(key_of(t), None)

@@ -21,7 +21,8 @@ from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.training import Training, restore
 
 _IMAGES = 4  # images in the batch: keeps BatchNorm's vectors short enough for a dense Jacobian
-_LARGEST = 600  # entries of the longest vector whose Jacobian is measured
+_LARGEST = 600  # entries of the longest vector whose Jacobian is measured,
+_LARGEST_OF_ALL = 1500  # also of a network whose vectors are all longer
 _DRAWN = 160  # entries of the longest vector whose spectrum is drawn
 _VECTORS = 2  # vectors per layer whose Jacobian is measured
 _RADIUS, _SPECTRUM, _SHORTFALL = 1e-10, 1e-8, 1e-10  # thresholds, in float64
@@ -35,10 +36,15 @@ def measure(config: Config, inputs: Inputs) -> Found:
     sizes = [_Site(module, z, eps=None).size for module, z in sites]
     drawn = max((n for n in sizes if n <= _DRAWN), default=min(sizes))
     layers = [
-        _measure_layer(module, z, index + 1, curve=size == drawn)
+        _measure_layer(module, z, index + 1, curve=size == drawn, dense=_is_dense(size, sizes))
         for index, ((module, z), size) in enumerate(zip(sites, sizes, strict=True))
     ]
     return Found({"layers": layers})
+
+
+def _is_dense(size: int, sizes: Sequence[int]) -> bool:
+    """Return whether a dense Jacobian is measured: of short vectors, and of the shortest ones."""
+    return size <= _LARGEST or (size == min(sizes) and size <= _LARGEST_OF_ALL)
 
 
 def _sites(model: Network, x: Tensor) -> list[tuple[nn.Module, Tensor]]:
@@ -103,7 +109,9 @@ class _Site:
         return self.vectors(self.module(z))
 
 
-def _measure_layer(module: nn.Module, z: Tensor, index: int, curve: bool) -> dict[str, Any]:
+def _measure_layer(
+    module: nn.Module, z: Tensor, index: int, *, curve: bool, dense: bool
+) -> dict[str, Any]:
     exact, real = _Site(module, z, eps=1e-30), _Site(module, z, eps=None)
     if isinstance(exact.module, SpectralSphere):
         _converge(exact.module, z)
@@ -121,7 +129,7 @@ def _measure_layer(module: nn.Module, z: Tensor, index: int, curve: bool) -> dic
         "eps_error": _relative(real(vectors), normalize(vectors, real.map)),
         "eps_shrink": float((1 - _lengths(real(vectors), real.map) / real.map.radius).max()),
     }
-    if vectors[0].numel() <= _LARGEST:
+    if dense:
         result |= _measure_spectrum(real, vectors, curve)
     return result
 
@@ -173,7 +181,7 @@ def _few(values: Tensor, most: int = 60) -> list[float]:
     return [float(v) for v in values[keep]]
 
 
-MEASURE = Task("sphere.measure", 2, measure)
+MEASURE = Task("sphere.measure", 3, measure)
 
 
 def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
@@ -181,10 +189,11 @@ def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
 
 
 def _largest(what: str) -> Callable[[Sequence[Sequence[dict[str, Any]]]], list[float | None]]:
-    """Return, for every seed, the largest deviation over layers that have one."""
+    """Return the largest deviation over layers that have one, for every seed; ``None`` if none."""
 
     def values(records: Sequence[Sequence[dict[str, Any]]]) -> list[float | None]:
-        return [worst([layer.get(what, 0.0) for layer in own["layers"]]) for (own,) in records]
+        found = [[x[what] for x in own["layers"] if what in x] for (own,) in records]
+        return [worst(some) if some else None for some in found]
 
     return values
 
@@ -220,10 +229,11 @@ def _details(plan: Plan, results: Results) -> Details:
                 worst([layer["radius_error"] for layer in own]),
                 worst([layer["eps_shrink"] for layer in own]),
                 worst([layer["eps_error"] for layer in own]),
-                worst(spectra),
+                worst(spectra) if spectra else None,
             )
         )
-        panels.append(_spectrum_panel(method, layers[method, plan.seeds[0]]))
+        drawn = [x["curve"] for x in layers[method, plan.seeds[0]] if x.get("curve")]
+        panels += [_spectrum_panel(method, curve) for curve in drawn[:1]]
     return Details(
         findings=[
             f"{sum(row[1] for row in rows):,} vectors were measured. At its real eps the most "
@@ -232,7 +242,8 @@ def _details(plan: Plan, results: Results) -> Details:
         conditions=[
             "networks trained with a cosine schedule, measured in float64 with the learned gain "
             "and shift taken off",
-            f"BatchNorm over {_IMAGES} images; Jacobians of vectors up to {_LARGEST} entries",
+            f"BatchNorm over {_IMAGES} images; Jacobians of vectors up to {_LARGEST} entries, "
+            f"or of the shortest up to {_LARGEST_OF_ALL}",
             "spectral normalization with its power iteration run to convergence: during training "
             "it only follows the leading singular value",
         ],
@@ -274,8 +285,7 @@ def _advice(outcomes: Outcomes) -> str:
     return "Something here is not as the lemma says: do not build on it before you know why."
 
 
-def _spectrum_panel(method: str, layers: list[dict[str, Any]]) -> Panel:
-    curve = next(layer["curve"] for layer in layers if layer.get("curve"))
+def _spectrum_panel(method: str, curve: dict[str, list[float]]) -> Panel:
     x = curve["position"]
     return Panel(
         label(method),

@@ -116,14 +116,26 @@ def bench(
     jobs: int,
     report: Report,
     images: Iterable[str] = tuple(row.images for row in KINDS.values()),
+    *,
+    reads_text: bool = True,
     **sizes: int | None,
 ) -> Bench:
     """Return a bench on the published data files in a folder, of these sets of images.
 
+    Args:
+        data: the folder.
+        out: where records go.
+        jobs: worker processes.
+        report: is told what is being done.
+        images: which sets are read.
+        reads_text: whether a network reads the text.
+        sizes: of the networks and their runs, where they are not the usual ones.
+
     Raises:
         OnsphereError: a file is missing or not the published one.
     """
-    text.read(data)  # a missing file is told before anything is made
+    if reads_text:
+        text.read(data)  # a missing file is told before anything is made
     sources = {name: Source(name, data) for name in {*images}}
     for source in sources.values():
         source.load()

@@ -1,4 +1,8 @@
-"""The command line of transfer: run what is missing, write the report, print the tables."""
+"""Does one number transfer? Tune the best rotation and the best rate at every size, and compare.
+
+Hours of a core. What was run is kept in --out, and a stopped run goes on where it was; the report
+is written at the end.
+"""
 
 import argparse
 import sys
@@ -27,8 +31,8 @@ def main(words: list[str] | None = None) -> int:
         help="how many times as large, as 4,8: the largest decides",
     )
     parser.add_argument("--seeds", type=_seeds, default=SEEDS, help="how many, at least 2")
-    parser.add_argument("--steps", type=int, help="of the small model's runs (a try-out)")
-    parser.add_argument("--width", type=int, help="of the small model (a try-out)")
+    parser.add_argument("--steps", type=int, help="of the small model's runs, fewer to try it out")
+    parser.add_argument("--width", type=int, help="of the small model, smaller to try it out")
     options = parser.parse_args(words)
     kinds = [options.only] if options.only else list(KINDS)
     try:
@@ -38,6 +42,7 @@ def main(words: list[str] | None = None) -> int:
             options.jobs,
             Log(),
             images={KINDS[kind].images for kind in kinds},
+            reads_text=any("gpt" in kind for kind in kinds),
             steps=options.steps,
             width=options.width,
         )

@@ -112,7 +112,7 @@ def _amplification(_: Any) -> Record:
 
 
 def _gain(config: Any) -> Record:
-    shift = None if config["trainings"][0]["method"] == "rms" else 0.1
+    shift = None if config["training"]["method"] == "rms" else 0.1
     snapshots = []
     for gains, distance in (([1.0, 2.0], 1.0), ([3.0, 4.0], 0.8), ([3.1, 4.1], 0.5)):
         layer = {

@@ -245,11 +245,25 @@ def test_the_start_on_a_sphere_of_fixed_radius_does_not_depend_on_its_scale(digi
 
 
 def test_the_edge_of_the_usable_rates_is_found(digits):
-    plan = Plan("digits", (0,), "quick")
-    cell = stability._edge_cell(plan, "bn", 0)
-    found = result(stability.find_edges, {**cell.config, "rates": [0.03, 0.3, 3.0]}, Inputs(digits))
-    assert all(0.03 <= found["edge"][space] <= 3.0 for space in ("plain", "sphere"))
-    assert all(len(found["accuracy"][space]) == 3 for space in ("plain", "sphere"))
+    plan = Plan("digits", (0, 1), "quick", (2, 3))
+    cell = stability._edge_cell(plan, "bn", 1)
+    config = {**cell.needs[0].config, "rates": [0.03, 0.3, 3.0]}
+    inputs = Inputs(digits, (result(stability.find_edges, config, Inputs(digits)),))
+    both = [result(stability.edge_of, {"number": number}, inputs) for number in (0, 1)]
+    assert both[0] != both[1] == result(stability.edge_of, cell.config, inputs)
+    for found in both:
+        assert all(0.03 <= found["edge"][space] <= 3.0 for space in ("plain", "sphere"))
+        assert all(len(found["accuracy"][space]) == 3 for space in ("plain", "sphere"))
+
+
+def test_every_seed_has_its_part_of_what_is_trained_together(digits):
+    plan = Plan("digits", (0, 1, 2), "quick", (3,))
+    cells = [stability._grid_cell(plan, "bn", seed) for seed in plan.seeds]
+    (group,) = {cell.needs[0].key: cell.needs[0] for cell in cells[1:]}.values()
+    trained = Inputs(digits, ({"trained": list(group.config["trainings"])},))
+    for cell in cells[1:]:
+        assert stability.part(cell.config, trained).result["trained"] == cell.config["trainings"]
+    assert cells[0].needs[0].key != group.key  # a quick study asks one seed where few show it
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _amplification(_: Any) -> Record:
 
 
 def _gain(config: Any) -> Record:
-    shift = None if config["trainings"][0]["method"] == "rms" else 0.1
+    shift = None if config["training"]["method"] == "rms" else 0.1
     snapshots = []
     for gains, distance in (([1.0, 2.0], 1.0), ([3.0, 4.0], 0.8), ([3.1, 4.1], 0.5)):
         layer = {
@@ -133,8 +133,8 @@ _HOLDING: dict[str, Callable[[Any], Record]] = {
     "growth.recursion": lambda _: {"error": 1e-14, "shrinking": 0.0},
     "growth.laws": _laws,
     "stability.start": _trained,
-    "stability.edges": _edges,
-    "train.together": _trained,
+    "stability.edge": _edges,
+    "stability.part": _trained,
     "robustness.attack": _attack,
     "robustness.control": _control,
     "robustness.amplification": _amplification,

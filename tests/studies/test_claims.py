@@ -69,7 +69,7 @@ def edge(plain, sphere, where=lambda _: True):
         ends = [e(training["seed"]) if callable(e) else e for e in (plain, sphere)]
         record["edge"] = dict(zip(("plain", "sphere"), ends, strict=True))
 
-    return changed(of("stability.edges", where), alter)
+    return changed(of("stability.edge", where), alter)
 
 
 def network(number, stands, group=4, where=lambda _: True):
@@ -307,7 +307,7 @@ CASES = [
         "stability",
         "best",
         "lower",
-        changed(of("stability.edges"), lambda r, _: r["accuracy"].update(sphere=[0.8] * 6)),
+        changed(of("stability.edge"), lambda r, _: r["accuracy"].update(sphere=[0.8] * 6)),
         REVERSED,
     ),
     ("stability", "rate-and-decay", "plain works without decay only", NOTHING, HOLDS),
@@ -315,7 +315,7 @@ CASES = [
         "stability",
         "rate-and-decay",
         "plain works everywhere, the sphere nowhere",
-        accuracies("train.together", [0.2], [0.95]),
+        accuracies("stability.part", [0.2], [0.95]),
         REVERSED,
     ),
     ("stability", "no-warm-up", "plain has spikes", NOTHING, HOLDS),
@@ -323,7 +323,7 @@ CASES = [
         "stability",
         "no-warm-up",
         "the sphere has them",
-        changed(of("train.together"), lambda r, _: r["trained"].reverse()),
+        changed(of("stability.part"), lambda r, _: r["trained"].reverse()),
         REVERSED,
     ),
     ("stability", "rate-left", "it fell", NOTHING, HOLDS),
@@ -335,7 +335,7 @@ CASES = [
         "seeds",
         "the sphere strays",
         changed(
-            of("stability.edges"),
+            of("stability.edge"),
             lambda r, _: r.update(
                 loss={"plain": r["loss"]["sphere"], "sphere": r["loss"]["plain"]}
             ),

@@ -105,7 +105,7 @@ def test_a_wrong_recursion_is_seen(digits, monkeypatch):
 
 @pytest.mark.parametrize("decay", [0.0, 5e-3])
 def test_the_laws_of_the_mean_are_measured_in_every_layer(trained, decay):
-    config, inputs = trained("bn", record=True, weight_decay=decay, steps=12)
+    config, inputs = in_group(*trained("bn", record=True, weight_decay=decay, steps=12))
     layers = result(growth.check_laws, config, inputs)["layers"]
     assert len(layers) == 3
     ratio = "rotation_ratio" if decay else "exponent"
@@ -115,29 +115,24 @@ def test_the_laws_of_the_mean_are_measured_in_every_layer(trained, decay):
 def test_a_diverged_run_has_no_laws(trained):
     config, inputs = trained("none", record=True, lr=1e4, steps=12)
     assert inputs.records[0]["diverged"]
+    config, inputs = in_group(config, inputs)
     assert result(growth.check_laws, config, inputs) == {"layers": []}
 
 
-def snapshots(trained, method):
-    """Return what a task that looks at two snapshots of a run is given."""
-    runs = [trained(method, steps=steps) for steps in (4, 8)]
-    inputs = Inputs(
-        runs[0][1].images,
-        tuple(own.records[0] for _, own in runs),
-        tuple(own.tensors[0] for _, own in runs),
-    )
-    return {"trainings": [config["training"] for config, _ in runs]}, inputs
+def in_group(config, inputs):
+    """Return what a task is given for whom the network is the second of a group."""
+    tensors = {f"1.{name}": value for name, value in inputs.tensors[0].items()}
+    record = {"trained": [{"diverged": True}, inputs.records[0]]}
+    return {**config, "member": 1}, Inputs(inputs.images, (record,), (tensors,))
 
 
 @pytest.mark.parametrize("method", ["bn", "wn"])
 def test_a_raw_layer_amplifies_by_its_norm_and_no_normalization_feels_it(trained, method):
-    config, inputs = snapshots(trained, method)
-    found = result(amplification.measure, config, inputs)["snapshots"]
+    config, inputs = trained(method, record=True)
+    found = result(amplification.measure, *in_group(config, inputs))["snapshots"]
+    assert len(found) == 3
     assert all(len(snapshot[what]) == 3 for snapshot in found for what in ("norm", "raw", "behind"))
-    model = robustness.restore(
-        Training(**config["trainings"][1]),
-        Inputs(inputs.images, inputs.records[1:], inputs.tensors[1:]),
-    )
+    model = robustness.restore(Training(**config["training"]), inputs)
     x = inputs.images.test_x[:20]
     moved = (x + 0.05 * torch.sign(x - 0.5)).clamp(0, 1)
     before = amplification._layers(model, x, moved)
@@ -148,8 +143,8 @@ def test_a_raw_layer_amplifies_by_its_norm_and_no_normalization_feels_it(trained
 
 def test_gain_is_compared_at_every_snapshot(trained):
     for method in ("bn", "ln", "rms"):
-        found = result(gain.measure, *snapshots(trained, method))
-        assert len(found["snapshots"]) == 2
+        found = result(gain.measure, *in_group(*trained(method, record=True)))
+        assert len(found["snapshots"]) == 3
         assert len(found["layers"]) == 3
         assert all(-1 <= layer["gain_spread"] <= 1 for layer in found["layers"])
         assert (found["snapshots"][0][0]["shift_distance"] is None) == (method == "rms")
@@ -250,11 +245,25 @@ def test_the_start_on_a_sphere_of_fixed_radius_does_not_depend_on_its_scale(digi
 
 
 def test_the_edge_of_the_usable_rates_is_found(digits):
-    plan = Plan("digits", (0,), "quick")
-    cell = stability._edge_cell(plan, "bn", 0)
-    found = result(stability.find_edges, {**cell.config, "rates": [0.03, 0.3, 3.0]}, Inputs(digits))
-    assert all(0.03 <= found["edge"][space] <= 3.0 for space in ("plain", "sphere"))
-    assert all(len(found["accuracy"][space]) == 3 for space in ("plain", "sphere"))
+    plan = Plan("digits", (0, 1), "quick", (2, 3))
+    cell = stability._edge_cell(plan, "bn", 1)
+    config = {**cell.needs[0].config, "rates": [0.03, 0.3, 3.0]}
+    inputs = Inputs(digits, (result(stability.find_edges, config, Inputs(digits)),))
+    both = [result(stability.edge_of, {"number": number}, inputs) for number in (0, 1)]
+    assert both[0] != both[1] == result(stability.edge_of, cell.config, inputs)
+    for found in both:
+        assert all(0.03 <= found["edge"][space] <= 3.0 for space in ("plain", "sphere"))
+        assert all(len(found["accuracy"][space]) == 3 for space in ("plain", "sphere"))
+
+
+def test_every_seed_has_its_part_of_what_is_trained_together(digits):
+    plan = Plan("digits", (0, 1, 2), "quick", (3,))
+    cells = [stability._grid_cell(plan, "bn", seed) for seed in plan.seeds]
+    (group,) = {cell.needs[0].key: cell.needs[0] for cell in cells[1:]}.values()
+    trained = Inputs(digits, ({"trained": list(group.config["trainings"])},))
+    for cell in cells[1:]:
+        assert stability.part(cell.config, trained).result["trained"] == cell.config["trainings"]
+    assert cells[0].needs[0].key != group.key  # a quick study asks one seed where few show it
 
 
 @pytest.mark.parametrize(

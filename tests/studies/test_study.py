@@ -41,7 +41,7 @@ def test_the_document_says_how_to_make_it_again(undisturbed, tiny_scale):
     document = tiny.run(undisturbed)
     assert [section.name for section in document.sections] == ["gain"]
     assert document.provenance["command"] == "onsphere study gain --quick"
-    assert document.provenance["cells"] == "24"
+    assert document.provenance["cells"] == "14"
     assert len(document.warnings) == 2
 
 
@@ -53,7 +53,7 @@ def test_records_of_two_kinds_of_machines_are_told_apart(copy, tiny_scale):
     store.write(cell, outcome, Machine("another processor", "AVX2"))
     document = tiny.run(copy)
     assert document.provenance["processor"] == (
-        f"{here}: 23 of 24 cells; another processor (AVX2): 1 of 24 cells"
+        f"{here}: 13 of 14 cells; another processor (AVX2): 1 of 14 cells"
     )
     assert "2 kinds of processors" in document.warnings[-1]
     assert len(document.warnings) == 3

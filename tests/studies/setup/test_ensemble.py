@@ -10,7 +10,13 @@ from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.network import STUDIED, SmallConvNet
 from onsphere.studies.setup.stacked import StackedNetworks
-from onsphere.studies.setup.training import Training, batches, measure_statistics, train
+from onsphere.studies.setup.training import (
+    Training,
+    batches,
+    measure_statistics,
+    network_for,
+    train,
+)
 from onsphere.studies.setup.training_group import TRAIN_TOGETHER, group_cell, member
 
 SHORT = Training("digits", "bn", steps=5, width=4, batch=32, schedule="cosine")
@@ -77,6 +83,51 @@ def test_every_member_is_the_network_trained_alone(images, method, way):
             assert torch.tensor(found.result[name]).allclose(torch.tensor(expected.result[name]))
 
 
+RECORDED = [(method, "plain") for method in STUDIED if method != "none"]
+RECORDED += [("gn", "sphere"), ("bn", "noise"), ("bn", "forced growth"), ("wn", "no momentum")]
+
+
+@pytest.mark.parametrize(("method", "way"), RECORDED)
+def test_a_recorded_member_has_the_series_and_snapshots_of_the_network_alone(images, method, way):
+    ensemble = members(method, record=True, **WAYS[way] | {"steps": 9})
+    outcomes = train_ensemble(ensemble, images)
+    for settings, found in zip(ensemble, outcomes, strict=True):
+        assert distance(found, alone(settings, images)) < 1e-6  # series are kept in float32
+    kinds = [sum(name.startswith(k) for name in found.tensors) for k in ("series.", "tenth.")]
+    assert kinds == [9, len(network_for(settings, images).state_dict())]
+    assert distance(outcomes[0], outcomes[1]) > 1e-3
+
+
+def test_a_snapshot_is_the_end_of_a_shorter_run(images):
+    long = replace(SHORT, method="ln", record=True, schedule="constant", steps=30)
+    (found,) = train_ensemble([long], images)
+    for name, steps in {"tenth": 3, "third": 10, "model": 30}.items():
+        ended = alone(replace(long, record=False, steps=steps), images)
+        own = {
+            f"model.{k.removeprefix(name)[1:]}": v
+            for k, v in found.tensors.items()
+            if k.startswith(name)
+        }
+        assert distance(Outcome({}, own), ended) < 1e-9
+
+
+def test_the_series_of_a_member_that_diverges_end_with_it(images):
+    rates = (0.05, 1e200, 0.1)
+    ensemble = [replace(SHORT, method="none", lr=lr, steps=12, record=True) for lr in rates]
+    first = "series.convs.0.weight.norm"
+    for settings, found in zip(ensemble, train_ensemble(ensemble, images), strict=True):
+        expected = alone(settings, images)
+        assert found.tensors.keys() == expected.tensors.keys()
+        assert found.tensors[first].shape == expected.tensors[first].shape
+        if not found.result["diverged"]:
+            assert distance(found, expected) < 1e-6
+    assert [one.result["diverged"] for one in train_ensemble(ensemble, images)] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_the_comparison_sees_another_seed_rate_decay_or_start(images):
     (found,) = train_ensemble([SHORT], images)
     for own in ({"seed": 1}, {"lr": 0.11}, {"weight_decay": 1e-3}, {"start_scale": 1.01}):
@@ -138,14 +189,13 @@ def test_a_mixture_comes_back_in_order(images):
     mixed = [
         replace(SHORT, lr=0.1),
         replace(SHORT, method="wn"),
-        replace(SHORT, record=True),
+        replace(SHORT, network="resnet20"),
         replace(SHORT, seed=2, steps=3),
         replace(SHORT, lr=0.2),
     ]
     outcomes = train_ensemble(mixed, images, at_once=1)
     for settings, found in zip(mixed, outcomes, strict=True):
         assert distance(found, alone(settings, images)) < 1e-10
-    assert any(name.startswith("series.") for name in outcomes[2].tensors)
     assert train_ensemble([], images) == []
 
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onsphere.robustness import pgd
-from onsphere.studies.claims.plan import Plan, average
+from onsphere.studies.claims.plan import Plan, average, on_recorded
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
 from onsphere.studies.setup.network import Network
-from onsphere.studies.setup.training import Training, restore
+from onsphere.studies.setup.training import Training, restore_snapshots
+from onsphere.studies.setup.training_group import member
 
 _IMAGES = 200
 _EPS = 0.05
@@ -26,14 +27,13 @@ _EPS = 0.05
 
 def measure(config: Config, inputs: Inputs) -> Outcome:
     """Measure norms and amplifications of every layer at every snapshot of a run."""
-    if any(record["diverged"] for record in inputs.records):
+    own = member(inputs, config["member"])
+    if own.records[0]["diverged"]:
         return Outcome({"diverged": True})
     x, y = inputs.images.test_x[:_IMAGES], inputs.images.test_y[:_IMAGES]
     found = []
-    for number, training in enumerate(config["trainings"]):
-        own = Inputs(inputs.images, (inputs.records[number],), (inputs.tensors[number],))
-        model = restore(Training(**training), own).requires_grad_(False)
-        adversarial = pgd(model, x, y, eps=_EPS, loss="dlr", steps=5)
+    for model in restore_snapshots(Training(**config["training"]), own):
+        adversarial = pgd(model.requires_grad_(False), x, y, eps=_EPS, loss="dlr", steps=5)
         found.append(_layers(model, x, adversarial))
     return Outcome({"diverged": False, "snapshots": found})
 
@@ -86,9 +86,7 @@ AMPLIFICATION = Task("robustness.amplification", 1, measure)
 
 
 def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
-    trained = [training.cell() for training in plan.snapshots(method, seed)]
-    config: Config = {"trainings": [cell.config for cell in trained]}
-    return [Cell(AMPLIFICATION, config, tuple(trained), cost=0.3)]
+    return [on_recorded(plan, AMPLIFICATION, method, seed, cost=0.3)]
 
 
 def _logs(found: dict[str, Any], what: str) -> list[float]:

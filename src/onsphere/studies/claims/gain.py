@@ -1,6 +1,6 @@
 """Open question `gain`: do learned gain and shift approach the pre-activations' spread and mean?
 
-The paper asks it over training. Snapshots of one run at a constant rate are runs of fewer steps.
+The paper asks it over training: of one run at a constant rate, snapshots are looked at.
 """
 
 import math
@@ -13,13 +13,14 @@ from torch import Tensor
 from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Outcome, Panel, Reference, Series, Table
 from onsphere.studies.claims.base import Claim, Details, Outcomes
-from onsphere.studies.claims.plan import Plan, Results, average, label
+from onsphere.studies.claims.plan import Plan, Results, average, label, on_recorded
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
 from onsphere.studies.setup.network import GROUPS, Network
 from onsphere.studies.setup.statistics import fisher_z, rank_correlation
-from onsphere.studies.setup.training import Training, restore
+from onsphere.studies.setup.training import Training, restore, restore_snapshots
+from onsphere.studies.setup.training_group import member
 
 _TRACKS = 0.5  # a smaller rank correlation is called none
 _CLOSER = math.log(1.1)  # a smaller approach is called none
@@ -34,13 +35,11 @@ def measure(config: Config, inputs: Inputs) -> Found:
     function and the gain, but multiplies the spread of its pre-activation; a relation between them
     that is a property of the *function* must survive it.
     """
-    if any(record["diverged"] for record in inputs.records):
+    settings, own = Training(**config["training"]), member(inputs, config["member"])
+    if own.records[0]["diverged"]:
         return Found({"diverged": True})
     snapshots, layers = [], []
-    for number, training in enumerate(config["trainings"]):
-        own = Inputs(inputs.images, (inputs.records[number],), (inputs.tensors[number],))
-        settings = Training(**training)
-        model = restore(settings, own)
+    for model in restore_snapshots(settings, own):
         pairs = pairs_of(model, inputs.images.train_x[:_IMAGES])
         snapshots.append([_distances(*pair) for pair in pairs])
         layers = [
@@ -166,9 +165,7 @@ def _shifted(plan: Plan) -> list[str]:
 
 
 def _cells(plan: Plan, method: str, seed: int) -> list[Cell]:
-    trained = [training.cell() for training in plan.snapshots(method, seed)]
-    config: Config = {"trainings": [cell.config for cell in trained]}
-    return [Cell(MEASURE, config, tuple(trained), cost=0.1)]
+    return [on_recorded(plan, MEASURE, method, seed, cost=0.1)]
 
 
 def _length_cells(plan: Plan, method: str, seed: int) -> list[Cell]:

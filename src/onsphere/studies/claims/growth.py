@@ -12,7 +12,7 @@ from onsphere.dynamics import free_growth, momentum_growth, sgd_equilibrium, sgd
 from onsphere.geometry import VectorAxes
 from onsphere.report.document import Figure, Outcome, Panel, Series, Table
 from onsphere.studies.claims.base import Claim, Details, Outcomes
-from onsphere.studies.claims.plan import Plan, Results, average, label, worst
+from onsphere.studies.claims.plan import Plan, Results, average, label, on_recorded, worst
 from onsphere.studies.claims.statement import Kind, Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
@@ -24,6 +24,7 @@ from onsphere.studies.setup.training import (
     network_for,
     optimizer_for,
 )
+from onsphere.studies.setup.training_group import member
 
 _EXACT = 1e-10  # threshold for the per-step recursions, relative, float64
 _ABSURD = 1e9  # stands for any error beyond it
@@ -93,13 +94,13 @@ def _squares(weight: Tensor | None, axes: VectorAxes) -> Tensor:
 
 def check_laws(config: Config, inputs: Inputs) -> Found:
     """Hold the recorded norms and rotations of a run against the laws of the mean."""
-    settings = Training(**config["training"])
-    if inputs.records[0]["diverged"]:
+    settings, own = Training(**config["training"]), member(inputs, config["member"])
+    if own.records[0]["diverged"]:
         return Found({"layers": []})
     names = sorted(
-        {k.split(".", 1)[1].rsplit(".", 1)[0] for k in inputs.tensors[0] if k.startswith("series.")}
+        {k.split(".", 1)[1].rsplit(".", 1)[0] for k in own.tensors[0] if k.startswith("series.")}
     )
-    return Found({"layers": [_layer_laws(name, settings, inputs) for name in names]})
+    return Found({"layers": [_layer_laws(name, settings, own) for name in names]})
 
 
 def growth_exponent(time: Tensor, gained: Tensor) -> float | None:
@@ -189,13 +190,7 @@ def law_cell(plan: Plan, method: str, seed: int, run: str) -> Cell:
         seed: of the run.
         run: ``"no decay"``, ``"decay"``, or one of both on noise.
     """
-    training = recorded(plan, method, seed, run).cell()
-    return Cell(LAWS, {"training": training.config}, (training,), cost=0.01)
-
-
-def recorded(plan: Plan, method: str, seed: int, run: str) -> Training:
-    """Return a run at a constant rate whose norms are recorded at every step."""
-    return plan.training(method, seed, record=True, **_LAW_RUNS[run])
+    return on_recorded(plan, LAWS, method, seed, cost=0.01, **_LAW_RUNS[run])
 
 
 def _run_cells(run: str) -> Callable[[Plan, str, int], list[Cell]]:

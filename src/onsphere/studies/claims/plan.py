@@ -1,13 +1,14 @@
 """How large a study is: data, seeds, methods, and the numbers behind a size."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from onsphere.studies.engine.job import Cell, Task
 from onsphere.studies.setup.architectures import Architecture, architecture
 from onsphere.studies.setup.network import LABELS, STUDIED
 from onsphere.studies.setup.training import Training
+from onsphere.studies.setup.training_group import group_cell
 
 Size = Literal["quick", "default", "full"]
 Results = Mapping[str, dict[str, Any]]
@@ -103,16 +104,37 @@ class Plan:
         """Return the network that claims share, with a cosine schedule; with changes."""
         return self.training(method, seed, schedule="cosine", lr=0.1, **changes)
 
-    def snapshots(self, method: str, seed: int) -> list[Training]:
-        """Return one plain run at a constant rate, ended at a tenth, a third and all of its steps.
+    def beside(self, seed: int) -> tuple[int, ...]:
+        """Return the seeds that are asked together with a seed, itself among them.
 
-        Equal seeds make the short runs beginnings of the long one, which is the recorded run of the
-        claim ``growth``.
+        Their networks are trained in one stack. Which they are does not depend on what earlier
+        looks have left open.
         """
-        steps = self.scale.steps
-        whole = self.training(method, seed, record=True)
-        short = [replace(whole, record=False, steps=max(2, steps // part)) for part in (10, 3)]
-        return [*short, whole]
+        if not self.architecture.stacks:
+            return (seed,)
+        several = len(self.looks) > 1
+        ends = [0, *self.looks] if several else [0, self.scale.few, len(self.seeds)]
+        place = self.seeds.index(seed)
+        first = max(end for end in ends if end <= place)
+        return self.seeds[first : min(end for end in ends if end > place)]
+
+    def together(
+        self, seed: int, of: Callable[[int], Sequence[Training]], *, keep: bool = False
+    ) -> tuple[Cell, int]:
+        """Return the cell that trains networks of a seed, and of those beside it.
+
+        Args:
+            seed: whose networks are wanted.
+            of: the trainings of a seed: as many for each.
+            keep: save the networks, for cells that build on them.
+
+        Returns:
+            The cell, and the number of the seed's first network in it.
+        """
+        seeds = self.beside(seed)
+        group = [training for one in seeds for training in of(one)]
+        each = len(group) // len(seeds)
+        return group_cell(group, keep=keep), each * seeds.index(seed)
 
 
 @dataclass(frozen=True)
@@ -164,6 +186,19 @@ def on_trained(plan: Plan, task: Task, method: str, seed: int, cost: float) -> C
     """Return the cell that measures the shared plain network of a method and a seed."""
     training = plan.trained(method, seed).cell()
     return Cell(task, {"training": training.config}, (training,), cost)
+
+
+def on_recorded(
+    plan: Plan, task: Task, method: str, seed: int, cost: float, **changes: Any
+) -> Cell:
+    """Return the cell that measures a recorded run at a constant rate; with changes of the run."""
+
+    def recorded(one: int) -> list[Training]:
+        return [plan.training(method, one, record=True, **changes)]
+
+    group, number = plan.together(seed, recorded, keep=True)
+    config = {"training": asdict(*recorded(seed)), "member": number}
+    return Cell(task, config, (group,), cost)
 
 
 def label(method: str) -> str:

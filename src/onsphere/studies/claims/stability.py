@@ -6,8 +6,9 @@ together, a large rate without warm-up, and the spread over seeds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from math import log10
 from typing import Any
 
@@ -18,10 +19,11 @@ from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Task
 from onsphere.studies.engine.job import Outcome as Found
+from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
-from onsphere.studies.setup.training_group import group_cell
+from onsphere.studies.setup.training_group import cost_of
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
@@ -38,6 +40,22 @@ def _short(plan: Plan, method: str, seed: int, **changes: Any) -> Training:
     """Return the training of this study: short, with a cosine schedule."""
     given = {"schedule": "cosine", "steps": plan.scale.stability_steps} | changes
     return plan.training(method, seed, **given)
+
+
+def part(config: Config, inputs: Inputs) -> Found:
+    """Return what was found for one seed of those that are trained together."""
+    first, count = config["first"], len(config["trainings"])
+    return Found({"trained": inputs.records[0]["trained"][first : first + count]})
+
+
+PART = Task("stability.part", 1, part)
+
+
+def _part_cell(plan: Plan, seed: int, of: Callable[[int], list[Training]]) -> Cell:
+    """Return the cell of one seed's networks, which are trained together with those beside it."""
+    group, first = plan.together(seed, of)
+    config: Config = {"trainings": [asdict(one) for one in of(seed)], "first": first}
+    return Cell(PART, config, (group,), cost=0.01)
 
 
 # The scale of the start
@@ -67,7 +85,7 @@ def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
     ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
     trainings = [_short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES]
     config = {"trainings": [asdict(one) for one in trainings]}
-    return Cell(START, config, cost=group_cell(trainings).cost)
+    return Cell(START, config, cost=cost_of(trainings))
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
@@ -83,35 +101,61 @@ def _ranges(record: dict[str, Any]) -> tuple[float, float]:
 def find_edges(config: Config, inputs: Inputs) -> Found:
     """Train at a coarse grid of rates in both spaces, then refine where the usable ones end.
 
-    Usable is a rate whose accuracy is within 2 % points of the best of both spaces on the grid. The
-    last usable rate of the grid and the one above it are the bracket; in it rates are tried that
-    divide it evenly, all at once, which costs less than one after the other. Between the last two
-    the edge is where accuracy, linear in the logarithm of the rate, falls below.
+    All of it for several seeds, whose networks are trained together. Usable is a rate whose
+    accuracy is within 2 % points of the best of both spaces on the grid. The last usable rate of
+    the grid and the one above it are the bracket; in it rates are tried that divide it evenly, all
+    at once, which costs less than one after the other. Between the last two the edge is where
+    accuracy, linear in the logarithm of the rate, falls below.
     """
-    base = {space: Training(**config[space]) for space in _SPACES}
+    base = [Training(**own[space]) for own in config["pairs"] for space in _SPACES]
     rates: list[float] = config["rates"]
+    grid = _at_rates(base, [rates] * len(base), inputs.images)
+    accuracies = [[one["test_accuracy"] for one in own] for own in grid]
+    pairs = zip(accuracies[::2], accuracies[1::2], strict=True)
+    enough = [max(plain + sphere) - _WITHIN for plain, sphere in pairs for _ in _SPACES]
+    inside = [
+        bracket(rates, own, least, config["parts"])
+        for own, least in zip(accuracies, enough, strict=True)
+    ]
+    edges = []
+    for own, least, more, fine in zip(
+        accuracies, enough, inside, _at_rates(base, inside, inputs.images), strict=True
+    ):
+        refined = [one["test_accuracy"] for one in fine]
+        tried = sorted([*zip(rates, own, strict=True), *zip(more, refined, strict=True)])
+        edges.append(upper_edge([rate for rate, _ in tried], [a for _, a in tried], least))
+    losses = [[one["train_loss"] for one in own] for own in grid]
 
-    def trained(space: Space, wanted: Sequence[float]) -> list[dict[str, Any]]:
-        group = [replace(base[space], lr=rate) for rate in wanted]
-        return [outcome.result for outcome in train_ensemble(group, inputs.images)]
+    def by_space(values: list[Any], number: int) -> dict[Space, Any]:
+        return dict(zip(_SPACES, values[2 * number : 2 * number + 2], strict=True))
 
-    grid = {space: trained(space, rates) for space in _SPACES}
-    accuracy = {space: [one["test_accuracy"] for one in grid[space]] for space in _SPACES}
-    enough = max(max(own) for own in accuracy.values()) - _WITHIN
-    edge = {}
-    for space in _SPACES:
-        inside = bracket(rates, accuracy[space], enough, config["parts"])
-        fine = [one["test_accuracy"] for one in trained(space, inside)] if inside else []
-        pairs = sorted([*zip(rates, accuracy[space], strict=True), *zip(inside, fine, strict=True)])
-        edge[space] = upper_edge([rate for rate, _ in pairs], [a for _, a in pairs], enough)
     return Found(
         {
-            "rates": rates,
-            "accuracy": accuracy,
-            "loss": {space: [one["train_loss"] for one in grid[space]] for space in _SPACES},
-            "edge": edge,
+            "edges": [
+                {
+                    "rates": rates,
+                    "accuracy": by_space(accuracies, number),
+                    "loss": by_space(losses, number),
+                    "edge": by_space(edges, number),
+                }
+                for number in range(len(config["pairs"]))
+            ]
         }
     )
+
+
+def _at_rates(
+    base: Sequence[Training], rates: Sequence[Sequence[float]], images: Images
+) -> list[list[dict[str, Any]]]:
+    """Train every network at rates of its own, all of them together."""
+    group = [replace(one, lr=lr) for one, own in zip(base, rates, strict=True) for lr in own]
+    found = iter(train_ensemble(group, images))
+    return [[next(found).result for _ in own] for own in rates]
+
+
+def edge_of(config: Config, inputs: Inputs) -> Found:
+    """Return what was found for one seed."""
+    return Found(inputs.records[0]["edges"][config["number"]])
 
 
 def bracket(
@@ -159,16 +203,27 @@ def upper_edge(rates: Sequence[float], accuracies: Sequence[float], enough: floa
     return rates[last] * (rates[last + 1] / rates[last]) ** share
 
 
-EDGES = Task("stability.edges", 2, find_edges)
+EDGES = Task("stability.edges", 3, find_edges)
+EDGE = Task("stability.edge", 1, edge_of)
 
 
 def _edge_cell(plan: Plan, method: str, seed: int) -> Cell:
-    config: dict[str, Any] = {
-        space: _short(plan, method, seed, space=space).cell().config for space in _SPACES
+    group = _edges_cell(plan, method, plan.beside(seed))
+    number = plan.beside(seed).index(seed)
+    config = {**group.config["pairs"][number], "rates": list(_RATES), "number": number}
+    return Cell(EDGE, config, (group,), cost=0.01)
+
+
+@lru_cache(maxsize=256)
+def _edges_cell(plan: Plan, method: str, seeds: tuple[int, ...]) -> Cell:
+    pairs = [{space: _short(plan, method, s, space=space) for space in _SPACES} for s in seeds]
+    trainings = [one for pair in pairs for one in pair.values()]
+    config: Config = {
+        "pairs": [{space: asdict(one) for space, one in pair.items()} for pair in pairs],
+        "rates": list(_RATES),
+        "parts": _PARTS,
     }
-    config |= {"rates": list(_RATES), "parts": _PARTS}
-    networks = 2 * (len(_RATES) + _PARTS - 1)
-    return Cell(EDGES, config, cost=0.6 * networks * _short(plan, method, seed).cell().cost)
+    return Cell(EDGES, config, cost=(len(_RATES) + _PARTS - 1) * cost_of(trainings))
 
 
 def _gained_decades(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
@@ -203,13 +258,11 @@ def _spread_over_seeds(records: Sequence[Sequence[dict[str, Any]]]) -> Values:
 
 
 def _grid_cell(plan: Plan, method: str, seed: int) -> Cell:
-    plain = [
-        _short(plan, method, seed, lr=rate, weight_decay=decay)
-        for rate in _GRID_RATES
-        for decay in _GRID_DECAYS
+    settings: list[dict[str, Any]] = [
+        *({"lr": rate, "weight_decay": decay} for rate in _GRID_RATES for decay in _GRID_DECAYS),
+        *({"lr": rate, "space": "sphere"} for rate in _GRID_RATES),
     ]
-    sphere = [_short(plan, method, seed, lr=rate, space="sphere") for rate in _GRID_RATES]
-    return group_cell([*plain, *sphere])
+    return _part_cell(plan, seed, lambda one: [_short(plan, method, one, **s) for s in settings])
 
 
 def _shares(record: dict[str, Any]) -> tuple[float, float]:
@@ -234,7 +287,11 @@ def _rough_cell(plan: Plan, method: str, seed: int) -> Cell:
         "schedule": "constant",
         "steps": min(_ROUGH_STEPS, plan.scale.steps),
     }
-    return group_cell([_short(plan, method, seed, space=space, **common) for space in _SPACES])
+
+    def pair(one: int) -> list[Training]:
+        return [_short(plan, method, one, space=space, **common) for space in _SPACES]
+
+    return _part_cell(plan, seed, pair)
 
 
 def spikes(losses: Sequence[float], window: int = 10) -> int:

@@ -106,6 +106,8 @@ def prepare() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # Else PyTorch writes NaN into all memory that it takes: a tenth of a step here.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def compute(work: Work, images: Callable[[], Images]) -> Product:

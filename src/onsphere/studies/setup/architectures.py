@@ -20,6 +20,7 @@ class Architecture:
         width: the width it is studied at; ``None`` for that of the study's size.
         own_spheres: whether every hidden weight lives on spheres of its own, under every method.
             Some claims speak of nothing else.
+        stacks: whether several can be trained in one stack.
         cost: rough seconds of a step on one core, for 64 images of 8 x 8 pixels.
     """
 
@@ -28,11 +29,12 @@ class Architecture:
     methods: tuple[str, ...] = STUDIED
     width: int | None = None
     own_spheres: bool = True
+    stacks: bool = False
     cost: float = 0.0017
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "small": Architecture(SmallConvNet, "a small convolutional network"),
+    "small": Architecture(SmallConvNet, "a small convolutional network", stacks=True),
     "resnet20": Architecture(ResNet20, "a ResNet-20", width=16, cost=0.03),
     "vit-tiny": Architecture(
         vit.TinyViT,

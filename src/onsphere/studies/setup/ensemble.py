@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onsphere.dynamics.recorder import QUANTITIES, measure_step
 from onsphere.geometry import Sphere, VectorAxes
 from onsphere.optim.steps.sphere_step import advance
 from onsphere.optim.updates.geodesic import StepOptions, reference_length
@@ -20,9 +21,11 @@ from onsphere.optim.updates.torch_optim import sgd_update
 from onsphere.optim.updates.types import Family
 from onsphere.optim.updates.types import Part as Shard
 from onsphere.studies.engine.job import Inputs, Outcome
+from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
+    RECORDED,
     Part,
     Training,
     batches,
@@ -32,6 +35,7 @@ from onsphere.studies.setup.training import (
     outcome_of,
     rate_at,
     share_at,
+    snapshots_after,
     train,
 )
 
@@ -45,9 +49,9 @@ def train_ensemble(
     """Train networks together, and measure each of them.
 
     Members that differ in nothing but seed, rate, decay, scale of the start and forced growth are
-    trained in one stack; others in stacks of their own. Those that cannot be stacked (runs with
-    ``record``, other networks than the small one) are trained alone. A member that diverges leaves
-    the stack and takes no other with it.
+    trained in one stack; others in stacks of their own. Other networks than the small one cannot be
+    stacked and are trained alone. A member that diverges leaves the stack and takes no other with
+    it.
 
     Args:
         members: how each network is trained; any mixture.
@@ -90,7 +94,7 @@ def train_ensemble(
 
 def is_stackable(member: Training) -> bool:
     """Return whether a network can be trained in a stack with others like it."""
-    return member.network == "small" and not member.record
+    return architecture(member.network).stacks
 
 
 def _forces_growth(member: Training) -> bool:
@@ -120,6 +124,9 @@ class _Ensemble:
         momenta: momentum by parameter.
         radii: by parameter on spheres, shape ``(members, vectors)``; 0 until a vector is seen.
         reference: their reference lengths, which a relative rate goes by.
+        series: by hidden weight, one tensor per step of shape ``(quantities, members, vectors)``;
+            of no weight, where nothing is recorded.
+        kept: snapshots by member, as names and tensors.
     """
 
     def __init__(self, members: Sequence[Training], images: Images) -> None:
@@ -129,7 +136,9 @@ class _Ensemble:
         self.stack = StackedNetworks(self.alone)
         first, like = members[0], self.alone[0]
         hidden = {name: axes for name, (_, axes) in like.hidden_weights().items()}
-        self.hidden, self.weights = set(hidden), {*hidden, "head.weight"}
+        self.hidden, self.weights = hidden, {*hidden, "head.weight"}
+        self.series: dict[str, list[Tensor]] = {n: [] for n in hidden} if first.record else {}
+        self.kept: list[dict[str, Tensor]] = [{} for _ in members]
         of_one: dict[str, Sphere] = {}
         if first.space == "sphere":
             of_one = {name: Sphere(axes, first.radius) for name, axes in hidden.items()}
@@ -173,6 +182,7 @@ class _Ensemble:
                 if not self.numbers:
                     break
             self._step(step, gradients)
+            self._keep_snapshots(step)
         outcomes |= self._measured(losses)
         return [outcomes[number] for number in range(len(self.alone))]
 
@@ -189,6 +199,7 @@ class _Ensemble:
     @torch.no_grad()
     def _step(self, step: int, gradients: dict[str, Tensor]) -> None:
         """Move all weights by their member's rate, and enlarge those whose norm is forced."""
+        before = {name: self.stack.parameters[name].clone() for name in self.series}
         hidden = [rate_at(one, step, "hidden") for one in self.settings]
         others = [rate_at(one, step) for one in self.settings]
         parts: tuple[Part, ...] = ("hidden", "head")
@@ -203,6 +214,7 @@ class _Ensemble:
             else:
                 decay = decays["hidden" if name in self.hidden else "head"]
                 self._move(name, gradient, rates, decay if name in self.weights else None)
+        self._record(before, gradients)
         growth = [growth_in(one, step) for one in self.settings]
         if any(factor != 1 for factor in growth):
             self._enlarge(torch.tensor(growth, dtype=torch.float64))
@@ -237,6 +249,22 @@ class _Ensemble:
         options = StepOptions(lr, first.lr_mode, capturable=by_row)
         advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
 
+    def _record(self, before: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        """Measure what a step did to every vector of every member."""
+        picked = [QUANTITIES.index(quantity) for quantity in RECORDED]
+        for name, start in before.items():
+            members, vectors = len(start), self.hidden[name].count(start.shape[1:])
+            rows = (members * vectors, -1)
+            weight, gradient = self.stack.parameters[name].view(rows), gradients[name].reshape(rows)
+            found = measure_step(start.view(rows), weight, gradient, 1.0, VectorAxes((0,)))
+            self.series[name].append(found[picked].float().view(-1, members, vectors))
+
+    def _keep_snapshots(self, step: int) -> None:
+        for place, (number, own) in enumerate(zip(self.numbers, self.settings, strict=True)):
+            for name in snapshots_after(own, step):
+                state = self.stack.state_dict(place)
+                self.kept[number] |= {f"{name}.{key}": value for key, value in state.items()}
+
     def _enlarge(self, factors: Tensor) -> None:
         """Do what :func:`~onsphere.studies.setup.training.enlarge` does, member by member."""
         for name in self.hidden:
@@ -251,6 +279,7 @@ class _Ensemble:
         self.stack.keep(places)
         self.momenta = {name: value[places] for name, value in self.momenta.items()}
         self.radii = {name: value[places] for name, value in self.radii.items()}
+        self.series = {n: [row[:, places] for row in rows] for n, rows in self.series.items()}
         self.settings = [self.settings[place] for place in places.tolist()]
         self.numbers = [self.numbers[place] for place in places.tolist()]
 
@@ -258,7 +287,20 @@ class _Ensemble:
         """Return the outcome of one member, measured by itself."""
         model = self.alone[number]
         model.load_state_dict(self.stack.state_dict(place))
-        return outcome_of(model, losses, self.images)
+        outcome = outcome_of(model, losses, self.images)
+        outcome.tensors.update(self.kept[number] | self._recorded(place))
+        return outcome
+
+    def _recorded(self, place: int) -> dict[str, Tensor]:
+        """Return the series of one member, of shape ``(steps, vectors)`` each."""
+        found = {}
+        for name, rows in self.series.items():
+            vectors = self.hidden[name].count(self.stack.parameters[name].shape[1:])
+            none = torch.empty(0, len(RECORDED), vectors)
+            own = torch.stack([row[:, place] for row in rows]) if rows else none
+            for quantity, values in zip(RECORDED, own.unbind(1), strict=True):
+                found[f"series.{name}.{quantity}"] = values
+        return found
 
     def _measured(self, losses: list[list[float]]) -> dict[int, Outcome]:
         """Return the outcomes of all members that are left."""

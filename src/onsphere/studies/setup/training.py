@@ -28,6 +28,12 @@ Decayed = Literal["all", "hidden", "head"]
 DECAY = 5e-3
 """Weight decay of the runs that have one, on all weights (not gains, shifts or biases)."""
 
+RECORDED = ("norm", "gradient_square", "rotation")
+"""What a recorded run keeps of every step and vector, of what a recorder measures."""
+
+_SNAPSHOTS = {"tenth": 10, "third": 3}
+"""Snapshots of a recorded run: into how many parts its steps are divided, of which one is over."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -49,7 +55,8 @@ class Training:
             logits with normal random numbers drawn anew at every step, while only the hidden
             weights are trained. Its gradient has mean zero at every weight, so it is the
             uncorrelated noise that the laws of the mean speak of.
-        record: keep norms, squared gradient norms and rotations of hidden weights at every step.
+        record: keep norms, squared gradient norms and rotations of hidden weights at every step,
+            and snapshots: the network after a tenth and a third of the steps.
         norm_growth: on the sphere: its radius grows by this factor during the run, as
             :func:`grown` says. The rate grows with its square, so that the weights turn as they
             would without.
@@ -129,6 +136,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
     )
     noise = torch.Generator().manual_seed(settings.seed + 2)
     losses: list[float] = []
+    kept: dict[str, Tensor] = {}
     for step, index in enumerate(batches(len(images.train_y), settings)):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(settings, step, group["part"])
@@ -145,14 +153,36 @@ def train(config: Config, inputs: Inputs) -> Outcome:
         optimizer.step()
         if settings.norm_growth != 1:
             enlarge(optimizer, growth_in(settings, step))
+        for name in snapshots_after(settings, step):
+            kept |= {f"{name}.{key}": value.clone() for key, value in model.state_dict().items()}
     outcome = outcome_of(model, losses, images)
+    outcome.tensors.update(kept)
     if recorder is not None:
         recorder.detach()
         for name in model.hidden_weights():
             series = recorder.series(name)
-            for quantity in ("norm", "gradient_square", "rotation"):
+            for quantity in RECORDED:
                 outcome.tensors[f"series.{name}.{quantity}"] = series[quantity].float()
     return outcome
+
+
+def snapshots_after(settings: Training, step: int) -> list[str]:
+    """Return which snapshots a run takes after a step (counted from 0): names, mostly none."""
+    ends = {name: max(2, settings.steps // part) for name, part in _SNAPSHOTS.items()}
+    return [name for name, end in ends.items() if settings.record and end == step + 1]
+
+
+def restore_snapshots(settings: Training, inputs: Inputs) -> list[Network]:
+    """Return the network of a recorded run at a tenth, a third and all of its steps.
+
+    Args:
+        settings: how it was trained.
+        inputs: the first needed cell's tensors hold the networks.
+
+    Raises:
+        OnsphereError: the network diverged.
+    """
+    return [restore(settings, inputs, part=part) for part in (*_SNAPSHOTS, "model")]
 
 
 def outcome_of(model: Network, losses: list[float], images: Images) -> Outcome:
@@ -361,13 +391,16 @@ def measure(model: Network, images: Images, most: int = 1000) -> dict[str, Any]:
     }
 
 
-def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Network:
+def restore(
+    settings: Training, inputs: Inputs, eps: float | None = None, *, part: str = "model"
+) -> Network:
     """Return the trained network of a cell that builds on one, in eval mode.
 
     Args:
         settings: how it was trained.
         inputs: the first needed cell's tensors hold the network.
         eps: another eps for the method than the one it was trained with.
+        part: which of the kept networks: ``"model"`` for the one at the end.
 
     Raises:
         OnsphereError: the network diverged in training, so there is nothing to measure on it.
@@ -379,7 +412,7 @@ def restore(settings: Training, inputs: Inputs, eps: float | None = None) -> Net
             "there. Name the other claims, or other --seeds"
         )
     model = network_for(settings, inputs.images, eps=eps)
-    prefix = "model."
+    prefix = f"{part}."
     state = {
         k.removeprefix(prefix): v for k, v in inputs.tensors[0].items() if k.startswith(prefix)
     }
@@ -401,4 +434,4 @@ def _thin(values: list[float], most: int = 60) -> list[list[float]]:
     return [[i, v] for i, v in enumerate(values) if i % stride == 0 and abs(v) < float("inf")]
 
 
-TRAIN = Task("train", 3, train)
+TRAIN = Task("train", 4, train)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 
 from torch import Tensor
 
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
-from onsphere.studies.setup.ensemble import train_ensemble
+from onsphere.studies.setup.ensemble import is_stackable, train_ensemble
 from onsphere.studies.setup.training import Training
 
 
@@ -20,7 +21,7 @@ def run(config: Config, inputs: Inputs) -> Outcome:
     return Outcome({"trained": [outcome.result for outcome in outcomes]}, tensors)
 
 
-TRAIN_TOGETHER = Task("train.together", 1, run)
+TRAIN_TOGETHER = Task("train.together", 2, run)
 
 
 def group_cell(trainings: Sequence[Training], *, keep: bool = False) -> Cell:
@@ -30,8 +31,19 @@ def group_cell(trainings: Sequence[Training], *, keep: bool = False) -> Cell:
         trainings: of one method.
         keep: save the networks, for cells that build on them.
     """
+    return _group_cell(tuple(trainings), keep)
+
+
+@lru_cache(maxsize=1024)
+def _group_cell(trainings: tuple[Training, ...], keep: bool) -> Cell:
+    """Make the cell once: every seed of a group asks for it, and its key takes a while."""
     config: Config = {"trainings": [asdict(training) for training in trainings], "keep": keep}
-    return Cell(TRAIN_TOGETHER, config, cost=0.4 * sum(one.cell().cost for one in trainings))
+    return Cell(TRAIN_TOGETHER, config, cost=cost_of(trainings))
+
+
+def cost_of(trainings: Sequence[Training]) -> float:
+    """Return rough seconds on one core of training these networks together."""
+    return sum(one.cell().cost * (0.4 if is_stackable(one) else 1.0) for one in trainings)
 
 
 def member(inputs: Inputs, number: int) -> Inputs:

@@ -81,3 +81,21 @@ def test_a_table_that_inputs_look_up_counts_as_read() -> None:
     net = nn.Sequential(nn.Embedding(50, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     found = osp.audit(net, torch.randint(0, 50, (2, 3)))
     assert not any("in part only" in line for line in found.conditions)
+
+
+@pytest.mark.parametrize("meta", [False, True], ids=["with memory", "on meta"])
+def test_what_nothing_reads_is_inert(meta: bool) -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.pooler = nn.Linear(3, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x).tanh()
+
+    net = Unused()
+    found = osp.audit(net.to("meta") if meta else net, torch.randn(2, 3))
+    assert found.inert == ["pooler.weight", "pooler.bias"]
+    assert not found.families
+    assert not found.spheres
+    assert not found.shift_families

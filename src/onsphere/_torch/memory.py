@@ -31,7 +31,8 @@ def empty_float64(shape: Sequence[int], device: torch.device) -> Tensor:
 
 
 def times(t: Tensor, factor: Tensor | float) -> Tensor:
-    """Return ``t * factor``, in memory of :func:`empty_float64` where it is of float64."""
-    if t.dtype is not torch.float64 or t.layout is not torch.strided or t.requires_grad:
+    """Return ``t * factor``, in memory of :func:`empty_float64` if large, dense and of float64."""
+    plain = t.dtype is torch.float64 and t.layout is torch.strided and not t.requires_grad
+    if not plain or t.numel() < LARGE or not t.is_contiguous():
         return t * factor
     return torch.mul(t, factor, out=empty_float64(t.shape, t.device))

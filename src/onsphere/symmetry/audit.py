@@ -150,13 +150,18 @@ def audit(
             )
             families = _reached(families, traced)
             shifts = [f.family for f in families_in(unknowns)[1]]
+            # What nothing reads does nothing either.
+            unused = set() if traced.data_dependent else {*traced.unread}
             inert = without_effect(shifts, _shapes(model, traced.parameters))
-            if inert:
+            inert += [n for n in traced.unread if n in unused - {*inert}]
+            if not unused.issuperset(inert):
                 traced = trace(model, args, kwargs, output=output, inert=inert)
                 families = channel_symmetries(
                     model, args, kwargs, output=output, inert=inert, roles=traced.roles
                 )
                 families = _reached(families, traced)
+            families = [f for f in families if not unused.issuperset(f.names)]
+            shifts = [f for f in shifts if not unused.issuperset(f.names)]
             claims = [dict(v) for v in traced.basis]
             shapes = _shapes(model, traced.parameters)
             findings = _Findings(

@@ -91,3 +91,13 @@ def test_families_can_be_given_one_by_one_and_bad_input_is_told() -> None:
         osp.symmetry.shifted(net, found, [])
     with pytest.raises(osp.symmetry.ShiftError, match="finite number, got nan"):
         osp.symmetry.shifted(net, found, size=float("nan"))
+
+
+def test_families_do_not_depend_on_the_memory_format() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    plain = osp.audit(net, images)
+    last = osp.audit(net.to(memory_format=torch.channels_last), images)
+    assert [f.names for f in last.shift_families] == [f.names for f in plain.shift_families]
+    assert len(plain.shift_families) > 1

@@ -66,7 +66,7 @@ class RandomWeights:
                 state[name] = redrawn_like(facts, self.generator) * factor
             else:
                 state[name] = shaken(facts, noise, self.generator, factor)
-        return state
+        return {n: laid_out_as(self.state[n], t) for n, t in state.items()}
 
     def shaken(self, t: Tensor, noise: float) -> Tensor:
         """Move the entries of a tensor at random."""
@@ -75,6 +75,14 @@ class RandomWeights:
     def redrawn_like(self, t: Tensor) -> Tensor:
         """Draw numbers of the same mean and spread; numbers of one sign keep it."""
         return redrawn_like(_Facts(t), self.generator)
+
+
+def laid_out_as(given: Tensor, t: Tensor) -> Tensor:
+    """Return a tensor with the strides of another, as channels-last filters have their own."""
+    strided = given.layout is torch.strided and t.layout is torch.strided
+    if not strided or given.stride() == t.stride() or 0 in given.stride():
+        return t
+    return t.new_empty_strided(given.shape, given.stride()).copy_(t)
 
 
 class _Facts:

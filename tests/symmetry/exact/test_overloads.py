@@ -14,21 +14,21 @@ aten = torch.ops.aten
 @pytest.mark.parametrize(
     ("func", "said"),
     [
-        (aten.add.Tensor, {"functional"}),
-        (aten.add_.Tensor, {"writes"}),
-        (aten.add.out, {"writes", "outs"}),
-        (aten.view.default, {"shows"}),
-        (aten.nonzero.default, {"reads", "decides"}),
-        (aten.equal.default, {"decides"}),
-        (aten.masked_select.default, set()),
-        (aten.bernoulli.default, {"functional", "draws"}),
+        (aten.add.Tensor, "functional"),
+        (aten.add_.Tensor, "writes"),
+        (aten.add.out, "writes outs"),
+        (aten.view.default, "shows"),
+        (aten.nonzero.default, "decides reads"),
+        (aten.equal.default, "decides"),
+        (aten.masked_select.default, ""),
+        (aten.bernoulli.default, "draws functional"),
     ],
     ids=str,
 )
-def test_what_is_known_of_an_operation(func: object, said: set[str]) -> None:
+def test_what_is_known_of_an_operation(func: object, said: str) -> None:
     overload = overload_of(func)
     names = ("functional", "writes", "outs", "shows", "reads", "decides", "draws")
-    assert {name for name in names if getattr(overload, name)} == said
+    assert {name for name in names if getattr(overload, name)} == {*said.split()}
     assert overload_of(func) is overload
 
 

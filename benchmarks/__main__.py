@@ -5,7 +5,8 @@ prints laws and predictions beside what comes out instead, ``python -m benchmark
 folding does beside PyTorch's own tools, ``python -m benchmarks int8 FOLDER`` what equalizing does,
 ``python -m benchmarks peers`` both beside AIMET and torch-pruning, ``python -m benchmarks merging
 FOLDER`` what canonical forms do to a linear merge, ``python -m benchmarks ensembles [METHOD ...]``
-small networks trained together and alone.
+small networks trained together and alone. ``python -m benchmarks.NAME --help`` tells of the
+others: atlas, audit_time, evidence, shifts, symmetry, transfer.
 """
 
 import sys
@@ -19,6 +20,9 @@ from onsphere.report import Table, table
 
 def main() -> None:
     """Measure everything; a ratio below 1 means that ours is faster."""
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return
     if sys.argv[1:] == ["dynamics"]:
         for page in dynamics.tables():
             Console(width=120).print(table(page))

@@ -167,8 +167,9 @@ def test_ctrl_c_is_one_line_and_keeps_what_had_finished(tmp_path, undisturbed, e
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert error.startswith("onsphere: stopped; what had finished is kept")
-    assert error.count("\n") == 1
+    # On a slow machine the first cells take so long that lines of progress stand before it.
+    (said,) = [line for line in error.splitlines() if not line.startswith("measuring ")]
+    assert said.startswith("onsphere: stopped; what had finished is kept")
     whole = tiny.contents(undisturbed)
     found = tiny.contents(tmp_path)
     assert found.items() <= whole.items()

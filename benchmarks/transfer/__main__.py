@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
             options.jobs,
             Log(),
             images={KINDS[kind].images for kind in kinds},
-            reads_text=any("gpt" in kind for kind in kinds),
+            reads_text=any(KINDS[kind].reads_text for kind in kinds),
             steps=options.steps,
             width=options.width,
         )

@@ -11,28 +11,29 @@ LARGE = 1_000_000
 """Entries from which a tensor is large."""
 
 
-def empty_float64(shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return a tensor of float64 to be filled.
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor to be filled.
 
-    Large ones on the CPU are NumPy's, which asks the system for huge pages: filling them takes a
-    third of the time, most of which PyTorch's own spend on page faults.
+    Large ones of float64 on the CPU are NumPy's, which asks the system for huge pages: filling
+    them takes a third of the time, most of which PyTorch's own spend on page faults.
 
     Args:
         shape: its shape.
+        dtype: its type.
         device: where it lies.
 
     Example:
-        >>> empty_float64((2, 3), torch.device("cpu")).shape
+        >>> empty((2, 3), torch.float64, torch.device("cpu")).shape
         torch.Size([2, 3])
     """
-    if device.type == "cpu" and math.prod(shape) >= LARGE:
+    if device.type == "cpu" and dtype is torch.float64 and math.prod(shape) >= LARGE:
         return torch.from_numpy(np.empty(tuple(shape)))
-    return torch.empty(tuple(shape), dtype=torch.float64, device=device)
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def times(t: Tensor, factor: Tensor | float) -> Tensor:
-    """Return ``t * factor``, in memory of :func:`empty_float64` if large, dense and of float64."""
-    plain = t.dtype is torch.float64 and t.layout is torch.strided and not t.requires_grad
+    """Return ``t * factor``, in memory of :func:`empty` if large and dense."""
+    plain = t.layout is torch.strided and not t.requires_grad
     if not plain or t.numel() < LARGE or not t.is_contiguous():
         return t * factor
-    return torch.mul(t, factor, out=empty_float64(t.shape, t.device))
+    return torch.mul(t, factor, out=empty(t.shape, t.dtype, t.device))

@@ -144,37 +144,11 @@ def audit(
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
         if any(p.is_meta for p in model.parameters()):
-            unknowns = Unknowns(frozenset(traced.still), traced.kept)
-            families = channel_symmetries(
-                model, args, kwargs, output=output, roles=traced.roles, shifts=unknowns
-            )
-            families = _reached(families, traced)
-            shifts = [f.family for f in families_in(unknowns)[1]]
-            # What nothing reads does nothing either.
-            unused = set() if traced.data_dependent else {*traced.unread}
-            inert = without_effect(shifts, _shapes(model, traced.parameters))
-            inert += [n for n in traced.unread if n in unused - {*inert}]
-            if not unused.issuperset(inert):
-                traced = trace(model, args, kwargs, output=output, inert=inert)
-                families = channel_symmetries(
-                    model, args, kwargs, output=output, inert=inert, roles=traced.roles
-                )
-                families = _reached(families, traced)
-            families = [f for f in families if not unused.issuperset(f.names)]
-            shifts = [f for f in shifts if not unused.issuperset(f.names)]
-            claims = [dict(v) for v in traced.basis]
-            shapes = _shapes(model, traced.parameters)
-            findings = _Findings(
-                claims, inert=inert, divisions=divisions(claims, families, shapes),
-                families=families, shift_families=shifts,
-                parts=list(_known(shifts, inert).values()),
-                conditions=on_unread_entries(traced),
-            )  # fmt: skip
-            found = _concluded(model, traced, findings)
+            traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
             traced, findings, others = _investigated(probe, args, kwargs, search_seconds, say)
-            found = _concluded(model, traced, findings)
+        found = _concluded(model, traced, findings)
     same = tuple(x for x in others if x.state is None)
     inputs = Inputs(args, kwargs, output, ModelReference(model), same)
     with unchanged(traced.outside):
@@ -208,6 +182,39 @@ class _Runs:
     kwargs: Mapping[str, Any]
     others: Sequence[Call]
     telling: Sequence[Call]
+
+
+def _without_memory(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    traced: Trace,
+    output: OutputPicker | None,
+) -> tuple[Trace, _Findings]:
+    """Find what the operations alone tell."""
+
+    def families(inert: Collection[str], shifts: Unknowns | None = None) -> list[Family]:
+        found = channel_symmetries(
+            model, args, kwargs, output=output, inert=inert, roles=traced.roles, shifts=shifts
+        )
+        return _reached(found, traced)
+
+    unused = [] if traced.data_dependent else [*traced.unread]  # and so without effect
+    unknowns = Unknowns(frozenset({*traced.still, *unused}), traced.kept)
+    found, shapes = families(unused, unknowns), _shapes(model, traced.parameters)
+    shifts = [f.family for f in families_in(unknowns)[1]]
+    free = without_effect(shifts, shapes)
+    inert = [*free, *unused]
+    if free:
+        traced = trace(model, args, kwargs, output=output, inert=inert)
+        found = families(inert)
+    claims = [dict(v) for v in traced.basis]
+    return traced, _Findings(
+        claims, inert=inert, divisions=divisions(claims, found, shapes),
+        families=found, shift_families=shifts,
+        parts=list(_known(shifts, inert).values()),
+        conditions=on_unread_entries(traced),
+    )  # fmt: skip
 
 
 def _investigated(

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onsphere._torch.memory import LARGE, empty_float64, times
+from onsphere._torch.memory import LARGE, empty, times
 from onsphere._torch.meta_results import MetaResults
-from onsphere.symmetry.exact.overloads import flat, overload_of
+from onsphere.symmetry.exact.overloads import flat, flat_tensors, overload_of
 
 aten = torch.ops.aten
 
@@ -21,6 +21,7 @@ aten = torch.ops.aten
         (aten.nonzero.default, "decides reads"),
         (aten.equal.default, "decides"),
         (aten.masked_select.default, ""),
+        (aten.view.dtype, "shows"),
         (aten.bernoulli.default, "draws functional"),
     ],
     ids=str,
@@ -30,6 +31,11 @@ def test_what_is_known_of_an_operation(func: object, said: str) -> None:
     names = ("functional", "writes", "outs", "shows", "reads", "decides", "draws")
     assert {name for name in names if getattr(overload, name)} == {*said.split()}
     assert overload_of(func) is overload
+
+
+def test_tensors_of_a_call_are_found_among_keywords_too() -> None:
+    x, y = torch.ones(1), torch.ones(2)
+    assert [id(t) for t in flat_tensors((([x, None], 3), {"out": y}))] == [id(x), id(y)]
 
 
 def test_arguments_of_a_call_with_lists_unpacked() -> None:
@@ -91,5 +97,5 @@ def test_large_products_are_those_of_pytorch() -> None:
     assert torch.equal(times(large, factor), large * factor)
     assert torch.equal(times(small, 2.0), small * 2)
     assert times(small.double().requires_grad_(), 2.0).requires_grad
-    made = empty_float64(large.shape, large.device)
+    made = empty(large.shape, large.dtype, large.device)
     assert (made.shape, made.dtype) == (large.shape, torch.float64)

@@ -25,7 +25,13 @@ from onsphere.symmetry.exact.operation import (
     key_of,
     written_by,
 )
-from onsphere.symmetry.exact.overloads import Overload, flat, flat_tensors, overload_of
+from onsphere.symmetry.exact.overloads import (
+    Overload,
+    flat,
+    flat_tensors,
+    is_float,
+    overload_of,
+)
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
@@ -55,6 +61,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own: the model's own parameters; what it writes into them is taken back by
             :meth:`restore`, as what it writes into tensors that it does not hold is.
         copies: further tensors that are there for this run only.
+        watched: weights of which it is noted which entries are read.
         without_memory: the weights are on the meta device, so everything moves there.
     """
 
@@ -64,12 +71,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         use: InputUse,
         own: Iterable[Tensor] = (),
         copies: Iterable[Tensor] = (),
+        watched: Iterable[Tensor] = (),
         without_memory: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
-        self.coverage = Coverage((), self._constant)
+        self.coverage = Coverage(watched, self._constant)
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
@@ -87,10 +95,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._literals: dict[int, Tensor] = {}
         self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
-
-    def watch(self, weights: Iterable[Tensor]) -> None:
-        """Note which entries of weights are read."""
-        self.coverage = Coverage(weights, self._constant)
 
     def _constant(self, numbers: Tensor) -> Tensor | None:
         """Return whole numbers that no input decides."""
@@ -139,9 +143,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._note(overload, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
-        # The bits of numbers, read as another type, are no numbers that scale.
-        bits = overload.name == "aten::view" and "dtype" in overload.arguments
-        rule = None if bits else rule_of(overload.name)
+        rule = rule_of(overload.name)
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:
@@ -295,7 +297,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, tensors: Sequence[Tensor], written: set[int], results: list[Tensor], units: Any
     ) -> None:
         read = set(map(key_of, tensors))
-        digits = [_rounding(t.dtype) for t in tensors if _is_real(t)]
+        digits = [_rounding(t.dtype) for t in tensors if is_float(t)]
         finest = min(digits, default=math.inf)
         for i, tensor in enumerate(results):
             unit = units if isinstance(units, Unit) else units[min(i, len(units) - 1)]
@@ -306,7 +308,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.write(tensor, unit)
             else:
                 self.ledger.view(tensor, unit)
-            if unit.terms and _is_real(tensor) and _rounding(tensor.dtype) > finest:
+            if unit.terms and is_float(tensor) and _rounding(tensor.dtype) > finest:
                 self.ledger.rounded.append(dict(unit.terms))  # it has fewer digits
 
 
@@ -349,8 +351,3 @@ class Reads(TorchFunctionMode):
 @cache
 def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
-
-
-def _is_real(t: Tensor) -> bool:
-    """Return whether a tensor holds real or complex numbers, not whole ones."""
-    return t.is_floating_point() or t.is_complex()

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.exact.operation import Operation, Origin, key_of
+from onsphere.symmetry.exact.overloads import is_float
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
 """Whether a model takes some inputs."""
@@ -77,7 +78,7 @@ class InputUse:
         self.rows: dict[int, int] = {}
         self._leaf_of: dict[int, int] = {}
         for i, t in enumerate(tree_leaves(inputs)):
-            if isinstance(t, Tensor) and t.layout is torch.strided and not _is_float(t):
+            if isinstance(t, Tensor) and t.layout is torch.strided and not is_float(t):
                 self._leaf_of[key_of(t)] = i
 
     def follow(self, op: Operation, rearranges: bool) -> None:
@@ -114,7 +115,7 @@ def marked(inputs: Any, mark: Callable[[Tensor, Origin], None]) -> None:
     """Tell of every input whether it is data or a mask."""
     for t in tree_leaves(inputs):
         if isinstance(t, Tensor):
-            mask = not _is_float(t) or (not t.is_meta and not _is_finite(t))
+            mask = not is_float(t) or (not t.is_meta and not _is_finite(t))
             mark(t, Origin.WHOLE if mask else Origin.DATA)
 
 
@@ -265,7 +266,7 @@ class OtherInputs:
 
     def _whole(self, i: int, t: Tensor, lengths: Mapping[int, int], meet: bool) -> Tensor:
         """Draw whole numbers, or a mask, in the place of ``t``."""
-        if _is_float(t):
+        if is_float(t):
             if _is_binary(t):
                 return self._mask(t)
             hidden = self._mask(t != 0)
@@ -395,7 +396,7 @@ def _listed(flags: Sequence[Any]) -> str:
 
 
 def _is_mask(t: Tensor) -> bool:
-    return not _is_float(t) or _is_infinite_mask(t)
+    return not is_float(t) or _is_infinite_mask(t)
 
 
 def _is_infinite_mask(t: Tensor) -> bool:
@@ -411,10 +412,6 @@ def _is_binary(t: Tensor) -> bool:
     if not t.is_floating_point() or t.is_meta or not t.numel():
         return False
     return bool(((t == 0) | (t == 1)).all())
-
-
-def _is_float(t: Tensor) -> bool:
-    return t.is_floating_point() or t.is_complex()
 
 
 def _is_finite(t: Tensor) -> bool:

@@ -16,7 +16,7 @@ from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurre
 from onsphere.symmetry.exact.field_memory import FieldMemory
 from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
-from onsphere.symmetry.exact.overloads import Overload, flat_tensors, overload_of
+from onsphere.symmetry.exact.overloads import Overload, flat_tensors, is_float, overload_of
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
@@ -290,7 +290,7 @@ class Operation:
         """Return all real or complex tensors among the inputs, lists unpacked."""
         given = [a for name, a in self._args.items() if name not in self._overload.outs]
         found = (t for a in given for t in flat_tensors(a))
-        return [t for t in found if t.is_floating_point() or t.is_complex()]
+        return [t for t in found if is_float(t)]
 
     def unit(self, value: Any, *, keep_eps: bool = False) -> Unit:
         """Return the unit of a tensor, a number or nothing at all (which fits any unit).

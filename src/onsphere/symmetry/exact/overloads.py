@@ -69,7 +69,8 @@ def _described(func: Any) -> Overload:
     schema, tags = func._schema, set(func.tags)
     arguments, returns = list(schema.arguments), list(schema.returns)
     aliases = [a.alias_info is not None for a in (*arguments, *returns)]
-    name = str(schema.name)
+    # That of bits read as another type is one of its own: no rule of `view` holds there.
+    name = "aten::view_dtype" if func is torch.ops.aten.view.dtype else str(schema.name)
     reads = name in _DATA_DEPENDENT
     decides = reads or torch.Tag.data_dependent_output in tags
     return Overload(
@@ -96,13 +97,18 @@ def short_name(func: Any) -> str:
     return overload_of(func).short
 
 
+def is_float(t: Tensor) -> bool:
+    """Return whether a tensor holds real or complex numbers: no whole ones, and no mask."""
+    return t.is_floating_point() or t.is_complex()
+
+
 def flat_tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in a value made of tensors, lists and tuples."""
+    """Return the tensors in a value made of tensors, lists, tuples and dictionaries."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, list | tuple):
         return [t for v in value for t in flat_tensors(v)]
-    return []
+    return flat_tensors([*value.values()]) if isinstance(value, dict) else []
 
 
 def flat(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -303,8 +303,7 @@ def _run(
         ledger.mark(buffer, Origin.KEPT)
     copies = [t for t in tree_leaves((args, kwargs, state)) if isinstance(t, Tensor)]
     use = InputUse((args, kwargs))
-    tracer = Tracer(ledger, use, leaves.values(), copies, without_memory)
-    tracer.watch(held.values())
+    tracer = Tracer(ledger, use, leaves.values(), copies, held.values(), without_memory)
     if shifts is not None:
         tracer.shifts = ShiftTracker(shifts, ledger.shadows.value)
         tracer.shifts.introduce_all(leaves, state, buffers)

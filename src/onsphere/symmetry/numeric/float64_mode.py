@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from onsphere._torch.memory import LARGE, empty_float64
+from onsphere._torch.memory import LARGE, empty
 from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, overload_of
 
@@ -162,9 +162,9 @@ def wide(t: Tensor) -> Tensor:
     """Return a tensor of a short type in float64, or in complex numbers of it."""
     if t.dtype not in _WIDE:
         return t
-    plain = type(t) is Tensor and not (t.is_complex() or t.requires_grad)
+    plain = type(t) is Tensor and not t.requires_grad
     if t.numel() >= LARGE and plain and t.is_contiguous():
-        return empty_float64(t.shape, t.device).copy_(t)
+        return empty(t.shape, _WIDE[t.dtype], t.device).copy_(t)
     return t.to(_WIDE[t.dtype])
 
 

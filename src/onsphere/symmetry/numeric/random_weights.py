@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from onsphere._torch.memory import empty_float64
+from onsphere._torch.memory import empty
 
 _NOISE = 100_003
 """Random numbers drawn at once; a prime, so that no row of a weight repeats another."""
@@ -145,10 +145,7 @@ def shaken(facts: _Facts, noise: float, generator: torch.Generator, scale: float
     term = (scale * noise * facts.spread) * spread.roll(1)
     # A large tensor meets the same numbers again and again.
     n, flat = len(factor), t.reshape(-1)
-    if t.dtype is torch.float64:
-        result = empty_float64((t.numel(),), t.device)
-    else:
-        result = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
+    result = empty((t.numel(),), t.dtype, t.device)
     for some, into in zip(torch.split(flat, n), torch.split(result, n), strict=True):
         torch.addcmul(term[: len(some)], some, factor[: len(some)], out=into)
     return result.reshape(t.shape)

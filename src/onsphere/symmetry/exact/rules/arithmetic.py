@@ -19,7 +19,7 @@ from onsphere.symmetry.exact.operation import (
     is_free_number,
     same_view,
 )
-from onsphere.symmetry.exact.overloads import flat_tensors
+from onsphere.symmetry.exact.overloads import flat_tensors, is_float
 
 
 def add(op: Operation) -> Unit:
@@ -166,14 +166,14 @@ def cast(op: Operation) -> Unit:
     self: Tensor = op["self"]
     if self.dtype == torch.bool:
         return Unit(binary=True)
-    if not (op.result.is_floating_point() or op.result.is_complex()):
+    if not is_float(op.result):
         return op.dimensionless(self)
     return op.unit(self, keep_eps=True)
 
 
 def copy(op: Operation) -> Unit:
     """Copy: the unit of the source, which whole numbers do not keep."""
-    if not (op["self"].is_floating_point() or op["self"].is_complex()):
+    if not is_float(op["self"]):
         return op.dimensionless(op["src"])
     return op.unit(op["src"], keep_eps=True)
 

@@ -53,8 +53,7 @@ AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 
 def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
-    bits = op.name == "aten::view" and op.has("dtype")  # of numbers, read as another type
-    axis_rule = collapse if bits else entry_of(AXIS_RULES, op.name) or collapse
+    axis_rule = entry_of(AXIS_RULES, op.name) or collapse
     try:
         return axis_rule(op, rule, channels)
     except TooLargeError:

@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.overloads import is_float
 from onsphere.symmetry.exact.rules.rearrangements import result_of
 from onsphere.symmetry.exact.shifts.tensor_shift import (
     NO_SHIFT,
@@ -25,9 +26,7 @@ def ignores(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def passes(op: Operation, run: ShiftTracker) -> TensorShift:
     """Add to the result what is added to the first input."""
-    if not (result_of(op).is_floating_point() or result_of(op).is_complex()):
-        return forbids(op, run)
-    return run.read(op.first)
+    return run.read(op.first) if is_float(result_of(op)) else forbids(op, run)
 
 
 def negates(op: Operation, run: ShiftTracker) -> TensorShift:
@@ -46,8 +45,7 @@ def adds(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def copies(op: Operation, run: ShiftTracker) -> TensorShift:
     """Take the values of another tensor, if they stay what they are."""
-    real = result_of(op).is_floating_point() or result_of(op).is_complex()
-    return run.read(op["src"]) if real else forbids(op, run)
+    return run.read(op["src"]) if is_float(result_of(op)) else forbids(op, run)
 
 
 def fills(op: Operation, run: ShiftTracker) -> TensorShift:

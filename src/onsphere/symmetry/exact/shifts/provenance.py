@@ -14,7 +14,7 @@ from torch import Tensor
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
 from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import covers_storage, key_of
-from onsphere.symmetry.exact.overloads import overload_of
+from onsphere.symmetry.exact.overloads import is_float, overload_of
 
 _UNCHANGED = frozenset({
     "clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift_fresh_copy", "to",
@@ -110,7 +110,7 @@ def _is_kept(short: str, inputs: Sequence[Tensor], result: Tensor) -> bool:
     """Return whether a result holds what the first input does; whole numbers are others."""
     if short not in _UNCHANGED or not is_whole(inputs[0]):
         return False
-    return result.is_floating_point() or not inputs[0].is_floating_point()
+    return is_float(result) or not is_float(inputs[0])
 
 
 def _told(known: Provenance, value: Any) -> Hashable:

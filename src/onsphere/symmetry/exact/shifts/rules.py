@@ -60,17 +60,14 @@ from onsphere.symmetry.exact.shifts.tracker import ShiftRule, ShiftTracker
 
 def shifts_of(op: Operation, run: ShiftTracker) -> TensorShift | Sequence[TensorShift]:
     """Return what is added to the results of an operation."""
-    move = MOVES.get(op.name)
-    if op.name == "aten::view_as_real" or (op.name == "aten::view" and op.has("dtype")):
-        return forbids(op, run)  # entries become several, or bits
-    if move is not None:
+    rule, move = entry_of(SHIFT_RULES, op.name), MOVES.get(op.name)
+    if rule is None and move is not None:
         first = flat_tensors(op.first)[0]
         shift = run.read(first)
         return [
             shift.moved(first.ndim, lambda a, i=i: move(op, a, i))  # type: ignore[misc]
             for i in range(len(flat_tensors(op.result)))
         ]
-    rule = entry_of(SHIFT_RULES, op.name)
     return forbids(op, run) if rule is None else rule(op, run)
 
 
@@ -87,6 +84,7 @@ _TABLE: list[tuple[ShiftRule, str]] = [
     (adds, "add sub rsub"),
     (copies, "copy"),
     (fills, "fill"),
+    (forbids, "view_as_real"),  # a real amount goes to one of two entries
     (multiplies, "mul multiply"),
     (divides, "div divide true_divide"),
     (adds_product, "addcmul"),

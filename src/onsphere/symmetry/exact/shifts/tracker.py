@@ -17,7 +17,7 @@ from onsphere.symmetry.exact.operation import (
     covers_storage,
     key_of,
 )
-from onsphere.symmetry.exact.overloads import flat_tensors
+from onsphere.symmetry.exact.overloads import flat_tensors, is_float
 from onsphere.symmetry.exact.rules.rearrangements import MOVES
 from onsphere.symmetry.exact.shifts.provenance import Provenance, Recipe
 from onsphere.symmetry.exact.shifts.tensor_shift import NO_SHIFT, TensorShift
@@ -249,7 +249,7 @@ class ShiftTracker:
         self.provenance.follow(op.func, given, results, written)
         self._follow_averages(op, results, written)
         inputs = [t for t in given if isinstance(t, Tensor) and key_of(t) in self._shifts]
-        inputs = [t for t in inputs if t.is_floating_point() or t.is_complex()]
+        inputs = [t for t in inputs if is_float(t)]
         shifts: Any = NO_SHIFT
         if inputs:
             arrays = [a for t in inputs for a in self.read(t).arrays()]
@@ -261,7 +261,7 @@ class ShiftTracker:
                 self.vanish(*inputs)
         for i, tensor in enumerate(results):
             shift = shifts if isinstance(shifts, TensorShift) else shifts[min(i, len(shifts) - 1)]
-            if not (tensor.is_floating_point() or tensor.is_complex()):
+            if not is_float(tensor):
                 shift = NO_SHIFT
             if key_of(tensor) in written:
                 self._overwrite(tensor, shift)
@@ -307,8 +307,7 @@ class ShiftTracker:
         if first is not None and first.ndim and self.averages(first, first.ndim - 1):
             width = first.shape[-1] if short in _KEPT_ROWS else 0
         for t in results:
-            real = t.is_floating_point()
-            if width and real and t.ndim and t.shape[-1] == width and t.stride(-1) == 1:
+            if width and is_float(t) and t.ndim and t.shape[-1] == width and t.stride(-1) == 1:
                 self._note_average(t)
             elif first is None or key_of(t) != key_of(first) or key_of(t) in written:
                 self._averages.pop(key_of(t), None)

@@ -18,6 +18,7 @@ from onsphere.studies.claims import (
 from onsphere.studies.claims.plan import Plan
 from onsphere.studies.engine.job import Inputs
 from onsphere.studies.setup.training import Training, train
+from onsphere.studies.setup.training_group import TRAIN_TOGETHER
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def group(trained):
             for name, value in own.tensors[0].items()
         }
         trainings = [config["training"] for config, _ in runs]
-        config = {"trainings": trainings, "training": trainings[0]}
+        config = {"trainings": trainings, "training": trainings[0], "first": 0}
         return {**config, "images": 30, "steps": 4}, Inputs(
             runs[0][1].images, (records,), (tensors,)
         )
@@ -208,6 +209,15 @@ def test_every_network_of_a_group_is_attacked(group):
         assert all(s <= r for s, r in zip(one["stands"], one["right"], strict=True))
     assert found[0]["norm_growth"] > 1
     assert found[1]["norm_growth"] == pytest.approx(1, abs=1e-3)
+
+
+def test_of_networks_of_several_seeds_only_one_seed_is_attacked(group):
+    config, inputs = group("bn")
+    every = result(robustness.attack, config, inputs)["networks"]
+    second = {**config, "trainings": config["trainings"][1:], "first": 1}
+    assert result(robustness.attack, second, inputs)["networks"] == every[1:]
+    second["training"] = config["trainings"][1]
+    assert result(robustness.control, second, inputs)["right"] == every[1]["right"]
 
 
 def test_controls_that_keep_the_function_keep_robustness(group):
@@ -238,7 +248,11 @@ def test_the_start_on_a_sphere_of_fixed_radius_does_not_depend_on_its_scale(digi
         for way in ways
         for scale in (0.125, 1, 8)
     ]
-    found = result(stability.start, {"trainings": trainings}, Inputs(digits))["trained"]
+    made = TRAIN_TOGETHER.run({"trainings": trainings, "keep": True}, Inputs(digits))
+    inputs = Inputs(digits, (made.result,), (made.tensors,))
+    found = result(stability.start, {"trainings": trainings, "first": 0}, inputs)["trained"]
+    rest = {"trainings": trainings[4:], "first": 4}
+    assert result(stability.start, rest, inputs)["trained"] == found[4:]
     plain, sphere = ([one["train_loss"] for one in side] for side in (found[:3], found[3:]))
     assert sphere == pytest.approx([sphere[1]] * 3, rel=1e-3)
     assert max(plain) - min(plain) > 0.05

@@ -22,6 +22,9 @@ from onsphere.report.palette import Palette, palette_of
 try:
     import matplotlib as mpl
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Picture
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -63,6 +66,12 @@ _STYLE: dict[str, Any] = {
     "ytick.labelcolor": "#3c3c3c",
     "ytick.labelsize": 9,
 }
+_CLEAR: dict[str, Any] = {  # for pages: their own letters, their own ground
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "svg.fonttype": "none",
+}
+_CANVASES = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG, "pdf": FigureCanvasPdf}
 _SLUG = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 
 
@@ -124,7 +133,7 @@ def to_svg(figure: Figure, palette: Palette | None = None, key: str | None = Non
         '<svg'
     """
     _check_panels(figure)
-    with _style(**{"svg.fonttype": "none"}):
+    with _style(**_CLEAR):
         drawing = _render(_compose(figure, palette or palette_of([figure])), "svg", figure)
     return inline_svg(drawing, _id(key or figure.name), figure.title, figure.caption)
 
@@ -146,7 +155,7 @@ def panels_to_svg(
     """
     palette, key = palette or palette_of([figure]), _id(key or figure.name)
     dashes = reference_dashes(figure)
-    with _style(**{"svg.fonttype": "none"}):
+    with _style(**_CLEAR):
         pictures = [Picture((PANEL_WIDTH, PANEL_HEIGHT)) for _ in figure.panels]
         for picture, panel in zip(pictures, figure.panels, strict=True):
             draw_panel(picture.add_subplot(), panel, palette, dashes)
@@ -329,7 +338,8 @@ def _render(picture: Picture, kind: str, figure: Figure) -> bytes:
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title},
     }[kind]
     stream = io.BytesIO()
-    # A clear ground for pages, a white one for files that stand anywhere.
-    clear = mpl.rcParams["svg.fonttype"] == "none"
-    picture.savefig(stream, format=kind, dpi=DPI, metadata=metadata, transparent=clear)
+    if kind == "png":
+        picture.set_dpi(DPI)
+    # Not by savefig, which draws twice: all is laid out, and every tick is made.
+    getattr(_CANVASES[kind](picture), f"print_{kind}")(stream, metadata=metadata)
     return stream.getvalue()

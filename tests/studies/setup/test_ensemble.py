@@ -137,7 +137,7 @@ def test_the_comparison_sees_another_seed_rate_decay_or_start(images):
 @pytest.mark.parametrize("method", STUDIED)
 def test_what_is_not_finite_stays_where_it_is(images, method):
     networks = [SmallConvNet(method, images, width=4, seed=seed).double() for seed in range(3)]
-    x = images.train_x[:96].view(32, 3, 8, 8)
+    x = images.train_x[:96].view(3, 32, 1, 8, 8)
 
     def logits_and_slopes(stack):
         logits = stack(x)

@@ -16,6 +16,7 @@ that both classify rightly without an attack, so that clean accuracy is matched.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -41,7 +42,7 @@ from onsphere.studies.setup.training import (
     network_for,
     restore,
 )
-from onsphere.studies.setup.training_group import group_cell, member
+from onsphere.studies.setup.training_group import member
 
 EPS = {
     "digits": (0.05, 0.1, 0.15, 0.2),
@@ -79,7 +80,7 @@ _SPHERE_GROUP: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "head held": {"space": "sphere", "head": "sphere"},
     }
 )
-"""Trainings by name, as changes of the common one; those of a group are trained together."""
+"""Trainings by name, as changes of the common one."""
 
 
 def radii(data: str) -> tuple[float, ...]:
@@ -113,10 +114,10 @@ def _stands(net: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> lis
 
 
 def attack(config: Config, inputs: Inputs) -> Found:
-    """Attack every network of a group; one that diverged leaves a record that says so."""
+    """Attack a seed's networks; one that diverged leaves a record that says so."""
     x, y, eps = _attacked(config, inputs)
     networks: list[dict[str, Any]] = []
-    for number, training in enumerate(config["trainings"]):
+    for number, training in enumerate(config["trainings"], config["first"]):
         own = member(inputs, number)
         if own.records[0]["diverged"]:
             networks.append({"diverged": True})
@@ -136,8 +137,8 @@ def attack(config: Config, inputs: Inputs) -> Found:
 
 
 def control(config: Config, inputs: Inputs) -> Found:
-    """Attack changed copies of the first network of a group, the plain one."""
-    own = member(inputs, 0)
+    """Attack changed copies of a seed's plain network."""
+    own = member(inputs, config["first"])
     if own.records[0]["diverged"]:
         return Found({"diverged": True})
     settings, steps = Training(**config["training"]), config["steps"]
@@ -232,26 +233,31 @@ ATTACK = Task("robustness.attack", 1, attack)
 CONTROL = Task("robustness.control", 1, control)
 
 
-def _group(plan: Plan, method: str, seed: int, names: Mapping[str, Mapping[str, Any]]) -> Cell:
-    return group_cell([plan.trained(method, seed, **own) for own in names.values()], keep=True)
+def _group(
+    plan: Plan, method: str, seed: int, names: Mapping[str, Mapping[str, Any]]
+) -> tuple[Cell, Config]:
+    """Return the cell that trains a seed's networks among others, and which of them these are."""
+
+    def trainings(one: int) -> list[Training]:
+        return [plan.trained(method, one, **own) for own in names.values()]
+
+    group, first = plan.together(seed, trainings, keep=True)
+    return group, {"trainings": [asdict(own) for own in trainings(seed)], "first": first}
 
 
 def _attack_cell(
     plan: Plan, method: str, seed: int, names: Mapping[str, Mapping[str, Any]]
 ) -> Cell:
-    group, scale = _group(plan, method, seed, names), plan.scale
-    config: Config = {
-        "trainings": group.config["trainings"],
-        "images": scale.images,
-        "steps": scale.attack_steps,
-    }
+    (group, own), scale = _group(plan, method, seed, names), plan.scale
+    config = {**own, "images": scale.images, "steps": scale.attack_steps}
     return Cell(ATTACK, config, (group,), cost=len(names) * scale.attack_steps * 0.02)
 
 
 def _control_cell(plan: Plan, method: str, seed: int) -> Cell:
-    group, scale = _group(plan, method, seed, _DECAY_GROUP), plan.scale
+    (group, own), scale = _group(plan, method, seed, _DECAY_GROUP), plan.scale
     config: Config = {
-        "training": group.config["trainings"][0],
+        "training": own["trainings"][0],
+        "first": own["first"],
         "images": scale.images,
         "steps": scale.attack_steps,
     }

@@ -23,12 +23,12 @@ from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.ensemble import train_ensemble
 from onsphere.studies.setup.statistics import estimate
 from onsphere.studies.setup.training import Space, Training, measure, measure_statistics, restore
-from onsphere.studies.setup.training_group import cost_of
+from onsphere.studies.setup.training_group import cost_of, member
 
 _SPACES: tuple[Space, Space] = ("plain", "sphere")
 _WITHIN = 0.02  # a setting is usable when its accuracy is this close to the best
 _SCALES = (2.0**-6, 2.0**-3, 1.0, 2.0**3, 2.0**6)  # powers of two: rounding stays as it is
-_RATES = tuple(10.0 ** (k / 2) for k in range(-3, 3))  # 0.03 to 10, the coarse grid
+_RATES = tuple(10.0 ** (k / 2) for k in range(-3, 2))  # 0.03 to 3, the coarse grid
 _PARTS = 4  # into which half a decade is divided where the usable range ends
 _GRID_RATES = (0.1, 0.3, 1.0)
 _GRID_DECAYS = (0.0, 3e-3, 3e-2)
@@ -62,30 +62,34 @@ def _part_cell(plan: Plan, seed: int, of: Callable[[int], list[Training]]) -> Ce
 
 
 def start(config: Config, inputs: Inputs) -> Found:
-    """Train from every scale of the initial weights, and test with statistics measured anew.
+    """Test networks from every scale of the initial weights, with statistics measured anew.
 
     What is left of BatchNorm's initial statistics after a short run, 0.9 to the number of steps,
     would drown the variances of tiny weights.
     """
-    trainings = [Training(**one) for one in config["trainings"]]
     trained = []
-    for settings, outcome in zip(trainings, train_ensemble(trainings, inputs.images), strict=True):
-        if not outcome.result["diverged"]:
-            model = restore(settings, Inputs(inputs.images, (outcome.result,), (outcome.tensors,)))
-            measure_statistics(model, inputs.images, settings)
-            outcome.result.update(measure(model, inputs.images))
-        trained.append(outcome.result)
+    for number, training in enumerate(config["trainings"], config["first"]):
+        settings, own = Training(**training), member(inputs, number)
+        result = dict(own.records[0])
+        if not result["diverged"]:
+            model = measure_statistics(restore(settings, own), inputs.images, settings)
+            result |= measure(model, inputs.images)
+        trained.append(result)
     return Found({"trained": trained})
 
 
-START = Task("stability.start", 1, start)
+START = Task("stability.start", 2, start)
 
 
 def _start_cell(plan: Plan, method: str, seed: int) -> Cell:
     ways: tuple[dict[str, Any], ...] = ({}, {"space": "sphere", "radius": 1.0})
-    trainings = [_short(plan, method, seed, start_scale=a, **way) for way in ways for a in _SCALES]
-    config = {"trainings": [asdict(one) for one in trainings]}
-    return Cell(START, config, cost=cost_of(trainings))
+
+    def trainings(one: int) -> list[Training]:
+        return [_short(plan, method, one, start_scale=a, **way) for way in ways for a in _SCALES]
+
+    group, first = plan.together(seed, trainings, keep=True)
+    config: Config = {"trainings": [asdict(own) for own in trainings(seed)], "first": first}
+    return Cell(START, config, (group,), cost=0.1 * len(config["trainings"]))
 
 
 def _ranges(record: dict[str, Any]) -> tuple[float, float]:
@@ -203,7 +207,7 @@ def upper_edge(rates: Sequence[float], accuracies: Sequence[float], enough: floa
     return rates[last] * (rates[last + 1] / rates[last]) ** share
 
 
-EDGES = Task("stability.edges", 3, find_edges)
+EDGES = Task("stability.edges", 4, find_edges)
 EDGE = Task("stability.edge", 1, edge_of)
 
 
@@ -464,7 +468,7 @@ def _details(plan: Plan, results: Results) -> Details:
         conditions=[
             f"{plan.scale.stability_steps} steps, momentum 0.9, cosine schedule, no weight decay "
             "unless said; the same seed gives both spaces the same initial weights and data order",
-            "largest usable rate: on a grid of half decades from 0.03 to 10, refined to an eighth "
+            "largest usable rate: on a grid of half decades from 0.03 to 3, refined to an eighth "
             "of a decade; the sphere keeps the initial length, so a rate means the same in both",
             "scale of the start: BatchNorm's statistics are measured anew before testing",
             f"no warm-up: {min(_ROUGH_STEPS, plan.scale.steps)} steps at a constant rate",

@@ -8,6 +8,7 @@ trained alone does, up to rounding.
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,14 @@ from onsphere.studies.setup.architectures import architecture
 from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.stacked import StackedNetworks
 from onsphere.studies.setup.training import (
+    MEASURED,
     RECORDED,
     Part,
     Training,
     batches,
     decay_of,
     growth_in,
+    measure_logits,
     network_for,
     outcome_of,
     rate_at,
@@ -39,8 +42,10 @@ from onsphere.studies.setup.training import (
     train,
 )
 
-AT_ONCE = 16
+AT_ONCE = 8
 """Members of one stack, at most: with more, activations leave the cache."""
+
+_IMAGES_AT_ONCE = 128  # in one pass, where nothing is trained
 
 
 def train_ensemble(
@@ -132,9 +137,8 @@ class _Ensemble:
     def __init__(self, members: Sequence[Training], images: Images) -> None:
         self.images, self.settings = images, list(members)
         self.numbers = list(range(len(members)))
-        self.alone = [network_for(one, images) for one in members]
-        self.stack = StackedNetworks(self.alone)
-        first, like = members[0], self.alone[0]
+        self.stack = StackedNetworks([network_for(one, images) for one in members])
+        first, like = members[0], self.stack.like
         hidden = {name: axes for name, (_, axes) in like.hidden_weights().items()}
         self.hidden, self.weights = hidden, {*hidden, "head.weight"}
         self.series: dict[str, list[Tensor]] = {n: [] for n in hidden} if first.record else {}
@@ -163,7 +167,7 @@ class _Ensemble:
         losses: list[list[float]] = [[] for _ in self.settings]
         outcomes: dict[int, Outcome] = {}
         for step in range(self.settings[0].steps):
-            index = torch.stack([next(order[number]) for number in self.numbers], 1)
+            index = torch.stack([next(order[number]) for number in self.numbers])
             each = self._losses(index, [noise[number] for number in self.numbers])
             found = each.tolist()
             for number, loss in zip(self.numbers, found, strict=True):
@@ -174,22 +178,25 @@ class _Ensemble:
             slopes = torch.autograd.grad(each[finite].sum(), wanted)
             gradients = dict(zip(self.trained, slopes, strict=True))
             if not bool(finite.all()):
+                measured = self._measure()
                 for place in (~finite).nonzero().flatten().tolist():
                     number = self.numbers[place]
-                    outcomes[number] = self._alone(number, place, losses[number])
+                    outcomes[number] = self._outcome(place, losses[number], measured[place])
                 gradients = {name: slope[finite] for name, slope in gradients.items()}
                 self._keep(finite.nonzero().flatten())
                 if not self.numbers:
                     break
             self._step(step, gradients)
             self._keep_snapshots(step)
-        outcomes |= self._measured(losses)
-        return [outcomes[number] for number in range(len(self.alone))]
+        measured = self._measure() if self.numbers else []
+        for place, number in enumerate(self.numbers):
+            outcomes[number] = self._outcome(place, losses[number], measured[place])
+        return [outcomes[number] for number in range(len(outcomes))]
 
     def _losses(self, index: Tensor, noise: Sequence[torch.Generator]) -> Tensor:
-        """Return each member's loss on its own batch; ``index`` has shape (batch, members)."""
-        x, labels = self.images.train_x[index.flatten()], self.images.train_y[index.t()]
-        logits = self.stack(x.reshape(len(index), -1, *x.shape[2:]))
+        """Return each member's loss on its own batch; ``index`` has shape (members, batch)."""
+        x, labels = self.images.train_x[index], self.images.train_y[index]
+        logits = self.stack(x)
         if self.settings[0].objective == "noise":
             drawn = torch.stack([torch.randn(logits.shape[1:], generator=g) for g in noise])
             return (logits * drawn).sum(2).mean(1)
@@ -231,23 +238,35 @@ class _Ensemble:
     def _turn(self, name: str, gradient: Tensor, rates: Tensor, step: int) -> None:
         """Take a step of :class:`~onsphere.optim.SphereSGD`, with one rate per member.
 
-        Vectors lie in memory one behind the other, as rows. Rates per row are computed in PyTorch;
-        the native kernels take one number. Where the step is linear in the gradients, and the rates
-        of all members change alike, these carry their member's first rate, and the kernels get what
-        the schedule leaves of it.
+        Vectors lie in memory one behind the other, as rows. The native kernels take one number for
+        all rows; a rate per row is computed in PyTorch. Where the step is linear in the gradients,
+        these carry their member's rate, and the kernels get what the schedule leaves of it.
         """
         first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
         rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)))
         lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
-        by_row = first.lr_mode == "angle" or any(_forces_growth(one) for one in self.settings)
+        by_row = first.lr_mode == "angle"
         if not by_row:
-            starts = torch.tensor([one.lr for one in self.settings], dtype=rates.dtype)
-            gradient, lr = gradient * _over(starts, gradient), share_at(first, step)
+            gradient, lr = self._carrying_rates(name, gradient, step), share_at(first, step)
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
         momentum = self.momenta[name].view(rows) if self.momenta else None
         part = Shard(weight.view(rows), gradient.reshape(rows), momentum, None, update)
         options = StepOptions(lr, first.lr_mode, capturable=by_row)
         advance([Family([part], radius.view(-1), None, self.reference[name])], sphere, options)
+
+    def _carrying_rates(self, name: str, gradient: Tensor, step: int) -> Tensor:
+        """Return gradients times their member's rate, the schedule aside, as momentum is, too."""
+        part: Part = "hidden" if name in self.hidden else "head"
+        now = self._rates(part, step)
+        if self.momenta and step and any(_forces_growth(one) for one in self.settings):
+            self.momenta[name].mul_(_over(now / self._rates(part, step - 1), gradient))
+        return gradient * _over(now, gradient)
+
+    def _rates(self, part: Part, step: int) -> Tensor:
+        """Return each member's rate in a step, over the share that the schedule leaves."""
+        share = share_at(self.settings[0], step)
+        rates = [rate_at(one, step, part) / share for one in self.settings]
+        return torch.tensor(rates, dtype=torch.float64)
 
     def _record(self, before: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         """Measure what a step did to every vector of every member."""
@@ -283,12 +302,10 @@ class _Ensemble:
         self.settings = [self.settings[place] for place in places.tolist()]
         self.numbers = [self.numbers[place] for place in places.tolist()]
 
-    def _alone(self, number: int, place: int, losses: list[float]) -> Outcome:
-        """Return the outcome of one member, measured by itself."""
-        model = self.alone[number]
-        model.load_state_dict(self.stack.state_dict(place))
-        outcome = outcome_of(model, losses, self.images)
-        outcome.tensors.update(self.kept[number] | self._recorded(place))
+    def _outcome(self, place: int, losses: list[float], measured: dict[str, Any]) -> Outcome:
+        """Return the outcome of the member at a place of the stack."""
+        outcome = outcome_of(measured, self.stack.state_dict(place), losses)
+        outcome.tensors.update(self.kept[self.numbers[place]] | self._recorded(place))
         return outcome
 
     def _recorded(self, place: int) -> dict[str, Tensor]:
@@ -302,12 +319,19 @@ class _Ensemble:
                 found[f"series.{name}.{quantity}"] = values
         return found
 
-    def _measured(self, losses: list[list[float]]) -> dict[int, Outcome]:
-        """Return the outcomes of all members that are left."""
-        return {
-            number: self._alone(number, place, losses[number])
-            for place, number in enumerate(self.numbers)
-        }
+    @torch.no_grad()
+    def _measure(self) -> list[dict[str, Any]]:
+        """Return loss and accuracy of every member that is left."""
+        self.stack.training = False
+        train, test = (
+            torch.cat([self.stack(x) for x in torch.split(images, _IMAGES_AT_ONCE)], 1)
+            for images in (self.images.train_x[:MEASURED], self.images.test_x)
+        )
+        self.stack.training = True
+        return [
+            measure_logits(own, held_out, self.images)
+            for own, held_out in zip(train, test, strict=True)
+        ]
 
 
 def _over(numbers: Tensor, values: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""Several small networks of one shape as one: grouped convolutions in channels-last memory.
+"""Several small networks of one shape as one: batched matrix products, the batch innermost.
 
 Every parameter and buffer of a :class:`~onsphere.studies.setup.network.SmallConvNet` gets an axis
-in front, the *members*. Activations hold the members' channels one behind the other, shape
-``(batch, members * channels, height, width)``, so that a convolution with one group per member and
-a normalization with as many times more channels (or groups) do for all members what they do for
-one. Nothing is shared between members: what one computes does not depend on who stands beside it,
-also where it is not finite.
+in front, the *members*. Activations have the shape ``(members, channels, height, width, batch)``.
+With the images of a batch side by side in memory, what a filter reads is copied and summed in long
+runs, where images of eight by eight pixels have none, and a convolution is one product of matrices
+per member. Nothing is shared between members: what one computes does not depend on who stands
+beside it, also where it is not finite.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from onsphere.norms.weight import WeightSphere
 from onsphere.studies.setup.network import GROUPS, Network
 
 _PARAMETRIZED = "parametrizations.weight"
+_KERNEL = 3  # height and width of all filters, which are padded by one
 
 
 class StackedNetworks:
@@ -52,24 +53,17 @@ class StackedNetworks:
         """Return logits, shape ``(members, batch, classes)``.
 
         Args:
-            x: images in [0, 1], shape ``(batch, members * channels, height, width)``; or
+            x: images in [0, 1], shape ``(members, batch, channels, height, width)``; or
                 ``(batch, channels, height, width)``, the same images for every member.
         """
         x = (x - self.like.input_mean) / self.like.input_spread
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.expand(len(self), *x.shape[-4:]).permute(0, 2, 3, 4, 1)
         for layer, conv in enumerate(self.like.convs):
             assert isinstance(conv, nn.Conv2d)
-            weight, bias = self._weight(layer), self.parameters.get(f"convs.{layer}.bias")
-            x = F.conv2d(
-                x,
-                weight,
-                None if bias is None else bias.flatten(),
-                conv.stride,
-                conv.padding,
-                groups=x.shape[1] // weight.shape[1],
-            )
-            x = torch.relu(self._normalized(layer, x))
-        features = x.reshape(len(x), len(self), -1).transpose(0, 1)
+            bias = self.parameters.get(f"convs.{layer}.bias")
+            x = _Convolution.apply(x, self._weight(layer), conv.stride[0])  # type: ignore[no-untyped-call]
+            x = torch.relu(self._normalized(layer, x if bias is None else x + _beside(bias)))
+        features = x.flatten(1, 3).transpose(1, 2)
         weight, bias = self.parameters["head.weight"], self.parameters["head.bias"]
         return torch.baddbmm(bias[:, None], features, weight.transpose(1, 2))
 
@@ -87,10 +81,10 @@ class StackedNetworks:
         return {name: held[name][member].detach().clone() for name in self.like.state_dict()}
 
     def _weight(self, layer: int) -> Tensor:
-        """Return the weight that a layer convolves with: the filters of all members."""
+        """Return the weight that a layer convolves with, of shape ``(members, *shape)``."""
         conv, prefix = self.like.convs[layer], f"convs.{layer}"
         if self.like.method is None or self.like.method.normalizes == "activation":
-            return self.parameters[f"{prefix}.weight"].flatten(0, 1)
+            return self.parameters[f"{prefix}.weight"]
         (projection,) = conv.parametrizations.weight  # type: ignore[union-attr,misc]
         held = [
             value
@@ -101,7 +95,7 @@ class StackedNetworks:
             return self._spectral(f"{prefix}.{_PARAMETRIZED}.0", *held, eps=projection.eps)
         assert isinstance(projection, WeightSphere)
         filters: Tensor = projection(*(value.flatten(0, 1) for value in held))  # one row each
-        return filters
+        return filters.view(len(self), -1, *filters.shape[1:])
 
     def _spectral(self, prefix: str, weight: Tensor, *, eps: float) -> Tensor:
         """Divide each member's matrix by its estimated largest singular value."""
@@ -112,7 +106,7 @@ class StackedNetworks:
                 v = F.normalize(_times(matrix.transpose(1, 2), u), dim=1, eps=eps)
             self.buffers |= {f"{prefix}._u": u, f"{prefix}._v": v}
         sigma = (u * _times(matrix, v)).sum(1)
-        return (weight / sigma[:, None, None, None, None]).flatten(0, 1)
+        return weight / sigma[:, None, None, None, None]
 
     def _normalized(self, layer: int, x: Tensor) -> Tensor:
         """Do what stands behind a convolution, with its gain and shift."""
@@ -124,13 +118,11 @@ class StackedNetworks:
         shift = self.parameters.get(f"norms.{layer}.bias")
         if row.statistics == "batch":
             return self._batch_norm(layer, x, gain, shift)
-        of_one, eps = _groups(row, norm.size[0]), norm.eps_for(x)
-        if of_one == 1 and row.centered:
-            y = F.group_norm(x, len(self), eps=eps)
-        else:  # for several groups, PyTorch's kernel is up to three times slower here
-            y = _GroupNormalized.apply(x, len(self) * of_one, eps, row.centered)  # type: ignore[no-untyped-call]
-        y = y * _beside(gain)
-        return y if shift is None else y + _beside(shift)
+        groups = len(self) * _groups(row, norm.size[0])
+        y: Tensor = _GroupNormalized.apply(x, groups, norm.eps_for(x), row.centered)  # type: ignore[no-untyped-call]
+        return (
+            y * _beside(gain) if shift is None else torch.addcmul(_beside(shift), y, _beside(gain))
+        )
 
     def _batch_norm(self, layer: int, x: Tensor, gain: Tensor, shift: Tensor | None) -> Tensor:
         norm, prefix = self.like.norms[layer], f"norms.{layer}"
@@ -140,8 +132,10 @@ class StackedNetworks:
             self.buffers[f"{prefix}.num_batches_tracked"] += 1
         bias = None if shift is None else shift.flatten()
         assert norm.momentum is not None
-        eps = norm.eps_for(x)
-        return F.batch_norm(x, mean, var, gain.flatten(), bias, self.training, norm.momentum, eps)
+        channels, eps = x.reshape(1, gain.numel(), -1), norm.eps_for(x)
+        return F.batch_norm(
+            channels, mean, var, gain.flatten(), bias, self.training, norm.momentum, eps
+        ).view(x.shape)
 
 
 def _groups(row: Method, channels: int) -> int:
@@ -151,58 +145,81 @@ def _groups(row: Method, channels: int) -> int:
     return GROUPS if row.grouped else 1
 
 
+class _Convolution(torch.autograd.Function):
+    """Convolve each member's images with its own filters.
+
+    What the filters read at every place is copied out, ``(members, channels * 9, places * batch)``,
+    and multiplied by the filters, one row each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+        read = _read_by(padded, stride)
+        columns = read.reshape(len(x), -1, read[0, 0, 0, 0].numel())
+        ctx.save_for_backward(columns, weight)
+        ctx.stride, ctx.padded, ctx.places = stride, padded.shape, read.shape[4:]
+        return torch.bmm(weight.flatten(2), columns).view(*weight.shape[:2], *ctx.places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        columns, weight = ctx.saved_tensors
+        gradient = gradients[0].flatten(2)
+        of_weight = torch.bmm(gradient, columns.transpose(1, 2)).view(weight.shape)
+        if not ctx.needs_input_grad[0]:
+            return None, of_weight, None
+        of_columns = torch.bmm(weight.flatten(2).transpose(1, 2), gradient)
+        of_read = of_columns.view(*ctx.padded[:2], _KERNEL, _KERNEL, *ctx.places)
+        of_padded = gradient.new_zeros(ctx.padded)
+        places = _read_by(of_padded, ctx.stride)
+        for row in range(_KERNEL):
+            for column in range(_KERNEL):
+                places[:, :, row, column] += of_read[:, :, row, column]
+        return of_padded[:, :, 1:-1, 1:-1], of_weight, None
+
+
+def _read_by(padded: Tensor, stride: int) -> Tensor:
+    """Return a view of what filters read: ``(members, channels, 3, 3, height, width, batch)``."""
+    members, channels, rows, columns, batch = padded.stride()
+    height, width = ((extent - _KERNEL) // stride + 1 for extent in padded.shape[2:4])
+    return padded.as_strided(
+        (*padded.shape[:2], _KERNEL, _KERNEL, height, width, padded.shape[4]),
+        (members, channels, rows, columns, stride * rows, stride * columns, batch),
+    )
+
+
 class _GroupNormalized(torch.autograd.Function):
     r"""Normalize each image's channels in groups, over space; centred or not.
 
     With :math:`P` the mean over a group, :math:`y = r (x - P x)`, :math:`r = (P (x - P x)^2 +
-    \epsilon)^{-1/2}`, and the gradient is :math:`r (g - y P(g y) - P g)`: two sums per pass along
-    memory in channels-last, where PyTorch's reductions over channels and space go across it.
+    \epsilon)^{-1/2}`, and the gradient is :math:`r (g - y P(g y) - P g)`.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, groups: int, eps: float, centered: bool) -> Tensor:
-        ctx.groups, ctx.centered = groups, centered
-        v = x.permute(0, 2, 3, 1).flatten(1, 2)
+        v = x.reshape(groups, -1, x.shape[-1])
         if centered:
-            v = v - _group_mean(v, groups)
-        scale = (_group_mean(v * v, groups) + eps).rsqrt()
+            v = v - v.mean(1, keepdim=True)
+        scale = ((v * v).mean(1, keepdim=True) + eps).rsqrt()
         y = v * scale
         ctx.save_for_backward(y, scale)
-        return torch.unflatten(y, 1, x.shape[2:]).permute(0, 3, 1, 2)
+        ctx.centered = centered
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         y, scale = ctx.saved_tensors
-        (gradient,) = gradients
-        g = gradient.permute(0, 2, 3, 1).flatten(1, 2)
-        slope = torch.addcmul(g, y, _group_mean(g * y, ctx.groups), value=-1)
+        g = gradients[0].reshape(y.shape)
+        slope = torch.addcmul(g, y, (g * y).mean(1, keepdim=True), value=-1)
         if ctx.centered:
-            slope -= _group_mean(g, ctx.groups)
+            slope -= g.mean(1, keepdim=True)
         slope *= scale
-        back = torch.unflatten(slope, 1, gradient.shape[2:]).permute(0, 3, 1, 2)
-        return back, None, None, None
-
-
-def _group_mean(v: Tensor, groups: int) -> Tensor:
-    """Mean over space and a group's channels, shape ``(batch, 1, channels)``.
-
-    Args:
-        v: shape ``(batch, space, channels)``.
-        groups: how many consecutive channels form a group.
-    """
-    by_channel = v.mean(1, keepdim=True)
-    if groups == v.shape[2]:
-        return by_channel
-    by_group = torch.unflatten(by_channel, 2, (groups, -1)).mean(3, keepdim=True)
-    return by_group.expand(-1, -1, -1, v.shape[2] // groups).flatten(2)
+        return slope.view(gradients[0].shape), None, None, None
 
 
 def _beside(learned: Tensor) -> Tensor:
-    """Lay the members' gains (or shifts) out as activations lie in memory."""
-    if learned.ndim == 2:
-        return learned.reshape(-1, 1, 1)
-    flat = learned.flatten(0, 1)[None]
-    return flat.contiguous(memory_format=torch.channels_last)
+    """Lay what is learned per channel, or per channel and place, out beside activations."""
+    return learned.view(*learned.shape, *[1] * (5 - learned.ndim))
 
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ DECAY = 5e-3
 RECORDED = ("norm", "gradient_square", "rotation")
 """What a recorded run keeps of every step and vector, of what a recorder measures."""
 
+MEASURED = 1000
+"""On so many training images, at most, loss and accuracy are measured."""
+
 _SNAPSHOTS = {"tenth": 10, "third": 3}
 """Snapshots of a recorded run: into how many parts its steps are divided, of which one is over."""
 
@@ -155,7 +158,7 @@ def train(config: Config, inputs: Inputs) -> Outcome:
             enlarge(optimizer, growth_in(settings, step))
         for name in snapshots_after(settings, step):
             kept |= {f"{name}.{key}": value.clone() for key, value in model.state_dict().items()}
-    outcome = outcome_of(model, losses, images)
+    outcome = outcome_of(measure(model, images), model.state_dict(), losses)
     outcome.tensors.update(kept)
     if recorder is not None:
         recorder.detach()
@@ -185,17 +188,16 @@ def restore_snapshots(settings: Training, inputs: Inputs) -> list[Network]:
     return [restore(settings, inputs, part=part) for part in (*_SNAPSHOTS, "model")]
 
 
-def outcome_of(model: Network, losses: list[float], images: Images) -> Outcome:
-    """Measure a network at the end of its training, and keep it.
+def outcome_of(measured: dict[str, Any], state: dict[str, Tensor], losses: list[float]) -> Outcome:
+    """Return what a training gives, series and snapshots aside.
 
     Args:
-        model: the network; left in eval mode.
+        measured: loss and accuracy at its end.
+        state: the network at its end.
         losses: of all steps, the last of which may be no number.
-        images: the data set.
     """
-    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measure(model, images)}
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    return Outcome(result, tensors)
+    result = {"steps_done": len(losses), "loss_curve": _thin(losses), **measured}
+    return Outcome(result, {f"model.{name}": value for name, value in state.items()})
 
 
 @torch.no_grad()
@@ -370,24 +372,27 @@ def measure_statistics(model: Network, images: Images, settings: Training) -> Ne
 
 
 @torch.no_grad()
-def measure(model: Network, images: Images, most: int = 1000) -> dict[str, Any]:
+def measure(model: Network, images: Images) -> dict[str, Any]:
     """Loss and accuracy in eval mode; ``None`` and chance where the network holds no number.
 
     Args:
         model: the network; left in eval mode.
         images: the data set.
-        most: at most so many training images are used.
     """
     model.eval()
-    logits = model(images.train_x[:most])
-    loss = F.cross_entropy(logits, images.train_y[:most])
+    return measure_logits(model(images.train_x[:MEASURED]), model(images.test_x), images)
+
+
+def measure_logits(train: Tensor, test: Tensor, images: Images) -> dict[str, Any]:
+    """Loss and accuracy, from the logits of the first training images and of all test images."""
+    labels = images.train_y[:MEASURED]
+    loss = F.cross_entropy(train, labels)
     finite = _is_finite(loss)
-    predicted = model(images.test_x).argmax(1)
     return {
         "diverged": not finite,
         "train_loss": float(loss) if finite else None,
-        "train_accuracy": _accuracy(logits.argmax(1), images.train_y[:most], finite, images),
-        "test_accuracy": _accuracy(predicted, images.test_y, finite, images),
+        "train_accuracy": _accuracy(train.argmax(1), labels, finite, images),
+        "test_accuracy": _accuracy(test.argmax(1), images.test_y, finite, images),
     }
 
 

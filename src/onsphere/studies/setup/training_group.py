@@ -21,7 +21,7 @@ def run(config: Config, inputs: Inputs) -> Outcome:
     return Outcome({"trained": [outcome.result for outcome in outcomes]}, tensors)
 
 
-TRAIN_TOGETHER = Task("train.together", 2, run)
+TRAIN_TOGETHER = Task("train.together", 3, run)
 
 
 def group_cell(trainings: Sequence[Training], *, keep: bool = False) -> Cell:

@@ -62,8 +62,8 @@ def add(commands: "Commands") -> None:
     add_checkpoint(parser)
     parser.add_argument(
         "--search-seconds", type=_seconds, metavar="SECONDS",
-        help="processor time for a search by numbers for symmetries that units cannot see "
-        "(default: 2)",
+        help="processor time for a search by numbers for symmetries that operations "
+        "alone do not show (default: 2)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")

@@ -16,7 +16,6 @@ from onsphere.report.document import (
     Table,
 )
 from onsphere.report.number import number
-from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind
 from onsphere.symmetry.rendering import advice, text
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
@@ -57,8 +56,8 @@ _EPS = (
     "when weights are scaled by e = 2.718 along the symmetry."
 )
 _CAPTION = (
-    "One point per symmetry, in the order of the model. The radial derivative is measured in "
-    "float64 with eps near 0, relative to what it could be; it is 0 for a true symmetry, up to "
+    "One point per symmetry, in the order of the model. The derivative along a symmetry is measured "
+    "in float64 with eps near 0, relative to what it could be; it is 0 for a true symmetry, up to "
     "rounding. Leaks above 1% mean that eps takes part in what the model computes."
 )
 
@@ -81,20 +80,21 @@ def document(audit: AuditResult) -> Document:
 
 
 def _overview(audit: AuditResult) -> Iterator[Section]:
-    counts, entries = Counter(audit.kinds.values()), Counter[Kind]()
-    for name, kind in audit.kinds.items():
-        entries[kind] += text.size(audit.parameters[name])
+    counts, entries, merits = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
+    for name in sorted(audit.kinds, key=lambda n: [*advice.KINDS].index(audit.kinds[n])):
+        said = advice.description(audit, name), audit.decay_of(name)
+        counts[said] += 1
+        entries[said] += text.size(audit.parameters[name])
+        merits[advice.short_description(audit, name)] += 1
     rows: list[list[Cell]] = [
-        [advice.KINDS[k], counts[k], entries[k], EFFECT_OF_DECAY[k]]
-        for k in advice.KINDS
-        if counts[k]
+        [kind, counts[kind, effect], entries[kind, effect], effect] for kind, effect in counts
     ]
     columns = ("a weight that", "weights", "entries", "weight decay is")
     yield Section(
         name="overview",
         title="What weight decay does, and what to do",
         statement="Every weight is of one kind, by what is free about its scale.",
-        figure_of_merit=", ".join(f"{counts[k]} {k}" for k in advice.KINDS if counts[k]),
+        figure_of_merit=", ".join(f"{count} {kind}" for kind, count in merits.items()),
         findings=[a for a in advice.of_model(audit) if a not in advice.limits(audit)],
         tables=[Table("Kinds of weights", columns, rows)],
     )
@@ -112,7 +112,7 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
         ("joint", "Weights that are scale-invariant together", _SHARED,
          _counted(sets, "set"), text.joint_lines(audit)),
         ("trades", "Rescaling symmetries", _TRADES,
-         _counted(len(audit.rescalings), "generator"), text.trade_lines(audit)),
+         _counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
         ("channels", "Rescaling by channel", _CHANNELS,
          _counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
         ("shifts", "Shift symmetries", _SHIFTS,
@@ -177,7 +177,7 @@ def _leaks(audit: AuditResult) -> Figure:
         [
             Series("leak at the real eps", range(len(order)), [leaks[k] for k in order],
                    style="points", color="measured"),
-            Series("radial derivative at eps near 0", range(len(order)),
+            Series("derivative along the symmetry at eps near 0", range(len(order)),
                    [nan if r is None else max(r, 1e-20) for r in residuals],
                    style="points", color="plain"),
         ],
@@ -201,7 +201,8 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         [
             name,
             "×".join(map(str, shape)) or "scalar",
-            str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
+            advice.short_description(audit, name)
+            + (f", {alone[name].granularity}" if name in alone else ""),
             audit.decay_of(name).partition(":")[0],
             leaks.get(name),
             advice.of_weight(audit, name),
@@ -220,14 +221,14 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
 
 def _provenance(audit: AuditResult) -> dict[str, str]:
     if not audit.certified:
-        certified = "no: on the meta device, without values; exact by the units of the operations"
+        certified = "no: on the meta device, without values; exact, by the operations"
     else:
-        certified = "yes: in float64, by radial derivatives and finite rescales"
+        certified = "yes: in float64, by derivatives along each symmetry and by rescaling"
     return {
         "onsphere": __version__,
         "mode": audit.mode,
         "certified on numbers": certified,
-        "search beyond units": "complete" if audit.complete else "not complete",
+        "search by numbers for more": "complete" if audit.complete else "not complete",
         "inputs": " ".join(audit.conditions) or "as given",
         "operations without a rule": ", ".join(sorted({u.name for u in audit.unknown_ops}))
         or "none",

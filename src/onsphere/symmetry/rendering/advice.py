@@ -20,9 +20,7 @@ KINDS = {
     Kind.UNREACHED: "not reached by this input",
 }
 
-PART_BY_PART = (
-    "is in rescaling symmetries part by part (rows, columns or entries), not as a whole"
-)
+PART_BY_PART = "is in rescaling symmetries part by part (rows, columns or entries), not as a whole"
 """Of a scale-dependent weight all parts of which are free."""
 
 PARTLY_FIXED = "is scale-dependent in one part, while other parts are not"

@@ -56,9 +56,9 @@ _EPS = (
     "when weights are scaled by e = 2.718 along the symmetry."
 )
 _CAPTION = (
-    "One point per symmetry, in the order of the model. The derivative along a symmetry is measured "
-    "in float64 with eps near 0, relative to what it could be; it is 0 for a true symmetry, up to "
-    "rounding. Leaks above 1% mean that eps takes part in what the model computes."
+    "One point per symmetry, in the order of the model. The derivative along a symmetry is "
+    "measured in float64 with eps near 0, relative to what it could be; it is 0 for a true "
+    "symmetry, up to rounding. Leaks above 1% mean that eps takes part in what the model computes."
 )
 
 

@@ -274,7 +274,7 @@ def test_text_advice_and_page_count_the_same_weights_in_rescaling_symmetries() -
     rows = overview.tables[0].rows
     assert sum(r[1] for r in rows) == len(found.parameters) == len({r[0] for r in rows}) + 3
     assert sum(r[1] for r in rows if r[3] == EFFECT_OF_DECAY[Kind.TRADED]) == 5
-    assert "like the others of its rescaling symmetry" in found.advice_for("out.weight")
+    assert "like the others of its rescaling symmetry" in found.advice_on("out.weight")
     by_name = {row[0]: row for row in every.tables[0].rows}
     assert by_name["qkv.bias"][2:4] == ["rescaling part by part", "a penalty on products"]
     assert by_name["out.bias"][2:4] == ["scale-dependent", "a real penalty"]

@@ -116,7 +116,7 @@ def _controls(records: Sequence[Record]) -> str:
         + "".join(
             f'<option value="{value}">{words}</option>'
             for value, words in (
-                ("", "as listed"), ("name", "name"), ("share", "share on spheres"),
+                ("", "best match"), ("name", "name"), ("share", "share on spheres"),
                 ("spheres", "weights on spheres"), ("trades", "trades"), ("entries", "size"),
                 ("seconds", "seconds"),
             )

@@ -1,6 +1,7 @@
-/* Search, filters and order of the atlas. As listed, rows with exactly the name that is looked for come
-   first, then names that begin so, then those that hold it, then what is found elsewhere. The state stands in the address, so it can be shared:
-   #q=llama&norm=RMSNorm. Without this script the page shows every row. */
+/* Search, filters and order of the atlas. The best match comes first: exactly the name that is looked
+   for, then names that begin so, then names that hold it, then what is found elsewhere. The state
+   stands in the address, so it can be shared: #q=llama&norm=RMSNorm. Without this script the page
+   shows every row. */
 "use strict";
 
 (() => {

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry.audit import STAGES
 
     balancing = "balancing, and comparing the outputs"
-    with rewriting(options, {**STAGES, balancing: 20}) as work:
+    with rewriting(options, {**STAGES, balancing: 7}) as work:
         target = work.target
         before = _norm(target.model)
         work.stage(f"auditing {type(target.model).__name__}")

@@ -94,15 +94,16 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         return []
     if not count:
         return [
-            "No weight is scale-invariant on its own. You may fix the norm of a weight without "
-            "losing any function as long as one partner in each of its rescaling symmetries stays "
-            "free: audit.param_groups(model, fix='maximal') holds the norms of a largest such set, "
-            "and audit.fixed_scales(model) says which."
+            "No weight is scale-invariant on its own, so none goes on a sphere by default. You may "
+            "still hold the norm of a weight without losing any function, as long as another "
+            "weight in each of its rescaling symmetries stays free: "
+            "audit.param_groups(model, fix='maximal') holds the norms of a largest such set, and audit.fixed_scales(model) says which."
         ]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
-        "optimizer (embeddings and heads stay off spheres unless you ask). With an ordinary "
-        "optimizer, weight decay on them is a schedule of their learning rate."
+        "optimizer, as onsphere.optim.SphereAdamW (embeddings and heads stay off spheres without "
+        "embeddings=True). With an ordinary optimizer, weight decay on them is a schedule of "
+        "their learning rate."
     ]
 
 

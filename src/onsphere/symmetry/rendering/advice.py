@@ -97,7 +97,8 @@ def _on_spheres(audit: AuditResult) -> list[str]:
             "No weight is scale-invariant on its own, so none goes on a sphere by default. You may "
             "still hold the norm of a weight without losing any function, as long as another "
             "weight in each of its rescaling symmetries stays free: "
-            "audit.param_groups(model, fix='maximal') holds the norms of a largest such set, and audit.fixed_scales(model) says which."
+            "audit.param_groups(model, fix='maximal') holds the norms of a largest such set, and "
+            "audit.fixed_scales(model) says which."
         ]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "

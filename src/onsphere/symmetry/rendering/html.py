@@ -64,13 +64,18 @@ _CAPTION = (
 
 def document(audit: AuditResult) -> Document:
     """Return what the page of an audit says."""
-    entries = sum(text.size(s) for s in audit.parameters.values())
+    entries = sum(map(text.size, audit.parameters.values()))
+    ways = len(audit.scale_symmetries)
     return Document(
         title=f"Audit of {audit.model}",
         summary=(
-            f"{len(audit.parameters)} weights with {entries:,} entries in "
+            f"{text.counted(len(audit.parameters), 'weight')} with {entries:,} entries in "
             f"{text.MODES[audit.mode]} mode: "
-            f"{len(audit.scale_symmetries)} independent ways to rescale them change nothing."
+            + (
+                "1 way to rescale them changes nothing."
+                if ways == 1
+                else f"{ways} independent ways to rescale them change nothing."
+            )
             + (f" Audited: {audit.note}." if audit.note else "")
         ),
         sections=[*_overview(audit), *_groups(audit), *_eps(audit), *_weights(audit)],
@@ -106,25 +111,25 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("spheres", "Scale-invariant weights", _SPHERES,
-         _counted(count, "weight"), text.sphere_lines(audit)),
+         text.counted(count, "weight"), text.sphere_lines(audit)),
         ("parts", "Partly scale-invariant weights", _PARTS,
-         _counted(len(partly), "weight"), partly),
+         text.counted(len(partly), "weight"), partly),
         ("joint", "Weights that are scale-invariant together", _SHARED,
-         _counted(sets, "set"), text.joint_lines(audit)),
+         text.counted(sets, "set"), text.joint_lines(audit)),
         ("trades", "Rescaling symmetries", _TRADES,
-         _counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
+         text.counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
         ("channels", "Rescaling by channel", _CHANNELS,
-         _counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
+         text.counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
         ("shifts", "Shift symmetries", _SHIFTS,
-         _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
+         text.counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
         ("shift-families", "Shift families", _SHIFT_FAMILIES,
-         _counted(len(text.joint_shifts(audit)), "kind"), text.joint_shift_lines(audit)),
+         text.counted(len(text.joint_shifts(audit)), "kind"), text.joint_shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
-         _counted(len(audit.inert), "weight"), folded(audit.inert)),
+         text.counted(len(audit.inert), "weight"), folded(audit.inert)),
         ("partly-inert", "Weights partly without effect", _INERT_PARTS,
-         _counted(len(idle), "weight"), idle),
+         text.counted(len(idle), "weight"), idle),
         ("unreached", "Weights not reached", _UNREACHED,
-         _counted(len(audit.unreached), "weight"), folded(audit.unreached)),
+         text.counted(len(audit.unreached), "weight"), folded(audit.unreached)),
     )  # fmt: skip
     for name, title, statement, merit, lines in listed:
         if lines:
@@ -140,10 +145,6 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
 def _unbroken(line: str) -> str:
     """Keep a range of numbers on one line of the page."""
     return re.sub(r"(?<=\d)-(?=\d)", "\u2060-\u2060", line)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _eps(audit: AuditResult) -> Iterator[Section]:
@@ -214,7 +215,7 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         name="weights",
         title="Every weight",
         statement="In the order of the model.",
-        figure_of_merit=_counted(len(rows), "weight"),
+        figure_of_merit=text.counted(len(rows), "weight"),
         tables=[Table("What weight decay does to each weight, and what to do", columns, rows)],
     )
 

@@ -57,10 +57,10 @@ def headline(audit: AuditResult) -> str:
 
 def rendered(audit: AuditResult) -> str:
     """Return the audit as a table for a terminal: plain text, at most 100 columns."""
-    entries = sum(size(s) for s in audit.parameters.values())
+    entries, found = sum(map(size, audit.parameters.values())), len(audit.scale_symmetries)
     parts = [
-        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights with "
-        f"{entries:,} entries, {len(audit.scale_symmetries)} scale symmetries"
+        f"{audit.model} in {MODES[audit.mode]} mode: {counted(len(audit.parameters), 'weight')} "
+        f"with {entries:,} entries, {found} scale {'symmetry' if found == 1 else 'symmetries'}"
         + (f"\n({audit.note})" if audit.note else ""),
         *_section("SCALE-INVARIANT, on a sphere of its own: only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
@@ -269,8 +269,7 @@ def _decay(audit: AuditResult) -> list[str]:
                 found if len(found) <= 7 else [*found[:6], f"and {len(found) - 6} more like these"]
             )
             shown = ", ".join(few)
-            count = "1 weight" if len(names) == 1 else f"{len(names)} weights"
-            lines.append(f"{words} {count}: {shown}")
+            lines.append(f"{words} {counted(len(names), 'weight')}: {shown}")
     return _section("WEIGHT DECAY", 0, lines)
 
 
@@ -307,6 +306,11 @@ def _wrapped(line: str) -> list[str]:
         subsequent_indent="      ", break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\u00a0", " ") for line in lines]
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def size(shape: Sequence[int]) -> int:

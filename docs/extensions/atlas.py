@@ -116,7 +116,7 @@ def _controls(records: Sequence[Record]) -> str:
         + "".join(
             f'<option value="{value}">{words}</option>'
             for value, words in (
-                ("", "as listed"), ("name", "name"), ("share", "share on spheres"),
+                ("", "best match"), ("name", "name"), ("share", "share on spheres"),
                 ("spheres", "weights on spheres"), ("trades", "trades"), ("entries", "size"),
                 ("seconds", "seconds"),
             )
@@ -275,14 +275,14 @@ def _line(line: str) -> str:
 
 def _certificate(record: Record) -> Iterator[str]:
     if record["certified"]:
-        yield "Certified in float64 with eps near 0."
+        yield "Certified by runs in float64 with eps near 0."
         if (record["leak"] or 0.0) > ROUNDING:
             yield (
-                "At the model's own eps, scaling by e changes the output by at most "
-                f"{record['leak']:.0e}."
+                "At the model's own eps, scaling by e = 2.718 changes the output by at most "
+                f"{record['leak']:.0e} of its size."
             )
     else:
-        yield "Exact by the units of the operations; not certified on numbers."
+        yield "Exact, by the operations that the model runs; not certified on numbers."
         yield "Recorded before inert weights and shifts were looked for without memory."
     if record.get("uncertified"):
         yield f"With certificates: {escape(record['uncertified'])}."

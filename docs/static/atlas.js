@@ -1,5 +1,7 @@
-/* Search, filters and order of the atlas. The state stands in the address, so it can be shared:
-   #q=llama&norm=RMSNorm. Without this script the page shows every row. */
+/* Search, filters and order of the atlas. The best match comes first: exactly the name that is looked
+   for, then names that begin so, then names that hold it, then what is found elsewhere. The state
+   stands in the address, so it can be shared: #q=llama&norm=RMSNorm. Without this script the page
+   shows every row. */
 "use strict";
 
 (() => {
@@ -11,8 +13,10 @@
   const none = document.querySelector(".atlas-none");
   const fields = ["q", "library", "norm", "state", "order"];
 
+  const words = (wanted) => wanted.q.toLowerCase().split(/\s+/).filter(Boolean);
+
   const shown = (row, wanted) =>
-    wanted.q.toLowerCase().split(/\s+/).every((word) => row.dataset.words.includes(word)) &&
+    words(wanted).every((word) => row.dataset.words.includes(word)) &&
     ["library", "state"].every((f) => !wanted[f] || row.dataset[f] === wanted[f]) &&
     (!wanted.norm || row.dataset.norm.split("|").includes(wanted.norm));
 
@@ -21,6 +25,21 @@
       ? a.dataset.name.localeCompare(b.dataset.name)
       : Number(b.dataset[key]) - Number(a.dataset[key]);
 
+  /* How far a row is from being called what is looked for. */
+  const distance = (row, sought) => {
+    const name = row.dataset.name;
+    const some = (fits) => sought.some((word) => fits(name, word));
+    if (some((said, word) => said === word)) return 0;
+    if (some((said, word) => said.startsWith(word))) return 1;
+    return some((said, word) => said.includes(word)) ? 2 : 3;
+  };
+
+  const nearest = (wanted) => {
+    const sought = words(wanted);
+    const far = new Map(rows.map((row) => [row, distance(row, sought)]));
+    return [...rows].sort((a, b) => far.get(a) - far.get(b));
+  };
+
   const update = () => {
     const wanted = Object.fromEntries(fields.map((f) => [f, form.elements[f].value]));
     let left = 0;
@@ -28,7 +47,7 @@
       row.hidden = !shown(row, wanted);
       left += !row.hidden;
     }
-    place.append(...(wanted.order ? [...rows].sort(before(wanted.order)) : rows));
+    place.append(...(wanted.order ? [...rows].sort(before(wanted.order)) : nearest(wanted)));
     count.value = left === rows.length ? `${left} architectures` : `${left} of ${rows.length}`;
     none.hidden = left > 0;
     return wanted;

@@ -232,13 +232,16 @@ class TestInABrowser:
 
     @pytest.fixture
     def page(self, atlas, data, tmp_path) -> Path:
+        return self.written(atlas.drawn(data), tmp_path)
+
+    def written(self, drawn: str, folder: Path) -> Path:
         style, script = (
             (DOCS / "static" / f"atlas.{kind}").read_text(encoding="utf-8")
             for kind in ("css", "js")
         )
         text = f"<!DOCTYPE html><meta charset=utf-8><title>a</title><style>{style}</style>"
-        text += f"<div class=content>{atlas.drawn(data)}</div><script>{script}</script>"
-        path = tmp_path / "a.html"
+        text += f"<div class=content>{drawn}</div><script>{script}</script>"
+        path = folder / "a.html"
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -250,11 +253,35 @@ class TestInABrowser:
         ],
     )  # fmt: skip
     def test_an_address_says_what_is_shown(self, page, wanted, left):
-        dom = dom_of(f"{page.as_uri()}#{wanted}")
-        rows = re.findall(r"<details ([^>]*)>", dom)
-        shown = [r for r in rows if not re.search(r'\bhidden(=""|$| )', r)]
+        shown = self.shown(page, wanted)
         assert [re.search(r'data-name="(.*?)"', r)[1] for r in shown] == left
         assert (len(shown) == 1) == any(re.search(r"\bopen\b", r) for r in shown)
+
+    def shown(self, page: Path, wanted: str) -> list[str]:
+        """Return the attributes of the rows that an address shows, in their order."""
+        rows = re.findall(r"<details ([^>]*)>", dom_of(f"{page.as_uri()}#{wanted}"))
+        return [r for r in rows if not re.search(r'\bhidden(=""|$| )', r)]
+
+    @pytest.mark.parametrize(
+        ("wanted", "left"),
+        [
+            ("q=vit", ["vit", "vit_tiny", "vit_b_32", "davit", "levit", "convnet"]),
+            ("q=ViT+pytorch", ["vit", "vit_tiny", "vit_b_32", "davit", "levit", "convnet"]),
+            ("q=vit_", ["vit_tiny", "vit_b_32", "convnet"]),
+            ("q=+", ["davit", "vit_tiny", "convnet", "levit", "vit", "vit_b_32"]),
+            ("q=vit&order=name", ["convnet", "davit", "levit", "vit", "vit_b_32", "vit_tiny"]),
+        ],
+    )  # fmt: skip
+    def test_the_nearest_names_come_first(self, atlas, data, tmp_path, wanted, left):
+        row = data["records"]["a"] | {"relatives": ["vit_large"]}
+        others = ["davit", "vit_tiny", "convnet", "levit", "vit", "vit_b_32"]
+        records = {
+            n: row | {"name": n} if n == "convnet" else row | {"name": n, "relatives": []}
+            for n in others
+        }
+        page = self.written(atlas.drawn(data | {"records": records}), tmp_path)
+        names = [re.search(r'data-name="(.*?)"', r)[1] for r in self.shown(page, wanted)]
+        assert names == left
 
     @pytest.mark.parametrize("width", [390, 1280])
     def test_it_fits_the_screen_and_asks_for_nothing(self, page, width, tmp_path):

@@ -13,6 +13,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, ScaleInvariance, audit
 from onsphere.symmetry.claims import EFFECT_OF_DECAY
 from onsphere.symmetry.exact.trace import UnknownOp
+from onsphere.symmetry.rendering.html import document
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
 from report.browser import CHROMIUM, console_of, look
@@ -103,7 +104,7 @@ def test_advice_names_what_matters(deep):
     said = " ".join(deep.advice())
     assert "64 weights are scale-invariant" in said
     assert "1 weight cannot affect the output and can be removed: bias" in said
-    assert "eps takes part in 1 of 129 symmetries" in said
+    assert "takes part in 1 of 129 symmetries" in said
     assert "50%" in said
     assert deep.advice_on("bias") == "remove or freeze it"
     unsure = replace(
@@ -245,6 +246,48 @@ def test_a_frame_has_a_row_per_weight():
     assert full.loc["0.weight", "angular_update"] > 0
     assert full["effective_rate"].isna().sum() == len(full) - 1
     assert full.query("kind == 'scale-dependent'").index.tolist() == ["3.bias"]
+
+
+class Fused(nn.Module):
+    """Attention with queries, keys and values in one map: its bias is free part by part only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).unsqueeze(1).chunk(3, -1)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_text_advice_and_page_count_the_same_weights_in_rescaling_symmetries() -> None:
+    torch.manual_seed(0)
+    found = audit(Fused(), torch.randn(2, 5, 4))
+    assert found.kinds["qkv.bias"] is Kind.FIXED
+    assert "balances them, on 5 weights: " in str(found)
+    (said,) = (a for a in found.advice() if "canonicalize" in a)
+    assert said.startswith(
+        "5 weights are in rescaling symmetries (3 as whole tensors, 2 part by part): "
+    )
+    overview, *_, every = document(found).sections
+    assert overview.figure_of_merit == "3 rescaling, 2 rescaling part by part, 1 scale-dependent"
+    rows = overview.tables[0].rows
+    assert sum(r[1] for r in rows) == len(found.parameters) == len({r[0] for r in rows}) + 3
+    assert sum(r[1] for r in rows if r[3] == EFFECT_OF_DECAY[Kind.TRADED]) == 5
+    assert "like the others of its rescaling symmetry" in found.advice_on("out.weight")
+    by_name = {row[0]: row for row in every.tables[0].rows}
+    assert by_name["qkv.bias"][2:4] == ["rescaling part by part", "a penalty on products"]
+    assert by_name["out.bias"][2:4] == ["scale-dependent", "a real penalty"]
+
+
+def test_without_gradients_nothing_is_said_of_derivatives(deep) -> None:
+    assert "Certified by runs in float64 with eps near 0: the derivative" in str(deep)
+    bare = replace(
+        deep,
+        spheres=[replace(s, residual=None) for s in deep.spheres],
+        rescalings=[replace(r, residual=None) for r in deep.rescalings],
+    )
+    assert "Certified by runs in float64 with eps near 0. At the model's own eps" in str(bare)
 
 
 def test_a_frame_says_what_is_not_installed(monkeypatch, deep):

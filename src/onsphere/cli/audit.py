@@ -62,8 +62,8 @@ def add(commands: "Commands") -> None:
     add_checkpoint(parser)
     parser.add_argument(
         "--search-seconds", type=_seconds, metavar="SECONDS",
-        help="processor time for a search by numbers for symmetries that units cannot see "
-        "(default: 2)",
+        help="processor time for a search by numbers for symmetries that operations "
+        "alone do not show (default: 2)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the audit as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
@@ -113,14 +113,13 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.models.load import load
     from onsphere.models.target import parse_shape
     from onsphere.symmetry import audit
-    from onsphere.symmetry.audit import STAGES
     from onsphere.symmetry.search.null_space import SEARCH_SECONDS
 
     shape = None if options.input is None else parse_shape(options.input)
     seconds = SEARCH_SECONDS if options.search_seconds is None else options.search_seconds
     if options.html is not None:
         check_writable(options.html)
-    with stages(options.json, STAGES) as stage:
+    with stages(options.json) as stage:
         stage(f"loading {options.target}")
         target = load(
             options.target, shape=shape, train=options.train, size=options.size,

@@ -58,14 +58,15 @@ def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import audit, canonicalize
     from onsphere.symmetry.audit import STAGES
 
-    with rewriting(options, STAGES) as work:
+    balancing = "balancing, and comparing the outputs"
+    with rewriting(options, {**STAGES, balancing: 7}) as work:
         target = work.target
         before = _norm(target.model)
         work.stage(f"auditing {type(target.model).__name__}")
         found = audit(
             target.model, target.args, target.kwargs, output=target.output, progress=work.stage
         )
-        work.stage("balancing, and comparing the outputs")
+        work.stage(balancing)
         canonicalize(
             target.model, found, radius=options.radius, modes=options.modes,
             channels=options.channels, tolerance=options.tolerance, inplace=True,

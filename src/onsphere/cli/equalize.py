@@ -70,7 +70,7 @@ def _grid(word: str) -> str | int:
 def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import equalize
 
-    with rewriting(options, ("equalizing",)) as work:
+    with rewriting(options) as work:
         work.stage("equalizing, and comparing the outputs")
         target = work.target
         done = equalize(

@@ -56,7 +56,7 @@ def add(commands: "Commands") -> None:
 def _run(options: argparse.Namespace) -> None:
     from onsphere.symmetry import fold
 
-    with rewriting(options, ("folding",)) as work:
+    with rewriting(options) as work:
         work.stage("folding, and comparing the outputs")
         target = work.target
         folded = fold(

@@ -7,15 +7,20 @@ then, and nothing is said of work that is done in a few seconds.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 
 Show = Callable[..., None]
-"""Told a part of the work and, where they are known, how much is done and of how much."""
+"""Told a part of the work and, where they are known, how much is done and of how much.
+
+Of work in stages it is told by name the ``share`` of all that is done, and the seconds ``left``.
+"""
 
 SECONDS_BETWEEN_LINES = 10.0
+LEAST_SHARE = 0.1
+"""Share of the work from which on the time left is told: less says little about the rest."""
 
 
 @contextmanager
@@ -36,9 +41,11 @@ def shown(progress: bool | Show | None) -> Iterator[Show]:
     if callable(progress):
         yield progress
     elif not progress:
-        yield lambda *_: None
+        yield lambda *_, **__: None
     elif Console(stderr=True).is_terminal:
-        with _bar() as show:
+        from onsphere.report.progress_bar import bar  # longer than work that shows none
+
+        with bar(Console(stderr=True)) as show:
             yield show
     else:
         yield Lines()
@@ -46,39 +53,107 @@ def shown(progress: bool | Show | None) -> Iterator[Show]:
 
 @contextmanager
 def staged(
-    progress: bool | Callable[[str], None] | None, stages: Sequence[str] = ()
-) -> Iterator[Callable[[str], None]]:
+    progress: "bool | Callable[[str], None] | Stages | None", costs: Mapping[str, float]
+) -> Iterator[Callable[..., None]]:
     """Show in which stage the work is while the block runs; a function is told its name alone.
 
     Args:
-        progress: as for :func:`shown`.
-        stages: those to come, where they are known.
+        progress: as for :func:`shown`; or :class:`Stages`, which others have begun.
+        costs: what each stage costs, in its order.
 
     Yields:
-        A function of the present stage.
+        A function of the present stage and of the share of it that is done.
     """
-    if callable(progress):
+    if isinstance(progress, Stages):
+        progress.expect(costs)
         yield progress
-        return
-    with shown(progress) as show:
-        yield in_stages(show, stages)
+    elif callable(progress):
+        yield _names_alone(progress)
+    else:
+        with shown(progress) as show:
+            yield Stages(show, costs)
 
 
-def in_stages(show: Show, stages: Sequence[str]) -> Callable[[str], None]:
-    """Return what is told the names of stages, and shows how many of all are done.
+def _names_alone(tell: Callable[[str], None]) -> Callable[..., None]:
+    present = ""
 
-    Args:
-        show: told name, done and total.
-        stages: in their order; others count as the one before them.
-    """
-    done = 0
-
-    def at(stage: str) -> None:
-        nonlocal done
-        done = max(done, stages.index(stage)) if stage in stages else done
-        show(stage, done, len(stages) or None)
+    def at(stage: str, _part: float = 0.0) -> None:
+        nonlocal present
+        if stage != present:
+            present = stage
+            tell(stage)
 
     return at
+
+
+class Stages:
+    """Shows how much of work in stages is done, by what they cost, and the time left.
+
+    Stages that are slower than their costs say are counted by the clock.
+
+    Args:
+        show: told a stage; and the share of all work that is done, and the seconds left, once a
+            stage is known.
+        costs: what each stage costs, in its order and any unit. Others count as the one before.
+        clock: gives the time in seconds.
+
+    Example:
+        >>> now = iter([0.0, 4.0, 7.0])
+        >>> said = lambda stage, share, left: print(f"{stage}: {share:.0%}, {left} s left")
+        >>> at = Stages(said, {"read": 20, "sort": 60, "write": 20}, lambda: next(now))
+        >>> at("read")
+        read: 0%, None s left
+        >>> at("sort")
+        sort: 20%, 16.0 s left
+        >>> at("sort", 0.25)
+        sort: 35%, 13.0 s left
+    """
+
+    def __init__(
+        self, show: Show, costs: Mapping[str, float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._show, self._clock = show, clock
+        self._names: list[str] = []
+        self._costs: list[float] = []
+        self.expect(costs)
+        self._stage, self._part, self._share = -1, 0.0, 0.0
+        self._begun = self._entered = 0.0
+
+    def expect(self, costs: Mapping[str, float]) -> None:
+        """Take the costs of the stages to come, where none are known yet."""
+        if not self._names:
+            self._names, self._costs = list(costs), list(costs.values())
+
+    def __call__(self, stage: str, part: float = 0.0) -> None:
+        """Say which stage the work is in, and which part of that is done."""
+        now = self._clock()
+        number = self._names.index(stage) if stage in self._names else -1
+        if number > self._stage:
+            self._begun = now if self._stage < 0 else self._begun
+            self._stage, self._part, self._entered = number, 0.0, now
+        if number == self._stage:
+            self._part = max(self._part, part)
+        if self._stage < 0:
+            self._show(stage)
+            return
+        left = self._left(now)
+        if left is not None:
+            spent = now - self._begun
+            self._share = max(self._share, spent / (spent + left) if left else 1.0)
+        known = self._share >= LEAST_SHARE
+        self._show(stage, share=self._share, left=left if known else None)
+
+    def _left(self, now: float) -> float | None:
+        """Return the seconds left; ``None`` in the first stage, by which nothing is known."""
+        before, after = sum(self._costs[: self._stage]), sum(self._costs[self._stage + 1 :])
+        spent = self._entered - self._begun
+        if not (before and spent):
+            return None
+        rate = spent / before
+        here = rate * self._costs[self._stage]
+        if self._part:
+            here = max(here, (now - self._entered) / self._part)
+        return (1 - self._part) * here + rate * after
 
 
 class Lines:
@@ -91,23 +166,53 @@ class Lines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = self._said = clock()
-        self._part, self._begun, self._before = "", self._start, 0
+        self._pace = Pace(self._start)
 
-    def __call__(self, part: str, done: int = 0, total: int | None = None) -> None:
+    def __call__(
+        self,
+        part: str,
+        done: int = 0,
+        total: int | None = None,
+        *,
+        share: float | None = None,
+        left: float | None = None,
+    ) -> None:
         """Take note of how far the work is; say it if the last line was a while ago."""
         now = self._clock()
-        if part != self._part and done == 0:
-            self._begun, self._before = now, 0
-        self._part = part
+        measured = self._pace.left(now, part, done, total)
         if now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
-        counted = f" {done} of {total}" if total else ""
-        left = ""
-        if total and done > self._before:
-            seconds = (now - self._begun) / (done - self._before) * (total - done)
-            left = f", {duration(seconds)} left"
-        print(f"{part}{counted}, {duration(now - self._start)}{left}", file=sys.stderr, flush=True)
+        left = measured if left is None else left
+        said = f"{part}{counted(done, total, share)}, {duration(now - self._start)}"
+        print(
+            said + ("" if left is None else f", {duration(left)} left"), file=sys.stderr, flush=True
+        )
+
+
+class Pace:
+    """Estimates the time left for a part of the work from what of it is done.
+
+    Args:
+        start: the time at which the work begins, in seconds.
+    """
+
+    def __init__(self, start: float) -> None:
+        self._part, self._begun = "", start
+
+    def left(self, now: float, part: str, done: int, total: int | None) -> float | None:
+        """Return the seconds left, where something can be said of them."""
+        if part != self._part and done == 0:
+            self._begun = now
+        self._part = part
+        return (now - self._begun) / done * (total - done) if total and done else None
+
+
+def counted(done: int, total: int | None, share: float | None) -> str:
+    """Return how much is done in words, after the name of what is done."""
+    if share is not None:
+        return f" {share:.0%}"
+    return f" {done} of {total}" if total else ""
 
 
 def duration(seconds: float) -> str:
@@ -123,30 +228,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-@contextmanager
-def _bar() -> Iterator[Show]:
-    from rich.progress import (  # which takes longer than the work that shows no bar
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
-        task = drawn.add_task("starting", total=None)
-
-        def show(part: str, done: int = 0, total: int | None = None) -> None:
-            drawn.update(task, description=part, completed=done, total=total)
-
-        yield show

@@ -1,6 +1,6 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
@@ -74,13 +74,25 @@ from onsphere.symmetry.shifts.families import (
 
 __all__ = ["Audit", "Inputs", "audit"]
 
-STAGES = (
-    "following the operations", "comparing the run in float64 with the model",
-    "measuring gradients", "looking for weights without effect", "certifying on numbers",
-    "looking for symmetries that units cannot see", "looking at rows, columns and channels",
-    "looking for finer spheres and shifts",
-)  # fmt: skip
-"""What is told of the progress of an audit, in its order."""
+STAGES = {
+    "following the operations": 4,
+    "comparing the run in float64 with the model": 3,
+    "drawing random weights and inputs": 7,
+    "measuring gradients": 11,
+    "looking for weights without effect": 9,
+    "certifying on numbers": 5,
+    "searching the numbers for further symmetries": 10,
+    "looking at rows, columns and channels": 6,
+    "certifying rows, columns and channels": 40,
+    "looking for finer spheres and shifts": 12,
+}
+"""What is told of the progress of an audit, in its order, and about how long each takes."""
+_STAGES_WITHOUT_MEMORY = {
+    "following the operations": 1,
+    "looking at rows, columns and channels": 5,
+}
+_FURTHER = {False: 12, True: 3}
+"""How many further points are mostly drawn; by whether the model is large. Tells progress only."""
 COTANGENTS = {False: (3, 3, 3), True: (2, 1)}
 """Random combinations of the outputs, at random weights first; by whether the model is large."""
 _SHIFTS = 3
@@ -115,9 +127,9 @@ def audit(
         kwargs: keyword inputs.
         output: picks from the result the tensors that must not change; all float tensors without.
         seed: seed of the random cotangents, weights and inputs of the certificates.
-        search_seconds: processor time for a search by numbers for symmetries that units cannot
-            see; a backward pass per weight. Where it would take longer it is left out, which the
-            audit says.
+        search_seconds: processor time for a search by numbers for symmetries that operations
+            alone do not show; a backward pass per weight. Where it would take longer it is left
+            out, which the audit says.
         progress: ``True`` for a bar with the time left (lines where the error stream is piped), or
             a function to be told what is being done, stage by stage.
 
@@ -140,10 +152,13 @@ def audit(
 
     _check_numbers(model)
     others: list[Call] = []
-    with staged(progress, STAGES) as say, plain_execution():
+    without_memory = any(p.is_meta for p in model.parameters())
+    costs = _STAGES_WITHOUT_MEMORY if without_memory else STAGES
+    with staged(progress, costs) as say, plain_execution():
         say("following the operations")
         traced = trace(model, args, kwargs, output=output)
-        if any(p.is_meta for p in model.parameters()):
+        if without_memory:
+            say("looking at rows, columns and channels")
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
@@ -222,7 +237,7 @@ def _investigated(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     search_seconds: float,
-    say: Callable[[str], None],
+    say: Callable[..., None],
 ) -> tuple[Trace, _Findings, list[Call]]:
     """Certify what the units claim, and find what only numbers can tell."""
     say("comparing the run in float64 with the model")
@@ -233,6 +248,7 @@ def _investigated(
             _Findings([], [], limits=[*on_reads(probe.traced), on_another_model(differs)]),
             [],
         )
+    say("drawing random weights and inputs")
     probe.traced, others = followed(probe, args, kwargs)
     conditions = probe.others.words()
     drawn, runs = samples(probe), _Runs(args, kwargs, others, telling(probe.traced, others))
@@ -245,18 +261,36 @@ def _investigated(
     return probe.traced, replace(found, conditions=conditions), others
 
 
+def _counted(
+    points: Iterable[Point], count: int, say: Callable[..., None], stage: str
+) -> Iterator[Point]:
+    """Yield points, and say how far a stage is that looks at about so many."""
+    for i, point in enumerate(points):
+        say(stage, min(i / count, 1.0))
+        yield point
+
+
 def _families(
-    probe: Probe, runs: _Runs, drawn: Samples, inert: Sequence[str], unsaid: set[str]
+    probe: Probe,
+    runs: _Runs,
+    drawn: Samples,
+    inert: Sequence[str],
+    unsaid: set[str],
+    say: Callable[..., None],
 ) -> list[Family]:
     """Return the symmetries by row, column and channel that pass their certificate."""
+    say("looking at rows, columns and channels")
     found = channel_symmetries(
         probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
         others=runs.telling, roles=probe.traced.roles,
     )  # fmt: skip
     found = _reached(found, probe.traced)
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
+    stage = "certifying rows, columns and channels"
+    say(stage)
     points = chain(drawn.near, () if drawn.large else drawn.further)
-    return certified(probe, said, Points(points))
+    count = len(drawn.near) + (0 if drawn.large else _FURTHER[False])
+    return certified(probe, said, Points(_counted(points, count, say, stage)))
 
 
 def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
@@ -286,7 +320,7 @@ def _with_gradients(
     runs: _Runs,
     drawn: Samples,
     search_seconds: float,
-    say: Callable[[str], None],
+    say: Callable[..., None],
 ) -> _Findings:
     """Certify by gradients and finite rescales, and look for what only numbers can tell."""
     say("measuring gradients")
@@ -309,20 +343,22 @@ def _with_gradients(
     claims = [v for v in claims if not v.keys() <= silent]
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, drawn.near, evidence))
-    say("looking for symmetries that units cannot see")
+    say("searching the numbers for further symmetries")
     more, search = _further(probe, claims, certificates, evidence, unsaid, search_seconds)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
         everything = _sparse([*claims, *more], traced)
         claims, certificates = _held(everything, certify(probe, everything, drawn.near, evidence))
-    say("looking at rows, columns and channels")
-    families = _families(probe, runs, drawn, inert, unreached(traced) | silent)
-    say("looking for finer spheres and shifts")
+    families = _families(probe, runs, drawn, inert, unreached(traced) | silent, say)
+    stage = "looking for finer spheres and shifts"
+    say(stage)
     told = _told(certificates, evidence)
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
     repeats = 1 if drawn.large else 1 + _SHIFTS
-    moved = Points(chain(drawn.random, *(drawn.further for _ in range(repeats))))
+    several = chain(drawn.random, *(drawn.further for _ in range(repeats)))
+    count = len(drawn.random) + repeats * _FURTHER[drawn.large]
+    moved = Points(_counted(several, count, say, stage))
     far = Points(chain(drawn.random, drawn.further))
     return _Findings(
         claims,
@@ -368,7 +404,7 @@ def _measured(probe: Probe, drawn: Samples) -> tuple[RadialDerivatives, ShiftSea
 
 
 def _without_gradients(
-    probe: Probe, why: str, runs: _Runs, drawn: Samples, say: Callable[[str], None]
+    probe: Probe, why: str, runs: _Runs, drawn: Samples, say: Callable[..., None]
 ) -> _Findings:
     """Certify by finite rescales alone."""
     traced = probe.traced
@@ -379,8 +415,7 @@ def _without_gradients(
     more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
     more, held = _held(more, certify(probe, more, drawn.near, None))
     claims, certificates = [*claims, *more], [*certificates, *held]
-    say("looking at rows, columns and channels")
-    families = _families(probe, runs, drawn, inert, unreached(traced))
+    families = _families(probe, runs, drawn, inert, unreached(traced), say)
     say("looking for finer spheres and shifts")
     far = Points(chain(drawn.near, drawn.further))
     told = _told(certificates, None)

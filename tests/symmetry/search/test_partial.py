@@ -104,8 +104,8 @@ def test_weight_decay_is_told_of_the_parts_of_fused_weights() -> None:
     assert {found.decay_of(n) for n in found.free_parts} == {EFFECT_OF_DECAY[Kind.TRADED]}
     assert found.decay_of("out.bias") == EFFECT_OF_DECAY[Kind.FIXED]
     said = str(found).partition("WEIGHT DECAY")[2].replace("\n      ", " ")
-    assert "balances them, on 3: qkv.weight, qkv.bias, out.weight" in said
-    assert "which is part of the function, on 1: out.bias" in said
+    assert "balances them, on 3 weights: qkv.weight, qkv.bias, out.weight" in said
+    assert "which is part of the function, on 1 weight: out.bias" in said
 
 
 def test_weight_decay_is_told_of_a_part_that_is_no_part_of_the_function() -> None:
@@ -122,4 +122,5 @@ def test_weight_decay_is_told_of_a_part_that_is_no_part_of_the_function() -> Non
     found = audit(Split(), torch.randn(5, 4))
     assert found.free_parts == {"both.weight": 0.5}
     assert found.decay_of("both.weight").startswith("a real penalty on a part")
-    assert "have no effect, on 1: both.weight" in str(found).replace("\n      ", " ")
+    assert str(found).startswith("Split in training mode: 1 weight with 32 entries, 0 scale symm")
+    assert "have no effect, on 1 weight: both.weight" in str(found).replace("\n      ", " ")

@@ -1,27 +1,27 @@
 """What is shown while a command works: on the error stream; the output is the command's alone."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 
-from onsphere.report.progress import Show, in_stages, shown
+from onsphere.report.progress import Show, Stages, shown
 
 
 @contextmanager
-def stages(quiet: bool, names: Sequence[str] = ()) -> Iterator[Callable[[str], None]]:
+def stages(quiet: bool, costs: Mapping[str, float] | None = None) -> Iterator[Stages]:
     """Show the stage of the work, the time it has taken and what is left.
 
     What a user's own code prints goes to the error stream too: the output is the command's alone.
 
     Args:
         quiet: show nothing.
-        names: the stages to come, where they are known.
+        costs: what the stages to come cost, where that is known.
 
     Yields:
-        A function that names the present stage.
+        A function of the present stage.
     """
     with bar(quiet) as show:
-        yield in_stages(show, names)
+        yield Stages(show, costs or {})
 
 
 @contextmanager

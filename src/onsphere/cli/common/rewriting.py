@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from onsphere.cli.audit import add_target
 from onsphere.cli.common.files import check_checkpoints, check_writable, writing
 from onsphere.cli.common.progress import stages
+from onsphere.report.progress import Stages
 
 if TYPE_CHECKING:
     from onsphere.models.target import Target
@@ -66,17 +67,19 @@ class Rewriting:
     """
 
     target: "Target"
-    stage: Callable[[str], None]
+    stage: Stages
     tensors: int
 
 
 @contextmanager
-def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[Rewriting]:
+def rewriting(
+    options: argparse.Namespace, costs: Mapping[str, float] | None = None
+) -> Iterator[Rewriting]:
     """Load the model; after what is done to it inside, write the checkpoint, whole or not at all.
 
     Args:
         options: of the command line, with the arguments above.
-        names: of the stages between loading and writing.
+        costs: what the stages between loading and writing cost, where that is known.
     """
     from onsphere.models import checkpoint
     from onsphere.models.load import load
@@ -88,7 +91,7 @@ def rewriting(options: argparse.Namespace, names: tuple[str, ...]) -> Iterator[R
         check_page(page)
     shape = None if options.input is None else parse_shape(options.input)
     check_checkpoints(options.source, options.result, options.force)
-    with stages(options.json, ("loading", *names, "writing")) as stage:
+    with stages(options.json, costs) as stage:
         stage(f"loading {options.source}")
         source = checkpoint.read(options.source)
         target = load(

@@ -20,6 +20,12 @@ KINDS = {
     Kind.UNREACHED: "not reached by this input",
 }
 
+PART_BY_PART = "is in rescaling symmetries part by part (rows, columns or entries), not as a whole"
+"""Of a scale-dependent weight all parts of which are free."""
+
+PARTLY_FIXED = "is scale-dependent in one part, while other parts are not"
+"""Of a scale-dependent weight some parts of which are free."""
+
 _WEIGHT = {
     Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
@@ -34,11 +40,34 @@ def of_weight(audit: AuditResult, name: str) -> str:
     """Say what to do with one weight."""
     kind = audit.kinds[name]
     sphere = audit.own_spheres().get(name)
+    if kind is Kind.FIXED and audit.free_parts.get(name) == 1:
+        kind = Kind.TRADED
     words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
     vector = len([s for s in audit.parameters[name] if s > 1]) < 2
-    if kind is Kind.FIXED and vector:
+    if audit.kinds[name] is Kind.FIXED and vector:
         return "leave it without weight decay, as gains and biases usually are"
     return words
+
+
+def description(audit: AuditResult, name: str) -> str:
+    """Say what is free about the scale of a weight, or of its parts, after "a weight that"."""
+    share = audit.free_parts.get(name)
+    if share is None:
+        return KINDS[audit.kinds[name]]
+    return PART_BY_PART if share == 1 else PARTLY_FIXED
+
+
+def short_description(audit: AuditResult, name: str) -> str:
+    """Say the same in a few words."""
+    share = audit.free_parts.get(name)
+    if share is None:
+        return str(audit.kinds[name])
+    return f"{Kind.TRADED} part by part" if share == 1 else f"{Kind.FIXED} in part"
+
+
+def traded(audit: AuditResult) -> tuple[list[str], list[str]]:
+    """Return the weights in rescaling symmetries: as whole tensors, and part by part only."""
+    return _of(audit, Kind.TRADED), [n for n, share in audit.free_parts.items() if share == 1]
 
 
 def of_model(audit: AuditResult) -> list[str]:
@@ -65,15 +94,17 @@ def _on_spheres(audit: AuditResult) -> list[str]:
         return []
     if not count:
         return [
-            "No weight is scale-invariant on its own. You may fix the norm of a weight without "
-            "losing any function as long as one partner in each of its rescaling symmetries stays "
-            "free: audit.param_groups(model, fix='maximal') holds the norms of a largest such set, "
-            "and audit.fixed_scales(model) says which."
+            "No weight is scale-invariant on its own, so none goes on a sphere by default. You may "
+            "still hold the norm of a weight without losing any function, as long as another "
+            "weight in each of its rescaling symmetries stays free: "
+            "audit.param_groups(model, fix='maximal') holds the norms of a largest such set, and "
+            "audit.fixed_scales(model) says which."
         ]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
-        "optimizer (embeddings and heads stay off spheres unless you ask). With an ordinary "
-        "optimizer, weight decay on them is a schedule of their learning rate."
+        "optimizer, as onsphere.optim.SphereAdamW (embeddings and heads stay off spheres without "
+        "embeddings=True). With an ordinary optimizer, weight decay on them is a schedule of "
+        "their learning rate."
     ]
 
 
@@ -90,11 +121,11 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
             f"of {audit.model} only embeddings or heads are on spheres of their own "
             f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
         )
-    shared, traded = len(_of(audit, Kind.SHARED)), len(_of(audit, Kind.TRADED))
+    shared, trading = len(_of(audit, Kind.SHARED)), sum(map(len, traded(audit)))
     found = [
         *([f"{_weights_are(shared)} on joint spheres (scaled all at once, and only together, they "
            "change nothing)"] if shared else []),
-        *([f"{_weights_are(traded)} in rescaling symmetries"] if traded else []),
+        *([f"{_weights_are(trading)} in rescaling symmetries"] if trading else []),
     ]  # fmt: skip
     instead = f"; {' and '.join(found)}" if found else ", and no scale of it is free at all"
     return (
@@ -134,12 +165,16 @@ def _shrink_alike(audit: AuditResult, names: Sequence[str]) -> bool:
 
 
 def _on_traded(audit: AuditResult) -> list[str]:
-    count = len(_of(audit, Kind.TRADED))
-    return [] if not count else [
-        f"{_weights_are(count)}, as wholes, in rescaling symmetries: weight decay penalizes their "
-        "products and "
-        "balances them; canonicalize() balances them at once, with the same function."
-    ]  # fmt: skip
+    whole, by_part = traded(audit)
+    count = len(whole) + len(by_part)
+    if not count:
+        return []
+    split = f" ({len(whole)} as whole tensors, {len(by_part)} part by part)" if by_part else ""
+    return [
+        f"{_weights_are(count)} in rescaling symmetries{split}: weight decay penalizes their "
+        "products and balances them; onsphere.canonicalize(model, audit) balances them at once, "
+        "with the same function."
+    ]
 
 
 def _on_inert(audit: AuditResult) -> list[str]:
@@ -166,7 +201,7 @@ def _on_inert_parts(audit: AuditResult) -> list[str]:
         f"A part of {_weights(len(found))} cannot affect the output ({shown}; of {first} the "
         f"entries {found[first]}), as the keys' part of a fused bias, which softmax removes again: "
         "nothing is lost without weight decay on these weights, which audit.param_groups leaves "
-        "out as it does all biases; do not read their norms."
+        "out as it does all biases; their norms say nothing."
     ]
 
 
@@ -193,8 +228,9 @@ def _on_leaks(audit: AuditResult) -> list[str]:
         return []
     worst = max(large, key=lambda x: x.amount)
     return [
-        f"eps takes part in {len(large)} of {len(audit.leaks)} symmetries: around them activations "
-        f"are so small that scaling by e changes the output by up to {worst.amount:.0%} "
+        f"eps, the small constant in normalizations, takes part in {len(large)} of "
+        f"{len(audit.leaks)} symmetries: around them activations are so small that scaling by "
+        f"e = 2.718 changes the output by up to {worst.amount:.0%} "
         f"({next(iter(worst.exponents))}). Larger activations or a smaller eps mend this."
     ]
 
@@ -221,13 +257,15 @@ def limits(audit: AuditResult) -> list[str]:
     if not audit.certified:
         said.append(
             "The model is on the meta device, without values: its symmetries are exact, but "
-            "not certified on numbers, and inert weights and shifts are those that "
-            "operations show. A small copy with memory has all (on the command line: --shrink)."
+            "not certified on numbers, and of inert weights and shifts only those that the "
+            "operations show are listed. The audit of a small copy with memory lists all (on the "
+            "command line, of a config: --shrink)."
         )
     elif not audit.complete and not audit.limits:
         said.append(
-            "The model is large: the search by numbers for symmetries that units cannot see was "
-            "left out or cut short. audit(..., search_seconds=...) gives it more time."
+            "The model is large: a search by numbers for symmetries that its operations alone do "
+            "not show was left out or cut short. audit(..., search_seconds=...) gives it more time "
+            "(on the command line: --search-seconds)."
         )
     return said
 

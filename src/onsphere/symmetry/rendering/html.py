@@ -16,7 +16,6 @@ from onsphere.report.document import (
     Table,
 )
 from onsphere.report.number import number
-from onsphere.symmetry.claims import EFFECT_OF_DECAY, Kind
 from onsphere.symmetry.rendering import advice, text
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
@@ -57,21 +56,26 @@ _EPS = (
     "when weights are scaled by e = 2.718 along the symmetry."
 )
 _CAPTION = (
-    "One point per symmetry, in the order of the model. The radial derivative is measured in "
-    "float64 with eps near 0, relative to what it could be; it is 0 for a true symmetry, up to "
-    "rounding. Leaks above 1% mean that eps takes part in what the model computes."
+    "One point per symmetry, in the order of the model. The derivative along a symmetry is "
+    "measured in float64 with eps near 0, relative to what it could be; it is 0 for a true "
+    "symmetry, up to rounding. Leaks above 1% mean that eps takes part in what the model computes."
 )
 
 
 def document(audit: AuditResult) -> Document:
     """Return what the page of an audit says."""
-    entries = sum(text.size(s) for s in audit.parameters.values())
+    entries = sum(map(text.size, audit.parameters.values()))
+    ways = len(audit.scale_symmetries)
     return Document(
         title=f"Audit of {audit.model}",
         summary=(
-            f"{len(audit.parameters)} weights with {entries:,} entries in "
+            f"{text.counted(len(audit.parameters), 'weight')} with {entries:,} entries in "
             f"{text.MODES[audit.mode]} mode: "
-            f"{len(audit.scale_symmetries)} independent ways to rescale them change nothing."
+            + (
+                "1 way to rescale them changes nothing."
+                if ways == 1
+                else f"{ways} independent ways to rescale them change nothing."
+            )
             + (f" Audited: {audit.note}." if audit.note else "")
         ),
         sections=[*_overview(audit), *_groups(audit), *_eps(audit), *_weights(audit)],
@@ -81,20 +85,21 @@ def document(audit: AuditResult) -> Document:
 
 
 def _overview(audit: AuditResult) -> Iterator[Section]:
-    counts, entries = Counter(audit.kinds.values()), Counter[Kind]()
-    for name, kind in audit.kinds.items():
-        entries[kind] += text.size(audit.parameters[name])
+    counts, entries, merits = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
+    for name in sorted(audit.kinds, key=lambda n: [*advice.KINDS].index(audit.kinds[n])):
+        said = advice.description(audit, name), audit.decay_of(name)
+        counts[said] += 1
+        entries[said] += text.size(audit.parameters[name])
+        merits[advice.short_description(audit, name)] += 1
     rows: list[list[Cell]] = [
-        [advice.KINDS[k], counts[k], entries[k], EFFECT_OF_DECAY[k]]
-        for k in advice.KINDS
-        if counts[k]
+        [kind, counts[kind, effect], entries[kind, effect], effect] for kind, effect in counts
     ]
     columns = ("a weight that", "weights", "entries", "weight decay is")
     yield Section(
         name="overview",
         title="What weight decay does, and what to do",
         statement="Every weight is of one kind, by what is free about its scale.",
-        figure_of_merit=", ".join(f"{counts[k]} {k}" for k in advice.KINDS if counts[k]),
+        figure_of_merit=", ".join(f"{count} {kind}" for kind, count in merits.items()),
         findings=[a for a in advice.of_model(audit) if a not in advice.limits(audit)],
         tables=[Table("Kinds of weights", columns, rows)],
     )
@@ -106,25 +111,25 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("spheres", "Scale-invariant weights", _SPHERES,
-         _counted(count, "weight"), text.sphere_lines(audit)),
+         text.counted(count, "weight"), text.sphere_lines(audit)),
         ("parts", "Partly scale-invariant weights", _PARTS,
-         _counted(len(partly), "weight"), partly),
+         text.counted(len(partly), "weight"), partly),
         ("joint", "Weights that are scale-invariant together", _SHARED,
-         _counted(sets, "set"), text.joint_lines(audit)),
+         text.counted(sets, "set"), text.joint_lines(audit)),
         ("trades", "Rescaling symmetries", _TRADES,
-         _counted(len(audit.rescalings), "generator"), text.trade_lines(audit)),
+         text.counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
         ("channels", "Rescaling by channel", _CHANNELS,
-         _counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
+         text.counted(len(text.traded_families(audit)), "kind"), text.family_lines(audit)),
         ("shifts", "Shift symmetries", _SHIFTS,
-         _counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
+         text.counted(len(audit.shifts), "weight"), text.shift_lines(audit)),
         ("shift-families", "Shift families", _SHIFT_FAMILIES,
-         _counted(len(text.joint_shifts(audit)), "kind"), text.joint_shift_lines(audit)),
+         text.counted(len(text.joint_shifts(audit)), "kind"), text.joint_shift_lines(audit)),
         ("inert", "Weights without effect", _INERT,
-         _counted(len(audit.inert), "weight"), folded(audit.inert)),
+         text.counted(len(audit.inert), "weight"), folded(audit.inert)),
         ("partly-inert", "Weights partly without effect", _INERT_PARTS,
-         _counted(len(idle), "weight"), idle),
+         text.counted(len(idle), "weight"), idle),
         ("unreached", "Weights not reached", _UNREACHED,
-         _counted(len(audit.unreached), "weight"), folded(audit.unreached)),
+         text.counted(len(audit.unreached), "weight"), folded(audit.unreached)),
     )  # fmt: skip
     for name, title, statement, merit, lines in listed:
         if lines:
@@ -140,10 +145,6 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
 def _unbroken(line: str) -> str:
     """Keep a range of numbers on one line of the page."""
     return re.sub(r"(?<=\d)-(?=\d)", "\u2060-\u2060", line)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _eps(audit: AuditResult) -> Iterator[Section]:
@@ -177,7 +178,7 @@ def _leaks(audit: AuditResult) -> Figure:
         [
             Series("leak at the real eps", range(len(order)), [leaks[k] for k in order],
                    style="points", color="measured"),
-            Series("radial derivative at eps near 0", range(len(order)),
+            Series("derivative along the symmetry at eps near 0", range(len(order)),
                    [nan if r is None else max(r, 1e-20) for r in residuals],
                    style="points", color="plain"),
         ],
@@ -201,7 +202,8 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         [
             name,
             "×".join(map(str, shape)) or "scalar",
-            str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
+            advice.short_description(audit, name)
+            + (f", {alone[name].granularity}" if name in alone else ""),
             audit.decay_of(name).partition(":")[0],
             leaks.get(name),
             advice.of_weight(audit, name),
@@ -213,21 +215,21 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         name="weights",
         title="Every weight",
         statement="In the order of the model.",
-        figure_of_merit=_counted(len(rows), "weight"),
+        figure_of_merit=text.counted(len(rows), "weight"),
         tables=[Table("What weight decay does to each weight, and what to do", columns, rows)],
     )
 
 
 def _provenance(audit: AuditResult) -> dict[str, str]:
     if not audit.certified:
-        certified = "no: on the meta device, without values; exact by the units of the operations"
+        certified = "no: on the meta device, without values; exact, by the operations"
     else:
-        certified = "yes: in float64, by radial derivatives and finite rescales"
+        certified = "yes: in float64, by derivatives along each symmetry and by rescaling"
     return {
         "onsphere": __version__,
         "mode": audit.mode,
         "certified on numbers": certified,
-        "search beyond units": "complete" if audit.complete else "not complete",
+        "search by numbers for more": "complete" if audit.complete else "not complete",
         "inputs": " ".join(audit.conditions) or "as given",
         "operations without a rule": ", ".join(sorted({u.name for u in audit.unknown_ops}))
         or "none",

@@ -57,10 +57,10 @@ def headline(audit: AuditResult) -> str:
 
 def rendered(audit: AuditResult) -> str:
     """Return the audit as a table for a terminal: plain text, at most 100 columns."""
-    entries = sum(size(s) for s in audit.parameters.values())
+    entries, found = sum(map(size, audit.parameters.values())), len(audit.scale_symmetries)
     parts = [
-        f"{audit.model} in {MODES[audit.mode]} mode: {len(audit.parameters)} weights with "
-        f"{entries:,} entries, {len(audit.scale_symmetries)} scale symmetries"
+        f"{audit.model} in {MODES[audit.mode]} mode: {counted(len(audit.parameters), 'weight')} "
+        f"with {entries:,} entries, {found} scale {'symmetry' if found == 1 else 'symmetries'}"
         + (f"\n({audit.note})" if audit.note else ""),
         *_section("SCALE-INVARIANT, on a sphere of its own: only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
@@ -73,8 +73,8 @@ def rendered(audit: AuditResult) -> str:
                   len(audit.rescalings), trade_lines(audit)),
         *_section("RESCALING BY CHANNEL: each channel by an a > 0 of its own changes nothing",
                   len(traded_families(audit)), family_lines(audit)),
-        *_section("SHIFT SYMMETRIES: adding such amounts changes nothing", len(audit.shifts),
-                  shift_lines(audit)),
+        *_section("SHIFT SYMMETRIES: adding such an amount to all entries changes nothing",
+                  len(audit.shifts), shift_lines(audit)),
         *_section("SHIFT FAMILIES: adding such amounts at once changes nothing, for any v",
                   len(joint_shifts(audit)), joint_shift_lines(audit)),
         *_section("INERT: no effect on the output", len(audit.inert), folded(audit.inert)),
@@ -269,19 +269,25 @@ def _decay(audit: AuditResult) -> list[str]:
                 found if len(found) <= 7 else [*found[:6], f"and {len(found) - 6} more like these"]
             )
             shown = ", ".join(few)
-            lines.append(f"{words} {len(names)}: {shown}")
+            lines.append(f"{words} {counted(len(names), 'weight')}: {shown}")
     return _section("WEIGHT DECAY", 0, lines)
 
 
 def _certificate(audit: AuditResult) -> list[str]:
     if not audit.certified:
-        return ["", "Exact by the units of the operations; not certified on numbers."]
+        return ["", "Exact, by the operations that the model runs; not certified on numbers."]
     residuals = [s.residual for s in audit.spheres] + [r.residual for r in audit.rescalings]
-    residual = max((r or 0.0 for r in residuals), default=0.0)
+    measured = [r for r in residuals if r is not None]
+    derivative = (
+        ": the derivative along every scale symmetry is 0 up to rounding (relative size at most "
+        f"{max(measured):.0e})"
+        if measured
+        else ""
+    )
     leak = max((x.amount for x in audit.leaks), default=0.0)
     said = (
-        f"Certified in float64 with eps near 0: largest relative radial derivative {residual:.0e}. "
-        f"At the model's own eps, scaling by e changes the output by at most {leak:.0e}."
+        f"Certified by runs in float64 with eps near 0{derivative}. At the model's own eps, "
+        f"scaling by e = 2.718 along one changes the output by at most {leak:.0e} of its size."
     )
     return ["", *wrap(said, WIDTH)]
 
@@ -300,6 +306,11 @@ def _wrapped(line: str) -> list[str]:
         subsequent_indent="      ", break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
     return [line.replace("\u00a0", " ") for line in lines]
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def size(shape: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -121,6 +121,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         overload = overload_of(func)
         args, kwargs = self._moved((tuple(args), kwargs or {}))
+        ran = args
+        if overload.short == "mkldnn_rnn_layer":
+            args = self._with_gates(args)
         written = written_by(overload, args, kwargs)
         given = flat(args, kwargs)
         tensors = [t for t in given if isinstance(t, Tensor)]
@@ -132,7 +135,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors:
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
-        result = self._moved(self._run(overload, args, kwargs, tensors))
+        result = self._moved(self._run(overload, ran, kwargs, tensors))
         results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
         # More than a view, or nothing.
@@ -157,6 +160,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.shifts is not None:
             self.shifts.follow(operation, given, written)
         return result
+
+    def _with_gates(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Follow what goes into the gates of a fused LSTM, and put it in the place of its input.
+
+        The product of the inputs with their weights and both biases are then operations like any.
+        """
+        x, inward, recurrent, first, second, *rest = args
+        with self:
+            gates = nn.functional.linear(x, inward, first) + second
+        return (gates, None, recurrent, None, None, *rest)
 
     def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
         """Save what is about to be written into and outlives this run."""

@@ -100,9 +100,7 @@ class _Summed(nn.Module):
 
 @pytest.mark.parametrize("shape", [(2, 3, 12), (2, 3, 16), (16, 3, 16), (2, 3, 18), (1, 3, 8)])
 @pytest.mark.parametrize(("stride", "kernel"), [(4, 4), (4, 1), (2, 2)])
-def test_strides_move_on_with_the_length(
-    shape: tuple[int, ...], stride: int, kernel: int
-) -> None:
+def test_strides_move_on_with_the_length(shape: tuple[int, ...], stride: int, kernel: int) -> None:
     torch.manual_seed(0)
     model = _Summed(nn.Conv1d(3, 5, kernel, stride))
     assert audit(model, torch.randn(shape)).shift_families == []

@@ -2,7 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -44,6 +45,9 @@ _ROLES = {
     "_grouped_mm": "experts",
 }
 """What an operation says about the weights that go into it."""
+_STACKED, _PICKS = {"bmm", "baddbmm"}, {"select", "unbind"}
+"""Operations that take the matrices of a stack by themselves: all of them, or single ones."""
+_PACK, _UNPACK = "aten::_pack_padded_sequence", "_pad_packed_sequence"
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
@@ -135,7 +139,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors:
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
-        result = self._moved(self._run(overload, ran, kwargs, tensors))
+        result = self._run(overload, ran, kwargs, tensors)
+        if overload.name != _PACK:  # the kernels read its sizes on the CPU
+            result = self._moved(result)
         results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
         # More than a view, or nothing.
@@ -180,6 +186,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if found.numel():
                 self._before.append((found, found.detach().clone()))
 
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Leave on the CPU what is made there: a kernel reads it."""
+        before, self.without_memory = self.without_memory, False
+        try:
+            yield
+        finally:
+            self.without_memory = before
+
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
         if not self.without_memory or all(t.is_meta for t in flat_tensors(values)):
@@ -203,6 +218,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.reads.setdefault(self.ledger.where, set())
                 return 1.0  # no claim changes it; that it stands for something else is said
             raise self.needs_values(name)
+        if name == "aten::_to_copy" and self.without_memory and args[0].is_meta:
+            kwargs = {**kwargs, "device": args[0].device}  # `.cpu()`: nothing is there to be moved
+        if name == _PACK and args[0].is_meta:
+            result = func(args[0], self._lengths(args[1]), *args[2:], **kwargs)
+            self.ledger.shadows.follow(overload, args, kwargs, tensors, flat_tensors(result))
+            return result
         if name == "aten::index":
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
@@ -216,6 +237,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         self.ledger.shadows.follow(overload, args, kwargs, tensors, flat_tensors(result))
         return result
+
+    def _lengths(self, numbers: Tensor) -> Tensor:
+        """Return the lengths of packed sequences, on which it depends what runs."""
+        known = self.ledger.shadows.value(numbers)
+        if known is None or not bool((known > 0).all()):
+            raise ModelError(
+                "the model packs sequences, and their lengths have no values on the meta device; "
+                "give the lengths as a tensor on the CPU, or else build the model with memory"
+            )
+        return known
 
     def _note(
         self,
@@ -236,6 +267,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+        if short in _STACKED or (short in _PICKS and tensors[0].ndim == 3 and not (*args, 0)[1]):
+            for tensor in tensors:
+                self.roles[key_of(tensor)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -356,6 +390,9 @@ class Reads(TorchFunctionMode):
                 raise self.tracer.needs_values(func.__name__)
             args = (known, *args[1:])
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == _UNPACK:
+            with self.tracer.staying():
+                return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)

@@ -43,7 +43,7 @@ _TRIES = 12
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
 _LONG = 16
-"""From which length on less than half as many entries of an axis are tried first."""
+"""From which length on less than half as many entries are tried first, whatever the axis."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -376,9 +376,9 @@ def _sizes(size: int, axis: int) -> list[int]:
     """Return other lengths to try; three for a single one.
 
     Along the batch one more comes first, and of a large batch about half. A length changes by so
-    much that every stride of which it holds two steps moves on: half as many more, or, of many,
-    such as the pixels of an image, less than half, which costs less. It is odd, so that what
-    patches or windows do not divide is padded.
+    much that every stride of which it holds two steps moves on: half as many more, or, of many and
+    of pixels, less than half, which costs less. It is odd, so that what patches or windows do not
+    divide is padded.
     """
     if size == 1:
         return [3]
@@ -386,14 +386,12 @@ def _sizes(size: int, axis: int) -> list[int]:
     above = half + half % 2 + 1
     if axis == 0:
         first = [above] if size >= _MANY // 2 else []
-        last = [size + 1, size - 1, half]
-    elif size >= _LONG:
+    elif axis > 1 or size >= _LONG:
         first = [half - 1 + half % 2, above]
-        last = [size + 1, size - 1, half]
     else:
         first = [(size + half + 1) | 1, half]
-        last = [size + 1, size - 1]
-    return list(dict.fromkeys(n for n in (*first, *last) if n > 1))
+    sizes = [*first, size + 1, size - 1, half]
+    return list(dict.fromkeys(n for n in sizes if 1 < n != size))
 
 
 def _are_places(t: Tensor) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from onsphere._torch.substitution import kept, substituted
 from onsphere.errors import OnsphereError
@@ -97,6 +98,8 @@ def inputs_of(
             array or a data loader in place of a tensor.
     """
     _refuse_nested((args, kwargs))
+    if any(isinstance(t, Tensor) and t.is_inference() for t in _leaves((args, kwargs))):
+        args, kwargs = tree_map(_ordinary, (args, kwargs))
     named = dict(kwargs or {})
     if isinstance(args, np.ndarray):
         raise ModelError(
@@ -116,6 +119,11 @@ def inputs_of(
         batch = dict(args)
         return ((), {**batch, **named}) if _takes(model, batch) else ((args,), named)
     return tuple(args) if isinstance(args, tuple | list) else (args,), named
+
+
+def _ordinary(value: Any) -> Any:
+    """Return a copy of a tensor that was made in inference mode, which autograd refuses."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _refuse_nested(inputs: Any) -> None:

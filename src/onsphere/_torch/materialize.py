@@ -61,6 +61,9 @@ def gathered(model: nn.Module, *, write: bool = False) -> Iterator[nn.Module]:
     refuse_other_models(model)
     with ExitStack() as stack:
         stack.enter_context(unset_fake_temporarily())
+        if torch.is_inference_mode_enabled():  # there autograd is refused, not only turned off
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
         if any(map(_is_flat_sharded, model.modules())):
             from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -91,7 +94,10 @@ def _without_wrappers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _plain_tensors(model: nn.Module, write: bool) -> Iterator[None]:
-    """Replace sharded, fake and flattened weights by whole ones with memory of their own."""
+    """Replace sharded, fake and flattened weights by whole ones with memory of their own.
+
+    So are those that were made in inference mode, which autograd refuses.
+    """
     saved = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     hooks = [(t, dict(t)) for m in model.modules() for t in _hooks_of_shards(m)]
     own = [t for _, ps, bs in saved for t in [*ps.values(), *bs.values()] if t is not None]
@@ -122,7 +128,7 @@ def _plain(t: Tensor, piece: bool) -> Tensor:
         plain = torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="meta")
     elif _is_sharded(t):
         plain = cast(Any, t).full_tensor().detach()
-    elif piece:
+    elif piece or t.is_inference():
         plain = t.detach().clone()
     else:
         return t
@@ -173,4 +179,5 @@ def _write_back(pairs: list[tuple[Tensor, Tensor]]) -> None:
                 sharded: Any = t
                 t.copy_(distribute_tensor(plain.detach(), sharded.device_mesh, sharded.placements))
             elif plain is not t and not isinstance(t, FakeTensor):
-                t.copy_(plain)
+                with torch.inference_mode(t.is_inference()):
+                    t.copy_(plain)

@@ -163,3 +163,103 @@ class LinearAttention(nn.Module):
 def test_a_tensor_padded_with_ones_has_no_scale() -> None:
     found = channel_symmetries(LinearAttention(), torch.randn(2, 5, 6))
     assert _shapes(found) == [(4, [("q.weight", 1, 1), ("q.bias", 1, 1)])]
+
+
+class Experts(nn.Module):
+    """Experts with stacked matrices, each weighed by a router."""
+
+    def __init__(self, *, loop: bool) -> None:
+        super().__init__()
+        self.loop, self.router = loop, nn.Linear(6, 4)
+        self.up, self.bias = nn.Parameter(torch.randn(4, 6, 5)), nn.Parameter(torch.randn(4, 1, 5))
+        self.down, self.out = nn.Parameter(torch.randn(4, 5, 6)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.loop:
+            every = zip(self.up, self.bias, self.down, strict=True)
+            found = torch.stack([torch.relu(x @ u + b) @ d for u, b, d in every])
+        else:
+            hidden = torch.relu(torch.bmm(x.expand(4, -1, -1), self.up) + self.bias)
+            found = torch.bmm(hidden, self.down)
+        gates = self.router(x).softmax(-1).T[..., None]
+        return self.out((found * gates).sum(0))
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_each_expert_has_channels_of_its_own(loop: bool, device: str) -> None:
+    torch.manual_seed(0)
+    found = audit(Experts(loop=loop).to(device), torch.randn(9, 6, device=device))
+    assert _shapes(found.families) == [
+        (4 * 5, [("up", 1, 1), ("bias", 1, 1), ("down", -1, 1)]),
+        (6, [("down", 1, 4), ("out.weight", -1, 1)]),
+    ]
+
+
+class NormedExperts(nn.Module):
+    """Each expert normalizes what its matrix makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 5)), nn.Parameter(torch.randn(4, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.bmm(x.expand(4, -1, -1), self.up)
+        return torch.bmm(nn.functional.rms_norm(hidden, (5,)), self.down)
+
+
+def test_each_normalized_expert_scales_by_itself() -> None:
+    torch.manual_seed(0)
+    assert _shapes(audit(NormedExperts(), torch.randn(9, 6)).families) == [(4, [("up", 1, 5)])]
+
+
+class Routed(nn.Module):
+    """Rows sorted by expert, each multiplied by the matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(16, 4), nn.Linear(16, 2)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(4, 16, 8)),
+            nn.Parameter(torch.randn(4, 8, 16)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        expert = self.router(x).argmax(-1)
+        order = expert.argsort()
+        ends = nn.functional.one_hot(expert, 4).sum(0).cumsum(0).to(torch.int32)
+        hidden = torch._grouped_mm(x[order].bfloat16(), self.up.bfloat16(), offs=ends)
+        found = torch._grouped_mm(torch.relu(hidden), self.down.bfloat16(), offs=ends)
+        return self.out(torch.zeros_like(x).index_add(0, order, found.float()))
+
+
+def test_a_grouped_product_keeps_channels() -> None:
+    torch.manual_seed(0)
+    assert _shapes(audit(Routed(), torch.randn(24, 16)).families) == [
+        (8, [("up", 1, 1), ("down", -1, 1)]),
+        (16, [("down", 1, 1), ("out.weight", -1, 1)]),
+    ]
+
+
+class Tagger(nn.Module):
+    """Embedded tokens, an LSTM, a head."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.e, self.r = nn.Embedding(11, 6), nn.LSTM(6, 5, batch_first=True, **options)
+        self.h = nn.Linear(10 if options else 5, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.h(self.r(self.e(ids))[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}])
+def test_an_lstm_has_the_same_families_with_and_without_memory(options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    net, ids = Tagger(**options), torch.randint(0, 11, (2, 5))
+    found, alone = audit(net, ids), audit(net.to("meta"), ids.to("meta"))
+    assert found.families == alone.families
+    assert [f.count for f in found.families] == [6]
+    dimensions = [sorted(f.dimension for f in a.shift_families) for a in (found, alone)]
+    assert dimensions[0] == dimensions[1]
+    assert len(dimensions[0]) == (3 if options else 2)

@@ -86,6 +86,33 @@ def test_lengths_change_where_the_model_takes_others() -> None:
     assert {tuple(d.shape) for d in _draws(others)} == {(3, 3, 4), (1, 1, 4)}
 
 
+class _Summed(nn.Module):
+    """Adds a bias up over as many positions as there are, and another once."""
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.later = convolution, nn.Parameter(torch.zeros(5))
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x).flatten(2).sum(2) + self.later))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12), (2, 3, 16), (16, 3, 16), (2, 3, 18), (1, 3, 8)])
+@pytest.mark.parametrize(("stride", "kernel"), [(4, 4), (4, 1), (2, 2)])
+def test_strides_move_on_with_the_length(shape: tuple[int, ...], stride: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    model = _Summed(nn.Conv1d(3, 5, kernel, stride))
+    assert audit(model, torch.randn(shape)).shift_families == []
+
+
+def test_strides_move_on_with_the_size_of_an_image() -> None:
+    torch.manual_seed(0)
+    steps = [nn.Conv2d(w, 5, 3, 2, 1) for w in (3, 5, 5)]
+    model = _Summed(nn.Sequential(*steps))
+    assert audit(model, torch.randn(2, 3, 16, 16)).shift_families == []
+
+
 def test_inputs_of_one_length_change_together() -> None:
     def runs(args: tuple[Tensor, ...], _: Mapping[str, Any]) -> bool:
         ids, mask, square = args
@@ -94,7 +121,7 @@ def test_inputs_of_one_length_change_together() -> None:
 
     ids, mask, square = torch.zeros(2, 5).long(), torch.ones(2, 5).long(), torch.randn(1, 5, 5)
     others = _others(ids, mask, square, rows={0: 9}, runs=runs)
-    assert (1, 5, 6) in others.resized
+    assert (1, 5, 9) in others.resized
 
 
 def test_what_the_model_does_not_run_on_is_not_used() -> None:

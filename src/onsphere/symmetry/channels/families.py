@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
@@ -27,6 +27,9 @@ from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
 from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
+
+_MOST_STACKED = 2**20
+"""Up to how many rows and columns of all experts together each has an unknown of its own."""
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -109,11 +112,13 @@ def _followed(
     # Not `m.weight`: where that is computed, reading it can change what it is computed from.
     grouped = {id(m._parameters.get("weight")): m.groups for m in convolutions}
     still = {*inert, *fixed}
+    stacks = _stacks(held, roles)
     for number, (name, tensor) in enumerate(held.items()):
         if bare_name(name) not in still:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
-            fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups)
+            stacked = (_module_of(name), len(tensor)) in stacks if tensor.ndim else False
+            fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups, stacked)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs = runs_on(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields),
@@ -140,16 +145,21 @@ def _starting(
     shape: tuple[int, ...],
     role: frozenset[str],
     groups: int,
+    stacked: bool,
 ) -> Fields:
     """Give a weight an unknown per entry of each of its axes; a filter slides, so it has two.
 
     In a grouped convolution the second axis holds the channels of one group, and each group has
-    its own: an unknown per group and channel.
+    its own: an unknown per group and channel. So has each of the experts that are stacked along
+    the first axis.
     """
+    terms = []
     axes = [a for a, n in enumerate(shape) if n > 1]
+    if stacked and len(axes) > 1 and axes[0] == 0:
+        terms = [(Fraction(1), _by_expert(channels, number, shape, a)) for a in axes[1:]]
+        axes = []
     if role & {"convolution", "transposed"} or groups > 1:
         axes = [a for a in axes if a < 2]
-    terms = []
     if groups > 1 and 1 in axes and shape[0] * shape[1] <= LARGEST:
         axes.remove(1)
         terms.append((Fraction(1), _by_group(channels, number, shape, groups)))
@@ -168,6 +178,29 @@ def _by_group(channels: ChannelDemands, number: int, shape: tuple[int, ...], gro
     own = channels.new((groups, width), number, (0, 1), places, groups)
     index = np.repeat(own, each, axis=0)
     return index.reshape(index.shape + (1,) * (len(shape) - 2))
+
+
+def _by_expert(channels: ChannelDemands, number: int, shape: tuple[int, ...], axis: int) -> Index:
+    """Give a weight an unknown per entry of its first axis and of another one."""
+    own = channels.new((shape[0], shape[axis]), number, (0, axis), groups=shape[0])
+    wide = [n if a in (0, axis) else 1 for a, n in enumerate(shape)]
+    return own.reshape(wide)
+
+
+def _stacks(
+    held: Mapping[str, Tensor], roles: Mapping[str, frozenset[str]]
+) -> set[tuple[str, int]]:
+    """Return modules that stack the matrices of experts, and how many; few enough to tell apart."""
+    stacked = [
+        (n, t) for n, t in held.items()
+        if t.ndim == 3 and "stacked" in roles.get(bare_name(n), frozenset())
+    ]  # fmt: skip
+    entries = sum(len(t) * sum(t.shape[1:]) for _, t in stacked)
+    return {(_module_of(n), len(t)) for n, t in stacked} if entries <= _MOST_STACKED else set()
+
+
+def _module_of(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 class _Solution:
@@ -237,7 +270,7 @@ class _Solution:
             for i, (b, ours) in enumerate(blocks):
                 for c, theirs in blocks[:i]:
                     yield from _against(b, ours, c, theirs)
-            if len(blocks) == 1:
+            if len(blocks) == 1 and blocks[0][0].places is not None:
                 yield from _whole_groups(*blocks[0])
 
     def _block(self, number: int) -> Block:

@@ -108,14 +108,25 @@ class ChannelDemands:
         axes: Sequence[int] = (),
         places: NDArray[np.int64] | None = None,
         groups: int = 1,
+        *,
+        common: bool = False,
     ) -> Index:
-        """Give out a block of unknowns; return their numbers in this shape."""
+        """Give out a block of unknowns; return their numbers in this shape.
+
+        Args:
+            shape: how they are arranged; a single unknown belongs to no channel.
+            weight: number of the weight whose exponents they are, if they are.
+            axes: the axes of that weight along which they vary.
+            places: where each of them stands along these axes, as in :class:`Block`.
+            groups: in how many groups of equal size they come.
+            common: whether none of them belongs to a channel.
+        """
         block = Block(self._next, tuple(shape), weight, tuple(axes), places, groups)
         self._next += block.size
-        if block.size > 1:
+        if block.size > 1 and not common:
             self.blocks.append(block)
         else:
-            self._common.add(block.start)
+            self._common.update(range(block.start, block.start + block.size))
         return block.index()
 
     def vanish(self, unit: Unit) -> None:
@@ -142,18 +153,20 @@ class ChannelDemands:
             axes = {a for _, i in terms for a in varying(i)}
         self._add(terms, dict(unit.terms), free)
 
-    def constant(self, unit: Unit, axes: Sequence[int]) -> Unit:
+    def constant(self, unit: Unit, axes: Sequence[int], *, summed: bool = False) -> Unit:
         """Demand that a unit does not vary along some axes, and return it so.
 
         Args:
             unit: of a tensor.
             axes: counted from the last as -1.
+            summed: a product of matrices sums over them. Then what stacked experts have in common,
+                one number each, belongs to no channel, as that of a whole weight does not.
         """
         terms = list(unit.fields.terms)
         free = unit.fields.free
         for axis in axes:
             if any(axis in varying(i) for _, i in terms):
-                terms = self._constant(terms, axis, free)
+                terms = self._constant(terms, axis, free, summed)
             if free is not None and axis in varying(free):
                 free = np.asarray(free.all(axis, keepdims=True))
         fields = Fields(tuple(terms), free if free is not None and free.any() else None)
@@ -263,6 +276,7 @@ class ChannelDemands:
         terms: Sequence[tuple[Fraction, Index]],
         axis: int,
         free: NDArray[np.bool_] | None = None,
+        summed: bool = False,
     ) -> list[tuple[Fraction, Index]]:
         """Give the terms that vary along an axis a common value along it: a new unknown."""
         here = [(c, i) for c, i in terms if axis in varying(i)]
@@ -275,10 +289,25 @@ class ChannelDemands:
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
         same = _first_alike([i for _, i in here], axis)
-        values = self.new([int(same.max()) + 1])
+        alone = summed and self._is_of_experts(here, axis, same)
+        values = self.new([int(same.max()) + 1], common=alone)
         common = values[same].reshape(shape)
         self._add([*here, (-_ONE, common)], {}, free)
         return [*rest, (_ONE, common)]
+
+    def _is_of_experts(
+        self, terms: Sequence[tuple[Fraction, Index]], axis: int, same: NDArray[np.int64]
+    ) -> bool:
+        """Return whether common values along an axis are one for each of some stacked experts."""
+        for block in self.blocks:
+            if block.groups == 1 or block.places is not None or block.groups <= same.max():
+                continue
+            for _, i in terms:
+                if not block.start <= int(i.min()) <= int(i.max()) < block.start + block.size:
+                    continue
+                expert = np.moveaxis((i - block.start) // (block.size // block.groups), axis, -1)
+                return bool((expert == expert[..., :1]).all())
+        return False
 
     def _add(
         self,

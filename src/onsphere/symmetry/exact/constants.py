@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
 
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors
@@ -52,7 +53,8 @@ class KnownValues:
         if not value.is_meta:
             self.know(moved, value)
         elif not value.is_floating_point() and value.numel() <= LARGEST:
-            self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
+            with no_dispatch():  # a model that is followed would have them moved as well
+                self.know(moved, torch.zeros(value.shape, dtype=value.dtype))
         return moved
 
     def joined(self, value: Any) -> Any:

@@ -2,12 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -44,6 +45,9 @@ _ROLES = {
     "_grouped_mm": "experts",
 }
 """What an operation says about the weights that go into it."""
+_STACKED, _PICKS = {"bmm", "baddbmm"}, {"select", "unbind"}
+"""Operations that take the matrices of a stack by themselves: all of them, or single ones."""
+_PACK, _UNPACK = "aten::_pack_padded_sequence", "_pad_packed_sequence"
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _ONLY_SHAPES = (empty, makes)
 """Rules of operations that read the shapes of tensors, and no values."""
@@ -121,6 +125,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         overload = overload_of(func)
         args, kwargs = self._moved((tuple(args), kwargs or {}))
+        ran = args
+        if overload.short == "mkldnn_rnn_layer":
+            args = self._with_gates(args)
         written = written_by(overload, args, kwargs)
         given = flat(args, kwargs)
         tensors = [t for t in given if isinstance(t, Tensor)]
@@ -132,7 +139,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for tensor in tensors:
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
-        result = self._moved(self._run(overload, args, kwargs, tensors))
+        result = self._run(overload, ran, kwargs, tensors)
+        if overload.name != _PACK:  # the kernels read its sizes on the CPU
+            result = self._moved(result)
         results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
         # More than a view, or nothing.
@@ -158,6 +167,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.shifts.follow(operation, given, written)
         return result
 
+    def _with_gates(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Follow what goes into the gates of a fused LSTM, and put it in the place of its input.
+
+        The product of the inputs with their weights and both biases are then operations like any.
+        """
+        x, inward, recurrent, first, second, *rest = args
+        with self:
+            gates = nn.functional.linear(x, inward, first) + second
+        return (gates, None, recurrent, None, None, *rest)
+
     def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
         """Save what is about to be written into and outlives this run."""
         for key in written - self._made:
@@ -166,6 +185,15 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._made.add(key)
             if found.numel():
                 self._before.append((found, found.detach().clone()))
+
+    @contextmanager
+    def staying(self) -> Iterator[None]:
+        """Leave on the CPU what is made there: a kernel reads it."""
+        before, self.without_memory = self.without_memory, False
+        try:
+            yield
+        finally:
+            self.without_memory = before
 
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
@@ -190,6 +218,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ledger.reads.setdefault(self.ledger.where, set())
                 return 1.0  # no claim changes it; that it stands for something else is said
             raise self.needs_values(name)
+        if name == "aten::_to_copy" and self.without_memory and args[0].is_meta:
+            kwargs = {**kwargs, "device": args[0].device}  # `.cpu()`: nothing is there to be moved
+        if name == _PACK and args[0].is_meta:
+            result = func(args[0], self._lengths(args[1]), *args[2:], **kwargs)
+            self.ledger.shadows.follow(overload, args, kwargs, tensors, flat_tensors(result))
+            return result
         if name == "aten::index":
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
@@ -203,6 +237,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise
         self.ledger.shadows.follow(overload, args, kwargs, tensors, flat_tensors(result))
         return result
+
+    def _lengths(self, numbers: Tensor) -> Tensor:
+        """Return the lengths of packed sequences, on which it depends what runs."""
+        known = self.ledger.shadows.value(numbers)
+        if known is None or not bool((known > 0).all()):
+            raise ModelError(
+                "the model packs sequences, and their lengths have no values on the meta device; "
+                "give the lengths as a tensor on the CPU, or else build the model with memory"
+            )
+        return known
 
     def _note(
         self,
@@ -223,6 +267,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+        if short in _STACKED or (short in _PICKS and tensors[0].ndim == 3 and not (*args, 0)[1]):
+            for tensor in tensors:
+                self.roles[key_of(tensor)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -343,6 +390,9 @@ class Reads(TorchFunctionMode):
                 raise self.tracer.needs_values(func.__name__)
             args = (known, *args[1:])
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == _UNPACK:
+            with self.tracer.staying():
+                return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)

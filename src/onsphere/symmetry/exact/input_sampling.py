@@ -42,8 +42,8 @@ _TRIES = 12
 """How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
-_LONG = 32
-"""From which length on about half as many entries of an axis are tried first."""
+_LONG = 16
+"""From which length on less than half as many entries are tried first, whatever the axis."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -329,7 +329,7 @@ class OtherInputs:
         leaves: list[Any] = list(self._given)
         found = []
         for axis, size in self._axes(leaves):
-            for other in [2, 3] if self.few and (axis, size) == (0, 1) else _sizes(size):
+            for other in [2, 3] if self.few and (axis, size) == (0, 1) else _sizes(size, axis):
                 tried = [self._resized(t, axis, size, other) for t in leaves]
                 if all(a is b for a, b in zip(tried, leaves, strict=True)):
                     break  # an earlier axis of the same length took it along
@@ -372,16 +372,26 @@ class OtherInputs:
         return args, kwargs
 
 
-def _sizes(size: int) -> list[int]:
-    """Return other lengths to try: one more, one less, half as many; three for a single one.
+def _sizes(size: int, axis: int) -> list[int]:
+    """Return other lengths to try; three for a single one.
 
-    Of many, such as the pixels of an image, about half as many come first, which cost less: one
-    more than half, so that what patches or windows do not divide is padded.
+    Along the batch one more comes first, and of a large batch about half. A length changes by so
+    much that every stride of which it holds two steps moves on: half as many more, or, of many and
+    of pixels, less than half, which costs less. It is odd, so that what patches or windows do not
+    divide is padded.
     """
     if size == 1:
         return [3]
-    half = [size // 2 + size // 2 % 2 + 1] if size >= _LONG else []
-    return list(dict.fromkeys(n for n in (*half, size + 1, size - 1, size // 2) if n > 1))
+    half = size // 2
+    above = half + half % 2 + 1
+    if axis == 0:
+        first = [above] if size >= _MANY // 2 else []
+    elif axis > 1 or size >= _LONG:
+        first = [half - 1 + half % 2, above]
+    else:
+        first = [(size + half + 1) | 1, half]
+    sizes = [*first, size + 1, size - 1, half]
+    return list(dict.fromkeys(n for n in sizes if 1 < n != size))
 
 
 def _are_places(t: Tensor) -> bool:

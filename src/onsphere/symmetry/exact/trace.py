@@ -99,8 +99,8 @@ class Trace:
         unread_entries: of weights of which some entries were read, which others were in no run,
             such as the last rows of a table of positions.
         roles: what the model does with a weight: ``"convolution"``, ``"experts"`` (a matrix per
-            entry of its first axis), ``"embedding"``, ``"heads=4"`` (its module holds an attention
-            with so many heads).
+            entry of its first axis), ``"stacked"`` (products take these matrices one by one),
+            ``"embedding"``, ``"heads=4"`` (its module holds an attention with so many heads).
     """
 
     parameters: tuple[str, ...]

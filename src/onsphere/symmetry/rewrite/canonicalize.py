@@ -521,7 +521,8 @@ def _reason(audit: Audit, moves: Mapping[str, Tensor], change: float, factors: F
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):  # what it makes cannot be trained
+            return copy.deepcopy(model)
     except Exception as error:
         first = (str(error) or repr(error)).splitlines()[0]
         raise CanonicalizeError(

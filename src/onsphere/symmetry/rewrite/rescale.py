@@ -6,7 +6,6 @@ weights, and says nothing of the function. Factors are powers of two, so that ev
 every rounding inside the model is the same as before.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import inf, lcm, log2
@@ -21,6 +20,7 @@ from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.held_vectors import HeldWeight
 from onsphere.symmetry.numeric.certificate import combined
 from onsphere.symmetry.rewrite.modes import other_mode
+from onsphere.symmetry.rewrite.verification import copied
 
 _TRIES = 50
 
@@ -178,11 +178,7 @@ def with_vector_norms(
             raise RescaleError(f"{name!r} has {count} vectors, not {asked.numel()}")
         if not bool(((asked > 0) & asked.isfinite()).all()):
             raise RescaleError(f"norms are positive and finite; those for {name!r} are not")
-    try:
-        twin = copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise RescaleError(f"the model cannot be copied ({first})") from error
+    twin = copied(model, RescaleError)
     with torch.no_grad(), gathered(twin, write=True) as inner:
         there = {bare_name(n): p for n, p in inner.named_parameters()}
         moved = moved_to_norms({n: p.detach() for n, p in there.items()}, chosen.order, norms)
@@ -258,11 +254,7 @@ def _check_mode(model: nn.Module, audit: Audit) -> None:
 
 
 def _moved_copy(model: nn.Module, octaves: Mapping[str, float]) -> nn.Module:
-    try:
-        twin = copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise RescaleError(f"the model cannot be copied ({first})") from error
+    twin = copied(model, RescaleError)
     with gathered(twin, write=True) as inner:
         _rescale(inner, octaves)
     return twin

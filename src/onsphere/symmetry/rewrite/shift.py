@@ -4,7 +4,6 @@ What is measured of a model and differs in such a copy depends on how offsets ar
 not on the function: norms of biases, means of rows, distances between checkpoints.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Sequence
 
@@ -27,6 +26,7 @@ from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.claims import ShiftFamily
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.rewrite.modes import other_mode
+from onsphere.symmetry.rewrite.verification import copied
 from onsphere.symmetry.shifts.amounts import Amounts, learn
 from onsphere.symmetry.shifts.families import followed_shifts
 
@@ -90,11 +90,7 @@ def shifted(
     if any(p.is_meta for p in model.parameters()):
         raise ShiftError("the model is on the meta device, where there is nothing to add to")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    try:
-        twin = copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise ShiftError(f"the model cannot be copied ({first})") from error
+    twin = copied(model, ShiftError)
     with torch.no_grad(), gathered(twin, write=True) as inner:
         own = {bare_name(n): t for n, t in [*inner.named_parameters(), *inner.named_buffers()]}
         for name, added in _added(inner, audit, wanted, size, generator).items():

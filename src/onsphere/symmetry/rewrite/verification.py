@@ -109,7 +109,8 @@ def refuse_nothing_to_compare(outputs: Sequence[Tensor], error: type[OnsphereErr
 def copied(model: nn.Module, error: type[OnsphereError]) -> nn.Module:
     """Return a copy of a model, also of one with computed weights, or raise ``error``."""
     try:
-        with without_graphs(model):
+        # What inference mode makes cannot be trained.
+        with without_graphs(model), torch.inference_mode(False):
             return copy.deepcopy(model)
     except Exception as reason:
         first = (str(reason) or repr(reason)).splitlines()[0]

@@ -191,7 +191,7 @@ def _contracted(
     op.arrange = arrange
     units = rule(op)
     unit = units if isinstance(units, Unit) else units[0]
-    unit = channels.constant(unit, range(-ndim - inner, -ndim))
+    unit = channels.constant(unit, range(-ndim - inner, -ndim), summed=True)
     return unit.with_fields(_last(unit.fields, ndim))
 
 
@@ -217,6 +217,25 @@ def matrix_product(left: str, right: str) -> AxisRule:
         return _contracted(op, rule, channels, moves, batch + 2)
 
     return axis_rule
+
+
+def packs(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+    """Lay the steps of all sequences in one row; of each step the features stay."""
+    op.arrange = lambda _, unit: channels.constant(unit, [-3, -2])
+    units = rule(op)
+    unit = units if isinstance(units, Unit) else units[0]
+    return unit.with_fields(_last(unit.fields, 2))
+
+
+def grouped_product(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+    """Multiply each row by the matrix of the expert that data send it to: all experts alike."""
+    if (op["self"].ndim, op["mat2"].ndim) != (2, 3):
+        return collapse(op, rule, channels)
+    moves = {
+        "self": lambda a: a.T[None, ..., None],
+        "mat2": lambda a: a[:, :, None, :],
+    }
+    return _contracted(op, rule, channels, moves, 2, inner=2)
 
 
 def _same(a: Array) -> Array:
@@ -725,6 +744,8 @@ _TABLE: list[tuple[AxisRule, str]] = [
         upsample_nearest3d reflection_pad3d replication_pad3d adaptive_max_pool3d
     """),
     (matrix_product("self", "mat2"), "mm bmm"),
+    (grouped_product, "_grouped_mm"),
+    (packs, "_pack_padded_sequence"),
     (matrix_product("mat1", "mat2"), "addmm"),
     (matrix_product("batch1", "batch2"), "baddbmm"),
     (matrix_vector("self", "vec"), "mv"),

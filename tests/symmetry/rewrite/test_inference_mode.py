@@ -1,0 +1,60 @@
+"""Audits and rewrites within ``torch.inference_mode()``, and of what was made in it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onsphere.symmetry import Audit, audit, canonicalize, rescaled, shifted, with_norms
+
+Rewrite = Callable[[nn.Module, Audit], Any]
+REWRITES: dict[str, Rewrite] = {
+    "shifted": shifted,
+    "rescaled": rescaled,
+    "with_norms": lambda net, found: with_norms(net, found, {"2.weight": 3.0}),
+    "canonicalize": canonicalize,
+}
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+
+
+def _copy_of(result: Any) -> nn.Module:
+    return result[0] if isinstance(result, tuple) else result
+
+
+@pytest.mark.parametrize("rewrite", REWRITES.values(), ids=REWRITES)
+@pytest.mark.parametrize("made_there", [False, True])
+def test_a_copy_made_in_inference_mode_can_be_trained(rewrite: Rewrite, made_there: bool) -> None:
+    x = torch.randn(5, 3)
+    with torch.inference_mode(made_there):
+        net = _net()
+    with torch.inference_mode():
+        twin = _copy_of(rewrite(net, audit(net, x)))
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x), net(x), rtol=1e-5, atol=1e-5)
+    twin(x).sum().backward()
+    assert all(p.grad is not None for p in twin.parameters())
+
+
+def _same(a: Audit, b: Audit) -> bool:
+    return (a.scale_symmetries, a.families, a.shift_families, a.limits) == (
+        b.scale_symmetries, b.families, b.shift_families, b.limits,
+    )  # fmt: skip
+
+
+def test_inputs_of_inference_mode_and_such_that_require_grad() -> None:
+    net, x = _net(), torch.randn(5, 3)
+    found = audit(net, x)
+    with torch.inference_mode():
+        made_there: Tensor = x.clone()
+        assert _same(audit(net, made_there), found)
+    leaf = x.clone().requires_grad_()
+    for given in (made_there, leaf):
+        assert _same(audit(net, given), found)
+        torch.testing.assert_close(shifted(net, audit(net, given))(x), net(x))
+    assert leaf.grad is None

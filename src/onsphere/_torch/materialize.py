@@ -179,5 +179,5 @@ def _write_back(pairs: list[tuple[Tensor, Tensor]]) -> None:
                 sharded: Any = t
                 t.copy_(distribute_tensor(plain.detach(), sharded.device_mesh, sharded.placements))
             elif plain is not t and not isinstance(t, FakeTensor):
-                with torch.inference_mode(t.is_inference()):
+                with torch.inference_mode(t.is_inference()), torch.no_grad():
                     t.copy_(plain)

@@ -115,12 +115,11 @@ def study(
     chosen = claims(names, plan.network)
     if not plan.seeds:
         raise OnsphereError("a study needs at least one seed, got none")
-    engine = engine or LocalEngine(jobs)
-    source.load()  # a missing file is told before anything is made
-    store = Store(folder)
-    protocols = {claim.name: register(claim, plan, store) for claim in chosen}
-    with engine:
-        found = _look_by_look(chosen, plan, store, source, engine, budget, progress, announce)
+    with engine or LocalEngine(jobs) as entered:  # workers start while this process reads the data
+        source.load()  # a missing file is told before anything is made
+        store = Store(folder)
+        protocols = {claim.name: register(claim, plan, store) for claim in chosen}
+        found = _look_by_look(chosen, plan, store, source, entered, budget, progress, announce)
     machines = _machines(found.cells, store)
     sections = [
         claim.section(

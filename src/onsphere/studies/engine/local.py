@@ -30,6 +30,8 @@ class LocalEngine:
 
     def __enter__(self) -> Self:
         self._workers = Workers(self._jobs, prepare)
+        for _ in range(self._jobs):  # they start now, which takes seconds
+            self._workers.submit(_nothing)
         return self
 
     def __exit__(
@@ -53,6 +55,10 @@ def check_jobs(jobs: int) -> None:
     """
     if jobs < 1:
         raise OnsphereError(f"--jobs must be at least 1, got {jobs}")
+
+
+def _nothing() -> None:
+    """Do nothing, for which a process must be there."""
 
 
 def _compute(work: Work, source: Source) -> Product:

@@ -15,12 +15,14 @@ import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere._utils.files import write_whole
@@ -154,18 +156,27 @@ _FILES = {
 
 def _digits(source: Source) -> Images:
     """Scikit-learn's 1,797 digits of 8x8 pixels; 500 of them, drawn once, are the test set."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise OnsphereError(
-            'the digits come with scikit-learn: pip install "onsphere[study]"'
-        ) from None
-    bunch = load_digits()
-    x = torch.tensor(bunch.data / 16.0, dtype=torch.float32).reshape(-1, 1, 8, 8)
-    y = torch.tensor(bunch.target, dtype=torch.long)
+    table = torch.from_numpy(_table_of_digits())
+    x = (table[:, :-1] / 16.0).float().reshape(-1, 1, 8, 8)
+    y = table[:, -1].long()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
     return Images(source.name, x[500:], y[500:], x[:500], y[:500])
+
+
+def _table_of_digits() -> NDArray[np.float64]:
+    """Return a row for each digit: its pixels from 0 to 16, and its label."""
+    library = find_spec("sklearn")
+    if library is None or library.origin is None:
+        raise OnsphereError('the digits come with scikit-learn: pip install "onsphere[study]"')
+    # Read from the library's folder: importing it takes every worker seconds.
+    packed = Path(library.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if packed.exists():
+        return np.loadtxt(packed, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target]).astype(np.float64)
 
 
 def _idx(source: Source) -> Images:

@@ -23,7 +23,7 @@ from onsphere.studies.engine.store import Store
 from onsphere.studies.setup.data import Source
 from onsphere.studies.study import CLAIMS
 from studies import tiny
-from studies.stopping import kill_after, records_in, session, start, wait_for
+from studies.stopping import TESTS, kill_after, records_in, session, start, wait_for
 
 with_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 
@@ -69,6 +69,7 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         # Of workers that are killed, and of pipes to them.
         patch.setenv("PYTHONWARNINGS", "ignore")
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)  # for tasks of these tests
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         made.add_node(num_cpus=1)
         yield made

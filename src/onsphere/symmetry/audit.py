@@ -150,6 +150,7 @@ def audit(
     args, kwargs = inputs_of(model, args, kwargs)
     from onsphere.report.progress import staged
 
+    _check_device(model)
     _check_numbers(model)
     others: list[Call] = []
     without_memory = any(p.is_meta for p in model.parameters())
@@ -347,7 +348,7 @@ def _with_gradients(
     more, search = _further(probe, claims, certificates, evidence, unsaid, search_seconds)
     more = [v for v in more if not _touches(v, unsaid)]
     if more:
-        everything = _sparse([*claims, *more], traced)
+        everything = [v for v in _sparse([*claims, *more], traced) if not v.keys() <= silent]
         claims, certificates = _held(everything, certify(probe, everything, drawn.near, evidence))
     families = _families(probe, runs, drawn, inert, unreached(traced) | silent, say)
     stage = "looking for finer spheres and shifts"
@@ -481,6 +482,17 @@ def _shapes(model: nn.Module, names: Collection[str]) -> dict[str, torch.Size]:
     """Return the shapes of parameters by name."""
     found = {bare_name(n): p.shape for n, p in model.named_parameters()}
     return {n: found[n] for n in names}
+
+
+def _check_device(model: nn.Module) -> None:
+    held = dict(model.named_parameters())
+    absent = [bare_name(n) for n, p in held.items() if p.is_meta]
+    if 0 < len(absent) < len(held):
+        raise ModelError(
+            f"{len(absent)} of {len(held)} parameters, as {absent[0]!r}, are on the meta device, "
+            "and the others have values; give all of them values, or move the whole model with "
+            '.to("meta")'
+        )
 
 
 def _check_numbers(model: nn.Module) -> None:

@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from onsphere.symmetry import Audit, audit, canonicalize, rescaled, shifted, with_norms
+from onsphere.symmetry import (
+    Audit,
+    audit,
+    canonicalize,
+    equalize,
+    fold,
+    rescaled,
+    shifted,
+    with_norms,
+)
 
 Rewrite = Callable[[nn.Module, Audit], Any]
 REWRITES: dict[str, Rewrite] = {
@@ -58,3 +67,13 @@ def test_inputs_of_inference_mode_and_such_that_require_grad() -> None:
         assert _same(audit(net, given), found)
         torch.testing.assert_close(shifted(net, audit(net, given))(x), net(x))
     assert leaf.grad is None
+
+
+@pytest.mark.parametrize("rewrite", [fold, equalize])
+def test_models_that_were_made_there_are_rewritten_outside(rewrite):
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.randn(7, 4)
+    found = rewrite(model, x).model
+    with torch.no_grad():  # the model's own tensors know no gradients
+        assert torch.allclose(found(x), model(x), atol=1e-5)

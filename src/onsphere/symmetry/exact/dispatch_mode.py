@@ -173,8 +173,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         The product of the inputs with their weights and both biases are then operations like any.
         """
         x, inward, recurrent, first, second, *rest = args
+        has_biases = rest[7]  # else weights stand in their places
         with self:
-            gates = nn.functional.linear(x, inward, first) + second
+            gates = nn.functional.linear(x, inward)
+            if has_biases:
+                gates = gates + first + second
         return (gates, None, recurrent, None, None, *rest)
 
     def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
@@ -241,7 +244,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _lengths(self, numbers: Tensor) -> Tensor:
         """Return the lengths of packed sequences, on which it depends what runs."""
         known = self.ledger.shadows.value(numbers)
-        if known is None or not bool((known > 0).all()):
+        if known is not None and not bool((known > 0).all()):
+            raise ModelError(
+                f"the model packs a sequence of length {int(known.min())}; give lengths of 1 or "
+                "more"
+            )
+        if known is None:
             raise ModelError(
                 "the model packs sequences, and their lengths have no values on the meta device; "
                 "give the lengths as a tensor on the CPU, or else build the model with memory"

@@ -376,20 +376,20 @@ def _sizes(size: int, axis: int) -> list[int]:
     """Return other lengths to try; three for a single one.
 
     Along the batch one more comes first, and of a large batch about half. A length changes by so
-    much that every stride of which it holds two steps moves on: half as many more, or, of many and
-    of pixels, less than half, which costs less. It is odd, so that what patches or windows do not
-    divide is padded.
+    much that every stride moves on: to twice as many, or, of many and of pixels, to less than half,
+    which costs less; where that is too few, one patch was given, and twice as many make two. It is
+    odd where the model takes that, so that what patches or windows do not divide is padded.
     """
     if size == 1:
         return [3]
-    half = size // 2
+    half, twice = size // 2, 2 * size
     above = half + half % 2 + 1
     if axis == 0:
         first = [above] if size >= _MANY // 2 else []
     elif axis > 1 or size >= _LONG:
-        first = [half - 1 + half % 2, above]
+        first = [half - 1 + half % 2, half, twice + 1, twice, above]
     else:
-        first = [(size + half + 1) | 1, half]
+        first = [twice + 1, twice, half]
     sizes = [*first, size + 1, size - 1, half]
     return list(dict.fromkeys(n for n in sizes if 1 < n != size))
 

@@ -1,6 +1,6 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere._torch.execution import (
@@ -275,6 +276,13 @@ def _run_as_used(model: nn.Module, *rest: Any) -> Run:
     return _run(model, *rest, differentiates=True)
 
 
+def _placed(value: Any, copied: Callable[[Any], Any]) -> Any:
+    """Copy a tensor among the inputs; of packed sequences the kernels read sizes on the CPU."""
+    if isinstance(value, PackedSequence):
+        return value._replace(data=copied(value.data))
+    return copied(value) if isinstance(value, Tensor) else value
+
+
 def _run(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -297,7 +305,9 @@ def _run(
     without_memory = any(p.is_meta for p in parameters.values())
     copied = ledger.shadows.to_meta if without_memory else kept
     inputs = (of.args, dict(of.kwargs))
-    args, kwargs = tree_map(lambda t: copied(t) if isinstance(t, Tensor) else t, inputs)
+    args, kwargs = tree_map(
+        lambda t: _placed(t, copied), inputs, is_leaf=lambda t: isinstance(t, PackedSequence)
+    )
     marked((args, kwargs), ledger.mark)
     for buffer in state.values():
         ledger.mark(buffer, Origin.KEPT)

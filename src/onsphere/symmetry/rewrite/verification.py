@@ -52,10 +52,11 @@ def refuse_without_values(model: nn.Module, error: type[OnsphereError], verb: st
             raise error(
                 f"{name!r} is inside a wrapper or sharded; {verb} the plain model, and wrap it then"
             )
-        if t.is_floating_point() and t.layout is torch.strided and bool(t.isnan().any()):
-            raise error(f"{name!r} holds NaN")
-        if name in parameters and t.is_floating_point() and bool(t.isinf().any()):
-            raise error(f"{name!r} holds an infinite number")
+        with torch.no_grad():
+            if t.is_floating_point() and t.layout is torch.strided and bool(t.isnan().any()):
+                raise error(f"{name!r} holds NaN")
+            if name in parameters and t.is_floating_point() and bool(t.isinf().any()):
+                raise error(f"{name!r} holds an infinite number")
 
 
 def refuse_shared_memory(model: nn.Module, error: type[OnsphereError]) -> None:

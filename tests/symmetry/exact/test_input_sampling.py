@@ -121,7 +121,7 @@ def test_inputs_of_one_length_change_together() -> None:
 
     ids, mask, square = torch.zeros(2, 5).long(), torch.ones(2, 5).long(), torch.randn(1, 5, 5)
     others = _others(ids, mask, square, rows={0: 9}, runs=runs)
-    assert (1, 5, 9) in others.resized
+    assert (1, 5, 11) in others.resized
 
 
 def test_what_the_model_does_not_run_on_is_not_used() -> None:

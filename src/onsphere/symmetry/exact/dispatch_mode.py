@@ -244,15 +244,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _lengths(self, numbers: Tensor) -> Tensor:
         """Return the lengths of packed sequences, on which it depends what runs."""
         known = self.ledger.shadows.value(numbers)
-        if known is not None and not bool((known > 0).all()):
+        if known is None or not bool((known > 0).all()):  # what is not known counts as 0
             raise ModelError(
-                f"the model packs a sequence of length {int(known.min())}; give lengths of 1 or "
-                "more"
-            )
-        if known is None:
-            raise ModelError(
-                "the model packs sequences, and their lengths have no values on the meta device; "
-                "give the lengths as a tensor on the CPU, or else build the model with memory"
+                "the model packs sequences whose lengths are 0, or have no values on the meta "
+                "device; give the lengths as a tensor on the CPU, all of them 1 or more, or else "
+                "build the model with memory"
             )
         return known
 

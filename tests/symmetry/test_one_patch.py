@@ -119,7 +119,5 @@ def test_packed_inputs_without_memory():
             rows = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
             return self.lstm(rows)[1][0]
 
-    with pytest.raises(
-        ModelError, match="lengths are 0, or have no values .* all of them 1 or more"
-    ):
+    with pytest.raises(ModelError, match="whose lengths are 0, or have no values"):
         osp.audit(Packing().to("meta"), (torch.randn(3, 4, 3), torch.tensor([4, 0, 2])))

@@ -179,11 +179,10 @@ class Lines:
     ) -> None:
         """Take note of how far the work is; say it if the last line was a while ago."""
         now = self._clock()
-        measured = self._pace.left(now, part, done, total)
+        left = self._pace.left(now, part, done, total, left)
         if now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
-        left = measured if left is None else left
         said = f"{part}{counted(done, total, share)}, {duration(now - self._start)}"
         print(
             said + ("" if left is None else f", {duration(left)} left"), file=sys.stderr, flush=True
@@ -200,11 +199,15 @@ class Pace:
     def __init__(self, start: float) -> None:
         self._part, self._begun = "", start
 
-    def left(self, now: float, part: str, done: int, total: int | None) -> float | None:
-        """Return the seconds left, where something can be said of them."""
+    def left(
+        self, now: float, part: str, done: int, total: int | None, told: float | None
+    ) -> float | None:
+        """Return the seconds left, where something can be said of them: what was told, or else."""
         if part != self._part and done == 0:
             self._begun = now
         self._part = part
+        if told is not None:
+            return told
         return (now - self._begun) / done * (total - done) if total and done else None
 
 

@@ -56,8 +56,7 @@ def bar(console: Console) -> Iterator[progress.Show]:
             left: float | None = None,
         ) -> None:
             now = time.monotonic()
-            measured = pace.left(now, part, done, total)
-            left = measured if left is None else left
+            left = pace.left(now, part, done, total, left)
             drawn.update(
                 task, description=part, total=total if share is None else 1.0,
                 completed=done if share is None else share,

@@ -244,9 +244,11 @@ class _Ensemble:
         """
         first, radius, weight = self.settings[0], self.radii[name], self.stack.parameters[name]
         rows, sphere = (radius.numel(), -1), Sphere(VectorAxes((0,)))
-        lr: float | Tensor = rates.repeat_interleave(radius.shape[1])
         by_row = first.lr_mode == "angle"
-        if not by_row:
+        lr: float | Tensor
+        if by_row:
+            lr = rates.repeat_interleave(radius.shape[1])
+        else:
             gradient, lr = self._carrying_rates(name, gradient, step), share_at(first, step)
         update = sgd_update(momentum=first.momentum, dampening=0.0, nesterov=False, first=step == 0)
         momentum = self.momenta[name].view(rows) if self.momenta else None

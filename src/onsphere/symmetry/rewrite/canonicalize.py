@@ -12,7 +12,6 @@ every factor is a power of two. And a model computes with eps, which notices the
 on spheres. So the result is measured before it is returned, and refused if it moved too far.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,12 @@ from onsphere.symmetry.rewrite.balancing.joint_norm import Channels, joint_least
 from onsphere.symmetry.rewrite.balancing.least_norm import LeastNorm, Vector
 from onsphere.symmetry.rewrite.modes import demands, in_mode, mode_of, other_mode, shared, value
 from onsphere.symmetry.rewrite.rescale import norm_of
-from onsphere.symmetry.rewrite.verification import TOLERANCES, outputs_in_float64, wide_state
+from onsphere.symmetry.rewrite.verification import (
+    TOLERANCES,
+    copied,
+    outputs_in_float64,
+    wide_state,
+)
 
 Radius = Literal["initial", "unit", "fan_in"]
 Factors = Literal["auto", "real", "binary"]
@@ -145,7 +149,7 @@ def canonicalize(
     with gathered(model) as source:
         options = _Options(radius, factors, exact, modes, channels, tolerance)
         changed = _changed(source, audit, inputs, options)
-    target = model if inplace else _copied(model)
+    target = model if inplace else copied(model, CanonicalizeError, "; give inplace=True")
     with gathered(target, write=True) as inner:
         _write(_tensors(inner), changed)
     return target
@@ -517,17 +521,6 @@ def _reason(audit: Audit, moves: Mapping[str, Tensor], change: float, factors: F
 
 
 # --- going there --------------------------------------------------------------------------------
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        with torch.inference_mode(False):  # what it makes cannot be trained
-            return copy.deepcopy(model)
-    except Exception as error:
-        first = (str(error) or repr(error)).splitlines()[0]
-        raise CanonicalizeError(
-            f"the model cannot be copied ({first}); give inplace=True"
-        ) from error
 
 
 def _write(tensors: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:

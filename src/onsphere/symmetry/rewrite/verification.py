@@ -107,15 +107,21 @@ def refuse_nothing_to_compare(outputs: Sequence[Tensor], error: type[OnsphereErr
         raise error("an output is NaN on these inputs: there is nothing to verify the result on")
 
 
-def copied(model: nn.Module, error: type[OnsphereError]) -> nn.Module:
-    """Return a copy of a model, also of one with computed weights, or raise ``error``."""
+def copied(model: nn.Module, error: type[OnsphereError], instead: str = "") -> nn.Module:
+    """Return a copy of a model, also of one with computed weights, or raise ``error``.
+
+    Args:
+        model: what to copy.
+        error: what to raise.
+        instead: what to do where it cannot be copied, for the message.
+    """
     try:
         # What inference mode makes cannot be trained.
         with without_graphs(model), torch.inference_mode(False):
             return copy.deepcopy(model)
     except Exception as reason:
         first = (str(reason) or repr(reason)).splitlines()[0]
-        raise error(f"the model cannot be copied ({first})") from reason
+        raise error(f"the model cannot be copied ({first}){instead}") from reason
 
 
 def wide_state(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ KINDS = {
     "scale-invariant together": ("joint", "on a joint sphere"),
     "rescaling": ("trade", "trades scale"),
     "scale-dependent": ("fixed", "scale is part of the function"),
+    "not known": ("unreached", "not known"),
     "inert": ("inert", "no effect"),
     "unreached": ("unreached", "not reached"),
 }

@@ -230,6 +230,21 @@ def test_another_model_or_input_is_one_line(make: Any, given: Any, says: str) ->
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"search_seconds": "x"}, "search_seconds is a number, 0 or more, got 'x'"),
+        ({"search_seconds": -1}, "0 or more, got -1"),
+        ({"search_seconds": float("nan")}, "0 or more, got nan"),
+        ({"output": 3}, "output is a function that picks tensors.*got 3"),
+        ({"progress": 3}, "progress is True, False or a function, got 3"),
+    ],
+)
+def test_an_option_of_another_kind_is_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        audit(nn.Linear(3, 2), torch.ones(4, 3), **options)
+
+
 class Flex(nn.Module):
     """Attention by compiled kernels, which the CPU has no gradient of."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import ArchiveError, Audit, Kind, Leak, Rescaling, ScaleInvariance, audit
-from onsphere.symmetry.claims import EFFECT_OF_DECAY
+from onsphere.symmetry.claims import EFFECT_OF_DECAY, Limit
 from onsphere.symmetry.exact.trace import UnknownOp
 from onsphere.symmetry.rendering.html import document
 from onsphere.symmetry.search.partial import Part
@@ -72,6 +72,19 @@ def test_an_unreached_weight_is_not_judged(deep):
     assert found.kinds["head"] is Kind.UNREACHED
     assert "unknown" in found.decay_of("head")
     assert "NOT REACHED" in str(found)
+
+
+def test_what_was_not_followed_may_hide_a_symmetry(deep):
+    unseen = [UnknownOp("my::op", "model")]
+    read = [Limit("reads", ("head",), "Python reads numbers.")]
+    for found in (replace(deep, unknown_ops=unseen), replace(deep, limits=read)):
+        assert found.kinds["head"] is Kind.UNKNOWN
+        assert found.decay_of("head").startswith("unknown")
+        assert "has effects that are not known" in str(found)
+        assert "penalizes the scale itself" not in str(found)
+        assert found.kinds["embed"] is Kind.SHARED
+    slow = [Limit("buffers", ("mean",), "The model writes mean.")]
+    assert replace(deep, limits=slow).kinds == deep.kinds
 
 
 def test_every_kind_has_words():

@@ -59,9 +59,9 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
     """Return the real or complex tensors of a model's result, as picked by the user.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or ``output`` is no function.
     """
-    picked = result if output is None else output(result)
+    picked = _picked(result, output)
     tensors = (t for t in _leaves(picked) if isinstance(t, Tensor))
     found = [t for t in tensors if t.is_floating_point() or t.is_complex()]
     if not found:
@@ -74,8 +74,17 @@ def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tenso
 
 def numbers(result: Any, output: OutputPicker | None = None) -> list[Tensor]:
     """Return the real numbers and arrays of a model's result that are no tensors."""
-    found = _leaves(result if output is None else output(result))
+    found = _leaves(_picked(result, output))
     return [torch.as_tensor(x, dtype=torch.float64) for x in found if _is_number(x)]
+
+
+def _picked(result: Any, output: OutputPicker | None) -> Any:
+    if output is not None and not callable(output):
+        raise ModelError(
+            "output is a function that picks tensors from what the model returns, as "
+            f"lambda result: result[0], got {output!r}"
+        )
+    return result if output is None else output(result)
 
 
 def _is_number(value: Any) -> bool:

@@ -34,10 +34,15 @@ def shown(progress: bool | Show | None) -> Iterator[Show]:
     Yields:
         A function of a part's name, and of how much is done and of how much.
 
+    Raises:
+        ValueError: it is none of these.
+
     Example:
         >>> with shown(None) as show:
         ...     show("measuring", 3, 10)
     """
+    if not (callable(progress) or isinstance(progress, bool) or progress is None):
+        raise ValueError(f"progress is True, False or a function, got {progress!r}")
     if callable(progress):
         yield progress
     elif not progress:

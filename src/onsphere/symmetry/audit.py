@@ -138,6 +138,7 @@ def audit(
 
     Raises:
         ModelError: no parameters, NaN in a parameter, an error in ``forward``, no float output.
+        ValueError: ``search_seconds`` is no number, or less than 0.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
@@ -147,6 +148,8 @@ def audit(
         >>> found.inert
         ['0.bias']
     """
+    if not isinstance(search_seconds, int | float) or not search_seconds >= 0:
+        raise ValueError(f"search_seconds is a number, 0 or more, got {search_seconds!r}")
     args, kwargs = inputs_of(model, args, kwargs)
     from onsphere.report.progress import staged
 

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     SHARED = "scale-invariant together"
     TRADED = "rescaling"
     FIXED = "scale-dependent"
+    UNKNOWN = "not known"
 
 
 EFFECT_OF_DECAY = {
@@ -32,6 +33,7 @@ EFFECT_OF_DECAY = {
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
     Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
     Kind.FIXED: "a real penalty: the scale is part of the function",
+    Kind.UNKNOWN: "unknown: no symmetry was found, and not all that the model does was followed",
     Kind.INERT: "nothing: the weight has no effect",
     Kind.UNREACHED: "unknown: this input did not reach the weight",
 }
@@ -283,6 +285,10 @@ class Limit:
     kind: str
     names: tuple[str, ...]
     words: str
+
+
+HIDING = frozenset({"reads", "float64"})
+"""Kinds of limits behind which a symmetry of any weight may be hidden."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from onsphere._torch.materialize import unwrapped
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
     EFFECT_ON_PARTS,
+    HIDING,
     Family,
     Kind,
     Leak,
@@ -129,6 +130,8 @@ class AuditResult:
         alone = self.own_spheres()
         free = shrinkable(self.scale_symmetries, self.parameters)
         traded = {n for v in self.scale_symmetries for n in v}
+        hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
+        rest = Kind.UNKNOWN if hidden else Kind.FIXED
 
         def kind(name: str) -> Kind:
             if name in self.inert:
@@ -137,19 +140,20 @@ class AuditResult:
                 return Kind.UNREACHED
             if name in alone:
                 return Kind.SPHERE
-            return Kind.SHARED if name in free else Kind.TRADED if name in traded else Kind.FIXED
+            return Kind.SHARED if name in free else Kind.TRADED if name in traded else rest
 
         return {n: kind(n) for n in self.parameters}
 
     def decay_of(self, name: str) -> str:
         """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
-        if self.kinds[name] is not Kind.FIXED or name not in self.free_parts:
-            return EFFECT_OF_DECAY[self.kinds[name]]
-        return EFFECT_OF_DECAY[Kind.TRADED] if self.free_parts[name] == 1 else EFFECT_ON_PARTS
+        kind, share = self.kinds[name], self.free_parts.get(name)
+        if share == 1:
+            return EFFECT_OF_DECAY[Kind.TRADED]
+        return EFFECT_ON_PARTS if share and kind is Kind.FIXED else EFFECT_OF_DECAY[kind]
 
     @cached_property
     def free_parts(self) -> dict[str, float]:
-        """Scale-dependent weights of which rows or columns are not, and the share of these.
+        """Weights without a symmetry of which rows or columns have one, and the share of these.
 
         Queries, keys and values in one have no symmetry as a whole; yet the queries trade with the
         keys, the values with what reads them, and the keys' bias has no effect.
@@ -157,7 +161,7 @@ class AuditResult:
         found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
         def note(name: str, axes: tuple[int, ...], index: Tensor | slice) -> None:
-            if self.kinds.get(name) is Kind.FIXED:
+            if self.kinds.get(name) in (Kind.FIXED, Kind.UNKNOWN):
                 size = math.prod(self.parameters[name][a] for a in axes)
                 free = found.setdefault((name, axes), torch.zeros(size, dtype=torch.bool))
                 free[index] = True

@@ -464,6 +464,8 @@ def test_what_cannot_be_verified_is_refused(inplace: bool, tmp_path: Path) -> No
     for bad, words in ((wrong, "output would change"), (read, "give `args`")):
         with pytest.raises(CanonicalizeError, match=words):
             canonicalize(net, bad, inplace=inplace, modes="audited")
+    with pytest.raises(CanonicalizeError, match="got Audit and Sequential"):
+        canonicalize(found, net, inplace=inplace)
     with pytest.raises(CanonicalizeError, match="eval mode"):
         canonicalize(net.eval(), found, inplace=inplace)
     with pytest.raises(CanonicalizeError, match=r"'0.weight' with shape \(8, 3, 3, 3\)"):

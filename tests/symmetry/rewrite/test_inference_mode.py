@@ -77,3 +77,54 @@ def test_models_that_were_made_there_are_rewritten_outside(rewrite):
     found = rewrite(model, x).model
     with torch.no_grad():  # the model's own tensors know no gradients
         assert torch.allclose(found(x), model(x), atol=1e-5)
+
+
+class _Encoder(nn.Module):
+    """Attention, norms and linear layers: operations that are made of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(x + self.attention(x, x, x)[0])))
+
+
+class _WithoutGradients(_Encoder):
+    mode: Any = torch.no_grad
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.mode():
+            return super().forward(x)
+
+
+class _InInferenceMode(_WithoutGradients):
+    mode: Any = torch.inference_mode
+
+
+def test_a_forward_in_inference_mode_is_audited_as_one_without_gradients() -> None:
+    x = torch.randn(4, 5, 8)
+    found = []
+    for kind in (_InInferenceMode, _WithoutGradients):
+        torch.manual_seed(0)
+        net = kind().eval()
+        found.append(audit(net, x))
+        rescaled(net, found[-1])(x)
+    assert not found[0].unknown_ops
+    assert found[0].families
+    assert _same(*found)
+
+
+def test_a_forward_in_inference_mode_can_be_folded() -> None:
+    class InInferenceMode(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return super().forward(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 3)
+    net = InInferenceMode(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    folded = fold(net, x)
+    assert [f.kind for f in folded.report.folded] == ["batchnorm"]
+    torch.testing.assert_close(folded.model(x), net(x))

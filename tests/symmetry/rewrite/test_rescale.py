@@ -113,8 +113,13 @@ def test_mistakes(case):
     net.train(not net.training)
     with pytest.raises(RescaleError, match="has no"):
         rescaled(nn.Linear(2, 2).train(net.training), found)
-    with pytest.raises(RescaleError, match="at least 1"):
-        rescaled(net, found, octaves=0)
+    for octaves in (0, "x", 1.5):
+        with pytest.raises(RescaleError, match="whole number, at least 1"):
+            rescaled(net, found, octaves=octaves)
+    with pytest.raises(RescaleError, match="got Audit and"):
+        rescaled(found, net)
+    with pytest.raises(RescaleError, match="meta device"):
+        rescaled(copy.deepcopy(net).to("meta"), found)
     lone = nn.Linear(4, 4)
     with pytest.raises(RescaleError, match="no scale symmetry"):
         rescaled(lone, audit(lone, torch.ones(2, 4)))

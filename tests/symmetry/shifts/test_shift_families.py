@@ -334,6 +334,10 @@ def test_what_cannot_be_shifted_is_said(decoder) -> None:
         shifted(net, Audit.from_dict(found.to_dict()))
     with pytest.raises(ShiftError, match="audited in train mode"):
         shifted(_net(CASES[-2]).eval(), found)
+    with pytest.raises(ShiftError, match="a finite number, got 'x'"):
+        shifted(net, found, size="x")
+    with pytest.raises(ShiftError, match="the model and then its audit"):
+        shifted(found, net)
     with pytest.raises(ShiftError, match="no family"):
         shifted(net, found, [])
     with pytest.raises(ShiftError, match="not of this audit"):

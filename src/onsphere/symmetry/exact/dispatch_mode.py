@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError
 from onsphere._torch.meta_results import MetaResults
+from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.coverage import Coverage
 from onsphere.symmetry.exact.eps_sites import PRECISIONS
 from onsphere.symmetry.exact.input_sampling import InputUse
@@ -56,7 +56,7 @@ _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_
 _FULL = {"aten::full", "aten::full_like", "aten::new_full"}
 
 
-class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
     """Follows every operation that a model executes and applies its rule.
 
     Args:
@@ -78,7 +78,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         watched: Iterable[Tensor] = (),
         without_memory: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
         self.coverage = Coverage(watched, self._constant)
@@ -116,15 +116,10 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Tensors outside the model that it has written into."""
         return [t for t, _ in self._before if key_of(t) not in self._own]
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operation, apply its rule, and write down what it tells."""
         overload = overload_of(func)
-        args, kwargs = self._moved((tuple(args), kwargs or {}))
+        args, kwargs = self._moved((tuple(args), kwargs))
         ran = args
         if overload.short == "mkldnn_rnn_layer":
             args = self._with_gates(args)

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from onsphere._torch.memory import LARGE, empty
+from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, overload_of
 
@@ -38,7 +38,7 @@ _CONVOLUTIONS = {"convolution": 8, "convolution_backward": 9}
 """And which of their arguments is the number of groups."""
 
 
-class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
     """Computes in float64 whatever the model casts to, and replaces eps where asked.
 
     The mode works below autograd, and stays on during the backward pass.
@@ -59,7 +59,7 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         precisions: Mapping[tuple[str, str], float] | None = None,
         tiny: float = TINY,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         moved = () if real_eps else sites
         self.sites = {site.key for site in moved if site.key is not None}
         self.places = {key[:2] for key in self.sites}
@@ -72,14 +72,8 @@ class Float64Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._occurrences = Occurrences(float)
         self._twins: dict[int, tuple[Any, Tensor]] = {}
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run an operation in float64."""
         overload = overload_of(func)
         name = overload.short
         if overload.draws and not self.backward:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from onsphere._torch.execution import (
@@ -25,6 +24,7 @@ from onsphere._torch.execution import (
     module_paths,
     plain_execution,
 )
+from onsphere._torch.operations import OperationsMode
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
@@ -131,20 +131,18 @@ def _double(t: Any) -> Any:
     return t.detach().double() if isinstance(t, Tensor) and t.is_floating_point() else t
 
 
-class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Record(OperationsMode):  # type: ignore[no-untyped-call]
     """Notes of every operation where it ran, and two numbers that tell its results apart."""
 
     _SILENT = frozenset({"_to_copy", "detach", "alias", "lift_fresh", "clone"})
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.where = ""
         self.steps: list[tuple[tuple[str, tuple[int, ...]], str, tuple[float, float]]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         name = short_name(func)
         for t in tree_leaves(result)[:1]:
             if isinstance(t, Tensor) and t.is_floating_point() and name not in self._SILENT:

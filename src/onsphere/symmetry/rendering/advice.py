@@ -16,6 +16,7 @@ KINDS = {
     Kind.SHARED: "is scale-invariant together with others",
     Kind.TRADED: "is in a rescaling symmetry with others",
     Kind.FIXED: "is scale-dependent: no symmetry moves its scale",
+    Kind.UNKNOWN: "has no symmetry that could be seen, while some operations were not followed",
     Kind.INERT: "has no effect on the output",
     Kind.UNREACHED: "not reached by this input",
 }
@@ -31,6 +32,7 @@ _WEIGHT = {
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
     Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
+    Kind.UNKNOWN: "decay it as you would without this audit",
     Kind.INERT: "remove or freeze it",
     Kind.UNREACHED: "audit on inputs that reach it",
 }
@@ -40,11 +42,11 @@ def of_weight(audit: AuditResult, name: str) -> str:
     """Say what to do with one weight."""
     kind = audit.kinds[name]
     sphere = audit.own_spheres().get(name)
-    if kind is Kind.FIXED and audit.free_parts.get(name) == 1:
+    if audit.free_parts.get(name) == 1:
         kind = Kind.TRADED
     words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
     vector = len([s for s in audit.parameters[name] if s > 1]) < 2
-    if audit.kinds[name] is Kind.FIXED and vector:
+    if audit.kinds[name] in (Kind.FIXED, Kind.UNKNOWN) and vector:
         return "leave it without weight decay, as gains and biases usually are"
     return words
 
@@ -52,7 +54,7 @@ def of_weight(audit: AuditResult, name: str) -> str:
 def description(audit: AuditResult, name: str) -> str:
     """Say what is free about the scale of a weight, or of its parts, after "a weight that"."""
     share = audit.free_parts.get(name)
-    if share is None:
+    if share is None or (share < 1 and audit.kinds[name] is Kind.UNKNOWN):
         return KINDS[audit.kinds[name]]
     return PART_BY_PART if share == 1 else PARTLY_FIXED
 
@@ -62,7 +64,7 @@ def short_description(audit: AuditResult, name: str) -> str:
     share = audit.free_parts.get(name)
     if share is None:
         return str(audit.kinds[name])
-    return f"{Kind.TRADED} part by part" if share == 1 else f"{Kind.FIXED} in part"
+    return f"{Kind.TRADED} part by part" if share == 1 else f"{audit.kinds[name]} in part"
 
 
 def traded(audit: AuditResult) -> tuple[list[str], list[str]]:

@@ -42,6 +42,10 @@ _DECAYS = (
         (EFFECT_ON_PARTS,),
         "penalizes the scale of one part, while others trade, turn or have no effect, on",
     ),
+    (
+        (EFFECT_OF_DECAY[Kind.UNKNOWN],),
+        "has effects that are not known, as not all that the model does was followed, on",
+    ),
 )
 
 

@@ -145,6 +145,8 @@ def canonicalize(
     radius = cast(Radius, choice("radius", radius, get_args(Radius), CanonicalizeError))
     factors = cast(Factors, choice("factors", factors, get_args(Factors), CanonicalizeError))
     modes = cast(Modes, choice("modes", modes, get_args(Modes), CanonicalizeError))
+    if words := other_mode(model, audit):
+        raise CanonicalizeError(words)
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
         options = _Options(radius, factors, exact, modes, channels, tolerance)
@@ -172,7 +174,7 @@ def _changed(
 ) -> dict[str, Tensor]:
     """Return the weights and buffers that change, verified in every mode that shall stay."""
     own = _tensors(model)
-    _check_fits(model, own, audit)
+    _check_fits(own, audit)
     traced = _traced(model, inputs)
     other = None if options.modes == "audited" else _traced_in_other_mode(model, inputs)
     asked = _Asked(model, audit, inputs, traced, other, options)
@@ -258,9 +260,7 @@ def _inputs(
     return audit.inputs
 
 
-def _check_fits(model: nn.Module, own: Mapping[str, Tensor], audit: Audit) -> None:
-    if words := other_mode(model, audit):
-        raise CanonicalizeError(words)
+def _check_fits(own: Mapping[str, Tensor], audit: Audit) -> None:
     for name, shape in audit.parameters.items():
         found = tuple(own[name].shape) if name in own else "no such parameter"
         if found != tuple(shape):

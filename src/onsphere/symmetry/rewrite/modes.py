@@ -22,8 +22,14 @@ def mode_of(training: bool) -> str:
     return "train" if training else "eval"
 
 
-def other_mode(model: nn.Module, audit: AuditResult) -> str:
-    """Return what refuses a model in another mode than it was audited in; nothing where it fits."""
+def other_mode(model: object, audit: object) -> str:
+    """Return what refuses a model in another mode than it was audited in; nothing where it fits.
+
+    What is no model, and no audit of one, is refused as well.
+    """
+    if not (isinstance(model, nn.Module) and isinstance(audit, AuditResult)):
+        given = type(model).__name__, type(audit).__name__
+        return f"give the model and then its audit, audit(model, inputs); got {' and '.join(given)}"
     mode = mode_of(model.training)
     if mode == audit.mode:
         return ""

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
+from onsphere._torch.operations import OperationsMode
 
 
 def unreached(
@@ -32,11 +33,11 @@ def unreached(
     return {n: tuple(parameters[n].shape) for n in watcher.missed()}
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watcher(OperationsMode):  # type: ignore[no-untyped-call]
     """Notes which slices of some weights go into an operation that makes something."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._parts: defaultdict[int, list[tuple[str, int, Tensor]]] = defaultdict(list)
         for name, p in weights.items():
             slices = torch.zeros(p.shape[0] if p.ndim > 2 else 1, dtype=torch.bool)
@@ -50,15 +51,13 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the weights of which some slice was not seen."""
         return [n for some in self._parts.values() for n, _, seen in some if not bool(seen.all())]
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         if _only_looks(func) or not any(t.numel() for t in made):
             return result
         with _disable_current_modes():
-            for t in tree_leaves((args, kwargs or {})):
+            for t in tree_leaves((args, kwargs)):
                 if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
                     self._note(t)
         return result

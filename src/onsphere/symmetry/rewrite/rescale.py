@@ -59,7 +59,7 @@ def rescaled(
 
     Raises:
         RescaleError: the audit is of another model or mode or found no scale symmetry, or the
-            model cannot be copied.
+            model cannot be copied or is on the meta device.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -78,8 +78,10 @@ def rescaled(
     if not symmetries:
         kind = "scale symmetry" if rescalings else "weight that can be scaled alone"
         raise RescaleError(f"the model has no {kind}: there is no other copy of it")
-    if octaves < 1:
-        raise RescaleError(f"octaves is at least 1, got {octaves}")
+    if not isinstance(octaves, int) or octaves < 1:
+        raise RescaleError(f"octaves is a whole number, at least 1, got {octaves!r}")
+    if any(p.is_meta for p in model.parameters()):
+        raise RescaleError("the model is on the meta device, where there is nothing to rescale")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     return _moved_copy(model, _drawn(symmetries, audit, octaves, generator))
 

@@ -72,8 +72,8 @@ def shifted(
     """
     if words := other_mode(model, audit):
         raise ShiftError(words)
-    if not math.isfinite(size):
-        raise ShiftError(f"size must be a finite number, got {size}")
+    if not isinstance(size, int | float) or not math.isfinite(size):
+        raise ShiftError(f"size is a finite number, got {size!r}")
     wanted = audit.shift_families if families is None else families
     wanted = [wanted] if isinstance(wanted, ShiftFamily) else list(wanted)
     if not wanted and families is not None:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.fields import Fields
 from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
@@ -136,22 +136,15 @@ def _filled(found: Numbers, block: Block) -> Numbers:
     return np.broadcast_to(found, block.shape).ravel()
 
 
-class _Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Following(OperationsMode):  # type: ignore[no-untyped-call]
     """Tells a tracker of every operation that runs."""
 
     def __init__(self, tracker: ShiftTracker) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tracker = tracker
         self._ledger = UnitTracker(Constraints(0))  # of units, which nobody asks for here
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled while a model is followed, so nothing is to be skipped
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         op = Operation(self._ledger, func, args, kwargs, result)
         self.tracker.follow(op, flat(args, kwargs), written_by(overload_of(func), args, kwargs))

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
+from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.overloads import short_name
 
 _MOVES = frozenset(
@@ -91,22 +91,20 @@ class _Node:
         return f"{self.name!r} in {self.where!r}" if self.where else f"{self.name!r}"
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(OperationsMode):  # type: ignore[no-untyped-call]
     """Writes down every operation with what goes in and what comes out."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.where = ""
         self.nodes: list[_Node] = []
         self._kept: list[Tensor] = []
         self._version: defaultdict[int, int] = defaultdict(int)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        given = [t for t in tree_leaves((args, kwargs or {})) if isinstance(t, Tensor)]
+    def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         before = tuple(self.key(t) for t in given)
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         made = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
         for t in made:
             if any(t is u for u in given):

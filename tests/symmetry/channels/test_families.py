@@ -194,6 +194,10 @@ def test_each_expert_has_channels_of_its_own(loop: bool, device: str) -> None:
         (4 * 5, [("up", 1, 1), ("bias", 1, 1), ("down", -1, 1)]),
         (6, [("down", 1, 4), ("out.weight", -1, 1)]),
     ]
+    said = " ".join(str(found).split())
+    assert "up columns of each matrix * a" in said
+    assert "down rows of each matrix / a, for each of 20" in said
+    assert "down columns of all matrices * a" in said
 
 
 class NormedExperts(nn.Module):

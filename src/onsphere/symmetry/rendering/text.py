@@ -170,7 +170,7 @@ def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
     """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel."""
     axis, per = slices.axes[0], slices.index.shape[1]
     if len(slices.axes) > 1:
-        return "channels of its groups"
+        return _words_of_two_axes(slices, shape)
     if len(shape) == 1 or size(shape) == shape[axis]:
         words = "entries"
     elif len(shape) == 2:
@@ -180,6 +180,17 @@ def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
     else:
         words = f"slices of axis {axis}"
     return {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
+
+
+def _words_of_two_axes(slices: Slices, shape: Sequence[int]) -> str:
+    """Say the same of slices along two axes: of stacked matrices, or of a grouped convolution."""
+    per = slices.index.shape[1]
+    if len(slices.axes) == len(shape):
+        return "entries" if per == 1 else f"groups of {per} entries"
+    if len(shape) == 3 and min(shape[1:]) > 1 and per in (1, shape[0]):
+        words = ("rows", "columns")[slices.axes[1] - 1]
+        return f"{words} of {'each matrix' if per == 1 else 'all matrices'}"
+    return "channels of its groups"
 
 
 def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:

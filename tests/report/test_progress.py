@@ -92,7 +92,22 @@ def test_lines_of_stages_say_the_share(capsys):
     lines = progress.Lines(lambda: next(now))
     lines("b", share=0.25, left=36.0)
     lines("b", share=0.4)
-    assert capsys.readouterr().err.splitlines() == ["b 25%, 12 s, 36 s left", "b 40%, 24 s"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["b 25%, 12 s, 36 s left", "b 40%, 24 s, 18 s left"]
+
+
+def test_pieces_of_different_size_are_counted_by_their_share_of_the_work(capsys):
+    now = iter([0.0, 0.0, 12.0, 24.0, 36.0])
+    lines = progress.Lines(lambda: next(now))
+    lines("measuring", 0, 300, share=0.0)
+    lines("measuring", 1, 300, share=0.05)  # too little to go by
+    lines("measuring", 2, 300, share=0.5)
+    lines("drawing", 3, 4)  # begun when nothing else was
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring 1 of 300, 12 s",
+        "measuring 2 of 300, 24 s, 24 s left",
+        "drawing 3 of 4, 36 s, 4 s left",
+    ]
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -5,24 +5,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from onsphere.cli.common.parser import keyword
+from onsphere.cli.common.progress import bar
 from onsphere.errors import OnsphereError
-from onsphere.report.progress import Lines, Show
 
 if TYPE_CHECKING:
     from onsphere.cli.common.parser import Commands
@@ -161,13 +151,13 @@ def _study(options: argparse.Namespace) -> None:
     engine = _engine(options, cores)
     source = Source(options.data, options.data_dir, options.download)
     plan = Plan(source.identity, tuple(range(looks[-1])), options.size, looks, options.network)
-    with _progress(options.json) as show:
+    with bar(options.json) as show:
 
         def measured(done: "Done") -> None:
-            show("measuring", done.cells_done, done.cells, done.done / done.total)
+            show("measuring", done.cells_done, done.cells, share=done.done / done.total)
 
         def drawn(done: int, total: int) -> None:
-            show("drawing figures", done, total, done / total)
+            show("drawing figures", done, total)
 
         document = study(
             options.claims,
@@ -280,39 +270,3 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Show]:
-    """Show a bar with the time left on a terminal's error stream, and lines elsewhere.
-
-    Yields:
-        A function of a part's name, of how many of its pieces are done, of how many, and of the
-        share of its work that they are.
-    """
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        lines = Lines()
-        yield lambda part, done, total, _: None if quiet else lines(part, done, total)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[counted]}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    bar = Progress(*columns, console=console, speed_estimate_period=600)
-    tasks: dict[str, TaskID] = {}
-
-    def show(part: str, done: int, total: int, share: float) -> None:
-        bar.start()  # not before there is something to show: a user's mistake gets one line
-        if part not in tasks:
-            tasks[part] = bar.add_task(part, total=1.0, counted="")
-        bar.update(tasks[part], completed=share, counted=f"{done}/{total}")
-
-    try:
-        yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()

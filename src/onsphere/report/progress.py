@@ -15,7 +15,8 @@ from rich.console import Console
 Show = Callable[..., None]
 """Told a part of the work and, where they are known, how much is done and of how much.
 
-Of work in stages it is told by name the ``share`` of all that is done, and the seconds ``left``.
+By name it may be told the ``share`` that this is of the work, where its pieces are not alike, and
+of work in stages the seconds ``left``.
 """
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -184,7 +185,7 @@ class Lines:
     ) -> None:
         """Take note of how far the work is; say it if the last line was a while ago."""
         now = self._clock()
-        left = self._pace.left(now, part, done, total, left)
+        left = self._pace.left(now, part, done, total, share, left)
         if now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
@@ -202,25 +203,35 @@ class Pace:
     """
 
     def __init__(self, start: float) -> None:
-        self._part, self._begun = "", start
+        self._part, self._begun, self._last = "", start, start
 
     def left(
-        self, now: float, part: str, done: int, total: int | None, told: float | None
+        self,
+        now: float,
+        part: str,
+        done: int,
+        total: int | None,
+        share: float | None,
+        told: float | None,
     ) -> float | None:
         """Return the seconds left, where something can be said of them: what was told, or else."""
-        if part != self._part and done == 0:
-            self._begun = now
-        self._part = part
+        if part != self._part:
+            self._begun = self._last if done else now
+        self._part, self._last = part, now
         if told is not None:
             return told
-        return (now - self._begun) / done * (total - done) if total and done else None
+        if share is None:
+            share = done / total if total else 0.0
+        elif share < LEAST_SHARE:
+            return None
+        return (now - self._begun) * (1 - share) / share if share else None
 
 
 def counted(done: int, total: int | None, share: float | None) -> str:
     """Return how much is done in words, after the name of what is done."""
-    if share is not None:
-        return f" {share:.0%}"
-    return f" {done} of {total}" if total else ""
+    if total:
+        return f" {done} of {total}"
+    return "" if share is None else f" {share:.0%}"
 
 
 def duration(seconds: float) -> str:

@@ -56,7 +56,7 @@ def bar(console: Console) -> Iterator[progress.Show]:
             left: float | None = None,
         ) -> None:
             now = time.monotonic()
-            left = pace.left(now, part, done, total, left)
+            left = pace.left(now, part, done, total, share, left)
             drawn.update(
                 task, description=part, total=total if share is None else 1.0,
                 completed=done if share is None else share,

@@ -39,9 +39,27 @@ def test_a_study_in_a_pipe_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("onsphere.report.progress.SECONDS_BETWEEN_LINES", 0.0)
     assert cli.main([*tiny.WORDS, "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"measuring 1 of \d+, .* left", said[1]), said
+    assert all(re.fullmatch(r"measuring \d+%, \d+ s(, .+ left)?", line) for line in said), said
+    assert said[-1].endswith(", 0 s left")
     assert cli.main([*tiny.WORDS, "--json", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_time_left_follows_what_the_work_costs(monkeypatch, capsys):
+    """One of a hundred pieces, half of the work: as much again is left, and not 99 times that."""
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("onsphere.report.progress.SECONDS_BETWEEN_LINES", -1e9)
+    show = cli.study._lines()
+    for part, done, share, now in [
+        ("measuring", 0, 0.0, 100.0),
+        ("measuring", 1, 0.5, 120.0),
+        ("drawing figures", 1, 0.25, 121.0),
+    ]:
+        clock[0] = now
+        show(part, done, 100, share)
+    left = [line.split(", ")[2:] for line in capsys.readouterr().err.splitlines()]
+    assert left == [[], ["20 s left"], ["3 s left"]]
 
 
 def test_files_of_figures_are_written_beside_the_page(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from rich.progress import (
 
 from onsphere.cli.common.parser import keyword
 from onsphere.errors import OnsphereError
-from onsphere.report.progress import Lines, Show
+from onsphere.report.progress import LEAST_SHARE, Lines, Show
 
 if TYPE_CHECKING:
     from onsphere.cli.common.parser import Commands
@@ -41,10 +42,21 @@ _STUDY_EXAMPLES = """examples:
   onsphere study --full --jobs 8          every method, long training
   onsphere study --full --engine ray --address auto      on all machines of a Ray cluster
 
-claims: sphere, invariance, growth, stability, robustness, gain
+claims:
+  sphere        normalization is a projection onto a sphere
+  invariance    rescaling normalized weights changes nothing but the step
+  growth        training makes the norms of normalized weights grow
+  stability     training on the sphere is more stable than plain SGD
+  robustness    grown norms make networks vulnerable to attacks
+  gain          learned gain and shift restore spread and mean
 
 A stopped study goes on where it was: run the same command again.
 """
+
+_READING = """
+Measured: from the smallest to the largest mean of the methods. An outcome speaks for the methods
+that are decided. The report says each statement in words, and gives every method its interval.
+""".strip()
 
 
 def add(commands: "Commands") -> None:
@@ -114,13 +126,14 @@ def add(commands: "Commands") -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="how many cells at a time, each on one core (default: as many as there are cores)",
+        help="how many measurements at a time, each on one core (default: as many as there are "
+        "cores)",
     )
     study.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="where cells are computed: on this machine, or as tasks of a Ray cluster, which "
+        help="where to measure: on this machine, or as tasks of a Ray cluster, which "
         'needs pip install "onsphere[ray]" (default: local)',
     )
     study.add_argument(
@@ -135,7 +148,7 @@ def add(commands: "Commands") -> None:
         action="store_const",
         dest="size",
         const="quick",
-        help="small: shows that everything works, and writes no files of figures",
+        help="small: only shows that everything works, and writes no files of figures",
     )
     size.add_argument(
         "--full",
@@ -144,7 +157,9 @@ def add(commands: "Commands") -> None:
         const="full",
         help="large: every method, long training (many hours)",
     )
-    study.add_argument("--json", action="store_true", help="print outcomes as JSON")
+    study.add_argument(
+        "--json", action="store_true", help="print outcomes, effects and intervals as JSON"
+    )
     study.set_defaults(run=_study, size="default")
 
 
@@ -189,6 +204,7 @@ def _study(options: argparse.Namespace) -> None:
 
     console = Console()
     console.print(summary(document))
+    console.print(_READING)
     console.print(f"Report: {page}", soft_wrap=True)
 
 
@@ -282,6 +298,25 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+def _lines() -> Show:
+    """Return what says which share of the work is done, and the time left once that is known."""
+    lines, present = Lines(), ""
+    begun = last = time.monotonic()
+
+    def show(part: str, done: int, _total: int, share: float) -> None:
+        nonlocal present, begun, last
+        now = time.monotonic()
+        if done == 0:
+            begun = now
+        elif part != present:
+            begun = last
+        present, last = part, now
+        known = share >= LEAST_SHARE
+        lines(part, share=share, left=(now - begun) * (1 - share) / share if known else None)
+
+    return show
+
+
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Show]:
     """Show a bar with the time left on a terminal's error stream, and lines elsewhere.
@@ -292,8 +327,7 @@ def _progress(quiet: bool) -> Iterator[Show]:
     """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        lines = Lines()
-        yield lambda part, done, total, _: None if quiet else lines(part, done, total)
+        yield (lambda *_: None) if quiet else _lines()
         return
     columns = (
         TextColumn("{task.description}"),

@@ -189,7 +189,7 @@ def test_every_help_fits_a_terminal(command, words):
 def test_every_claim_is_in_the_help(command):
     from onsphere.studies.study import CLAIMS
 
-    listed = command("study", "--help")[1].split("\nclaims:\n")[1].split("\n\n")[0]
+    listed = command("study", "--help")[1].split("\nwhat the paper claims:\n")[1].split("\n\n")[0]
     assert [line.split()[0] for line in listed.splitlines()] == list(CLAIMS)
 
 

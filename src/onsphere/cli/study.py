@@ -42,7 +42,7 @@ _STUDY_EXAMPLES = """examples:
   onsphere study --full --jobs 8          every method, long training
   onsphere study --full --engine ray --address auto      on all machines of a Ray cluster
 
-claims:
+what the paper claims:
   sphere        normalization is a projection onto a sphere
   invariance    rescaling normalized weights changes nothing but the step
   growth        training makes the norms of normalized weights grow

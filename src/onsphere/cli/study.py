@@ -53,10 +53,11 @@ what the paper claims:
 A stopped study goes on where it was: run the same command again.
 """
 
-_READING = """
-Measured: from the smallest to the largest mean of the methods. An outcome speaks for the methods
-that are decided. The report says each statement in words, and gives every method its interval.
-""".strip()
+_READING = (
+    "Measured: from the smallest to the largest mean of the methods. An outcome is that of the "
+    "methods that are decided. The report says each statement in words, and gives every method "
+    "its interval."
+)
 
 
 def add(commands: "Commands") -> None:
@@ -204,7 +205,7 @@ def _study(options: argparse.Namespace) -> None:
 
     console = Console()
     console.print(summary(document))
-    console.print(_READING)
+    console.print(_READING, highlight=False)
     console.print(f"Report: {page}", soft_wrap=True)
 
 

@@ -104,8 +104,8 @@ def test_pieces_of_different_size_are_counted_by_their_share_of_the_work(capsys)
     lines("measuring", 2, 300, share=0.5)
     lines("drawing", 3, 4)  # begun when nothing else was
     assert capsys.readouterr().err.splitlines() == [
-        "measuring 1 of 300, 12 s",
-        "measuring 2 of 300, 24 s, 24 s left",
+        "measuring 5%, 12 s",
+        "measuring 50%, 24 s, 24 s left",
         "drawing 3 of 4, 36 s, 4 s left",
     ]
 

@@ -183,7 +183,7 @@ def test_what_is_open_gets_all_the_seeds(tmp_path, coins):
     )
     assert document.sections[0].statements[0].outcome == "undecided"
     assert len(list(tmp_path.glob("records/*.json"))) == 16
-    assert said[0].startswith("4 seeds: 0 of 1 comparisons are decided")
+    assert said[0].startswith("After 4 seeds, 0 of 1 comparisons are decided")
     assert document.sections[-1].name == "pilot"
     assert document.sections[-1].tables[0].rows[0][4] == 16
 
@@ -201,13 +201,13 @@ def test_the_look_at_which_the_time_is_up_takes_all_of_the_level(tmp_path, coins
     values = [1.0 + 0.5 * (-1) ** seed for seed in range(16)]
     early = toss(tmp_path, values, coins, budget=1e-9)
     assert early.sections[0].statements[0].outcome == "holds"
-    assert "took all of the level" in early.warnings[-1]
+    assert "took all that was left of the 5 %" in early.warnings[-1]
     assert early.sections[0].statements[0].effect == "1 [0.0813, 1.92]"
     assert toss(tmp_path, values, coins, budget=1e-9).warnings == early.warnings
     # With more time the study goes on as if it had not ended, and says what the end has cost.
     later = toss(tmp_path, values, coins)
     assert later.provenance["seeds"] == "8"  # 4 are too few where others may follow
-    assert "ended by its time after 4 seeds" in later.warnings[-1]
+    assert "earlier run was up after 4 seeds" in later.warnings[-1]
     assert "up to twice as large (coins)" in later.warnings[-1]
     # What has been measured costs no time.
     assert toss(tmp_path, values, coins, budget=1e-9).warnings == later.warnings

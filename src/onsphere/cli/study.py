@@ -31,10 +31,22 @@ _STUDY_EXAMPLES = """examples:
   onsphere study --full --jobs 8          every method, long training
   onsphere study --full --engine ray --address auto      on all machines of a Ray cluster
 
-claims: sphere, invariance, growth, stability, robustness, gain
+what the paper claims:
+  sphere        normalization is a projection onto a sphere
+  invariance    rescaling normalized weights changes nothing but the step
+  growth        training makes the norms of normalized weights grow
+  stability     training on the sphere is more stable than plain SGD
+  robustness    grown norms make networks vulnerable to attacks
+  gain          learned gain and shift restore spread and mean
 
 A stopped study goes on where it was: run the same command again.
 """
+
+_READING = (
+    "Measured: from the smallest to the largest mean of the methods. An outcome is that of the "
+    "methods that are decided. The report says each statement in words, and gives every method "
+    "its interval."
+)
 
 
 def add(commands: "Commands") -> None:
@@ -104,13 +116,14 @@ def add(commands: "Commands") -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="how many cells at a time, each on one core (default: as many as there are cores)",
+        help="how many measurements at a time, each on one core (default: as many as there are "
+        "cores)",
     )
     study.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
-        help="where cells are computed: on this machine, or as tasks of a Ray cluster, which "
+        help="where to measure: on this machine, or as tasks of a Ray cluster, which "
         'needs pip install "onsphere[ray]" (default: local)',
     )
     study.add_argument(
@@ -125,7 +138,7 @@ def add(commands: "Commands") -> None:
         action="store_const",
         dest="size",
         const="quick",
-        help="small: shows that everything works, and writes no files of figures",
+        help="small: only shows that everything works, and writes no files of figures",
     )
     size.add_argument(
         "--full",
@@ -134,7 +147,9 @@ def add(commands: "Commands") -> None:
         const="full",
         help="large: every method, long training (many hours)",
     )
-    study.add_argument("--json", action="store_true", help="print outcomes as JSON")
+    study.add_argument(
+        "--json", action="store_true", help="print outcomes, effects and intervals as JSON"
+    )
     study.set_defaults(run=_study, size="default")
 
 
@@ -179,6 +194,7 @@ def _study(options: argparse.Namespace) -> None:
 
     console = Console()
     console.print(summary(document))
+    console.print(_READING, highlight=False)
     console.print(f"Report: {page}", soft_wrap=True)
 
 

@@ -229,9 +229,9 @@ class Pace:
 
 def counted(done: int, total: int | None, share: float | None) -> str:
     """Return how much is done in words, after the name of what is done."""
-    if total:
-        return f" {done} of {total}"
-    return "" if share is None else f" {share:.0%}"
+    if share is not None:
+        return f" {share:.0%}"
+    return f" {done} of {total}" if total else ""
 
 
 def duration(seconds: float) -> str:

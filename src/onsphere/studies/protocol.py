@@ -99,8 +99,8 @@ def spent_before(claims: Sequence[Claim], seeds: int, store: Store) -> str:
     if not found:
         return ""
     return (
-        f"An earlier run was ended by its time after {min(closed[name] for name in found)} seeds, "
-        f"and took all of the 5 % there: with this one the chance of a wrong outcome in a claim is "
+        f"The time of an earlier run was up after {min(closed[name] for name in found)} seeds, and "
+        "it took all of the 5 % there. With this run the chance of a wrong outcome in a claim is "
         f"up to twice as large ({', '.join(found)})."
     )
 

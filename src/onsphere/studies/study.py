@@ -39,21 +39,28 @@ CLAIMS: dict[str, Claim] = {
 """Every claim by name, in the order of the report."""
 
 TERMS = {
+    "margin": "the smallest effect that would matter, fixed before anything is measured",
     "none": "no normalization, the control",
     "BN, LN, IN, GN": "batch, layer, instance and group normalization",
     "RMS": "root mean square normalization of a layer, without centring",
     "WN": "weight normalization: each filter is a length times a direction",
     "CWN": "centred weight normalization: the mean of each filter is taken off first",
     "SN": "spectral normalization: a weight over its largest singular value",
+    "plain": "training as usual: every weight is free",
     "sphere": "training in which each normalized weight keeps its length and only turns",
+    "hidden, head": "the weights with a normalization; the last, linear layer, which has none",
+    "gain, shift": "what a normalization learns: weight and bias of a BatchNorm",
+    "spread": "standard deviation of a pre-activation: of what reaches the normalization",
+    "robust accuracy": "share of test images that stay right under every attack that was tried",
     "PGD": "projected gradient descent: an attack that climbs the loss inside the allowed change",
     "Auto-PGD": "the same with steps that adapt (Croce and Hein 2020); on several losses here",
     "DLR": "difference of logits ratio: a loss that no scale of the logits changes",
     "rotation": "angle by which a weight turns in a step",
     "effective rate": "learning rate over squared norm: what decides how far a weight turns",
+    "decade": "a factor of ten",
     "eps": "the small number in a normalization's root; also the radius of an attack",
 }
-"""Abbreviations of the report and what they stand for."""
+"""Abbreviations and terms of the report, and what they stand for."""
 
 
 def claims(names: Sequence[str], network: str = "small") -> list[Claim]:
@@ -132,10 +139,11 @@ def study(
     return Document(
         title="Normalization, seen on the sphere",
         summary="The claims of Sun et al., New Interpretations of Normalization Methods in Deep "
-        f"Learning (AAAI 2020), tested on {plan.data} with {plan.architecture.title}. Each "
+        f"Learning (AAAI 2020), tested on {_name(plan)} with {plan.architecture.title}. Each "
         "claim is taken apart into statements that a measurement can decide: holds, reversed (the "
-        "contrary holds), absent (no effect that would matter), or undecided. Every picture and "
-        "number was made from records measured by the command beside it.",
+        "contrary holds), absent (no effect that would matter), differs (methods disagree), or "
+        "undecided. What is proved follows from mathematics and is only checked here; what is "
+        "measured is about this network and these data.",
         sections=sections,
         provenance={
             "command": _command(plan, *names),
@@ -247,8 +255,8 @@ def _outlook(plan: Plan, found: _Found) -> str:
     most = plan.looks[-1]
     within = sum(1 for one in pending if one.needed is not None and one.needed <= most)
     return (
-        f"{plan.looks[found.reached - 1]} seeds: {total - len(pending)} of {total} comparisons are "
-        f"decided; of the others {within} will probably be with at most {most} seeds"
+        f"After {plan.looks[found.reached - 1]} seeds, {total - len(pending)} of {total} "
+        f"comparisons are decided; {within} more probably will be with at most {most} seeds"
     )
 
 
@@ -256,9 +264,9 @@ def _out_of_time(plan: Plan, look: int, seconds: float) -> str:
     hours, minutes = divmod(int(seconds / 60) + 1, 60)
     needed = f"{hours}h{minutes}m" if hours else f"{minutes}m"
     return (
-        f"The time was up after {plan.looks[look - 1]} seeds: this look took all of the level that "
-        f"was left. What is undecided goes on with {plan.looks[look]} seeds: run the same command "
-        f"again with --budget {needed} or more; what was measured is kept."
+        f"The time was up after {plan.looks[look - 1]} seeds, so this was the last look, and it "
+        f"took all that was left of the 5 %. To go on with {plan.looks[look]} seeds, run the same "
+        f"command again with --budget {needed} or more; what was measured is kept."
     )
 
 
@@ -283,10 +291,10 @@ def _pilot_section(chosen: Sequence[Claim], found: _Found) -> Section:
             )
     return Section(
         name="pilot",
-        title="Seeds that it takes",
-        statement="Seeds were added until a comparison was decided or the looks or the time were "
-        "at an end. The first look is the pilot: from its mean and spread it says how many seeds "
-        "each comparison will probably take.",
+        title="How many seeds it takes",
+        statement="Seeds were added until a comparison was decided, no look was left or the time "
+        "was up. The first look is the pilot: its mean and spread say how many seeds each "
+        "comparison will probably take.",
         figure_of_merit=f"{found.reached} looks",
         tables=[
             Table(
@@ -316,10 +324,15 @@ def _machines(cells: Sequence[Cell], store: Store) -> list[str]:
     return [f"{kind}: {count:,} of {kinds.total():,} cells" for kind, count in kinds.most_common()]
 
 
+def _name(plan: Plan) -> str:
+    """Return the name of the data set, without the checksum of a file."""
+    return plan.data.rsplit("@", 1)[0]
+
+
 def _command(plan: Plan, *names: str) -> str:
     words = ["onsphere", "study", *names]
     if plan.data != "digits":
-        words += ["--data", plan.data.rsplit("@", 1)[0]]  # without the checksum of a file
+        words += ["--data", _name(plan)]
     if plan.network != "small":
         words += ["--network", plan.network]
     if plan.size != "default":
@@ -338,8 +351,8 @@ def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
     warnings = []
     if plan.size == "quick":
         warnings.append(
-            "A quick run shows that everything works. Its networks are hardly trained: do not "
-            "quote its numbers."
+            "A quick run only shows that everything works. Its networks are hardly trained: do "
+            "not quote its numbers."
         )
     left_out = [LABELS[m] for m in STUDIED if m not in plan.methods]
     if left_out:

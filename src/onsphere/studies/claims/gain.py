@@ -301,9 +301,9 @@ def _details(plan: Plan, results: Results) -> Details:
         )
     return Details(
         findings=[
-            "For BatchNorm, InstanceNorm and (by groups) GroupNorm the spread is a matter of "
-            "bookkeeping: rescaling a filter changes it and neither gain nor function. What is "
-            "left of the correlation under such rescales stands in the second column.",
+            "Under BatchNorm, InstanceNorm and (by groups) GroupNorm, rescaling a filter changes "
+            "the spread, but neither the gain nor the function. The second column of the table "
+            "says what is left of the correlation after such rescales.",
         ],
         conditions=[
             f"plain training at a constant rate, looked at after a tenth, a third and all of "
@@ -355,8 +355,8 @@ def _advice(outcomes: Outcomes) -> str:
     approaches = {outcomes["gain-approaches"], outcomes["shift-approaches"]}
     if Outcome.HOLDS in approaches and len(approaches) == 1:
         return (
-            "Where it is decided, gain and shift move towards spread and mean as you train, if not "
-            "far: this depends on the method, so do not count on it."
+            "Where it is decided, gain and shift move towards spread and mean as you train, but "
+            "not far. This depends on the method: do not count on it."
         )
     if approaches <= {Outcome.REVERSED, Outcome.ABSENT, Outcome.MIXED}:
         return (
@@ -369,9 +369,9 @@ def _advice(outcomes: Outcomes) -> str:
 CLAIM = Claim(
     name="gain",
     title="Gain and shift restore the pre-activations' spread and mean",
-    statement="Open question studied in the paper: do the learned gain and shift approximate the "
-    "spread and mean of the pre-activations?",
-    prediction="None for activation norms: the spread depends on the scale of the weights, which "
+    statement="As an open question: do the learned gain and shift approximate the spread and mean "
+    "of the pre-activations?",
+    prediction="Nothing for activation norms: the spread depends on the scale of the weights, and "
     "the function does not. For weight norms the gain is the length of the effective weight, so "
     "gain and spread go together by construction.",
     statements=_STATEMENTS,

@@ -370,8 +370,8 @@ def _details(plan: Plan, results: Results) -> Details:
         findings=[
             *([f"{lost} of {len(laws)} runs diverged and are left out."] if lost else []),
             *(
-                f"Norms end at {min(found):.2f} to {max(found):.2f} of their start in the runs "
-                f"with {run} of weights."
+                f"With {run} of weights, norms end at {min(found):.2f} to {max(found):.2f} times "
+                "their start, over all layers, methods and seeds."
                 for run, found in ends.items()
                 if found
             ),
@@ -456,8 +456,8 @@ def _norm_figure(plan: Plan, laws: _Laws) -> Figure:
         "growth-norms",
         "Norms of the hidden weights during training",
         "Second layer, first seed, mean over its spheres. Without decay norms grow; with decay "
-        "they grow less, and some have settled at the end. Dashed: |w|⁴ = |w₀|⁴ + 2η²/(1−α)² Σ L, "
-        "from the measured gradients of the run on noise.",
+        "they grow less. Dashed: |w|⁴ = |w₀|⁴ + 2η²/(1−α)² Σ |g|²|w|², from the gradients g that "
+        "were measured in the run on noise (η: rate, α: momentum).",
         panels,
     )
 
@@ -476,8 +476,8 @@ def _rotation_figure(plan: Plan, laws: _Laws) -> Figure:
     return Figure(
         "growth-rotation",
         "Rotation per step under weight decay, and its predicted equilibrium",
-        "Second layer, first seed, root mean square over its spheres. Dashed: √(2ηλ/(1+α)), "
-        "independent of the gradient's size.",
+        "Second layer, first seed, root mean square over its spheres. Dashed: √(2ηλ/(1+α)) (η: "
+        "rate, λ: decay, α: momentum), whatever the size of the gradient.",
         panels,
     )
 
@@ -498,8 +498,8 @@ def _advice(outcomes: Outcomes) -> str:
         )
     if outcomes["grows"] == Outcome.HOLDS:
         return (
-            "Without weight decay your normalized weights grow as they train, and every step turns "
-            "them less than the one before; decay is what stops that, so tune it with the rate."
+            "Without weight decay your normalized weights grow as they train, and the same rate "
+            "turns them less and less; decay works against that, so tune it with the rate."
         )
     return "Here norms did not grow as they should: look at the runs before you rely on it."
 
@@ -510,9 +510,10 @@ CLAIM = Claim(
     statement="Training with normalization methods makes the norm of the weights grow (Sun et al. "
     "2020).",
     prediction="The gradient is orthogonal to the weight, so under SGD every step grows the norm: "
-    "|w'|² = |w|² + η²|g|²; with momentum and decay an exact recursion replaces Pythagoras. For "
-    "uncorrelated gradients of stationary size |w| ~ t^(1/4) without decay, and with decay the "
-    "rotation per step settles at √(2ηλ/(1+α)).",
+    "|w'|² = |w|² + η²|g|²; with momentum and decay another recursion is exact. If "
+    "gradients are uncorrelated and of stationary size, |w| grows as the fourth root of time "
+    "without decay, and with decay the rotation per step settles at √(2ηλ/(1+α)) (η: rate, λ: "
+    "decay, α: momentum).",
     statements=_STATEMENTS,
     advice=_advice,
     details=_details,

@@ -287,11 +287,12 @@ def _details(plan: Plan, results: Results) -> Details:
     control = rows[plan.methods.index("none")][1]
     return Details(
         findings=[
-            "At the real eps the leak grows as the norm shrinks, with exponent "
+            "At the real eps rescaling changes the logits a little (the leak), the more the "
+            "smaller the norm: with exponent "
             + ", ".join(f"{label(m)} {number(s, 3)}" for m, s in measured.items())
             + " (predicted −2).",
             "Without normalization the function changes by up to "
-            f"{number(float(f'{control:.0e}'))} of its size.",
+            f"{number(float(f'{control:.0e}'))} times its size.",
         ],
         conditions=[
             f"all three hidden weights scaled together, {_IMAGES} training images, float64",
@@ -413,8 +414,9 @@ CLAIM = Claim(
     title="Normalized weights have no scale",
     statement="Most normalization methods are scaling invariant: multiplying the weights before "
     "them changes nothing, so the scaling symmetry can be removed (Sun et al. 2020).",
-    prediction="f(aw) = f(w); <w, ∇f> = 0; ∇f(aw) = ∇f(w)/a; ∇²f(aw) = ∇²f(w)/a²; H w = −g, all "
-    "exactly at eps = 0. At the real eps the function changes by an amount proportional to "
+    prediction="For weights w with gradient g and Hessian H, and any a > 0: f(aw) = f(w); "
+    "<w, ∇f> = 0; ∇f(aw) = ∇f(w)/a; ∇²f(aw) = ∇²f(w)/a²; H w = −g. All of it is exact at eps = 0. "
+    "At the real eps the function changes by an amount proportional to "
     "eps/(a²σ²), and BatchNorm's radial gradient is eps/(σ²+eps)·γ·∂L/∂γ.",
     statements=_STATEMENTS,
     advice=_advice,

@@ -507,9 +507,9 @@ def _details(plan: Plan, results: Results) -> Details:
     ]
     return Details(
         findings=[
-            "Plain training grew the norms of the hidden weights "
-            f"{average([one['norm_growth'] for one in plain]):.1f}× and that of the head "
-            f"{average([one['head_growth'] for one in plain]):.1f}×."
+            "In plain training the norms of the hidden weights grow by a "
+            f"factor of {average([one['norm_growth'] for one in plain]):.1f}, that of the head by "
+            f"{average([one['head_growth'] for one in plain]):.1f}."
         ],
         conditions=[
             f"l-infinity Auto-PGD at eps {radii(plan.data)[MIDDLE]:.3g}, {plan.scale.attack_steps} "
@@ -626,7 +626,7 @@ def _eps_figure(plan: Plan, results: Results) -> Figure:
         "robustness-eps",
         "Accuracy of plain networks against the radius of the attack",
         "Ten steps of projected gradient descent (PGD) on the difference of logits ratio (DLR), an "
-        "upper bound; eps 0 is clean accuracy. Mean over the first seeds, band from lowest to "
+        "upper bound; eps 0 is clean accuracy. Mean over the first seeds, bars from lowest to "
         "highest.",
         panels,
     )
@@ -722,7 +722,9 @@ def _method_table(plan: Plan, found: _Nets) -> Table:
             "robust − sphere, matched [95 %]",
         ),
         rows,
-        "Growth: final over initial length, of the hidden weights (geometric mean) and the head.",
+        "Growth: final over initial length, of the hidden weights (geometric mean) and the head. "
+        "Clean, robust: accuracy without and under attack. Matched: on the images that both get "
+        "right.",
     )
 
 

@@ -253,7 +253,7 @@ def _details(plan: Plan, results: Results) -> Details:
                 "sphere-spectrum",
                 "Singular values of each normalization's Jacobian",
                 "One vector of a trained network. Dashed: the closed form of the lemma (one value "
-                "r/length, the radial direction and the mean removed). Points: the singular values "
+                "r/ℓ, the radial direction and the mean removed). Points: the singular values "
                 "of autograd's Jacobian of the real module.",
                 panels,
             ),
@@ -336,9 +336,9 @@ CLAIM = Claim(
     title="Normalization is a projection onto a sphere",
     statement="Most normalization methods can be read as normalizing pre-activations or weights "
     "onto a sphere (Sun et al. 2020, lemma and section on methods).",
-    prediction="N(x) has length r exactly at eps = 0 and r·|c|/√(|c|²+eps) otherwise; its Jacobian "
-    "has the singular value r/length on the tangent space, 0 (at eps = 0) radially and 0 along "
-    "the mean.",
+    prediction="Let c be the vector x, centred where the method centres, and ℓ = √(|c|²+eps). N(x) "
+    "has length r·|c|/ℓ, the radius r exactly at eps = 0. Its Jacobian has the singular value r/ℓ "
+    "on the tangent space, 0 (at eps = 0) radially and 0 along the mean.",
     statements=(
         _identity(
             "lengths",

@@ -457,10 +457,8 @@ def _details(plan: Plan, results: Results) -> Details:
     ]
     return Details(
         findings=[
-            "Why the sphere's range is the narrower one: plain SGD answers a rate that is too "
-            "large with larger norms, which lowers its effective rate by itself (Arora et al. "
-            "2018); a fixed sphere cannot. What it loses at the upper end it does not regain at "
-            "the lower.",
+            "Plain SGD answers a rate that is too large with larger norms, and so lowers its "
+            "effective rate by itself (Arora et al. 2018). A sphere of fixed radius cannot.",
             "On a sphere of fixed radius the first step forgets the length of the initial weights. "
             "A sphere that keeps whatever length it is given does not: there the rate has to be "
             "set for that length, as in plain SGD.",
@@ -517,7 +515,7 @@ def _rate_figure(edges: _Records, what: str) -> Figure:
     return Figure(
         f"stability-{what}",
         f"{noun} against learning rate, plain and on the sphere",
-        "Mean over the first seeds, band from the lowest to the highest. Diverged runs count with "
+        "Mean over the first seeds, bars from the lowest to the highest. Diverged runs count with "
         "the accuracy of chance and have no loss.",
         panels,
     )
@@ -534,7 +532,7 @@ def _start_figure(starts: _Records) -> Figure:
     return Figure(
         "stability-start",
         "Accuracy against the scale of the initial weights",
-        "Plain SGD, and the sphere at a fixed radius; rate 0.1. Mean over the first seeds, band "
+        "Plain SGD, and the sphere at a fixed radius; rate 0.1. Mean over the first seeds, bars "
         "from the lowest to the highest.",
         [
             Panel(
@@ -587,8 +585,8 @@ CLAIM = Claim(
     statement="With the scaling symmetry removed by optimizing on a sphere, training becomes more "
     "stable (Sun et al. 2020).",
     prediction="The function depends on the direction of the weights only, so at a fixed radius "
-    "the scale of the start cannot matter. Against a wider range of rates stands that plain SGD on "
-    "normalized weights grows its norms at large rates and so lowers its own effective rate, which "
+    "the scale of the start cannot matter. That larger rates should work on the sphere does not "
+    "follow: at large rates plain SGD grows its norms and so lowers its own effective rate, which "
     "a fixed sphere forbids (Arora et al. 2018, arXiv 1812.03981).",
     statements=_STATEMENTS,
     advice=_advice,

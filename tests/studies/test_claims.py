@@ -7,7 +7,8 @@ import pytest
 
 from onsphere.report import Outcome
 from onsphere.studies.claims.plan import Plan
-from onsphere.studies.claims.statement import decide
+from onsphere.studies.claims.statement import Decision, decide, shown
+from onsphere.studies.setup.statistics import Estimate
 from onsphere.studies.study import CLAIMS
 from studies.fabricated import ONE_SEED, PLAN, outcomes, records, rows
 
@@ -539,6 +540,33 @@ def test_what_is_undecided_says_how_many_seeds_it_takes():
     (rates,) = [one for one in section.statements if one.name == "rates"]
     assert "With 4 seeds an effect of" in rates.note
     assert "seeds would probably decide" in rates.note
+
+
+def test_what_few_seeds_show_says_what_asks_more_of_them():
+    left = Decision(OPEN, Estimate(0.0, -1.0, 1.0, 5), needed=20.0, detectable=1.0)
+    few, other = (
+        next(one for one in CLAIMS["stability"].statements if one.few is given)
+        for given in (True, False)
+    )
+    plan, rounds = Plan(seeds=tuple(range(25))), Plan(seeds=tuple(range(8)), looks=(4, 8))
+    notes = [
+        shown(one, asked, {(one.name, m): left for m in one.methods(asked)}).note
+        for one, asked in ((few, plan), (few, rounds), (other, plan))
+    ]
+    assert ["Without --until-decided at most 5 are asked" in note for note in notes] == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_seeds_that_are_left_out_are_counted_by_method():
+    one = CLAIMS["stability"].statements[0]
+    kept = Decision(OPEN, Estimate(0.0, -1.0, 1.0, 3), lost=2)
+    decisions = dict.fromkeys([(one.name, m) for m in one.methods(PLAN)], kept)
+    decisions[one.name, "wn"] = Decision(OPEN, None, lost=5)
+    note = shown(one, PLAN, decisions).note
+    assert "Seeds left out, since a run diverged: BN 2 of 5, LN 2 of 5, WN 5 of 5." in note
 
 
 def test_margins_and_names_are_given_once():

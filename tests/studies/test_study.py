@@ -64,6 +64,7 @@ def test_records_of_two_kinds_of_machines_are_told_apart(copy, tiny_scale):
     [
         (Plan(seeds=tuple(range(8))), "onsphere study gain"),
         (Plan("mnist", (0, 1)), "onsphere study gain --data mnist --seeds 2"),
+        (Plan("my $5.npz@0123", (0, 1)), "onsphere study gain --data 'my $5.npz' --seeds 2"),
         (Plan(seeds=(0,), size="quick"), "onsphere study gain --quick"),
         (Plan(seeds=tuple(range(20)), size="full"), "onsphere study gain --full"),
         (
@@ -135,6 +136,13 @@ def test_the_rules_are_written_before_the_measurement_and_a_late_change_is_told(
     (copy / "rules" / path.name).unlink()  # as if the text had changed since
     document = tiny.run(copy)
     assert "of the claim's records were there already" in document.sections[0].conditions[-1]
+
+
+def test_rules_that_cannot_be_written_are_told_before_the_measurement(tmp_path, tiny_scale):
+    (tmp_path / "rules").write_text("no folder")
+    with pytest.raises(OnsphereError, match=r"cannot write the rules .*; choose another folder"):
+        tiny.run(tmp_path)
+    assert not list(tmp_path.glob("records/*.json"))
 
 
 @pytest.fixture

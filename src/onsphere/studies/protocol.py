@@ -3,8 +3,10 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from onsphere._utils.files import write_whole
+from onsphere.errors import OnsphereError
 from onsphere.studies.claims.base import Claim
 from onsphere.studies.claims.plan import Plan
 from onsphere.studies.engine.job import digest
@@ -41,10 +43,13 @@ def register(claim: Claim, plan: Plan, store: Store) -> Protocol:
     Args:
         claim: its statements' texts are hashed.
         plan: which records count.
-        store: where; its folder can be written.
+        store: where.
 
     Returns:
         The rules as they stand there.
+
+    Raises:
+        OnsphereError: they cannot be written.
     """
     rules = [
         {
@@ -56,18 +61,18 @@ def register(claim: Claim, plan: Plan, store: Store) -> Protocol:
         for one in claim.statements
     ]
     key = digest(rules)
-    path = store.folder / "rules" / f"{claim.name}-{key}.json"
+    name = f"{claim.name}-{key}.json"
     try:
-        written = json.loads(path.read_text())["records_before"]
+        written = json.loads((store.folder / _FOLDER / name).read_text())["records_before"]
     except (OSError, ValueError, KeyError, TypeError):
         written = None
     if not isinstance(written, int):
         written = sum(store.has(cell) for cell in claim.cells(plan))
-        text = json.dumps({"rules": rules, "records_before": written}, indent=1) + "\n"
-        write_whole(path, text.encode())
+        _write(store, name, {"rules": rules, "records_before": written})
     return Protocol(key, written)
 
 
+_FOLDER = "rules"
 _CLOSED = "closed.json"
 """Claim -> the fewest seeds at which a run of it was ended by the clock."""
 
@@ -78,12 +83,14 @@ def close(claims: Sequence[Claim], seeds: int, store: Store) -> None:
     Args:
         claims: of the run.
         seeds: at which it ended.
-        store: where; its folder can be written.
+        store: where.
+
+    Raises:
+        OnsphereError: it cannot be written.
     """
     before = _closed(store)
     now = {one.name: min(seeds, before.get(one.name, seeds)) for one in claims}
-    text = json.dumps({**before, **now}, indent=1) + "\n"
-    write_whole(store.folder / "rules" / _CLOSED, text.encode())
+    _write(store, _CLOSED, {**before, **now})
 
 
 def spent_before(claims: Sequence[Claim], seeds: int, store: Store) -> str:
@@ -105,9 +112,20 @@ def spent_before(claims: Sequence[Claim], seeds: int, store: Store) -> str:
     )
 
 
+def _write(store: Store, name: str, content: dict[str, Any]) -> None:
+    path = store.folder / _FOLDER / name
+    try:
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise OnsphereError(
+            f"cannot write the rules {str(path)!r} ({error.strerror}); choose another folder with "
+            "--out"
+        ) from None
+
+
 def _closed(store: Store) -> dict[str, int]:
     try:
-        written = json.loads((store.folder / "rules" / _CLOSED).read_text())
+        written = json.loads((store.folder / _FOLDER / _CLOSED).read_text())
     except (OSError, ValueError):
         return {}
     if not isinstance(written, dict):

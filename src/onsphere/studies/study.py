@@ -1,5 +1,6 @@
 """A study: claims in, records and a document out."""
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -344,7 +345,7 @@ def _command(plan: Plan, *names: str) -> str:
         usual = plan.scale.seeds
     if len(plan.seeds) != usual:
         words += ["--seeds", str(len(plan.seeds))]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
@@ -359,7 +360,7 @@ def _warnings(plan: Plan, machines: Sequence[str]) -> list[str]:
         warnings.append(f"{plan.network} has no place for {', '.join(left_out)}: left out.")
     if len(plan.seeds) < FEWEST:
         warnings.append(
-            f"Fewer than {FEWEST} seeds decide nothing that is measured; what is proved is checked."
+            f"Fewer than {FEWEST} seeds decide nothing but what must hold for each of them."
         )
     if len(machines) > 1:
         warnings.append(

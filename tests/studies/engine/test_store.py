@@ -95,6 +95,18 @@ def test_a_damaged_record_is_set_aside_with_a_warning(store, damage, why):
     assert path.with_name(path.name + ".corrupt").read_text() == damaged
 
 
+def test_a_damaged_record_that_another_run_has_set_aside_meanwhile_is_missing(store, monkeypatch):
+    store.write(CELL, OUTCOME)
+
+    def loads(_):
+        record_of(store).unlink()
+        raise ValueError
+
+    monkeypatch.setattr("onsphere.studies.engine.store.json.loads", loads)
+    with pytest.warns(UserWarning, match="set aside"):
+        assert store.read(CELL) is None
+
+
 def test_bytes_that_are_no_text_are_set_aside(store):
     record_of(store).write_bytes(b"\xff\xfe{}")
     with pytest.warns(UserWarning, match="UnicodeDecodeError"):

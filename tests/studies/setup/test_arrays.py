@@ -1,5 +1,7 @@
 """A user's own images: read in every layout that is clear, and refused in one line otherwise."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,8 @@ LAYOUTS = {
     "channels, height, width": lambda x: x.transpose(0, 3, 1, 2),
     "floats": lambda x: x / 255,
     "half precision": lambda x: (x / 255).astype(np.float16),
+    "long floats": lambda x: (x / 255).astype(np.longdouble),
+    "another order of bytes": lambda x: (x / 255).astype(">f8"),
     "height, width": lambda x: x[..., 0],
     "one channel behind": lambda x: x[..., :1],
     "four channels": lambda x: np.concatenate([x, x[..., :1]], 3),
@@ -158,3 +162,58 @@ def test_another_file_is_refused(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-200])
     with pytest.raises(OnsphereError, match=r"own\.npz is no readable \.npz file"):
         Source(str(cut)).load()
+
+
+def bytes_of(array):
+    held = io.BytesIO()
+    np.save(held, array)
+    return held.getvalue()
+
+
+def archive(path, compression=zipfile.ZIP_STORED, **changes):
+    """Write the four arrays, some of them replaced by bytes, without NumPy."""
+    held = {name: bytes_of(value) for name, value in arrays().items()} | changes
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in held.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def header(text):
+    text = text.ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+HUGE = header("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000, 1000, 1000)}")
+MEMBERS = {
+    "text": (b"no array", "x_train of own.npz is no array"),
+    "nothing": (b"", "x_train of own.npz is no array"),
+    "a header that ends too early": (header("{'descr': "), "no readable .npz file"),
+    "more than memory": (HUGE, "no readable .npz file"),
+}
+
+
+@pytest.mark.parametrize("case", MEMBERS)
+def test_a_damaged_array_is_told_in_one_line(tmp_path, case):
+    content, says = MEMBERS[case]
+    archive(tmp_path / "own.npz", x_train=content)
+    with pytest.raises(OnsphereError) as caught:
+        Source(str(tmp_path / "own.npz")).load()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["lzma", "encrypted", "packed in an unknown way"])
+def test_an_archive_that_cannot_be_unpacked_is_told_in_one_line(tmp_path, damage):
+    path = tmp_path / "own.npz"
+    archive(path, zipfile.ZIP_LZMA if damage == "lzma" else zipfile.ZIP_STORED)
+    assert len(Source(str(path)).load().train_x) == len(BYTES)
+    held = bytearray(path.read_bytes())
+    if damage == "lzma":
+        held[100:400] = bytes(byte ^ 0x55 for byte in held[100:400])
+    else:
+        field, value = (6, 1) if damage == "encrypted" else (8, 97)
+        for mark, more in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            held[held.find(mark) + field + more] = value
+    path.write_bytes(held)
+    with pytest.raises(OnsphereError, match=r"own\.npz is no readable \.npz file"):
+        Source(str(path)).load()

@@ -284,7 +284,7 @@ def shown(one: Statement, plan: Plan, decisions: Decisions) -> Shown:
         basis=one.basis,
         effect=_effect(one, own),
         intervals=_intervals(one, own),
-        note=_note(one, own),
+        note=_note(one, plan, own),
     )
 
 
@@ -335,7 +335,7 @@ def _intervals(one: Statement, own: Mapping[str, Decision]) -> list[Interval]:
     ]
 
 
-def _note(one: Statement, own: Mapping[str, Decision]) -> str:
+def _note(one: Statement, plan: Plan, own: Mapping[str, Decision]) -> str:
     said = []
     opened = {m: d for m, d in own.items() if d.outcome == Outcome.OPEN}
     if opened and len(own) > 1 and len(opened) < len(own):
@@ -358,7 +358,10 @@ def _note(one: Statement, own: Mapping[str, Decision]) -> str:
         )
     elif opened:
         said.append(f"It takes {FEWEST} seeds or more.")
-    lost = sum(decision.lost for decision in own.values())
-    if lost:
-        said.append(f"{lost} runs diverged and are left out.")
+    if opened and one.few and len(plan.looks) == 1:
+        said.append(f"Without --until-decided at most {plan.scale.few} are asked here.")
+    lost = {m: (d.lost, d.lost + (d.estimate.count if d.estimate else 0)) for m, d in own.items()}
+    seeds = [f"{label(m)} {some} of {all_}" for m, (some, all_) in lost.items() if some]
+    if seeds:
+        said.append(f"Seeds left out, since a run diverged: {', '.join(seeds)}.")
     return " ".join(said)

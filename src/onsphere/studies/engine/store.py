@@ -147,7 +147,8 @@ class Store:
         return hashlib.sha256(packed).hexdigest() if packed else None
 
     def _set_aside(self, path: Path, why: str) -> None:
-        path.replace(path.with_name(path.name + ".corrupt"))
+        with contextlib.suppress(FileNotFoundError):  # another run has done it
+            path.replace(path.with_name(path.name + ".corrupt"))
         warnings.warn(
             f"record {path.name} was set aside as {path.name}.corrupt: {why}; it is computed again",
             stacklevel=3,

@@ -5,6 +5,8 @@ layout of the images is told from their shape, where it says so without doubt.
 """
 
 import hashlib
+import lzma
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -94,10 +96,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                     f"{path.name} lacks {', '.join(missing)}; it holds "
                     f"{', '.join(held.files) or 'nothing'}: {_SAVE}"
                 )
-            return {name: held[name] for name in ARRAYS}
+            return {name: _array(path, name, held[name]) for name in ARRAYS}
     except FileNotFoundError:
         raise OnsphereError(f"there is no file {str(path)!r}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         if "pickle" in str(error).lower():
             raise OnsphereError(
                 f"{path.name} holds pickled objects, which are not read: they can run code. "
@@ -108,10 +110,29 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 _KINDS = (b"\x93NUMPY", b"PK", b"\x80")
 """How files of one array, of several arrays and of pickled objects begin."""
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,  # encrypted, or packed in an unknown way
+    MemoryError,  # a shape that no file has
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,  # a header that ends too early
+)
+"""What reading a damaged file raises."""
 _SAVE = "save it with np.savez(FILE, x_train=..., y_train=..., x_test=..., y_test=...)"
 
 
-def _first(error: Exception) -> str:
+def _array(path: Path, name: str, held: object) -> np.ndarray:
+    """Refuse what NumPy gives back as it lies in the archive, since it is no array."""
+    if not isinstance(held, np.ndarray):
+        raise OnsphereError(f"{name} of {path.name} is no array; {_SAVE}")
+    return held
+
+
+def _first(error: BaseException) -> str:
     """Return the first line of a complaint."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -133,7 +154,8 @@ def _images(path: Path, arrays: dict[str, np.ndarray], name: str) -> Tensor:
             f"{name} of {path.name} has images of {placed.shape[2]} x {placed.shape[3]} pixels: "
             f"crop or pad them to squares of at least {_SMALLEST} x {_SMALLEST}"
         )
-    images = torch.from_numpy(np.ascontiguousarray(placed)).float()
+    with np.errstate(over="ignore"):  # infinity is out of range, as told below
+        images = torch.from_numpy(np.ascontiguousarray(placed, np.float32))
     if x.dtype == np.uint8:
         return images.div_(255)
     low, high = float(images.min()), float(images.max())

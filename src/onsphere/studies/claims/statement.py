@@ -1,16 +1,20 @@
 """A statement: a part of a claim that can be decided, and how measurements decide it.
 
 Each method is decided for itself, with seeds as the unit, by the interval of the mean over seeds.
-All comparisons of a claim share 5 % by Holm's method, and several looks at a growing number of
+The outcomes of a claim are wrong, one or more of them, with a chance of 5 % at most. Two errors
+share it: an effect is seen where there is none, and none that matters where there is one. Each is
+shared by all comparisons of the claim, by Holm's method of its own: a comparison that one test has
+decided remains among those that may be wrong about the other. Several looks at a growing number of
 seeds share each comparison's part by O'Brien and Fleming's spending; where the time is up before
 the last of them, the one that was reached takes what is left. The outcome can be read off the
 interval that is drawn, since it is drawn at the level that was left to it.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 from onsphere.report.document import Basis, Interval, Outcome
@@ -31,6 +35,12 @@ from onsphere.studies.setup.statistics import (
 
 ALPHA = 0.05
 """Chance of one or more wrong decisions among all comparisons of a claim."""
+
+_BEYOND = ALPHA / 2
+"""Level that all tests for an effect share, two-sided: half of the chance."""
+_INSIDE = ALPHA
+"""Level that all tests for none that matters share. Their p-values are twice those of one-sided
+tests, so that an interval at the same level tells the outcome: half of the chance again."""
 
 FEWEST = 3
 """Fewer seeds than this decide nothing that is measured."""
@@ -90,8 +100,9 @@ class Statement:
         if self.kind == "identity":
             return f"Holds if no value exceeds {margin}; reversed if one does."
         level = (
-            f"The interval is Student's over seeds, for each method; all comparisons of the claim "
-            f"share {ALPHA:.0%} by Holm's method, and looks at a growing number of seeds by "
+            "The interval is Student's over seeds, for each method. All comparisons of the claim "
+            f"share a chance of {ALPHA / 2:.1%} of lying wrongly outside, and as much of lying "
+            "wrongly inside, each by Holm's method; looks at a growing number of seeds share it by "
             f"O'Brien and Fleming's spending, of which the look at which the time is up takes all "
             f"that is left. Fewer than {FEWEST} seeds decide nothing."
         )
@@ -134,21 +145,48 @@ class Statement:
         kept = [value for value in values if value is not None]
         return kept, len(values) - len(kept)
 
-    def p_values(self, values: Sequence[float]) -> dict[Outcome, float]:
-        """Return the p-value of each outcome, in the order in which they are considered."""
+    def tests(self, values: Sequence[float]) -> "Tests":
+        """Return what it would mean if the mean were inside the margin, or beyond, and p-values."""
+        beyond = (
+            Outcome.HOLDS if self.kind == "difference" and sum(values) > 0 else (Outcome.REVERSED)
+        )
+        within = Outcome.ABSENT if self.kind == "difference" else Outcome.HOLDS
         if len(values) < FEWEST:
-            return {Outcome.OPEN: 1.0}
-        inside = equivalence_p(values, self.margin)
-        if self.kind == "agreement":
-            outside = difference_p(values, self.margin)
-            return {Outcome.HOLDS: inside, Outcome.REVERSED: outside}
-        beyond = Outcome.HOLDS if sum(values) > 0 else Outcome.REVERSED
-        return {Outcome.ABSENT: inside, beyond: difference_p(values)}
+            return Tests((within, 1.0), (beyond, 1.0))
+        least = 0.0 if self.kind == "difference" else self.margin
+        return Tests(
+            (within, equivalence_p(values, self.margin)), (beyond, difference_p(values, least))
+        )
 
-    def away(self, mean: float) -> float:
-        """Return the distance of a mean from the nearest value that it must be told from."""
-        inside = abs(self.margin - abs(mean))
-        return inside if self.kind == "agreement" else max(abs(mean), self.margin - abs(mean))
+    def needed(self, mean: float, spread: float, levels: "Levels") -> float:
+        """Return after how many seeds it would probably be decided, at these levels."""
+        inside = self.margin - abs(mean)
+        beyond = abs(mean) if self.kind == "difference" else -inside
+        return min(
+            seeds_needed(inside, spread, levels.inside, both_sides=True),
+            seeds_needed(beyond, spread, levels.beyond),
+        )
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Two tests of one mean: an outcome each, and the p-value.
+
+    Attributes:
+        inside: that it lies within the margin.
+        beyond: that it lies beyond 0, or beyond the margin.
+    """
+
+    inside: tuple[Outcome, float]
+    beyond: tuple[Outcome, float]
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The two-sided levels of both."""
+
+    inside: float = ALPHA
+    beyond: float = ALPHA
 
 
 @dataclass(frozen=True)
@@ -158,10 +196,11 @@ class Decision:
     Attributes:
         outcome: the outcome.
         estimate: the mean of the values; its interval at the level of the decision.
-        level: two-sided level that this comparison was given at this look.
+        level: two-sided level of the interval: that of the test that was met, or else the smaller.
         needed: seeds that would probably decide it; ``None`` where it is decided.
         detectable: the smallest mean that would probably have been told from 0.
         lost: runs that diverged and are left out.
+        met: which test decided it, if one did.
     """
 
     outcome: Outcome
@@ -170,6 +209,7 @@ class Decision:
     needed: float | None = None
     detectable: float | None = None
     lost: int = 0
+    met: Literal["", "inside", "beyond"] = ""
 
 
 Unit = tuple[str, str]
@@ -207,17 +247,41 @@ def decide(
             (one.name, method): one.measured(plan, method, results, one.seeds(plan, look))
             for one, method in open_units
         }
-        tested = {(one.name, m): one for one, m in open_units if one.kind != "identity"}
-        p_values = {
-            unit: min(one.p_values(values[unit][0]).values()) for unit, one in tested.items()
-        }
         last = closing and look == looks - 1
         taken = (fractions[: look + 1], True) if last else (fractions,)
-        levels = holm_levels(p_values, ALPHA, lambda a, t=taken, k=look: look_levels(a, *t)[k])  # type: ignore[misc]
+        tests = {
+            (one.name, m): one.tests(values[one.name, m][0])
+            for one, m in open_units
+            if one.kind != "identity"
+        }
+        level = partial(_at_look, taken, look)
+        levels = _levels(tests, {u: d.met for u, d in decisions.items() if d.met}, level)
         for one, method in open_units:
             unit = (one.name, method)
-            decisions[unit] = _decision(one, *values[unit], levels.get(unit, ALPHA))
+            decisions[unit] = _decision(one, *values[unit], levels.get(unit, Levels()))
     return decisions
+
+
+def _at_look(taken: tuple[Any, ...], look: int, share: float) -> float:
+    return look_levels(share, *taken)[look]
+
+
+def _levels(
+    tests: Mapping[Unit, Tests], met: Mapping[Unit, str], level: Callable[[float], float]
+) -> dict[Unit, Levels]:
+    """Return the levels of comparisons that are open.
+
+    Args:
+        tests: their p-values.
+        met: of the others, which test they met before. They still count for the other one.
+        level: level of a test that has a share of a chance, at this look.
+    """
+    inside = {u: 0.0 if how == "inside" else 1.0 for u, how in met.items()}
+    beyond = {u: 0.0 if how == "beyond" else 1.0 for u, how in met.items()}
+    inside |= {u: t.inside[1] for u, t in tests.items()}
+    beyond |= {u: t.beyond[1] for u, t in tests.items()}
+    shared = holm_levels(inside, _INSIDE, level), holm_levels(beyond, _BEYOND, level)
+    return {u: Levels(shared[0][u], shared[1][u]) for u in tests}
 
 
 def open_of(
@@ -233,27 +297,28 @@ def open_of(
     ]
 
 
-def _decision(one: Statement, values: Sequence[float], lost: int, level: float) -> Decision:
+def _decision(one: Statement, values: Sequence[float], lost: int, levels: Levels) -> Decision:
+    least = min(levels.inside, levels.beyond)
     if not values:
-        return Decision(Outcome.OPEN, None, level, lost=lost)
+        return Decision(Outcome.OPEN, None, least, lost=lost)
     if one.kind == "identity":
         largest = max(values)
         outcome = Outcome.HOLDS if largest <= one.margin else Outcome.REVERSED
         return Decision(outcome, Estimate(largest, largest, largest, len(values)), lost=lost)
-    found = estimate(values, level)
-    met = [outcome for outcome, p in one.p_values(values).items() if p <= level]
-    if met or len(values) < 2:
-        return Decision(met[0] if met else Outcome.OPEN, found, level, lost=lost)
-    spread = estimate(values, 0.05)
-    deviation = _deviation(values, spread)
-    needed = max(float(len(values) + 1), seeds_needed(one.away(found.mean), deviation, level))
-    seen = detectable(deviation, len(values), level)
-    return Decision(Outcome.OPEN, found, level, needed, seen, lost)
-
-
-def _deviation(values: Sequence[float], found: Estimate) -> float:
-    squares = sum((value - found.mean) ** 2 for value in values)
-    return math.sqrt(squares / (len(values) - 1))
+    tests = one.tests(values)
+    if tests.inside[1] <= levels.inside:
+        found = estimate(values, levels.inside)
+        return Decision(tests.inside[0], found, levels.inside, lost=lost, met="inside")
+    if tests.beyond[1] <= levels.beyond:
+        found = estimate(values, levels.beyond)
+        return Decision(tests.beyond[0], found, levels.beyond, lost=lost, met="beyond")
+    found = estimate(values, least)
+    if len(values) < FEWEST:
+        return Decision(Outcome.OPEN, found, least, lost=lost)
+    deviation = statistics.stdev(values)
+    needed = max(float(len(values) + 1), one.needed(found.mean, deviation, levels))
+    seen = detectable(deviation, len(values), levels.beyond)
+    return Decision(Outcome.OPEN, found, least, needed, seen, lost)
 
 
 def outcome_of(decisions: Sequence[Decision]) -> Outcome:

@@ -207,7 +207,7 @@ def look_levels(
     return tuple(levels)
 
 
-def seeds_needed(away: float, spread: float, alpha: float) -> float:
+def seeds_needed(away: float, spread: float, alpha: float, *, both_sides: bool = False) -> float:
     r"""Seeds after which a statement would probably be decided.
 
     :math:`(z_{1-\alpha/2} + z_{power})^2 s^2 / d^2`, and two more for Student's heavier tails;
@@ -217,17 +217,19 @@ def seeds_needed(away: float, spread: float, alpha: float) -> float:
         away: distance d of the mean from the value that it must be told from.
         spread: standard deviation s of the values.
         alpha: two-sided level of the decision.
+        both_sides: there is such a value on either side, as of a margin: the chance of a decision
+            is then that of passing both.
 
     Returns:
-        A whole number, or infinity where the mean is on that value.
+        A whole number; infinity where the mean is on that value, or past it.
 
     Example:
         >>> seeds_needed(0.5, 1.0, 0.05), seeds_needed(0.0, 0.1, 0.05)
         (34.0, inf)
     """
-    if away == 0:
+    if away <= 0:
         return math.inf
-    reach = float(-special.ndtri(alpha / 2) - special.ndtri(1 - POWER))
+    reach = float(-special.ndtri(alpha / 2) - special.ndtri((1 - POWER) / (1 + both_sides)))
     return float(math.ceil((reach * spread / away) ** 2)) + 2
 
 

@@ -17,6 +17,7 @@ from onsphere.studies.claims import (
 )
 from onsphere.studies.claims.plan import Plan
 from onsphere.studies.engine.job import Inputs
+from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.training import Training, train
 from onsphere.studies.setup.training_group import TRAIN_TOGETHER
 
@@ -140,6 +141,39 @@ def test_a_raw_layer_amplifies_by_its_norm_and_no_normalization_feels_it(trained
     after = amplification._layers(model.rescale_hidden_(4.0), x, moved)
     assert after["raw"] == pytest.approx([4 * value for value in before["raw"]], rel=1e-4)
     assert after["behind"] == pytest.approx(before["behind"], rel=1e-2)
+
+
+def test_a_layer_whose_units_are_dead_has_no_amplification(trained):
+    config, inputs = in_group(*trained("none", record=True))
+    tensors = {
+        name: torch.full_like(value, -1e3) if name.endswith("convs.0.bias") else value
+        for name, value in inputs.tensors[0].items()
+    }
+    dead = Inputs(inputs.images, inputs.records, (tensors,))
+    assert result(amplification.measure, config, dead) == {"diverged": True}
+
+
+def test_two_classes_are_attacked_as_more_are(digits):
+    """Own images may have two classes, where one of the losses needs three."""
+    train_, test = digits.train_y < 2, digits.test_y < 2
+    two = Images(
+        "two", digits.train_x[train_], digits.train_y[train_],
+        digits.test_x[test], digits.test_y[test],
+    )  # fmt: skip
+    settings = Training("two", "bn", steps=8, width=4, record=True)
+    outcome = train(asdict(settings), Inputs(two))
+    config = {"training": asdict(settings), "images": 30, "steps": 2}
+    config, inputs = in_group(config, Inputs(two, (outcome.result,), (outcome.tensors,)))
+    assert not result(amplification.measure, config, inputs)["diverged"]
+    config |= {"trainings": [config["training"]], "first": 1}
+    assert len(result(robustness.attack, config, inputs)["networks"][0]["stands"]) == 30
+    assert len(result(robustness.control, config, inputs)["curve"]) > 1
+
+
+def test_a_norm_that_is_no_number_counts_as_shrinking(digits):
+    settings = Training("digits", "bn", momentum=0.0, steps=8, width=4, lr=1e160)
+    config = {"training": asdict(settings)}
+    assert result(growth.check_recursion, config, Inputs(digits))["shrinking"] > 0
 
 
 def test_gain_is_compared_at_every_snapshot(trained):

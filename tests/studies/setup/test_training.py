@@ -158,6 +158,11 @@ def test_the_record_holds_norm_gradient_and_rotation_of_every_step(digits):
         torch.testing.assert_close(series["norm"][0].flatten(), axes.norms(weight).flatten())
 
 
+def test_a_batch_is_no_larger_than_the_data():
+    drawn = list(batches(10, replace(SHORT, batch=256, steps=3)))
+    assert [sorted(index.tolist()) for index in drawn] == [[*range(10)]] * 3
+
+
 @pytest.mark.parametrize(("count", "batch", "steps"), [(10, 4, 5), (64, 64, 3), (9, 3, 3)])
 def test_every_epoch_shows_each_image_at_most_once(count, batch, steps):
     drawn = list(batches(count, replace(SHORT, batch=batch, steps=steps)))

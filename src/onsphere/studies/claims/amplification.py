@@ -17,6 +17,7 @@ from onsphere.robustness import pgd
 from onsphere.studies.claims.plan import Plan, average, on_recorded
 from onsphere.studies.claims.statement import Statement, Values
 from onsphere.studies.engine.job import Cell, Config, Inputs, Outcome, Task
+from onsphere.studies.setup.data import Images
 from onsphere.studies.setup.network import Network
 from onsphere.studies.setup.training import Training, restore_snapshots
 from onsphere.studies.setup.training_group import member
@@ -33,9 +34,19 @@ def measure(config: Config, inputs: Inputs) -> Outcome:
     x, y = inputs.images.test_x[:_IMAGES], inputs.images.test_y[:_IMAGES]
     found = []
     for model in restore_snapshots(Training(**config["training"]), own):
-        adversarial = pgd(model.requires_grad_(False), x, y, eps=_EPS, loss="dlr", steps=5)
+        adversarial = pgd(
+            model.requires_grad_(False), x, y, eps=_EPS, loss=attack_loss(inputs.images), steps=5
+        )
         found.append(_layers(model, x, adversarial))
+    numbers = [value for layers in found for values in layers.values() for value in values]
+    if not all(map(math.isfinite, numbers)):
+        return Outcome({"diverged": True})  # nothing comes to a layer whose units are all dead
     return Outcome({"diverged": False, "snapshots": found})
+
+
+def attack_loss(images: Images) -> str:
+    """Return a loss that is blind to the scale of the logits, where there is one: not for two."""
+    return "dlr" if images.classes > 2 else "cross_entropy"
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def check_recursion(config: Config, inputs: Inputs) -> Found:
         measured, driven = torch.stack(squares[name]), torch.stack(drives[name])
         predicted = _predict(measured[0], driven, settings)
         errors.append(float(((predicted - measured).abs() / measured).max()))
-        shrinking.append(float((measured.diff(dim=0) < 0).double().mean()))
+        shrinking.append(float((~(measured.diff(dim=0) >= 0)).double().mean()))
     error = max(errors)
     error = error if error < _ABSURD else _ABSURD  # nan, too, when the run diverged
     return Found({"error": error, "shrinking": average(shrinking)})

@@ -28,6 +28,7 @@ from onsphere.norms import ActivationNorm
 from onsphere.report.document import Figure, Outcome, Panel, Series, Table
 from onsphere.robustness import apgd, apgd_targeted, correct_mask, pgd, robust_mask
 from onsphere.studies.claims.amplification import STATEMENTS as AMPLIFICATION
+from onsphere.studies.claims.amplification import attack_loss
 from onsphere.studies.claims.base import Claim, Details, Outcomes
 from onsphere.studies.claims.plan import Plan, Results, average, label
 from onsphere.studies.claims.statement import Statement, Values
@@ -165,12 +166,9 @@ def control(config: Config, inputs: Inputs) -> Found:
 
 def _curve(model: nn.Module, x: Tensor, y: Tensor, inputs: Inputs) -> list[float]:
     """Return accuracy at every radius, from above: under ten steps of PGD on the DLR loss."""
-    return [
-        float(
-            correct_mask(model, pgd(model, x, y, eps=eps, loss="dlr", steps=10), y).float().mean()
-        )
-        for eps in radii(inputs.images.name)
-    ]
+    loss = attack_loss(inputs.images)
+    moved = (pgd(model, x, y, eps=eps, loss=loss, steps=10) for eps in radii(inputs.images.name))
+    return [float(correct_mask(model, other, y).float().mean()) for other in moved]
 
 
 Change = Callable[[Network, Training, Inputs], nn.Module]

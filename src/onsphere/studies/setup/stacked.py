@@ -192,7 +192,9 @@ class _GroupNormalized(torch.autograd.Function):
     r"""Normalize each image's channels in groups, over space; centred or not.
 
     With :math:`P` the mean over a group, :math:`y = r (x - P x)`, :math:`r = (P (x - P x)^2 +
-    \epsilon)^{-1/2}`, and the gradient is :math:`r (g - y P(g y) - P g)`.
+    \epsilon)^{-1/2}`, and the gradient is :math:`r (g - y P(g y) - P g)`. Where squares overflow
+    both are 0; the gradient of PyTorch's layer and group norm is no number there, so that a run
+    ends which here goes on.
     """
 
     @staticmethod

@@ -304,14 +304,14 @@ def batches(count: int, settings: Training) -> Iterator[Tensor]:
     """Yield the indices of every step's batch: epochs of shuffled data, last short batch dropped.
 
     Args:
-        count: how many training images there are.
+        count: how many training images there are; a larger batch takes all of them.
         settings: gives the number of steps, the batch and the seed.
     """
     generator = torch.Generator().manual_seed(settings.seed + 1)
-    done = 0
+    done, size = 0, min(settings.batch, count)
     while True:
         order = torch.randperm(count, generator=generator)
-        for index in torch.split(order[: count - count % settings.batch], settings.batch):
+        for index in torch.split(order[: count - count % size], size):
             if done == settings.steps:
                 return
             yield index

@@ -147,13 +147,12 @@ class Statement:
 
     def tests(self, values: Sequence[float]) -> "Tests":
         """Return what it would mean if the mean were inside the margin, or beyond, and p-values."""
-        beyond = (
-            Outcome.HOLDS if self.kind == "difference" and sum(values) > 0 else (Outcome.REVERSED)
-        )
-        within = Outcome.ABSENT if self.kind == "difference" else Outcome.HOLDS
+        within, beyond, least = Outcome.HOLDS, Outcome.REVERSED, self.margin
+        if self.kind == "difference":
+            within, least = Outcome.ABSENT, 0.0
+            beyond = Outcome.HOLDS if sum(values) > 0 else Outcome.REVERSED
         if len(values) < FEWEST:
             return Tests((within, 1.0), (beyond, 1.0))
-        least = 0.0 if self.kind == "difference" else self.margin
         return Tests(
             (within, equivalence_p(values, self.margin)), (beyond, difference_p(values, least))
         )

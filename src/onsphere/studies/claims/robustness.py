@@ -733,7 +733,7 @@ def _advice(outcomes: Outcomes) -> str:
     if outcomes["effective-rate"] == Outcome.HOLDS:
         said.append("the effective rate that falls with it costs robustness")
     if outcomes["decay-head"] == Outcome.HOLDS:
-        said.append("weight decay on the head gives some back")
+        said.append("weight decay on the head gives some robustness")
     if outcomes["deceived"] == Outcome.HOLDS:
         said.append("never measure robustness with an attack on the cross-entropy alone")
     if not said:

@@ -312,8 +312,8 @@ def _when_written(protocols: Sequence[Protocol]) -> str:
     late = any(protocol.records_before for protocol in protocols)
     when = "in part after records were there (each claim says)" if late else "before any was there"
     return (
-        f"hashed into the folder of records {when}; in an earlier version a rule was changed once "
-        "after the first results on digits"
+        f"hashed into the folder of records {when}; in earlier versions a rule was changed once "
+        "after the first results on digits, and once how comparisons share their errors"
     )
 
 

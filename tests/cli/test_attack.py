@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from onsphere import cli
 from onsphere.cli import attack
+from onsphere.cli.common import data
 from onsphere.cli.common.data import labelled
 from onsphere.cli.common.parser import Parser
 from onsphere.errors import OnsphereError
@@ -426,3 +428,13 @@ def test_test_images_do_not_need_the_training_file(tmp_path):
     folder.mkdir()
     with pytest.raises(OnsphereError, match=r"t10k-images-idx3-ubyte.gz"):
         labelled("MNIST", tmp_path)
+
+
+def test_an_npz_with_a_damaged_header_is_one_line(tmp_path):
+    damaged = tmp_path / "damaged.npz"
+    with zipfile.ZipFile(damaged, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x10\x00{'descr': (\n")  # cut short
+        archive.writestr("y.npy", b"")
+    with pytest.raises(OnsphereError, match=r"damaged.npz' is no file of arrays: ") as raised:
+        data._npz(damaged)
+    assert "\n" not in str(raised.value)

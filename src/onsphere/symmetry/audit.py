@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -148,7 +149,7 @@ def audit(
         >>> found.inert
         ['0.bias']
     """
-    if not isinstance(search_seconds, int | float) or not search_seconds >= 0:
+    if not isinstance(search_seconds, int | float | np.number) or not search_seconds >= 0:
         raise ValueError(f"search_seconds is a number, 0 or more, got {search_seconds!r}")
     args, kwargs = inputs_of(model, args, kwargs)
     from onsphere.report.progress import staged

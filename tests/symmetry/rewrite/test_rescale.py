@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -113,6 +114,7 @@ def test_mistakes(case):
     net.train(not net.training)
     with pytest.raises(RescaleError, match="has no"):
         rescaled(nn.Linear(2, 2).train(net.training), found)
+    rescaled(net, found, octaves=np.int64(2))
     for octaves in (0, "x", 1.5):
         with pytest.raises(RescaleError, match="whole number, at least 1"):
             rescaled(net, found, octaves=octaves)

@@ -334,6 +334,7 @@ def test_what_cannot_be_shifted_is_said(decoder) -> None:
         shifted(net, Audit.from_dict(found.to_dict()))
     with pytest.raises(ShiftError, match="audited in train mode"):
         shifted(_net(CASES[-2]).eval(), found)
+    shifted(net, found, size=np.float32(0.5))
     with pytest.raises(ShiftError, match="a finite number, got 'x'"):
         shifted(net, found, size="x")
     with pytest.raises(ShiftError, match="the model and then its audit"):

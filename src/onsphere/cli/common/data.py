@@ -72,11 +72,10 @@ def _tensors(path: Path) -> dict[str, "Tensor"]:
 
 
 def _npz(path: Path) -> dict[str, "Tensor"]:
-    import zipfile
-    import zlib
-
     import numpy as np
     import torch
+
+    from onsphere.studies.setup.arrays import DAMAGE
 
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -85,7 +84,7 @@ def _npz(path: Path) -> dict[str, "Tensor"]:
             }
     except FileNotFoundError:
         raise OnsphereError(f"there is no file {str(path)!r}") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGE, TypeError) as error:  # of a type that tensors do not have
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OnsphereError(f"{str(path)!r} is no file of arrays: {first}") from error
 

@@ -184,8 +184,8 @@ class Tests:
 class Levels:
     """The two-sided levels of both."""
 
-    inside: float = ALPHA
-    beyond: float = ALPHA
+    inside: float
+    beyond: float
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,11 @@ def decide(
         levels = _levels(tests, {u: d.met for u, d in decisions.items() if d.met}, level)
         for one, method in open_units:
             unit = (one.name, method)
-            decisions[unit] = _decision(one, *values[unit], levels.get(unit, Levels()))
+            decisions[unit] = (
+                _decision(one, *values[unit], tests[unit], levels[unit])
+                if unit in tests
+                else _checked(one, *values[unit])
+            )
     return decisions
 
 
@@ -296,15 +300,22 @@ def open_of(
     ]
 
 
-def _decision(one: Statement, values: Sequence[float], lost: int, levels: Levels) -> Decision:
+def _checked(one: Statement, values: Sequence[float], lost: int) -> Decision:
+    """Decide an identity."""
+    if not values:
+        return Decision(Outcome.OPEN, None, lost=lost)
+    largest = max(values)
+    outcome = Outcome.HOLDS if largest <= one.margin else Outcome.REVERSED
+    return Decision(outcome, Estimate(largest, largest, largest, len(values)), lost=lost)
+
+
+def _decision(
+    one: Statement, values: Sequence[float], lost: int, tests: Tests, levels: Levels
+) -> Decision:
+    """Decide by the tests of the values, at the levels that these were given."""
     least = min(levels.inside, levels.beyond)
     if not values:
         return Decision(Outcome.OPEN, None, least, lost=lost)
-    if one.kind == "identity":
-        largest = max(values)
-        outcome = Outcome.HOLDS if largest <= one.margin else Outcome.REVERSED
-        return Decision(outcome, Estimate(largest, largest, largest, len(values)), lost=lost)
-    tests = one.tests(values)
     if tests.inside[1] <= levels.inside:
         found = estimate(values, levels.inside)
         return Decision(tests.inside[0], found, levels.inside, lost=lost, met="inside")

@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             return {name: _array(path, name, held[name]) for name in ARRAYS}
     except FileNotFoundError:
         raise OnsphereError(f"there is no file {str(path)!r}") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if "pickle" in str(error).lower():
             raise OnsphereError(
                 f"{path.name} holds pickled objects, which are not read: they can run code. "
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 _KINDS = (b"\x93NUMPY", b"PK", b"\x80")
 """How files of one array, of several arrays and of pickled objects begin."""
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     EOFError,

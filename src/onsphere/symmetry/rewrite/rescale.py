@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import inf, lcm, log2
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -78,7 +79,7 @@ def rescaled(
     if not symmetries:
         kind = "scale symmetry" if rescalings else "weight that can be scaled alone"
         raise RescaleError(f"the model has no {kind}: there is no other copy of it")
-    if not isinstance(octaves, int) or octaves < 1:
+    if not isinstance(octaves, int | np.integer) or octaves < 1:
         raise RescaleError(f"octaves is a whole number, at least 1, got {octaves!r}")
     if any(p.is_meta for p in model.parameters()):
         raise RescaleError("the model is on the meta device, where there is nothing to rescale")

@@ -72,7 +72,7 @@ def shifted(
     """
     if words := other_mode(model, audit):
         raise ShiftError(words)
-    if not isinstance(size, int | float) or not math.isfinite(size):
+    if not isinstance(size, int | float | np.number) or not math.isfinite(size):
         raise ShiftError(f"size is a finite number, got {size!r}")
     wanted = audit.shift_families if families is None else families
     wanted = [wanted] if isinstance(wanted, ShiftFamily) else list(wanted)

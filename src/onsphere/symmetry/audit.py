@@ -59,7 +59,7 @@ from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gath
 from onsphere.symmetry.numeric.reproduction import difference
 from onsphere.symmetry.numeric.samples import Samples, random_points, samples
 from onsphere.symmetry.result import Inputs, ModelReference
-from onsphere.symmetry.search.granularity import described, finest_divisions
+from onsphere.symmetry.search.granularity import described, entry_by_entry, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
 from onsphere.symmetry.search.reach import followed, telling, unreached
@@ -365,6 +365,9 @@ def _with_gradients(
     count = len(drawn.random) + repeats * _FURTHER[drawn.large]
     moved = Points(_counted(several, count, say, stage))
     far = Points(chain(drawn.random, drawn.further))
+    spheres = {n: t for v, t in zip(claims, told, strict=True) if len(v) == 1 for n in v}
+    spheres = {n: t for n, t in spheres.items() if n in alive}
+    families += entry_by_entry(probe, spheres, far, families)
     return _Findings(
         claims,
         certificates,

@@ -187,7 +187,11 @@ def _missed(judge: Judge, found: Any) -> Iterator[Verdict]:
     if not len(more):
         return
     candidates = [*_echelon(more), torch.randn(len(more), dtype=torch.float64) @ more]
-    shown = [v for v in candidates if judge.changed_by(_moving(at, v)) <= judge.tolerance]
+    # Both ways: a channel that a ReLU cuts off at all places may be moved further down, not up.
+    shown = [
+        v for v in candidates
+        if all(judge.changed_by(_moving(at, w)) <= judge.tolerance for w in (v, -v))
+    ]  # fmt: skip
     words = f"{len(more)} directions beyond {len(told)} that were claimed"
     if shown:
         listed = [x.kind for x in found.limits]
@@ -200,7 +204,7 @@ def _missed(judge: Judge, found: Any) -> Iterator[Verdict]:
 
 def _moving(at: _Coordinates, v: Tensor) -> Move:
     def move(state: State, r: random.Random) -> State:
-        size = r.choice((-2.0, -0.7, 0.7, 2.0)) / float(v.abs().max())
+        size = r.choice((0.7, 2.0)) / float(v.abs().max())
         logs = at.apart(size * v)
         return {**state, **{n: state[n] * t.exp() for n, t in logs.items() if bool(t.any())}}
 

@@ -32,6 +32,21 @@ class Case:
     width: int = WIDTH
 
 
+def _complex(y: Tensor) -> Tensor:
+    turn = torch.polar(torch.ones(5, 3, dtype=y.dtype), torch.arange(15.0).view(5, 3).to(y.dtype))
+    return torch.view_as_real(torch.view_as_complex(y.reshape(2, 5, 3, 2)) * turn).flatten(2)
+
+
+def _filled(y: Tensor) -> Tensor:
+    """Written in two parts, after Python looked at positions that are the same in every run."""
+    places = torch.arange(6)
+    half = 3 if (places[1:] > places[:-1]).all() else 2
+    z = y.new_empty(y.shape)
+    z[..., :half].copy_(y[..., half:])
+    z[..., half:].copy_(y[..., :half])
+    return z
+
+
 def _part(y: Tensor) -> Tensor:
     z = y.clone()
     z[..., :3] = 2 * z[..., 3:]
@@ -111,6 +126,8 @@ CASES = (
     Case("batch norm", _batch_norm, 6),
     Case("heads", _heads, 2),
     Case("rotated halves", _rotated, 3),
+    Case("rotated as complex numbers", _complex, 3),
+    Case("written into a fresh tensor", _filled, 6),
     Case("a table added", lambda y: y + TABLE[:, : y.shape[-1]], 0),
     Case("pooled", lambda y: F.max_pool1d(y.transpose(1, 2), 2).transpose(1, 2), 6),
     Case("unfolded channels", lambda y: y.unfold(2, 2, 2).mean(-1), 3, 3),

@@ -6,8 +6,8 @@ of channel 5 and of channel 6 look alike. So components are sorted into kinds, a
 is solved with fractions, whatever the width of the network.
 
 Unknowns that belong to no channel (units of whole weights, common exponents of whole axes) join
-everything. Families leave them alone, so they count as 0 here; what moves them stands among the
-symmetries of whole weights.
+everything. Families leave them alone, so no component is joined by them; how channels follow them,
+and what a component demands of them, is kept beside its solution.
 """
 
 from collections import defaultdict
@@ -21,15 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands, Demand
+from onsphere.symmetry.exact.fields import NOTHING
 from onsphere.symmetry.exact.linear_forms import Constraints, Form
 
 Ints = NDArray[np.int64]
+Followers = list[tuple[int, Fraction]]
+"""Columns that follow another unknown, and how far."""
 Short = NDArray[np.int32]
 """Numbers of which a decoder of 70 billion weights has tens of millions."""
 _CHUNK = 2**20
 """How many things are hashed at a time."""
-LARGEST_COMPONENT = 4000
-"""Up to how many terms a component is solved: exact elimination grows faster than they do."""
+LARGEST_COMPONENT = 20_000_000
+"""Up to how many terms times unknowns a component is solved: what exact elimination grows with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +42,12 @@ class Kind:
     Args:
         members: numbers of the unknowns: a row per component, alike in their order.
         followed: free column -> the columns that are not free and follow it, and how far.
+        common: unknown of no channel -> the columns that follow it, and how far.
     """
 
     members: Ints
-    followed: dict[int, list[tuple[int, Fraction]]]
+    followed: dict[int, Followers]
+    common: dict[int, Followers]
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -50,36 +55,78 @@ class Kind:
         return tuple(self.followed)
 
 
-def kinds_of(channels: ChannelDemands) -> list[Kind]:
-    """Solve all components, with all common unknowns at 0."""
+@dataclass(frozen=True, eq=False)
+class Solved:
+    """What demands leave free.
+
+    Args:
+        kinds: the components, those that look alike together, with all other unknowns at 0.
+        beside: the same with what stands beside their channels; apart where that differs.
+        conditions: sums of unknowns of no channel that must vanish for all components to be solved.
+    """
+
+    kinds: list[Kind]
+    beside: list[Kind]
+    conditions: list[Form]
+
+
+def solved(channels: ChannelDemands) -> Solved:
+    """Solve all components."""
     if not channels.blocks:
-        return []
+        return Solved([], [], [])
     blocks = channels.blocks
     ids = np.concatenate([np.arange(b.start, b.start + b.size, dtype=np.int32) for b in blocks])
-    terms = _terms(channels.demands, blocks, ids)
+    terms, others = _terms(channels.demands, blocks, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
     columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
     rows = Grouped(columns.group[first], count=len(columns.size))
-    del first
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
     kind = signatures(columns, rows, block, terms)
-    del rows
+    company = columns.group[first[others.row]]
+    different = np.zeros(len(columns.size), np.uint64)
+    mixed = _mixed(4, others.demand, others.slot, rows.rank[others.row], others.number)
+    np.add.at(different, company, mixed)
+    del rows, first
     is_weight = np.array([b.weight is not None for b in blocks])[block]
     alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
+    apart = [_apart(members, different) for members in alike]
     chosen = np.zeros(len(columns.size), bool)
+    chosen[[some[0] for group in apart for some in group]] = True
     chosen[[members[0] for members in alike]] = True
-    those = np.flatnonzero(chosen[columns.group[terms.place]])
-    own: defaultdict[int, list[int]] = defaultdict(list)
-    belongs = columns.group[terms.place[those]]
-    for term, component in zip(those.tolist(), belongs.tolist(), strict=True):
-        own[component].append(term)
-    found = []
-    for members in alike:
+    own = _by_component(columns.group[terms.place], chosen)
+    beside = _by_component(company, chosen)
+    solution = Solved([], [], others.unbound)
+    for members, groups in zip(alike, apart, strict=True):
         places = columns.of(members[0])
-        followed = _solved(channels.demands, terms, own[members[0]], places, is_weight[places])
         everyone = ids[columns.order[columns.begin[members][:, None] + np.arange(len(places))]]
-        found.append(Kind(everyone.astype(np.int64), followed))
+        followed: dict[int, Followers] = {}
+        for some in groups:
+            there = columns.of(some[0])
+            one = _solved(
+                channels.demands, terms, own[some[0]], there, is_weight[there], others,
+                beside[some[0]],
+            )  # fmt: skip
+            followed = one.followed
+            mine = everyone[np.isin(members, some)].astype(np.int64)
+            solution.beside.append(Kind(mine, followed, one.common))
+            solution.conditions.extend(one.conditions)
+        solution.kinds.append(Kind(everyone.astype(np.int64), followed, {}))
+    return solution
+
+
+def _apart(members: Short, different: NDArray[np.uint64]) -> list[Short]:
+    """Sort components that look alike by what stands beside them."""
+    _, group = np.unique(different[members], return_inverse=True)
+    return [members[group == g] for g in range(int(group.max()) + 1)]
+
+
+def _by_component(component: Short, chosen: NDArray[np.bool_]) -> dict[int, list[int]]:
+    """Return the terms of each of some components."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    those = np.flatnonzero(chosen[component])
+    for term, where in zip(those.tolist(), component[those].tolist(), strict=True):
+        found[where].append(term)
     return found
 
 
@@ -102,7 +149,26 @@ class Terms:
     rows: int
 
 
-def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> Terms:
+@dataclass(frozen=True, eq=False)
+class Others:
+    """What stands beside channels in demands, and differs from row to row.
+
+    Args:
+        demand: of each such term the demand that it is of.
+        row: its row, as in :class:`Terms`.
+        slot: which term of its demand it is.
+        number: its unknown, which belongs to no channel.
+        unbound: the sums of rows that have no term of a channel.
+    """
+
+    demand: Short
+    row: Short
+    slot: NDArray[np.uint8]
+    number: Short
+    unbound: list[Form]
+
+
+def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> tuple[Terms, Others]:
     starts = np.array([b.start for b in blocks])
     ends = np.array([b.start + b.size for b in blocks])
     # Where the unknowns of each block stand among those of all blocks.
@@ -110,20 +176,57 @@ def _terms(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> Ter
     most = sum(some.index.size for some in demands)
     demand, row, place = (np.empty(most, np.int32) for _ in range(3))
     slot = np.empty(most, np.uint8)
+    others: list[tuple[Short, Short, Short, Short]] = []
+    unbound: list[Form] = []
     rows = end = 0
     for d, some in enumerate(demands):
         block = np.searchsorted(starts, some.index, "right") - 1  # -1: before the first, NOTHING
         kept = (block >= 0) & (some.index < ends[np.maximum(block, 0)])
         bound = kept.any(0)
+        number = (np.cumsum(bound) + (rows - 1)).astype(np.int32)
         which, column = kept.nonzero()
         here = slice(end, end + len(which))
         demand[here] = d
-        row[here] = (np.cumsum(bound) + (rows - 1))[column]
+        row[here] = number[column]
         slot[here] = which
         place[here] = some.index[which, column] - offsets[block[which, column]]
         rows += int(bound.sum())
         end += len(which)
-    return Terms(demand[:end], row[:end], slot[:end], place[:end], rows)
+        outside = np.where(kept, NOTHING, some.index)
+        if not bound.all():
+            unbound += _sums(some, outside[:, ~bound])
+        outside[:, ~bound] = NOTHING
+        which, column = (outside != NOTHING).nonzero()
+        if len(which):
+            others.append((
+                np.full(len(which), d, np.int32), number[column], which.astype(np.int32),
+                outside[which, column],
+            ))  # fmt: skip
+    found = [np.concatenate([np.zeros(0, np.int32), *x]) for x in zip(*others, strict=True)]
+    of, at, which, what = found or [np.zeros(0, np.int32)] * 4
+    return (
+        Terms(demand[:end], row[:end], slot[:end], place[:end], rows),
+        Others(of, at, which.astype(np.uint8), what, unbound),
+    )
+
+
+def _sums(demand: Demand, index: Short) -> list[Form]:
+    """Return the sums of some rows of a demand, each once.
+
+    Args:
+        demand: the coefficients and what all rows have.
+        index: unknowns by term and row, or NOTHING.
+    """
+    if (index == NOTHING).all():
+        return [dict(demand.scalars)] if demand.scalars else []
+    found = []
+    for column in np.unique(index, axis=1).T.tolist():
+        form = dict(demand.scalars)
+        for k, c in zip(column, demand.coefficients, strict=True):
+            if k != NOTHING:
+                form[k] = form.get(k, Fraction(0)) + c
+        found.append({k: c for k, c in form.items() if c})
+    return found
 
 
 class Grouped:
@@ -229,13 +332,30 @@ def _mixed(seed: int, *parts: NDArray[Any]) -> NDArray[np.uint64]:
     return h
 
 
+@dataclass(frozen=True, eq=False)
+class _Solution:
+    """The solution of one component.
+
+    Args:
+        followed: as in :class:`Kind`.
+        common: as in :class:`Kind`.
+        conditions: as in :class:`Solved`.
+    """
+
+    followed: dict[int, Followers]
+    common: dict[int, Followers]
+    conditions: list[Form]
+
+
 def _solved(
     demands: Sequence[Demand],
     terms: Terms,
     own: Sequence[int],
     places: Short,
     weights: NDArray[np.bool_],
-) -> dict[int, list[tuple[int, Fraction]]]:
+    others: Others,
+    beside: Sequence[int],
+) -> _Solution:
     """Solve one component: weights first, then what follows from them.
 
     One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
@@ -246,27 +366,46 @@ def _solved(
         own: those of this component.
         places: its unknowns.
         weights: which of them are exponents of weights.
+        others: terms of unknowns of no channel that differ from row to row.
+        beside: those of this component.
     """
     count = len(places)
-    if len(own) > LARGEST_COMPONENT:
-        return {}
-    column = {int(p): i for i, p in enumerate(places)}
-    rows: defaultdict[int, Form] = defaultdict(dict)
+    demand = {int(terms.row[term]): demands[terms.demand[term]] for term in own}
+    sums = {row: dict(d.scalars) for row, d in demand.items()}
+    for term in beside:
+        form, k = sums[int(others.row[term])], int(others.number[term])
+        coefficient = demands[others.demand[term]].coefficients[others.slot[term]]
+        form[k] = form.get(k, Fraction(0)) + coefficient
+    if len(own) * count > LARGEST_COMPONENT:
+        return _Solution({}, {}, list(sums.values()))
+    commons = sorted({k for form in sums.values() for k in form})
+    number = {k: i for i, k in enumerate(commons)}
+    first = len(commons)
+    column = {int(p): first + i for i, p in enumerate(places)}
+    rows: dict[int, Form] = {
+        row: {number[k]: c for k, c in form.items()} for row, form in sums.items()
+    }
     for term in own:
         i = column[int(terms.place[term])]
-        # Unknowns that no weight has are the first to be expressed by others.
-        at = i if weights[i] else count + i
+        # Unknowns that no weight has are the first to be expressed by others, common ones the last.
+        at = i if weights[i - first] else count + i
         form = rows[int(terms.row[term])]
         coefficient = demands[terms.demand[term]].coefficients[terms.slot[term]]
         form[at] = form.get(at, Fraction(0)) + coefficient
     system = Constraints(0)
     for _, form in sorted(rows.items()):
         system.require_zero({k: c for k, c in form.items() if c})
-    pivots = {pivot % count: rest for pivot, rest in system.rows()}
-    followed: dict[int, list[tuple[int, Fraction]]] = {
-        i: [] for i in range(count) if i not in pivots
-    }
+    pivots = {(pivot - first) % count: rest for pivot, rest in system.rows() if pivot >= first}
+    followed: dict[int, Followers] = {i: [] for i in range(count) if i not in pivots}
+    common: defaultdict[int, Followers] = defaultdict(list)
     for pivot, rest in pivots.items():
         for k, c in rest.items():
-            followed[k % count].append((pivot, c))
-    return followed
+            if k < first:
+                common[commons[k]].append((pivot, c))
+            else:
+                followed[(k - first) % count].append((pivot, c))
+    conditions = [
+        {commons[k]: c for k, c in {pivot: Fraction(-1), **rest}.items()}
+        for pivot, rest in system.rows() if pivot < first
+    ]  # fmt: skip
+    return _Solution(followed, dict(common), conditions)

@@ -20,7 +20,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
 from onsphere._torch.materialize import on_gathered
-from onsphere.symmetry.channels.components import Kind, kinds_of
+from onsphere.symmetry.channels.components import Kind, Solved, solved
+from onsphere.symmetry.channels.mixed import Mixed, mixed_symmetries
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
@@ -68,7 +69,7 @@ def channel_symmetries(
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
     done = _followed(model, args, kwargs, output, inert, held, others, roles or {}, shifts)
-    return _Solution(done, kinds_of(done.channels)).families()
+    return _Solution(done, solved(done.channels)).families()
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,21 @@ class _Followed:
     Args:
         channels: the demands.
         names: of parameters, then of buffers.
+        shapes: of these.
         parameters: how many there are of these.
         used: numbers of the weights that operations touched, and that are not inert.
-        beside_eps: what varies beside small constants.
+        held: numbers of the weights that nothing may scale.
+        beside_eps: units of what stands beside small constants.
         followers: units of buffers that only estimate, with those of what they estimate.
     """
 
     channels: ChannelDemands
     names: list[str]
+    shapes: list[tuple[int, ...]]
     parameters: int
     used: set[int]
-    beside_eps: list[Fields]
+    held: set[int]
+    beside_eps: list[Unit]
     followers: list[tuple[Unit, Unit]]
 
 
@@ -125,18 +130,21 @@ def _followed(
         shifts=shifts,
     )  # fmt: skip
     channels.finish()
-    sites = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
-    beside_eps = [fields for fields in sites if fields.terms]
+    beside_eps = [site.unit for run in runs for site in run.ledger.sites.values()]
     followers = [
         (own, unit) for run in runs for own, unit in run.ledger.followers
-        if len(own.fields.terms) == 1 and unit.fields.terms
+        if len(own.fields.terms) == 1
     ]  # fmt: skip
     used = {
         k for k, n in enumerate(held)
         if bare_name(n) not in inert and any(run.used(n) for run in runs)
     }  # fmt: skip
     names = [bare_name(n) for n in held]
-    return _Followed(channels, names, len(parameters), used, beside_eps, followers)
+    shapes = [tuple(t.shape) for t in held.values()]
+    still_held = {k for k, n in enumerate(names) if n in fixed}
+    return _Followed(
+        channels, names, shapes, len(parameters), used, still_held, beside_eps, followers
+    )
 
 
 def _starting(
@@ -206,27 +214,90 @@ def _module_of(name: str) -> str:
 class _Solution:
     """What the demands leave free."""
 
-    def __init__(self, done: _Followed, kinds: Sequence[Kind]) -> None:
-        self.done, self.kinds = done, kinds
+    def __init__(self, done: _Followed, solution: Solved) -> None:
+        self.done, self.solution = done, solution
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)
         # Unknowns of which small constants, or buffers that estimate, know anything.
         self._asked = np.zeros(done.channels.unknowns + 1, bool)
-        for fields in (*done.beside_eps, *(unit.fields for _, unit in done.followers)):
+        self._sites = [unit.fields for unit in done.beside_eps if unit.fields.terms]
+        for fields in (*self._sites, *(unit.fields for _, unit in done.followers)):
             for _, index in fields.terms:
                 self._asked[index] = True
         self._asked[NOTHING] = False
-        met = [np.unique(_numbers(fields)) for fields in done.beside_eps]
+        met = [np.unique(_numbers(fields)) for fields in self._sites]
         numbers = np.concatenate([np.zeros(0, np.int32), *met])
         order = np.argsort(numbers, kind="stable")
         self._beside = numbers[order], np.repeat(np.arange(len(met)), [*map(len, met)])[order]
 
     def families(self) -> list[Family]:
-        """Return all ways to rescale channels that leave common unknowns alone."""
-        found = [family for kind in self.kinds for family in self._of(kind)]
+        """Return all ways to rescale channels, beside those that whole weights say."""
+        found = [family for kind in self.solution.kinds for family in self._of(kind)]
+        found += map(self._of_mixed, self._mixed())
         place = {n: i for i, n in enumerate(self.done.names)}
         found.sort(key=lambda f: [place[n] for n in f.names])
         return _merged(found)
+
+    def _mixed(self) -> list[Mixed]:
+        return mixed_symmetries(
+            self.done.channels, self.solution, self._block, len(self.done.names), self._counts,
+            self.done.held,
+        )  # fmt: skip
+
+    def _of_mixed(self, mixed: Mixed) -> Family:
+        """Return a symmetry of wholes and parts as a family of one channel."""
+        whole, names, shapes = mixed.common, self.done.names, self.done.shapes
+        slices = [
+            Slices(names[k], c, (0,)[: len(shapes[k])], torch.arange((*shapes[k], 1)[0])[None])
+            for k, c in sorted(whole.items()) if k < len(names)
+        ]  # fmt: skip
+        moved: defaultdict[tuple[Block, Fraction], list[Ints]] = defaultdict(list)
+        everywhere = []
+        for (k, j), c in sorted(mixed.parts.items()):
+            numbers = self.solution.beside[k].members[:, j]
+            everywhere.append((numbers, float(c)))
+            block = self._block(int(numbers[0]))
+            if block.weight is not None:
+                moved[block, c].append(numbers - block.start)
+        slices += [
+            Slices(
+                names[block.weight],  # type: ignore[index]
+                c,
+                block.axes,
+                torch.from_numpy(_placed(block, np.sort(np.concatenate(places))).reshape(1, -1)),
+            )
+            for (block, c), places in moved.items()
+        ]
+        scaled = _Scaled.of(everywhere, whole)
+        return Family(
+            tuple(slices), 1, self._is_exact_for(scaled), tuple(self._following_all(scaled))
+        )
+
+    def _is_exact_for(self, scaled: "_Scaled") -> bool:
+        """Return whether no small constant stands beside something that moves."""
+        return not any(
+            np.any(np.where(u.fields.free if u.fields.free is not None else False, 0.0, scaled(u)))
+            for u in self.done.beside_eps
+        )
+
+    def _following_all(self, scaled: "_Scaled") -> Iterator[Slices]:
+        """Yield how buffers that estimate something move along, slices that move alike together."""
+        seen: set[int] = set()
+        for own, unit in self.done.followers:
+            places = own.fields.terms[0][1].ravel()
+            block = self._block(int(places[0]))
+            if block.weight is None or block.weight in seen:
+                continue
+            seen.add(block.weight)
+            power = np.broadcast_to(scaled(unit).ravel(), places.shape)
+            for value in np.unique(power[power != 0]):
+                at = np.sort(places[power == value] - block.start).astype(np.int64)
+                yield Slices(
+                    self.done.names[block.weight],
+                    Fraction(float(value)).limit_denominator(1000),
+                    block.axes,
+                    torch.from_numpy(_placed(block, at).reshape(1, -1)),
+                )
 
     def _of(self, kind: Kind) -> Iterator[Family]:
         basis = self._basis(kind)
@@ -329,7 +400,7 @@ class _Solution:
             member, value = moved.at(index)
             return np.asarray(value * np.cos(1.0 + member))  # all different
 
-        sites = (self.done.beside_eps[k] for k in self._sites_beside(moved.numbers))
+        sites = (self._sites[k] for k in self._sites_beside(moved.numbers))
         return not any(
             np.any(np.where(f.free if f.free is not None else False, 0.0, _value(f, amount)))
             for f in sites
@@ -350,7 +421,8 @@ class _Solution:
         """Yield how buffers that estimate something move along, once for each time they do."""
         for own, unit in self.done.followers:
             places = own.fields.terms[0][1].ravel()
-            if any(i.size not in (1, places.size) for _, i in unit.fields.terms):
+            sizes = [i.size for _, i in unit.fields.terms]
+            if not sizes or any(n not in (1, places.size) for n in sizes):
                 continue
             flat = Fields(tuple((c, i.ravel()) for c, i in unit.fields.terms))
             power = np.broadcast_to(_value(flat, lambda i: moved.at(i)[1]), places.shape)
@@ -394,6 +466,36 @@ class _Moved:
         place = np.minimum(np.searchsorted(self.numbers, index), len(self.numbers) - 1)
         hit = self.numbers[place] == index
         return np.where(hit, self.member[place], -1), np.where(hit, self.value[place], 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """How far all unknowns move.
+
+    Args:
+        moved: those of channels.
+        whole: those of none.
+    """
+
+    moved: _Moved
+    whole: Mapping[int, Fraction]
+
+    @classmethod
+    def of(cls, some: Sequence[tuple[Ints, float]], whole: Mapping[int, Fraction]) -> "_Scaled":
+        """Take unknowns with the number that each of them moves by."""
+        common = np.array(sorted(whole), np.int64)
+        numbers = np.concatenate([common, *(n for n, _ in some)])
+        value = np.concatenate([
+            np.array([float(whole[int(k)]) for k in common]), *(np.full(len(n), c) for n, c in some)
+        ])  # fmt: skip
+        order = np.argsort(numbers)
+        zeros = np.zeros(len(numbers), np.int64)
+        return cls(_Moved(numbers[order], zeros, value[order]), whole)
+
+    def __call__(self, unit: Unit) -> Numbers:
+        """Return how something scales, entry by entry where it varies."""
+        whole = sum((float(c * self.whole.get(k, 0)) for k, c in unit.terms.items()), 0.0)
+        return whole + _value(unit.fields, lambda index: self.moved.at(index)[1])
 
 
 def _numbers(fields: Fields) -> Ints:

@@ -298,8 +298,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Remember that values decide what runs, if they are not the same in every run."""
-        self.ledger.read_values = True
-        self.data_dependent |= any(self.ledger.origin(t) for t in tensors)
+        if any(self.ledger.origin(t) for t in tensors):
+            self.ledger.read_values = self.data_dependent = True
 
     def _mark(
         self, overload: Overload, tensors: Sequence[Tensor], results: Sequence[Tensor]

@@ -70,7 +70,7 @@ class FieldMemory:
         Args:
             key: which memory.
             tensor: the view that was written through.
-            before: what holds for the memory where no view of it is known.
+            before: what holds for the whole memory, beside what is known of its views.
             fields: of the view.
 
         Raises:
@@ -78,7 +78,7 @@ class FieldMemory:
         """
         count = _entries(tensor)
         within_limit(count)
-        flat = self._flat(key, count) if key in self._views else before
+        flat = self._flat(key, count).plus(before) if key in self._views else before
         place = place_of(tensor)
         coefficients = [c for c, _ in flat.terms]
         rest = [c for c, _ in fields.terms]

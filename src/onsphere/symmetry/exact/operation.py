@@ -90,7 +90,10 @@ class UnitTracker:
 
     def view(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a view of a storage: which of its entries it shows."""
-        self._fields.view(key_of(tensor), tensor, unit.fields)
+        key = key_of(tensor)
+        own = unit - self._units.get(key, ZERO)  # what axes have in common, where they do not vary
+        common = _all_in_fields(Unit(own.terms)) if self._fields.knows(key) else NONE
+        self._fields.view(key, tensor, unit.fields.plus(common))
 
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
@@ -124,7 +127,7 @@ class UnitTracker:
         return not self.constraints.reduced((before - unit).terms)
 
     def _update_part(self, key: int, tensor: Tensor, before: Unit, unit: Unit) -> None:
-        old, new = (_all_in_fields(u) for u in (before, unit))
+        old, new = _all_in_fields(Unit(before.terms, before.free)), _all_in_fields(unit)
         self._fields.write_part(key, tensor, old, new)
         self._units[key] = Unit(eps=before.eps)
         self._alive[key] = _memory(tensor)

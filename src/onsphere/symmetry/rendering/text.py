@@ -155,22 +155,29 @@ def family_lines(audit: AuditResult) -> list[str]:
         terms: dict[str, Fraction] = {}
         for s in family.slices:
             if s.name in audit.parameters:
-                words = _axis_words(s, audit.parameters[s.name])
-                terms[f"{s.name} {words}{_range(s, audit.parameters)}"] = s.exponent
+                words = _axis_words(s, audit.parameters[s.name], alone=family.count == 1)
+                terms[f"{s.name}{words}{_range(s, audit.parameters)}"] = s.exponent
         buffers = any(s.name not in audit.parameters for s in family.slices)
         by_count.setdefault((family.count, buffers), []).append(terms)
     return [
-        f"{line}{', and buffers with it' if buffers else ''}, for each of {count}"
+        f"{line}{', and buffers with it' if buffers else ''}"
+        f"{f', for each of {count}' if count > 1 else ', all by one number'}"
         for (count, buffers), found in by_count.items()
         for line in folded_symmetries(found)
     ]
 
 
-def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
-    """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel."""
-    axis, per = slices.axes[0], slices.index.shape[1]
+def _axis_words(slices: Slices, shape: Sequence[int], *, alone: bool) -> str:
+    """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel.
+
+    Those of a family of one channel move together, whether it is a whole weight or a part of it.
+    """
+    per = slices.index.shape[1]
+    if alone and per == size([shape[a] for a in slices.axes]):
+        return ""
     if len(slices.axes) > 1:
-        return _words_of_two_axes(slices, shape)
+        return f" {_words_of_two_axes(slices, shape)}"
+    axis = slices.axes[0]
     if len(shape) == 1 or size(shape) == shape[axis]:
         words = "entries"
     elif len(shape) == 2:
@@ -179,7 +186,9 @@ def _axis_words(slices: Slices, shape: Sequence[int]) -> str:
         words = ("filters", "channels")[axis]
     else:
         words = f"slices of axis {axis}"
-    return {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
+    if alone:
+        return f" {words}"
+    return " " + {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
 
 
 def _words_of_two_axes(slices: Slices, shape: Sequence[int]) -> str:

@@ -8,12 +8,14 @@ certifies it.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
@@ -21,6 +23,7 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, Row, slicings
+from onsphere.symmetry.search.inert import SILENT
 
 Exponents = Mapping[str, float]
 
@@ -83,6 +86,51 @@ def finest_divisions(
                 found[i] = division
                 candidates[i] = []
     return found
+
+
+def entry_by_entry(
+    probe: Probe,
+    spheres: Mapping[str, RadialDerivatives | None],
+    points: Iterable[Point],
+    families: Sequence[Family],
+) -> list[Family]:
+    """Find gains on spheres each entry of which scales by itself, as only numbers tell.
+
+    A norm behind a norm may divide by what no input moves; one after it forgets the scales.
+
+    Args:
+        probe: the model.
+        spheres: weights on spheres of their own, and what was gathered, as for divisions.
+        points: where the entries are put to the test.
+        families: what is known already.
+    """
+    known = {f.names[0] for f in families if len(f.slices) == 1 and f.slices[0].index.shape[1] == 1}
+    state = probe.given().state
+    asked = []
+    for name, evidence in spheres.items():
+        shape = state[probe.own_name[name]].shape
+        axes = [a for a, n in enumerate(shape) if n > 1]
+        if len(axes) != 1 or evidence is None or name in known:
+            continue
+        if _is_without_slope(evidence, name):
+            asked.append(({name: 1.0}, VectorAxes(index=(axes[0],))))
+    changes = largest_changes(probe, asked, _rescaled, points) if asked else []
+    found = []
+    for (sphere, division), change in zip(asked, changes, strict=True):
+        if change <= FINITE_TOLERANCE:
+            ((name, _),), (axis,) = sphere.items(), division.index
+            count = state[probe.own_name[name]].shape[axis]
+            found.append(Family(
+                (Slices(name, Fraction(1), (axis,), torch.arange(count)[:, None]),), count
+            ))  # fmt: skip
+    return found
+
+
+def _is_without_slope(evidence: RadialDerivatives, name: str) -> bool:
+    """Return whether the gradient of a weight is rounding, beside those of all others."""
+    rows = [r.weights for r in evidence.rows if name in r.weights]
+    bounds = [{n: float(s[()].size * s[()].slope) ** 0.5 for n, s in w.items()} for w in rows]
+    return bool(rows) and all(b[name] <= SILENT * max(b.values()) for b in bounds)
 
 
 def _candidates(

@@ -138,6 +138,13 @@ def along(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def as_complex(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Read pairs as complex numbers: both parts of one scale alike."""
+    ndim = source_of(op).ndim
+    op.arrange = lambda tensor, unit: channels.constant(unit, [-1])
+    return _each(rule(op), lambda u: _moved(u, ndim, lambda a: a.reshape(a.shape[:-1])))
+
+
 def pools(count: int) -> AxisRule:
     """Return the rule of what mixes the last axes: pooling, interpolation."""
 
@@ -728,6 +735,7 @@ _TABLE: list[tuple[AxisRule, str]] = [
         sum mean nansum nanmean amax amin max min std var prod linalg_vector_norm norm var_mean
         std_mean argmax argmin any all median nanmedian mode kthvalue
     """),
+    (as_complex, "view_as_complex"),
     (along, "cumsum sort topk cummax cummin argsort"),
     (pools(1), """
         max_pool1d avg_pool1d adaptive_avg_pool1d upsample_linear1d upsample_nearest1d

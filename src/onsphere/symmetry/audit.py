@@ -37,7 +37,7 @@ from onsphere.symmetry.claims import (
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
-from onsphere.symmetry.exact.trace import Call, Trace, trace
+from onsphere.symmetry.exact.trace import Call, Trace, Tracing, trace
 from onsphere.symmetry.limits import (
     on_another_model,
     on_doubtful,
@@ -161,13 +161,16 @@ def audit(
     costs = _STAGES_WITHOUT_MEMORY if without_memory else STAGES
     with staged(progress, costs) as say, plain_execution():
         say("following the operations")
-        traced = trace(model, args, kwargs, output=output)
+        tracing = Tracing(model, args, kwargs, output=output)
+        traced = tracing.trace()
         if without_memory:
             say("looking at rows, columns and channels")
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            traced, findings, others = _investigated(probe, args, kwargs, search_seconds, say)
+            traced, findings, others = _investigated(
+                probe, tracing, args, kwargs, search_seconds, say
+            )
         found = _concluded(model, traced, findings)
     same = tuple(x for x in others if x.state is None)
     inputs = Inputs(args, kwargs, output, ModelReference(model), same)
@@ -239,6 +242,7 @@ def _without_memory(
 
 def _investigated(
     probe: Probe,
+    tracing: Tracing,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     search_seconds: float,
@@ -254,7 +258,8 @@ def _investigated(
             [],
         )
     say("drawing random weights and inputs")
-    probe.traced, others = followed(probe, args, kwargs)
+    probe.traced, others = followed(probe, tracing, args, kwargs)
+    tracing.forget()
     conditions = probe.others.words()
     drawn, runs = samples(probe), _Runs(args, kwargs, others, telling(probe.traced, others))
     try:

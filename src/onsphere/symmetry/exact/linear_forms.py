@@ -156,6 +156,13 @@ class Constraints:
         self._rows: dict[int, Form] = {}
         self._rows_with: defaultdict[int, set[int]] = defaultdict(set)
 
+    def copy(self) -> "Constraints":
+        """Return the same demands, to which others can be added."""
+        twin = Constraints(self.count)
+        twin._rows = dict(self._rows)  # rows are replaced, and never changed
+        twin._rows_with.update({k: set(rows) for k, rows in self._rows_with.items()})
+        return twin
+
     def reduced(self, form: Mapping[int, Fraction]) -> Form:
         """Return the form with every pivot substituted: empty when it must vanish anyway."""
         total: Form = {}

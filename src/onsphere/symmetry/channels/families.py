@@ -67,12 +67,14 @@ def channel_symmetries(
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    done = _followed(model, args, kwargs, output, inert, held, others, roles or {}, shifts)
-    return _Solution(done, kinds_of(done.channels)).families()
+    return followed_channels(
+        model, args, kwargs, output=output, inert=inert, held=held, others=others, roles=roles,
+        shifts=shifts,
+    ).families()  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Followed:
+class FollowedChannels:
     """What the operations of a model demand of its weights.
 
     Args:
@@ -91,29 +93,48 @@ class _Followed:
     beside_eps: list[Fields]
     followers: list[tuple[Unit, Unit]]
 
+    def families(self) -> list[Family]:
+        """Return every symmetry that meets the demands."""
+        return _Solution(self, kinds_of(self.channels)).families()
 
-def _followed(
+
+@on_gathered
+def followed_channels(
     model: nn.Module,
     args: Any,
-    kwargs: Mapping[str, Any] | None,
-    output: OutputPicker | None,
-    inert: Collection[str],
-    fixed: Collection[str],
-    others: Sequence[Call],
-    roles: Mapping[str, frozenset[str]],
-    shifts: Unknowns | None,
-) -> _Followed:
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    held: Collection[str] = (),
+    others: Sequence[Call] = (),
+    roles: Mapping[str, frozenset[str]] | None = None,
+    shifts: Unknowns | None = None,
+) -> FollowedChannels:
+    """Return what the operations demand of rows, columns and channels.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        inert: parameters known not to affect the output.
+        held: weights that no family may scale.
+        others: further inputs that the symmetries must hold for.
+        roles: what the model does with its weights, as a trace tells.
+        shifts: takes what these runs demand of shifts.
+    """
     parameters, buffers = weights(model)
-    held = {**parameters, **buffers}
-    system = Constraints(len(held))
-    channels = ChannelDemands(system, len(held))
+    own, roles = {**parameters, **buffers}, roles or {}
+    system = Constraints(len(own))
+    channels = ChannelDemands(system, len(own))
     fields: dict[str, Fields] = {}
     convolutions = (m for m in model.modules() if isinstance(m, _ConvNd))
     # Not `m.weight`: where that is computed, reading it can change what it is computed from.
     grouped = {id(m._parameters.get("weight")): m.groups for m in convolutions}
-    still = {*inert, *fixed}
-    stacks = _stacks(held, roles)
-    for number, (name, tensor) in enumerate(held.items()):
+    still = {*inert, *held}
+    stacks = _stacks(own, roles)
+    for number, (name, tensor) in enumerate(own.items()):
         if bare_name(name) not in still:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
@@ -128,15 +149,15 @@ def _followed(
     sites = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
     beside_eps = [fields for fields in sites if fields.terms]
     followers = [
-        (own, unit) for run in runs for own, unit in run.ledger.followers
-        if len(own.fields.terms) == 1 and unit.fields.terms
+        (buffer, unit) for run in runs for buffer, unit in run.ledger.followers
+        if len(buffer.fields.terms) == 1 and unit.fields.terms
     ]  # fmt: skip
     used = {
-        k for k, n in enumerate(held)
+        k for k, n in enumerate(own)
         if bare_name(n) not in inert and any(run.used(n) for run in runs)
     }  # fmt: skip
-    names = [bare_name(n) for n in held]
-    return _Followed(channels, names, len(parameters), used, beside_eps, followers)
+    names = [bare_name(n) for n in own]
+    return FollowedChannels(channels, names, len(parameters), used, beside_eps, followers)
 
 
 def _starting(
@@ -206,7 +227,7 @@ def _module_of(name: str) -> str:
 class _Solution:
     """What the demands leave free."""
 
-    def __init__(self, done: _Followed, kinds: Sequence[Kind]) -> None:
+    def __init__(self, done: FollowedChannels, kinds: Sequence[Kind]) -> None:
         self.done, self.kinds = done, kinds
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)

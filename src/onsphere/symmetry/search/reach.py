@@ -162,6 +162,14 @@ class WithoutEffect:
     doubtful: list[str] = field(default_factory=list)
 
 
+def silent_weights(probe: Probe, evidence: RadialDerivatives, drawn: Samples) -> list[str]:
+    """Return the weights and buffers that may be without effect: gradients show none."""
+    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
+    rows = [evidence.radial(i) for i in range(len(drawn.random))]
+    silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
+    return [n for n in probe.names if n in silent]
+
+
 def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
@@ -178,11 +186,7 @@ def without_effect(
         others: inputs on which the operations were followed.
         known: weights of which structure tells that they have none: they are not asked about.
     """
-    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [evidence.radial(i) for i in range(len(drawn.random))]
-    silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
-    silent -= known
-    candidates = [n for n in probe.names if n in silent]
+    candidates = [n for n in silent_weights(probe, evidence, drawn) if n not in known]
     found = are_inert(probe, candidates, drawn.near, drawn)
     rest = [n for n in candidates if n not in found]
     doubtful = are_doubtful(probe, rest, drawn) if rest else []

@@ -252,12 +252,14 @@ def _solved(
         return {}
     column = {int(p): i for i, p in enumerate(places)}
     rows: defaultdict[int, Form] = defaultdict(dict)
-    for term in own:
-        i = column[int(terms.place[term])]
+    those = [a[own].tolist() for a in (terms.place, terms.row, terms.demand, terms.slot)]
+    is_weight = weights.tolist()
+    for place, row, demand, slot in zip(*those, strict=True):
+        i = column[place]
         # Unknowns that no weight has are the first to be expressed by others.
-        at = i if weights[i] else count + i
-        form = rows[int(terms.row[term])]
-        coefficient = demands[terms.demand[term]].coefficients[terms.slot[term]]
+        at = i if is_weight[i] else count + i
+        form = rows[row]
+        coefficient = demands[demand].coefficients[slot]
         form[at] = form.get(at, Fraction(0)) + coefficient
     system = Constraints(0)
     for _, form in sorted(rows.items()):

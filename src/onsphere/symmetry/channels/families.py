@@ -485,25 +485,25 @@ def _value(fields: Fields, moved: Callable[[Index], Numbers]) -> Numbers:
 
 def _merged(families: Iterable[Family]) -> list[Family]:
     """Join families that scale the same axes of the same weights alike."""
-    found: dict[Any, Family] = {}
+    found: defaultdict[Any, list[Family]] = defaultdict(list)
     for f in families:
-        key = tuple(
-            (s.name, s.exponent, s.axes, s.index.shape[1]) for s in (*f.slices, *f.followers)
-        )
-        if key not in found:
-            found[key] = f
-            continue
-        first = found[key]
-        found[key] = Family(
-            _side_by_side(first.slices, f.slices),
-            first.count + f.count,
-            first.exact and f.exact,
-            _side_by_side(first.followers, f.followers),
-        )
-    return list(found.values())
+        found[
+            tuple((s.name, s.exponent, s.axes, s.index.shape[1]) for s in (*f.slices, *f.followers))
+        ].append(f)
+    return [some[0] if len(some) == 1 else _joined(some) for some in found.values()]
 
 
-def _side_by_side(some: Sequence[Slices], more: Sequence[Slices]) -> tuple[Slices, ...]:
+def _joined(some: Sequence[Family]) -> Family:
+    return Family(
+        _side_by_side([f.slices for f in some]),
+        sum(f.count for f in some),
+        all(f.exact for f in some),
+        _side_by_side([f.followers for f in some]),
+    )
+
+
+def _side_by_side(some: Sequence[Sequence[Slices]]) -> tuple[Slices, ...]:
     return tuple(
-        replace(a, index=torch.cat([a.index, b.index])) for a, b in zip(some, more, strict=True)
+        replace(alike[0], index=torch.cat([s.index for s in alike]))
+        for alike in zip(*some, strict=True)
     )

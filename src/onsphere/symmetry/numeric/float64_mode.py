@@ -95,8 +95,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
             args, kwargs = self._without_eps(func, args, kwargs)
         if name in _IN_ITS_OWN_WAY:
             return _in_its_own_way(name, func, args, kwargs)
-        result = func(*args, **kwargs)
-        return result if type(result) is Tensor and result.dtype is torch.float64 else _fresh(result)
+        return _fresh(func(*args, **kwargs))
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""
@@ -159,6 +158,8 @@ def _in_its_own_way(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[st
 
 def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
+    if type(value) is Tensor and value.dtype is torch.float64:  # as nearly all are
+        return value
     if isinstance(value, Tensor):
         return wide(value)
     if isinstance(value, (list, tuple)):

@@ -7,6 +7,7 @@ the hooks rest. Fake tensors become tensors on the meta device. Afterwards every
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from itertools import pairwise
 from typing import Any, TypeVar, cast
@@ -18,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from onsphere._torch.execution import refuse_other_models
 
 F = TypeVar("F", bound=Callable[..., Any])
+_OPEN: ContextVar[nn.Module | None] = ContextVar("open", default=None)
+"""The model that a function sees laid open."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -39,8 +42,14 @@ def on_gathered(function: F) -> F:
 
     @wraps(function)
     def opened(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _OPEN.get() is model:  # by another such function, which calls this one
+            return function(model, *args, **kwargs)
         with gathered(model) as inner:
-            return function(inner, *args, **kwargs)
+            token = _OPEN.set(inner)
+            try:
+                return function(inner, *args, **kwargs)
+            finally:
+                _OPEN.reset(token)
 
     return cast(F, opened)
 

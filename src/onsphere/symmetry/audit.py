@@ -23,7 +23,11 @@ from onsphere._torch.substitution import unchanged
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
-from onsphere.symmetry.channels.families import channel_symmetries
+from onsphere.symmetry.channels.families import (
+    FollowedChannels,
+    channel_symmetries,
+    followed_channels,
+)
 from onsphere.symmetry.channels.granularity import divisions
 from onsphere.symmetry.claims import (
     Family,
@@ -37,7 +41,7 @@ from onsphere.symmetry.claims import (
 from onsphere.symmetry.embeddings import embeddings_and_heads
 from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
-from onsphere.symmetry.exact.trace import Call, Trace, trace
+from onsphere.symmetry.exact.trace import Call, Trace, Tracing, trace
 from onsphere.symmetry.limits import (
     on_another_model,
     on_doubtful,
@@ -62,13 +66,13 @@ from onsphere.symmetry.result import Inputs, ModelReference
 from onsphere.symmetry.search.granularity import described, entry_by_entry, finest_divisions
 from onsphere.symmetry.search.null_space import SEARCH_SECONDS, Completed, completed, extended
 from onsphere.symmetry.search.partial import Part, find_parts
-from onsphere.symmetry.search.reach import followed, telling, unreached
+from onsphere.symmetry.search.reach import followed, silent_weights, telling, unreached
 from onsphere.symmetry.search.reach import without_effect as weights_without_effect
 from onsphere.symmetry.search.shift import Shift, ShiftSearch
 from onsphere.symmetry.shifts.certificate import certified as certified_shifts
 from onsphere.symmetry.shifts.families import (
     families_in,
-    followed_shifts,
+    follow_shifts,
     parts_without_effect,
     without_effect,
 )
@@ -161,13 +165,16 @@ def audit(
     costs = _STAGES_WITHOUT_MEMORY if without_memory else STAGES
     with staged(progress, costs) as say, plain_execution():
         say("following the operations")
-        traced = trace(model, args, kwargs, output=output)
+        tracing = Tracing(model, args, kwargs, output=output)
+        traced = tracing.trace()
         if without_memory:
             say("looking at rows, columns and channels")
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            traced, findings, others = _investigated(probe, args, kwargs, search_seconds, say)
+            traced, findings, others = _investigated(
+                probe, tracing, args, kwargs, search_seconds, say
+            )
         found = _concluded(model, traced, findings)
     same = tuple(x for x in others if x.state is None)
     inputs = Inputs(args, kwargs, output, ModelReference(model), same)
@@ -239,6 +246,7 @@ def _without_memory(
 
 def _investigated(
     probe: Probe,
+    tracing: Tracing,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     search_seconds: float,
@@ -254,7 +262,8 @@ def _investigated(
             [],
         )
     say("drawing random weights and inputs")
-    probe.traced, others = followed(probe, args, kwargs)
+    probe.traced, others = followed(probe, tracing, args, kwargs)
+    tracing.forget()
     conditions = probe.others.words()
     drawn, runs = samples(probe), _Runs(args, kwargs, others, telling(probe.traced, others))
     try:
@@ -277,19 +286,13 @@ def _counted(
 
 def _families(
     probe: Probe,
-    runs: _Runs,
     drawn: Samples,
-    inert: Sequence[str],
+    channels: FollowedChannels,
     unsaid: set[str],
     say: Callable[..., None],
 ) -> list[Family]:
     """Return the symmetries by row, column and channel that pass their certificate."""
-    say("looking at rows, columns and channels")
-    found = channel_symmetries(
-        probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
-        others=runs.telling, roles=probe.traced.roles,
-    )  # fmt: skip
-    found = _reached(found, probe.traced)
+    found = _reached(channels.families(), probe.traced)
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     stage = "certifying rows, columns and channels"
     say(stage)
@@ -311,13 +314,25 @@ def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
     return [f for f in families if not all(map(is_unread, f.slices))]
 
 
-def _shift_families(probe: Probe, runs: _Runs, drawn: Samples) -> list[ShiftFamily]:
-    """Return the weights that can move together, where random amounts confirm it."""
-    solution, found = followed_shifts(
-        probe.model, runs.args, runs.kwargs, output=probe.output, others=runs.telling,
-        held=probe.traced.still | unreached(probe.traced), kept=probe.traced.kept,
+def _channels(
+    probe: Probe, runs: _Runs, inert: Sequence[str], shifts: Unknowns | None = None
+) -> FollowedChannels:
+    """Follow rows, columns and channels, and what moving weights adds where it is asked for."""
+    return followed_channels(
+        probe.model, runs.args, runs.kwargs, output=probe.output, inert=inert,
+        others=runs.telling, roles=probe.traced.roles, shifts=shifts,
     )  # fmt: skip
-    return certified_shifts(probe, solution, found, drawn.random[:_SHIFT_POINTS])
+
+
+def _unknown_shifts(probe: Probe) -> Unknowns:
+    """Return by what weights may move, before any run demands anything."""
+    traced = probe.traced
+    return Unknowns(frozenset(traced.still | unreached(traced)), traced.kept)
+
+
+def _shift_families(probe: Probe, unknowns: Unknowns, drawn: Samples) -> list[ShiftFamily]:
+    """Return the weights that can move together, where random amounts confirm it."""
+    return certified_shifts(probe, *families_in(unknowns), drawn.random[:_SHIFT_POINTS])
 
 
 def _with_gradients(
@@ -332,7 +347,15 @@ def _with_gradients(
     names = probe.traced.parameters
     evidence, shifts = _measured(probe, drawn)
     say("looking for weights without effect")
-    moving = _shift_families(probe, runs, drawn)
+    shifting = _unknown_shifts(probe)
+    channels = None
+    if silent_weights(probe, evidence, drawn):  # some may be inert: it is not known which
+        follow_shifts(
+            probe.model, runs.args, runs.kwargs, shifting, output=probe.output, others=runs.telling
+        )
+    else:
+        channels = _channels(probe, runs, [], shifting)
+    moving = _shift_families(probe, shifting, drawn)
     free = without_effect(moving, _shapes(probe.model, names))
     effects = weights_without_effect(probe, evidence, drawn, runs.others, {*free})
     inert = [*effects.inert, *free]  # buffers, too
@@ -354,7 +377,10 @@ def _with_gradients(
     if more:
         everything = [v for v in _sparse([*claims, *more], traced) if not v.keys() <= silent]
         claims, certificates = _held(everything, certify(probe, everything, drawn.near, evidence))
-    families = _families(probe, runs, drawn, inert, unreached(traced) | silent, say)
+    say("looking at rows, columns and channels")
+    if channels is None or inert:
+        channels = _channels(probe, runs, inert)
+    families = _families(probe, drawn, channels, unreached(traced) | silent, say)
     stage = "looking for finer spheres and shifts"
     say(stage)
     told = _told(certificates, evidence)
@@ -423,14 +449,17 @@ def _without_gradients(
     more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
     more, held = _held(more, certify(probe, more, drawn.near, None))
     claims, certificates = [*claims, *more], [*certificates, *held]
-    families = _families(probe, runs, drawn, inert, unreached(traced), say)
+    say("looking at rows, columns and channels")
+    shifting = _unknown_shifts(probe)
+    channels = _channels(probe, runs, inert, shifting)
+    families = _families(probe, drawn, channels, unreached(traced), say)
     say("looking for finer spheres and shifts")
     far = Points(chain(drawn.near, drawn.further))
     told = _told(certificates, None)
     return _Findings(
         claims, certificates, inert, _divisions(probe, claims, families, inert, far, told),
         unreached=unreached(traced), families=families,
-        shift_families=_shift_families(probe, runs, drawn),
+        shift_families=_shift_families(probe, shifting, drawn),
         limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
     )  # fmt: skip
 

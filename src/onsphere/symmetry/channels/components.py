@@ -385,12 +385,14 @@ def _solved(
     rows: dict[int, Form] = {
         row: {number[k]: c for k, c in form.items()} for row, form in sums.items()
     }
-    for term in own:
-        i = column[int(terms.place[term])]
+    those = [a[own].tolist() for a in (terms.place, terms.row, terms.demand, terms.slot)]
+    is_weight = weights.tolist()
+    for place, row, of, slot in zip(*those, strict=True):
+        i = column[place]
         # Unknowns that no weight has are the first to be expressed by others, common ones the last.
-        at = i if weights[i - first] else count + i
-        form = rows[int(terms.row[term])]
-        coefficient = demands[terms.demand[term]].coefficients[terms.slot[term]]
+        at = i if is_weight[i - first] else count + i
+        form = rows[row]
+        coefficient = demands[of].coefficients[slot]
         form[at] = form.get(at, Fraction(0)) + coefficient
     system = Constraints(0)
     for _, form in sorted(rows.items()):

@@ -68,12 +68,14 @@ def channel_symmetries(
         >>> [(f.names, [int(s.exponent) for s in f.slices], f.count) for f in found]
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
-    done = _followed(model, args, kwargs, output, inert, held, others, roles or {}, shifts)
-    return _Solution(done, solved(done.channels)).families()
+    return followed_channels(
+        model, args, kwargs, output=output, inert=inert, held=held, others=others, roles=roles,
+        shifts=shifts,
+    ).families()  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Followed:
+class FollowedChannels:
     """What the operations of a model demand of its weights.
 
     Args:
@@ -96,29 +98,48 @@ class _Followed:
     beside_eps: list[Unit]
     followers: list[tuple[Unit, Unit]]
 
+    def families(self) -> list[Family]:
+        """Return every symmetry that meets the demands."""
+        return _Solution(self, solved(self.channels)).families()
 
-def _followed(
+
+@on_gathered
+def followed_channels(
     model: nn.Module,
     args: Any,
-    kwargs: Mapping[str, Any] | None,
-    output: OutputPicker | None,
-    inert: Collection[str],
-    fixed: Collection[str],
-    others: Sequence[Call],
-    roles: Mapping[str, frozenset[str]],
-    shifts: Unknowns | None,
-) -> _Followed:
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    output: OutputPicker | None = None,
+    inert: Collection[str] = (),
+    held: Collection[str] = (),
+    others: Sequence[Call] = (),
+    roles: Mapping[str, frozenset[str]] | None = None,
+    shifts: Unknowns | None = None,
+) -> FollowedChannels:
+    """Return what the operations demand of rows, columns and channels.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        output: picks the tensors that must not change.
+        inert: parameters known not to affect the output.
+        held: weights that no family may scale.
+        others: further inputs that the symmetries must hold for.
+        roles: what the model does with its weights, as a trace tells.
+        shifts: takes what these runs demand of shifts.
+    """
     parameters, buffers = weights(model)
-    held = {**parameters, **buffers}
-    system = Constraints(len(held))
-    channels = ChannelDemands(system, len(held))
+    own, roles = {**parameters, **buffers}, roles or {}
+    system = Constraints(len(own))
+    channels = ChannelDemands(system, len(own))
     fields: dict[str, Fields] = {}
     convolutions = (m for m in model.modules() if isinstance(m, _ConvNd))
     # Not `m.weight`: where that is computed, reading it can change what it is computed from.
     grouped = {id(m._parameters.get("weight")): m.groups for m in convolutions}
-    still = {*inert, *fixed}
-    stacks = _stacks(held, roles)
-    for number, (name, tensor) in enumerate(held.items()):
+    still = {*inert, *held}
+    stacks = _stacks(own, roles)
+    for number, (name, tensor) in enumerate(own.items()):
         if bare_name(name) not in still:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
@@ -132,17 +153,17 @@ def _followed(
     channels.finish()
     beside_eps = [site.unit for run in runs for site in run.ledger.sites.values()]
     followers = [
-        (own, unit) for run in runs for own, unit in run.ledger.followers
-        if len(own.fields.terms) == 1
+        (buffer, unit) for run in runs for buffer, unit in run.ledger.followers
+        if len(buffer.fields.terms) == 1
     ]  # fmt: skip
     used = {
-        k for k, n in enumerate(held)
+        k for k, n in enumerate(own)
         if bare_name(n) not in inert and any(run.used(n) for run in runs)
     }  # fmt: skip
-    names = [bare_name(n) for n in held]
-    shapes = [tuple(t.shape) for t in held.values()]
-    still_held = {k for k, n in enumerate(names) if n in fixed}
-    return _Followed(
+    names = [bare_name(n) for n in own]
+    shapes = [tuple(t.shape) for t in own.values()]
+    still_held = {k for k, n in enumerate(names) if n in held}
+    return FollowedChannels(
         channels, names, shapes, len(parameters), used, still_held, beside_eps, followers
     )
 
@@ -214,7 +235,7 @@ def _module_of(name: str) -> str:
 class _Solution:
     """What the demands leave free."""
 
-    def __init__(self, done: _Followed, solution: Solved) -> None:
+    def __init__(self, done: FollowedChannels, solution: Solved) -> None:
         self.done, self.solution = done, solution
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)
@@ -566,25 +587,25 @@ def _value(fields: Fields, moved: Callable[[Index], Numbers]) -> Numbers:
 
 def _merged(families: Iterable[Family]) -> list[Family]:
     """Join families that scale the same axes of the same weights alike."""
-    found: dict[Any, Family] = {}
+    found: defaultdict[Any, list[Family]] = defaultdict(list)
     for f in families:
-        key = tuple(
-            (s.name, s.exponent, s.axes, s.index.shape[1]) for s in (*f.slices, *f.followers)
-        )
-        if key not in found:
-            found[key] = f
-            continue
-        first = found[key]
-        found[key] = Family(
-            _side_by_side(first.slices, f.slices),
-            first.count + f.count,
-            first.exact and f.exact,
-            _side_by_side(first.followers, f.followers),
-        )
-    return list(found.values())
+        found[
+            tuple((s.name, s.exponent, s.axes, s.index.shape[1]) for s in (*f.slices, *f.followers))
+        ].append(f)
+    return [some[0] if len(some) == 1 else _joined(some) for some in found.values()]
 
 
-def _side_by_side(some: Sequence[Slices], more: Sequence[Slices]) -> tuple[Slices, ...]:
+def _joined(some: Sequence[Family]) -> Family:
+    return Family(
+        _side_by_side([f.slices for f in some]),
+        sum(f.count for f in some),
+        all(f.exact for f in some),
+        _side_by_side([f.followers for f in some]),
+    )
+
+
+def _side_by_side(some: Sequence[Sequence[Slices]]) -> tuple[Slices, ...]:
     return tuple(
-        replace(a, index=torch.cat([a.index, b.index])) for a, b in zip(some, more, strict=True)
+        replace(alike[0], index=torch.cat([s.index for s in alike]))
+        for alike in zip(*some, strict=True)
     )

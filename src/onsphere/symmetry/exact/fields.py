@@ -188,8 +188,9 @@ def compressed(array: NDArray[Any]) -> Index:
     """Give size 1 to the axes along which an array is constant."""
     for a, size in enumerate(array.shape):
         if size > 1:
-            first = array.take([0], a)
-            if (array == first).all():
+            ends = array.take([0, -1], a)
+            first = ends.take([0], a)
+            if (ends == first).all() and (size == 2 or (array == first).all()):
                 array = first
     return array
 

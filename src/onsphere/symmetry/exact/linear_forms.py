@@ -107,29 +107,21 @@ def add_scaled(
 ) -> dict[int, Fraction]:
     """Return the form ``a + factor * b`` without zero coefficients."""
     total = dict(a)
-    _add_to(total, b, factor)
-    return total
-
-
-def _add_to(total: Form, b: Mapping[int, Fraction], factor: Fraction) -> None:
-    """Add a multiple of a form in place; most factors are 1 or -1, and fractions are slow."""
-    scaled = b if factor == 1 else _scaled(b, factor)
-    for k, c in scaled.items():
+    for k, c in (b if factor == 1 else _scaled(b, factor)).items():
         before = total.get(k)
         value = c if before is None else before + c
         if value:
             total[k] = value
         else:
             total.pop(k, None)
+    return total
 
 
 def _scaled(form: Mapping[int, Fraction], factor: Fraction) -> Form:
+    """Return a multiple of a form; most factors are 1 or -1, and fractions are slow."""
     if factor == -1:
         return {k: -c for k, c in form.items()}
     return {k: c * factor for k, c in form.items()} if factor else {}
-
-
-_ONE = Fraction(1)
 
 
 class Constraints:
@@ -153,15 +145,26 @@ class Constraints:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._rows: dict[int, Form] = {}
+        # Nearly all coefficients are whole, and Python's own numbers are faster than fractions.
+        self._rows: dict[int, _Plain] = {}
         self._rows_with: defaultdict[int, set[int]] = defaultdict(set)
+
+    def copy(self) -> "Constraints":
+        """Return the same demands, to which others can be added."""
+        twin = Constraints(self.count)
+        twin._rows = dict(self._rows)  # rows are replaced, and never changed
+        twin._rows_with.update({k: set(rows) for k, rows in self._rows_with.items()})
+        return twin
 
     def reduced(self, form: Mapping[int, Fraction]) -> Form:
         """Return the form with every pivot substituted: empty when it must vanish anyway."""
-        total: Form = {}
+        return _as_fractions(self._reduced(form))
+
+    def _reduced(self, form: Mapping[int, Fraction]) -> "_Plain":
+        total: _Plain = {}
         for k, c in form.items():
             row = self._rows.get(k)
-            _add_to(total, *(({k: c}, _ONE) if row is None else (row, c)))
+            _add_multiple(total, {k: 1} if row is None else row, _plain(c))
         return total
 
     def require_zero(self, form: Mapping[int, Fraction]) -> bool:
@@ -170,22 +173,20 @@ class Constraints:
         The unknown with the highest number becomes the pivot: weights met first stay free, so a
         null vector reads "this weight, and what must follow it".
         """
-        rest = self.reduced(form)
+        rest = self._reduced(form)
         if not rest:
             return False
         pivot = max(rest)
-        row = _scaled(rest, -1 / rest.pop(pivot))
+        row: _Plain = {}
+        _add_multiple(row, rest, _plain(Fraction(-1) / rest.pop(pivot)))
         for other in self._rows_with.pop(pivot, set()):
-            self._store(
-                other, add_scaled(self._without(other, pivot), row, self._rows[other][pivot])
-            )
+            changed = {k: c for k, c in self._rows[other].items() if k != pivot}
+            _add_multiple(changed, row, self._rows[other][pivot])
+            self._store(other, changed)
         self._store(pivot, row)
         return True
 
-    def _without(self, row: int, unknown: int) -> Form:
-        return {k: c for k, c in self._rows[row].items() if k != unknown}
-
-    def _store(self, pivot: int, row: Form) -> None:
+    def _store(self, pivot: int, row: "_Plain") -> None:
         for k in self._rows.get(pivot, {}):
             self._rows_with[k].discard(pivot)
         self._rows[pivot] = row
@@ -194,7 +195,7 @@ class Constraints:
 
     def rows(self) -> Iterator[tuple[int, Form]]:
         """Yield each unknown that others determine, and how: ``unknown = form``."""
-        yield from self._rows.items()
+        return ((pivot, _as_fractions(row)) for pivot, row in self._rows.items())
 
     def null_space(self) -> list[Form]:
         """Return a basis of all exponents that satisfy the demands: sparse, small integers."""
@@ -205,10 +206,31 @@ class Constraints:
         basis = []
         for unknown in range(self.count):
             if unknown not in self._rows:
-                vector = {unknown: Fraction(1)}
-                vector |= {p: self._rows[p][unknown] for p in sorted(self._rows_with[unknown])}
-                basis.append(vector)
+                followed = {p: self._rows[p][unknown] for p in sorted(self._rows_with[unknown])}
+                basis.append(_as_fractions({unknown: 1, **followed}))
         return basis
+
+
+_Plain = dict[int, int | Fraction]
+"""A form whose whole coefficients are whole numbers."""
+
+
+def _plain(c: int | Fraction) -> int | Fraction:
+    return c.numerator if c.denominator == 1 else c
+
+
+def _as_fractions(form: _Plain) -> Form:
+    return {k: Fraction(c) for k, c in form.items()}
+
+
+def _add_multiple(total: _Plain, b: _Plain, factor: int | Fraction) -> None:
+    """Add a multiple of a form in place."""
+    for k, c in b.items():
+        value = total.get(k, 0) + c * factor
+        if value:
+            total[k] = _plain(value)
+        else:
+            total.pop(k, None)
 
 
 def null_space(forms: Iterable[Mapping[int, Fraction]], count: int) -> list[Form]:

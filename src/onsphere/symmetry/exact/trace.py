@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -174,13 +175,73 @@ def trace(
         >>> [dict(v) for v in trace(net, (torch.ones(5, 3),)).basis]
         [{'0.weight': Fraction(1, 1)}]
     """
-    parameters, buffers = weights(model)
-    if not parameters:
-        raise ModelError(f"{type(model).__name__} has no parameters")
-    system = Constraints(len(parameters) + len(buffers))
-    calls = [Call(*inputs_of(model, args, kwargs)), *others]
-    runs = runs_on(model, calls, system, output=output, inert=inert)
-    return _concluded(system, parameters, buffers, runs)
+    return Tracing(model, args, kwargs, output=output, inert=inert).trace(others)
+
+
+class Tracing:
+    """A model that is followed on inputs, and then on these and further ones.
+
+    What was followed before is not run again: the further runs go on from what it demanded.
+
+    Args:
+        model: any module.
+        args: positional inputs of the first run.
+        kwargs: keyword inputs of it.
+        output: picks from the result the tensors that must not change.
+        inert: parameters that fit any unit.
+
+    Raises:
+        ModelError: the model has no parameters.
+
+    Example:
+        >>> tracing = Tracing(nn.Linear(3, 2), torch.ones(5, 3))
+        >>> len(tracing.trace().met), len(tracing.trace([Call((torch.ones(4, 3),), {})]).met)
+        (1, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        output: OutputPicker | None = None,
+        inert: Collection[str] = (),
+    ) -> None:
+        self._model, self._output, self._inert = model, output, inert
+        self._weights = weights(model)
+        if not self._weights[0]:
+            raise ModelError(f"{type(model).__name__} has no parameters")
+        self._given = Call(*inputs_of(model, args, kwargs))
+        self._done: list[tuple[Call, Run, Constraints]] = []  # each with the demands until then
+
+    def trace(self, others: Sequence["Call"] = ()) -> Trace:
+        """Return what the first inputs and others say together.
+
+        Args:
+            others: further inputs, maybe with other weights.
+
+        Raises:
+            ModelError: the model raises, or returns no float tensor.
+        """
+        calls = [self._given, *others]
+        known = zip(calls, self._done, strict=False)
+        done = [x for _, x in takewhile(lambda pair: pair[0] is pair[1][0], known)]
+        goes_on = len(done) == len(self._done)
+        system = done[-1][-1] if done else Constraints(sum(map(len, self._weights)))
+        for x in calls[len(done) :]:
+            system = system.copy()
+            run = _run_as_used(
+                self._model, *self._weights, system, x, self._output, self._inert, None, None
+            )
+            done.append((x, run, system))
+        if goes_on:
+            self._done = done
+        return _concluded(system.copy(), *self._weights, [run for _, run, _ in done])
+
+    def forget(self) -> None:
+        """Drop all runs, with the memory of the tensors that they made."""
+        self._done = []
 
 
 def runs_on(

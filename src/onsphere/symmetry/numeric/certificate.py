@@ -383,11 +383,20 @@ def relative_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     for a, b in zip(before, after, strict=True):
         if a.shape != b.shape:
             return float("inf")
+        if not a.numel():
+            continue
+        farthest = float((a - b).abs().max())
+        if not farthest:
+            continue
+        if farthest < float("inf"):  # and so all entries are finite
+            scale = float(a.abs().max())
+            worst = max(worst, farthest / scale if scale else float("inf"))
+            continue
         same = (a == b) | (a.isnan() & b.isnan())
         if bool(same.all()):
             continue
         scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
-        change = float(torch.where(same, torch.zeros_like(a), (a - b).abs()).max())
+        change = float((a - b).abs().masked_fill(same, 0.0).max())
         change = change / scale if scale else float("inf")
         worst = max(worst, change if change == change else float("inf"))
     return worst

@@ -33,9 +33,11 @@ _WIDE |= dict.fromkeys((torch.complex64, torch.complex32), torch.complex128)
 """Short types, and what everything is computed in instead."""
 _ATOMS = frozenset({int, float, bool, type(None), str})
 """What an argument of an operation is mostly, beside tensors."""
+_INTEGERS = frozenset({int})
 _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 _CONVOLUTIONS = {"convolution": 8, "convolution_backward": 9}
 """And which of their arguments is the number of groups."""
+_IN_ITS_OWN_WAY = frozenset({*_PADDED, *_CONVOLUTIONS, "_grouped_mm"})
 
 
 class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
@@ -78,10 +80,12 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         name = overload.short
         if overload.draws and not self.backward:
             return _Draw(overload, self.draws.get((self.where, name)), self.lift)(args, kwargs)
-        args = tuple(map(self.lift, args))
-        kwargs = {k: self.lift(v) for k, v in kwargs.items()} if kwargs else kwargs
-        if name in _PADDED:
-            args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
+        lift = self.lift
+        args = tuple([
+            a if type(a) in _ATOMS or (type(a) is Tensor and a.dtype is torch.float64) else lift(a)
+            for a in args
+        ])  # fmt: skip
+        kwargs = {k: lift(v) for k, v in kwargs.items()} if kwargs else kwargs
         if self.precisions and not self.backward:
             own = self.precisions.get((self.where, name), _PRECISION)
             args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
@@ -89,10 +93,8 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
             args = self._with_tiny_eps(overload, args)
         elif self.places and not self.backward and (self.where, name) in self.places:
             args, kwargs = self._without_eps(func, args, kwargs)
-        if name == "_grouped_mm":
-            return _grouped_mm(*args, **kwargs)
-        if name in _CONVOLUTIONS and args[_CONVOLUTIONS[name]] > 1:
-            return _fresh(_grouped(func, *args, **kwargs))
+        if name in _IN_ITS_OWN_WAY:
+            return _in_its_own_way(name, func, args, kwargs)
         return _fresh(func(*args, **kwargs))
 
     def lift(self, value: Any) -> Any:
@@ -103,7 +105,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
             return self._twin(value) if value.dtype in _WIDE else value
         if isinstance(value, torch.dtype):
             return _WIDE.get(value, value)
-        if isinstance(value, (list, tuple)) and not all(type(v) is int for v in value):
+        if isinstance(value, (list, tuple)) and not _INTEGERS.issuperset(map(type, value)):
             return type(value)(map(self.lift, value))
         return value
 
@@ -143,8 +145,21 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         return self.tiny if value > 0 else -self.tiny
 
 
+def _in_its_own_way(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one of the few operations that are not run as the model calls them."""
+    if name == "_grouped_mm":
+        return _grouped_mm(*args, **kwargs)
+    if name in _PADDED:
+        args = (*args[:3], -1, *args[4:])  # the padding row acts on the output like any other
+    elif args[_CONVOLUTIONS[name]] > 1:
+        return _fresh(_grouped(func, *args, **kwargs))
+    return _fresh(func(*args, **kwargs))
+
+
 def _fresh(value: Any) -> Any:
     """Return a result in float64: what was made just now is seen by nobody else."""
+    if type(value) is Tensor and value.dtype is torch.float64:  # as nearly all are
+        return value
     if isinstance(value, Tensor):
         return wide(value)
     if isinstance(value, (list, tuple)):

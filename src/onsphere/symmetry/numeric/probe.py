@@ -284,7 +284,7 @@ class Probe:
         The same along the first axis: enough to see the effect, and cheap for large tables.
         """
         state = {
-            n: times(t, 1 + amount * self._normal_like(t[:1]))
+            n: times(t, self._normal_like(t[:1]).mul_(amount).add_(1))
             if n in self._moving and t.ndim
             else t
             for n, t in point.state.items()

@@ -81,8 +81,9 @@ def _calls(probe: Probe, given: Call) -> Iterator[tuple[Call, Point]]:
 def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
     """Run the model as it is, in its own types."""
     model = probe.model
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    copies = {n: kept(t) for n, t in state.items() if n not in dict(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    state = {**parameters, **dict(model.named_buffers())}
+    copies = {n: kept(t) for n, t in state.items() if n not in parameters}
     copies |= {n: leaf_as(state[n], kept(state[n])) for n in probe.overwritten}
     inputs = (call_on.args, dict(call_on.kwargs))
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)

@@ -15,7 +15,7 @@ from typing import Any
 
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.exact.linear_forms import in_span
-from onsphere.symmetry.exact.trace import Call, Trace, trace
+from onsphere.symmetry.exact.trace import Call, Trace, Tracing
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives
 from onsphere.symmetry.numeric.samples import Samples
@@ -39,29 +39,35 @@ _WIDE_SIZES = (1.0, 2.5, 0.4, 1.0, 5.0, 1.0)
 
 
 def followed(
-    probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    probe: Probe, tracing: Tracing, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Trace, list[Call]]:
     """Follow the operations on other inputs too, and return these.
 
     Where values decide what runs, more inputs and other weights are drawn until every weight was
     met, or nothing new comes.
+
+    Args:
+        probe: the model.
+        tracing: the run on the inputs given, from which the others go on.
+        args: positional inputs as they were given.
+        kwargs: keyword inputs as they were given.
     """
     given = Call(args, kwargs)
     others = [probe.others_like(given, turn) for turn in range(probe.others.turns)]
-    traced = _traced(probe, given, others)
+    traced = _traced(tracing, others)
     if traced is None:
-        others = [call for call in others if _traced(probe, given, [call]) is not None]
-        traced = _traced(probe, given, others) or probe.traced
+        others = [call for call in others if _traced(tracing, [call]) is not None]
+        traced = _traced(tracing, others) or probe.traced
     if not traced.data_dependent:
         return traced, others
     # What is reached alone demands nothing of what is reached with it: large batches show both.
     drawn = [_wide(probe, given, size, size < 2) for size in (1.0, 2.5, 1.0)]
-    wide = [call for call in drawn if _traced(probe, given, [call]) is not None]
-    traced = _traced(probe, given, [*others, *wide]) or traced
+    wide = [call for call in drawn if _traced(tracing, [call]) is not None]
+    traced = _traced(tracing, [*others, *wide]) or traced
     unmet, idle = set(traced.unread), 0
     while unmet and idle < _IDLE_DRAWS:
         call = _wide(probe, given, (1.0, 2.5, 0.4)[idle % 3], idle % 2 == 0)
-        found = _traced(probe, given, [call])
+        found = _traced(tracing, [call])
         if found is None or unmet <= set(found.unread):
             idle += 1
             continue
@@ -69,11 +75,11 @@ def followed(
         wide.append(call)
         idle = 0
     others += wide
-    traced = _traced(probe, given, others) or traced
-    together = _together(probe, given, traced)
+    traced = _traced(tracing, others) or traced
+    together = _together(probe, tracing, given, traced)
     if together:
         others += together
-        traced = _traced(probe, given, others) or traced
+        traced = _traced(tracing, others) or traced
     return traced, others
 
 
@@ -93,7 +99,7 @@ def telling(traced: Trace, others: Sequence[Call]) -> Sequence[Call]:
     return [x for k, x in enumerate(others) if not k or ran[k] not in {given, *ran[:k]}]
 
 
-def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:
+def _together(probe: Probe, tracing: Tracing, given: Call, traced: Trace) -> list[Call]:
     """Draw inputs that reach together what others have reached apart, such as two experts.
 
     What is reached apart demands nothing of each other, though it may be added up elsewhere.
@@ -104,7 +110,7 @@ def _together(probe: Probe, given: Call, traced: Trace) -> list[Call]:
         if not apart or time.thread_time() - start > _PAIR_SECONDS:
             break
         call = _wide(probe, given, (1.0, 2.5, 0.4)[turn % 3], turn % 2 == 0)
-        seen = _traced(probe, given, [call])
+        seen = _traced(tracing, [call])
         left = apart if seen is None else {p for p in apart if not p <= seen.met[-1]}
         if left < apart:
             apart = left
@@ -126,10 +132,10 @@ def _wide(probe: Probe, given: Call, size: float, anew: bool) -> Call:
     return replace(probe.others_like(given, many=True), state=probe.in_types(state))
 
 
-def _traced(probe: Probe, given: Call, others: Sequence[Call]) -> Trace | None:
+def _traced(tracing: Tracing, others: Sequence[Call]) -> Trace | None:
     """Follow the operations on several inputs, or return ``None`` if the model does not run."""
     try:
-        return trace(probe.model, given.args, given.kwargs, output=probe.output, others=others)
+        return tracing.trace(others)
     except ModelError:
         return None
 
@@ -156,6 +162,14 @@ class WithoutEffect:
     doubtful: list[str] = field(default_factory=list)
 
 
+def silent_weights(probe: Probe, evidence: RadialDerivatives, drawn: Samples) -> list[str]:
+    """Return the weights and buffers that may be without effect: gradients show none."""
+    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
+    rows = [evidence.radial(i) for i in range(len(drawn.random))]
+    silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
+    return [n for n in probe.names if n in silent]
+
+
 def without_effect(
     probe: Probe,
     evidence: RadialDerivatives,
@@ -172,11 +186,7 @@ def without_effect(
         others: inputs on which the operations were followed.
         known: weights of which structure tells that they have none: they are not asked about.
     """
-    # At an ill-conditioned point rounding can hide a zero, so one point is enough to be tested.
-    rows = [evidence.radial(i) for i in range(len(drawn.random))]
-    silent = {n for r in rows for n in inert_candidates(r)} - unreached(probe.traced)
-    silent -= known
-    candidates = [n for n in probe.names if n in silent]
+    candidates = [n for n in silent_weights(probe, evidence, drawn) if n not in known]
     found = are_inert(probe, candidates, drawn.near, drawn)
     rest = [n for n in candidates if n not in found]
     doubtful = are_doubtful(probe, rest, drawn) if rest else []

@@ -47,7 +47,8 @@ class Amounts:
         free = (solution.image < 0) | solution.zero
         free[solution.pivots.labels] = False
         self._value[free] = 0.0
-        self._chosen = labels
+        self._chosen = np.zeros(self.count + 1, bool)
+        self._chosen[labels] = True
         self._value[labels] = self._drawn((len(labels),))
         self.waits = False
         self._number = {b.start: k for k, b in enumerate(solution.unknowns.blocks)}
@@ -56,13 +57,17 @@ class Amounts:
         drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64)
         return (self._size * drawn).numpy()
 
-    def _settle(self) -> None:
+    def _settle(self, which: Any = slice(None)) -> None:
         """Let unknowns that follow others follow what is known by now."""
         pivots = self.solution.pivots
-        rows = pivots.rows
+        rows = pivots.rows.taken(which)
         with np.errstate(invalid="ignore"):
             terms = np.where(rows.factors != 0, rows.factors * self._value[rows.labels], 0.0)
-        self._value[pivots.labels] = terms.sum(1)
+        self._value[pivots.labels[which]] = terms.sum(1)
+
+    def _settle_unknown(self) -> None:
+        """Let those follow of which it was not known before what they follow."""
+        self._settle(np.isnan(self._value[self.solution.pivots.labels]))
 
     def _of(self, index: NDArray[Any]) -> Numbers:
         return self._value[self.solution.label[index]]
@@ -82,7 +87,7 @@ class Amounts:
         if number is None or self.solution.unknowns.blocks[number].shape != block.shape:
             return  # nothing that the solution knows
         label = self.solution.label
-        self._settle()
+        self._settle_unknown()
         if number in self.solution.inverted:
             image = self.solution.unknowns.blocks[number].of
             assert isinstance(image, Image)
@@ -119,7 +124,8 @@ class Amounts:
         terms = self.solution.terms(block.index())
         wide = [n if a in weight.free else 1 for a, n in enumerate(weight.shape)]
         total = np.zeros([block.size, *wide])
-        for label in np.intersect1d(self._chosen, np.unique(terms.labels[terms.factors != 0])):
+        used = terms.labels[terms.factors != 0]
+        for label in np.unique(used[self._chosen[used]]):
             factor = np.where(terms.labels == label, terms.factors, 0.0).sum(1)
             total += factor.reshape((-1, *([1] * len(wide)))) * self._drawn(wide)
         places = np.arange(block.size).reshape(block.shape)

@@ -99,10 +99,32 @@ def followed_shifts(
         kept: matrices that only stand in products, as a trace tells; it saves time.
     """
     unknowns = Unknowns(frozenset(held), dict(kept or {}))
-    system = _NoDemands(0)
-    calls = [Call(*inputs_of(model, args, kwargs)), *others]
-    runs_on(model, calls, system, output=output, shifts=unknowns)
+    follow_shifts(model, args, kwargs, unknowns, output=output, others=others)
     return families_in(unknowns)
+
+
+@on_gathered
+def follow_shifts(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    unknowns: Unknowns,
+    *,
+    output: OutputPicker | None = None,
+    others: Sequence[Call] = (),
+) -> None:
+    """Note what the operations demand of shifts.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        unknowns: takes the demands.
+        output: picks the tensors that must not change.
+        others: further inputs.
+    """
+    calls = [Call(*inputs_of(model, args, kwargs)), *others]
+    runs_on(model, calls, _NoDemands(0), output=output, shifts=unknowns)
 
 
 def families_in(unknowns: Unknowns) -> tuple[Solution, list[Found]]:

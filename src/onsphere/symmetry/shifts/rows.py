@@ -20,17 +20,19 @@ class Rows:
     Args:
         labels: of the unknowns, by row and term.
         factors: by row and term.
+        settled: whether each row holds each unknown once, those that count first.
     """
 
     labels: Ints
     factors: Numbers
+    settled: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def taken(self, which: Any) -> "Rows":
         """Return some of the rows."""
-        return Rows(self.labels[which], self.factors[which])
+        return Rows(self.labels[which], self.factors[which], self.settled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +93,7 @@ def leaves(
 
 def distinct(rows: Rows) -> Rows:
     """Drop rows that say the same as others."""
-    order = np.argsort(rows.labels, axis=1, kind="stable")
-    labels = np.take_along_axis(rows.labels, order, 1)
-    factors = np.take_along_axis(rows.factors, order, 1)
+    labels, factors = _ordered(rows.labels, rows.factors, rows.labels)
     first = factors[np.arange(len(rows)), (factors != 0).argmax(1)][:, None]
     signs = np.concatenate([np.where(factors == 0, -1, labels), factors / first], 1)
     _, kept = np.unique(signs.round(9), axis=0, return_index=True)
@@ -129,16 +129,25 @@ def read_off(rounds: Sequence[tuple[Ints, Rows]], count: int) -> Pivots:
 
 def merged(rows: Rows) -> Rows:
     """Write rows with each unknown once."""
-    order = np.argsort(rows.labels, axis=1, kind="stable")
-    labels = np.take_along_axis(rows.labels, order, 1)
-    factors = np.take_along_axis(rows.factors, order, 1)
+    labels, factors = rows.labels, rows.factors.copy()
+    if (labels[:, 1:] < labels[:, :-1]).any():
+        labels, factors = _ordered(labels, factors, labels)
     for k in range(1, labels.shape[1]):
         same = labels[:, k] == labels[:, k - 1]
         factors[:, k] += np.where(same, factors[:, k - 1], 0.0)
         factors[:, k - 1] = np.where(same, 0.0, factors[:, k - 1])
     factors[np.abs(factors) < TINY] = 0.0
-    order = np.argsort(factors == 0, axis=1, kind="stable")
-    width = max(1, int((factors != 0).sum(1).max(initial=0)))
-    labels = np.take_along_axis(labels, order, 1)[:, :width]
-    factors = np.take_along_axis(factors, order, 1)[:, :width]
-    return Rows(np.where(factors == 0, labels[:, :1], labels), factors)
+    nothing = factors == 0
+    if nothing.any():
+        labels, factors = _ordered(labels, factors, nothing)
+        width = max(1, int((factors != 0).sum(1).max(initial=0)))
+        labels, factors = labels[:, :width], factors[:, :width]
+        labels = np.where(factors == 0, labels[:, :1], labels)
+    return Rows(labels, factors, settled=True)
+
+
+def _ordered(labels: Ints, factors: Numbers, key: NDArray[Any]) -> tuple[Ints, Numbers]:
+    """Sort the terms of each row by a key."""
+    row = np.arange(len(labels))[:, None]
+    order = np.argsort(key, axis=1, kind="stable")
+    return labels[row, order], factors[row, order]

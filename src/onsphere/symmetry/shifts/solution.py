@@ -181,7 +181,9 @@ class _Solver:
 
     def _normal(self, rows: Rows) -> Rows:
         """Write rows with one term for each class, those that count first."""
-        labels = self.label[rows.labels]
+        labels, nothing = self.label[rows.labels], self.zero[rows.labels]
+        if rows.settled and not nothing.any() and (labels == rows.labels).all():
+            return rows
         return merged(Rows(labels, np.where(self.zero[labels], 0.0, rows.factors)))
 
     def _join(self, a: Ints, b: Ints) -> None:

@@ -45,7 +45,7 @@ _ROLES = {
     "_grouped_mm": "experts",
 }
 """What an operation says about the weights that go into it."""
-_STACKED, _PICKS = {"bmm", "baddbmm"}, {"select", "unbind"}
+_STACKED, _PICKS = {"bmm", "baddbmm", "_grouped_mm"}, {"select", "unbind", "index_select"}
 """Operations that take the matrices of a stack by themselves: all of them, or single ones."""
 _PACK, _UNPACK = "aten::_pack_padded_sequence", "_pad_packed_sequence"
 _ATTENTION = {"_softmax", "_safe_softmax"}
@@ -266,9 +266,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
-        if short in _STACKED or (short in _PICKS and tensors[0].ndim == 3 and not (*args, 0)[1]):
-            for tensor in tensors:
-                self.roles[key_of(tensor)].add("stacked")
+        for tensor in self._stacks(short, args, tensors):
+            self.roles[key_of(tensor)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -280,6 +279,22 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.coarsest = max(self.coarsest, _rounding(t.dtype))
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
+
+    def _stacks(
+        self, short: str, args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return the tensors that an operation takes for stacks of matrices, or of filters."""
+        if short in _STACKED:
+            return tensors
+        if short in _PICKS and tensors[0].ndim > 2 and not (*args, 0)[1]:
+            return tensors[:1]
+        if short == "index" and tensors[0].ndim > 2 and _picks_first(args[1]):
+            return tensors[:1]
+        if short == "convolution" and args[8] > 1:
+            whole = self._own.get(key_of(tensors[1]))
+            if whole is not None and len(whole) == args[8] and whole.ndim > tensors[1].ndim:
+                return tensors[1:2]
+        return ()
 
     def _note_kept(
         self, short: str, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
@@ -400,3 +415,8 @@ class Reads(TorchFunctionMode):
 @cache
 def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
+
+
+def _picks_first(indices: Sequence[Tensor | None]) -> bool:
+    """Return whether positions pick along the first axis only."""
+    return len(indices) == 1 and indices[0] is not None and not indices[0].dtype == torch.bool

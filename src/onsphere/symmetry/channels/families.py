@@ -126,7 +126,7 @@ def _followed(
     )  # fmt: skip
     channels.finish()
     sites = [site.unit.fields for run in runs for site in run.ledger.sites.values()]
-    beside_eps = [fields for fields in sites if fields.terms]
+    beside_eps = [f for fields in sites if fields.terms for f in channels.spelled_out(fields)]
     followers = [
         (own, unit) for run in runs for own, unit in run.ledger.followers
         if len(own.fields.terms) == 1 and unit.fields.terms

@@ -47,6 +47,8 @@ _ROLES = {
 """What an operation says about the weights that go into it."""
 _STACKED, _PICKS = {"bmm", "baddbmm", "_grouped_mm"}, {"select", "unbind", "index_select"}
 """Operations that take the matrices of a stack by themselves: all of them, or single ones."""
+_COPIES = {"_to_copy", "clone", "contiguous"}
+"""Operations that give the same entries in a memory of their own."""
 _PACK, _UNPACK = "aten::_pack_padded_sequence", "_pad_packed_sequence"
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _ONLY_SHAPES = (empty, makes)
@@ -96,6 +98,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.coarsest = 0.0
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
+        self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
         self._literals: dict[int, Tensor] = {}
         self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -266,8 +269,11 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
+        if short in _COPIES and key_of(tensors[0]) in self._own:
+            self._copied[key_of(results[0])] = key_of(tensors[0])
         for tensor in self._stacks(short, args, tensors):
-            self.roles[key_of(tensor)].add("stacked")
+            key = key_of(tensor)
+            self.roles[self._copied.get(key, key)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -291,7 +297,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         if short == "index" and tensors[0].ndim > 2 and _picks_first(args[1]):
             return tensors[:1]
         if short == "convolution" and args[8] > 1:
-            whole = self._own.get(key_of(tensors[1]))
+            key = key_of(tensors[1])
+            whole = self._own.get(self._copied.get(key, key))
             if whole is not None and len(whole) == args[8] and whole.ndim > tensors[1].ndim:
                 return tensors[1:2]
         return ()

@@ -95,6 +95,7 @@ class ChannelDemands:
         self.blocks: list[Block] = []
         self.demands: list[Demand] = []
         self.picks = Picks()
+        self._experts: list[Block] = []
         self._ties: list[_Tie] = []
         self._lengths_of_picked: dict[int, _Tie] = {}
         self._common: set[int] = set()
@@ -115,21 +116,24 @@ class ChannelDemands:
         groups: int = 1,
         *,
         common: bool = False,
+        alone: bool = False,
     ) -> Index:
         """Give out a block of unknowns; return their numbers in this shape.
 
         Args:
-            shape: how they are arranged; a single unknown belongs to no channel.
+            shape: how they are arranged.
             weight: number of the weight whose exponents they are, if they are.
             axes: the axes of that weight along which they vary.
             places: where each of them stands along these axes, as in :class:`Block`.
             groups: in how many groups of equal size they come.
             common: whether none of them belongs to a channel.
+            alone: whether a single one does; else it belongs to none.
         """
         block = Block(self._next, tuple(shape), weight, tuple(axes), places, groups)
         self._next += block.size
-        if block.size > 1 and not common:
+        if (block.size > 1 or alone) and not common:
             self.blocks.append(block)
+            self._experts += [block] if groups > 1 and places is None else []
         else:
             self._common.update(range(block.start, block.start + block.size))
         return block.index()
@@ -379,8 +383,9 @@ class ChannelDemands:
             self._add([*here, (-_ONE, common)], {}, free)
             return [*rest, (_ONE, common)]
         same = _first_alike([i for _, i in here], axis)
-        alone = summed and self._is_of_experts(here, axis, same)
-        values = self.new([int(same.max()) + 1], common=alone)
+        count = int(same.max()) + 1
+        by_expert = (summed or count == 1) and self._is_of_experts(here, axis, same)
+        values = self.new([count], common=summed and by_expert, alone=by_expert)
         common = values[same].reshape(shape)
         self._add([*here, (-_ONE, common)], {}, free)
         return [*rest, (_ONE, common)]
@@ -462,8 +467,8 @@ class ChannelDemands:
         self, terms: Sequence[tuple[Fraction, Index]], axis: int, same: NDArray[np.int64]
     ) -> bool:
         """Return whether common values along an axis are one for each of some stacked experts."""
-        for block in self.blocks:
-            if block.groups == 1 or block.places is not None or block.groups <= same.max():
+        for block in self._experts:
+            if block.groups <= same.max():
                 continue
             for _, i in terms:
                 if not block.start <= int(i.min()) <= int(i.max()) < block.start + block.size:

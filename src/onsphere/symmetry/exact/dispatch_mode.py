@@ -23,6 +23,7 @@ from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     UnitTracker,
+    is_free_number,
     key_of,
     written_by,
 )
@@ -188,13 +189,22 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self._before.append((found, found.detach().clone()))
 
     @contextmanager
-    def staying(self) -> Iterator[None]:
-        """Leave on the CPU what is made there: a kernel reads it."""
+    def unpacking(self, steps: Tensor, padding: float) -> Iterator[None]:
+        """Lay the steps of packed sequences side by side; what is made on the CPU stays there.
+
+        Lengths say where each step goes. Where zeros fill the rest, and all steps are alike, it
+        does not matter.
+        """
         before, self.without_memory = self.without_memory, False
+        told = self.ledger.read_values
+        if is_free_number(padding):
+            self.ledger.level(steps, 0)
+            self.ledger.read_values = False
         try:
             yield
         finally:
             self.without_memory = before
+            self.ledger.read_values |= told
 
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
@@ -412,7 +422,7 @@ class Reads(TorchFunctionMode):
             args = (known, *args[1:])
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == _UNPACK:
-            with self.tracer.staying():
+            with self.tracer.unpacking(args[0], args[3]):
                 return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}

@@ -92,6 +92,13 @@ class UnitTracker:
         """Describe a view of a storage: which of its entries it shows."""
         self._fields.view(key_of(tensor), tensor, unit.fields)
 
+    def level(self, tensor: Tensor, axis: int) -> None:
+        """Demand that nothing varies along an axis of a tensor."""
+        if self.channels is not None and self._fields.knows(key_of(tensor)):
+            unit = self.channels.constant(self.read(tensor), [axis - tensor.ndim])
+            if covers_storage(tensor):
+                self.write(tensor, unit)
+
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
         if covers_storage(tensor):

@@ -379,7 +379,10 @@ class ChannelDemands:
             each = (self.collapsed(Unit(fields=Fields((term,)))) for term in here)
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
-        if self.picks and (common := self._common_of_picked([i for _, i in here], axis, summed)) is not None:
+        if (
+            self.picks
+            and (common := self._common_of_picked([i for _, i in here], axis, summed)) is not None
+        ):
             self._add([*here, (-_ONE, common)], {}, free)
             return [*rest, (_ONE, common)]
         same = _first_alike([i for _, i in here], axis)
@@ -407,9 +410,7 @@ class ChannelDemands:
         alone = self.picks.one_decides(whole, (0, axis)) is not None
         return list(terms) if alone else [*rest, *plain, *self._settled(met)]
 
-    def _settled(
-        self, terms: Sequence[tuple[Fraction, Index]]
-    ) -> list[tuple[Fraction, Index]]:
+    def _settled(self, terms: Sequence[tuple[Fraction, Index]]) -> list[tuple[Fraction, Index]]:
         """Demand that sums of what data pick are the same for all choices, and return them so."""
         whole = np.stack(np.broadcast_arrays(*(i for _, i in terms)))
         flat = whole.reshape(len(whole), -1)
@@ -442,9 +443,7 @@ class ChannelDemands:
                 self._write((*(coefficients[k] for k in some), -_ONE), found, {})
                 yield np.where(here[some].any(0), sums[kind], NOTHING).astype(np.int32)
 
-    def _common_of_picked(
-        self, arrays: Sequence[Index], axis: int, summed: bool
-    ) -> Index | None:
+    def _common_of_picked(self, arrays: Sequence[Index], axis: int, summed: bool) -> Index | None:
         """Give out a common value along an axis for each choice, where one entry decides on all."""
         if not any(self.picks.deciding(i).any() for i in arrays):
             return None
@@ -455,9 +454,7 @@ class ChannelDemands:
         same = _first_alike([self.picks.alike(i) for i in arrays], axis)
         count = int(same.max()) + 1
         among = self.new((choices, count), common=summed and count == 1)
-        kinds, at = np.unique(
-            entry.ravel().astype(np.int64) * count + same, return_inverse=True
-        )
+        kinds, at = np.unique(entry.ravel().astype(np.int64) * count + same, return_inverse=True)
         own = self._standing_for(
             (kinds // count).astype(np.int32), (kinds % count).astype(np.int32), among
         )
@@ -521,7 +518,6 @@ class ChannelDemands:
         if index.shape[1] and key not in self._seen:
             self._seen.add(key)
             self.demands.append(demand)
-
 
     def _for_all_choices(
         self, coefficients: Sequence[Fraction], index: Index

@@ -193,13 +193,15 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         """Lay the steps of packed sequences side by side; what is made on the CPU stays there.
 
         Lengths say where each step goes. Where zeros fill the rest, and all steps are alike, it
-        does not matter.
+        does not matter. Any other number stands beside them, if not in this run then in others.
         """
         before, self.without_memory = self.without_memory, False
         told = self.ledger.read_values
         if is_free_number(padding):
             self.ledger.level(steps, 0)
             self.ledger.read_values = False
+        else:
+            self.ledger.require_zero(self.ledger.settle(self.ledger.read(steps)))
         try:
             yield
         finally:
@@ -279,11 +281,10 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
-        if short in _COPIES and key_of(tensors[0]) in self._own:
-            self._copied[key_of(results[0])] = key_of(tensors[0])
+        if short in _COPIES and (source := self._original(tensors[0])) in self._own:
+            self._copied[key_of(results[0])] = source
         for tensor in self._stacks(short, args, tensors):
-            key = key_of(tensor)
-            self.roles[self._copied.get(key, key)].add("stacked")
+            self.roles[self._original(tensor)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -296,19 +297,23 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
 
+    def _original(self, tensor: Tensor) -> int:
+        """Return the key of the parameter that a tensor copies, or its own."""
+        key = key_of(tensor)
+        return self._copied.get(key, key)
+
     def _stacks(
         self, short: str, args: Sequence[Any], tensors: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         """Return the tensors that an operation takes for stacks of matrices, or of filters."""
         if short in _STACKED:
-            return tensors
+            return tensors[1:] if short == "baddbmm" else tensors[:2]
         if short in _PICKS and tensors[0].ndim > 2 and not (*args, 0)[1]:
             return tensors[:1]
         if short == "index" and tensors[0].ndim > 2 and _picks_first(args[1]):
             return tensors[:1]
         if short == "convolution" and args[8] > 1:
-            key = key_of(tensors[1])
-            whole = self._own.get(self._copied.get(key, key))
+            whole = self._own.get(self._original(tensors[1]))
             if whole is not None and len(whole) == args[8] and whole.ndim > tensors[1].ndim:
                 return tensors[1:2]
         return ()
@@ -436,4 +441,4 @@ def _rounding(dtype: torch.dtype) -> float:
 
 def _picks_first(indices: Sequence[Tensor | None]) -> bool:
     """Return whether positions pick along the first axis only."""
-    return len(indices) == 1 and indices[0] is not None and not indices[0].dtype == torch.bool
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype != torch.bool

@@ -10,6 +10,7 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -113,7 +114,7 @@ def views(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def _merged(op: Operation, unit: Unit, channels: ChannelDemands) -> Unit:
     old, new = tuple(source_of(op).shape), tuple(result_of(op).shape)
-    kept = []
+    kept: list[tuple[Fraction, Array]] = []
     for term in unit.fields.terms:
         alone = Unit(fields=Fields((term,)))
         try:

@@ -130,6 +130,7 @@ def _followed(
     followers = [
         (own, unit) for run in runs for own, unit in run.ledger.followers
         if len(own.fields.terms) == 1 and unit.fields.terms
+        and not any(channels.picks.deciding(i).any() for _, i in unit.fields.terms)
     ]  # fmt: skip
     used = {
         k for k, n in enumerate(held)

@@ -278,9 +278,11 @@ class ChannelDemands:
             own = self.new(left)
             self._ties.append(_Tie(list(terms), list(axes), own))
             return own
+        if math.prod(np.broadcast_shapes(*(i.shape for i in arrays))) > LARGEST or len(axes) > 1:
+            return None
         whole = np.stack(np.broadcast_arrays(*arrays))
         entry = self.picks.one_decides(whole, (0, *axes))
-        if entry is None or len(axes) > 1:
+        if entry is None:
             return None
         count = math.prod(left)
         among = np.full((self.picks.choices(whole), count), NOTHING, np.int32)
@@ -397,7 +399,7 @@ class ChannelDemands:
         self, terms: Sequence[tuple[Fraction, Index]], axis: int
     ) -> list[tuple[Fraction, Index]]:
         """Let nothing depend on what is picked where several entries decide along an axis."""
-        terms = [(c, self._known(i)) for c, i in terms]
+        terms = [(c, self._known(i) if axis in varying(i) else i) for c, i in terms]
         here = [(c, i) for c, i in terms if axis in varying(i)]
         met, plain = _parted(here, lambda i: bool(self.picks.deciding(i).any()))
         if not met:
@@ -436,7 +438,8 @@ class ChannelDemands:
             first, kind = _alike(np.ascontiguousarray(part.T))
             every = self.picks.at_each_choice(part[:, first])
             rows = np.arange(len(part))[:, None]
-            for some in rows.T if every.size <= _MOST_TOGETHER else rows:
+            together = every.size <= _MOST_TOGETHER and self.picks.choices(part)
+            for some in rows.T if together else rows:
                 sums = self.new([len(first)])
                 columns = every[:, some].swapaxes(0, 1).reshape(len(some), -1)
                 found = _distinct(np.concatenate([columns, np.tile(sums, len(every))[None]]))

@@ -62,8 +62,9 @@ class Picks:
     def entries(self, positions: Tensor) -> Index:
         """Return a number for each entry of a tensor of positions; views share theirs."""
         memory = positions.untyped_storage()
-        count = memory.nbytes() // positions.element_size()
-        first = self._numbered(("entries", memory._cdata, positions._version), count, positions)
+        size = positions.element_size()
+        key = ("entries", memory._cdata, size, positions._version)
+        first = self._numbered(key, memory.nbytes() // size, positions)
         found = np.full((), first + positions.storage_offset(), np.int32)
         for size, stride in zip(positions.shape, positions.stride(), strict=True):
             found = found[..., None] + stride * np.arange(size, dtype=np.int32)
@@ -150,15 +151,20 @@ class Picks:
         return last if bool((first == last).all()) and self.choices(index) else None
 
     def spelled_out(self, fields: Fields) -> Fields:
-        """Return fields that hold exponents themselves, a row per choice along a new first axis."""
+        """Return fields that hold exponents themselves, where numbers stand for what is picked.
+
+        They have a row for each choice then, and what is alike stands there once.
+        """
         fields = Fields(tuple((c, self.replaced(i)) for c, i in fields.terms), fields.free)
         if not any(self.deciding(i).any() for _, i in fields.terms):
             return fields
         shape = np.broadcast_shapes(*(i.shape for i in fields.arrays()))
-        whole = np.stack([np.broadcast_to(i, shape) for _, i in fields.terms])
-        every = self.at_each_choice(whole).swapaxes(0, 1)
+        whole = np.stack([np.broadcast_to(i, shape).ravel() for _, i in fields.terms])
+        if fields.free is not None:
+            whole = whole[:, ~np.broadcast_to(fields.free, shape).ravel()]
+        every = self.at_each_choice(np.unique(self.alike(whole), axis=1)).swapaxes(0, 1)
         terms = ((c, i) for (c, _), i in zip(fields.terms, every, strict=True))
-        return Fields(tuple(terms), fields.free)
+        return Fields(tuple(terms))
 
 
 def columns_of(index: Index, axis: int) -> Index:

@@ -5,9 +5,10 @@ random weights and inputs, is one row of inner products of slices with their gra
 rows are orthogonal to is a symmetry to first order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +69,54 @@ class Columns:
         return torch.stack(rows) if rows else torch.zeros(0, len(self.names), dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Entries:
+    """All entries of all weights of a network, one by one: fit for tiny networks only."""
+
+    names: tuple[Column, ...]
+
+    @classmethod
+    def of(cls, net: nn.Module) -> "Entries":
+        """Take every entry; there is no axis to tell."""
+        found = [(n, -1, i) for n, p in net.named_parameters() for i in range(p.numel())]
+        return cls(tuple(found))
+
+    def derivatives(self, net: nn.Module) -> Tensor:
+        """Products of entries and gradients."""
+        return torch.cat([
+            torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None
+            else (p.detach() * p.grad).flatten()
+            for p in net.parameters()
+        ])  # fmt: skip
+
+    def claimed(self, net: nn.Module, families: Sequence[Family]) -> Tensor:
+        """One row for each channel of each family."""
+        shapes = {n: p.shape for n, p in net.named_parameters()}
+        rows = []
+        for family in families:
+            for own in torch.eye(family.count, dtype=torch.float64):
+                logs = family.log_factors(own, shapes)
+                zero = torch.zeros((), dtype=torch.float64)
+                moved = (logs.get(n, zero).expand(s).flatten() for n, s in shapes.items())
+                rows.append(torch.cat(list(moved)))
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.names), dtype=torch.float64)
+
+    def scaled(self, net: nn.Module, basis: Sequence[Mapping[str, Any]]) -> Tensor:
+        """One row for each symmetry of whole weights."""
+        rows = [
+            torch.cat([
+                torch.full((p.numel(),), float(v.get(n, 0)), dtype=torch.float64)
+                for n, p in net.named_parameters()
+            ])
+            for v in basis
+        ]  # fmt: skip
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.names), dtype=torch.float64)
+
+
 def measured(
-    net: nn.Module, draw: Callable[[torch.Generator], tuple[Tensor, ...]], columns: Columns
+    net: nn.Module,
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]],
+    columns: Columns | Entries,
 ) -> Tensor:
     """A basis, one vector per row, of all rescalings that leave the output alone to first order."""
     generator = torch.Generator().manual_seed(0)

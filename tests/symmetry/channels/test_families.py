@@ -237,11 +237,11 @@ class Routed(nn.Module):
         return self.out(torch.zeros_like(x).index_add(0, order, found.float()))
 
 
-def test_a_grouped_product_keeps_channels() -> None:
+def test_a_grouped_product_keeps_channels_of_each_expert() -> None:
     torch.manual_seed(0)
     assert _shapes(audit(Routed(), torch.randn(24, 16)).families) == [
-        (8, [("up", 1, 1), ("down", -1, 1)]),
-        (16, [("down", 1, 1), ("out.weight", -1, 1)]),
+        (4 * 8, [("up", 1, 1), ("down", -1, 1)]),
+        (16, [("down", 1, 4), ("out.weight", -1, 1)]),
     ]
 
 

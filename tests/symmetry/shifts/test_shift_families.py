@@ -136,6 +136,25 @@ class Shared(nn.Module):
         return self.left(h), self.right(h).softmax(-1)
 
 
+class Parts(nn.Module):
+    """Two parts of one tensor; the first is written in place.
+
+    Args:
+        late: the second part is taken from the whole when that has been done.
+    """
+
+    def __init__(self, *, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
+        self.a, self.b, self.c = nn.Linear(3, 4, bias=False), nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.a(x), self.b(x)], -1)
+        first, second = h[:, :4], None if self.late else h[:, 4:]
+        first.relu_()
+        return torch.cat([first, self.c(h[:, 4:] if second is None else second)], -1)
+
+
 CASES = [
     Case("conv and batch norm in training", lambda: _conv(nn.BatchNorm2d(4), nn.ReLU()),
          [["0.bias"]], IMAGE),
@@ -187,6 +206,7 @@ CASES = [
     Case("two readers, one before a softmax", Shared,
          [["map.bias", "left.bias - left.weight @ v", "right.bias - right.weight @ v"],
           ["right.weight"], ["right.bias"]]),
+    Case("a part of a tensor written in place", Parts, [["b.bias", "c.bias - c.weight @ v"]]),
     Case("a decoder whose readers all centre", Decoder, [
         ["position"], ["embed.weight", "position - v"], ["embed.weight"], ["block.k.bias"],
         ["block.n1.bias", "block.q.bias - block.q.weight @ v", "block.v.bias - block.v.weight @ v"],
@@ -277,6 +297,33 @@ def test_moving_along_all_families_changes_nothing(case: Case) -> None:
         alone = any(f.family.names == (name,) for f in found)
         part = outputs(net, {**state, name: moved[name]}, inputs)
         assert alone or not torch.allclose(before, part, rtol=1e-6, atol=1e-6)
+
+
+class Recurrent(nn.Module):
+    """The states of a recurrent layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.r = getattr(nn, kind)(8, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.r(x)[0]
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("RNN", 1), ("LSTM", 4), ("GRU", 2)])
+def test_a_gate_that_sums_two_biases_needs_only_their_sum(kind: str, gates: int) -> None:
+    case = Case(kind, lambda: Recurrent(kind), [], SEQUENCE)
+    net, x = _net(case), SEQUENCE(torch.Generator().manual_seed(0))
+    (found,) = shift_families(net, x)
+    assert [_words(m) for m in found.moves] == ["r.bias_ih_l0", "r.bias_hh_l0 - v"]
+    assert found.dimension == gates * 4 == null_dimension(net, SEQUENCE)
+    assert [m.places[: gates * 4].tolist() for m in found.moves] == [[*range(gates * 4)]] * 2
+    (alone,) = shift_families(net.to("meta"), x.to("meta"))
+    assert ({*alone.names}, alone.dimension) == ({*found.names}, found.dimension)
+
+
+def test_nothing_moves_in_a_tensor_that_is_read_after_a_part_of_it_was_written() -> None:
+    assert shift_families(Parts(late=True), torch.rand(7, 3)) == []
 
 
 def test_a_false_family_is_refuted() -> None:

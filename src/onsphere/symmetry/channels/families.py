@@ -6,7 +6,7 @@ ReLU between them it is one line at any width: rows of the first by :math:`a_j`,
 second by :math:`1/a_j`. The symmetries of whole weights are their sums, or are listed beside them.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -138,23 +138,28 @@ def followed_channels(
     # Not `m.weight`: where that is computed, reading it can change what it is computed from.
     grouped = {id(m._parameters.get("weight")): m.groups for m in convolutions}
     still = {*inert, *held}
-    stacks = _stacks(own, roles)
+    stacked = _stacked(own, roles)
     for number, (name, tensor) in enumerate(own.items()):
         if bare_name(name) not in still:
             role = roles.get(bare_name(name), frozenset())
             groups = grouped.get(id(tensor), 1)
-            stacked = (_module_of(name), len(tensor)) in stacks if tensor.ndim else False
-            fields[name] = _starting(channels, number, tuple(tensor.shape), role, groups, stacked)
+            shape = tuple(tensor.shape)
+            fields[name] = _starting(channels, number, shape, role, groups, name in stacked)
     calls = [Call(*inputs_of(model, args, kwargs)), *others]
     runs = runs_on(
         model, calls, system, output=output, inert=inert, starts=Starts(channels, fields),
         shifts=shifts,
     )  # fmt: skip
     channels.finish()
-    beside_eps = [site.unit for run in runs for site in run.ledger.sites.values()]
+    beside_eps = [
+        site.unit.with_fields(fields)
+        for run in runs for site in run.ledger.sites.values()
+        for fields in channels.spelled_out(site.unit.fields)
+    ]  # fmt: skip
     followers = [
         (buffer, unit) for run in runs for buffer, unit in run.ledger.followers
         if len(buffer.fields.terms) == 1
+        and not any(channels.picks.deciding(i).any() for _, i in unit.fields.terms)
     ]  # fmt: skip
     used = {
         k for k, n in enumerate(own)
@@ -184,11 +189,11 @@ def _starting(
     """
     terms = []
     axes = [a for a, n in enumerate(shape) if n > 1]
+    if role & {"convolution", "transposed"} or groups > 1:
+        axes = [a for a in axes if a < (3 if stacked else 2)]
     if stacked and len(axes) > 1 and axes[0] == 0:
         terms = [(Fraction(1), _by_expert(channels, number, shape, a)) for a in axes[1:]]
         axes = []
-    if role & {"convolution", "transposed"} or groups > 1:
-        axes = [a for a in axes if a < 2]
     if groups > 1 and 1 in axes and shape[0] * shape[1] <= LARGEST:
         axes.remove(1)
         terms.append((Fraction(1), _by_group(channels, number, shape, groups)))
@@ -216,16 +221,31 @@ def _by_expert(channels: ChannelDemands, number: int, shape: tuple[int, ...], ax
     return own.reshape(wide)
 
 
-def _stacks(
-    held: Mapping[str, Tensor], roles: Mapping[str, frozenset[str]]
-) -> set[tuple[str, int]]:
-    """Return modules that stack the matrices of experts, and how many; few enough to tell apart."""
-    stacked = [
-        (n, t) for n, t in held.items()
-        if t.ndim == 3 and "stacked" in roles.get(bare_name(n), frozenset())
-    ]  # fmt: skip
-    entries = sum(len(t) * sum(t.shape[1:]) for _, t in stacked)
-    return {(_module_of(n), len(t)) for n, t in stacked} if entries <= _MOST_STACKED else set()
+def _stacked(held: Mapping[str, Tensor], roles: Mapping[str, frozenset[str]]) -> set[str]:
+    """Return the weights that hold a part for each expert; none where these are too many.
+
+    A weight of which products take the matrices one by one says how many experts there are. What
+    its module, or a module inside, holds of the same length belongs to them as well. A module with
+    one such weight alone is a layer of experts, and the module around it holds the others.
+    """
+    matrices = {
+        n: t for n, t in held.items()
+        if t.ndim > 2 and "stacked" in roles.get(bare_name(n), frozenset())
+    }  # fmt: skip
+    if sum(len(t) * sum(t.shape[1:]) for t in matrices.values()) > _MOST_STACKED:
+        return set()
+    homes = Counter((_module_of(n), len(t)) for n, t in matrices.items())
+    mixtures = {(m if count > 1 else _module_of(m), size) for (m, size), count in homes.items()}
+    return {
+        n for n, t in held.items()
+        if t.ndim > 1 and any((m, len(t)) in mixtures for m in _modules_around(n))
+    }  # fmt: skip
+
+
+def _modules_around(name: str) -> list[str]:
+    """Return the module that holds a weight, the one around it, and so on up to the model."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in reversed(range(len(parts)))]
 
 
 def _module_of(name: str) -> str:

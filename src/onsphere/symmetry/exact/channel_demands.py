@@ -6,7 +6,7 @@ row for each channel. :mod:`onsphere.symmetry.channels.components` solves them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index
+from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index, compressed
 from onsphere.symmetry.exact.linear_forms import Constraints, Unit
+from onsphere.symmetry.exact.picks import Picks, columns_of
 
 _ONE = Fraction(1)
+_MOST_TOGETHER = 400
+"""Up to how many exponents of what data pick may depend on choices if only their sums do not."""
 MOST_LENGTHS = 100_000
 """Up to how many norms at once may change by numbers of their own."""
 
@@ -91,7 +94,10 @@ class ChannelDemands:
         self.scalars = scalars
         self.blocks: list[Block] = []
         self.demands: list[Demand] = []
+        self.picks = Picks()
+        self._experts: list[Block] = []
         self._ties: list[_Tie] = []
+        self._lengths_of_picked: dict[int, _Tie] = {}
         self._common: set[int] = set()
         self._first = self._next = first
         self._seen: set[tuple[object, ...]] = set()
@@ -110,21 +116,24 @@ class ChannelDemands:
         groups: int = 1,
         *,
         common: bool = False,
+        alone: bool = False,
     ) -> Index:
         """Give out a block of unknowns; return their numbers in this shape.
 
         Args:
-            shape: how they are arranged; a single unknown belongs to no channel.
+            shape: how they are arranged.
             weight: number of the weight whose exponents they are, if they are.
             axes: the axes of that weight along which they vary.
             places: where each of them stands along these axes, as in :class:`Block`.
             groups: in how many groups of equal size they come.
             common: whether none of them belongs to a channel.
+            alone: whether a single one does; else it belongs to none.
         """
         block = Block(self._next, tuple(shape), weight, tuple(axes), places, groups)
         self._next += block.size
-        if block.size > 1 and not common:
+        if (block.size > 1 or alone) and not common:
             self.blocks.append(block)
+            self._experts += [block] if groups > 1 and places is None else []
         else:
             self._common.update(range(block.start, block.start + block.size))
         return block.index()
@@ -172,38 +181,72 @@ class ChannelDemands:
         fields = Fields(tuple(terms), free if free is not None and free.any() else None)
         return unit.with_fields(fields)
 
-    def looked_up(self, unit: Unit, axis: int, shape: Sequence[int]) -> Unit:
+    def looked_up(self, unit: Unit, axis: int, entries: Index) -> Unit:
         """Pick entries along an axis that data decide.
 
-        Whoever is picked brings an exponent along. Where nothing is demanded of it (a norm forgets
-        it), the entries along the axis scale one by one; :meth:`finish` has them equal elsewhere.
+        Whoever is picked brings an exponent along, and where that varies along other axes as well,
+        one for each of these: those of one expert (:mod:`onsphere.symmetry.exact.picks`). Where it
+        does not and nothing is demanded of it (a norm forgets it), the entries along the axis scale
+        one by one; :meth:`finish` has them equal elsewhere.
 
         Args:
             unit: of what is picked from.
             axis: along which axis, counted from the last as -1.
-            shape: of the positions; they take the place of the axis.
+            entries: numbers of the entries that decide; their axes take the place of the axis.
         """
-        here = [(c, i) for c, i in unit.fields.terms if axis in varying(i)]
+        varied = [(c, i) for c, i in unit.fields.terms if axis in varying(i)]
         rest = [(c, i) for c, i in unit.fields.terms if axis not in varying(i)]
-        if len(here) != 1 or here[0][1].size != here[0][1].shape[axis]:
-            unit = self.constant(unit, [axis])
-            picked = []
-        else:
-            unit = unit.with_fields(Fields(tuple(rest), unit.fields.free))
-            own = self.new(shape)
-            self._ties.append(_Tie([(_ONE, here[0][1])], [axis], own))
-            picked = [(here[0][0], own.reshape(tuple(shape) + (1,) * (-1 - axis)))]
-        wide = len(shape)
+        joint = [(c, i) for c, i in varied if i.size != i.shape[axis]]
+        alone = [(c, i) for c, i in varied if i.size == i.shape[axis]]
+        joint, large = _parted(joint, lambda i: self._can_be_picked(i, axis, entries.size))
+        if len(alone) > 1 or large:
+            common = self.constant(unit.with_fields(Fields((*alone, *large))), [axis])
+            rest, alone = [*rest, *common.fields.terms], []
+        picked = [(c, self._picked(i, axis, entries)) for c, i in joint]
+        if alone:
+            ((c, i),) = alone
+            own = self.new(entries.shape)
+            self._ties.append(_Tie([(_ONE, i)], [axis], own))
+            picked.append((c, own.reshape(own.shape + (1,) * (-1 - axis))))
+        free = unit.fields.free
+        if free is not None and axis in varying(free):
+            free = np.asarray(free.all(axis, keepdims=True))
+        wide = entries.ndim
 
         def move(a: NDArray[Any]) -> Index:
-            at = a.ndim + axis if a.ndim >= -axis else None
-            if at is None:
-                return a
+            at = a.ndim + axis
             return a.reshape(a.shape[:at] + (1,) * wide + a.shape[at + 1 :])
 
-        ndim = max([-axis, *(a.ndim for a in unit.fields.arrays())])
-        fields = unit.fields.moved(ndim, move)
+        kept = Fields(tuple(rest), free if free is not None and free.any() else None)
+        fields = kept.moved(max([-axis, *(a.ndim for a in kept.arrays())]), move)
         return unit.with_fields(fields.plus(Fields(tuple(picked))))
+
+    def _can_be_picked(self, index: Index, axis: int, count: int) -> bool:
+        if index.size // index.shape[axis] * count > LARGEST:
+            return False
+        return not self.picks or not self.picks.deciding(index).any()
+
+    def _picked(self, index: Index, axis: int, entries: Index) -> Index:
+        """Return numbers for the exponents that some entries pick along an axis."""
+        among = columns_of(index, axis)
+        columns = np.arange(among.shape[1], dtype=np.int32)
+        shape = list(index.shape)
+        at = index.ndim + axis
+        del shape[at]
+        found = self._standing_for(
+            np.repeat(entries.ravel(), len(columns)), np.tile(columns, entries.size), among
+        )
+        found = np.moveaxis(found.reshape(*entries.shape, *shape), range(entries.ndim), range(
+            at, at + entries.ndim
+        ))  # fmt: skip
+        return np.ascontiguousarray(found)
+
+    def _standing_for(self, entry: Index, column: Index, among: Index) -> Index:
+        """Give out numbers that stand for what entries pick, as in :class:`~.picks.Picked`."""
+        start = self._next
+        self._next += len(entry)
+        self.picks.add(start, entry, column, among)
+        return np.arange(start, self._next, dtype=np.int32)
 
     def lengths(self, unit: Unit, axes: Sequence[int], shape: Sequence[int]) -> Unit:
         """Take a norm over some axes, which keep size 1.
@@ -221,9 +264,44 @@ class ChannelDemands:
         if not varied or unit.fields.free is not None or math.prod(left) > MOST_LENGTHS:
             return self.constant(unit, axes)
         rest = [(c, i) for c, i in unit.fields.terms if not set(axes) & set(varying(i))]
-        own = self.new(left)
-        self._ties.append(_Tie(varied, list(axes), own))
+        own = self._lengths(varied, axes, left)
+        if own is None:
+            return self.constant(unit, axes)
         return unit.with_fields(Fields((*rest, (_ONE, own))))
+
+    def _lengths(
+        self, terms: Sequence[tuple[Fraction, Index]], axes: Sequence[int], left: Sequence[int]
+    ) -> Index | None:
+        """Give out a number for each length; of what data pick, one for each choice."""
+        arrays = [i for _, i in terms]
+        if not any(self.picks.deciding(i).any() for i in arrays if self.picks):
+            own = self.new(left)
+            self._ties.append(_Tie(list(terms), list(axes), own))
+            return own
+        if math.prod(np.broadcast_shapes(*(i.shape for i in arrays))) > LARGEST or len(axes) > 1:
+            return None
+        whole = np.stack(np.broadcast_arrays(*arrays))
+        entry = self.picks.one_decides(whole, (0, *axes))
+        if entry is None:
+            return None
+        count = math.prod(left)
+        among = np.full((self.picks.choices(whole), count), NOTHING, np.int32)
+        entries = np.broadcast_to(entry[0], left).ravel()
+        own = self._standing_for(entries, np.arange(count, dtype=np.int32), among).reshape(left)
+        self._lengths_of_picked[int(own.flat[0])] = _Tie(list(terms), list(axes), own)
+        return own
+
+    def _known(self, index: Index) -> Index:
+        """Put the common exponent of what has been picked in the place of its length.
+
+        A demand asks for it. Of lengths that nobody asks for any number will do.
+        """
+        for start, tie in list(self._lengths_of_picked.items()):
+            if _meets(index, tie.own):
+                del self._lengths_of_picked[start]
+                ((_, common),) = self._constant(tie.terms, tie.axes[0])
+                self.picks.replace(start, np.broadcast_to(common, tie.own.shape).ravel())
+        return self.picks.replaced(index)
 
     def finish(self) -> None:
         """Tie exponents to what they depend on, where anything is demanded of them."""
@@ -246,6 +324,17 @@ class ChannelDemands:
             asked = np.append(asked[:-1], np.zeros(self._next + 1 - len(asked) + 1, bool))
         for tie in self._ties:
             self._add([(_ONE, tie.own)], {}, None)  # nobody asks, so any number will do
+
+    def spelled_out(self, fields: Fields) -> list[Fields]:
+        """Return fields after :meth:`finish`, and those that lengths in them depend on.
+
+        A length that nobody asked for is no sum of exponents, but it moves where they do.
+        """
+        numbers = [self.picks.replaced(i) for _, i in fields.terms]
+        ties = [*self._ties, *self._lengths_of_picked.values()]
+        asked = [t for t in ties if any(_meets(i, t.own) for i in numbers)]
+        below = (self.spelled_out(Fields((term,))) for tie in asked for term in tie.terms)
+        return [self.picks.spelled_out(fields), *(f for found in below for f in found)]
 
     def collapsed(self, unit: Unit) -> Unit:
         """Demand that a unit does not vary at all."""
@@ -279,8 +368,12 @@ class ChannelDemands:
         summed: bool = False,
     ) -> list[tuple[Fraction, Index]]:
         """Give the terms that vary along an axis a common value along it: a new unknown."""
+        if self.picks:
+            terms = self._decided_by_one(terms, axis)
         here = [(c, i) for c, i in terms if axis in varying(i)]
         rest = [(c, i) for c, i in terms if axis not in varying(i)]
+        if not here:
+            return rest
         shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
         if free is not None and math.prod(np.broadcast_shapes(shape, free.shape)) > LARGEST:
             free = None
@@ -288,19 +381,94 @@ class ChannelDemands:
             each = (self.collapsed(Unit(fields=Fields((term,)))) for term in here)
             return [*rest, *((c, np.array(k, np.int32)) for u in each for k, c in u.terms.items())]
         shape[axis] = 1
+        if (
+            self.picks
+            and (common := self._common_of_picked([i for _, i in here], axis, summed)) is not None
+        ):
+            self._add([*here, (-_ONE, common)], {}, free)
+            return [*rest, (_ONE, common)]
         same = _first_alike([i for _, i in here], axis)
-        alone = summed and self._is_of_experts(here, axis, same)
-        values = self.new([int(same.max()) + 1], common=alone)
+        count = int(same.max()) + 1
+        by_expert = (summed or count == 1) and self._is_of_experts(here, axis, same)
+        values = self.new([count], common=summed and by_expert, alone=by_expert)
         common = values[same].reshape(shape)
         self._add([*here, (-_ONE, common)], {}, free)
         return [*rest, (_ONE, common)]
+
+    def _decided_by_one(
+        self, terms: Sequence[tuple[Fraction, Index]], axis: int
+    ) -> list[tuple[Fraction, Index]]:
+        """Let nothing depend on what is picked where several entries decide along an axis."""
+        terms = [(c, self._known(i) if axis in varying(i) else i) for c, i in terms]
+        here = [(c, i) for c, i in terms if axis in varying(i)]
+        met, plain = _parted(here, lambda i: bool(self.picks.deciding(i).any()))
+        if not met:
+            return list(terms)
+        rest = [(c, i) for c, i in terms if axis not in varying(i)]
+        shape = np.broadcast_shapes(*(i.shape for _, i in met))
+        if math.prod(shape) > LARGEST:
+            return [*rest, *plain, *(t for some in met for t in self._settled([some]))]
+        whole = np.stack(np.broadcast_arrays(*(i for _, i in met)))
+        alone = self.picks.one_decides(whole, (0, axis)) is not None
+        return list(terms) if alone else [*rest, *plain, *self._settled(met)]
+
+    def _settled(self, terms: Sequence[tuple[Fraction, Index]]) -> list[tuple[Fraction, Index]]:
+        """Demand that sums of what data pick are the same for all choices, and return them so."""
+        whole = np.stack(np.broadcast_arrays(*(i for _, i in terms)))
+        flat = whole.reshape(len(whole), -1)
+        sums = self._same_for_all_choices([c for c, _ in terms], flat)
+        kept = [(_ONE, compressed(s.reshape(whole.shape[1:]))) for s in sums]
+        plain = [(c, np.where(self.picks.deciding(i) > 0, NOTHING, i)) for c, i in terms]
+        return [*kept, *((c, compressed(i)) for c, i in plain if (i != NOTHING).any())]
+
+    def _same_for_all_choices(
+        self, coefficients: Sequence[Fraction], index: Index
+    ) -> Iterator[Index]:
+        """Yield what the terms of sums come to that one entry decides on, entry after entry.
+
+        Args:
+            coefficients: of the terms.
+            index: numbers, a row per term.
+        """
+        entries = self.picks.deciding(index)
+        while entries.any():
+            here = (entries > 0) & (entries == entries.max(0))
+            entries = np.where(here, 0, entries)
+            part = self.picks.alike(np.where(here, index, NOTHING).astype(np.int32))
+            first, kind = _alike(np.ascontiguousarray(part.T))
+            every = self.picks.at_each_choice(part[:, first])
+            rows = np.arange(len(part))[:, None]
+            together = every.size <= _MOST_TOGETHER and self.picks.choices(part)
+            for some in rows.T if together else rows:
+                sums = self.new([len(first)])
+                columns = every[:, some].swapaxes(0, 1).reshape(len(some), -1)
+                found = _distinct(np.concatenate([columns, np.tile(sums, len(every))[None]]))
+                self._write((*(coefficients[k] for k in some), -_ONE), found, {})
+                yield np.where(here[some].any(0), sums[kind], NOTHING).astype(np.int32)
+
+    def _common_of_picked(self, arrays: Sequence[Index], axis: int, summed: bool) -> Index | None:
+        """Give out a common value along an axis for each choice, where one entry decides on all."""
+        if not any(self.picks.deciding(i).any() for i in arrays):
+            return None
+        whole = np.stack(np.broadcast_arrays(*arrays))
+        entry = self.picks.one_decides(whole, (0, axis))
+        choices = self.picks.choices(whole)
+        assert entry is not None
+        same = _first_alike([self.picks.alike(i) for i in arrays], axis)
+        count = int(same.max()) + 1
+        among = self.new((choices, count), common=summed and count == 1)
+        kinds, at = np.unique(entry.ravel().astype(np.int64) * count + same, return_inverse=True)
+        own = self._standing_for(
+            (kinds // count).astype(np.int32), (kinds % count).astype(np.int32), among
+        )
+        return own[at.reshape(-1)].reshape(entry.shape[1:])
 
     def _is_of_experts(
         self, terms: Sequence[tuple[Fraction, Index]], axis: int, same: NDArray[np.int64]
     ) -> bool:
         """Return whether common values along an axis are one for each of some stacked experts."""
-        for block in self.blocks:
-            if block.groups == 1 or block.places is not None or block.groups <= same.max():
+        for block in self._experts:
+            if block.groups <= same.max():
                 continue
             for _, i in terms:
                 if not block.start <= int(i.min()) <= int(i.max()) < block.start + block.size:
@@ -338,11 +506,54 @@ class ChannelDemands:
             index = index[:, whole[-1].ravel() == 0]
         if several:
             index = _distinct(index)
-        demand = Demand(tuple(c for c, _ in varied), index, scalars)
+        own = [c for c, _ in varied]
+        if self.picks and self.picks.deciding(index := self._known(index)).any():
+            for coefficients, some in self._for_all_choices(own, index):
+                self._write(coefficients, some, scalars)
+        else:
+            self._write(own, index, scalars)
+
+    def _write(
+        self, coefficients: Sequence[Fraction], index: Index, scalars: Mapping[int, Fraction]
+    ) -> None:
+        demand = Demand(tuple(coefficients), index, scalars)
         key = (demand.coefficients, blake2b(index.tobytes()).digest(), frozenset(scalars.items()))
         if index.shape[1] and key not in self._seen:
             self._seen.add(key)
             self.demands.append(demand)
+
+    def _for_all_choices(
+        self, coefficients: Sequence[Fraction], index: Index
+    ) -> Iterator[tuple[Sequence[Fraction], Index]]:
+        """Yield demands that must hold whatever data pick."""
+        entries = self.picks.deciding(index)
+        last = entries.max(0)
+        single = (last > 0) & ~((entries > 0) & (entries != last)).any(0)
+        if not self.picks.choices(index[:, single]):
+            single = np.zeros_like(single)
+        several = (last > 0) & ~single
+        yield coefficients, index[:, last == 0]
+        some = _distinct(self.picks.alike(index[:, single]))
+        every = self.picks.at_each_choice(some)
+        yield coefficients, _distinct(every.swapaxes(0, 1).reshape(len(index), -1))
+        mixed = index[:, several]
+        sums = list(self._same_for_all_choices(coefficients, mixed))
+        plain = np.where(entries[:, several] > 0, NOTHING, mixed).astype(np.int32)
+        ones = [_ONE] * len(sums)
+        yield [*coefficients, *ones], _distinct(np.concatenate([plain, *(s[None] for s in sums)]))
+
+
+def _parted(
+    terms: Sequence[tuple[Fraction, Index]], fits: Callable[[Index], bool]
+) -> tuple[list[tuple[Fraction, Index]], list[tuple[Fraction, Index]]]:
+    """Return the terms that fit, and the others."""
+    return [t for t in terms if fits(t[1])], [t for t in terms if not fits(t[1])]
+
+
+def _meets(index: Index, own: Index) -> bool:
+    """Return whether an index array holds a number of a block."""
+    start = int(own.flat[0])
+    return bool(((index >= start) & (index < start + own.size)).any())
 
 
 def _first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     UnitTracker,
+    is_free_number,
     key_of,
     written_by,
 )
@@ -45,8 +46,10 @@ _ROLES = {
     "_grouped_mm": "experts",
 }
 """What an operation says about the weights that go into it."""
-_STACKED, _PICKS = {"bmm", "baddbmm"}, {"select", "unbind"}
+_STACKED, _PICKS = {"bmm", "baddbmm", "_grouped_mm"}, {"select", "unbind", "index_select"}
 """Operations that take the matrices of a stack by themselves: all of them, or single ones."""
+_COPIES = {"_to_copy", "clone", "contiguous"}
+"""Operations that give the same entries in a memory of their own."""
 _PACK, _UNPACK = "aten::_pack_padded_sequence", "_pad_packed_sequence"
 _ATTENTION = {"_softmax", "_safe_softmax"}
 _ONLY_SHAPES = (empty, makes)
@@ -96,6 +99,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.coarsest = 0.0
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
+        self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
         self._literals: dict[int, Tensor] = {}
         self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -185,13 +189,24 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self._before.append((found, found.detach().clone()))
 
     @contextmanager
-    def staying(self) -> Iterator[None]:
-        """Leave on the CPU what is made there: a kernel reads it."""
+    def unpacking(self, steps: Tensor, padding: float) -> Iterator[None]:
+        """Lay the steps of packed sequences side by side; what is made on the CPU stays there.
+
+        Lengths say where each step goes. Where zeros fill the rest, and all steps are alike, it
+        does not matter. Any other number stands beside them, if not in this run then in others.
+        """
         before, self.without_memory = self.without_memory, False
+        told = self.ledger.read_values
+        if is_free_number(padding):
+            self.ledger.level(steps, 0)
+            self.ledger.read_values = False
+        else:
+            self.ledger.require_zero(self.ledger.settle(self.ledger.read(steps)))
         try:
             yield
         finally:
             self.without_memory = before
+            self.ledger.read_values |= told
 
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
@@ -266,9 +281,10 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.roles[key_of(tensor)].add(role)
         elif short in _ATTENTION and tensors[0].ndim == 4:
             self.heads[self.ledger.where] = tensors[0].shape[1]
-        if short in _STACKED or (short in _PICKS and tensors[0].ndim == 3 and not (*args, 0)[1]):
-            for tensor in tensors:
-                self.roles[key_of(tensor)].add("stacked")
+        if short in _COPIES and (source := self._original(tensors[0])) in self._own:
+            self._copied[key_of(results[0])] = source
+        for tensor in self._stacks(short, args, tensors):
+            self.roles[self._original(tensor)].add("stacked")
         self._note_kept(short, args, tensors, results)
         if overload.draws and results:
             self.draws.setdefault((self.ledger.where, overload.short), results[0].dtype)
@@ -280,6 +296,27 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 self.coarsest = max(self.coarsest, _rounding(t.dtype))
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
+
+    def _original(self, tensor: Tensor) -> int:
+        """Return the key of the parameter that a tensor copies, or its own."""
+        key = key_of(tensor)
+        return self._copied.get(key, key)
+
+    def _stacks(
+        self, short: str, args: Sequence[Any], tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return the tensors that an operation takes for stacks of matrices, or of filters."""
+        if short in _STACKED:
+            return tensors[1:] if short == "baddbmm" else tensors[:2]
+        if short in _PICKS and tensors[0].ndim > 2 and not (*args, 0)[1]:
+            return tensors[:1]
+        if short == "index" and tensors[0].ndim > 2 and _picks_first(args[1]):
+            return tensors[:1]
+        if short == "convolution" and args[8] > 1:
+            whole = self._own.get(self._original(tensors[1]))
+            if whole is not None and len(whole) == args[8] and whole.ndim > tensors[1].ndim:
+                return tensors[1:2]
+        return ()
 
     def _note_kept(
         self, short: str, args: Sequence[Any], tensors: Sequence[Tensor], results: Sequence[Tensor]
@@ -390,7 +427,7 @@ class Reads(TorchFunctionMode):
             args = (known, *args[1:])
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == _UNPACK:
-            with self.tracer.staying():
+            with self.tracer.unpacking(args[0], args[3]):
                 return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
@@ -400,3 +437,8 @@ class Reads(TorchFunctionMode):
 @cache
 def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
+
+
+def _picks_first(indices: Sequence[Tensor | None]) -> bool:
+    """Return whether positions pick along the first axis only."""
+    return len(indices) == 1 and indices[0] is not None and indices[0].dtype != torch.bool

@@ -18,6 +18,8 @@ from onsphere.symmetry.exact.fields import (
     within_limit,
 )
 
+_MOST_COMPARED = 2**20
+"""Views that span more of a memory count as overlapping where their spans do."""
 _Place = tuple[int, tuple[int, ...], tuple[int, ...]]
 """Offset, shape and stride of a view."""
 
@@ -116,6 +118,36 @@ class FieldMemory:
 def place_of(tensor: Tensor) -> _Place:
     """Return where a view lies in its memory."""
     return (int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def overlap(some: Any, other: Any) -> bool:
+    """Return whether two views of a memory may share an entry.
+
+    Args:
+        some: place of a view, or something else, which shares none.
+        other: place of another one.
+    """
+    if len(some) != 3 or not isinstance(some[0], int):
+        return False
+    first, second = (_span(place) for place in (some, other))
+    if first.stop <= second.start or second.stop <= first.start:
+        return False
+    if max(len(first), len(second)) > _MOST_COMPARED:
+        return True
+    start = min(first.start, second.start)
+    shown = np.zeros(max(first.stop, second.stop) - start, bool)
+    for place in (some, other):
+        window = _window(shown, (place[0] - start, *place[1:]))
+        if window.any():
+            return True
+        window[...] = True
+    return False
+
+
+def _span(place: _Place) -> range:
+    offset, shape, stride = place
+    reach = sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    return range(offset, offset + reach + 1 if 0 not in shape else offset)
 
 
 def _entries(tensor: Tensor) -> int:

@@ -168,6 +168,26 @@ def reshaped(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> Ind
     return compressed(np.broadcast_to(array, wide).reshape(target))
 
 
+def merged_with_others(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> list[int]:
+    """Return the axes along which an array varies and that a view merges with such as it does not.
+
+    Args:
+        array: of size 1 along the axes on which it does not depend.
+        old: shape of the tensor.
+        new: its shape afterwards.
+
+    Returns:
+        The axes, counted from the last as -1.
+    """
+    found = []
+    wide = _padded(array, len(old)).shape
+    for before, _ in _groups(old, new):
+        varied = [a for a in before if wide[a] > 1]
+        if any(wide[a] < old[a] for a in before):
+            found += [a - len(old) for a in varied]
+    return found
+
+
 def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, range]]:
     """Match axes of two shapes: the smallest runs with the same number of entries."""
     i = j = 0

@@ -95,6 +95,13 @@ class UnitTracker:
         common = _all_in_fields(Unit(own.terms)) if self._fields.knows(key) else NONE
         self._fields.view(key, tensor, unit.fields.plus(common))
 
+    def level(self, tensor: Tensor, axis: int) -> None:
+        """Demand that nothing varies along an axis of a tensor."""
+        if self.channels is not None and self._fields.knows(key_of(tensor)):
+            unit = self.channels.constant(self.read(tensor), [axis - tensor.ndim])
+            if covers_storage(tensor):
+                self.write(tensor, unit)
+
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
         if covers_storage(tensor):

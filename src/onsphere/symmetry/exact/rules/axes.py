@@ -10,6 +10,7 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from onsphere.symmetry.exact.fields import (
     TooLargeError,
     compressed,
     joined,
+    merged_with_others,
     reshaped,
 )
 from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
@@ -44,6 +46,7 @@ from onsphere.symmetry.exact.rules.rearrangements import (
     picked,
     result_of,
     source_of,
+    view,
 )
 from onsphere.symmetry.exact.rules.table import entry_of
 
@@ -94,6 +97,33 @@ def rearranges(move: Move) -> AxisRule:
 
 def _moves(move: Move, op: Operation, i: int, a: Array) -> Array:
     return move(op, a, i)
+
+
+def views(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Show the same entries in another shape.
+
+    Where an axis that varies is merged with one that does not, and that is too much to write down,
+    exponents have to be constant along it.
+    """
+    try:
+        return rearranges(view)(op, rule, channels)
+    except TooLargeError:
+        op.arrange = lambda tensor, unit: _merged(op, unit, channels)
+        return rearranges(view)(op, rule, channels)
+
+
+def _merged(op: Operation, unit: Unit, channels: ChannelDemands) -> Unit:
+    old, new = tuple(source_of(op).shape), tuple(result_of(op).shape)
+    kept: list[tuple[Fraction, Array]] = []
+    for term in unit.fields.terms:
+        alone = Unit(fields=Fields((term,)))
+        try:
+            alone.fields.moved(len(old), lambda a: reshaped(a, old, new))
+        except TooLargeError:
+            axes = merged_with_others(term[1], old, new)
+            alone = channels.constant(alone, axes)
+        kept.extend(alone.fields.terms)
+    return unit.with_fields(Fields(tuple(kept), unit.fields.free))
 
 
 # --- common exponents along axes ---------------------------------------------------------------
@@ -171,6 +201,7 @@ def _contracted(
     arranged: Mapping[str, Callable[[Array], Array]],
     ndim: int,
     inner: int = 1,
+    first: Mapping[str, Callable[[Unit], Unit]] | None = None,
 ) -> Unit:
     """Lay the axes that are summed over in front of those of the result.
 
@@ -181,7 +212,9 @@ def _contracted(
         arranged: name of an argument -> what brings its axes into this order.
         ndim: number of axes of the result.
         inner: number of axes summed over.
+        first: name of an argument -> what happens to its unit before.
     """
+    before = {id(op[name]): change for name, change in (first or {}).items()}
     moves: dict[int, Callable[[Array], Array]] = {}
     for name, move in arranged.items():
         if isinstance(op[name], Tensor):
@@ -192,6 +225,8 @@ def _contracted(
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
         if id(tensor) not in moves:
             return channels.collapsed(unit)
+        if id(tensor) in before:
+            unit = before[id(tensor)](unit)
         move = moves[id(tensor)]
         return unit.with_fields(unit.fields.moved(tensor.ndim, move))
 
@@ -235,14 +270,16 @@ def packs(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
 
 
 def grouped_product(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
-    """Multiply each row by the matrix of the expert that data send it to: all experts alike."""
-    if (op["self"].ndim, op["mat2"].ndim) != (2, 3):
+    """Multiply each row by the matrix of the expert that data send it to."""
+    if (op["self"].ndim, op["mat2"].ndim) != (2, 3) or not isinstance(op["offs"], Tensor):
         return collapse(op, rule, channels)
+    entries = channels.picks.rows(op["offs"], len(op["self"]))
     moves = {
-        "self": lambda a: a.T[None, ..., None],
-        "mat2": lambda a: a[:, :, None, :],
+        "self": lambda a: a.T[..., None],
+        "mat2": lambda a: np.moveaxis(a, 1, 0),
     }
-    return _contracted(op, rule, channels, moves, 2, inner=2)
+    first = {"mat2": lambda unit: channels.looked_up(unit, -3, entries)}
+    return _contracted(op, rule, channels, moves, 2, first=first)
 
 
 def _same(a: Array) -> Array:
@@ -481,8 +518,8 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     known = _known(op, op["index"])
     if known is not None:
         return rearranges(lambda o, a, i: picked(a, axis, known))(op, rule, channels)
-    shape = tuple(op["index"].reshape(-1).shape)
-    op.arrange = lambda tensor, unit: channels.looked_up(unit, axis - ndim, shape)
+    entries = channels.picks.entries(op["index"]).reshape(-1)
+    op.arrange = lambda tensor, unit: channels.looked_up(unit, axis - ndim, entries)
     return rule(op)
 
 
@@ -508,8 +545,8 @@ def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def embedding(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Look up rows: data decide which."""
-    shape = tuple(op["indices"].shape)
-    op.arrange = lambda tensor, unit: channels.looked_up(unit, -2, shape)
+    entries = channels.picks.entries(op["indices"])
+    op.arrange = lambda tensor, unit: channels.looked_up(unit, -2, entries)
     return rule(op)
 
 
@@ -538,6 +575,10 @@ def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         kept = [n for d, n in enumerate(a.shape) if d not in axes]
         return a.reshape(kept[:position] + [1] * wide + kept[position:])
 
+    if known is None and len(axes) == 1 and not _is_mask(first):
+        entries = channels.picks.entries(first)
+        op.arrange = lambda tensor, unit: channels.looked_up(unit, axes[0] - ndim, entries)
+        return rule(op)
     if known is None:
         op.arrange = lambda tensor, unit: channels.constant(unit, [d - ndim for d in axes])
     return rearranges(move)(op, rule, channels)
@@ -795,3 +836,4 @@ for _rule, _names in _TABLE:
     for _name in _names.split():
         AXIS_RULES[f"aten::{_name}"] = _rule
 AXIS_RULES |= {name: rearranges(move) for name, move in MOVES.items()}
+AXIS_RULES |= {name: views for name, move in MOVES.items() if move is view}

@@ -38,7 +38,8 @@ def axis_of(op: Operation, name: str = "dim") -> int:
     return int(dim) % max(1, source_of(op).ndim)
 
 
-def _view(op: Operation, a: Array, i: int) -> Array:
+def view(op: Operation, a: Array, i: int) -> Array:
+    """Show the same entries in another shape."""
     return reshaped(a, tuple(source_of(op).shape), tuple(result_of(op, i).shape))
 
 
@@ -134,7 +135,7 @@ def _as_real(op: Operation, a: Array, i: int) -> Array:
 MOVES: dict[str, Move] = {}
 
 _TABLE: list[tuple[Move, str]] = [
-    (_view, "view _unsafe_view reshape _reshape_alias view_copy flatten unflatten"),
+    (view, "view _unsafe_view reshape _reshape_alias view_copy flatten unflatten"),
     (_transpose, "transpose transpose_copy"),
     (_reverse, "t numpy_T mT"),
     (_permute, "permute permute_copy"),

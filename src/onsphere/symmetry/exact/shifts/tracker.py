@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere._torch.execution import bare_name
-from onsphere.symmetry.exact.field_memory import place_of
+from onsphere.symmetry.exact.field_memory import overlap, place_of
 from onsphere.symmetry.exact.fields import Fields, Index
 from onsphere.symmetry.exact.operation import (
     Operation,
@@ -44,8 +44,8 @@ class Amounts(Protocol):
 class ShiftTracker:
     """What is added to each tensor of a run when weights move.
 
-    What is added belongs to a view of a memory. A part that is written in place, and views that
-    nobody made by an operation, must not move.
+    What is added belongs to a view of a memory. Views that nobody made by an operation must not
+    move, nor such as show entries that were written in place through another one.
 
     Args:
         unknowns: those of all runs.
@@ -66,6 +66,7 @@ class ShiftTracker:
         self._shifts: dict[int, dict[Any, TensorShift]] = {}
         self._alive: dict[int, Tensor] = {}
         self._averages: dict[int, int] = {}
+        self._outdated = 0
 
     # --- what is known of tensors ----------------------------------------------------------------
 
@@ -284,12 +285,23 @@ class ShiftTracker:
         key = key_of(tensor)
         if key not in self._shifts and not shift:
             return
-        if not covers_storage(tensor):
-            self.unknowns.vanish(shift)
-            self._forbid(tensor)
-            return
-        self._shifts.pop(key, None)
+        if covers_storage(tensor):
+            self._shifts.pop(key, None)
+        else:
+            self._outdate(tensor)
         self._write(tensor, shift)
+
+    def _outdate(self, tensor: Tensor) -> None:
+        """Forget views of a memory that show an entry of a part that was written.
+
+        Whoever reads one of them finds it unknown, and then nothing may be added to any view, nor
+        to what these have been.
+        """
+        views = self._shifts.get(key_of(tensor), {})
+        place = place_of(tensor)
+        for other in [p for p in views if p != place and overlap(p, place)]:
+            self._outdated += 1
+            views["outdated", self._outdated, 0] = views.pop(other)
 
     def _forbid(self, tensor: Tensor) -> None:
         """Demand that nothing is added to any view of a memory."""

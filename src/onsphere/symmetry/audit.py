@@ -23,11 +23,8 @@ from onsphere._torch.substitution import unchanged
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
-from onsphere.symmetry.channels.families import (
-    FollowedChannels,
-    channel_symmetries,
-    followed_channels,
-)
+from onsphere.symmetry.channels.families import channel_symmetries, families_of
+from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.granularity import divisions
 from onsphere.symmetry.claims import (
     Family,
@@ -292,7 +289,7 @@ def _families(
     say: Callable[..., None],
 ) -> list[Family]:
     """Return the symmetries by row, column and channel that pass their certificate."""
-    found = _reached(channels.families(), probe.traced)
+    found = _reached(families_of(channels), probe.traced)
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     stage = "certifying rows, columns and channels"
     say(stage)

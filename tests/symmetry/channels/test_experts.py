@@ -143,6 +143,20 @@ class PickedNormed(nn.Module):
         return torch.bmm(self.down[one], hidden.relu()[..., None])[..., 0]
 
 
+class NormedTwice(nn.Module):
+    """One expert for each row, normalized inside and behind: the second norm forgets the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.up = nn.Linear(WIDTH, EXPERTS), weight(EXPERTS, HIDDEN, WIDTH)
+        self.down = weight(EXPERTS, OUT, HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates, chosen = self.router(x).softmax(-1).max(-1)
+        hidden = normalized(torch.bmm(self.up[chosen], x[..., None])[..., 0].relu())
+        return normalized(torch.bmm(self.down[chosen], hidden[..., None])[..., 0]) * gates[:, None]
+
+
 class Gain(nn.Module):
     """A gain for each expert."""
 
@@ -233,6 +247,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "picked, normalized, with gains": (
         lambda: PickedNormed(gain=True, loop=True), ROWS, EXPERTS + UNITS + WIDTH,
     ),
+    "picked and normalized twice": (NormedTwice, ROWS, UNITS + EXPERTS),
     "gains in a module inside": (lambda: Inside(layers=False), ROWS, EXPERTS + UNITS),
     "layers of experts": (lambda: Inside(layers=True), ROWS, EXPERTS + UNITS),
     "a list of gains": (Listed, ROWS, EXPERTS + UNITS),

@@ -1,6 +1,8 @@
 """Symmetries that scale some weights as wholes and a part of others, each derived by hand."""
 
 from copy import deepcopy
+from dataclasses import replace
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from onsphere.symmetry import audit
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.claims import Family
+from onsphere.symmetry.claims import Family, Slices
 
 
 class SharedLength(nn.Module):
@@ -74,6 +76,16 @@ def test_a_shared_length_is_certified_and_said() -> None:
     told = " ".join(str(found).split())
     assert "out.weight columns 0 to 3" in told
     assert "all by one number" in told
+
+
+def test_parts_that_lie_apart_are_told_apart() -> None:
+    rows = torch.tensor([[0, 1, 2, 5, 7, 8]])
+    some = Family((Slices("w", Fraction(1), (0,), rows),), 1)
+    found = replace(
+        audit(nn.Linear(3, 9, bias=False), torch.randn(2, 3)), families=[some],
+        parameters={"w": (9, 3)},
+    )  # fmt: skip
+    assert "w rows 0 to 2 and 5 and 7 to 8 * a, all by one number" in str(found)
 
 
 def test_a_part_of_a_weight_is_on_a_sphere_without_numbers() -> None:

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from textwrap import wrap
+
+from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import (
@@ -25,6 +28,8 @@ from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.partial import Part
 
 WIDTH = 100
+_FEW_RUNS = 3
+"""Up to how many runs of places are told one by one."""
 
 MODES = {"train": "training", "eval": "evaluation"}
 
@@ -211,7 +216,18 @@ def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
         or slices.index.numel() == size([shape[a] for a in slices.axes])
     ):
         return ""
-    return f" {int(slices.index.min())} to {int(slices.index.max())}"
+    runs = _runs(slices.index) if len(slices.index) == 1 else []
+    if 1 < len(runs) <= _FEW_RUNS:
+        return " " + " and ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in runs)
+    parts = f" in {len(runs)} parts" if runs[1:] else ""
+    return f" {int(slices.index.min())} to {int(slices.index.max())}{parts}"
+
+
+def _runs(index: Tensor) -> list[tuple[int, int]]:
+    """Return the first and the last of each run of places."""
+    places = index.flatten().sort().values
+    starts = [0, *((places[1:] - places[:-1] > 1).nonzero().flatten() + 1).tolist(), len(places)]
+    return [(int(places[a]), int(places[b - 1])) for a, b in pairwise(starts)]
 
 
 def shift_lines(audit: AuditResult) -> list[str]:

@@ -144,7 +144,7 @@ class _System:
 
     def _said(self, demands: Iterable[Form]) -> Iterator[Form]:
         """Yield rescalings that do nothing, families, and symmetries of whole weights."""
-        yield from self._nothing()
+        yield from self._nothing
         for k, kind in enumerate(self.solved.beside):
             for free, followers in kind.followed.items():
                 v = {free: Fraction(1), **dict(followers)}
@@ -155,17 +155,20 @@ class _System:
         for v in whole.fundamental_basis():
             yield {i: c for i, c in v.items() if i < self.count}
 
-    def _nothing(self) -> Iterator[Form]:
-        """Yield rescalings of a weight, or of groups in it, against all slices along an axis."""
+    @cached_property
+    def _nothing(self) -> list[Form]:
+        """Rescalings of a weight, or of groups in it, against all slices along an axis."""
+        found: list[Form] = []
         of_weight: defaultdict[int, list[Block]] = defaultdict(list)
         for block, numbers in self._columns.items():
             if block.weight is not None:
                 of_weight[block.weight].append(block)
-                yield {block.weight: Fraction(1), **dict.fromkeys(numbers, Fraction(-1))}
+                found.append({block.weight: Fraction(1), **dict.fromkeys(numbers, Fraction(-1))})
         for some in of_weight.values():
             count = max(b.groups for b in some)
             if count > 1:
-                yield from self._nothing_in_groups(some, count)
+                found += self._nothing_in_groups(some, count)
+        return found
 
     def _nothing_in_groups(self, blocks: Sequence[Block], count: int) -> Iterator[Form]:
         """Yield rescalings of all of a group along one axis against all of it along another."""
@@ -215,14 +218,13 @@ class _System:
 
     def _short(self, v: Form, said: Iterable[Form]) -> Form:
         """Return a symmetry that differs by what is said already, and moves less."""
-        nothing = list(self._nothing())
-        v = _gathered(v, nothing)
+        v = _gathered(v, self._nothing)
         best, better = _cost(v), True
         while better:
             better = False
             for w in said:
                 for ratio in {-v[i] / w[i] for i in w.keys() & v.keys()}:
-                    other = _gathered(add_scaled(v, w, ratio), nothing)
+                    other = _gathered(add_scaled(v, w, ratio), self._nothing)
                     if (cost := _cost(other)) < best:
                         v, best, better = other, cost, True
                         break

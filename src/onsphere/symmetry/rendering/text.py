@@ -216,7 +216,7 @@ def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
         or slices.index.numel() == size([shape[a] for a in slices.axes])
     ):
         return ""
-    runs = _runs(slices.index) if len(slices.index) == 1 else []
+    runs = _runs(slices.index)
     if 1 < len(runs) <= _FEW_RUNS:
         return " " + " and ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in runs)
     parts = f" in {len(runs)} parts" if runs[1:] else ""

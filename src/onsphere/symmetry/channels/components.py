@@ -11,7 +11,7 @@ and what a component demands of them, is kept beside its solution.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands, Demand
 from onsphere.symmetry.exact.fields import NOTHING
-from onsphere.symmetry.exact.linear_forms import Constraints, Form
+from onsphere.symmetry.exact.linear_forms import Constraints, Form, plain
 
 Ints = NDArray[np.int64]
 Followers = list[tuple[int, Fraction]]
@@ -96,22 +96,21 @@ def solved(channels: ChannelDemands) -> Solved:
     chosen[[members[0] for members in alike]] = True
     own = _by_component(columns.group[terms.place], chosen)
     beside = _by_component(company, chosen)
+    solver = _Solver(channels.demands, terms, others)
     solution = Solved([], [], others.unbound)
     for members, groups in zip(alike, apart, strict=True):
         places = columns.of(members[0])
-        everyone = ids[columns.order[columns.begin[members][:, None] + np.arange(len(places))]]
+        at = columns.order[columns.begin[members][:, None] + np.arange(len(places))]
+        everyone = ids[at].astype(np.int64)
         followed: dict[int, Followers] = {}
         for some in groups:
             there = columns.of(some[0])
-            one = _solved(
-                channels.demands, terms, own[some[0]], there, is_weight[there], others,
-                beside[some[0]],
-            )  # fmt: skip
+            one = solver.solved(own[some[0]], there, is_weight[there], beside[some[0]])
             followed = one.followed
-            mine = everyone[np.isin(members, some)].astype(np.int64)
+            mine = everyone if len(groups) == 1 else everyone[np.isin(members, some)]
             solution.beside.append(Kind(mine, followed, one.common))
             solution.conditions.extend(one.conditions)
-        solution.kinds.append(Kind(everyone.astype(np.int64), followed, {}))
+        solution.kinds.append(Kind(everyone, followed, {}))
     return solution
 
 
@@ -347,67 +346,101 @@ class _Solution:
     conditions: list[Form]
 
 
-def _solved(
-    demands: Sequence[Demand],
-    terms: Terms,
-    own: Sequence[int],
-    places: Short,
-    weights: NDArray[np.bool_],
-    others: Others,
-    beside: Sequence[int],
-) -> _Solution:
-    """Solve one component: weights first, then what follows from them.
+class _Solver:
+    """Solves components: weights first, then what follows from them.
 
-    One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
+    Those of alike layers differ in the numbers of unknowns alone, and are solved once.
 
     Args:
         demands: all demands.
-        terms: all terms.
-        own: those of this component.
-        places: its unknowns.
-        weights: which of them are exponents of weights.
-        others: terms of unknowns of no channel that differ from row to row.
-        beside: those of this component.
+        terms: all terms of channels.
+        others: all terms beside them that differ from row to row.
     """
-    count = len(places)
-    demand = {int(terms.row[term]): demands[terms.demand[term]] for term in own}
-    sums = {row: dict(d.scalars) for row, d in demand.items()}
-    for term in beside:
-        form, k = sums[int(others.row[term])], int(others.number[term])
-        coefficient = demands[others.demand[term]].coefficients[others.slot[term]]
-        form[k] = form.get(k, Fraction(0)) + coefficient
-    if len(own) * count > LARGEST_COMPONENT:
-        return _Solution({}, {}, list(sums.values()))
-    commons = sorted({k for form in sums.values() for k in form})
-    number = {k: i for i, k in enumerate(commons)}
-    first = len(commons)
-    column = {int(p): first + i for i, p in enumerate(places)}
-    rows: dict[int, Form] = {
-        row: {number[k]: c for k, c in form.items()} for row, form in sums.items()
-    }
-    those = [a[own].tolist() for a in (terms.place, terms.row, terms.demand, terms.slot)]
-    is_weight = weights.tolist()
-    for place, row, of, slot in zip(*those, strict=True):
-        i = column[place]
-        # Unknowns that no weight has are the first to be expressed by others, common ones the last.
-        at = i if is_weight[i - first] else count + i
-        form = rows[row]
-        coefficient = demands[of].coefficients[slot]
-        form[at] = form.get(at, Fraction(0)) + coefficient
+
+    def __init__(self, demands: Sequence[Demand], terms: Terms, others: Others) -> None:
+        self.demands, self.terms, self.others = demands, terms, others
+        self._known: dict[object, _Solution] = {}
+
+    def solved(
+        self, own: Sequence[int], places: Short, weights: NDArray[np.bool_], beside: Sequence[int]
+    ) -> _Solution:
+        """Solve one component.
+
+        One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
+
+        Args:
+            own: its terms.
+            places: its unknowns.
+            weights: which of them are exponents of weights.
+            beside: terms of unknowns of no channel that stand in its rows, and not in all of some
+                demand.
+        """
+        count = len(places)
+        sums = self._sums(own, beside)
+        if len(own) * count > LARGEST_COMPONENT:
+            return _Solution({}, {}, list(sums.values()))
+        commons = sorted({k for form in sums.values() for k in form})
+        number = {k: i for i, k in enumerate(commons)}
+        first = len(commons)
+        column = {int(p): first + i for i, p in enumerate(places)}
+        rows: dict[int, dict[int, int | Fraction]] = {
+            row: {number[k]: plain(c) for k, c in form.items()} for row, form in sums.items()
+        }
+        terms = self.terms
+        those = [a[own].tolist() for a in (terms.place, terms.row, terms.demand, terms.slot)]
+        is_weight = weights.tolist()
+        for place, row, of, slot in zip(*those, strict=True):
+            i = column[place]
+            # Unknowns that no weight has are the first to be expressed, common ones the last.
+            at = i if is_weight[i - first] else count + i
+            form = rows[row]
+            form[at] = form.get(at, 0) + plain(self.demands[of].coefficients[slot])
+        ordered = [rows[row] for row in sorted(rows)]
+        key = (first, count, tuple(frozenset(form.items()) for form in ordered))
+        if key not in self._known:
+            self._known[key] = _eliminated(ordered, first, count)
+        found = self._known[key]
+        return _Solution(
+            found.followed,
+            {commons[k]: followers for k, followers in found.common.items()},
+            [{commons[k]: c for k, c in form.items()} for form in found.conditions],
+        )
+
+    def _sums(self, own: Sequence[int], beside: Sequence[int]) -> dict[int, Form]:
+        """Return of each row what it has beside terms of channels."""
+        rows, of = (a[own].tolist() for a in (self.terms.row, self.terms.demand))
+        sums = {
+            row: dict(self.demands[d].scalars)
+            for row, d in dict(zip(rows, of, strict=True)).items()
+        }
+        for term in beside:
+            form, k = sums[int(self.others.row[term])], int(self.others.number[term])
+            demand = self.demands[self.others.demand[term]]
+            c = demand.coefficients[self.others.slot[term]]
+            form[k] = form.get(k, Fraction(0)) + c
+        return sums
+
+
+def _eliminated(rows: Iterable[Mapping[int, int | Fraction]], first: int, count: int) -> _Solution:
+    """Solve rows whose unknowns are numbered.
+
+    Args:
+        rows: sums that vanish. Common unknowns come first, then those of weights, then all others,
+            which stand ``count`` places behind their columns.
+        first: how many common unknowns there are.
+        count: how many columns.
+    """
     system = Constraints(0)
-    for _, form in sorted(rows.items()):
-        system.require_zero({k: c for k, c in form.items() if c})
+    for form in rows:
+        system.require_zero({k: Fraction(c) for k, c in form.items() if c})
     pivots = {(pivot - first) % count: rest for pivot, rest in system.rows() if pivot >= first}
     followed: dict[int, Followers] = {i: [] for i in range(count) if i not in pivots}
     common: defaultdict[int, Followers] = defaultdict(list)
     for pivot, rest in pivots.items():
         for k, c in rest.items():
             if k < first:
-                common[commons[k]].append((pivot, c))
+                common[k].append((pivot, c))
             else:
                 followed[(k - first) % count].append((pivot, c))
-    conditions = [
-        {commons[k]: c for k, c in {pivot: Fraction(-1), **rest}.items()}
-        for pivot, rest in system.rows() if pivot < first
-    ]  # fmt: skip
+    conditions = [{pivot: Fraction(-1), **rest} for pivot, rest in system.rows() if pivot < first]
     return _Solution(followed, dict(common), conditions)

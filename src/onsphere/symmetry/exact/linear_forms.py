@@ -164,7 +164,7 @@ class Constraints:
         total: _Plain = {}
         for k, c in form.items():
             row = self._rows.get(k)
-            _add_multiple(total, {k: 1} if row is None else row, _plain(c))
+            _add_multiple(total, {k: 1} if row is None else row, plain(c))
         return total
 
     def require_zero(self, form: Mapping[int, Fraction]) -> bool:
@@ -178,7 +178,7 @@ class Constraints:
             return False
         pivot = max(rest)
         row: _Plain = {}
-        _add_multiple(row, rest, _plain(Fraction(-1) / rest.pop(pivot)))
+        _add_multiple(row, rest, plain(Fraction(-1) / rest.pop(pivot)))
         for other in self._rows_with.pop(pivot, set()):
             changed = {k: c for k, c in self._rows[other].items() if k != pivot}
             _add_multiple(changed, row, self._rows[other][pivot])
@@ -215,7 +215,8 @@ _Plain = dict[int, int | Fraction]
 """A form whose whole coefficients are whole numbers."""
 
 
-def _plain(c: int | Fraction) -> int | Fraction:
+def plain(c: int | Fraction) -> int | Fraction:
+    """Return a whole number as such: Python's own numbers are faster than fractions."""
     return c.numerator if c.denominator == 1 else c
 
 
@@ -228,7 +229,7 @@ def _add_multiple(total: _Plain, b: _Plain, factor: int | Fraction) -> None:
     for k, c in b.items():
         value = total.get(k, 0) + c * factor
         if value:
-            total[k] = _plain(value)
+            total[k] = plain(value)
         else:
             total.pop(k, None)
 

@@ -81,13 +81,14 @@ def solved(channels: ChannelDemands) -> Solved:
     np.minimum.at(first, terms.row, terms.place)
     columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
     rows = Grouped(columns.group[first], count=len(columns.size))
+    company = columns.group[first[others.row]]
+    del first
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
     kind = signatures(columns, rows, block, terms)
-    company = columns.group[first[others.row]]
     different = np.zeros(len(columns.size), np.uint64)
     mixed = _mixed(4, others.demand, others.slot, rows.rank[others.row], others.number)
     np.add.at(different, company, mixed)
-    del rows, first
+    del rows
     is_weight = np.array([b.weight is not None for b in blocks])[block]
     alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
     apart = [_apart(members, different) for members in alike]
@@ -284,7 +285,8 @@ def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
         apart = la != lb
         if not apart.any():
             break
-        a, b, la, lb = a[apart], b[apart], la[apart], lb[apart]
+        a, la = a[apart], la[apart]  # one after the other: these are the largest arrays there are
+        b, lb = b[apart], lb[apart]
         low = np.minimum(la, lb)
         np.minimum.at(label, la, low)
         np.minimum.at(label, lb, low)

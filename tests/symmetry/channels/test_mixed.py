@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from onsphere.symmetry import audit
+from onsphere.symmetry import audit, canonicalize
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family, Slices
 
@@ -156,3 +156,23 @@ def test_a_part_and_a_whole_can_be_moved_together() -> None:
     torch.testing.assert_close(other(x), net(x), rtol=1e-4, atol=1e-4)
     net.eval(), other.eval()
     torch.testing.assert_close(other(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_number_may_stand_against_a_part() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(4, 7, bias=False)
+            self.gain = nn.Parameter(torch.tensor(0.5))
+            self.out = nn.Linear(7, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.rms_norm(self.up(x), (7,))
+            return self.out(torch.cat([self.gain * y[:, :4], y[:, 4:]], -1))
+
+    torch.manual_seed(0)
+    net, x = Scaled(), torch.randn(5, 4)
+    found = audit(net, x)
+    (family,) = _alone(found.families)
+    assert family.names == ("gain", "out.weight")
+    torch.testing.assert_close(canonicalize(net, found, args=(x,))(x), net(x))

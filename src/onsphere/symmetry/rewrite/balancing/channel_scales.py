@@ -41,7 +41,8 @@ def per_channel(s: Slices, entries: Tensor, reduce: Callable[[Tensor], Tensor]) 
         reduce: what makes one number of the last axis of a tensor.
     """
     rest = [a for a in range(entries.ndim) if a not in s.axes]
-    flat = entries.permute(*s.axes, *rest).reshape(math.prod(entries.shape[a] for a in s.axes), -1)
+    count = math.prod(entries.shape[a] for a in s.axes)
+    flat = entries.permute((*s.axes, *rest)).reshape(count, -1)
     by_place = reduce(flat)
     return reduce(by_place[s.index.to(by_place.device)])
 

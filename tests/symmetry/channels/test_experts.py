@@ -300,3 +300,19 @@ def test_the_eps_of_a_norm_is_beside_the_rows_of_a_table() -> None:
     assert [(f.names, f.exact) for f in found] == [
         (("0.weight",), False), (("1.weight", "2.weight"), True)
     ]  # fmt: skip
+
+
+def test_positions_may_pick_nothing() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+            self.out = nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            rare = self.table(ids[ids > 9])
+            return self.out(torch.cat([self.table(ids), rare]))
+
+    torch.manual_seed(0)
+    (family,) = audit(Idle(), torch.tensor([0, 1, 2, 3, 4])).families
+    assert (family.count, family.names) == (4, ("table.weight", "out.weight"))

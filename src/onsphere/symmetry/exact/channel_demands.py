@@ -196,6 +196,7 @@ class ChannelDemands:
         """
         varied = [(c, i) for c, i in unit.fields.terms if axis in varying(i)]
         rest = [(c, i) for c, i in unit.fields.terms if axis not in varying(i)]
+        varied = varied if entries.size else []  # who picks nothing asks for nothing
         joint = [(c, i) for c, i in varied if i.size != i.shape[axis]]
         alone = [(c, i) for c, i in varied if i.size == i.shape[axis]]
         joint, large = _parted(joint, lambda i: self._can_be_picked(i, axis, entries.size))

@@ -9,8 +9,8 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from onsphere.report import Document, Figure, Panel, Reference, Series
+from onsphere.report.drawing.palette import METHODS, VARIANTS
 from onsphere.report.figures import DPI, draw, panels_to_svg, save, save_all, to_svg
-from onsphere.report.palette import METHODS, VARIANTS
 from report.examples import ACCURACY, GROWTH, INF, ODD_PANELS, ORDINARY, growth_panel, section
 
 

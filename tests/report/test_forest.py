@@ -4,7 +4,7 @@ from xml.etree import ElementTree
 import pytest
 
 from onsphere.report import Interval, Outcome, Statement
-from onsphere.report.forest import WIDTH, axis_svg, forest_svg, place
+from onsphere.report.drawing.forest import WIDTH, axis_svg, forest_svg, place
 from report.examples import NASTY, statement
 
 

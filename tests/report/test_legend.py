@@ -1,8 +1,8 @@
 import pytest
 
 from onsphere.report import Figure, Panel, Reference, Series
-from onsphere.report.legend import entries, off_scale, reference_dashes
-from onsphere.report.palette import METHODS, palette_of
+from onsphere.report.drawing.legend import entries, off_scale, reference_dashes
+from onsphere.report.drawing.palette import METHODS, palette_of
 from report.examples import ACCURACY, GROWTH, INF, NAN, ODD_PANELS
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onsphere.report import Figure, Panel, Series
-from onsphere.report.palette import METHODS, VARIANTS, Look, palette_of
+from onsphere.report.drawing.palette import METHODS, VARIANTS, Look, palette_of
 from report.examples import ACCURACY, GROWTH
 
 # Machado, Oliveira and Fernandes 2009, severity 1, acting on linear RGB.

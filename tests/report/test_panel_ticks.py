@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onsphere.report.panel import DecadeText, TickText, log_ticks
+from onsphere.report.drawing.panel import DecadeText, TickText, log_ticks
 
 
 @given(st.floats(-300, 299), st.floats(0.01, 600))

@@ -3,8 +3,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from onsphere.report.drawing.svg import inline_svg
 from onsphere.report.figures import panels_to_svg, to_svg
-from onsphere.report.svg import inline_svg
 from report.examples import ACCURACY, NASTY, ODD, SHORT_GROWTH
 
 FIGURES = {"growth": SHORT_GROWTH, "accuracy": ACCURACY, "odd": ODD}

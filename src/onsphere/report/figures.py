@@ -16,8 +16,8 @@ from typing import Any, cast
 from onsphere._utils.files import write_whole
 from onsphere._utils.optional import missing_extra
 from onsphere.report.document import Document, Figure
-from onsphere.report.legend import Entry, entries, reference_dashes
-from onsphere.report.palette import Palette, palette_of
+from onsphere.report.drawing.legend import Entry, entries, reference_dashes
+from onsphere.report.drawing.palette import Palette, palette_of
 
 try:
     import matplotlib as mpl
@@ -31,9 +31,9 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("drawing figures", error) from error
 
+from onsphere.report.drawing.panel import LINE_WIDTH, MARKER_SIZE, draw_panel
+from onsphere.report.drawing.svg import inline_svg
 from onsphere.report.number import clean
-from onsphere.report.panel import LINE_WIDTH, MARKER_SIZE, draw_panel
-from onsphere.report.svg import inline_svg
 
 # Inches. A panel at its natural size fills a phone's width.
 PANEL_WIDTH, PANEL_HEIGHT = 3.15, 2.45
@@ -151,7 +151,8 @@ def panels_to_svg(
         key: as for :func:`to_svg`.
 
     Returns:
-        One element per panel, without a legend (see :func:`onsphere.report.legend.entries`).
+        One element per panel, without a legend
+        (see :func:`onsphere.report.drawing.legend.entries`).
     """
     palette, key = palette or palette_of([figure]), _id(key or figure.name)
     dashes = reference_dashes(figure)

@@ -9,11 +9,11 @@ from pathlib import Path
 from onsphere._utils.files import write_whole
 from onsphere._utils.optional import missing_extra
 from onsphere.report.document import SIGNS, Document, Figure, Outcome, Section, Table, tally
+from onsphere.report.drawing.forest import axis_svg, forest_svg
+from onsphere.report.drawing.legend import Entry, entries
+from onsphere.report.drawing.palette import Palette, palette_of
 from onsphere.report.figures import panels_to_svg
-from onsphere.report.forest import axis_svg, forest_svg
-from onsphere.report.legend import Entry, entries
 from onsphere.report.number import clean, column, is_numeric
-from onsphere.report.palette import Palette, palette_of
 
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined

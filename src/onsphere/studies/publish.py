@@ -6,7 +6,7 @@ from pathlib import Path
 
 from onsphere.errors import OnsphereError
 from onsphere.report import Document, Figure, figures, html
-from onsphere.report.palette import Palette, palette_of
+from onsphere.report.drawing.palette import Palette, palette_of
 from onsphere.studies.engine.process_pool import Workers
 
 

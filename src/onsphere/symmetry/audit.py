@@ -36,9 +36,9 @@ from onsphere.symmetry.claims import (
     Slices,
 )
 from onsphere.symmetry.embeddings import embeddings_and_heads
-from onsphere.symmetry.exact.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Trace, Tracing, trace
+from onsphere.symmetry.exact.units.linear_forms import in_span, sparse_basis
 from onsphere.symmetry.limits import (
     on_another_model,
     on_doubtful,

@@ -41,7 +41,7 @@ from onsphere.symmetry.channels.held_vectors import (
 )
 from onsphere.symmetry.channels.held_wholes import UniformSymmetries
 from onsphere.symmetry.claims import Family, ScaleInvariance, Slices
-from onsphere.symmetry.exact.linear_forms import Constraints
+from onsphere.symmetry.exact.units.linear_forms import Constraints
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.granularity import described

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from onsphere.symmetry.exact.linear_forms import (
+from onsphere.symmetry.exact.units.linear_forms import (
     Constraints,
     Form,
     in_span,

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onsphere.symmetry import register_rule
-from onsphere.symmetry.exact.linear_forms import Unit
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules.table import RULES
 from onsphere.symmetry.exact.trace import trace
+from onsphere.symmetry.exact.units.linear_forms import Unit
 
 
 @dataclass(frozen=True)

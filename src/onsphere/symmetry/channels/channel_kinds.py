@@ -22,7 +22,7 @@ from onsphere.symmetry.channels.components import (
     signatures,
 )
 from onsphere.symmetry.claims import Family
-from onsphere.symmetry.exact.linear_forms import Form
+from onsphere.symmetry.exact.units.linear_forms import Form
 
 Ints = NDArray[np.int64]
 Place = tuple[str, tuple[int, ...]]

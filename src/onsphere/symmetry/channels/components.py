@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands, Demand
-from onsphere.symmetry.exact.fields import NOTHING
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, plain
+from onsphere.symmetry.exact.units.channel_demands import Block, ChannelDemands, Demand
+from onsphere.symmetry.exact.units.fields import NOTHING
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, plain
 
 Ints = NDArray[np.int64]
 Followers = list[tuple[int, Fraction]]

@@ -23,11 +23,11 @@ from onsphere.symmetry.channels.components import Kind, Solved, solved
 from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.mixed import Mixed, mixed_symmetries
 from onsphere.symmetry.claims import Family, Slices
-from onsphere.symmetry.exact.channel_demands import Block
-from onsphere.symmetry.exact.fields import NOTHING, Fields, Index
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, Unit, sparse_basis
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call
+from onsphere.symmetry.exact.units.channel_demands import Block
+from onsphere.symmetry.exact.units.fields import NOTHING, Fields, Index
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, Unit, sparse_basis
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]

@@ -12,11 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
 from onsphere._torch.materialize import on_gathered
-from onsphere.symmetry.exact.channel_demands import ChannelDemands
-from onsphere.symmetry.exact.fields import LARGEST, Fields, Index
-from onsphere.symmetry.exact.linear_forms import Constraints, Unit
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
+from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.units.fields import LARGEST, Fields, Index
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Unit
 
 _MOST_STACKED = 2**20
 """Up to how many rows and columns of all experts together each has an unknown of its own."""

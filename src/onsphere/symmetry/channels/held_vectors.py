@@ -28,7 +28,7 @@ import torch
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.channels.channel_kinds import ChannelKind, Ints
 from onsphere.symmetry.claims import Family, Slices
-from onsphere.symmetry.exact.linear_forms import Form, add_scaled, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import Form, add_scaled, sparse_basis
 
 _TRIES = 8
 """How often in a row a choice is tried that is no larger than the best one."""

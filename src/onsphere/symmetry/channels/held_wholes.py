@@ -15,7 +15,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.channels.channel_kinds import ChannelKind
 from onsphere.symmetry.channels.held_vectors import HeldWeight, Moves
 from onsphere.symmetry.claims import Family, Slices
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, add_scaled
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, add_scaled
 
 Exponents = Mapping[str, Fraction]
 

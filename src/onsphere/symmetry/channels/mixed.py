@@ -19,8 +19,8 @@ from functools import cached_property
 import numpy as np
 
 from onsphere.symmetry.channels.components import Ints, Kind, Solved
-from onsphere.symmetry.exact.channel_demands import Block, ChannelDemands
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, add_scaled, sparse_basis
+from onsphere.symmetry.exact.units.channel_demands import Block, ChannelDemands
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, add_scaled, sparse_basis
 
 Place = tuple[int, int]
 """A kind of components and a column of it."""

@@ -5,9 +5,9 @@ What a rule of one's own needs is here: :func:`register_rule` teaches an operati
 :class:`Trace`.
 """
 
-from onsphere.symmetry.exact.linear_forms import Unit
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules.table import register_rule
 from onsphere.symmetry.exact.trace import Trace, UnknownOp, trace
+from onsphere.symmetry.exact.units.linear_forms import Unit
 
 __all__ = ["Operation", "Trace", "Unit", "UnknownOp", "register_rule", "trace"]

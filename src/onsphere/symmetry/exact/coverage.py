@@ -8,9 +8,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import covers_storage, key_of
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors
+from onsphere.symmetry.exact.units.field_memory import place_of
 
 _LOOKUPS = {"index", "index_select"}
 """Operations that read what whole numbers say."""

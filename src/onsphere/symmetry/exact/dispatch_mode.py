@@ -18,7 +18,6 @@ from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.coverage import Coverage
 from onsphere.symmetry.exact.eps_sites import PRECISIONS
 from onsphere.symmetry.exact.input_sampling import InputUse
-from onsphere.symmetry.exact.linear_forms import ZERO, Unit
 from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
@@ -37,6 +36,7 @@ from onsphere.symmetry.exact.overloads import (
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
+from onsphere.symmetry.exact.units.linear_forms import ZERO, Unit
 
 _ROLES = {
     "convolution": "convolution",

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.fields import NONE, Fields
-from onsphere.symmetry.exact.linear_forms import Form, Unit
 from onsphere.symmetry.exact.overloads import overload_of, short_name
+from onsphere.symmetry.exact.units.fields import NONE, Fields
+from onsphere.symmetry.exact.units.linear_forms import Form, Unit
 
 LARGEST_EPS = 1e-2
 """A constant up to this size, added before a root or a division, counts as an eps."""

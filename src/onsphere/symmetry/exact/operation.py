@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
-from onsphere.symmetry.exact.field_memory import FieldMemory
-from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, TooLargeError
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Constraints, Form, Unit
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors, is_float, overload_of
+from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.units.field_memory import FieldMemory
+from onsphere.symmetry.exact.units.fields import NONE, NOTHING, Fields, TooLargeError
+from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Constraints, Form, Unit
 
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""

@@ -28,13 +28,16 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere._torch.substitution import kept
-from onsphere.symmetry.exact.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.coverage import unread
 from onsphere.symmetry.exact.dispatch_mode import Reads, Tracer
 from onsphere.symmetry.exact.eps_sites import EpsSite
-from onsphere.symmetry.exact.fields import NONE, Fields
 from onsphere.symmetry.exact.input_sampling import InputUse, marked
-from onsphere.symmetry.exact.linear_forms import (
+from onsphere.symmetry.exact.operation import Origin, UnitTracker, key_of
+from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
+from onsphere.symmetry.exact.shifts.unknowns import Unknowns
+from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.units.fields import NONE, Fields
+from onsphere.symmetry.exact.units.linear_forms import (
     ANY,
     Constraints,
     Form,
@@ -42,9 +45,6 @@ from onsphere.symmetry.exact.linear_forms import (
     row_space,
     sparse_basis,
 )
-from onsphere.symmetry.exact.operation import Origin, UnitTracker, key_of
-from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
-from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
-from onsphere.symmetry.exact.linear_forms import in_span
+from onsphere.symmetry.exact.units.linear_forms import in_span
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 

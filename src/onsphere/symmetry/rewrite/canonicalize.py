@@ -37,8 +37,8 @@ from onsphere.errors import OnsphereError, choice
 from onsphere.symmetry.audit import Audit, Inputs
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family
-from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.trace import Trace, trace
+from onsphere.symmetry.exact.units.linear_forms import Constraints
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.balancing.admitted import holding, meets_unseen
 from onsphere.symmetry.rewrite.balancing.channel_scales import LEAST_NORM, State

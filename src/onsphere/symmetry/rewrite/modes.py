@@ -11,8 +11,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from onsphere.symmetry.exact.linear_forms import null_space
 from onsphere.symmetry.exact.trace import Trace
+from onsphere.symmetry.exact.units.linear_forms import null_space
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.rewrite.balancing.least_norm import Vector, annihilated
 

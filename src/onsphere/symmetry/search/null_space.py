@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.linear_forms import Constraints, in_span, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import Constraints, in_span, sparse_basis
 from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import (

@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from onsphere._torch.execution import ModelError
-from onsphere.symmetry.exact.linear_forms import in_span
 from onsphere.symmetry.exact.trace import Call, Trace, Tracing
+from onsphere.symmetry.exact.units.linear_forms import in_span
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives
 from onsphere.symmetry.numeric.samples import Samples

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere._torch.operations import OperationsMode
-from onsphere.symmetry.exact.fields import Fields
-from onsphere.symmetry.exact.linear_forms import Constraints
 from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
 from onsphere.symmetry.exact.overloads import flat, overload_of
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
+from onsphere.symmetry.exact.units.fields import Fields
+from onsphere.symmetry.exact.units.linear_forms import Constraints
 from onsphere.symmetry.shifts.solution import Solution
 
 Ints = NDArray[np.int64]

@@ -21,9 +21,9 @@ from torch import nn
 from onsphere._torch.execution import OutputPicker, inputs_of
 from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.claims import ShiftFamily, ShiftMove
-from onsphere.symmetry.exact.linear_forms import Constraints, Form
 from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
 from onsphere.symmetry.exact.trace import Call, runs_on
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form
 from onsphere.symmetry.shifts.rows import Rows
 from onsphere.symmetry.shifts.solution import Solution, solved
 

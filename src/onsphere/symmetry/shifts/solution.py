@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.linear_forms import Constraints, Form
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Unknowns, Weight
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form
 from onsphere.symmetry.shifts.rows import (
     TINY,
     Pivots,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
@@ -20,6 +19,7 @@ from onsphere.symmetry.exact.operation import (
     same_view,
 )
 from onsphere.symmetry.exact.overloads import flat_tensors, is_float
+from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 
 def add(op: Operation) -> Unit:

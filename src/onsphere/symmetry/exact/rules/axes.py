@@ -17,19 +17,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from onsphere.symmetry.exact.channel_demands import ChannelDemands
-from onsphere.symmetry.exact.fields import (
-    LARGEST,
-    NOTHING,
-    Fields,
-    Index,
-    TooLargeError,
-    compressed,
-    joined,
-    merged_with_others,
-    reshaped,
-)
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
@@ -49,6 +36,19 @@ from onsphere.symmetry.exact.rules.rearrangements import (
     view,
 )
 from onsphere.symmetry.exact.rules.table import entry_of
+from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
+from onsphere.symmetry.exact.units.fields import (
+    LARGEST,
+    NOTHING,
+    Fields,
+    Index,
+    TooLargeError,
+    compressed,
+    joined,
+    merged_with_others,
+    reshaped,
+)
+from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 """From an operation and its rule to the units of its results, in their axes."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from onsphere.symmetry.exact.linear_forms import ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation
+from onsphere.symmetry.exact.units.linear_forms import ZERO, Unit
 
 
 def layer_norm(op: Operation) -> tuple[Unit, ...]:

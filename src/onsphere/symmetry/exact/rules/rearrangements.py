@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.fields import TooLargeError, compressed, reshaped
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.overloads import flat_tensors
+from onsphere.symmetry.exact.units.fields import TooLargeError, compressed, reshaped
 
 Array = NDArray[Any]
 Move = Callable[[Operation, Array, int], Array]

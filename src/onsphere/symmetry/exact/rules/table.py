@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from onsphere.symmetry.exact.linear_forms import ANY, ZERO, Unit
 from onsphere.symmetry.exact.operation import Operation, Rule
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules import arithmetic, normalization
+from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 _HALF = Fraction(1, 2)
 T = TypeVar("T")

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.shifts.patterns import forbids
@@ -20,6 +19,7 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     padded,
 )
 from onsphere.symmetry.exact.shifts.tracker import Numbers, ShiftRule, ShiftTracker
+from onsphere.symmetry.exact.units.field_memory import place_of
 
 
 def centres(op: Operation, run: ShiftTracker) -> TensorShift:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.fields import NONE, NOTHING, Fields, compressed, joined
 from onsphere.symmetry.exact.operation import HUGE, Operation
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import axis_of, picked, result_of
@@ -23,6 +22,7 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     varies,
 )
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker, places
+from onsphere.symmetry.exact.units.fields import NONE, NOTHING, Fields, compressed, joined
 
 _EXTREMES = {torch.finfo(torch.float16).min}
 """Numbers that stand for minus infinity in shorter types."""

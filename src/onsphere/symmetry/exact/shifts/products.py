@@ -8,8 +8,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.field_memory import place_of
-from onsphere.symmetry.exact.fields import Index, compressed
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.rules.rearrangements import result_of
 from onsphere.symmetry.exact.shifts.patterns import forbids, fraction
@@ -22,6 +20,8 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     varies,
 )
 from onsphere.symmetry.exact.shifts.tracker import Numbers, ShiftRule, ShiftTracker, once, places
+from onsphere.symmetry.exact.units.field_memory import place_of
+from onsphere.symmetry.exact.units.fields import Index, compressed
 
 
 def multiplies(op: Operation, run: ShiftTracker) -> TensorShift:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
-from onsphere.symmetry.exact.field_memory import place_of
 from onsphere.symmetry.exact.operation import covers_storage, key_of
 from onsphere.symmetry.exact.overloads import is_float, overload_of
+from onsphere.symmetry.exact.units.field_memory import place_of
 
 _UNCHANGED = frozenset({
     "clone", "detach", "alias", "lift_fresh", "_to_copy", "contiguous", "lift_fresh_copy", "to",

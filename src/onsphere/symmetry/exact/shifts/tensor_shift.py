@@ -2,11 +2,11 @@ r"""What is added to a tensor when weights are moved: a sum of terms, one for ea
 
 Entry :math:`(i_1, \dots, i_k)` of a tensor moves by :math:`\sum_t c_t\, x[I_t(i)]`: unknown numbers
 :math:`x` picked by index arrays that have size 1 along the axes on which they do not depend, as
-exponents are (:mod:`onsphere.symmetry.exact.fields`). That is the *plain* part. What went through a
-product with data moves by something that nobody knows: :math:`M_{w(i)}\, x[I(i)]` with a linear map
-that depends on the place :math:`w` along some axes, the *wild* ones. All that can be done with such
-a part is to forget it: a norm takes away what is constant along an axis, so neither the unknown nor
-the map may vary along it.
+exponents are (:mod:`onsphere.symmetry.exact.units.fields`). That is the *plain* part. What went
+through a product with data moves by something that nobody knows: :math:`M_{w(i)}\, x[I(i)]` with a
+linear map that depends on the place :math:`w` along some axes, the *wild* ones. All that can be
+done with such a part is to forget it: a norm takes away what is constant along an axis, so neither
+the unknown nor the map may vary along it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.fields import NONE, Fields, Index, compressed
+from onsphere.symmetry.exact.units.fields import NONE, Fields, Index, compressed
 
 PLAIN = 0
 """The map of what is known entry by entry."""

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere._torch.execution import bare_name
-from onsphere.symmetry.exact.field_memory import overlap, place_of
-from onsphere.symmetry.exact.fields import Fields, Index
 from onsphere.symmetry.exact.operation import (
     Operation,
     covers_storage,
@@ -22,6 +20,8 @@ from onsphere.symmetry.exact.rules.rearrangements import MOVES
 from onsphere.symmetry.exact.shifts.provenance import Provenance, Recipe
 from onsphere.symmetry.exact.shifts.tensor_shift import NO_SHIFT, TensorShift
 from onsphere.symmetry.exact.shifts.unknowns import Block, Unknowns, Weight
+from onsphere.symmetry.exact.units.field_memory import overlap, place_of
+from onsphere.symmetry.exact.units.fields import Fields, Index
 
 Numbers = NDArray[np.float64]
 

@@ -16,7 +16,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.linear_forms import Constraints, Form, add_scaled, in_span, row_space
+from onsphere.symmetry.exact.units.linear_forms import (
+    Constraints,
+    Form,
+    add_scaled,
+    in_span,
+    row_space,
+)
 
 Vector = Mapping[str, Fraction]
 """Exponents by the name of a weight."""

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.fields import LARGEST, NOTHING, Fields, Index, compressed
-from onsphere.symmetry.exact.linear_forms import Constraints, Unit
-from onsphere.symmetry.exact.picks import Picks, columns_of
+from onsphere.symmetry.exact.units.fields import LARGEST, NOTHING, Fields, Index, compressed
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Unit
+from onsphere.symmetry.exact.units.picks import Picks, columns_of
 
 _ONE = Fraction(1)
 _MOST_TOGETHER = 400
@@ -185,9 +185,9 @@ class ChannelDemands:
         """Pick entries along an axis that data decide.
 
         Whoever is picked brings an exponent along, and where that varies along other axes as well,
-        one for each of these: those of one expert (:mod:`onsphere.symmetry.exact.picks`). Where it
-        does not and nothing is demanded of it (a norm forgets it), the entries along the axis scale
-        one by one; :meth:`finish` has them equal elsewhere.
+        one for each of these: those of one expert (:mod:`onsphere.symmetry.exact.units.picks`).
+        Where it does not and nothing is demanded of it (a norm forgets it), the entries along the
+        axis scale one by one; :meth:`finish` has them equal elsewhere.
 
         Args:
             unit: of what is picked from.

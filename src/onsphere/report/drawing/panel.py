@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from onsphere._utils.optional import missing_extra
 from onsphere.report.document import Panel, Reference, Scale, Series
-from onsphere.report.legend import EDGES, PREDICTION_DASHES, REFERENCE_COLOR, off_scale
+from onsphere.report.drawing.legend import EDGES, PREDICTION_DASHES, REFERENCE_COLOR, off_scale
+from onsphere.report.drawing.palette import Palette, key_of
 from onsphere.report.number import clean, number, power
-from onsphere.report.palette import Palette, key_of
 
 try:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from onsphere.report.document import Figure, Panel, Series
-from onsphere.report.palette import Palette, key_of
+from onsphere.report.drawing.palette import Palette, key_of
 
 REFERENCE_DASHES: tuple[tuple[float, ...], ...] = ((1, 2), (6, 2, 1, 2), (9, 3), (3, 1, 1, 1, 1, 1))
 PREDICTION_DASHES: tuple[float, ...] = (4.5, 2)
@@ -48,7 +48,7 @@ def entries(figure: Figure, palette: Palette) -> list[Entry]:
     :func:`off_scale`) explain their arrow here.
 
     Example:
-        >>> from onsphere.report.palette import palette_of
+        >>> from onsphere.report.drawing.palette import palette_of
         >>> panel = Panel("", "x", "y", [Series("BN", [0, 1], [1, 2]), Series("", [0], [1])])
         >>> figure = Figure("f", "", "", [panel, panel])
         >>> [entry.label for entry in entries(figure, palette_of([figure]))]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.fields import Fields, Index
+from onsphere.symmetry.exact.units.fields import Fields, Index
 
 _LAST = np.iinfo(np.int32).max
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from onsphere.symmetry.exact.fields import NONE, Fields
+from onsphere.symmetry.exact.units.fields import NONE, Fields
 
 Form = dict[int, Fraction]
 """A sparse linear form: unknown -> non-zero coefficient."""

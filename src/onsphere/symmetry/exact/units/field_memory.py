@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.fields import (
+from onsphere.symmetry.exact.units.fields import (
     NOTHING,
     Fields,
     Index,

@@ -1,0 +1,1 @@
+"""How figures are drawn: panels, intervals, legends and colours, in matplotlib and SVG."""

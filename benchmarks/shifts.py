@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.families import FAMILIES, Family
 from onsphere._torch.execution import call, float_outputs, plain_execution, weights
-from onsphere.symmetry.exact.trace import Call, trace
+from onsphere.symmetry.exact.trace import Call, Tracing
 from onsphere.symmetry.numeric.probe import Probe
 from onsphere.symmetry.numeric.samples import samples
 from onsphere.symmetry.search.reach import followed
@@ -68,9 +68,9 @@ def main() -> None:
 
 def _row(family: Family) -> str:
     model, kwargs = family.build()
-    probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=family.output),
-                  output=family.output)  # fmt: skip
-    probe.traced, others = followed(probe, (), kwargs)
+    tracing = Tracing(model, (), kwargs, output=family.output)
+    probe = Probe(model, (), kwargs, tracing.trace(), output=family.output)
+    probe.traced, others = followed(probe, tracing, (), kwargs)
     start = time.process_time()
     solution, found = followed_shifts(
         model, (), kwargs, output=family.output, others=others, kept=probe.traced.kept

@@ -23,7 +23,7 @@ from onsphere._torch.substitution import unchanged
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
-from onsphere.symmetry.channels.families import channel_symmetries, families_of
+from onsphere.symmetry.channels.families import families_of
 from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.granularity import divisions
 from onsphere.symmetry.claims import (
@@ -218,10 +218,10 @@ def _without_memory(
     """Find what the operations alone tell."""
 
     def families(inert: Collection[str], shifts: Unknowns | None = None) -> list[Family]:
-        found = channel_symmetries(
+        channels = followed_channels(
             model, args, kwargs, output=output, inert=inert, roles=traced.roles, shifts=shifts
         )
-        return _reached(found, traced)
+        return _reached(families_of(channels), traced)
 
     unused = [] if traced.data_dependent else [*traced.unread]  # and so without effect
     unknowns = Unknowns(frozenset({*traced.still, *unused}), traced.kept)
@@ -346,7 +346,8 @@ def _with_gradients(
     say("looking for weights without effect")
     shifting = _unknown_shifts(probe)
     channels = None
-    if silent_weights(probe, evidence, drawn):  # some may be inert: it is not known which
+    candidates = silent_weights(probe, evidence, drawn)
+    if candidates:  # some may be inert: it is not known which
         follow_shifts(
             probe.model, runs.args, runs.kwargs, shifting, output=probe.output, others=runs.telling
         )
@@ -354,7 +355,8 @@ def _with_gradients(
         channels = _channels(probe, runs, [], shifting)
     moving = _shift_families(probe, shifting, drawn)
     free = without_effect(moving, _shapes(probe.model, names))
-    effects = weights_without_effect(probe, evidence, drawn, runs.others, {*free})
+    candidates = [n for n in candidates if n not in free]  # structure tells of these
+    effects = weights_without_effect(probe, candidates, evidence, drawn, runs.others)
     inert = [*effects.inert, *free]  # buffers, too
     silent = effects.unshown
     if inert:

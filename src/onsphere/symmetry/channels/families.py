@@ -23,7 +23,6 @@ from onsphere.symmetry.channels.components import Kind, Solved, solved
 from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.mixed import Mixed, mixed_symmetries
 from onsphere.symmetry.claims import Family, Slices
-from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call
 from onsphere.symmetry.exact.units.channel_demands import Block
 from onsphere.symmetry.exact.units.fields import NOTHING, Fields, Index
@@ -44,7 +43,6 @@ def channel_symmetries(
     held: Collection[str] = (),
     others: Sequence[Call] = (),
     roles: Mapping[str, frozenset[str]] | None = None,
-    shifts: Unknowns | None = None,
 ) -> list[Family]:
     """Find every scale symmetry of a model by row, column and channel, without numbers.
 
@@ -57,7 +55,6 @@ def channel_symmetries(
         held: weights that no family may scale.
         others: further inputs that the symmetries must hold for.
         roles: what the model does with its weights, as a trace tells.
-        shifts: takes what these runs demand of shifts.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
@@ -66,9 +63,8 @@ def channel_symmetries(
         [(('0.weight', '2.weight'), [1, -1], 8)]
     """
     followed = followed_channels(
-        model, args, kwargs, output=output, inert=inert, held=held, others=others, roles=roles,
-        shifts=shifts,
-    )  # fmt: skip
+        model, args, kwargs, output=output, inert=inert, held=held, others=others, roles=roles
+    )
     return families_of(followed)
 
 
@@ -124,15 +120,10 @@ class _Solution:
             everywhere.append((numbers, float(c)))
             block = self._block(int(numbers[0]))
             if block.weight is not None:
-                moved[block, c].append(numbers - block.start)
+                moved[block, c].append(numbers)
         slices += [
-            Slices(
-                names[block.weight],  # type: ignore[index]
-                c,
-                block.axes,
-                torch.from_numpy(_placed(block, np.sort(np.concatenate(places))).reshape(1, -1)),
-            )
-            for (block, c), places in moved.items()
+            self._slices(block, c, np.sort(np.concatenate(numbers))[None])
+            for (block, c), numbers in moved.items()
         ]
         scaled = _Scaled.of(everywhere, whole)
         return Family(
@@ -141,10 +132,7 @@ class _Solution:
 
     def _is_exact_for(self, scaled: "_Scaled") -> bool:
         """Return whether no small constant stands beside something that moves."""
-        return not any(
-            np.any(np.where(u.fields.free if u.fields.free is not None else False, 0.0, scaled(u)))
-            for u in self.done.beside_eps
-        )
+        return not any(_moves(unit.fields, scaled(unit)) for unit in self.done.beside_eps)
 
     def _following_all(self, scaled: "_Scaled") -> Iterator[Slices]:
         """Yield how buffers that estimate something move along, slices that move alike together."""
@@ -157,13 +145,8 @@ class _Solution:
             seen.add(block.weight)
             power = np.broadcast_to(scaled(unit).ravel(), places.shape)
             for value in np.unique(power[power != 0]):
-                at = np.sort(places[power == value] - block.start).astype(np.int64)
-                yield Slices(
-                    self.done.names[block.weight],
-                    Fraction(float(value)).limit_denominator(1000),
-                    block.axes,
-                    torch.from_numpy(_placed(block, at).reshape(1, -1)),
-                )
+                exponent = Fraction(float(value)).limit_denominator(1000)
+                yield self._slices(block, exponent, np.sort(places[power == value])[None])
 
     def _of(self, kind: Kind) -> Iterator[Family]:
         basis = self._basis(kind)
@@ -225,12 +208,7 @@ class _Solution:
         for (i, c), block in zip(moved, blocks, strict=True):
             grouped[block, c].append(i)
         slices = tuple(
-            Slices(
-                self.done.names[block.weight],  # type: ignore[index]
-                c,
-                block.axes,
-                torch.from_numpy(_placed(block, kind.members[:, places] - block.start)),
-            )
+            self._slices(block, c, kind.members[:, places])
             for (block, c), places in grouped.items()
         )
         count = len(kind.members)
@@ -267,10 +245,7 @@ class _Solution:
             return np.asarray(value * np.cos(1.0 + member))  # all different
 
         sites = (self._sites[k] for k in self._sites_beside(moved.numbers))
-        return not any(
-            np.any(np.where(f.free if f.free is not None else False, 0.0, _value(f, amount)))
-            for f in sites
-        )
+        return not any(_moves(fields, _value(fields, amount)) for fields in sites)
 
     def _sites_beside(self, numbers: Ints) -> list[int]:
         """Return the small constants beside something made of some unknowns."""
@@ -302,13 +277,16 @@ class _Solution:
             if not len(moving) or not alone or len({*power[moving]}) > 1 or len({*width}) > 1:
                 continue
             block = self._block(int(places[0]))
-            at = places[moving[np.argsort(owner, kind="stable")]] - block.start
-            yield Slices(
-                self.done.names[block.weight],  # type: ignore[index]
-                Fraction(float(power[moving[0]])).limit_denominator(1000),
-                block.axes,
-                torch.from_numpy(at.astype(np.int64).reshape(count, -1)),
-            )
+            exponent = Fraction(float(power[moving[0]])).limit_denominator(1000)
+            numbers = places[moving[np.argsort(owner, kind="stable")]].reshape(count, -1)
+            yield self._slices(block, exponent, numbers)
+
+    def _slices(self, block: Block, exponent: Fraction, numbers: NDArray[np.integer]) -> Slices:
+        """Return slices of a weight: the unknowns in a row are those of one channel."""
+        assert block.weight is not None
+        index = _placed(block, numbers.astype(np.int64) - block.start)
+        name = self.done.names[block.weight]
+        return Slices(name, exponent, block.axes, torch.from_numpy(index))
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,6 +340,11 @@ class _Scaled:
         """Return how something scales, entry by entry where it varies."""
         whole = sum((float(c * self.whole.get(k, 0)) for k, c in unit.terms.items()), 0.0)
         return whole + _value(unit.fields, lambda index: self.moved.at(index)[1])
+
+
+def _moves(fields: Fields, by: Numbers) -> bool:
+    """Return whether anything moves, entries that fit any exponent left out."""
+    return bool(np.any(by if fields.free is None else np.where(fields.free, 0.0, by)))
 
 
 def _numbers(fields: Fields) -> Ints:

@@ -172,21 +172,20 @@ def silent_weights(probe: Probe, evidence: RadialDerivatives, drawn: Samples) ->
 
 def without_effect(
     probe: Probe,
+    candidates: Sequence[str],
     evidence: RadialDerivatives,
     drawn: Samples,
     others: Sequence[Call],
-    known: Set[str] = frozenset(),
 ) -> WithoutEffect:
     """Find weights without effect, and weights of which no input shows whether they have one.
 
     Args:
         probe: the model.
+        candidates: weights that gradients do not show to have one, as :func:`silent_weights` does.
         evidence: what was gathered near the model's own weights.
         drawn: where gradients are compared and weights are replaced.
         others: inputs on which the operations were followed.
-        known: weights of which structure tells that they have none: they are not asked about.
     """
-    candidates = [n for n in silent_weights(probe, evidence, drawn) if n not in known]
     found = are_inert(probe, candidates, drawn.near, drawn)
     rest = [n for n in candidates if n not in found]
     doubtful = are_doubtful(probe, rest, drawn) if rest else []

@@ -44,6 +44,7 @@ from onsphere.symmetry.limits import (
     on_doubtful,
     on_gradients,
     on_hidden,
+    on_large,
     on_moving,
     on_reads,
     on_unreached,
@@ -217,26 +218,27 @@ def _without_memory(
 ) -> tuple[Trace, _Findings]:
     """Find what the operations alone tell."""
 
-    def families(inert: Collection[str], shifts: Unknowns | None = None) -> list[Family]:
-        channels = followed_channels(
+    def followed(inert: Collection[str], shifts: Unknowns | None = None) -> FollowedChannels:
+        return followed_channels(
             model, args, kwargs, output=output, inert=inert, roles=traced.roles, shifts=shifts
         )
-        return _reached(families_of(channels), traced)
 
     unused = [] if traced.data_dependent else [*traced.unread]  # and so without effect
     unknowns = Unknowns(frozenset({*traced.still, *unused}), traced.kept)
-    found, shapes = families(unused, unknowns), _shapes(model, traced.parameters)
+    channels, shapes = followed(unused, unknowns), _shapes(model, traced.parameters)
     shifts = [f.family for f in families_in(unknowns)[1]]
     free = without_effect(shifts, shapes)
     inert = [*free, *unused]
     if free:
         traced = trace(model, args, kwargs, output=output, inert=inert)
-        found = families(inert)
+        channels = followed(inert)
+    found = _reached(families_of(channels), traced)
     claims = [dict(v) for v in traced.basis]
     return traced, _Findings(
         claims, inert=inert, divisions=divisions(claims, found, shapes),
         families=found, shift_families=shifts,
         parts=list(_known(shifts, inert).values()),
+        limits=[*on_reads(traced, True), *on_large(channels.left_out)],
         conditions=on_unread_entries(traced),
     )  # fmt: skip
 
@@ -406,6 +408,7 @@ def _with_gradients(
         [
             *on_reads(traced),
             *on_moving(traced),
+            *on_large(channels.left_out),
             *on_doubtful({*effects.doubtful, *effects.through_eps}),
             *([on_hidden()] if search.hidden else []),
         ],
@@ -459,7 +462,9 @@ def _without_gradients(
         claims, certificates, inert, _divisions(probe, claims, families, inert, far, told),
         unreached=unreached(traced), families=families,
         shift_families=_shift_families(probe, shifting, drawn),
-        limits=[*on_reads(traced), *on_moving(traced), on_gradients(why)],
+        limits=[
+            *on_reads(traced), *on_moving(traced), *on_large(channels.left_out), on_gradients(why)
+        ],
     )  # fmt: skip
 
 
@@ -615,7 +620,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         followers=[follow.get(_key(v), {}) for v in claims],
         unknown_ops=list(traced.unknown),
         unreached=sorted(unreached(traced) | findings.unreached),
-        limits=findings.limits if certificates is not None else on_reads(traced, True),
+        limits=findings.limits,
         conditions=findings.conditions,
         certified=certificates is not None,
         complete=findings.complete,

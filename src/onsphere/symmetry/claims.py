@@ -277,7 +277,8 @@ class Limit:
         kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
             ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
             them while it runs), ``"effect"`` (a gradient, and no effect that can be seen),
-            ``"search"`` (numbers do not tell of further symmetries).
+            ``"search"`` (numbers do not tell of further symmetries), ``"size"`` (too many channels
+            hang together).
         names: weights that it concerns; none where it concerns all.
         words: what it means, a sentence or two.
     """

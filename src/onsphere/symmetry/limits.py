@@ -77,6 +77,19 @@ def on_gradients(why: str) -> Limit:
     )  # fmt: skip
 
 
+def on_large(names: Collection[str]) -> list[Limit]:
+    """Say of which weights too many rows and columns hang together."""
+    if not names:
+        return []
+    return [
+        Limit(
+            "size", tuple(sorted(names)),
+            f"So many rows and columns of {_listed(sorted(names))} hang together that symmetries "
+            "by row, column and channel were not looked for there.",
+        )
+    ]  # fmt: skip
+
+
 def on_unreached(unreached: Collection[str]) -> list[str]:
     """Say what it means that no input reached some weights."""
     if not unreached:

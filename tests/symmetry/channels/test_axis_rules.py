@@ -80,6 +80,15 @@ def _rotated(y: Tensor) -> Tensor:
     return 0.6 * y + 0.8 * half
 
 
+def _images(y: Tensor) -> Tensor:
+    """Lay tokens out as images of 2 by 2."""
+    return y[:, :4].transpose(1, 2).unflatten(-1, (2, 2))
+
+
+def _space(images: Tensor) -> Tensor:
+    return images.flatten(2).transpose(1, 2)
+
+
 ORDER = torch.tensor([2, 0, 1, 5, 4, 3])
 TABLE = torch.arange(30.0, dtype=torch.float64).reshape(5, 6)
 CASES = (
@@ -94,6 +103,8 @@ CASES = (
     Case("halves added", lambda y: y[..., 3:] + y[..., :3], 3, 3),
     Case("halves multiplied", lambda y: y[..., 3:] * y[..., :3], 6, 3),
     Case("chunks gated", lambda y: y.chunk(2, -1)[0] * y.chunk(2, -1)[1].sigmoid(), 3, 3),
+    Case("gated by glu", lambda y: F.glu(y, -1), 3, 3),
+    Case("gated by glu, tokens", lambda y: F.glu(y[:, :4], 1), 0),
     Case("split and stacked", lambda y: torch.stack(y.split(2, -1), -1).flatten(-2), 6),
     Case("unbound", lambda y: torch.stack(y.unbind(-1)[::-1], -1), 6),
     Case("flipped", lambda y: y.flip(-1), 6),
@@ -130,6 +141,14 @@ CASES = (
     Case("written into a fresh tensor", _filled, 6),
     Case("a table added", lambda y: y + TABLE[:, : y.shape[-1]], 0),
     Case("pooled", lambda y: F.max_pool1d(y.transpose(1, 2), 2).transpose(1, 2), 6),
+    Case("pixels shuffled", lambda y: _space(F.pixel_shuffle(_images(y)[:, :4], 2)), 3, 1),
+    Case("pixels shuffled back", lambda y: _space(F.pixel_unshuffle(_images(y), 2)), 6, 24),
+    Case("channels shuffled", lambda y: _space(F.channel_shuffle(_images(y), 3)), 6),
+    Case("transformed along tokens", lambda y: torch.fft.fft(y, dim=1).real, 6),
+    Case("convolved by transforms", lambda y: torch.fft.irfft(torch.fft.rfft(y, 8, 1), 8, 1), 6),
+    Case("transformed along channels", lambda y: torch.fft.fft(y, dim=-1).real, 1),
+    Case("zeros chosen", lambda y: torch.where(torch.arange(6) < 2, 0.0, y), 8),
+    Case("zeros chosen for the others", lambda y: y.where(torch.arange(6) < 2, 0.0), 10),
     Case("unfolded channels", lambda y: y.unfold(2, 2, 2).mean(-1), 3, 3),
     Case("masked channels", lambda y: y.masked_fill(torch.arange(6) < 2, 0.0), 8),
     Case("outer product", lambda y: y[..., :3, None] * y[..., None, 3:], 4, 3),

@@ -82,6 +82,11 @@ class Picked(nn.Module):
             "tkh,tkdh->tkd", hidden.relu(), self.down[chosen.add_(1).fmod_(EXPERTS)]
         )
 
+    def copied(self, x: Tensor, chosen: Tensor) -> Tensor:
+        narrow = chosen.int()
+        hidden = torch.einsum("td,tkhd->tkh", x, self.up[narrow]) + self.bias[narrow.long()]
+        return torch.einsum("tkh,tkdh->tkd", hidden.relu(), self.down[chosen.clone()])
+
     def in_half(self, x: Tensor, chosen: Tensor) -> Tensor:
         up, down, bias = (w.to(torch.bfloat16).to(w.dtype) for w in (self.up, self.down, self.bias))
         hidden = torch.einsum("td,tkhd->tkh", x, up[chosen]) + bias[chosen]
@@ -97,6 +102,7 @@ TOGETHER = [(HIDDEN, {"up": (1, EXPERTS), "bias": (1, EXPERTS), "down": (-1, EXP
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(("how", "expected"), [
     ("einsum", APART), ("selected", APART), ("one_by_one", APART),
+    ("copied", APART),
     ("crossed", TOGETHER), ("overwritten", TOGETHER),
 ])  # fmt: skip
 def test_picked_experts_have_units_of_their_own_where_the_same_entry_picks(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.symmetry import audit
+from onsphere.symmetry.channels import components
 from onsphere.symmetry.channels.families import channel_symmetries
 
 Shape = tuple[str, int, int]
@@ -267,3 +268,51 @@ def test_an_lstm_has_the_same_families_with_and_without_memory(options: dict[str
     dimensions = [sorted(f.dimension for f in a.shift_families) for a in (found, alone)]
     assert dimensions[0] == dimensions[1]
     assert len(dimensions[0]) == (3 if options else 2)
+
+
+class Parted(nn.Module):
+    """One map reads some hidden units, another one the others."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(8, 5)
+        self.register_buffer("mask", torch.arange(8) < 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        return self.b(torch.where(self.mask, h, 0.0)) + self.c(h.masked_fill(self.mask, 0.0))
+
+
+def test_columns_that_meet_zeros_alone_are_families_and_said_once() -> None:
+    torch.manual_seed(0)
+    assert _shapes(audit(Parted(), torch.randn(7, 6)).families) == [
+        (3, [("a.weight", 1, 1), ("a.bias", 1, 1), ("b.weight", -1, 1)]),
+        (5, [("a.weight", 1, 1), ("a.bias", 1, 1), ("c.weight", -1, 1)]),
+        (5, [("b.weight", 1, 1)]),
+        (3, [("c.weight", 1, 1)]),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_columns_of_a_table_whose_rows_are_put_together(mode: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.EmbeddingBag(20, 6, mode=mode), nn.Linear(6, 5))
+    found = audit(net, torch.randint(0, 20, (4, 7)))
+    assert _shapes(found.families) == [(6, [("0.weight", 1, 1), ("1.weight", -1, 1)])]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_too_large_to_be_solved_is_said(monkeypatch, device: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
+    x = torch.randn(3, 4, device=device)
+    assert not audit(net, x).limits
+    monkeypatch.setattr(components, "LARGEST_COMPONENT", 1)
+    found = audit(net, x)
+    assert not found.families
+    (limit,) = found.limits
+    assert limit.kind == "size"
+    assert {"0.weight", "2.weight"} <= set(limit.names)
+    assert limit.words.splitlines()[0][:40] in str(found)

@@ -125,3 +125,6 @@ def test_mistakes(case):
     lone = nn.Linear(4, 4)
     with pytest.raises(RescaleError, match="no scale symmetry"):
         rescaled(lone, audit(lone, torch.ones(2, 4)))
+    gated = nn.Sequential(nn.Linear(4, 6), nn.GLU(), nn.Linear(3, 2))
+    with pytest.raises(RescaleError, match="no scale symmetry of whole weights, and those by"):
+        rescaled(gated, audit(gated, torch.ones(2, 4)))

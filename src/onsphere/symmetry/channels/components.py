@@ -63,17 +63,19 @@ class Solved:
         kinds: the components, those that look alike together, with all other unknowns at 0.
         beside: the same with what stands beside their channels; apart where that differs.
         conditions: sums of unknowns of no channel that must vanish for all components to be solved.
+        left_out: components with too many terms to be solved: nothing of them is free.
     """
 
     kinds: list[Kind]
     beside: list[Kind]
     conditions: list[Form]
+    left_out: list[Kind]
 
 
 def solved(channels: ChannelDemands) -> Solved:
     """Solve all components."""
     if not channels.blocks:
-        return Solved([], [], [])
+        return Solved([], [], [], [])
     blocks = channels.blocks
     ids = np.concatenate([np.arange(b.start, b.start + b.size, dtype=np.int32) for b in blocks])
     terms, others = _terms(channels.demands, blocks, ids)
@@ -98,7 +100,7 @@ def solved(channels: ChannelDemands) -> Solved:
     own = _by_component(columns.group[terms.place], chosen)
     beside = _by_component(company, chosen)
     solver = _Solver(channels.demands, terms, others)
-    solution = Solved([], [], others.unbound)
+    solution = Solved([], [], others.unbound, [])
     for members, groups in zip(alike, apart, strict=True):
         places = columns.of(members[0])
         at = columns.order[columns.begin[members][:, None] + np.arange(len(places))]
@@ -112,6 +114,8 @@ def solved(channels: ChannelDemands) -> Solved:
             solution.beside.append(Kind(mine, followed, one.common))
             solution.conditions.extend(one.conditions)
         solution.kinds.append(Kind(everyone, followed, {}))
+        if any(len(own[some[0]]) * len(places) > LARGEST_COMPONENT for some in groups):
+            solution.left_out.append(solution.kinds[-1])
     return solution
 
 

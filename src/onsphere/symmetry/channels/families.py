@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from onsphere._torch.execution import OutputPicker
 from onsphere._torch.materialize import on_gathered
-from onsphere.symmetry.channels.components import Kind, Solved, solved
+from onsphere.symmetry.channels.components import Kind, Solved
 from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.mixed import Mixed, mixed_symmetries
 from onsphere.symmetry.claims import Family, Slices
@@ -56,6 +56,9 @@ def channel_symmetries(
         others: further inputs that the symmetries must hold for.
         roles: what the model does with its weights, as a trace tells.
 
+    Whatever these inputs do not reach, as experts that no token asks for, counts as free;
+    :func:`onsphere.symmetry.audit` leaves it out.
+
     Example:
         >>> net = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 2))
         >>> found = channel_symmetries(net, torch.ones(5, 3))
@@ -70,7 +73,7 @@ def channel_symmetries(
 
 def families_of(followed: FollowedChannels) -> list[Family]:
     """Return every symmetry that meets the demands of a model's operations."""
-    return _Solution(followed, solved(followed.channels)).families()
+    return _Solution(followed, followed.solution).families()
 
 
 class _Solution:
@@ -87,6 +90,10 @@ class _Solution:
             for _, index in fields.terms:
                 self._asked[index] = True
         self._asked[NOTHING] = False
+        self._alone = np.zeros(done.channels.unknowns, bool)  # what nothing hangs together with
+        for kind in solution.kinds:
+            if kind.followed and kind.members.shape[1] == 1:
+                self._alone[kind.members] = True
         met = [np.unique(_numbers(fields)) for fields in self._sites]
         numbers = np.concatenate([np.zeros(0, np.int32), *met])
         order = np.argsort(numbers, kind="stable")
@@ -189,9 +196,17 @@ class _Solution:
         for blocks in by_weight.values():
             for i, (b, ours) in enumerate(blocks):
                 for c, theirs in blocks[:i]:
-                    yield from _against(b, ours, c, theirs)
+                    yield from _against(self._filled(b, ours), self._filled(c, theirs))
             if len(blocks) == 1 and blocks[0][0].places is not None:
                 yield from _whole_groups(*blocks[0])
+
+    def _filled(self, block: Block, ours: Mapping[int, int]) -> "_Side":
+        """Return one side of a rescaling; what stands alone is a family of its own anyway."""
+        alone = self._alone[block.start : block.start + block.size]
+        columns = np.where(alone, _Side.ALONE, _Side.ELSEWHERE)
+        for place, column in ours.items():
+            columns[place] = column
+        return _Side(block.groups, columns)
 
     def _block(self, number: int) -> Block:
         return self._blocks[int(np.searchsorted(self._starts, number, "right")) - 1]
@@ -360,24 +375,34 @@ def _placed(block: Block, unknowns: Ints) -> Ints:
     return block.places[unknowns].reshape(len(unknowns), -1)
 
 
-def _against(
-    b: Block, ours: Mapping[int, int], c: Block, theirs: Mapping[int, int]
-) -> Iterator[Form]:
-    """Yield rescalings of all of one block against all of another, group by group.
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """The unknowns along one axis of a weight.
 
     Args:
-        b: the unknowns along one axis of a weight.
-        ours: of each of these that is in a component: its column there.
-        c: those along another axis.
-        theirs: the same for these.
+        groups: of how many groups.
+        columns: of each its column in a component, or one of the constants.
     """
-    groups = max(b.groups, c.groups)
-    each, more = b.size // groups, c.size // groups
-    for g in range(groups):
-        some = [ours.get(k, -1) for k in range(g * each, (g + 1) * each)]
-        others = [theirs.get(k, -1) for k in range(g * more, (g + 1) * more)]
-        if min(*some, *others, 0) == 0:
-            yield dict.fromkeys(some, Fraction(1)) | dict.fromkeys(others, Fraction(-1))
+
+    ELSEWHERE: ClassVar[int] = -1
+    ALONE: ClassVar[int] = -2
+
+    groups: int
+    columns: Ints
+
+    def of_group(self, g: int, count: int) -> Form | None:
+        """Return the columns of one of some groups, if none of it hangs together elsewhere."""
+        some = self.columns.reshape(count, -1)[g].tolist()
+        return None if self.ELSEWHERE in some else {i: Fraction(1) for i in some if i >= 0}
+
+
+def _against(ours: _Side, theirs: _Side) -> Iterator[Form]:
+    """Yield rescalings of all along one axis against all along another, group by group."""
+    count = max(ours.groups, theirs.groups)
+    for g in range(count):
+        some, others = ours.of_group(g, count), theirs.of_group(g, count)
+        if some is not None and others is not None:
+            yield some | {i: -c for i, c in others.items()}
 
 
 def _whole_groups(b: Block, ours: Mapping[int, int]) -> Iterator[Form]:

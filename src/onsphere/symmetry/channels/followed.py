@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from onsphere._torch.execution import OutputPicker, bare_name, inputs_of, weights
 from onsphere._torch.materialize import on_gathered
+from onsphere.symmetry.channels.components import Solved, solved
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Starts, runs_on
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
@@ -45,6 +47,23 @@ class FollowedChannels:
     held: set[int]
     beside_eps: list[Unit]
     followers: list[tuple[Unit, Unit]]
+
+    @cached_property
+    def solution(self) -> Solved:
+        """What the demands leave free."""
+        return solved(self.channels)
+
+    @property
+    def left_out(self) -> list[str]:
+        """Parameters with rows and columns of which too many hang together to be solved."""
+        blocks = self.channels.blocks
+        starts = np.array([b.start for b in blocks])
+        found = {
+            blocks[i].weight
+            for kind in self.solution.left_out
+            for i in np.unique(np.searchsorted(starts, kind.members.ravel(), "right") - 1)
+        }
+        return [self.names[k] for k in range(self.parameters) if k in found]
 
 
 @on_gathered

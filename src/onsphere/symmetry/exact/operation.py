@@ -349,6 +349,11 @@ class Operation:
             common = _where_bound(common, unit)
         return Unit(common.terms, common.free, fields=common.fields)
 
+    def fits_all(self, value: Any) -> bool:
+        """Return whether a value fits any unit: zeros and infinities, and what has no entries."""
+        unit = self.unit(value)
+        return unit.free or self._is_free_constant(value, unit)
+
     def _is_free_constant(self, value: Any, unit: Unit) -> bool:
         """Return whether a constant or a mask of unit 0 holds nothing but zeros and infinities.
 

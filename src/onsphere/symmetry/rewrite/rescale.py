@@ -59,8 +59,8 @@ def rescaled(
         The copy.
 
     Raises:
-        RescaleError: the audit is of another model or mode or found no scale symmetry, or the
-            model cannot be copied or is on the meta device.
+        RescaleError: the audit is of another model or mode or found no scale symmetry of
+            whole weights, or the model cannot be copied or is on the meta device.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -78,7 +78,12 @@ def rescaled(
     ]
     if not symmetries:
         kind = "scale symmetry" if rescalings else "weight that can be scaled alone"
-        raise RescaleError(f"the model has no {kind}: there is no other copy of it")
+        families = audit.families and rescalings
+        raise RescaleError(
+            f"the model has no {kind}"
+            + (" of whole weights, and those by channel are not followed here" if families else "")
+            + ": there is no other copy of it"
+        )
     if not isinstance(octaves, int | np.integer) or octaves < 1:
         raise RescaleError(f"octaves is a whole number, at least 1, got {octaves!r}")
     if any(p.is_meta for p in model.parameters()):

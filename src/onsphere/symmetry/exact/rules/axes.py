@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from onsphere.symmetry.exact.operation import (
@@ -24,7 +25,7 @@ from onsphere.symmetry.exact.operation import (
     is_free_number,
     key_of,
 )
-from onsphere.symmetry.exact.overloads import flat_tensors
+from onsphere.symmetry.exact.overloads import flat_tensors, is_float
 from onsphere.symmetry.exact.rules.rearrangements import (
     MOVES,
     Array,
@@ -71,6 +72,15 @@ def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Combine entry by entry; inputs broadcast."""
+    return rule(op)
+
+
+def copies(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Copy entry by entry; copies of positions pick what these do."""
+    source, result = source_of(op), result_of(op)
+    positions = not (is_float(source) or is_float(result) or source.dtype == torch.bool)
+    if positions and key_of(source) != key_of(result):
+        channels.picks.copied(result, source)
     return rule(op)
 
 
@@ -168,11 +178,32 @@ def along(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def transforms(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Sum over axes with constants, as Fourier transforms do; they may get another size."""
+    ndim = source_of(op).ndim
+    axes = [int(d) % ndim - ndim for d in op["dim"]]
+    op.arrange = lambda tensor, unit: channels.constant(unit, axes)
+    return rule(op)
+
+
 def as_complex(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Read pairs as complex numbers: both parts of one scale alike."""
     ndim = source_of(op).ndim
     op.arrange = lambda tensor, unit: channels.constant(unit, [-1])
     return _each(rule(op), lambda u: _moved(u, ndim, lambda a: a.reshape(a.shape[:-1])))
+
+
+def gates(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
+    """Multiply one half of an axis with the sigmoid of the other, which knows a scale."""
+    ndim, axis = source_of(op).ndim, axis_of(op)
+    unit = op.unit(op["self"])
+    half = source_of(op).shape[axis] // 2
+
+    def part(start: int) -> Unit:
+        return _moved(unit, ndim, lambda a: picked(a, axis, slice(start, start + half)))
+
+    op.dimensionless(part(half))
+    return part(0)
 
 
 def pools(count: int) -> AxisRule:
@@ -550,6 +581,13 @@ def embedding(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def bags(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Sum rows that data pick: all of one exponent per column."""
+    table = op["weight"]
+    op.arrange = lambda t, u: channels.constant(u, [-2]) if t is table else channels.collapsed(u)
+    return rule(op)
+
+
 def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick by tensors of positions or by masks."""
     source: Tensor = op["self"]
@@ -648,12 +686,28 @@ def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     assert isinstance(unit, Unit)
     if unit.free or not unit.fields or not is_free_number(op["value"]):
         return unit
-    known = _known(op, op["mask"])
-    if known is None or known.size > LARGEST or not known.any():
+    return _freed(op, unit, op["mask"], True)
+
+
+def chooses(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Choose entry by entry; where a constant mask chooses zeros, every exponent fits."""
+    unit = rule(op)
+    if not isinstance(unit, Unit) or unit.free or not unit.fields or op["self"] is None:
         return unit
-    mask = compressed(known.astype(bool)).astype(bool)
+    fits = [op.fits_all(op[name]) for name in ("self", "other")]
+    if fits[0] == fits[1] or op.settled(op["condition"]) is not None:
+        return unit
+    return _freed(op, unit, op["condition"], fits[0])
+
+
+def _freed(op: Operation, unit: Unit, mask: Tensor, value: bool) -> Unit:
+    """Let every exponent fit the entries where a mask that is a constant has a value."""
+    known = None if op.ledger.origin(mask) & Origin.WEIGHTS else _known(op, mask)
+    if known is None or known.size > LARGEST or not (known.astype(bool) == value).any():
+        return unit
+    free = compressed(known.astype(bool) == value).astype(bool)
     old = unit.fields.free
-    return unit.with_fields(Fields(unit.fields.terms, mask if old is None else old | mask))
+    return unit.with_fields(Fields(unit.fields.terms, free if old is None else old | free))
 
 
 # --- joins and padding -------------------------------------------------------------------------
@@ -748,20 +802,20 @@ AXIS_RULES: dict[str, AxisRule] = {}
 
 _TABLE: list[tuple[AxisRule, str]] = [
     (entrywise, """
-        clone contiguous lift_fresh lift lift_fresh_copy tril triu abs neg negative positive
+        lift_fresh lift lift_fresh_copy tril triu abs neg negative positive
         real imag conj _conj resolve_conj resolve_neg _conj_physical _neg_view conj_physical
         nan_to_num detach alias relu leaky_relu rrelu_with_noise rrelu_with_noise_functional
         dropout native_dropout _fused_dropout feature_dropout expand expand_copy
         add sub rsub hypot mul multiply div divide true_divide floor_divide pow float_power sqrt
-        rsqrt reciprocal square clamp clamp_min clamp_max clip maximum fmax minimum fmin where
-        fill _to_copy to type_as copy complex lerp polar addcmul addcdiv
+        rsqrt reciprocal square clamp clamp_min clamp_max clip maximum fmax minimum fmin fill
+        to type_as copy complex lerp polar addcmul addcdiv
         eq ne lt le gt ge isclose atan2 arctan2 logical_and bitwise_and __and__ fmod remainder
         sign signbit sgn isnan isinf isfinite isposinf isneginf angle logical_not logical_or
         logical_xor bitwise_or bitwise_not bitwise_xor nonzero
         exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan asinh
         acosh atanh erf erfc erfinv sigmoid log_sigmoid_forward silu gelu mish elu celu softplus
         hardswish hardsigmoid hardshrink softshrink _softmax _log_softmax _safe_softmax
-        logsumexp glu floor ceil round trunc frac lgamma digamma i0 special_i0 sinc xlogy
+        logsumexp floor ceil round trunc frac lgamma digamma i0 special_i0 sinc xlogy
         selu erfcx special_erfcx hardtanh threshold _prelu_kernel
         ones ones_like new_ones rand rand_like randn randn_like randint randint_like randperm
         random uniform normal_functional exponential geometric cauchy log_normal arange range
@@ -771,7 +825,11 @@ _TABLE: list[tuple[AxisRule, str]] = [
         elu_backward softplus_backward mish_backward hardswish_backward hardsigmoid_backward
         log_sigmoid_backward leaky_relu_backward bernoulli normal
     """),
+    (copies, "clone contiguous _to_copy"),
+    (transforms, "_fft_r2c _fft_c2r _fft_c2c"),
     (masks, "masked_fill"),
+    (chooses, "where"),
+    (gates, "glu"),
     (reduces, """
         sum mean nansum nanmean amax amin max min std var prod linalg_vector_norm norm var_mean
         std_mean argmax argmin any all median nanmedian mode kthvalue
@@ -825,6 +883,7 @@ _TABLE: list[tuple[AxisRule, str]] = [
     (index_select, "index_select"),
     (gather, "gather take_along_dim"),
     (embedding, "embedding"),
+    (bags, "_embedding_bag _embedding_bag_forward_only"),
     (index, "index"),
     (written_at, "index_add index_copy scatter scatter_add scatter_reduce index_reduce"),
     (index_put, "index_put _index_put_impl _unsafe_index_put"),

@@ -130,6 +130,35 @@ def _as_real(op: Operation, a: Array, i: int) -> Array:
     return a[..., None]
 
 
+def _pixel_shuffle(op: Operation, a: Array, i: int) -> Array:
+    """Lay groups of channels side by side: channel ``(c, i, j)`` goes to ``(c, h i, w j)``."""
+    r = int(op["upscale_factor"])
+    *batch, channels, height, width = source_of(op).shape
+    apart = (*batch, channels // r**2, r, r, height, width)
+    a = np.moveaxis(reshaped(a, source_of(op).shape, apart), -2, -4)
+    a = a.swapaxes(-1, -2)
+    return reshaped(a, (*batch, channels // r**2, height, r, width, r), result_of(op).shape)
+
+
+def _pixel_unshuffle(op: Operation, a: Array, i: int) -> Array:
+    """Undo what :func:`_pixel_shuffle` does."""
+    r = int(op["downscale_factor"])
+    *batch, channels, height, width = result_of(op).shape
+    apart = (*batch, channels // r**2, height, r, width, r)
+    a = reshaped(a, source_of(op).shape, apart).swapaxes(-1, -2)
+    a = np.moveaxis(a, -4, -2)
+    return reshaped(a, (*batch, channels // r**2, r, r, height, width), result_of(op).shape)
+
+
+def _channel_shuffle(op: Operation, a: Array, i: int) -> Array:
+    """Take one channel of each group in turn."""
+    groups = int(op["groups"])
+    batch, channels, *space = source_of(op).shape
+    apart = (batch, groups, channels // groups, *space)
+    a = reshaped(a, source_of(op).shape, apart).swapaxes(1, 2)
+    return reshaped(a, (batch, channels // groups, groups, *space), source_of(op).shape)
+
+
 # --- the table ---------------------------------------------------------------------------------
 
 MOVES: dict[str, Move] = {}
@@ -150,6 +179,9 @@ _TABLE: list[tuple[Move, str]] = [
     (_repeat, "repeat"),
     (_as_real, "view_as_real"),
     (_unfold, "unfold"),
+    (_pixel_shuffle, "pixel_shuffle"),
+    (_pixel_unshuffle, "pixel_unshuffle"),
+    (_channel_shuffle, "channel_shuffle native_channel_shuffle"),
 ]
 for _move, _names in _TABLE:
     for _name in _names.split():

@@ -54,21 +54,29 @@ class Picks:
         self._starts: list[int] = []
         self._instead: dict[int, Index] = {}
         self._memories: dict[tuple[object, ...], tuple[int, object]] = {}
+        self._copies: dict[tuple[object, ...], Index] = {}
         self._entries = 1
 
     def __bool__(self) -> bool:
         return bool(self._runs)
 
     def entries(self, positions: Tensor) -> Index:
-        """Return a number for each entry of a tensor of positions; views share theirs."""
+        """Return a number for each entry of a tensor of positions; views and copies share them."""
         memory = positions.untyped_storage()
-        size = positions.element_size()
-        key = ("entries", memory._cdata, size, positions._version)
-        first = self._numbered(key, memory.nbytes() // size, positions)
-        found = np.full((), first + positions.storage_offset(), np.int32)
+        place = np.full((), positions.storage_offset(), np.int32)
         for size, stride in zip(positions.shape, positions.stride(), strict=True):
-            found = found[..., None] + stride * np.arange(size, dtype=np.int32)
-        return found
+            place = place[..., None] + stride * np.arange(size, dtype=np.int32)
+        key, size = _memory_of(positions), positions.element_size()
+        if key in self._copies:
+            return self._copies[key][place]
+        return place + self._numbered(key, memory.nbytes() // size, positions)
+
+    def copied(self, copy: Tensor, original: Tensor) -> None:
+        """Let a copy of positions, in a memory of its own, have the numbers of the original."""
+        if copy.is_contiguous() and not copy.storage_offset() and copy.numel():
+            key = _memory_of(copy)
+            self._numbered(key, 0, copy)  # which keeps it alive
+            self._copies[key] = self.entries(original).ravel()
 
     def rows(self, ends: Tensor, count: int) -> Index:
         """Return a number for each of some rows, of which a tensor tells where each group ends."""
@@ -165,6 +173,12 @@ class Picks:
         every = self.at_each_choice(np.unique(self.alike(whole), axis=1)).swapaxes(0, 1)
         terms = ((c, i) for (c, _), i in zip(fields.terms, every, strict=True))
         return Fields(tuple(terms))
+
+
+def _memory_of(positions: Tensor) -> tuple[object, ...]:
+    """Return what tells the memory of a tensor, as it is now, from any other."""
+    memory = positions.untyped_storage()
+    return ("entries", memory._cdata, positions.element_size(), positions._version)
 
 
 def columns_of(index: Index, axis: int) -> Index:

@@ -69,6 +69,18 @@ class Amounts:
         """Let those follow of which it was not known before what they follow."""
         self._settle(np.isnan(self._value[self.solution.pivots.labels]))
 
+    def _settle_images_of_nothing(self) -> None:
+        """Let what was not learnt be 0 where all that goes in is: maps are linear."""
+        label = self.solution.label
+        for number, block in enumerate(self.solution.unknowns.blocks):
+            own = label[block.index().ravel()]
+            if not isinstance(block.of, Image) or number in self.solution.inverted:
+                continue
+            if (missing := np.isnan(self._value[own])).any():
+                self._settle_unknown()
+                nothing = (self._value[label[block.of.rows]] == 0).all(1)[block.of.row]
+                self._value[own[missing & nothing]] = 0.0
+
     def _of(self, index: NDArray[Any]) -> Numbers:
         return self._value[self.solution.label[index]]
 
@@ -106,6 +118,7 @@ class Amounts:
 
     def added(self) -> dict[str, Tensor]:
         """Return what is added to each weight and buffer; NaN where that was not learnt."""
+        self._settle_images_of_nothing()
         self._settle()
         found: dict[str, Tensor] = {}
         for b in self.solution.unknowns.blocks:

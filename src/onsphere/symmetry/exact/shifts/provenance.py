@@ -72,6 +72,8 @@ class Provenance:
         for key in written:  # views of it, too, hold something else now
             self._recipes.pop(key, None)
         short = overload.short
+        if short == "hypot" and told and _is_small(given[1]):
+            told[1] = "eps"
         if data:
             if short == "lift_fresh":
                 self._literal(results[0])
@@ -111,6 +113,12 @@ def _is_kept(short: str, inputs: Sequence[Tensor], result: Tensor) -> bool:
     if short not in _UNCHANGED or not is_whole(inputs[0]):
         return False
     return is_float(result) or not is_float(inputs[0])
+
+
+def _is_small(value: Any) -> bool:
+    """Return whether one leg of a right triangle may be the root of an eps."""
+    known = isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta
+    return known and 0 < float(value.detach().abs().reshape(())) <= LARGEST_EPS**0.5
 
 
 def _told(known: Provenance, value: Any) -> Hashable:

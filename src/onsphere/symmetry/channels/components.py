@@ -11,7 +11,7 @@ and what a component demands of them, is kept beside its solution.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.units.channel_demands import Block, ChannelDemands, Demand
 from onsphere.symmetry.exact.units.fields import NOTHING
-from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, plain
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, Plain, plain
 
 Ints = NDArray[np.int64]
 Followers = list[tuple[int, Fraction]]
@@ -31,8 +31,10 @@ Short = NDArray[np.int32]
 """Numbers of which a decoder of 70 billion weights has tens of millions."""
 _CHUNK = 2**20
 """How many things are hashed at a time."""
-LARGEST_COMPONENT = 20_000_000
-"""Up to how many terms times unknowns a component is solved: what exact elimination grows with."""
+LARGEST_COMPONENT = 2_000_000
+"""Up to how many terms of demands a component is solved."""
+LARGEST_WORK = 5_000_000
+"""After how many terms that exact elimination reads and writes a component is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +111,14 @@ def solved(channels: ChannelDemands) -> Solved:
         for some in groups:
             there = columns.of(some[0])
             one = solver.solved(own[some[0]], there, is_weight[there], beside[some[0]])
+            if one is None:
+                solution.left_out.append(Kind(everyone, {}, {}))
+                one = _Solution({}, {}, solver.sums(own[some[0]], beside[some[0]]))
             followed = one.followed
             mine = everyone if len(groups) == 1 else everyone[np.isin(members, some)]
             solution.beside.append(Kind(mine, followed, one.common))
             solution.conditions.extend(one.conditions)
         solution.kinds.append(Kind(everyone, followed, {}))
-        if any(len(own[some[0]]) * len(places) > LARGEST_COMPONENT for some in groups):
-            solution.left_out.append(solution.kinds[-1])
     return solution
 
 
@@ -125,12 +128,14 @@ def _apart(members: Short, different: NDArray[np.uint64]) -> list[Short]:
     return [members[group == g] for g in range(int(group.max()) + 1)]
 
 
-def _by_component(component: Short, chosen: NDArray[np.bool_]) -> dict[int, list[int]]:
+def _by_component(component: Short, chosen: NDArray[np.bool_]) -> defaultdict[int, Ints]:
     """Return the terms of each of some components."""
-    found: defaultdict[int, list[int]] = defaultdict(list)
     those = np.flatnonzero(chosen[component])
-    for term, where in zip(those.tolist(), component[those].tolist(), strict=True):
-        found[where].append(term)
+    those = those[np.argsort(component[those], kind="stable")]
+    found: defaultdict[int, Ints] = defaultdict(lambda: those[:0])
+    groups, begin = np.unique(component[those], return_index=True)
+    if len(those):
+        found.update(zip(groups.tolist(), np.split(those, begin[1:]), strict=True))
     return found
 
 
@@ -365,70 +370,135 @@ class _Solver:
 
     def __init__(self, demands: Sequence[Demand], terms: Terms, others: Others) -> None:
         self.demands, self.terms, self.others = demands, terms, others
-        self._known: dict[object, _Solution] = {}
+        self._known: dict[object, _Solution | None] = {}
 
     def solved(
-        self, own: Sequence[int], places: Short, weights: NDArray[np.bool_], beside: Sequence[int]
-    ) -> _Solution:
-        """Solve one component.
-
-        One with very many terms is left out: its unknowns stay, so nothing is claimed of them.
+        self, own: Ints, places: Short, weights: NDArray[np.bool_], beside: Ints
+    ) -> _Solution | None:
+        """Solve one component; ``None`` if it is too large.
 
         Args:
             own: its terms.
-            places: its unknowns.
+            places: its unknowns, in their order.
             weights: which of them are exponents of weights.
             beside: terms of unknowns of no channel that stand in its rows, and not in all of some
                 demand.
         """
-        count = len(places)
-        sums = self._sums(own, beside)
-        if len(own) * count > LARGEST_COMPONENT:
-            return _Solution({}, {}, list(sums.values()))
-        commons = sorted({k for form in sums.values() for k in form})
-        number = {k: i for i, k in enumerate(commons)}
-        first = len(commons)
-        column = {int(p): first + i for i, p in enumerate(places)}
-        rows: dict[int, dict[int, int | Fraction]] = {
-            row: {number[k]: plain(c) for k, c in form.items()} for row, form in sums.items()
-        }
-        terms = self.terms
-        those = [a[own].tolist() for a in (terms.place, terms.row, terms.demand, terms.slot)]
-        is_weight = weights.tolist()
-        for place, row, of, slot in zip(*those, strict=True):
-            i = column[place]
-            # Unknowns that no weight has are the first to be expressed, common ones the last.
-            at = i if is_weight[i - first] else count + i
-            form = rows[row]
-            form[at] = form.get(at, 0) + plain(self.demands[of].coefficients[slot])
-        ordered = [rows[row] for row in sorted(rows)]
-        key = (first, count, tuple(frozenset(form.items()) for form in ordered))
+        if len(own) > LARGEST_COMPONENT:
+            return None
+        rows = self._rows(own, beside)
+        column = np.searchsorted(places, self.terms.place[own])
+        first, count = len(rows.commons), len(places)
+        key = (first, weights.tobytes(), column.tobytes(), rows.key)
         if key not in self._known:
-            self._known[key] = _eliminated(ordered, first, count)
+            # Unknowns that no weight has are the first to be expressed, common ones the last.
+            at = first + column + np.where(weights[column], 0, count)
+            self._known[key] = _eliminated(rows.with_terms(at), first, count)
         found = self._known[key]
-        return _Solution(
+        return found and _Solution(
             found.followed,
-            {commons[k]: followers for k, followers in found.common.items()},
-            [{commons[k]: c for k, c in form.items()} for form in found.conditions],
+            {rows.commons[k]: followers for k, followers in found.common.items()},
+            [{rows.commons[k]: c for k, c in form.items()} for form in found.conditions],
         )
 
-    def _sums(self, own: Sequence[int], beside: Sequence[int]) -> dict[int, Form]:
+    def sums(self, own: Ints, beside: Ints) -> list[Form]:
+        """Return what the rows of a component have beside terms of channels, each sum once."""
+        rows = self._rows(own, beside)
+        distinct = {frozenset(form.items()) for form in rows.sums()}
+        return [{rows.commons[k]: Fraction(c) for k, c in form if c} for form in distinct if form]
+
+    def _rows(self, own: Ints, beside: Ints) -> "_Rows":
+        terms, others = self.terms, self.others
+        numbers, row = np.unique(terms.row[own], return_inverse=True)
+        demands, demand = np.unique(terms.demand[own], return_inverse=True)
+        some = [self.demands[d] for d in demands.tolist()]
+        of = np.zeros(len(numbers), np.int64)
+        of[row] = demand
+        aside = others.number[beside]
+        commons = sorted({k for d in some for k in d.scalars}.union(aside.tolist()))
+        number = {k: i for i, k in enumerate(commons)}
+        return _Rows(
+            commons,
+            [tuple(plain(c) for c in d.coefficients) for d in some],
+            [tuple((number[k], plain(c)) for k, c in d.scalars.items()) for d in some],
+            of,
+            _Places(row, demand, terms.slot[own]),
+            _Places(
+                np.searchsorted(numbers, others.row[beside]),
+                np.searchsorted(demands, others.demand[beside]),
+                others.slot[beside],
+            ),
+            np.searchsorted(np.array(commons, np.int64), aside),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where terms stand.
+
+    Args:
+        row: the row of each.
+        demand: of which demand it is.
+        slot: which term of its demand.
+    """
+
+    row: Ints
+    demand: Ints
+    slot: NDArray[np.uint8]
+
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal where all of it is."""
+        return self.row.tobytes(), self.demand.tobytes(), self.slot.tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The rows of one component, numbered from 0, as are its demands and common unknowns.
+
+    Args:
+        commons: the unknowns of no channel.
+        coefficients: of the terms of each demand.
+        scalars: the common unknowns that all rows of each demand have.
+        demand: of each row.
+        own: terms of channels.
+        beside: terms of common unknowns that differ from row to row.
+        numbers: the common unknown of each of these.
+    """
+
+    commons: list[int]
+    coefficients: list[tuple[int | Fraction, ...]]
+    scalars: list[tuple[tuple[int, int | Fraction], ...]]
+    demand: Ints
+    own: _Places
+    beside: _Places
+    numbers: Ints
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal where all is, up to the names of unknowns."""
+        told = tuple(self.coefficients), tuple(self.scalars), self.numbers.tobytes()
+        return *self.own.key, *self.beside.key, *told
+
+    def sums(self) -> list[Plain]:
         """Return of each row what it has beside terms of channels."""
-        rows, of = (a[own].tolist() for a in (self.terms.row, self.terms.demand))
-        sums = {
-            row: dict(self.demands[d].scalars)
-            for row, d in dict(zip(rows, of, strict=True)).items()
-        }
-        for term in beside:
-            form, k = sums[int(self.others.row[term])], int(self.others.number[term])
-            demand = self.demands[self.others.demand[term]]
-            c = demand.coefficients[self.others.slot[term]]
-            form[k] = form.get(k, Fraction(0)) + c
-        return sums
+        forms = [dict(self.scalars[d]) for d in self.demand.tolist()]
+        return self._add(forms, self.beside, self.numbers)
+
+    def with_terms(self, at: Ints) -> list[Plain]:
+        """Return all rows, where the unknowns of channels have these numbers."""
+        return self._add(self.sums(), self.own, at)
+
+    def _add(self, forms: list[Plain], places: _Places, numbers: Ints) -> list[Plain]:
+        where = (places.row.tolist(), places.demand.tolist(), places.slot.tolist())
+        for row, d, slot, k in zip(*where, numbers.tolist(), strict=True):
+            form = forms[row]
+            form[k] = form.get(k, 0) + self.coefficients[d][slot]
+        return forms
 
 
-def _eliminated(rows: Iterable[Mapping[int, int | Fraction]], first: int, count: int) -> _Solution:
-    """Solve rows whose unknowns are numbered.
+def _eliminated(rows: Iterable[Plain], first: int, count: int) -> _Solution | None:
+    """Solve rows whose unknowns are numbered; ``None`` if that is too much work.
 
     Args:
         rows: sums that vanish. Common unknowns come first, then those of weights, then all others,
@@ -438,7 +508,9 @@ def _eliminated(rows: Iterable[Mapping[int, int | Fraction]], first: int, count:
     """
     system = Constraints(0)
     for form in rows:
-        system.require_zero({k: Fraction(c) for k, c in form.items() if c})
+        system.require_zero({k: c for k, c in form.items() if c})
+        if system.work > LARGEST_WORK:
+            return None
     pivots = {(pivot - first) % count: rest for pivot, rest in system.rows() if pivot >= first}
     followed: dict[int, Followers] = {i: [] for i in range(count) if i not in pivots}
     common: defaultdict[int, Followers] = defaultdict(list)

@@ -94,10 +94,8 @@ class _Solution:
         for kind in solution.kinds:
             if kind.followed and kind.members.shape[1] == 1:
                 self._alone[kind.members] = True
-        met = [np.unique(_numbers(fields)) for fields in self._sites]
-        numbers = np.concatenate([np.zeros(0, np.int32), *met])
-        order = np.argsort(numbers, kind="stable")
-        self._beside = numbers[order], np.repeat(np.arange(len(met)), [*map(len, met)])[order]
+        self._at_sites = _Meeting(self._sites)
+        self._at_followers = _Meeting([unit.fields for _, unit in done.followers])
 
     def families(self) -> list[Family]:
         """Return all ways to rescale channels, beside those that whole weights say."""
@@ -109,8 +107,8 @@ class _Solution:
 
     def _mixed(self) -> list[Mixed]:
         return mixed_symmetries(
-            self.done.channels, self.solution, self._block, len(self.done.names), self._counts,
-            self.done.held,
+            self.done.channels, self.solution, self._blocks_of, len(self.done.names),
+            self._counts, self.done.held,
         )  # fmt: skip
 
     def _of_mixed(self, mixed: Mixed) -> Family:
@@ -259,23 +257,13 @@ class _Solution:
             member, value = moved.at(index)
             return np.asarray(value * np.cos(1.0 + member))  # all different
 
-        sites = (self._sites[k] for k in self._sites_beside(moved.numbers))
+        sites = (self._sites[k] for k in self._at_sites.of(moved.numbers))
         return not any(_moves(fields, _value(fields, amount)) for fields in sites)
-
-    def _sites_beside(self, numbers: Ints) -> list[int]:
-        """Return the small constants beside something made of some unknowns."""
-        known, sites = self._beside
-        at, end = np.searchsorted(known, numbers), np.searchsorted(known, numbers, "right")
-        found: set[int] = set()
-        while (left := at < end).any():
-            at, end = at[left], end[left]
-            found.update(np.unique(sites[at]).tolist())
-            at = at + 1
-        return sorted(found)
 
     def _following(self, moved: "_Moved", count: int) -> Iterator[Slices]:
         """Yield how buffers that estimate something move along, once for each time they do."""
-        for own, unit in self.done.followers:
+        for k in self._at_followers.of(moved.numbers):
+            own, unit = self.done.followers[k]
             places = own.fields.terms[0][1].ravel()
             sizes = [i.size for _, i in unit.fields.terms]
             if not sizes or any(n not in (1, places.size) for n in sizes):
@@ -302,6 +290,28 @@ class _Solution:
         index = _placed(block, numbers.astype(np.int64) - block.start)
         name = self.done.names[block.weight]
         return Slices(name, exponent, block.axes, torch.from_numpy(index))
+
+
+class _Meeting:
+    """Which of some fields are made of which unknowns."""
+
+    def __init__(self, some: Sequence[Fields]) -> None:
+        met = [np.unique(_numbers(fields)) for fields in some]
+        numbers = np.concatenate([np.zeros(0, np.int32), *met])
+        order = np.argsort(numbers, kind="stable")
+        self._numbers = numbers[order]
+        self._which = np.repeat(np.arange(len(met)), [*map(len, met)])[order]
+
+    def of(self, numbers: Ints) -> list[int]:
+        """Return those that are made of some of these unknowns, in their order."""
+        at = np.searchsorted(self._numbers, numbers)
+        end = np.searchsorted(self._numbers, numbers, "right")
+        found: set[int] = set()
+        while (left := at < end).any():
+            at, end = at[left], end[left]
+            found.update(np.unique(self._which[at]).tolist())
+            at = at + 1
+        return sorted(found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,14 @@ import numpy as np
 
 from onsphere.symmetry.channels.components import Ints, Kind, Solved
 from onsphere.symmetry.exact.units.channel_demands import Block, ChannelDemands
-from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, add_scaled, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import (
+    Constraints,
+    Form,
+    Plain,
+    add_scaled,
+    plain,
+    sparse_basis,
+)
 
 Place = tuple[int, int]
 """A kind of components and a column of it."""
@@ -42,7 +49,7 @@ class Mixed:
 def mixed_symmetries(
     channels: ChannelDemands,
     solved: Solved,
-    block_of: Callable[[int], Block],
+    blocks_of: Callable[[Ints], Sequence[Block]],
     count: int,
     counts: Callable[[int], bool],
     held: Collection[int] = (),
@@ -52,12 +59,12 @@ def mixed_symmetries(
     Args:
         channels: the demands.
         solved: their components.
-        block_of: from the number of an unknown of a channel to its block.
+        blocks_of: from numbers of unknowns of channels to their blocks.
         count: of weights and buffers.
         counts: whether the scale of a weight counts: a parameter that is used.
         held: weights that nothing may scale.
     """
-    return _System(channels, solved, block_of, count, counts).found(held)
+    return _System(channels, solved, blocks_of, count, counts).found(held)
 
 
 class _System:
@@ -71,34 +78,33 @@ class _System:
         self,
         channels: ChannelDemands,
         solved: Solved,
-        block_of: Callable[[int], Block],
+        blocks_of: Callable[[Ints], Sequence[Block]],
         count: int,
         counts: Callable[[int], bool],
     ) -> None:
         self.channels, self.solved, self.count = channels, solved, count
         self.column: dict[Place, int] = {}
         self.block: dict[int, Block] = {}
-        self.followed: dict[int, Form] = {}
+        self.followed: dict[int, Plain] = {}
         for k, kind in enumerate(solved.beside):
-            self._number_columns(k, kind, block_of)
+            self._number_columns(k, kind, blocks_of(kind.members[0]))
         self.moves = count + len(self.block)
         self.counted = {k for k in range(count) if counts(k)}
         self.counted |= {i for i, b in self.block.items() if b.weight in self.counted}
         self.number: dict[int, int] = {}
 
-    def _number_columns(self, k: int, kind: Kind, block_of: Callable[[int], Block]) -> None:
+    def _number_columns(self, k: int, kind: Kind, blocks: Sequence[Block]) -> None:
         """Number the columns of weights; those of one block that always move alike have one."""
-        rows: dict[int, Form] = {j: {} for j in range(kind.members.shape[1])}
+        rows: dict[int, Plain] = {j: {} for j in range(kind.members.shape[1])}
         for free, followers in kind.followed.items():
-            rows[free][free] = Fraction(1)
+            rows[free][free] = 1
             for j, c in followers:
-                rows[j][free] = c
+                rows[j][free] = plain(c)
         for unknown, followers in kind.common.items():
             for j, c in followers:
-                rows[j][-1 - unknown] = c
-        alike: dict[tuple[int, frozenset[tuple[int, Fraction]]], int] = {}
-        for j, unknown in enumerate(kind.members[0]):
-            block = block_of(int(unknown))
+                rows[j][-1 - unknown] = plain(c)
+        alike: dict[tuple[int, frozenset[tuple[int, int | Fraction]]], int] = {}
+        for j, block in enumerate(blocks):
             if block.weight is not None:
                 key = block.start, frozenset(rows[j].items())
                 number = alike.setdefault(key, self.count + len(self.block))
@@ -123,26 +129,26 @@ class _System:
         new = [v for v in system.fundamental_basis() if known.require_zero(self._counted(v))]
         return [self._mixed(self._short(self._moving(v), said), system) for v in new]
 
-    def _demands(self, held: Collection[int]) -> Iterator[Form]:
+    def _demands(self, held: Collection[int]) -> Iterator[Plain]:
         """Yield what must vanish."""
         for pivot, rest in self.channels.scalars.rows():
             yield self._of_common({**rest, pivot: Fraction(-1)})
         for form in (*self.solved.conditions, *({k: Fraction(1)} for k in held)):
             yield self._of_common(form)
-        for number, rest in self.followed.items():
-            form = {self._number(-1 - i) if i < 0 else i: c for i, c in rest.items()}
-            yield {**form, number: Fraction(-1)}
+        for number, followed in self.followed.items():
+            moved: Plain = {self._number(-1 - i) if i < 0 else i: c for i, c in followed.items()}
+            yield {**moved, number: -1}
 
-    def _of_common(self, form: Mapping[int, Fraction]) -> Form:
+    def _of_common(self, form: Mapping[int, Fraction]) -> Plain:
         """Write a sum of unknowns of no channel in the numbers of this system."""
-        return {self._number(k): c for k, c in form.items()}
+        return {self._number(k): plain(c) for k, c in form.items()}
 
     def _number(self, unknown: int) -> int:
         if unknown < self.count:
             return unknown
         return self.number.setdefault(unknown, self.moves + len(self.number))
 
-    def _said(self, demands: Iterable[Form]) -> Iterator[Form]:
+    def _said(self, demands: Iterable[Plain]) -> Iterator[Form]:
         """Yield rescalings that do nothing, families, and symmetries of whole weights."""
         yield from self._nothing
         for k, kind in enumerate(self.solved.beside):

@@ -140,7 +140,7 @@ class _NoDemands(Constraints):
         """Say that any form vanishes."""
         return {}
 
-    def require_zero(self, form: Mapping[int, Fraction]) -> bool:  # noqa: ARG002
+    def require_zero(self, form: Mapping[int, int | Fraction]) -> bool:  # noqa: ARG002
         """Demand nothing."""
         return False
 

@@ -133,6 +133,9 @@ class Constraints:
     Args:
         count: number of unknowns.
 
+    Attributes:
+        work: how many terms were read and written so far.
+
     Example:
         >>> system = Constraints(3)
         >>> system.require_zero({0: Fraction(1), 1: Fraction(1)})     # e0 + e1 = 0
@@ -145,8 +148,9 @@ class Constraints:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.work = 0
         # Nearly all coefficients are whole, and Python's own numbers are faster than fractions.
-        self._rows: dict[int, _Plain] = {}
+        self._rows: dict[int, Plain] = {}
         self._rows_with: defaultdict[int, set[int]] = defaultdict(set)
 
     def copy(self) -> "Constraints":
@@ -160,33 +164,40 @@ class Constraints:
         """Return the form with every pivot substituted: empty when it must vanish anyway."""
         return _as_fractions(self._reduced(form))
 
-    def _reduced(self, form: Mapping[int, Fraction]) -> "_Plain":
-        total: _Plain = {}
+    def _reduced(self, form: Mapping[int, int | Fraction]) -> "Plain":
+        total: Plain = {}
         for k, c in form.items():
             row = self._rows.get(k)
-            _add_multiple(total, {k: 1} if row is None else row, plain(c))
+            if row is not None:
+                _add_multiple(total, row, plain(c))
+            elif value := total.get(k, 0) + c:
+                total[k] = plain(value)
+            else:
+                total.pop(k, None)
         return total
 
-    def require_zero(self, form: Mapping[int, Fraction]) -> bool:
+    def require_zero(self, form: Mapping[int, int | Fraction]) -> bool:
         """Demand that a form vanishes; return whether that was news.
 
         The unknown with the highest number becomes the pivot: weights met first stay free, so a
         null vector reads "this weight, and what must follow it".
         """
         rest = self._reduced(form)
+        self.work += len(form)
         if not rest:
             return False
         pivot = max(rest)
-        row: _Plain = {}
+        row: Plain = {}
         _add_multiple(row, rest, plain(Fraction(-1) / rest.pop(pivot)))
         for other in self._rows_with.pop(pivot, set()):
             changed = {k: c for k, c in self._rows[other].items() if k != pivot}
             _add_multiple(changed, row, self._rows[other][pivot])
             self._store(other, changed)
+            self.work += len(row)
         self._store(pivot, row)
         return True
 
-    def _store(self, pivot: int, row: "_Plain") -> None:
+    def _store(self, pivot: int, row: "Plain") -> None:
         for k in self._rows.get(pivot, {}):
             self._rows_with[k].discard(pivot)
         self._rows[pivot] = row
@@ -211,25 +222,27 @@ class Constraints:
         return basis
 
 
-_Plain = dict[int, int | Fraction]
+Plain = dict[int, int | Fraction]
 """A form whose whole coefficients are whole numbers."""
 
 
 def plain(c: int | Fraction) -> int | Fraction:
     """Return a whole number as such: Python's own numbers are faster than fractions."""
+    if type(c) is int:
+        return c
     return c.numerator if c.denominator == 1 else c
 
 
-def _as_fractions(form: _Plain) -> Form:
+def _as_fractions(form: Plain) -> Form:
     return {k: Fraction(c) for k, c in form.items()}
 
 
-def _add_multiple(total: _Plain, b: _Plain, factor: int | Fraction) -> None:
+def _add_multiple(total: Plain, b: Plain, factor: int | Fraction) -> None:
     """Add a multiple of a form in place."""
     for k, c in b.items():
         value = total.get(k, 0) + c * factor
         if value:
-            total[k] = plain(value)
+            total[k] = value if type(value) is int else plain(value)
         else:
             total.pop(k, None)
 

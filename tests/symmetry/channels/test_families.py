@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from onsphere.symmetry import audit
-from onsphere.symmetry.channels import components
+from onsphere.symmetry.channels import elimination
 from onsphere.symmetry.channels.families import channel_symmetries
 
 Shape = tuple[str, int, int]
@@ -309,7 +309,7 @@ def test_what_is_too_large_to_be_solved_is_said(monkeypatch, device: str) -> Non
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).to(device)
     x = torch.randn(3, 4, device=device)
     assert not audit(net, x).limits
-    monkeypatch.setattr(components, "LARGEST_COMPONENT", 1)
+    monkeypatch.setattr(elimination, "LARGEST_COMPONENT", 1)
     found = audit(net, x)
     assert not found.families
     (limit,) = found.limits

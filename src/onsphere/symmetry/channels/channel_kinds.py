@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.channels.components import (
     Grouped,
-    Terms,
     connected,
     numbered,
     signatures,
 )
+from onsphere.symmetry.channels.terms import Ints, Terms
 from onsphere.symmetry.claims import Family
 from onsphere.symmetry.exact.units.linear_forms import Form
 
-Ints = NDArray[np.int64]
 Place = tuple[str, tuple[int, ...]]
 """A weight and the axes along which it is cut."""
 

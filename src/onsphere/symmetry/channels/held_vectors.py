@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.channels.channel_kinds import ChannelKind, Ints
+from onsphere.symmetry.channels.channel_kinds import ChannelKind
+from onsphere.symmetry.channels.terms import Ints
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.units.linear_forms import Form, add_scaled, sparse_basis
 

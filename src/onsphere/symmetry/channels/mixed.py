@@ -18,7 +18,8 @@ from functools import cached_property
 
 import numpy as np
 
-from onsphere.symmetry.channels.components import Ints, Kind, Solved
+from onsphere.symmetry.channels.components import Kind, Solved
+from onsphere.symmetry.channels.terms import Ints
 from onsphere.symmetry.exact.units.channel_demands import Block, ChannelDemands
 from onsphere.symmetry.exact.units.linear_forms import (
     Constraints,

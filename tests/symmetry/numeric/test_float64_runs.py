@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onsphere.symmetry import audit
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.probe import Probe
 from onsphere.symmetry.numeric.radial_derivatives import radial_rows
@@ -80,3 +81,24 @@ def test_complex_outputs_are_combined_as_real_ones() -> None:
     rows = radial_rows(probe, probe.given(), 3)
     assert bool((rows.bounds > 0).all())
     assert bool((rows.values.abs() <= 1e-12 * rows.bounds).all())
+
+
+class PaddingThroughRoots(nn.Module):
+    """What a padding row of zeros makes is as large as an eps, so that the last norm shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6, padding_idx=0)
+        self.first, self.second = (nn.LayerNorm(6, eps=1e-60) for _ in range(2))
+        self.out, self.last = nn.Linear(6, 6, bias=False), nn.RMSNorm(6, eps=1e-60)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.first(self.table(ids))
+        halves = torch.cat([x[..., :3], (x[..., 3:].abs() + 1e-200).sqrt() ** 2], -1)
+        return self.last(self.out(self.second(halves)))
+
+
+def test_weights_at_which_several_eps_show_together_refute_nothing() -> None:
+    torch.manual_seed(0)
+    found = audit(PaddingThroughRoots().double(), torch.tensor([[0, 3, 5], [2, 0, 7]]))
+    assert ("out.weight",) in [s.names for s in found.spheres]

@@ -58,6 +58,8 @@ _HUGE = 30.0
 """And one that makes weights huge, of each sign of a trade: a clamp at 65504 acts only there."""
 _COARSE = 1e-3
 """Largest change that counts as 0 there: what becomes tiny in turn is no longer far above eps."""
+_OTHER_EPS = (1e2 * TINY, 1e4 * TINY, 1e1 * TINY)
+"""What stands for eps in turn where it is looked whether they show; all alike could cancel."""
 
 Exponents = Mapping[str, Fraction]
 
@@ -124,8 +126,8 @@ def _measured_amplification(probe: Probe, point: Point, real_eps: bool) -> float
     if not all(bool(t.isfinite().any()) and not bool(t.isnan().any()) for t in before):
         return float("inf")
     nudge = 1e-12
-    # Another eps, too: where it shows, a normalization divides by it, and hides what is added.
-    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps, tiny=100 * TINY)
+    # Other eps, too: where they show, a normalization divides by one, and hides what is added.
+    after = probe.outputs(probe.nudged(point, nudge), real_eps=real_eps, tiny=_OTHER_EPS)
     return relative_change(before, after) / nudge
 
 

@@ -11,6 +11,7 @@ views; random numbers are drawn in the type in which the model draws them, and s
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         real_eps: leave them as they are.
         draws: the type in which the model draws random numbers, by place and operation.
         precisions: the model's own ``torch.finfo(x.dtype).eps``, by place and operation.
-        tiny: what replaces an eps.
+        tiny: what replaces eps, in turn.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         real_eps: bool,
         draws: Mapping[tuple[str, str], torch.dtype] | None = None,
         precisions: Mapping[tuple[str, str], float] | None = None,
-        tiny: float = TINY,
+        tiny: Sequence[float] = (TINY,),
     ) -> None:
         super().__init__()
         moved = () if real_eps else sites
@@ -68,7 +69,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         self.fused = any(site.key is None for site in moved)
         self.draws = dict(draws or {})
         self.precisions = dict(precisions or {})
-        self.tiny = tiny
+        self._next_tiny = cycle(tiny)
         self.where = ""
         self.backward = False
         self._occurrences = Occurrences(float)
@@ -125,7 +126,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         """Replace the eps of a fused normalization."""
         for i, name in enumerate(overload.arguments):
             if name in ("eps", "epsilon") and i < len(args):
-                return (*args[:i], self.tiny, *args[i + 1 :])
+                return (*args[:i], next(self._next_tiny), *args[i + 1 :])
         return args
 
     def _without_eps(
@@ -140,9 +141,10 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         return args, kwargs
 
     def _tiny(self, value: Any) -> Any:
+        tiny = next(self._next_tiny)
         if isinstance(value, Tensor):
-            return torch.full_like(value, self.tiny).copysign(value)
-        return self.tiny if value > 0 else -self.tiny
+            return torch.full_like(value, tiny).copysign(value)
+        return tiny if value > 0 else -tiny
 
 
 def _in_its_own_way(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -234,12 +236,11 @@ class Composed(TorchFunctionMode):
 
     Args:
         real_eps: leave the eps as it is.
-        tiny: what replaces it otherwise.
     """
 
-    def __init__(self, real_eps: bool, tiny: float = TINY) -> None:
+    def __init__(self, real_eps: bool) -> None:
         super().__init__()
-        self.real_eps, self.tiny = real_eps, tiny
+        self.real_eps = real_eps
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -269,7 +270,7 @@ class Composed(TorchFunctionMode):
         eps: float,
     ) -> Tensor:
         shape = (1, -1, *([1] * (input.ndim - 2)))
-        scale = (running_var + (eps if self.real_eps else self.tiny)).rsqrt()
+        scale = (running_var + (eps if self.real_eps else TINY)).rsqrt()
         scale = scale if weight is None else scale * weight
         y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)

@@ -356,8 +356,10 @@ class Probe:
             return False
         return True
 
-    def outputs(self, point: Point, *, real_eps: bool = False, tiny: float = TINY) -> list[Tensor]:
-        """Evaluate the model, where asked at its own eps and else with this in its place."""
+    def outputs(
+        self, point: Point, *, real_eps: bool = False, tiny: Sequence[float] = (TINY,)
+    ) -> list[Tensor]:
+        """Evaluate the model, where asked at its own eps and else with these in turn."""
         mode = self._mode(real_eps, tiny)
         with gradients_as_used(self.model, self.traced.differentiates):
             return [t.detach().clone() for t in self._run(point, point.state, real_eps, mode)]
@@ -482,7 +484,7 @@ class Probe:
         """Evaluate the model as it is, at the real eps, once."""
         return self.baseline(self._given, real_eps=True)
 
-    def _mode(self, real_eps: bool, tiny: float = TINY) -> Float64Mode:
+    def _mode(self, real_eps: bool, tiny: Sequence[float] = (TINY,)) -> Float64Mode:
         traced = self.traced
         return Float64Mode(traced.eps, real_eps, traced.draws, traced.precisions, tiny)
 
@@ -505,7 +507,7 @@ class Probe:
         args, kwargs = tree_map(cloned, (point.args, dict(point.kwargs)))
         outside = unchanged(self.traced.outside)
         differentiable = any(t.requires_grad for t in fresh.values())
-        composed = Composed(real_eps, mode.tiny) if differentiable else nullcontext()
+        composed = Composed(real_eps) if differentiable else nullcontext()
         with plain_execution(point.seed), outside, mode, composed:
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
             return self.outputs_in(result)

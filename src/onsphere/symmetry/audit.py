@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from onsphere._torch.execution import (
@@ -301,16 +302,41 @@ def _families(
 
 
 def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
-    """Leave out the families that scale nothing but entries which no run has read."""
+    """Leave out the families of which other entries than those that were read would know more."""
+    unread = traced.unread_entries
+    return [
+        f for f in families
+        if not unread.keys() & set(f.names)
+        or all(_holds_beyond(f, n, unread[n]) for n in unread.keys() & set(f.names))
+    ]  # fmt: skip
 
-    def is_unread(s: Slices) -> bool:
-        entries = traced.unread_entries.get(s.name)
-        if entries is None:
-            return False
-        rest = tuple(a for a in range(entries.ndim) if a not in s.axes)
-        return bool(entries.all(rest).reshape(-1)[s.index.numpy()].all())
 
-    return [f for f in families if not all(map(is_unread, f.slices))]
+def _holds_beyond(family: Family, name: str, unread: NDArray[np.bool_]) -> bool:
+    """Return whether a family holds whatever further entries of a weight are read.
+
+    It does where these scale as those do that were read, and where each of its channels stands at
+    one of the places at which reading may end, as a matrix of one of several experts does.
+    """
+    ends = [a for a in range(unread.ndim) if (unread.any(a) != unread.all(a)).any()]
+    own = [s for s in family.slices if s.name == name]
+    amounts = 1.0 + torch.arange(family.count, dtype=torch.float64).sqrt()
+    spread = [s.spread(amounts, unread.shape).expand(unread.shape) for s in own]
+    factors = torch.stack(spread).sum(0)
+    if not any(bool(factors.diff(dim=a).any()) for a in ends):
+        return True
+    return all(_is_read_alone(s, unread, ends) for s in own)
+
+
+def _is_read_alone(slices: Slices, unread: NDArray[np.bool_], ends: Sequence[int]) -> bool:
+    """Return whether each channel has one place along some axes, and all of it was read."""
+    rest = tuple(a for a in range(unread.ndim) if a not in slices.axes)
+    if not set(ends) <= set(slices.axes):
+        return False
+    if unread.any(rest).reshape(-1)[slices.index.numpy()].any():
+        return False
+    shape = [unread.shape[a] for a in slices.axes]
+    places = np.unravel_index(slices.index.numpy(), shape)
+    return not any(np.ptp(places[slices.axes.index(a)], 1).any() for a in ends)
 
 
 def _channels(

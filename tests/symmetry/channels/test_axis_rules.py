@@ -80,6 +80,12 @@ def _rotated(y: Tensor) -> Tensor:
     return 0.6 * y + 0.8 * half
 
 
+def _zeroed(y: Tensor, places: Tensor) -> Tensor:
+    z = y.clone()
+    z[:, :, places] = 0
+    return z
+
+
 def _images(y: Tensor) -> Tensor:
     """Lay tokens out as images of 2 by 2."""
     return y[:, :4].transpose(1, 2).unflatten(-1, (2, 2))
@@ -149,6 +155,10 @@ CASES = (
     Case("transformed along channels", lambda y: torch.fft.fft(y, dim=-1).real, 1),
     Case("zeros chosen", lambda y: torch.where(torch.arange(6) < 2, 0.0, y), 8),
     Case("zeros chosen for the others", lambda y: y.where(torch.arange(6) < 2, 0.0), 10),
+    Case("zeros written at places", lambda y: _zeroed(y, ORDER[:2]), 8),
+    Case("zeros written where a mask says", lambda y: _zeroed(y, torch.arange(6) > 3), 8),
+    Case("zeros filled in", lambda y: y.index_fill(2, ORDER[:2], 0.0), 8),
+    Case("zeros scattered", lambda y: y.scatter(2, ORDER[:1].expand(2, 1, 1), 0.0), 6),
     Case("unfolded channels", lambda y: y.unfold(2, 2, 2).mean(-1), 3, 3),
     Case("masked channels", lambda y: y.masked_fill(torch.arange(6) < 2, 0.0), 8),
     Case("outer product", lambda y: y[..., :3, None] * y[..., None, 3:], 4, 3),

@@ -87,6 +87,12 @@ class Picked(nn.Module):
         hidden = torch.einsum("td,tkhd->tkh", x, self.up[narrow]) + self.bias[narrow.long()]
         return torch.einsum("tkh,tkdh->tkd", hidden.relu(), self.down[chosen.clone()])
 
+    def changed(self, x: Tensor, chosen: Tensor) -> Tensor:
+        other = chosen.clone()
+        other.data.add_(1).remainder_(EXPERTS)  # which no version counter tells
+        hidden = torch.einsum("td,tkhd->tkh", x, self.up[chosen]) + self.bias[chosen]
+        return torch.einsum("tkh,tkdh->tkd", hidden.relu(), self.down[other])
+
     def in_half(self, x: Tensor, chosen: Tensor) -> Tensor:
         up, down, bias = (w.to(torch.bfloat16).to(w.dtype) for w in (self.up, self.down, self.bias))
         hidden = torch.einsum("td,tkhd->tkh", x, up[chosen]) + bias[chosen]
@@ -104,6 +110,7 @@ TOGETHER = [(HIDDEN, {"up": (1, EXPERTS), "bias": (1, EXPERTS), "down": (-1, EXP
     ("einsum", APART), ("selected", APART), ("one_by_one", APART),
     ("copied", APART),
     ("crossed", TOGETHER), ("overwritten", TOGETHER),
+    ("changed", TOGETHER),
 ])  # fmt: skip
 def test_picked_experts_have_units_of_their_own_where_the_same_entry_picks(
     how: str, expected: list[Shape], device: str

@@ -316,3 +316,20 @@ def test_what_is_too_large_to_be_solved_is_said(monkeypatch, device: str) -> Non
     assert limit.kind == "size"
     assert {"0.weight", "2.weight"} <= set(limit.names)
     assert limit.words.splitlines()[0][:40] in str(found)
+
+
+def test_matrices_of_a_stack_that_are_not_read_are_left_out() -> None:
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 5, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for w in self.w[:2]:
+                x = (x @ w.T).relu()
+            return x
+
+    torch.manual_seed(0)
+    found = audit(Early(), torch.randn(2, 5))
+    assert _shapes(found.families) == [(5, [("w", 1, 1), ("w", -1, 1)])]
+    assert "w rows of matrix 0 * a, w columns of matrix 1 / a, for each of 5" in str(found)

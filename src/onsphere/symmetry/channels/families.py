@@ -411,7 +411,7 @@ def _against(ours: _Side, theirs: _Side) -> Iterator[Form]:
     count = max(ours.groups, theirs.groups)
     for g in range(count):
         some, others = ours.of_group(g, count), theirs.of_group(g, count)
-        if some is not None and others is not None:
+        if some is not None and others is not None and (some or others):
             yield some | {i: -c for i, c in others.items()}
 
 

@@ -143,20 +143,28 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             result = self._moved(result)
         results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
-        # More than a view, or nothing.
-        if not overload.shows and (not results or any(t.numel() for t in results)):
-            self.touched.update(map(id, tensors))
-            self.touched |= keys
-        self.coverage.note(overload, args, tensors)
+        empty_handed = bool(results) and not any(t.numel() for t in results)
+        if not empty_handed:
+            self.coverage.note(overload, args, tensors)
+            if not overload.shows:
+                self.touched.update(map(id, tensors))
+                self.touched |= keys
+        elif overload.dynamic and any(map(self.ledger.origin, _not_floats(tensors))):
+            self.data_dependent = True  # data pick what is computed with, and picked nothing
         self._note(overload, args, tensors, results)
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
         rule = rule_of(overload.name)
+        if self.ledger.channels is not None:
+            self.ledger.channels.picks.written(written)
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:
             units = units_of(operation, rule or self._pin, self.ledger.channels)
         self.written |= written
+        for tensor in _not_floats(tensors):  # a counter has another value in the next run
+            if key_of(tensor) in written and self.ledger.origin(tensor) & Origin.KEPT:
+                self.ledger.mark(tensor, Origin.DATA)
         self._describe(tensors, written, results, units)
         only_shapes = rule in _ONLY_SHAPES or overload.name in _FULL
         self._mark(overload, [] if only_shapes else tensors, results)
@@ -432,6 +440,10 @@ class Reads(TorchFunctionMode):
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)
+
+
+def _not_floats(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [t for t in tensors if not is_float(t)]
 
 
 @cache

@@ -29,6 +29,7 @@ class Overload:
         outs: names of the arguments that take results.
         shows: whether its results are views.
         functional: whether its results are new, and of the same shape for all values.
+        dynamic: whether the shape of its results depends on values.
         draws: whether it draws random numbers.
         reads: whether it is one of a few that give values of tensors to Python, or to a shape.
         decides: the same, with all those that PyTorch says do.
@@ -43,6 +44,7 @@ class Overload:
     outs: frozenset[str]
     shows: bool
     functional: bool
+    dynamic: bool
     draws: bool
     reads: bool
     decides: bool
@@ -85,6 +87,7 @@ def _described(func: Any) -> Overload:
         outs=frozenset(a.name for a in arguments if a.kwarg_only and a.alias_info is not None),
         shows=any(r.alias_info is not None and not r.alias_info.is_write for r in returns),
         functional=not (any(aliases) or decides or torch.Tag.dynamic_output_shape in tags),
+        dynamic=torch.Tag.dynamic_output_shape in tags,
         draws=torch.Tag.nondeterministic_seeded in tags,
         reads=reads,
         decides=decides,

@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import pairwise
 from textwrap import wrap
 
+import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
@@ -161,7 +162,10 @@ def family_lines(audit: AuditResult) -> list[str]:
         for s in family.slices:
             if s.name in audit.parameters:
                 words = _axis_words(s, audit.parameters[s.name], alone=family.count == 1)
-                terms[f"{s.name}{words}{_range(s, audit.parameters)}"] = s.exponent
+                what = f"{s.name}{words}{_range(s, audit.parameters)}"
+                if what in terms:  # another part of the same weight, alike in words
+                    what += f" ({len([w for w in terms if w.startswith(what)]) + 1})"
+                terms[what] = s.exponent
         buffers = any(s.name not in audit.parameters for s in family.slices)
         by_count.setdefault((family.count, buffers), []).append(terms)
     return [
@@ -178,7 +182,7 @@ def _axis_words(slices: Slices, shape: Sequence[int], *, alone: bool) -> str:
     Those of a family of one channel move together, whether it is a whole weight or a part of it.
     """
     per = slices.index.shape[1]
-    if alone and per == size([shape[a] for a in slices.axes]):
+    if per == size([shape[a] for a in slices.axes]):
         return ""
     if len(slices.axes) > 1:
         return f" {_words_of_two_axes(slices, shape)}"
@@ -201,9 +205,22 @@ def _words_of_two_axes(slices: Slices, shape: Sequence[int]) -> str:
     per = slices.index.shape[1]
     if len(slices.axes) == len(shape):
         return "entries" if per == 1 else f"groups of {per} entries"
-    if len(shape) == 3 and min(shape[1:]) > 1 and per in (1, shape[0]):
-        words = ("rows", "columns")[slices.axes[1] - 1]
-        return f"{words} of {'each matrix' if per == 1 else 'all matrices'}"
+    if len(shape) == 3 and min(shape[1:]) > 1 and slices.axes[0] == 0:
+        words, length = ("rows", "columns")[slices.axes[1] - 1], shape[slices.axes[1]]
+        matrices, places = slices.index // length, _distinct(slices.index % length)
+        if bool((matrices == matrices[:, :1]).all()) and per == length:
+            return "matrices"
+        if len(places) < length:
+            words += f" {int(places[0])} to {int(places[-1])}"
+        first, last = int(matrices.min()), int(matrices.max())
+        if first == last and shape[0] > 1:
+            return f"{words} of matrix {first}"
+        if per == 1 and len(_distinct(matrices)) == shape[0]:
+            return f"{words} of each matrix"
+        if per == 1:
+            return f"{words} of matrices {first} to {last}"
+        if per == shape[0] and bool((matrices.sort(1).values.diff() == 1).all()):
+            return f"{words} of all matrices"
     return "channels of its groups"
 
 
@@ -213,7 +230,7 @@ def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
     if (
         shape is None
         or len(slices.axes) > 1
-        or slices.index.numel() == size([shape[a] for a in slices.axes])
+        or size([shape[a] for a in slices.axes]) in (slices.index.numel(), slices.index.shape[1])
     ):
         return ""
     runs = _runs(slices.index)
@@ -221,6 +238,11 @@ def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
         return " " + " and ".join(f"{a} to {b}" if a < b else f"{a}" for a, b in runs)
     parts = f" in {len(runs)} parts" if runs[1:] else ""
     return f" {int(slices.index.min())} to {int(slices.index.max())}{parts}"
+
+
+def _distinct(numbers: Tensor) -> Tensor:
+    """Return all numbers that occur, in their order."""
+    return torch.bincount(numbers.flatten()).nonzero().flatten()
 
 
 def _runs(index: Tensor) -> list[tuple[int, int]]:

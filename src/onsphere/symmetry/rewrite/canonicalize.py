@@ -32,6 +32,7 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.materialize import gathered
+from onsphere._torch.operations import WritesTakenBack
 from onsphere._utils.warning import warn
 from onsphere.errors import OnsphereError, choice
 from onsphere.symmetry.audit import Audit, Inputs
@@ -492,7 +493,7 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> l
     buffers = {n for n, _ in model.named_buffers()}
     fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
     try:
-        with plain_execution(), torch.no_grad():
+        with plain_execution(), torch.no_grad(), WritesTakenBack(fresh.values()):
             result = call(model, fresh, inputs.args, inputs.kwargs)
             return [t.clone() for t in float_outputs(result, inputs.output)]
     except ModelError as error:

@@ -19,6 +19,7 @@ from onsphere._torch.execution import (
     inputs_of,
 )
 from onsphere._torch.materialize import unwrapped
+from onsphere._torch.operations import WritesTakenBack
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.numeric.certificate import relative_change
@@ -493,7 +494,8 @@ class _Folding:
     def _runs(self, model: nn.Module) -> bool:
         """Return whether a model runs as users run it: PyTorch has other ways without gradients."""
         try:
-            with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]):
+            own = WritesTakenBack(model.parameters())
+            with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]), own:
                 model(*tree_map(cloned, tuple(self.args)), **tree_map(cloned, dict(self.kwargs)))
         except (AttributeError, TypeError):
             return False

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
-from onsphere._torch.operations import OperationsMode
+from onsphere._torch.operations import OperationsMode, WritesTakenBack
 
 
 def unreached(
@@ -26,7 +26,7 @@ def unreached(
         if p.ndim > 1 and p.layout is torch.strided and p.is_contiguous()
     }  # fmt: skip
     watcher = _Watcher(parameters)
-    with plain_execution(), torch.no_grad():
+    with plain_execution(), torch.no_grad(), WritesTakenBack(model.parameters()):
         buffers = {n: b.clone() for n, b in model.named_buffers()}
         with watcher:
             call(model, buffers, args, kwargs, held=lambda t: t)

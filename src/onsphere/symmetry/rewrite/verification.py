@@ -18,6 +18,7 @@ from onsphere._torch.execution import (
     plain_execution,
     refuse_other_models,
 )
+from onsphere._torch.operations import WritesTakenBack
 from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
@@ -162,7 +163,7 @@ def outputs_as_it_computes(
     output: OutputPicker | None,
 ) -> list[Tensor]:
     """Run a model as it is; its buffers stay."""
-    with plain_execution(), torch.no_grad():
+    with plain_execution(), torch.no_grad(), WritesTakenBack(model.parameters()):
         buffers = {n: b.clone() for n, b in model.named_buffers()}
         result = call(model, buffers, args, kwargs)
         return [t.clone() for t in float_outputs(result, output)]

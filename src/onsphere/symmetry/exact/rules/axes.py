@@ -646,6 +646,8 @@ def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Write or add along an axis at positions that data decide."""
     target: Tensor = op["self"]
     source = next((op[n] for n in ("source", "src", "value") if isinstance(op[n], Tensor)), None)
+    if source is None and is_free_number(op["value"]) and op["reduce"] is None:
+        return rule(op)  # zeros, wherever data put them
     if source is None or source.ndim != target.ndim or target is source:
         return collapse(op, rule, channels)
     axis = axis_of(op)
@@ -662,6 +664,10 @@ def index_put(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     indices = list(op["indices"])
     named = [d for d, k in enumerate(indices) if k is not None]
     values: Tensor = op["values"]
+    if op.fits_all(values):
+        (place, *others) = (indices[d] for d in named)
+        alone = not others and not op["accumulate"] and place.ndim == 1
+        return _zeros_at(op, rule, named[0], place if alone else None)
     if len(named) == 1 and values.ndim == target.ndim and not op["accumulate"]:
         (axis,) = named
         known = None if _is_mask(indices[axis]) else _known(op, indices[axis])
@@ -678,6 +684,30 @@ def index_put(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
     op.arrange = arrange
     return rule(op)
+
+
+def fills(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+    """Write a constant at positions along an axis; every exponent fits a 0."""
+    if not op.fits_all(op["value"]):
+        return collapse(op, rule, channels)
+    return _zeros_at(op, rule, axis_of(op), op["index"] if op["index"].ndim == 1 else None)
+
+
+def _zeros_at(op: Operation, rule: Rule, axis: int, places: Tensor | None) -> Any:
+    """Write zeros along an axis: where it is known at which places, every exponent fits there."""
+    unit = rule(op)
+    assert isinstance(unit, Unit)
+    known = None if places is None else _known(op, places)
+    if known is None or unit.free or not unit.fields:
+        return unit
+    if op.ledger.origin(places) & Origin.WEIGHTS:  # type: ignore[arg-type]
+        return unit
+    target = source_of(op)
+    free = np.zeros(target.shape[axis], bool)
+    free[known] = True
+    old = unit.fields.free
+    wide = free.reshape((-1,) + (1,) * (target.ndim - axis - 1))
+    return unit.with_fields(Fields(unit.fields.terms, wide if old is None else old | wide))
 
 
 def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -828,6 +858,7 @@ _TABLE: list[tuple[AxisRule, str]] = [
     (copies, "clone contiguous _to_copy"),
     (transforms, "_fft_r2c _fft_c2r _fft_c2c"),
     (masks, "masked_fill"),
+    (fills, "index_fill"),
     (chooses, "where"),
     (gates, "glu"),
     (reduces, """

@@ -8,7 +8,8 @@ on its choice.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,7 @@ class Picks:
         self._instead: dict[int, Index] = {}
         self._memories: dict[tuple[object, ...], tuple[int, object]] = {}
         self._copies: dict[tuple[object, ...], Index] = {}
+        self._writes: Counter[int] = Counter()
         self._entries = 1
 
     def __bool__(self) -> bool:
@@ -66,7 +68,7 @@ class Picks:
         place = np.full((), positions.storage_offset(), np.int32)
         for size, stride in zip(positions.shape, positions.stride(), strict=True):
             place = place[..., None] + stride * np.arange(size, dtype=np.int32)
-        key, size = _memory_of(positions), positions.element_size()
+        key, size = self._memory_of(positions), positions.element_size()
         if key in self._copies:
             return self._copies[key][place]
         return place + self._numbered(key, memory.nbytes() // size, positions)
@@ -74,15 +76,24 @@ class Picks:
     def copied(self, copy: Tensor, original: Tensor) -> None:
         """Let a copy of positions, in a memory of its own, have the numbers of the original."""
         if copy.is_contiguous() and not copy.storage_offset() and copy.numel():
-            key = _memory_of(copy)
+            key = self._memory_of(copy)
             self._numbered(key, 0, copy)  # which keeps it alive
             self._copies[key] = self.entries(original).ravel()
 
     def rows(self, ends: Tensor, count: int) -> Index:
         """Return a number for each of some rows, of which a tensor tells where each group ends."""
-        place = (ends.untyped_storage()._cdata, ends.storage_offset(), ends.stride(), ends._version)
+        place = (*self._memory_of(ends), ends.storage_offset(), ends.stride())
         first = self._numbered(("rows", *place, count), count, ends)
         return np.arange(first, first + count, dtype=np.int32)
+
+    def written(self, memories: Iterable[int]) -> None:
+        """Note that memories were written into: what they hold are other positions now."""
+        self._writes.update(memories)
+
+    def _memory_of(self, positions: Tensor) -> tuple[object, ...]:
+        """Return what tells the memory of a tensor, as it is now, from any other."""
+        key = positions.untyped_storage()._cdata
+        return ("entries", key, positions.element_size(), self._writes[key])
 
     def _numbered(self, key: tuple[object, ...], count: int, alive: object) -> int:
         if key not in self._memories:
@@ -173,12 +184,6 @@ class Picks:
         every = self.at_each_choice(np.unique(self.alike(whole), axis=1)).swapaxes(0, 1)
         terms = ((c, i) for (c, _), i in zip(fields.terms, every, strict=True))
         return Fields(tuple(terms))
-
-
-def _memory_of(positions: Tensor) -> tuple[object, ...]:
-    """Return what tells the memory of a tensor, as it is now, from any other."""
-    memory = positions.untyped_storage()
-    return ("entries", memory._cdata, positions.element_size(), positions._version)
 
 
 def columns_of(index: Index, axis: int) -> Index:

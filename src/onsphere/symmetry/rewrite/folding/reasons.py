@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
-from onsphere._torch.operations import OperationsMode
+from onsphere._torch.operations import OperationsMode, WritesTakenBack
 from onsphere.symmetry.exact.overloads import short_name
 
 _MOVES = frozenset(
@@ -133,7 +133,8 @@ class Neighbours:
         def enter(path: str) -> None:
             recorder.where = bare_name(path)
 
-        with plain_execution(), torch.no_grad(), recorder:
+        own = WritesTakenBack(model.parameters())
+        with plain_execution(), torch.no_grad(), own, recorder:
             call(model, {}, args, kwargs, enter, held=lambda t: t)
         self._names = {
             (id(t), 0): bare_name(n) for n, t in [*model.named_parameters(), *model.named_buffers()]

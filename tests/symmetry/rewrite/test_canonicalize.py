@@ -510,17 +510,17 @@ def test_random_networks_have_right_claims_and_keep_their_function() -> None:
     moved: dict[int, bool] = {}
 
     def canonical(seed: int, case: RandomCase, found: Any) -> None:
-        if seed < 20:
+        if seed < 8:
             moved[seed] = keeps_its_function(seed, case.net, case.args, found)
 
     networks, false, missed = count_wrong(
-        range(30), lambda s, m: reports.append(f"{s}: {m}"), heard=canonical
+        range(12), lambda s, m: reports.append(f"{s}: {m}"), heard=canonical
     )
     print(f"{networks} networks, {false} with a false claim, {missed} with one missed; {reports}")
     assert false == 0
     assert missed == 0
-    moved |= {seed: check_random_network(seed) for seed in set(range(20)) - moved.keys()}
-    assert sum(moved.values()) > 8
+    moved |= {seed: check_random_network(seed) for seed in set(range(8)) - moved.keys()}
+    assert sum(moved.values()) > 3
 
 
 @pytest.mark.slow

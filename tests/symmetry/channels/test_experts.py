@@ -93,6 +93,10 @@ class Picked(nn.Module):
         hidden = torch.einsum("td,tkhd->tkh", x, self.up[chosen]) + self.bias[chosen]
         return torch.einsum("tkh,tkdh->tkd", hidden.relu(), self.down[other])
 
+    def narrowed(self, x: Tensor, chosen: Tensor) -> Tensor:
+        hidden = torch.einsum("td,tkhd->tkh", x, self.up[chosen]) + self.bias[chosen]
+        return torch.einsum("tkh,tkdh->tkd", hidden.relu(), self.down[chosen.bool().long()])
+
     def in_half(self, x: Tensor, chosen: Tensor) -> Tensor:
         up, down, bias = (w.to(torch.bfloat16).to(w.dtype) for w in (self.up, self.down, self.bias))
         hidden = torch.einsum("td,tkhd->tkh", x, up[chosen]) + bias[chosen]
@@ -110,7 +114,7 @@ TOGETHER = [(HIDDEN, {"up": (1, EXPERTS), "bias": (1, EXPERTS), "down": (-1, EXP
     ("einsum", APART), ("selected", APART), ("one_by_one", APART),
     ("copied", APART),
     ("crossed", TOGETHER), ("overwritten", TOGETHER),
-    ("changed", TOGETHER),
+    ("changed", TOGETHER), ("narrowed", TOGETHER),
 ])  # fmt: skip
 def test_picked_experts_have_units_of_their_own_where_the_same_entry_picks(
     how: str, expected: list[Shape], device: str

@@ -143,8 +143,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             result = self._moved(result)
         results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
-        empty_handed = bool(results) and not any(t.numel() for t in results)
-        if not empty_handed:
+        makes_nothing = bool(results) and not any(t.numel() for t in results)
+        if not makes_nothing:
             self.coverage.note(overload, args, tensors)
             if not overload.shows:
                 self.touched.update(map(id, tensors))

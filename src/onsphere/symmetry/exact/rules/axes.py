@@ -25,7 +25,7 @@ from onsphere.symmetry.exact.operation import (
     is_free_number,
     key_of,
 )
-from onsphere.symmetry.exact.overloads import flat_tensors, is_float
+from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import (
     MOVES,
     Array,
@@ -53,6 +53,8 @@ from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 """From an operation and its rule to the units of its results, in their axes."""
+_POSITIONS = {torch.int32, torch.int64}
+"""Types that hold all positions, so that a copy in another of them picks the same."""
 
 
 def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -78,8 +80,7 @@ def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 def copies(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Copy entry by entry; copies of positions pick what these do."""
     source, result = source_of(op), result_of(op)
-    positions = not (is_float(source) or is_float(result) or source.dtype == torch.bool)
-    if positions and key_of(source) != key_of(result):
+    if {source.dtype, result.dtype} <= _POSITIONS and key_of(source) != key_of(result):
         channels.picks.copied(result, source)
     return rule(op)
 
@@ -698,13 +699,13 @@ def _zeros_at(op: Operation, rule: Rule, axis: int, places: Tensor | None) -> An
     unit = rule(op)
     assert isinstance(unit, Unit)
     known = None if places is None else _known(op, places)
-    if known is None or unit.free or not unit.fields:
+    if places is None or known is None or unit.free or not unit.fields:
         return unit
-    if op.ledger.origin(places) & Origin.WEIGHTS:  # type: ignore[arg-type]
+    if op.ledger.origin(places) & Origin.WEIGHTS:
         return unit
     target = source_of(op)
     free = np.zeros(target.shape[axis], bool)
-    free[known] = True
+    free[known.astype(bool) if _is_mask(places) else known] = True
     old = unit.fields.free
     wide = free.reshape((-1,) + (1,) * (target.ndim - axis - 1))
     return unit.with_fields(Fields(unit.fields.terms, wide if old is None else old | wide))

@@ -48,6 +48,7 @@ def test_the_fourth_root_on_a_network():
     check(training.fourth_root())
 
 
+@pytest.mark.slow
 def test_rotation_on_a_network():
     """Lion turns an eighth less than on a walk, within 15%: its gradients are not Gaussian."""
     measured = list(training.rotates())
@@ -55,6 +56,7 @@ def test_rotation_on_a_network():
     assert -0.15 < measured[2].off < -0.05
 
 
+@pytest.mark.slow
 def test_rate_drop_on_a_network():
     """Off by up to 7% where the gradients still shrink; the drift of the norm accounts for it.
 

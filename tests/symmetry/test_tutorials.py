@@ -38,7 +38,18 @@ TABLE: tuple[Case, ...] = (
     *quantized.CASES,
     *heads.CASES,
 )
-EACH = pytest.mark.parametrize("case", TABLE, ids=[c.name for c in TABLE])
+LONG = {
+    "Llama, a prompt and one more token", "Llama with a cache", "selective scan in place",
+    "encoder and decoder, annotated", "GPT, one token", "GPT, tied, with dropout and loss",
+    "translation with attention, taught", "translation with attention, greedy",
+    "sparse experts, one each", "sparse experts, some of them not asked", "T5 encoder, tied",
+    "sentiment of packed sentences", "shifted windows, cosine attention", "perceiver",
+    "messages through edge matrices", "point cloud",
+}  # fmt: skip
+"""Models that take some seconds each, 80 together: run with the slow tests."""
+EACH = pytest.mark.parametrize("case", [
+    pytest.param(c, marks=pytest.mark.slow if c.name in LONG else (), id=c.name) for c in TABLE
+])  # fmt: skip
 
 
 def audited(case: Case) -> Audit:
@@ -89,4 +100,5 @@ def test_the_table_is_right(case: Case) -> None:
 
 def test_the_table_is_large_and_names_are_unique() -> None:
     assert len({c.name for c in TABLE}) == len(TABLE)
+    assert {c.name for c in TABLE} >= LONG
     assert len(TABLE) >= 60

@@ -306,8 +306,7 @@ def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
     unread = traced.unread_entries
     return [
         f for f in families
-        if not unread.keys() & set(f.names)
-        or all(_holds_beyond(f, n, unread[n]) for n in unread.keys() & set(f.names))
+        if all(_holds_beyond(f, n, unread[n]) for n in unread.keys() & set(f.names))
     ]  # fmt: skip
 
 
@@ -318,13 +317,12 @@ def _holds_beyond(family: Family, name: str, unread: NDArray[np.bool_]) -> bool:
     one of the places at which reading may end, as a matrix of one of several experts does.
     """
     ends = [a for a in range(unread.ndim) if (unread.any(a) != unread.all(a)).any()]
-    own = [s for s in family.slices if s.name == name]
+    own = replace(family, slices=tuple(s for s in family.slices if s.name == name))
     amounts = 1.0 + torch.arange(family.count, dtype=torch.float64).sqrt()
-    spread = [s.spread(amounts, unread.shape).expand(unread.shape) for s in own]
-    factors = torch.stack(spread).sum(0)
+    factors = own.log_factors(amounts, {name: unread.shape})[name]
     if not any(bool(factors.diff(dim=a).any()) for a in ends):
         return True
-    return all(_is_read_alone(s, unread, ends) for s in own)
+    return all(_is_read_alone(s, unread, ends) for s in own.slices)
 
 
 def _is_read_alone(slices: Slices, unread: NDArray[np.bool_], ends: Sequence[int]) -> bool:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError, bare_name, call, float_outputs, plain_execution
 from onsphere._torch.materialize import unwrapped
-from onsphere._torch.operations import WritesTakenBack
+from onsphere.symmetry.exact.writes import WritesTakenBack
 from onsphere.symmetry.result import Inputs
 
 _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward")

@@ -24,30 +24,29 @@ def on_reads(traced: Trace, without_memory: bool = False) -> list[Limit]:
 
 def on_moving(traced: Trace) -> list[Limit]:
     """Say which buffers a model writes while it runs."""
-    names = sorted(traced.moving)
-    if not names:
-        return []
-    return [
-        Limit(
-            "buffers", tuple(names),
-            f"The model writes {_listed(names)} while it runs: of symmetries that these move "
-            "along with, only those that units give are found.",
-        )
-    ]  # fmt: skip
+    return _on_some(
+        "buffers", traced.moving,
+        "The model writes {} while it runs: of symmetries that these move along with, only those "
+        "that units give are found.",
+    )  # fmt: skip
 
 
 def on_doubtful(names: Collection[str]) -> list[Limit]:
     """Say of which weights the numbers do not tell whether they have an effect."""
-    if not names:
-        return []
-    return [
-        Limit(
-            "effect", tuple(sorted(names)),
-            f"Whether {_listed(sorted(names))} can affect the output is not told: no large change "
-            "of it changed the output by more than rounding, yet its gradient is not 0, or it "
-            "acts where an eps does.",
-        )
-    ]  # fmt: skip
+    return _on_some(
+        "effect", names,
+        "Whether {} can affect the output is not told: no large change of it changed the output by "
+        "more than rounding, yet its gradient is not 0, or it acts where an eps does.",
+    )  # fmt: skip
+
+
+def on_large(names: Collection[str]) -> list[Limit]:
+    """Say of which weights too many rows and columns hang together."""
+    return _on_some(
+        "size", names,
+        "So many rows and columns of {} hang together that symmetries by row, column and channel "
+        "were not looked for there.",
+    )  # fmt: skip
 
 
 def on_hidden() -> Limit:
@@ -77,19 +76,6 @@ def on_gradients(why: str) -> Limit:
     )  # fmt: skip
 
 
-def on_large(names: Collection[str]) -> list[Limit]:
-    """Say of which weights too many rows and columns hang together."""
-    if not names:
-        return []
-    return [
-        Limit(
-            "size", tuple(sorted(names)),
-            f"So many rows and columns of {_listed(sorted(names))} hang together that symmetries "
-            "by row, column and channel were not looked for there.",
-        )
-    ]  # fmt: skip
-
-
 def on_unreached(unreached: Collection[str]) -> list[str]:
     """Say what it means that no input reached some weights."""
     if not unreached:
@@ -115,6 +101,12 @@ def on_unread_entries(traced: Trace) -> list[str]:
 def read_weights(traced: Trace) -> list[str]:
     """Return the parameters whose values Python reads."""
     return sorted({n for names in traced.reads.values() for n in names if n in traced.parameters})
+
+
+def _on_some(kind: str, names: Collection[str], words: str) -> list[Limit]:
+    """Return a limit on some weights, which stand in the words; none where there are none."""
+    some = sorted(names)
+    return [Limit(kind, tuple(some), words.format(_listed(some)))] if some else []
 
 
 def _listed(names: Sequence[str]) -> str:

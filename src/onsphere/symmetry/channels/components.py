@@ -56,13 +56,13 @@ class Solved:
         kinds: the components, those that look alike together, with all other unknowns at 0.
         beside: the same with what stands beside their channels; apart where that differs.
         conditions: sums of unknowns of no channel that must vanish for all components to be solved.
-        left_out: components with too many terms to be solved: nothing of them is free.
+        left_out: the unknowns of components that take too long to be solved: none is free.
     """
 
     kinds: list[Kind]
     beside: list[Kind]
     conditions: list[Form]
-    left_out: list[Kind]
+    left_out: list[Ints]
 
 
 def solved(channels: ChannelDemands) -> Solved:
@@ -103,7 +103,7 @@ def solved(channels: ChannelDemands) -> Solved:
             there = columns.of(some[0])
             one = solver.solved(own[some[0]], there, is_weight[there], beside[some[0]])
             if one is None:
-                solution.left_out.append(Kind(everyone, {}, {}))
+                solution.left_out.append(everyone)
                 one = Solution({}, {}, solver.sums(own[some[0]], beside[some[0]]))
             followed = one.followed
             mine = everyone if len(groups) == 1 else everyone[np.isin(members, some)]

@@ -60,8 +60,8 @@ class FollowedChannels:
         starts = np.array([b.start for b in blocks])
         found = {
             blocks[i].weight
-            for kind in self.solution.left_out
-            for i in np.unique(np.searchsorted(starts, kind.members.ravel(), "right") - 1)
+            for numbers in self.solution.left_out
+            for i in np.unique(np.searchsorted(starts, numbers, "right") - 1)
         }
         return [self.names[k] for k in range(self.parameters) if k in found]
 

@@ -155,11 +155,10 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
         rule = rule_of(overload.name)
-        if self.ledger.channels is not None:
-            self.ledger.channels.picks.written(written)
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:
+            self.ledger.channels.picks.written(written)
             units = units_of(operation, rule or self._pin, self.ledger.channels)
         self.written |= written
         for tensor in _not_floats(tensors):  # a counter has another value in the next run

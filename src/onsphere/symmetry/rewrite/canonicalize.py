@@ -32,7 +32,6 @@ from onsphere._torch.execution import (
     plain_execution,
 )
 from onsphere._torch.materialize import gathered
-from onsphere._torch.operations import WritesTakenBack
 from onsphere._utils.warning import warn
 from onsphere.errors import OnsphereError, choice
 from onsphere.symmetry.audit import Audit, Inputs
@@ -40,6 +39,7 @@ from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family
 from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.exact.units.linear_forms import Constraints
+from onsphere.symmetry.exact.writes import WritesTakenBack
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.balancing.admitted import holding, meets_unseen
 from onsphere.symmetry.rewrite.balancing.channel_scales import LEAST_NORM, State

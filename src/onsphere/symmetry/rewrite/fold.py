@@ -19,9 +19,9 @@ from onsphere._torch.execution import (
     inputs_of,
 )
 from onsphere._torch.materialize import unwrapped
-from onsphere._torch.operations import WritesTakenBack
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
+from onsphere.symmetry.exact.writes import WritesTakenBack
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.probe import cloned
 from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold

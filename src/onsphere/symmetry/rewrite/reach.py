@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
-from onsphere._torch.operations import OperationsMode, WritesTakenBack
+from onsphere._torch.operations import OperationsMode
+from onsphere.symmetry.exact.writes import WritesTakenBack
 
 
 def unreached(

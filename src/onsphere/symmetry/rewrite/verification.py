@@ -18,10 +18,10 @@ from onsphere._torch.execution import (
     plain_execution,
     refuse_other_models,
 )
-from onsphere._torch.operations import WritesTakenBack
 from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
+from onsphere.symmetry.exact.writes import WritesTakenBack
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
 from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
 

@@ -698,17 +698,15 @@ def _zeros_at(op: Operation, rule: Rule, axis: int, places: Tensor | None) -> An
     """Write zeros along an axis: where it is known at which places, every exponent fits there."""
     unit = rule(op)
     assert isinstance(unit, Unit)
-    known = None if places is None else _known(op, places)
-    if places is None or known is None or unit.free or not unit.fields:
+    if places is None or unit.free or not unit.fields:
         return unit
-    if op.ledger.origin(places) & Origin.WEIGHTS:
+    known = _constant(op, places)
+    if known is None:
         return unit
     target = source_of(op)
     free = np.zeros(target.shape[axis], bool)
     free[known.astype(bool) if _is_mask(places) else known] = True
-    old = unit.fields.free
-    wide = free.reshape((-1,) + (1,) * (target.ndim - axis - 1))
-    return unit.with_fields(Fields(unit.fields.terms, wide if old is None else old | wide))
+    return _fitting(unit, free.reshape((-1,) + (1,) * (target.ndim - axis - 1)))
 
 
 def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -733,10 +731,19 @@ def chooses(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def _freed(op: Operation, unit: Unit, mask: Tensor, value: bool) -> Unit:
     """Let every exponent fit the entries where a mask that is a constant has a value."""
-    known = None if op.ledger.origin(mask) & Origin.WEIGHTS else _known(op, mask)
+    known = _constant(op, mask)
     if known is None or known.size > LARGEST or not (known.astype(bool) == value).any():
         return unit
-    free = compressed(known.astype(bool) == value).astype(bool)
+    return _fitting(unit, compressed(known.astype(bool) == value).astype(bool))
+
+
+def _constant(op: Operation, numbers: Tensor) -> Array | None:
+    """Return numbers that neither inputs nor weights decide."""
+    return None if op.ledger.origin(numbers) & Origin.WEIGHTS else _known(op, numbers)
+
+
+def _fitting(unit: Unit, free: Array) -> Unit:
+    """Let every exponent fit further entries."""
     old = unit.fields.free
     return unit.with_fields(Fields(unit.fields.terms, free if old is None else old | free))
 

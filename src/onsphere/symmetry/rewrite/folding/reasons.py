@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import bare_name, call, plain_execution
-from onsphere._torch.operations import OperationsMode, WritesTakenBack
+from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.overloads import short_name
+from onsphere.symmetry.exact.writes import WritesTakenBack
 
 _MOVES = frozenset(
     (

@@ -87,7 +87,7 @@ STAGES = {
     "certifying on numbers": 5,
     "searching the numbers for further symmetries": 10,
     "looking at rows, columns and channels": 6,
-    "certifying rows, columns and channels": 40,
+    "certifying rows, columns and channels": 18,
     "looking for finer spheres and shifts": 12,
 }
 """What is told of the progress of an audit, in its order, and about how long each takes."""
@@ -95,8 +95,9 @@ _STAGES_WITHOUT_MEMORY = {
     "following the operations": 1,
     "looking at rows, columns and channels": 5,
 }
-_FURTHER = {False: 12, True: 3}
-"""How many further points are mostly drawn; by whether the model is large. Tells progress only."""
+_TOLD, _FURTHER = 6, {False: 12, True: 3}
+"""How many further points are mostly drawn, where operations tell of what is tested and where only
+numbers do; by whether the model is large. Tells progress only."""
 COTANGENTS = {False: (3, 3, 3), True: (2, 1)}
 """Random combinations of the outputs, at random weights first; by whether the model is large."""
 _SHIFTS = 3
@@ -296,9 +297,8 @@ def _families(
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     stage = "certifying rows, columns and channels"
     say(stage)
-    points = chain(drawn.near, () if drawn.large else drawn.further)
-    count = len(drawn.near) + (0 if drawn.large else _FURTHER[False])
-    return certified(probe, said, Points(_counted(points, count, say, stage)))
+    count = len(drawn.near) + (0 if drawn.large else _TOLD)
+    return certified(probe, said, Points(_counted(drawn.told, count, say, stage)))
 
 
 def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
@@ -424,7 +424,7 @@ def _with_gradients(
         certificates,
         inert,
         _divisions(probe, claims, families, inert, far, told),
-        shifts.certified(probe, alive, moved),
+        shifts.certified(probe, alive, moved, moving, drawn.random[:_SHIFT_POINTS]),
         find_parts(
             probe, [n for n in alive if n not in alone], drawn, evidence, _known(moving, inert)
         ),

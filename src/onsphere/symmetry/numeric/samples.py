@@ -47,6 +47,7 @@ class Samples:
         random: those of them that are random.
         far: weights of many sizes; of a huge model its own.
         wide: large batches of inputs that differ much, and inputs that look up the same rows.
+        many: further weights of many sizes, where the model is small.
         large: whether the model is large, so that every evaluation takes long.
     """
 
@@ -54,12 +55,18 @@ class Samples:
     random: Sequence[Point]
     far: Points
     wide: Points
+    many: Points
     large: bool
+
+    @property
+    def told(self) -> Iterator[Point]:
+        """Yield the points at which what the operations tell is put to the test."""
+        return chain(self.near, () if self.large else chain(islice(self.far, 3), self.wide))
 
     @property
     def further(self) -> Iterator[Point]:
         """Yield the points at which what only numbers say is put to the test."""
-        return chain(islice(self.far, 3), self.wide)
+        return chain(islice(self.far, 3), self.wide, self.many)
 
 
 def samples(probe: Probe) -> Samples:
@@ -71,8 +78,11 @@ def samples(probe: Probe) -> Samples:
     given = [probe.given()] if is_well_conditioned(probe, probe.given()) else []
     random = random_points(probe, 1 if probe.large else 2)
     far = given if probe.huge else _far_points(probe, _FAR_SIZES[: 1 if probe.large else None])
-    wide = (p for p in _wide_points(probe) if is_well_conditioned(probe, p))
-    return Samples([*random, *given], random, Points(far), Points(wide), probe.large)
+    wide, many = (
+        Points(p for p in drawn if is_well_conditioned(probe, p))
+        for drawn in (_wide_points(probe), _many_points(probe))
+    )
+    return Samples([*random, *given], random, Points(far), wide, many, probe.large)
 
 
 def random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
@@ -136,7 +146,7 @@ def _far_points(probe: Probe, sizes: Sequence[float]) -> Iterator[Point]:
 
 
 def _wide_points(probe: Probe) -> Iterator[Point]:
-    """Draw large batches, inputs that look up the same rows, and for small models many others.
+    """Draw large batches, and inputs that look up the same rows.
 
     What a large model does shows on any batch, but where values decide what runs.
     """
@@ -148,6 +158,10 @@ def _wide_points(probe: Probe) -> Iterator[Point]:
     lookups = 1 if probe.large else _LOOKUPS
     for turn in range(lookups if probe.others.rows else 0):
         yield probe.redrawn(0.4, 1.0, turn, meet=True)
+
+
+def _many_points(probe: Probe) -> Iterator[Point]:
+    """Draw many weights of a small model, which has few tokens to show what it does."""
     for turn in range(_REDRAWS if probe.small else 0):
         yield probe.redrawn(
             (0.3, 1.0)[turn % 2],

@@ -142,7 +142,7 @@ def _unmoved(
     largest = [0.0 if i in alive else math.inf for i in range(len(parts))]
     first = chain([_MOVES], repeat(_ONE_MOVE if drawn.large else _MOVES))
     near = zip(chain(points, drawn.far), repeat(1.0), first, strict=False)
-    wide = zip(drawn.wide, repeat(_EFFECT), cycle(_TURNS), strict=False)
+    wide = zip(chain(drawn.wide, drawn.many), repeat(_EFFECT), cycle(_TURNS), strict=False)
     for point, most, moves in chain(near, wide):
         if not alive:
             break

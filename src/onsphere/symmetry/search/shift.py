@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from onsphere.geometry import VectorAxes
+from onsphere.symmetry.claims import ShiftFamily, ShiftMove
 from onsphere.symmetry.numeric.certificate import (
     FINITE_TOLERANCE,
     RADIAL_TOLERANCE,
@@ -47,6 +48,7 @@ class ShiftSearch:
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._shapes = shapes
         self._open = {n: _candidates(s) for n, s in shapes.items()}
         self._worst: dict[tuple[str, VectorAxes], float] = {}
         self._seen: dict[tuple[str, VectorAxes], Tensor] = {}
@@ -61,24 +63,40 @@ class ShiftSearch:
                 before = self._seen.get((name, division))
                 self._seen[name, division] = reached if before is None else before | reached
 
-    def certified(self, probe: Probe, names: Sequence[str], points: Iterable[Point]) -> list[Shift]:
+    def certified(
+        self,
+        probe: Probe,
+        names: Sequence[str],
+        points: Iterable[Point],
+        known: Sequence[ShiftFamily] = (),
+        few: Iterable[Point] = (),
+    ) -> list[Shift]:
         """Return the shifts of the named weights that a finite random move confirms.
 
         Args:
             probe: the model.
             names: weights whose shifts are wanted.
             points: where to move them; random weights, so that nothing holds by accident.
+            known: families of shifts, as operations tell them.
+            few: where shifts are tested that follow from these.
 
         Returns:
             At most one shift per weight and axis: the finest division that holds.
         """
         seen = {name for name, _ in self._worst}
         wanted = [(n, d) for n in names if n in seen for d in _finest(self._reached(n))]
-        changes = largest_changes(probe, wanted, _moved, points)
+        alone = [f.moves[0] for f in known if len(f.moves) == 1 and not f.moves[0].map]
+        told = [
+            (n, d) for n, d in wanted
+            if any(m.name == n and moves_alike(m, d, self._shapes[n]) for m in alone)
+        ]  # fmt: skip
+        rest = [pair for pair in wanted if pair not in told]
+        changes = dict(zip(told, largest_changes(probe, told, _moved, few), strict=True))
+        changes |= zip(rest, largest_changes(probe, rest, _moved, points), strict=True)
         return [
-            Shift(name, division, self._worst[name, division], change)
-            for (name, division), change in zip(wanted, changes, strict=True)
-            if change <= FINITE_TOLERANCE
+            Shift(name, division, self._worst[name, division], changes[name, division])
+            for name, division in wanted
+            if changes[name, division] <= FINITE_TOLERANCE
         ]
 
     def _reached(self, name: str) -> list[list[VectorAxes]]:
@@ -139,6 +157,37 @@ def _finest(families: list[list[VectorAxes]]) -> list[VectorAxes]:
     finest = [max(f, key=lambda d: d.pieces[0][1] if d.pieces else 1) for f in families]
     single = [d for d in finest if len(d.index) != 1 or d.pieces]
     return single or finest
+
+
+def moves_alike(move: ShiftMove, division: VectorAxes, shape: Sequence[int]) -> bool:
+    """Return whether a move along a family can add to every vector an amount of its own.
+
+    Args:
+        move: of the only weight that moves in a family.
+        division: which entries form one vector.
+        shape: of the weight.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> common = ShiftMove("weight", Fraction(1), torch.zeros(1, 1, dtype=torch.long), (1,))
+        >>> moves_alike(common, VectorAxes(index=(1,)), (4, 3))  # a vector added to all rows
+        True
+        >>> moves_alike(common, VectorAxes(index=(0,)), (4, 3))
+        False
+    """
+    if bool((move.places < 0).any()):
+        return False
+    enumerated = {*division.index, *(axis for axis, *_ in (*division.pieces, *division.strided))}
+    sizes = [n if a in enumerated else move.places.shape[a] for a, n in enumerate(shape)]
+    taken = move.places.expand(sizes)
+    for axis in enumerated & set(move.free):
+        own = torch.arange(sizes[axis]).reshape([-1 if a == axis else 1 for a in range(len(sizes))])
+        taken = taken * sizes[axis] + own
+    vectors = division.gather(taken)
+    vectors = vectors.reshape(-1, vectors.shape[-1])
+    numbered = torch.arange(len(vectors))[:, None].expand_as(vectors)
+    pairs = torch.stack([vectors, numbered]).flatten(1)
+    return torch.unique(pairs, dim=1).shape[1] == len(torch.unique(vectors))
 
 
 def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> Point:

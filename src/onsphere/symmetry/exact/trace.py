@@ -536,6 +536,6 @@ def _following(v: Form, runs: Sequence[Run], buffers: set[int]) -> Form:
     for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
         (name,) = buffer.terms if len(buffer.terms) == 1 else (None,)
         if name in buffers and name not in v:
-            power = sum((c * v.get(k, Fraction(0)) for k, c in unit.terms.items()), Fraction(0))
+            power = sum((c * v[k] for k, c in unit.terms.items() if k in v), Fraction(0))
             found.setdefault(name, set()).add(power)
     return {k: p.pop() for k, p in found.items() if len(p) == 1 and p != {Fraction(0)}}

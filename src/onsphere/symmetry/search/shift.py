@@ -22,6 +22,9 @@ from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.search.granularity import divisors
 
+_FEW = 4
+"""Along each axis, how many vectors are looked at first."""
+
 
 @dataclass(frozen=True)
 class Shift:
@@ -55,8 +58,11 @@ class ShiftSearch:
 
     def see(self, name: str, g: Tensor) -> None:
         """Drop the shifts of a weight that the gradient of a combination of outputs denies."""
-        if self._open.get(name) and bool(g.any()):  # a gradient of 0 says nothing
-            self._open[name] = _surviving(name, self._open[name], g, self._worst)
+        if not self._open.get(name):
+            return
+        largest = _largest(g)
+        if largest != 0:  # a gradient of 0 says nothing
+            self._open[name] = _surviving(name, self._open[name], g, largest, self._worst)
             for division in (d for family in self._open[name] for d in family if d.pieces):
                 view, inside = division.split(g)
                 reached = view.abs().sum(dim=inside) > 0
@@ -130,10 +136,13 @@ def _surviving(
     name: str,
     families: list[list[VectorAxes]],
     g: Tensor,
+    largest: float,
     worst: dict[tuple[str, VectorAxes], float],
 ) -> list[list[VectorAxes]]:
     kept = []
     for family in families:
+        if _is_unbalanced(g, family[0], largest):  # the coarsest fails, so all finer ones do
+            continue
         alive = []
         for i, division in enumerate(family):
             ratio = _imbalance(g, division)
@@ -145,6 +154,25 @@ def _surviving(
         if alive:
             kept.append(alive)
     return kept
+
+
+def _largest(g: Tensor) -> float:
+    """Return the largest size of an entry."""
+    return float(torch.stack((g.abs() if g.is_complex() else g).aminmax()).abs().max())
+
+
+def _is_unbalanced(g: Tensor, division: VectorAxes, largest: float) -> bool:
+    """Return whether the sums over a few vectors show already that they are not 0.
+
+    No vector sums to more than its length times the largest entry, which saves looking at all.
+    """
+    view, inside = division.split(g)
+    others = [a for a in range(view.ndim) if a not in inside]
+    few = view
+    for axis in others:
+        few = few.narrow(axis, 0, min(_FEW, few.shape[axis]))
+    most = torch.Size([view.shape[a] for a in inside]).numel() * largest
+    return float(few.sum(dim=inside).abs().max()) > RADIAL_TOLERANCE * most
 
 
 def _imbalance(g: Tensor, division: VectorAxes) -> float:

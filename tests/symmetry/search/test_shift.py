@@ -10,7 +10,9 @@ from torch import nn
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import audit
 from onsphere.symmetry.claims import ShiftMove
-from onsphere.symmetry.search.shift import moves_alike
+from onsphere.symmetry.exact.trace import trace
+from onsphere.symmetry.numeric.probe import Probe
+from onsphere.symmetry.search.shift import ShiftSearch, moves_alike
 
 
 def _move(places: list[object], free: tuple[int, ...] = ()) -> ShiftMove:
@@ -76,3 +78,13 @@ def test_an_audit_lists_what_families_tell() -> None:
         ("2.bias", VectorAxes()),
     }
     assert all(s.change <= 1e-10 for s in found.shifts)
+
+
+def test_gradients_without_entries_say_nothing() -> None:
+    search = ShiftSearch({"empty": (0, 3), "weight": (2, 3), "complex": (2, 3)})
+    search.see("empty", torch.zeros(0, 3))
+    search.see("weight", torch.ones(2, 3))
+    search.see("complex", torch.ones(2, 3, dtype=torch.complex128))
+    net = nn.Linear(3, 2)
+    probe = Probe(net, (torch.randn(4, 3),), {}, trace(net, torch.randn(4, 3)))
+    assert search.certified(probe, ["empty", "weight", "complex"], []) == []

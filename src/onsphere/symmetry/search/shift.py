@@ -157,7 +157,9 @@ def _surviving(
 
 
 def _largest(g: Tensor) -> float:
-    """Return the largest size of an entry."""
+    """Return the largest size of an entry, 0 where there is none."""
+    if not g.numel():
+        return 0.0
     return float(torch.stack((g.abs() if g.is_complex() else g).aminmax()).abs().max())
 
 

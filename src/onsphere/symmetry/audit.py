@@ -75,6 +75,7 @@ from onsphere.symmetry.shifts.families import (
     parts_without_effect,
     without_effect,
 )
+from onsphere.symmetry.shifts.single_weights import with_single_weights
 
 __all__ = ["Audit", "Inputs", "audit"]
 
@@ -228,7 +229,7 @@ def _without_memory(
     unused = [] if traced.data_dependent else [*traced.unread]  # and so without effect
     unknowns = Unknowns(frozenset({*traced.still, *unused}), traced.kept)
     channels, shapes = followed(unused, unknowns), _shapes(model, traced.parameters)
-    shifts = [f.family for f in families_in(unknowns)[1]]
+    shifts = with_single_weights([f.family for f in families_in(unknowns)[1]])
     free = without_effect(shifts, shapes)
     inert = [*free, *unused]
     if free:
@@ -355,7 +356,8 @@ def _unknown_shifts(probe: Probe) -> Unknowns:
 
 def _shift_families(probe: Probe, unknowns: Unknowns, drawn: Samples) -> list[ShiftFamily]:
     """Return the weights that can move together, where random amounts confirm it."""
-    return certified_shifts(probe, *families_in(unknowns), drawn.random[:_SHIFT_POINTS])
+    few = drawn.random[:_SHIFT_POINTS]
+    return with_single_weights(certified_shifts(probe, *families_in(unknowns), few))
 
 
 def _with_gradients(

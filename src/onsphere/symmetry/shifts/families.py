@@ -25,6 +25,7 @@ from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
 from onsphere.symmetry.exact.trace import Call, runs_on
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Form
 from onsphere.symmetry.shifts.rows import Rows
+from onsphere.symmetry.shifts.single_weights import with_single_weights
 from onsphere.symmetry.shifts.solution import Solution, solved
 
 Ints = NDArray[np.int64]
@@ -73,7 +74,7 @@ def shift_families(
     _, found = followed_shifts(
         model, args, kwargs, output=output, others=others, held=held, kept=kept
     )
-    return [f.family for f in found]
+    return with_single_weights([f.family for f in found])
 
 
 @on_gathered

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from onsphere.symmetry.channels.elimination import Followers, Solution, Solver
 from onsphere.symmetry.channels.terms import Ints, Short, Terms, terms_of
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
-from onsphere.symmetry.exact.units.linear_forms import Form
+from onsphere.symmetry.exact.units.linear_forms import Plain
 
-_CHUNK = 2**20
-"""How many things are hashed at a time."""
+_CHUNK = 2**15
+"""How many things are hashed at a time: few enough for the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Solved:
 
     kinds: list[Kind]
     beside: list[Kind]
-    conditions: list[Form]
+    conditions: list[Plain]
     left_out: list[Ints]
 
 
@@ -71,7 +71,7 @@ def solved(channels: ChannelDemands) -> Solved:
         return Solved([], [], [], [])
     blocks = channels.blocks
     ids = np.concatenate([np.arange(b.start, b.start + b.size, dtype=np.int32) for b in blocks])
-    terms, others = terms_of(channels.demands, blocks, ids)
+    terms, others = terms_of(channels.demands, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
     columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
@@ -181,16 +181,9 @@ def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
         b: the other end.
     """
     label = np.arange(count, dtype=np.int32)  # of the smallest node found in the same component
-    while True:
-        la, lb = label[a], label[b]
-        apart = la != lb
-        if not apart.any():
-            break
-        a, la = a[apart], la[apart]  # one after the other: these are the largest arrays there are
-        b, lb = b[apart], lb[apart]
-        low = np.minimum(la, lb)
-        np.minimum.at(label, la, low)
-        np.minimum.at(label, lb, low)
+    while len(a):
+        left = [_hooked(label, a[some], b[some]) for some in _chunks(len(a))]
+        a, b = (np.concatenate(ends) for ends in zip(*left, strict=True))
         while True:
             jumped = label[label]
             if (jumped == label).all():
@@ -198,6 +191,17 @@ def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
             label = jumped
     number = np.cumsum(label == np.arange(count, dtype=np.int32), dtype=np.int32) - np.int32(1)
     return number[label], int(number[-1]) + 1
+
+
+def _hooked(label: Short, a: Short, b: Short) -> tuple[Short, Short]:
+    """Lower the labels of edges that join two of them, in place; return these edges."""
+    ours, theirs = label[a], label[b]
+    apart = ours != theirs
+    ours, theirs = ours[apart], theirs[apart]
+    low = np.minimum(ours, theirs)
+    np.minimum.at(label, ours, low)
+    np.minimum.at(label, theirs, low)
+    return a[apart], b[apart]
 
 
 def signatures(columns: Grouped, rows: Grouped, block: Short, terms: Terms) -> Ints:

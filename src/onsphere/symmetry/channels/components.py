@@ -11,7 +11,7 @@ and what a component demands of them, is kept beside its solution.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,7 +74,8 @@ def solved(channels: ChannelDemands) -> Solved:
     terms, others = terms_of(channels.demands, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
-    columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
+    edges = ((first[terms.row[some]], terms.place[some]) for some in _chunks(len(terms.row)))
+    columns = Grouped(*connected(len(ids), edges))
     rows = Grouped(columns.group[first], count=len(columns.size))
     company = columns.group[first[others.row]]
     del first
@@ -88,7 +89,8 @@ def solved(channels: ChannelDemands) -> Solved:
     alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
     apart = [_apart(members, different) for members in alike]
     chosen = np.zeros(len(columns.size), bool)
-    chosen[[some[0] for group in apart for some in group]] = True
+    for members, groups in zip(alike, apart, strict=True):
+        chosen[members[[some[0] for some in groups]]] = True
     chosen[[members[0] for members in alike]] = True
     own = _by_component(columns.group[terms.place], chosen)
     beside = _by_component(company, chosen)
@@ -100,23 +102,25 @@ def solved(channels: ChannelDemands) -> Solved:
         everyone = ids[at].astype(np.int64)
         followed: dict[int, Followers] = {}
         for some in groups:
-            there = columns.of(some[0])
-            one = solver.solved(own[some[0]], there, is_weight[there], beside[some[0]])
+            component = int(members[some[0]])
+            there = columns.of(component)
+            one = solver.solved(own[component], there, is_weight[there], beside[component])
             if one is None:
                 solution.left_out.append(everyone)
-                one = Solution({}, {}, solver.sums(own[some[0]], beside[some[0]]))
+                one = Solution({}, {}, solver.sums(own[component], beside[component]))
             followed = one.followed
-            mine = everyone if len(groups) == 1 else everyone[np.isin(members, some)]
+            mine = everyone if len(groups) == 1 else everyone[some]
             solution.beside.append(Kind(mine, followed, one.common))
             solution.conditions.extend(one.conditions)
         solution.kinds.append(Kind(everyone, followed, {}))
     return solution
 
 
-def _apart(members: Short, different: NDArray[np.uint64]) -> list[Short]:
-    """Sort components that look alike by what stands beside them."""
+def _apart(members: Short, different: NDArray[np.uint64]) -> list[Ints]:
+    """Sort components that look alike by what stands beside them; return their places."""
     _, group = np.unique(different[members], return_inverse=True)
-    return [members[group == g] for g in range(int(group.max()) + 1)]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(group))[:-1])
 
 
 def _by_component(component: Short, chosen: NDArray[np.bool_]) -> defaultdict[int, Ints]:
@@ -172,18 +176,15 @@ def numbered(label: Ints) -> tuple[Short, int]:
     return number.reshape(-1).astype(np.int32), len(names)
 
 
-def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
+def connected(count: int, edges: Iterable[tuple[Short, Short]]) -> tuple[Short, int]:
     """Return the number of the component of each of some nodes, and how many there are.
 
     Args:
         count: of the nodes.
-        a: one end of each edge.
-        b: the other end.
+        edges: both ends of some edges at a time.
     """
     label = np.arange(count, dtype=np.int32)  # of the smallest node found in the same component
-    while len(a):
-        left = [_hooked(label, a[some], b[some]) for some in _chunks(len(a))]
-        a, b = (np.concatenate(ends) for ends in zip(*left, strict=True))
+    while edges := [left for a, b in edges if len((left := _hooked(label, a, b))[0])]:
         while True:
             jumped = label[label]
             if (jumped == label).all():

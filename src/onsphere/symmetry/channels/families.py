@@ -240,11 +240,10 @@ class _Solution:
     def _moved(self, kind: Kind, v: Form) -> "_Moved":
         """Return how far those unknowns move of which small constants or buffers know anything."""
         whole: defaultdict[int, Fraction] = defaultdict(Fraction)
-        for f in kind.free:
-            if f in v:
-                whole[f] += v[f]
-                for pivot, c in kind.followed[f]:
-                    whole[pivot] += c * v[f]
+        for f in v.keys() & kind.followed.keys():
+            whole[f] += v[f]
+            for pivot, c in kind.followed[f]:
+                whole[pivot] += c * v[f]
         columns = [column for column, c in whole.items() if c]
         numbers = kind.members[:, columns]
         member, column = self._asked[numbers].nonzero()

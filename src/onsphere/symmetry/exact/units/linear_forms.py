@@ -318,18 +318,21 @@ def sparse_basis(
     for i, v in enumerate(vectors):
         for k in v:
             having[k].add(i)
-    changed = True
-    while changed:
-        changed = False
+    unsettled = set(range(len(vectors)))  # the others, and all beside them, are as they were before
+    while unsettled:
         for i in range(len(vectors)):
+            if i not in unsettled:
+                continue
+            unsettled.discard(i)
             better = _shortened(i, vectors, having, counted)
             if better is not None:
+                beside = vectors[i].keys() | better.keys()
                 for k in vectors[i]:
                     having[k].discard(i)
                 vectors[i] = better
                 for k in better:
                     having[k].add(i)
-                changed = True
+                unsettled.update({i}.union(*(having[k] for k in beside)))
     return [{k: Fraction(c) for k, c in sorted(v.items())} for v in vectors]
 
 
@@ -342,7 +345,7 @@ def _shortened(
 ) -> _Whole | None:
     here = vectors[i]
     best, best_cost = None, _cost(here, counted)
-    neighbours = {j for k in here for j in having[k]} - {i}
+    neighbours = set().union(*(having[k] for k in here)) - {i}
     for j in sorted(neighbours):
         there = vectors[j]
         ratios = {_reduced(-c, there[k]) for k, c in here.items() if k in there}
@@ -350,7 +353,7 @@ def _shortened(
             candidate = {k: down * c for k, c in here.items()}
             for k, c in there.items():
                 candidate[k] = candidate.get(k, 0) + up * c
-            candidate = _coprime({k: c for k, c in candidate.items() if c})
+            candidate = _primitive({k: c for k, c in candidate.items() if c})
             if candidate and (cost := _cost(candidate, counted)) < best_cost:
                 best, best_cost = candidate, cost
     return best
@@ -364,8 +367,8 @@ def _reduced(up: int, down: int) -> tuple[int, int]:
 
 def _cost(v: _Whole, counted: int | None) -> tuple[bool, int, int, int]:
     """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
-    negative = sum(c < 0 for c in v.values())
-    own = len(v) if counted is None else sum(k < counted for k in v)
+    negative = sum([c < 0 for c in v.values()])
+    own = len(v) if counted is None else sum([k < counted for k in v])
     shared = own > 1 or 0 < negative < len(v)
     return shared, max(map(abs, v.values())), len(v), min(negative, len(v) - negative)
 
@@ -375,9 +378,13 @@ def _coprime(v: Mapping[int, Fraction | int]) -> _Whole:
     if not v:
         return {}
     common = math.lcm(*(c.denominator for c in v.values()))
-    whole = {k: c.numerator * (common // c.denominator) for k, c in v.items()}
-    divisor = math.gcd(*whole.values())
-    positive = sum(c > 0 for c in whole.values())
-    flip = 2 * positive < len(v) or (2 * positive == len(v) and v[min(v)] < 0)
-    divisor = -divisor if flip else divisor
-    return {k: c // divisor for k, c in whole.items()}
+    return _primitive({k: c.numerator * (common // c.denominator) for k, c in v.items()})
+
+
+def _primitive(v: _Whole) -> _Whole:
+    """Divide integers by what they have in common, and by a sign as :func:`_coprime` wants it."""
+    divisor = math.gcd(*v.values())
+    positive = sum([c > 0 for c in v.values()])
+    if 2 * positive < len(v) or (2 * positive == len(v) and v and v[min(v)] < 0):
+        divisor = -divisor
+    return v if divisor == 1 else {k: c // divisor for k, c in v.items()}

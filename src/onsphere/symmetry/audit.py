@@ -169,6 +169,7 @@ def audit(
         tracing = Tracing(model, args, kwargs, output=output)
         traced = tracing.trace()
         if without_memory:
+            tracing.forget()
             say("looking at rows, columns and channels")
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
@@ -232,6 +233,7 @@ def _without_memory(
     shifts = with_single_weights([f.family for f in families_in(unknowns)[1]])
     free = without_effect(shifts, shapes)
     inert = [*free, *unused]
+    del unknowns  # of a large decoder: hundreds of megabytes
     if free:
         traced = trace(model, args, kwargs, output=output, inert=inert)
         channels = followed(inert)

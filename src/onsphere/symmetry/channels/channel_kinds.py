@@ -85,7 +85,7 @@ def _sharing(families: Sequence[Family]) -> Iterator[list[Family]]:
         return
     ends = np.array(edges, np.int32).T
     nodes = len(families) + len(places)
-    groups = connected(nodes, ends[0], (ends[1] + len(families)).astype(np.int32))
+    groups = connected(nodes, [(ends[0], (ends[1] + len(families)).astype(np.int32))])
     for members in Grouped(*groups).members():
         some = [families[i] for i in members if i < len(families)]
         if some:
@@ -172,7 +172,8 @@ def _alike(
     entries, inverse = np.unique(edges.entry, return_inverse=True)
     number: NDArray[np.int32] = inverse.reshape(-1).astype(np.int32)
     count = len(family)
-    group, found = connected(count + len(entries), edges.channel, number + np.int32(count))
+    ends = edges.channel, number + np.int32(count)
+    group, found = connected(count + len(entries), [ends])
     channels, rows = Grouped(group[:count], found), Grouped(group[count:], found)
     slot = np.zeros(len(number), np.uint8)
     terms = Terms(edges.slices, number, slot, edges.channel, len(entries))
@@ -180,13 +181,13 @@ def _alike(
         one = members[0]
         mine = np.flatnonzero(channels.group[edges.channel] == one)
         wide = rows.order[rows.begin[members][:, None] + np.arange(rows.size[one])]
-        ends = zip(
+        joined = zip(
             rows.rank[number[mine]].tolist(),
             channels.rank[edges.channel[mine]].tolist(),
             edges.slices[mine].tolist(),
             strict=True,
         )
-        yield entries[wide], list(ends), int(channels.size[one])
+        yield entries[wide], list(joined), int(channels.size[one])
 
 
 def _forms(

@@ -11,7 +11,7 @@ and what a component demands of them, is kept beside its solution.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from onsphere.symmetry.channels.elimination import Followers, Solution, Solver
 from onsphere.symmetry.channels.terms import Ints, Short, Terms, terms_of
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
-from onsphere.symmetry.exact.units.linear_forms import Form
+from onsphere.symmetry.exact.units.linear_forms import Plain
 
-_CHUNK = 2**20
-"""How many things are hashed at a time."""
+_CHUNK = 2**15
+"""How many things are hashed at a time: few enough for the processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Solved:
 
     kinds: list[Kind]
     beside: list[Kind]
-    conditions: list[Form]
+    conditions: list[Plain]
     left_out: list[Ints]
 
 
@@ -71,10 +71,11 @@ def solved(channels: ChannelDemands) -> Solved:
         return Solved([], [], [], [])
     blocks = channels.blocks
     ids = np.concatenate([np.arange(b.start, b.start + b.size, dtype=np.int32) for b in blocks])
-    terms, others = terms_of(channels.demands, blocks, ids)
+    terms, others = terms_of(channels.demands, ids)
     first = np.full(terms.rows, len(ids), np.int32)
     np.minimum.at(first, terms.row, terms.place)
-    columns = Grouped(*connected(len(ids), first[terms.row], terms.place))
+    edges = ((first[terms.row[some]], terms.place[some]) for some in _chunks(len(terms.row)))
+    columns = Grouped(*connected(len(ids), edges))
     rows = Grouped(columns.group[first], count=len(columns.size))
     company = columns.group[first[others.row]]
     del first
@@ -88,7 +89,8 @@ def solved(channels: ChannelDemands) -> Solved:
     alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
     apart = [_apart(members, different) for members in alike]
     chosen = np.zeros(len(columns.size), bool)
-    chosen[[some[0] for group in apart for some in group]] = True
+    for members, groups in zip(alike, apart, strict=True):
+        chosen[members[[some[0] for some in groups]]] = True
     chosen[[members[0] for members in alike]] = True
     own = _by_component(columns.group[terms.place], chosen)
     beside = _by_component(company, chosen)
@@ -100,23 +102,25 @@ def solved(channels: ChannelDemands) -> Solved:
         everyone = ids[at].astype(np.int64)
         followed: dict[int, Followers] = {}
         for some in groups:
-            there = columns.of(some[0])
-            one = solver.solved(own[some[0]], there, is_weight[there], beside[some[0]])
+            component = int(members[some[0]])
+            there = columns.of(component)
+            one = solver.solved(own[component], there, is_weight[there], beside[component])
             if one is None:
                 solution.left_out.append(everyone)
-                one = Solution({}, {}, solver.sums(own[some[0]], beside[some[0]]))
+                one = Solution({}, {}, solver.sums(own[component], beside[component]))
             followed = one.followed
-            mine = everyone if len(groups) == 1 else everyone[np.isin(members, some)]
+            mine = everyone if len(groups) == 1 else everyone[some]
             solution.beside.append(Kind(mine, followed, one.common))
             solution.conditions.extend(one.conditions)
         solution.kinds.append(Kind(everyone, followed, {}))
     return solution
 
 
-def _apart(members: Short, different: NDArray[np.uint64]) -> list[Short]:
-    """Sort components that look alike by what stands beside them."""
+def _apart(members: Short, different: NDArray[np.uint64]) -> list[Ints]:
+    """Sort components that look alike by what stands beside them; return their places."""
     _, group = np.unique(different[members], return_inverse=True)
-    return [members[group == g] for g in range(int(group.max()) + 1)]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(group))[:-1])
 
 
 def _by_component(component: Short, chosen: NDArray[np.bool_]) -> defaultdict[int, Ints]:
@@ -172,25 +176,15 @@ def numbered(label: Ints) -> tuple[Short, int]:
     return number.reshape(-1).astype(np.int32), len(names)
 
 
-def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
+def connected(count: int, edges: Iterable[tuple[Short, Short]]) -> tuple[Short, int]:
     """Return the number of the component of each of some nodes, and how many there are.
 
     Args:
         count: of the nodes.
-        a: one end of each edge.
-        b: the other end.
+        edges: both ends of some edges at a time.
     """
     label = np.arange(count, dtype=np.int32)  # of the smallest node found in the same component
-    while True:
-        la, lb = label[a], label[b]
-        apart = la != lb
-        if not apart.any():
-            break
-        a, la = a[apart], la[apart]  # one after the other: these are the largest arrays there are
-        b, lb = b[apart], lb[apart]
-        low = np.minimum(la, lb)
-        np.minimum.at(label, la, low)
-        np.minimum.at(label, lb, low)
+    while edges := [left for a, b in edges if len((left := _hooked(label, a, b))[0])]:
         while True:
             jumped = label[label]
             if (jumped == label).all():
@@ -198,6 +192,17 @@ def connected(count: int, a: Short, b: Short) -> tuple[Short, int]:
             label = jumped
     number = np.cumsum(label == np.arange(count, dtype=np.int32), dtype=np.int32) - np.int32(1)
     return number[label], int(number[-1]) + 1
+
+
+def _hooked(label: Short, a: Short, b: Short) -> tuple[Short, Short]:
+    """Lower the labels of edges that join two of them, in place; return these edges."""
+    ours, theirs = label[a], label[b]
+    apart = ours != theirs
+    ours, theirs = ours[apart], theirs[apart]
+    low = np.minimum(ours, theirs)
+    np.minimum.at(label, ours, low)
+    np.minimum.at(label, theirs, low)
+    return a[apart], b[apart]
 
 
 def signatures(columns: Grouped, rows: Grouped, block: Short, terms: Terms) -> Ints:

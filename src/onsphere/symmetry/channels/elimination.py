@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.channels.terms import Ints, Others, Short, Terms
 from onsphere.symmetry.exact.units.channel_demands import Demand
-from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, Plain, plain
+from onsphere.symmetry.exact.units.linear_forms import Constraints, Plain, plain
 
-Followers = list[tuple[int, Fraction]]
+Followers = list[tuple[int, int | Fraction]]
 """Columns that follow another unknown, and how far."""
 LARGEST_COMPONENT = 2_000_000
 """Up to how many terms of demands a component is solved."""
@@ -32,7 +32,7 @@ class Solution:
 
     followed: dict[int, Followers]
     common: dict[int, Followers]
-    conditions: list[Form]
+    conditions: list[Plain]
 
 
 class Solver:
@@ -79,11 +79,11 @@ class Solver:
             [{rows.commons[k]: c for k, c in form.items()} for form in found.conditions],
         )
 
-    def sums(self, own: Ints, beside: Ints) -> list[Form]:
+    def sums(self, own: Ints, beside: Ints) -> list[Plain]:
         """Return what the rows of a component have beside terms of channels, each sum once."""
         rows = self._rows(own, beside)
         distinct = {frozenset(form.items()) for form in rows.sums()}
-        return [{rows.commons[k]: Fraction(c) for k, c in form if c} for form in distinct if form]
+        return [{rows.commons[k]: c for k, c in form if c} for form in distinct if form]
 
     def _rows(self, own: Ints, beside: Ints) -> "_Rows":
         terms, others = self.terms, self.others
@@ -189,7 +189,8 @@ def _eliminated(rows: Iterable[Plain], first: int, count: int) -> Solution | Non
         system.require_zero({k: c for k, c in form.items() if c})
         if system.work > LARGEST_WORK:
             return None
-    pivots = {(pivot - first) % count: rest for pivot, rest in system.rows() if pivot >= first}
+    found = [*system.plain_rows()]
+    pivots = {(pivot - first) % count: rest for pivot, rest in found if pivot >= first}
     followed: dict[int, Followers] = {i: [] for i in range(count) if i not in pivots}
     common: defaultdict[int, Followers] = defaultdict(list)
     for pivot, rest in pivots.items():
@@ -198,5 +199,5 @@ def _eliminated(rows: Iterable[Plain], first: int, count: int) -> Solution | Non
                 common[k].append((pivot, c))
             else:
                 followed[(k - first) % count].append((pivot, c))
-    conditions = [{pivot: Fraction(-1), **rest} for pivot, rest in system.rows() if pivot < first]
+    conditions = [{pivot: -1, **rest} for pivot, rest in found if pivot < first]
     return Solution(followed, dict(common), conditions)

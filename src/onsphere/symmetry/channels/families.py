@@ -26,7 +26,13 @@ from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.trace import Call
 from onsphere.symmetry.exact.units.channel_demands import Block
 from onsphere.symmetry.exact.units.fields import NOTHING, Fields, Index
-from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, Unit, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import (
+    Constraints,
+    Form,
+    Plain,
+    Unit,
+    sparse_basis,
+)
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -94,6 +100,7 @@ class _Solution:
         for kind in solution.kinds:
             if kind.followed and kind.members.shape[1] == 1:
                 self._alone[kind.members] = True
+        self._bases: dict[object, list[Form]] = {}
         self._at_sites = _Meeting(self._sites)
         self._at_followers = _Meeting([unit.fields for _, unit in done.followers])
 
@@ -165,24 +172,20 @@ class _Solution:
         blocks = self._blocks_of(columns)
         weights = {i for i, block in enumerate(blocks) if block.weight is not None}
         parameters = {i for i in weights if self._counts(blocks[i].weight)}
-        vectors = []
-        for f in kind.free:
-            v = {f: Fraction(1)} | dict(kind.followed[f])
-            vectors.append({i: c for i, c in v.items() if i in weights})
+        vectors = [
+            {i: c for i, c in ((f, 1), *followers) if i in weights}
+            for f, followers in kind.followed.items()
+        ]
         nothing = list(self._without_effect(columns))
-        held = Constraints(0)
-        for v in nothing:
-            held.require_zero(v)
-        found = sparse_basis([
-            v for v in vectors
-            if held.require_zero({i: c for i, c in v.items() if i in parameters})
-        ])  # fmt: skip
-        return _shortest(found, nothing, parameters) if nothing and found else found
+        key = (frozenset(parameters), *(tuple(map(_key, some)) for some in (vectors, nothing)))
+        if key not in self._bases:  # alike layers differ in the numbers of unknowns alone
+            self._bases[key] = _basis_of(vectors, nothing, parameters)
+        return self._bases[key]
 
     def _counts(self, weight: int | None) -> bool:
         return weight in self.done.used and weight < self.done.parameters
 
-    def _without_effect(self, columns: Ints) -> Iterator[Form]:
+    def _without_effect(self, columns: Ints) -> Iterator[Plain]:
         """Return rescalings of all rows against all columns of one weight."""
         by_block: defaultdict[Block, dict[int, int]] = defaultdict(dict)
         for i, (k, block) in enumerate(zip(columns, self._blocks_of(columns), strict=True)):
@@ -237,11 +240,10 @@ class _Solution:
     def _moved(self, kind: Kind, v: Form) -> "_Moved":
         """Return how far those unknowns move of which small constants or buffers know anything."""
         whole: defaultdict[int, Fraction] = defaultdict(Fraction)
-        for f in kind.free:
-            if f in v:
-                whole[f] += v[f]
-                for pivot, c in kind.followed[f]:
-                    whole[pivot] += c * v[f]
+        for f in v.keys() & kind.followed.keys():
+            whole[f] += v[f]
+            for pivot, c in kind.followed[f]:
+                whole[pivot] += c * v[f]
         columns = [column for column, c in whole.items() if c]
         numbers = kind.members[:, columns]
         member, column = self._asked[numbers].nonzero()
@@ -400,13 +402,13 @@ class _Side:
     groups: int
     columns: Ints
 
-    def of_group(self, g: int, count: int) -> Form | None:
+    def of_group(self, g: int, count: int) -> Plain | None:
         """Return the columns of one of some groups, if none of it hangs together elsewhere."""
         some = self.columns.reshape(count, -1)[g].tolist()
-        return None if self.ELSEWHERE in some else {i: Fraction(1) for i in some if i >= 0}
+        return None if self.ELSEWHERE in some else {i: 1 for i in some if i >= 0}
 
 
-def _against(ours: _Side, theirs: _Side) -> Iterator[Form]:
+def _against(ours: _Side, theirs: _Side) -> Iterator[Plain]:
     """Yield rescalings of all along one axis against all along another, group by group."""
     count = max(ours.groups, theirs.groups)
     for g in range(count):
@@ -415,16 +417,38 @@ def _against(ours: _Side, theirs: _Side) -> Iterator[Form]:
             yield some | {i: -c for i, c in others.items()}
 
 
-def _whole_groups(b: Block, ours: Mapping[int, int]) -> Iterator[Form]:
+def _whole_groups(b: Block, ours: Mapping[int, int]) -> Iterator[Plain]:
     """Yield rescalings of a whole group, which those of its rows say in other components."""
     each = b.size // b.groups
     for g in range(b.groups if b.groups > 1 else 0):
         some = [ours.get(k, -1) for k in range(g * each, (g + 1) * each)]
         if min(some) >= 0:
-            yield dict.fromkeys(some, Fraction(1))
+            yield dict.fromkeys(some, 1)
 
 
-def _shortest(found: Sequence[Form], nothing: Sequence[Form], counted: set[int]) -> list[Form]:
+def _key(v: Plain) -> frozenset[tuple[int, int | Fraction]]:
+    return frozenset(v.items())
+
+
+def _basis_of(vectors: Iterable[Plain], nothing: Sequence[Plain], counted: set[int]) -> list[Form]:
+    """Return a short basis of some vectors, up to those that do nothing.
+
+    Args:
+        vectors: they span it.
+        nothing: what does nothing.
+        counted: the unknowns that tell vectors apart.
+    """
+    held = Constraints(0)
+    for v in nothing:
+        held.require_zero(v)
+    found = sparse_basis([
+        v for v in vectors
+        if held.require_zero({i: c for i, c in v.items() if i in counted})
+    ])  # fmt: skip
+    return _shortest(found, nothing, counted) if nothing and found else found
+
+
+def _shortest(found: Sequence[Form], nothing: Sequence[Plain], counted: set[int]) -> list[Form]:
     """Return as many vectors with fewer entries, up to such as do nothing.
 
     Args:

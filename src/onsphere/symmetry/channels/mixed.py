@@ -26,6 +26,7 @@ from onsphere.symmetry.exact.units.linear_forms import (
     Form,
     Plain,
     add_scaled,
+    as_fractions,
     plain,
     sparse_basis,
 )
@@ -96,26 +97,26 @@ class _System:
 
     def _number_columns(self, k: int, kind: Kind, blocks: Sequence[Block]) -> None:
         """Number the columns of weights; those of one block that always move alike have one."""
-        rows: dict[int, Plain] = {j: {} for j in range(kind.members.shape[1])}
+        own = {j: block for j, block in enumerate(blocks) if block.weight is not None}
+        rows: dict[int, Plain] = {j: {} for j in own}
         for free, followers in kind.followed.items():
-            rows[free][free] = 1
-            for j, c in followers:
-                rows[j][free] = plain(c)
+            for j, c in ((free, 1), *followers):
+                if j in own:
+                    rows[j][free] = c
         for unknown, followers in kind.common.items():
             for j, c in followers:
-                rows[j][-1 - unknown] = plain(c)
+                if j in own:
+                    rows[j][-1 - unknown] = c
         alike: dict[tuple[int, frozenset[tuple[int, int | Fraction]]], int] = {}
-        for j, block in enumerate(blocks):
-            if block.weight is not None:
-                key = block.start, frozenset(rows[j].items())
-                number = alike.setdefault(key, self.count + len(self.block))
-                self.column[k, j] = number
-                self.block[number] = block
+        for j, block in own.items():
+            key = block.start, frozenset(rows[j].items())
+            number = alike.setdefault(key, self.count + len(self.block))
+            self.column[k, j] = number
+            self.block[number] = block
         for j, row in rows.items():
-            if (k, j) in self.column:
-                form = {i if i < 0 else self.column[k, i]: c for i, c in row.items()}
-                if self.column[k, j] not in form:
-                    self.followed[self.column[k, j]] = form
+            form = {i if i < 0 else self.column[k, i]: c for i, c in row.items()}
+            if self.column[k, j] not in form:
+                self.followed[self.column[k, j]] = form
 
     def found(self, held: Collection[int]) -> list[Mixed]:
         """Return what is not said already; ``held`` weights stay."""
@@ -127,20 +128,22 @@ class _System:
         known = Constraints(0)
         for v in said:
             known.require_zero(self._counted(v))
-        new = [v for v in system.fundamental_basis() if known.require_zero(self._counted(v))]
+        new = [v for v in system.plain_basis() if known.require_zero(self._counted(v))]
         return [self._mixed(self._short(self._moving(v), said), system) for v in new]
 
     def _demands(self, held: Collection[int]) -> Iterator[Plain]:
         """Yield what must vanish."""
-        for pivot, rest in self.channels.scalars.rows():
-            yield self._of_common({**rest, pivot: Fraction(-1)})
-        for form in (*self.solved.conditions, *({k: Fraction(1)} for k in held)):
+        for pivot, rest in self.channels.scalars.plain_rows():
+            yield self._of_common({**rest, pivot: -1})
+        for form in self.solved.conditions:
             yield self._of_common(form)
+        for k in held:
+            yield self._of_common({k: 1})
         for number, followed in self.followed.items():
             moved: Plain = {self._number(-1 - i) if i < 0 else i: c for i, c in followed.items()}
             yield {**moved, number: -1}
 
-    def _of_common(self, form: Mapping[int, Fraction]) -> Plain:
+    def _of_common(self, form: Mapping[int, int | Fraction]) -> Plain:
         """Write a sum of unknowns of no channel in the numbers of this system."""
         return {self._number(k): plain(c) for k, c in form.items()}
 
@@ -149,43 +152,43 @@ class _System:
             return unknown
         return self.number.setdefault(unknown, self.moves + len(self.number))
 
-    def _said(self, demands: Iterable[Plain]) -> Iterator[Form]:
+    def _said(self, demands: Iterable[Plain]) -> Iterator[Plain]:
         """Yield rescalings that do nothing, families, and symmetries of whole weights."""
         yield from self._nothing
         for k, kind in enumerate(self.solved.beside):
             for free, followers in kind.followed.items():
-                v = {free: Fraction(1), **dict(followers)}
+                v = {free: 1, **dict(followers)}
                 yield {self.column[k, j]: c for j, c in v.items() if (k, j) in self.column}
         whole = Constraints(self.count)  # no slice moves by itself
         for form in demands:
             whole.require_zero({k: c for k, c in form.items() if k not in self.block})
-        for v in whole.fundamental_basis():
+        for v in whole.plain_basis():
             yield {i: c for i, c in v.items() if i < self.count}
 
     @cached_property
-    def _nothing(self) -> list[Form]:
+    def _nothing(self) -> list[Plain]:
         """Rescalings of a weight, or of groups in it, against all slices along an axis."""
-        found: list[Form] = []
+        found: list[Plain] = []
         of_weight: defaultdict[int, list[Block]] = defaultdict(list)
         for block, numbers in self._columns.items():
             if block.weight is not None:
                 of_weight[block.weight].append(block)
-                found.append({block.weight: Fraction(1), **dict.fromkeys(numbers, Fraction(-1))})
+                found.append({block.weight: 1, **dict.fromkeys(numbers, -1)})
         for some in of_weight.values():
             count = max(b.groups for b in some)
             if count > 1:
                 found += self._nothing_in_groups(some, count)
         return found
 
-    def _nothing_in_groups(self, blocks: Sequence[Block], count: int) -> Iterator[Form]:
+    def _nothing_in_groups(self, blocks: Sequence[Block], count: int) -> Iterator[Plain]:
         """Yield rescalings of all of a group along one axis against all of it along another."""
         wholes = [self._groups(block, count) for block in blocks]
         for i, these in enumerate(wholes):
             for those in wholes[:i]:
                 for group in sorted(these.keys() & those.keys()):
                     yield {
-                        **dict.fromkeys(these[group], Fraction(1)),
-                        **dict.fromkeys(those[group], Fraction(-1)),
+                        **dict.fromkeys(these[group], 1),
+                        **dict.fromkeys(those[group], -1),
                     }
 
     def _groups(self, block: Block, count: int) -> dict[int, list[int]]:
@@ -217,21 +220,21 @@ class _System:
             found[number].append(self.solved.beside[k].members[:, j])
         return {number: np.concatenate(some) for number, some in found.items()}
 
-    def _moving(self, v: Mapping[int, Fraction]) -> Form:
-        return {i: c for i, c in v.items() if i < self.moves}
+    def _moving(self, v: Plain) -> Form:
+        return {i: Fraction(c) for i, c in v.items() if i < self.moves}
 
-    def _counted(self, v: Mapping[int, Fraction]) -> Form:
+    def _counted(self, v: Plain) -> Plain:
         return {i: c for i, c in v.items() if i in self.counted}
 
-    def _short(self, v: Form, said: Iterable[Form]) -> Form:
+    def _short(self, v: Form, said: Iterable[Plain]) -> Form:
         """Return a symmetry that differs by what is said already, and moves less."""
         v = _gathered(v, self._nothing)
         best, better = _cost(v), True
         while better:
             better = False
             for w in said:
-                for ratio in {-v[i] / w[i] for i in w.keys() & v.keys()}:
-                    other = _gathered(add_scaled(v, w, ratio), self._nothing)
+                for ratio in {Fraction(-v[i]) / w[i] for i in w.keys() & v.keys()}:
+                    other = _gathered(add_scaled(v, as_fractions(w), ratio), self._nothing)
                     if (cost := _cost(other)) < best:
                         v, best, better = other, cost, True
                         break
@@ -259,13 +262,13 @@ class _System:
         return Mixed(common, {p: c for p, c in parts.items() if c})
 
 
-def _gathered(v: Form, nothing: Iterable[Form]) -> Form:
+def _gathered(v: Form, nothing: Iterable[Plain]) -> Form:
     """Write what moves all slices of a weight alike as moving the weight."""
     for w in nothing:
         _, *slices = w
         found = {v.get(i) for i in slices}
         if len(found) == 1 and (c := found.pop()):
-            v = add_scaled(v, w, c)
+            v = add_scaled(v, as_fractions(w), c)
     return v
 
 

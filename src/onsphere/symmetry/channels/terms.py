@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.units.channel_demands import Block, Demand
+from onsphere.symmetry.exact.units.channel_demands import Demand
 from onsphere.symmetry.exact.units.fields import NOTHING
-from onsphere.symmetry.exact.units.linear_forms import Form
+from onsphere.symmetry.exact.units.linear_forms import Plain
 
 Ints = NDArray[np.int64]
 Short = NDArray[np.int32]
@@ -51,30 +50,27 @@ class Others:
     row: Short
     slot: NDArray[np.uint8]
     number: Short
-    unbound: list[Form]
+    unbound: list[Plain]
 
 
-def terms_of(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> tuple[Terms, Others]:
+def terms_of(demands: Sequence[Demand], ids: Short) -> tuple[Terms, Others]:
     """Return the terms of channels of all demands, and what stands beside them.
 
     Args:
         demands: all of them.
-        blocks: of unknowns of channels.
-        ids: the numbers of these unknowns.
+        ids: the numbers of the unknowns of channels, in their order.
     """
-    starts = np.array([b.start for b in blocks])
-    ends = np.array([b.start + b.size for b in blocks])
-    # Where the unknowns of each block stand among those of all blocks.
-    offsets = starts - np.searchsorted(ids, starts)
+    places = np.full(int(ids[-1]) + 2, NOTHING, np.int32)  # the last stands for all other numbers
+    places[ids] = np.arange(len(ids), dtype=np.int32)
     most = sum(some.index.size for some in demands)
     demand, row, place = (np.empty(most, np.int32) for _ in range(3))
     slot = np.empty(most, np.uint8)
     others: list[tuple[Short, Short, Short, Short]] = []
-    unbound: list[Form] = []
+    unbound: list[Plain] = []
     rows = end = 0
     for d, some in enumerate(demands):
-        block = np.searchsorted(starts, some.index, "right") - 1  # -1: before the first, NOTHING
-        kept = (block >= 0) & (some.index < ends[np.maximum(block, 0)])
+        at = places[np.minimum(some.index, len(places) - 1)]
+        kept = at != NOTHING
         bound = kept.any(0)
         number = (np.cumsum(bound) + (rows - 1)).astype(np.int32)
         which, column = kept.nonzero()
@@ -82,18 +78,18 @@ def terms_of(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> t
         demand[here] = d
         row[here] = number[column]
         slot[here] = which
-        place[here] = some.index[which, column] - offsets[block[which, column]]
+        place[here] = at[which, column]
         rows += int(bound.sum())
         end += len(which)
-        outside = np.where(kept, NOTHING, some.index)
+        if len(which) == at.size:
+            continue
         if not bound.all():
-            unbound += _sums(some, outside[:, ~bound])
-        outside[:, ~bound] = NOTHING
-        which, column = (outside != NOTHING).nonzero()
+            unbound += _sums(some, np.where(kept, NOTHING, some.index)[:, ~bound])
+        which, column = (~kept & bound & (some.index != NOTHING)).nonzero()
         if len(which):
             others.append((
                 np.full(len(which), d, np.int32), number[column], which.astype(np.int32),
-                outside[which, column],
+                some.index[which, column],
             ))  # fmt: skip
     found = [np.concatenate([np.zeros(0, np.int32), *x]) for x in zip(*others, strict=True)]
     of, at, which, what = found or [np.zeros(0, np.int32)] * 4
@@ -103,7 +99,7 @@ def terms_of(demands: Sequence[Demand], blocks: Sequence[Block], ids: Ints) -> t
     )
 
 
-def _sums(demand: Demand, index: Short) -> list[Form]:
+def _sums(demand: Demand, index: Short) -> list[Plain]:
     """Return the sums of some rows of a demand, each once.
 
     Args:
@@ -112,11 +108,11 @@ def _sums(demand: Demand, index: Short) -> list[Form]:
     """
     if (index == NOTHING).all():
         return [dict(demand.scalars)] if demand.scalars else []
-    found = []
+    found: list[Plain] = []
     for column in np.unique(index, axis=1).T.tolist():
-        form = dict(demand.scalars)
+        form: Plain = dict(demand.scalars)
         for k, c in zip(column, demand.coefficients, strict=True):
             if k != NOTHING:
-                form[k] = form.get(k, Fraction(0)) + c
+                form[k] = form.get(k, 0) + c
         found.append({k: c for k, c in form.items() if c})
     return found

@@ -162,7 +162,7 @@ class Constraints:
 
     def reduced(self, form: Mapping[int, Fraction]) -> Form:
         """Return the form with every pivot substituted: empty when it must vanish anyway."""
-        return _as_fractions(self._reduced(form))
+        return as_fractions(self._reduced(form))
 
     def _reduced(self, form: Mapping[int, int | Fraction]) -> "Plain":
         total: Plain = {}
@@ -171,7 +171,7 @@ class Constraints:
             if row is not None:
                 _add_multiple(total, row, plain(c))
             elif value := total.get(k, 0) + c:
-                total[k] = plain(value)
+                total[k] = value if type(value) is int else plain(value)
             else:
                 total.pop(k, None)
         return total
@@ -187,8 +187,7 @@ class Constraints:
         if not rest:
             return False
         pivot = max(rest)
-        row: Plain = {}
-        _add_multiple(row, rest, plain(Fraction(-1) / rest.pop(pivot)))
+        row = _divided(rest, -rest.pop(pivot))
         for other in self._rows_with.pop(pivot, set()):
             changed = {k: c for k, c in self._rows[other].items() if k != pivot}
             _add_multiple(changed, row, self._rows[other][pivot])
@@ -198,28 +197,35 @@ class Constraints:
         return True
 
     def _store(self, pivot: int, row: "Plain") -> None:
-        for k in self._rows.get(pivot, {}):
-            self._rows_with[k].discard(pivot)
+        before = self._rows.get(pivot, {}).keys()
         self._rows[pivot] = row
-        for k in row:
+        for k in before - row.keys():
+            self._rows_with[k].discard(pivot)
+        for k in row.keys() - before:
             self._rows_with[k].add(pivot)
 
     def rows(self) -> Iterator[tuple[int, Form]]:
         """Yield each unknown that others determine, and how: ``unknown = form``."""
-        return ((pivot, _as_fractions(row)) for pivot, row in self._rows.items())
+        return ((pivot, as_fractions(row)) for pivot, row in self._rows.items())
+
+    def plain_rows(self) -> Iterator[tuple[int, "Plain"]]:
+        """Yield the same with whole numbers as such; they are not to be changed."""
+        return iter(self._rows.items())
 
     def null_space(self) -> list[Form]:
         """Return a basis of all exponents that satisfy the demands: sparse, small integers."""
-        return sparse_basis(self.fundamental_basis())
+        return sparse_basis(self.plain_basis())
 
     def fundamental_basis(self) -> list[Form]:
         """Return a basis with one unknown of its own in each vector."""
-        basis = []
+        return [as_fractions(v) for v in self.plain_basis()]
+
+    def plain_basis(self) -> Iterator["Plain"]:
+        """Yield the same with whole numbers as such."""
         for unknown in range(self.count):
             if unknown not in self._rows:
-                followed = {p: self._rows[p][unknown] for p in sorted(self._rows_with[unknown])}
-                basis.append(_as_fractions({unknown: 1, **followed}))
-        return basis
+                followed = sorted(self._rows_with.get(unknown, ()))
+                yield {unknown: 1, **{p: self._rows[p][unknown] for p in followed}}
 
 
 Plain = dict[int, int | Fraction]
@@ -233,8 +239,17 @@ def plain(c: int | Fraction) -> int | Fraction:
     return c.numerator if c.denominator == 1 else c
 
 
-def _as_fractions(form: Plain) -> Form:
+def as_fractions(form: Plain) -> Form:
+    """Return a form whose coefficients are all fractions."""
     return {k: Fraction(c) for k, c in form.items()}
+
+
+def _divided(form: Plain, by: int | Fraction) -> Plain:
+    """Return a form divided by a number; mostly that is 1 or -1, and fractions are slow."""
+    if by in (1, -1):
+        return {k: c * by for k, c in form.items()}
+    factor = Fraction(1) / by
+    return {k: plain(c * factor) for k, c in form.items()}
 
 
 def _add_multiple(total: Plain, b: Plain, factor: int | Fraction) -> None:
@@ -276,7 +291,9 @@ def in_span(
     return [not seen.reduced(vector) for vector in vectors]
 
 
-def sparse_basis(basis: Iterable[Mapping[int, Fraction]], counted: int | None = None) -> list[Form]:
+def sparse_basis(
+    basis: Iterable[Mapping[int, int | Fraction]], counted: int | None = None
+) -> list[Form]:
     """Return another basis of the same space with fewer and smaller exponents.
 
     Every vector is scaled to coprime integers; then multiples of others are added as long as that
@@ -301,18 +318,21 @@ def sparse_basis(basis: Iterable[Mapping[int, Fraction]], counted: int | None = 
     for i, v in enumerate(vectors):
         for k in v:
             having[k].add(i)
-    changed = True
-    while changed:
-        changed = False
+    unsettled = set(range(len(vectors)))  # the others, and all beside them, are as they were before
+    while unsettled:
         for i in range(len(vectors)):
+            if i not in unsettled:
+                continue
+            unsettled.discard(i)
             better = _shortened(i, vectors, having, counted)
             if better is not None:
+                beside = vectors[i].keys() | better.keys()
                 for k in vectors[i]:
                     having[k].discard(i)
                 vectors[i] = better
                 for k in better:
                     having[k].add(i)
-                changed = True
+                unsettled.update({i}.union(*(having[k] for k in beside)))
     return [{k: Fraction(c) for k, c in sorted(v.items())} for v in vectors]
 
 
@@ -325,7 +345,7 @@ def _shortened(
 ) -> _Whole | None:
     here = vectors[i]
     best, best_cost = None, _cost(here, counted)
-    neighbours = {j for k in here for j in having[k]} - {i}
+    neighbours = set().union(*(having[k] for k in here)) - {i}
     for j in sorted(neighbours):
         there = vectors[j]
         ratios = {_reduced(-c, there[k]) for k, c in here.items() if k in there}
@@ -333,7 +353,7 @@ def _shortened(
             candidate = {k: down * c for k, c in here.items()}
             for k, c in there.items():
                 candidate[k] = candidate.get(k, 0) + up * c
-            candidate = _coprime({k: c for k, c in candidate.items() if c})
+            candidate = _primitive({k: c for k, c in candidate.items() if c})
             if candidate and (cost := _cost(candidate, counted)) < best_cost:
                 best, best_cost = candidate, cost
     return best
@@ -347,8 +367,8 @@ def _reduced(up: int, down: int) -> tuple[int, int]:
 
 def _cost(v: _Whole, counted: int | None) -> tuple[bool, int, int, int]:
     """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
-    negative = sum(c < 0 for c in v.values())
-    own = len(v) if counted is None else sum(k < counted for k in v)
+    negative = sum([c < 0 for c in v.values()])
+    own = len(v) if counted is None else sum([k < counted for k in v])
     shared = own > 1 or 0 < negative < len(v)
     return shared, max(map(abs, v.values())), len(v), min(negative, len(v) - negative)
 
@@ -358,9 +378,13 @@ def _coprime(v: Mapping[int, Fraction | int]) -> _Whole:
     if not v:
         return {}
     common = math.lcm(*(c.denominator for c in v.values()))
-    whole = {k: c.numerator * (common // c.denominator) for k, c in v.items()}
-    divisor = math.gcd(*whole.values())
-    positive = sum(c > 0 for c in whole.values())
-    flip = 2 * positive < len(v) or (2 * positive == len(v) and v[min(v)] < 0)
-    divisor = -divisor if flip else divisor
-    return {k: c // divisor for k, c in whole.items()}
+    return _primitive({k: c.numerator * (common // c.denominator) for k, c in v.items()})
+
+
+def _primitive(v: _Whole) -> _Whole:
+    """Divide integers by what they have in common, and by a sign as :func:`_coprime` wants it."""
+    divisor = math.gcd(*v.values())
+    positive = sum([c > 0 for c in v.values()])
+    if 2 * positive < len(v) or (2 * positive == len(v) and v and v[min(v)] < 0):
+        divisor = -divisor
+    return v if divisor == 1 else {k: c // divisor for k, c in v.items()}

@@ -14,6 +14,7 @@ others: both look like symmetries, and are none.
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from itertools import chain, count, islice
 from typing import Any
 
@@ -28,6 +29,7 @@ from symmetry.judge import (
     Place,
     State,
     copied,
+    nudged,
     redrawn,
     vectors,
 )
@@ -41,6 +43,8 @@ _CLEAR = 1e-7
 """Singular values between these two say nothing."""
 _ROUNDING = 1e-13
 """Smaller ones are 0 for sure: where there is one above, derivatives at more weights tell."""
+_STEADY = 1e-12
+"""By how much derivatives change at most, relative to their size, where rounding stays rounding."""
 _ROWS_AT_ONCE = 8
 _MOST_PLACES = 60
 _ANEW = 4
@@ -250,11 +254,21 @@ def _derivatives(
         enough = len(rows) >= wanted and number >= len(anew) + 4
         if enough and _is_clear(torch.stack(rows)):
             break
-        for gradient in _gradients(judge.net, place, at, generator):
+        near = replace(place, state=nudged(place.state, 4e-16))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        pairs = zip(
+            _gradients(judge.net, place, at, seed),
+            _gradients(judge.net, near, at, seed),
+            strict=True,
+        )
+        for gradient, nearly in pairs:
             radial = at.of({n: place.state[n] * g for n, g in gradient.items()})
             touched |= radial != 0
             row = slices @ radial
-            if bool(row.isfinite().all()) and float(row.abs().max()) > 0:
+            other = slices @ at.of({n: near.state[n] * g for n, g in nearly.items()})
+            if 0 < float(row.norm()) < torch.inf and bool(
+                (row - other).norm() < _STEADY * row.norm()
+            ):
                 rows.append(row / row.norm())
     none = torch.zeros(0, len(slices), dtype=torch.float64)
     return (torch.stack(rows) if rows else none), touched
@@ -301,21 +315,22 @@ def _drawn_anew(net: nn.Module, seed: int) -> State:
 
 
 def _gradients(
-    net: nn.Module, place: Place, at: _Coordinates, generator: torch.Generator
+    net: nn.Module, place: Place, at: _Coordinates, seed: int
 ) -> list[dict[str, Tensor]]:
     """Gradients of some rows of the outputs at a place; of buffers where there are any.
 
     Without them a buffer seems to move freely, and what moves with it seems to be no symmetry.
     """
     try:
-        return list(_gradients_of(net, place, list(at.shapes), generator))
+        return list(_gradients_of(net, place, list(at.shapes), seed))
     except RuntimeError:
-        return list(_gradients_of(net, place, at.parameters, generator))
+        return list(_gradients_of(net, place, at.parameters, seed))
 
 
 def _gradients_of(
-    net: nn.Module, place: Place, names: Sequence[str], generator: torch.Generator
+    net: nn.Module, place: Place, names: Sequence[str], seed: int
 ) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     copy, slots = copied(net)
     leaves = {n: t.detach().clone() for n, t in place.state.items()}
     for n in names:

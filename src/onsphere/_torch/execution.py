@@ -41,7 +41,10 @@ def bare_name(name: str) -> str:
 
 
 def weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return parameters and persistent float buffers by the model's own names, tied ones once."""
+    """Return parameters and persistent float buffers by the model's own names, tied ones once.
+
+    The masks of ``torch.nn.utils.prune`` are left out: they say which entries there are.
+    """
     parameters: dict[str, Tensor] = {
         n: p for n, p in model.named_parameters() if p.is_floating_point() or p.is_complex()
     }
@@ -49,10 +52,15 @@ def weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()
         for name in module._buffers
-        if name not in module._non_persistent_buffers_set
+        if name not in module._non_persistent_buffers_set and not _is_pruning_mask(module, name)
     }
     buffers = {n: b for n, b in model.named_buffers() if n in persistent and b.is_floating_point()}
     return parameters, buffers
+
+
+def _is_pruning_mask(module: nn.Module, name: str) -> bool:
+    of = name.removesuffix("_mask")
+    return of != name and f"{of}_orig" in module._parameters
 
 
 def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tensor]:

@@ -5,17 +5,34 @@ random weights and at every input of a case. And what was not claimed is looked 
 derivative of every slice along every axis of every weight, for random combinations of the outputs
 at many weights, is one matrix, and what all of its rows are orthogonal to is a symmetry to first
 order. It counts as missed when a finite rescale by it leaves the outputs alone, too.
+
+Some of these weights are drawn anew, with signs and sizes of their own. Near those given a large
+bias keeps a channel above a clamp, and of channels raised to the power 16 the same one drowns all
+others: both look like symmetries, and are none.
 """
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count, islice
+from copy import copy
+from dataclasses import replace
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from symmetry.judge import IllConditioned, Judge, Move, Place, State, copied, redrawn, vectors
+from symmetry.judge import (
+    FIXED,
+    IllConditioned,
+    Judge,
+    Move,
+    Place,
+    State,
+    copied,
+    nudged,
+    redrawn,
+    vectors,
+)
 from symmetry.misses import scaled_names
 from symmetry.networks import Case
 from symmetry.oracle import Verdict, given_to_audit
@@ -24,8 +41,14 @@ _NULL = 1e-9
 """Largest singular value, relative to the largest one, that is 0."""
 _CLEAR = 1e-7
 """Singular values between these two say nothing."""
+_ROUNDING = 1e-13
+"""Smaller ones are 0 for sure: where there is one above, derivatives at more weights tell."""
+_STEADY = 1e-12
+"""By how much derivatives change at most, relative to their size, where rounding stays rounding."""
 _ROWS_AT_ONCE = 8
 _MOST_PLACES = 60
+_ANEW = 4
+"""At how many weights that are drawn anew derivatives are taken at least, and rescales tried."""
 
 
 def count_wrong(
@@ -170,7 +193,8 @@ def _missed(judge: Judge, found: Any) -> Iterator[Verdict]:
     if not at.parameters:
         return
     slices = at.slices()
-    derivatives, touched = _derivatives(judge, at, slices)
+    anew = list(islice(_places_anew(judge), _ANEW))
+    derivatives, touched = _derivatives(judge, at, slices, anew)
     null = _null_space(derivatives)
     if null is None:
         yield "note", "no clear gap between derivatives and rounding"
@@ -187,10 +211,12 @@ def _missed(judge: Judge, found: Any) -> Iterator[Verdict]:
     if not len(more):
         return
     candidates = [*_echelon(more), torch.randn(len(more), dtype=torch.float64) @ more]
+    everywhere = copy(judge)
+    everywhere.places = [*judge.places, *anew]
     # Both ways: a channel that a ReLU cuts off at all places may be moved further down, not up.
     shown = [
         v for v in candidates
-        if all(judge.changed_by(_moving(at, w)) <= judge.tolerance for w in (v, -v))
+        if all(everywhere.changed_by(_moving(at, w)) <= judge.tolerance for w in (v, -v))
     ]  # fmt: skip
     words = f"{len(more)} directions beyond {len(told)} that were claimed"
     if shown:
@@ -211,58 +237,100 @@ def _moving(at: _Coordinates, v: Tensor) -> Move:
     return move
 
 
-def _derivatives(judge: Judge, at: _Coordinates, slices: Tensor) -> tuple[Tensor, Tensor]:
+def _derivatives(
+    judge: Judge, at: _Coordinates, slices: Tensor, anew: Sequence[Place]
+) -> tuple[Tensor, Tensor]:
     """Radial derivatives of slices, and which entries have any.
 
-    There is a row for each random combination of the outputs.
+    There are rows for random combinations of the outputs and for single entries, at the weights
+    drawn ``anew`` and at others, until it is clear which directions have none.
     """
     touched = torch.zeros(slices.shape[1], dtype=torch.bool)
     generator = torch.Generator().manual_seed(1)
     rows: list[Tensor] = []
     wanted = len(slices) + len(slices) // 4 + 10
-    for number, place in enumerate(islice(_places(judge), _MOST_PLACES)):
-        if len(rows) >= wanted and number >= 4:
+    places = islice(chain(anew, _places(judge)), _MOST_PLACES)
+    for number, place in enumerate(places):
+        enough = len(rows) >= wanted and number >= len(anew) + 4
+        if enough and _is_clear(torch.stack(rows)):
             break
-        for gradient in _gradients(judge.net, place, at, generator):
+        near = replace(place, state=nudged(place.state, 4e-16))
+        seed = int(torch.randint(2**31, (), generator=generator))
+        pairs = zip(
+            _gradients(judge.net, place, at, seed),
+            _gradients(judge.net, near, at, seed),
+            strict=True,
+        )
+        for gradient, nearly in pairs:
             radial = at.of({n: place.state[n] * g for n, g in gradient.items()})
             touched |= radial != 0
             row = slices @ radial
-            if bool(row.isfinite().all()) and float(row.abs().max()) > 0:
+            other = slices @ at.of({n: near.state[n] * g for n, g in nearly.items()})
+            if 0 < float(row.norm()) < torch.inf and bool(
+                (row - other).norm() < _STEADY * row.norm()
+            ):
                 rows.append(row / row.norm())
     none = torch.zeros(0, len(slices), dtype=torch.float64)
     return (torch.stack(rows) if rows else none), touched
 
 
 def _places(judge: Judge) -> Iterator[Place]:
-    """The judge's places with different weights first, then others."""
+    """The judge's places with different weights first, then others, near them and anew in turn."""
     seen: set[int] = set()
     for place in judge.places:
         if id(place.state) not in seen:
             seen.add(id(place.state))
             yield place
     for seed in count(500):
-        inputs = judge.case.inputs
-        place = judge.place(redrawn(judge.net, seed), inputs[seed % len(inputs)], seed)
-        if place is not None:
-            yield place
+        for draw in (redrawn, _drawn_anew):
+            place = _drawn(judge, draw, seed)
+            if place is not None:
+                yield place
+
+
+def _places_anew(judge: Judge) -> Iterator[Place]:
+    """Places where all weights are drawn anew, as many as there are among a hundred."""
+    places = (_drawn(judge, _drawn_anew, seed) for seed in range(900, 1000))
+    return (place for place in places if place is not None)
+
+
+def _drawn(judge: Judge, draw: Callable[[nn.Module, int], State], seed: int) -> Place | None:
+    """A place at some weights, with one of the inputs."""
+    inputs = judge.case.inputs
+    return judge.place(draw(judge.net, seed), inputs[seed % len(inputs)], seed)
+
+
+def _drawn_anew(net: nn.Module, seed: int) -> State:
+    """Random weights and buffers with signs of their own, and sizes as well: not near the given."""
+    generator = torch.Generator().manual_seed(seed)
+    state = redrawn(net, seed)
+    for name, t in state.items():
+        last = name.split(".")[-1]
+        fixed = last in FIXED or last.endswith("var") or not bool(t.isfinite().all())
+        if t.is_floating_point() and t.numel() and not fixed:
+            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64)
+            size = 4.0 ** (2 * float(torch.rand((), generator=generator)) - 1)
+            state[name] = size * float(t.square().mean().sqrt()) * noise
+    return state
 
 
 def _gradients(
-    net: nn.Module, place: Place, at: _Coordinates, generator: torch.Generator
+    net: nn.Module, place: Place, at: _Coordinates, seed: int
 ) -> list[dict[str, Tensor]]:
-    """Gradients of random combinations of the outputs at a place; of buffers where there are any.
+    """Gradients of some rows of the outputs at a place; of buffers where there are any.
 
     Without them a buffer seems to move freely, and what moves with it seems to be no symmetry.
     """
     try:
-        return list(_gradients_of(net, place, list(at.shapes), generator))
+        return list(_gradients_of(net, place, list(at.shapes), seed))
     except RuntimeError:
-        return list(_gradients_of(net, place, at.parameters, generator))
+        return list(_gradients_of(net, place, at.parameters, seed))
 
 
 def _gradients_of(
-    net: nn.Module, place: Place, names: Sequence[str], generator: torch.Generator
+    net: nn.Module, place: Place, names: Sequence[str], seed: int
 ) -> Iterator[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     copy, slots = copied(net)
     leaves = {n: t.detach().clone() for n, t in place.state.items()}
     for n in names:
@@ -276,12 +344,23 @@ def _gradients_of(
     outputs = result if isinstance(result, tuple | list) else (result,)
     outputs = [t for t in outputs if t.is_floating_point() and t.requires_grad]
     rows = min(_ROWS_AT_ONCE, sum(t.numel() for t in outputs))
-    for _ in range(rows):
-        cotangents = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]
+    sizes = [t.numel() for t in outputs]
+    for number in range(rows):
+        flat = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
+        if number % 2:  # a large entry hides what changes small ones
+            flat = torch.where(flat == flat.max(), 1.0, 0.0)
+        parts = zip(torch.split(flat, sizes), outputs, strict=True)
+        cotangents = [part.reshape(t.shape).to(t.dtype) for part, t in parts]
         found = torch.autograd.grad(
             outputs, [leaves[n] for n in names], cotangents, retain_graph=True, allow_unused=True
         )
         yield {n: g.to_dense() for n, g in zip(names, found, strict=True) if g is not None}
+
+
+def _is_clear(rows: Tensor) -> bool:
+    """Whether what is not 0 stands far above what is."""
+    s = torch.linalg.svdvals(rows)
+    return not bool(((s > _ROUNDING * s[0]) & (s < _CLEAR * s[0])).any())
 
 
 def _null_space(rows: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family, Slices
-from symmetry.channels.oracle import count_wrong, verdicts_of
+from symmetry.channels.oracle import count_wrong, verdicts_of, verdicts_on
 from symmetry.judge import Judge
 from symmetry.networks import EPS, Case, plain_case
 
@@ -68,6 +68,41 @@ def test_the_oracle_sees_what_is_wrong(families: list, verdict: set[str]) -> Non
     case = Case(_Hidden().double(), (torch.randn(5, 4, dtype=torch.float64),))
     said = _said(*(Family(tuple(_rows(*s) for s in f), f[0][3]) for f in families))
     assert {kind for kind, _ in verdicts_of(Judge(case), said)} == verdict
+
+
+class _Beyond(nn.Module):
+    """Hidden units that a clamp also reads, beyond which a large bias keeps one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.gain, self.bias = nn.Parameter(torch.full((6,), 0.02)), nn.Parameter(torch.zeros(6))
+        with torch.no_grad():
+            self.bias[2] = 4.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        seen = (torch.tanh(h) * self.gain + self.bias).clamp(-0.5, 0.5)
+        return self.down(h) + seen.unflatten(-1, (3, 2)).sum(-1)
+
+
+class _Drowned(nn.Module):
+    """A product with powers of channels, the largest of which drowns the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([9.0, 1.0, 1.0, 1.0]))
+        self.up, self.down = nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down((x * self.scale) ** 16 * torch.tanh(self.up(x)))
+
+
+@pytest.mark.parametrize("network", [_Beyond, _Drowned])
+def test_what_holds_only_near_the_given_weights_is_not_missed(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, dtype=torch.float64)
+    assert verdicts_on(Case(network().double(), (x,))) == []
 
 
 class _TwoNorms(nn.Module):

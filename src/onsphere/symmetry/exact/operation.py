@@ -2,7 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
 
@@ -30,6 +32,30 @@ class Origin(Flag):
     DATA = auto()  # float inputs, and random numbers
     WHOLE = auto()  # inputs of whole numbers and masks
     KEPT = auto()  # what outlives a run: buffers, and tensors that the model does not hold
+
+
+@dataclass(frozen=True, eq=False)
+class _Shifted:
+    """A tensor to which something unknown was added that does not vary along its last axes.
+
+    Args:
+        sides: what has to vanish if nothing was to be added.
+        shape: of the tensor, which is contiguous.
+        space: along how many axes the shift does not vary.
+    """
+
+    sides: Unit
+    shape: tuple[int, ...]
+    space: int
+
+    def is_even_in(self, tensor: Tensor, space: int) -> bool:
+        """Return whether the shift does not vary along the last axes of a view."""
+        last = len(self.shape) - space, tensor.ndim - space
+        return (
+            space <= self.space
+            and tensor.is_contiguous()
+            and self.shape[last[0] :] == tuple(tensor.shape[last[1] :])
+        )
 
 
 class UnitTracker:
@@ -66,6 +92,7 @@ class UnitTracker:
         self._differences: dict[int, tuple[Unit, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
         self._fields = FieldMemory()
+        self._shifted: dict[int, _Shifted] = {}
         self._origins: dict[int, Origin] = {}
         self._sources: dict[int, frozenset[int]] = {}
         self._alive: dict[int, object] = {}  # keeps storages, so that no address is used twice
@@ -73,6 +100,7 @@ class UnitTracker:
     def read(self, tensor: Tensor) -> Unit:
         """Return the unit of a tensor; a tensor nobody has described is data."""
         key = key_of(tensor)
+        self._settle_shift(key)
         unit = self._units.get(key, ZERO)
         if not self._fields.knows(key):
             return unit
@@ -105,8 +133,10 @@ class UnitTracker:
     def update(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a tensor that was written in place, maybe through a view of a larger one."""
         if covers_storage(tensor):
+            self._shifted.pop(key_of(tensor), None)
             self.write(tensor, unit)
             return
+        self._settle_shift(key_of(tensor))
         unit = self.settle(unit)  # what is added to a part is no eps of the whole
         key = key_of(tensor)
         before = self._units.get(key, ZERO)
@@ -228,6 +258,50 @@ class UnitTracker:
         if unit.difference is None:
             return False
         return self._differences[unit.difference][1] == _identity(added)
+
+    def shift(self, tensor: Tensor, sides: Unit, space: int) -> None:
+        """Describe a tensor up to a shift, such as a mean over channels that scale apart.
+
+        Whoever reads it demands that ``sides`` vanish, which makes the shift scale along; but for
+        what happens in :meth:`bearing_shift`.
+
+        Args:
+            tensor: what is described.
+            sides: what has to vanish.
+            space: along how many axes, the last ones, the shift does not vary.
+        """
+        if not tensor.is_contiguous():
+            self.require_zero(sides)
+            return
+        self._shifted[key_of(tensor)] = _Shifted(sides, tuple(tensor.shape), space)
+
+    @contextmanager
+    def bearing_shift(self, tensor: Tensor, space: int = 0) -> Iterator[Unit | None]:
+        """Read a tensor as if nothing was added to it, if it is the same along its last axes.
+
+        Args:
+            tensor: what is read.
+            space: along how many axes.
+
+        Yields:
+            What has to vanish if nothing was added; ``None`` where there is nothing pending, or
+            the shift varies.
+        """
+        key = key_of(tensor)
+        found = self._shifted.get(key)
+        if found is None or not found.is_even_in(tensor, space):
+            yield None
+            return
+        del self._shifted[key]
+        try:
+            yield found.sides
+        finally:
+            self._shifted[key] = found
+
+    def _settle_shift(self, key: int) -> None:
+        found = self._shifted.pop(key, None)
+        if found is not None:
+            self.require_zero(found.sides)
 
     def note_read(self, tensor: Tensor) -> None:
         """Note that Python reads the values of a tensor: they must not change their scale."""

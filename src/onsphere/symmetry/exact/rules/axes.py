@@ -10,6 +10,7 @@ To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -53,6 +54,8 @@ from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 AxisRule = Callable[[Operation, Rule, ChannelDemands], Any]
 """From an operation and its rule to the units of its results, in their axes."""
+_SHOWS = {"aten::detach", "aten::alias", "aten::view", "aten::unsqueeze"}
+"""Operations that show the same entries."""
 _POSITIONS = {torch.int32, torch.int64}
 """Types that hold all positions, so that a copy in another of them picks the same."""
 
@@ -61,9 +64,49 @@ def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
     axis_rule = entry_of(AXIS_RULES, op.name) or collapse
     try:
+        if op.name in _SHOWS and isinstance(op.first, Tensor):
+            with op.ledger.bearing_shift(op.first):
+                return axis_rule(op, rule, channels)
         return axis_rule(op, rule, channels)
     except TooLargeError:
         return collapse(op, rule, channels)
+
+
+def bears_shifts(axis_rule: AxisRule, space_of: Callable[[Operation], int | None]) -> AxisRule:
+    """Return the rule of an operation that makes of a shift of its input one of its result.
+
+    Args:
+        axis_rule: what the operation does to axes.
+        space_of: from the operation to the number of last axes along which a shift that does not
+            vary there does not vary in the result either; ``None`` where it would.
+    """
+
+    def bearing(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+        space = space_of(op)
+        if space is None:
+            return axis_rule(op, rule, channels)
+        with op.ledger.bearing_shift(source_of(op), space) as sides:
+            units = axis_rule(op, rule, channels)
+        if sides is not None:
+            op.ledger.shift(result_of(op), sides, space)
+        return units
+
+    return bearing
+
+
+def _space_of_convolution(op: Operation) -> int | None:
+    padded = not isinstance(op["padding"], list | tuple) or any(op["padding"])
+    return None if padded or op["transposed"] else op["weight"].ndim - 2
+
+
+def _space_of_pool(count: int) -> Callable[[Operation], int | None]:
+    def space_of(op: Operation) -> int | None:
+        if not op.short.startswith("avg_pool"):
+            return count
+        zeros = op["count_include_pad"] and (any(op["padding"]) or op["ceil_mode"])
+        return None if zeros or op["divisor_override"] else count
+
+    return space_of
 
 
 def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -214,7 +257,7 @@ def pools(count: int) -> AxisRule:
         op.arrange = lambda tensor, unit: channels.constant(unit, range(-count, 0))
         return rule(op)
 
-    return axis_rule
+    return bears_shifts(axis_rule, _space_of_pool(count))
 
 
 def _each(units: Any, change: Callable[[Unit], Unit]) -> Any:
@@ -491,7 +534,9 @@ def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         return _moved(unit, 1, lambda a: a.reshape(a.shape + (1,) * space))
 
     op.arrange = arrange
-    out, *rest = rule(op)  # type: ignore[misc]
+    alone = len(given) == 1 and op["running_mean"] is None  # as samples of an instance norm are
+    with op.ledger.bearing_shift(given, space) if alone else nullcontext():
+        out, *rest = rule(op)  # type: ignore[misc]
     vectors = _each(
         tuple(rest),
         lambda u: _moved(u, given.ndim, lambda a: a.reshape(a.shape[1 : a.ndim - space])),
@@ -500,13 +545,18 @@ def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 
 def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
-    """Need a common exponent inside each group of channels of each sample."""
+    """Divide by lengths inside each group of channels of each sample.
+
+    Where its channels scale apart, a group's mean does not scale with them. What is taken away is a
+    shift then, the same at all positions.
+    """
     given: Tensor = op["input"]
     space = given.ndim - 2
     groups = int(op["group"])
     batch, width = given.shape[:2]
     inside = (groups, width // groups)
     ones = (1,) * space
+    direction = ZERO
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
         if tensor is not given:
@@ -515,10 +565,23 @@ def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         unit = _moved(
             unit, given.ndim, lambda a: reshaped(a, (batch, width, *ones), (batch, *inside, *ones))
         )
-        return channels.constant(unit, [-space - 1])
+        if not unit.fields.varies(-space - 1):
+            return unit
+        nonlocal direction
+        length = channels.lengths(unit, [-space - 1], (batch, *inside, *ones))
+        direction = _moved(
+            unit - length, given.ndim + 1,
+            lambda a: reshaped(a, (batch, *inside, *ones), (batch, width, *ones)),
+        )  # fmt: skip
+        return length
 
     op.arrange = arrange
-    out, *rest = rule(op)  # type: ignore[misc]
+    with op.ledger.bearing_shift(given, space) if groups == width else nullcontext():
+        out, *rest = rule(op)  # type: ignore[misc]
+    if direction is not ZERO:
+        out = out + direction
+        for tensor in flat_tensors(op.result)[:2]:
+            op.ledger.shift(tensor, direction, space if tensor.ndim == given.ndim else 0)
     vectors = _each(
         tuple(rest), lambda u: _moved(u, given.ndim + 1, lambda a: a.reshape(a.shape[:2]))
     )
@@ -900,7 +963,7 @@ _TABLE: list[tuple[AxisRule, str]] = [
     (outer("self", "vec2"), "outer"),
     (outer("vec1", "vec2"), "addr"),
     (linear, "linear mkldnn_linear"),
-    (convolution, """
+    (bears_shifts(convolution, _space_of_convolution), """
         convolution convolution_overrideable mkldnn_convolution _slow_conv2d_forward thnn_conv2d
         _conv_depthwise2d slow_conv3d_forward _convolution
     """),

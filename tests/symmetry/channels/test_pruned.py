@@ -1,0 +1,37 @@
+"""Pruned weights: a mask says which entries there are, and no symmetry moves it."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+import onsphere.symmetry as symmetry
+
+
+def _pruned(fraction: float) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False))
+    for layer in (net[0], net[2]):
+        prune.random_unstructured(layer, "weight", fraction)
+    return net
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("fraction", [0.0, 0.3])
+def test_hidden_units_trade_between_pruned_weights(device: str, fraction: float) -> None:
+    net = _pruned(fraction).to(device)
+    found = symmetry.audit(net, torch.ones(7, 5, device=device))
+    trade = {"0.weight_orig": 1, "2.weight_orig": -1}
+    assert found.scale_symmetries == [trade]
+    assert [({s.name: s.exponent for s in f.slices}, f.count) for f in found.families] == [
+        (trade, 6)
+    ]
+
+
+def test_a_mask_stays_where_a_pruned_network_is_balanced() -> None:
+    net, x = _pruned(0.3), torch.randn(7, 5)
+    mask, weight, before = net[0].weight_mask.clone(), net[0].weight_orig.clone(), net(x)
+    symmetry.canonicalize(net, symmetry.audit(net, x), inplace=True)
+    assert torch.equal(net[0].weight_mask, mask)
+    assert not torch.equal(net[0].weight_orig, weight)
+    torch.testing.assert_close(net(x), before)

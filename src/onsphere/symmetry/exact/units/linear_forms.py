@@ -11,7 +11,7 @@ Source: Buckingham's pi theorem (1914) gives the same null space for physical qu
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -345,11 +345,19 @@ def _shortened(
 ) -> _Whole | None:
     here = vectors[i]
     best, best_cost = None, _cost(here, counted)
+    sums = _Sums(here, counted)
     neighbours = set().union(*(having[k] for k in here)) - {i}
     for j in sorted(neighbours):
         there = vectors[j]
-        ratios = {_reduced(-c, there[k]) for k, c in here.items() if k in there}
+        most = len(there) - len(here)  # entries that are left at least
+        if counted is None and best_cost[1] == 1 and most > max(best_cost[2], 1):
+            continue
+        fewer, more = (there, here) if most < 0 else (here, there)
+        ratios = {_reduced(-here[k], there[k]) for k in fewer if k in more}
         for up, down in sorted(ratios | {(1, 1), (-1, 1)}, key=lambda r: r[0] / r[1]):
+            known = sums.cost(there, up) if down == 1 else None
+            if known is not None and known >= best_cost:
+                continue
             candidate = {k: down * c for k, c in here.items()}
             for k, c in there.items():
                 candidate[k] = candidate.get(k, 0) + up * c
@@ -359,18 +367,63 @@ def _shortened(
     return best
 
 
+class _Sums:
+    """What a vector would cost with multiples of others added to it, without adding them.
+
+    Args:
+        here: the vector.
+        counted: as for :func:`sparse_basis`.
+    """
+
+    def __init__(self, here: _Whole, counted: int | None) -> None:
+        self._here, self._counted = here, counted
+        self._sizes = Counter(map(abs, here.values()))
+        self._descending = sorted(self._sizes, reverse=True)
+        self._negative = sum([c < 0 for c in here.values()])
+        self._own = len(here) if counted is None else sum([k < counted for k in here])
+
+    def cost(self, there: _Whole, times: int) -> "_Cost | None":
+        """Return the cost with a multiple of another vector; ``None`` where it has to be added.
+
+        That is where nothing is left, or what is left may have a common divisor.
+        """
+        before = {k: self._here[k] for k in there if k in self._here}
+        after = {k: before.get(k, 0) + times * c for k, c in there.items()}
+        after = {k: c for k, c in after.items() if c}
+        gone, come = [*map(abs, before.values())], [*map(abs, after.values())]
+        if self._sizes[1] == gone.count(1) and 1 not in come:
+            return None
+        count = len(self._here) - len(gone) + len(come)
+        negative = self._negative + sum([c < 0 for c in after.values()])
+        negative -= sum([c < 0 for c in before.values()])
+        own = count
+        if self._counted is not None:
+            own = self._own + sum([k < self._counted for k in after])
+            own -= sum([k < self._counted for k in before])
+        left = (s for s in self._descending if self._sizes[s] > gone.count(s))
+        largest = max(next(left, 0), *come) if come else next(left, 0)
+        return _cost_of(count, own, negative, largest)
+
+
 def _reduced(up: int, down: int) -> tuple[int, int]:
     """Return a quotient in lowest terms, its denominator positive."""
     common = math.gcd(up, down) if down > 0 else -math.gcd(up, down)
     return up // common, down // common
 
 
-def _cost(v: _Whole, counted: int | None) -> tuple[bool, int, int, int]:
-    """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
-    negative = sum([c < 0 for c in v.values()])
+_Cost = tuple[bool, int, int, int]
+
+
+def _cost(v: _Whole, counted: int | None) -> _Cost:
     own = len(v) if counted is None else sum([k < counted for k in v])
-    shared = own > 1 or 0 < negative < len(v)
-    return shared, max(map(abs, v.values())), len(v), min(negative, len(v) - negative)
+    negative = sum([c < 0 for c in v.values()])
+    return _cost_of(len(v), own, negative, max(map(abs, v.values())))
+
+
+def _cost_of(count: int, own: int, negative: int, largest: int) -> _Cost:
+    """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
+    shared = own > 1 or 0 < negative < count
+    return shared, largest, count, min(negative, count - negative)
 
 
 def _coprime(v: Mapping[int, Fraction | int]) -> _Whole:

@@ -22,6 +22,7 @@ from onsphere._torch.materialize import on_gathered
 from onsphere.symmetry.channels.components import Kind, Solved
 from onsphere.symmetry.channels.followed import FollowedChannels, followed_channels
 from onsphere.symmetry.channels.mixed import Mixed, mixed_symmetries
+from onsphere.symmetry.channels.parts import parted
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.trace import Call
 from onsphere.symmetry.exact.units.channel_demands import Block
@@ -86,7 +87,7 @@ class _Solution:
     """What the demands leave free."""
 
     def __init__(self, done: FollowedChannels, solution: Solved) -> None:
-        self.done, self.solution = done, solution
+        self.done = done
         self._blocks = done.channels.blocks
         self._starts = np.array([b.start for b in self._blocks], np.int64)
         # Unknowns of which small constants, or buffers that estimate, know anything.
@@ -100,6 +101,11 @@ class _Solution:
         for kind in solution.kinds:
             if kind.followed and kind.members.shape[1] == 1:
                 self._alone[kind.members] = True
+        self.solution = replace(
+            solution,
+            kinds=[part for kind in solution.kinds for part in self._parted(kind, True)],
+            beside=[part for kind in solution.beside for part in self._parted(kind, False)],
+        )
         self._bases: dict[object, list[Form]] = {}
         self._at_sites = _Meeting(self._sites)
         self._at_followers = _Meeting([unit.fields for _, unit in done.followers])
@@ -111,6 +117,17 @@ class _Solution:
         place = {n: i for i, n in enumerate(self.done.names)}
         found.sort(key=lambda f: [place[n] for n in f.names])
         return _merged(found)
+
+    def _parted(self, kind: Kind, counting: bool) -> list[Kind]:
+        """Take components apart; where vectors are counted, those that do nothing stay whole."""
+        if len(kind.followed) + len(kind.common) < 2:
+            return [kind]
+        first = kind.members[0]
+        blocks = np.searchsorted(self._starts, first, "right").tolist()
+        asked: list[bool] = np.asarray(self._asked[kind.members].any(0)).tolist()
+        labels = list(zip(blocks, asked, strict=True))
+        together = [list(v) for v in self._without_effect(first)] if counting else []
+        return parted(kind, labels, together)
 
     def _mixed(self) -> list[Mixed]:
         return mixed_symmetries(

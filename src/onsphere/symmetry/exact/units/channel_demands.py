@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -505,6 +506,9 @@ class ChannelDemands:
         index = whole[: len(varied)].reshape(len(varied), -1)
         if free is not None:
             index = index[:, whole[-1].ravel() == 0]
+        elif several and not self.picks:
+            alone = [compressed(a) for a in whole]
+            index = index[:, _spanning(alone, whole.shape[1:]).ravel()]
         if several:
             index = _distinct(index)
         own = [c for c, _ in varied]
@@ -590,6 +594,52 @@ def _without_repeats(whole: Index, axis: int) -> Index:
     slices = np.moveaxis(whole, axis, 0)
     first, _ = _alike(slices.reshape(len(slices), -1))
     return whole if len(first) == len(slices) else whole.take(np.sort(first), axis)
+
+
+def _spanning(terms: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:
+    """Return entries at which a sum has to vanish, so that it vanishes everywhere.
+
+    Where no term varies along two axes at once, the sum is one of functions of each, ``f(i) +
+    g(j)``. It vanishes everywhere where it does in the first row and in the first column. Along one
+    pair of axes other terms may vary: rows that are equal in these are treated like that.
+
+    Args:
+        terms: what is added up, of size 1 along axes on which it does not depend.
+        shape: of the sum.
+
+    Example:
+        >>> rows, columns = np.arange(3)[:, None], np.arange(4)[None]
+        >>> _spanning([rows, columns], (3, 4)).astype(int)
+        array([[1, 1, 1, 1],
+               [1, 0, 0, 0],
+               [1, 0, 0, 0]])
+        >>> _spanning([rows, columns, np.arange(4) * (rows > 0)], (3, 4)).astype(int)
+        array([[1, 1, 1, 1],
+               [1, 1, 1, 1],
+               [1, 0, 0, 0]])
+    """
+    first = [i == 0 for i in np.indices(shape, sparse=True)]
+    kept = np.ones(shape, bool)
+    joint: list[NDArray[np.bool_]] = []
+    for a, b in combinations(range(-len(shape), 0), 2):
+        along_both = [t for t in terms if -a <= t.ndim and t.shape[a] > 1 and t.shape[b] > 1]
+        if not along_both:
+            kept &= first[a] | first[b]
+        elif shape[a] > 1 and shape[b] > 1:
+            joint.append(_is_new_slice(along_both, shape, a) | first[b])
+            joint.append(_is_new_slice(along_both, shape, b) | first[a])
+    fewest = min(joint, key=np.count_nonzero, default=kept)
+    return kept & fewest
+
+
+def _is_new_slice(
+    terms: Sequence[NDArray[Any]], shape: Sequence[int], axis: int
+) -> NDArray[np.bool_]:
+    """Return which slices along an axis differ from all earlier ones in some of the terms."""
+    slices = [np.moveaxis(t, axis, 0).reshape(shape[axis], -1) for t in terms]
+    new = np.zeros(shape[axis], bool)
+    new[_alike(np.concatenate(slices, 1))[0]] = True
+    return new.reshape([-1 if a == axis else 1 for a in range(-len(shape), 0)])
 
 
 def _distinct(index: Index) -> Index:

@@ -1,5 +1,6 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -431,12 +432,14 @@ def _concluded(
     names = [bare_name(n) for n in own]
     vectors = system.null_space()
     count = len(parameters)
+    idle = {next(iter(v)) for v in vectors if len(v) == 1 and next(iter(v)) >= count}
     kept = sparse_basis(row_space(vectors, set(range(count))), count)
-    kept = [_without_idle_buffers(v, vectors, count) for v in kept]
-    follow = [_following(v, runs, set(range(count, len(names)))) for v in kept]
-    sites = _eps_sites(system, runs)
-    exact = row_space(system.null_space(), set(range(count)))
-    exact = [_without_idle_buffers(v, vectors, count) for v in exact]
+    kept = _without_idle_buffers(kept, idle)
+    estimating = _Estimating(runs, set(range(count, len(names))))
+    follow = [estimating.following(v) for v in kept]
+    sites, are_news = _eps_sites(system, runs)
+    exact = row_space(system.null_space() if are_news else vectors, set(range(count)))
+    exact = _without_idle_buffers(exact, idle)
     first = runs[0]
     reads: dict[str, set[str]] = {}
     for run in runs:
@@ -497,16 +500,21 @@ def _kept(name: str, runs: Sequence[Run]) -> int | None:
     return axes[0] if axes else None
 
 
-def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[EpsSite, ...]:
-    """Return what is an eps in every run, and demand what would have to hold if none were."""
+def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[tuple[EpsSite, ...], bool]:
+    """Return what is an eps in every run, and demand what would have to hold if none were.
+
+    Returns:
+        The sites, and whether anything was demanded that did not hold before.
+    """
     numbers = {key for run in runs for key in run.ledger.numbers}
     sites: dict[Any, EpsSite] = {}
+    are_news = False
     for run in runs:
         for number, site in run.ledger.sites.items():
-            system.require_zero(site.form)
+            are_news |= system.require_zero(site.form)
             if site.key not in numbers:
                 sites[site.key or (id(run), number)] = replace(site, form={})
-    return tuple(sites.values())
+    return tuple(sites.values()), are_news
 
 
 def _roles(name: str, runs: Sequence[Run]) -> frozenset[str]:
@@ -524,18 +532,42 @@ def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fr
     return tuple({names[k]: c for k, c in sorted(form)} for form in sorted(different, key=sorted))
 
 
-def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:
-    """Drop from a symmetry the buffers that are free to do what they like."""
-    idle = {next(iter(u)) for u in vectors if len(u) == 1 and next(iter(u)) >= count}
-    return {k: c for k, c in v.items() if k not in idle}
+def _without_idle_buffers(vectors: Sequence[Form], idle: Collection[int]) -> list[Form]:
+    """Drop from symmetries the buffers that are free to do what they like."""
+    return [{k: c for k, c in v.items() if k not in idle} for v in vectors]
 
 
-def _following(v: Form, runs: Sequence[Run], buffers: set[int]) -> Form:
-    """Return how far estimating buffers move when a symmetry acts, where that is well defined."""
-    found: dict[int, set[Fraction]] = {}
-    for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
-        (name,) = buffer.terms if len(buffer.terms) == 1 else (None,)
-        if name in buffers and name not in v:
-            power = sum((c * v[k] for k, c in unit.terms.items() if k in v), Fraction(0))
-            found.setdefault(name, set()).add(power)
-    return {k: p.pop() for k, p in found.items() if len(p) == 1 and p != {Fraction(0)}}
+class _Estimating:
+    """Buffers that only estimate, and the units of what they estimate.
+
+    Args:
+        runs: in which they do.
+        buffers: unknowns of the buffers.
+    """
+
+    def __init__(self, runs: Sequence[Run], buffers: Collection[int]) -> None:
+        self._units: list[Mapping[int, Fraction]] = []
+        self._of_buffer: dict[int, list[int]] = {}
+        self._having: defaultdict[int, list[int]] = defaultdict(list)
+        for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
+            (number,) = buffer.terms if len(buffer.terms) == 1 else (None,)
+            if number in buffers:
+                self._of_buffer.setdefault(number, []).append(len(self._units))
+                for k in unit.terms:
+                    self._having[k].append(len(self._units))
+                self._units.append(unit.terms)
+        self._buffer_of = {i: n for n, some in self._of_buffer.items() for i in some}
+
+    def following(self, v: Form) -> Form:
+        """Return how far the buffers move when a symmetry acts, where that is well defined."""
+        powers: defaultdict[int, Fraction] = defaultdict(Fraction)
+        for k, c in v.items():
+            for i in self._having.get(k, ()):
+                powers[i] += self._units[i][k] * c
+        met = {self._buffer_of[i] for i in powers} - v.keys()
+        moved = {}
+        for number in sorted(met, key=lambda n: self._of_buffer[n][0]):  # as runs met them
+            found = {powers.get(i, Fraction(0)) for i in self._of_buffer[number]}
+            if len(found) == 1 and any(found):
+                moved[number] = found.pop()
+        return moved

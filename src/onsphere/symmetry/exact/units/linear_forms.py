@@ -12,7 +12,7 @@ Source: Buckingham's pi theorem (1914) gives the same null space for physical qu
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -348,6 +348,8 @@ def _shortened(
     neighbours = set().union(*(having[k] for k in here)) - {i}
     for j in sorted(neighbours):
         there = vectors[j]
+        if _stays_longer(here.keys() ^ there.keys(), best_cost, counted):
+            continue
         ratios = {_reduced(-c, there[k]) for k, c in here.items() if k in there}
         for up, down in sorted(ratios | {(1, 1), (-1, 1)}, key=lambda r: r[0] / r[1]):
             candidate = {k: down * c for k, c in here.items()}
@@ -359,6 +361,23 @@ def _shortened(
     return best
 
 
+def _stays_longer(apart: Set[int], best: tuple[bool, int, int, int], counted: int | None) -> bool:
+    """Return whether a sum of vectors costs more than the best one, whatever its coefficients.
+
+    Args:
+        apart: the unknowns that only one of them has, which none can cancel.
+        best: the cost of the best one.
+        counted: unknowns below this number are weights.
+    """
+    shared, largest, length, _ = best
+    return largest == 1 and len(apart) > length and (not shared or _own(apart, counted) > 1)
+
+
+def _own(unknowns: Collection[int], counted: int | None) -> int:
+    """Return how many unknowns are weights."""
+    return len(unknowns) if counted is None else sum([k < counted for k in unknowns])
+
+
 def _reduced(up: int, down: int) -> tuple[int, int]:
     """Return a quotient in lowest terms, its denominator positive."""
     common = math.gcd(up, down) if down > 0 else -math.gcd(up, down)
@@ -368,8 +387,7 @@ def _reduced(up: int, down: int) -> tuple[int, int]:
 def _cost(v: _Whole, counted: int | None) -> tuple[bool, int, int, int]:
     """Spheres first, then the largest exponent, the number of weights, and of opposite signs."""
     negative = sum([c < 0 for c in v.values()])
-    own = len(v) if counted is None else sum([k < counted for k in v])
-    shared = own > 1 or 0 < negative < len(v)
+    shared = _own(v, counted) > 1 or 0 < negative < len(v)
     return shared, max(map(abs, v.values())), len(v), min(negative, len(v) - negative)
 
 

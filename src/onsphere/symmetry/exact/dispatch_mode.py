@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ _ONLY_SHAPES = (empty, makes)
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
 """Operations that give numbers, but change by steps, as those do that give whole numbers."""
 _FULL = {"aten::full", "aten::full_like", "aten::new_full"}
+_SHAPES = MetaResults()
+"""Of all runs: mostly they are runs of one model."""
 
 
 class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
@@ -84,7 +86,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         super().__init__()
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
-        self.coverage = Coverage(watched, self._constant)
+        self.coverage = Coverage(watched, partial(_constant, ledger))
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
@@ -101,14 +103,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self._made = {key_of(t) for t in copies}
         self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
         self._literals: dict[int, Tensor] = {}
-        self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
-
-    def _constant(self, numbers: Tensor) -> Tensor | None:
-        """Return whole numbers that no input decides."""
-        known = self.ledger.shadows.value(numbers)
-        decided = self.ledger.origin(numbers) & ~Origin.KEPT
-        return None if decided or known is None or known.is_meta else known.detach().cpu()
 
     def restore(self) -> None:
         """Give what the model has written into, and is not of this run alone, what it held."""
@@ -248,7 +243,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
             if self.without_memory and overload.functional:
-                result = self._shapes.run(func, args, kwargs)
+                result = _SHAPES.run(func, args, kwargs)
             else:
                 result = func(*args, **kwargs)
         except NotImplementedError as error:
@@ -439,6 +434,13 @@ class Reads(TorchFunctionMode):
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)
+
+
+def _constant(ledger: UnitTracker, numbers: Tensor) -> Tensor | None:
+    """Return whole numbers that no input decides."""
+    known = ledger.shadows.value(numbers)
+    decided = ledger.origin(numbers) & ~Origin.KEPT
+    return None if decided or known is None or known.is_meta else known.detach().cpu()
 
 
 def _not_floats(tensors: Sequence[Tensor]) -> list[Tensor]:

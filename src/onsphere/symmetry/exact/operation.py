@@ -87,7 +87,7 @@ class UnitTracker:
         self.squares: set[int] = set()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
-        self._occurrences = Occurrences(self.constant)
+        self._occurrences = Occurrences()
         self._site_ids = itertools.count()  # never used twice: units remember the ids
         self._differences: dict[int, tuple[Unit, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
@@ -216,7 +216,7 @@ class UnitTracker:
 
     def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Number the small constants that the operation about to be described is given."""
-        self.met = self._occurrences.met(self.where, func, args, kwargs)
+        self.met = self._occurrences.met(self.where, func, args, kwargs, self.constant)
 
     def require_zero(self, unit: Unit) -> None:
         """Demand that a unit vanishes."""

@@ -4,7 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, partial, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -118,7 +119,9 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation, apply its rule, and write down what it tells."""
         overload = overload_of(func)
-        args, kwargs = self._moved((tuple(args), kwargs))
+        args = tuple(args)
+        if not self._are_placed(flat_tensors([args, kwargs])):
+            args, kwargs = self._moved((args, kwargs))
         ran = args
         if overload.short == "mkldnn_rnn_layer":
             args = self._with_gates(args)
@@ -134,9 +137,10 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
         result = self._run(overload, ran, kwargs, tensors)
-        if overload.name != _PACK:  # the kernels read its sizes on the CPU
-            result = self._moved(result)
         results = flat_tensors(result)
+        if overload.name != _PACK and not self._are_placed(results):
+            result = self._moved(result)  # but for packed sequences: kernels read their sizes
+            results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
         makes_nothing = bool(results) and not any(t.numel() for t in results)
         if not makes_nothing:
@@ -210,10 +214,12 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             self.without_memory = before
             self.ledger.read_values |= told
 
+    def _are_placed(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether tensors are where the weights of a model without memory are."""
+        return not self.without_memory or all(t.is_meta for t in tensors)
+
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
-        if not self.without_memory or all(t.is_meta for t in flat_tensors(values)):
-            return values
         return tree_map(self.ledger.shadows.joined, values)
 
     def _run(
@@ -344,10 +350,11 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self, overload: Overload, tensors: Sequence[Tensor], results: Sequence[Tensor]
     ) -> None:
         """Say of results what they were made from."""
-        origin = Origin.DATA if overload.draws else Origin.NOTHING
-        for found in {self.ledger.origin(t) for t in tensors}:
-            origin |= found
-        sources = frozenset().union(*map(self.ledger.sources, tensors))
+        found = {self.ledger.origin(t) for t in tensors}
+        found |= {Origin.DATA} if overload.draws else set()
+        origin = found.pop() if len(found) == 1 else reduce(or_, found, Origin.NOTHING)
+        known = [some for some in map(self.ledger.sources, tensors) if some]
+        sources = known[0] if len(known) == 1 else frozenset().union(*known)
         for tensor in results:
             self.ledger.mark(tensor, origin)
             self.ledger.derive(tensor, sources)

@@ -11,9 +11,10 @@ views) happens to them, at the size of a row or a column and never of a matrix.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -161,7 +162,9 @@ def reshaped(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> Ind
         (1, 3, 2)
     """
     wide, target = [1] * len(old), [1] * len(new)
-    for before, after in _groups(old, new):
+    if array.size == 1:
+        return array.reshape(target)
+    for before, after in _groups(tuple(old), tuple(new)):
         if any(array.shape[a] > 1 for a in before):
             for a in before:
                 wide[a] = old[a]
@@ -184,15 +187,17 @@ def merged_with_others(array: NDArray[Any], old: Sequence[int], new: Sequence[in
     """
     found = []
     wide = _padded(array, len(old)).shape
-    for before, _ in _groups(old, new):
+    for before, _ in _groups(tuple(old), tuple(new)):
         varied = [a for a in before if wide[a] > 1]
         if any(wide[a] < old[a] for a in before):
             found += [a - len(old) for a in varied]
     return found
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, range]]:
+@lru_cache(1000)
+def _groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
     """Match axes of two shapes: the smallest runs with the same number of entries."""
+    found = []
     i = j = 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -204,7 +209,8 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, ran
                 left, i = left * old[i], i + 1
             else:
                 right, j = right * new[j], j + 1
-        yield range(a, i), range(b, j)
+        found.append((range(a, i), range(b, j)))
+    return found
 
 
 def compressed(array: NDArray[Any]) -> Index:

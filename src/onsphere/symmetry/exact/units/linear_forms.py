@@ -13,7 +13,7 @@ Source: Buckingham's pi theorem (1914) gives the same null space for physical qu
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from onsphere.symmetry.exact.units.fields import NONE, Fields
@@ -60,7 +60,13 @@ class Unit:
 
     def with_fields(self, fields: Fields, terms: Mapping[int, Fraction] | None = None) -> "Unit":
         """Return a unit with other fields, and maybe other terms."""
-        return replace(self, fields=fields, terms=self.terms if terms is None else terms)
+        if terms is None:
+            if not (fields or self.fields):
+                return self
+            terms = self.terms
+        return Unit(
+            terms, self.free, self.binary, self.guard, self.eps, self.difference, fields
+        )  # which `replace` takes five times as long for
 
     @classmethod
     def of(cls, unknown: int) -> "Unit":

@@ -1,7 +1,7 @@
 """Results of operations on the meta device, remembered.
 
 PyTorch computes shapes without memory in Python, which takes longer than to follow them. A
-decoder does the same in every layer.
+decoder does the same in every layer, and an audit runs a model several times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_MOST = 10_000
+"""How many results are remembered at most."""
 
 
 class MetaResults:
@@ -28,9 +31,16 @@ class MetaResults:
         return len(self._known)
 
     def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operation whose results are new, and of the same shape for all values."""
+        """Run an operation whose results are new, and of the same shape for all values.
+
+        Args:
+            func: the operation; one that lasts, since its identity tells it from others.
+            args: positional arguments.
+            kwargs: keyword arguments.
+        """
         try:
-            call = (id(func), _sign(tuple(args)), tuple((k, _sign(v)) for k, v in kwargs.items()))
+            given = _sign(tuple(args)), tuple((k, _sign(v)) for k, v in kwargs.items())
+            call = (id(func), torch.get_default_dtype(), *given)
             known = self._known.get(call)
         except _OtherError:
             return func(*args, **kwargs)
@@ -38,6 +48,8 @@ class MetaResults:
             return _made(known)
         result = func(*args, **kwargs)
         if _is_plain(result):
+            if len(self._known) >= _MOST:
+                self._known.clear()
             self._known[call] = _described(result)
         return result
 

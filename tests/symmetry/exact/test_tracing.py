@@ -1,5 +1,8 @@
 """Runs that go on from others say what they say when all are followed anew."""
 
+import gc
+from weakref import ref
+
 import pytest
 import torch
 from torch import nn
@@ -72,3 +75,15 @@ def test_what_was_forgotten_is_followed_anew(net):
     tracing.forget()
     assert tracing.trace() == before
     assert RUNS == [2, 2]
+
+
+def test_what_a_run_held_goes_when_its_trace_is_there(net):
+    leaves = []
+    net.to("meta").short.register_forward_hook(lambda own, x, y: leaves.append(ref(own.weight)))
+    trace(net, torch.randn(2, 3))  # PyTorch itself keeps frames of what it runs for the first time
+    gc.disable()
+    try:
+        trace(net, torch.randn(2, 3))
+        assert leaves[-1]() is None
+    finally:
+        gc.enable()

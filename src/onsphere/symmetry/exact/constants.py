@@ -5,6 +5,7 @@ operation whose inputs have known values is repeated on the CPU, so such questio
 and masks show their zeros and infinities.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class KnownValues:
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._sharing: defaultdict[int, set[int]] = defaultdict(set)  # by memory
 
     def value(self, tensor: Tensor) -> Tensor | None:
         """Return the value of a tensor where it is known."""
@@ -40,6 +42,7 @@ class KnownValues:
     def know(self, tensor: Tensor, value: Tensor) -> None:
         """Remember the value of a meta tensor (and the tensor, so that its identity stays)."""
         self._known[id(tensor)] = (tensor, value)
+        self._sharing[_memory(tensor)].add(id(tensor))
 
     def to_meta(self, value: Any) -> Any:
         """Move an input to the meta device and remember its value; integers unknown count as 0."""
@@ -111,8 +114,11 @@ class KnownValues:
         for i, name in overload.writes:
             for tensor in flat_tensors(args[i] if i < len(args) else kwargs.get(name)):
                 if tensor.is_meta:
-                    self._drop(tensor.untyped_storage()._cdata)
+                    for shown in {id(tensor), *self._sharing.pop(_memory(tensor), ())}:
+                        self._known.pop(shown, None)
 
-    def _drop(self, storage: int) -> None:
-        kept = {k: v for k, v in self._known.items() if v[0].untyped_storage()._cdata != storage}
-        self._known = kept
+
+def _memory(tensor: Tensor) -> int:
+    """Return what tells one memory from another."""
+    strided = tensor.layout is torch.strided
+    return tensor.untyped_storage()._cdata if strided else id(tensor)

@@ -4,7 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial, reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ _ONLY_SHAPES = (empty, makes)
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "heaviside", "floor_divide"}
 """Operations that give numbers, but change by steps, as those do that give whole numbers."""
 _FULL = {"aten::full", "aten::full_like", "aten::new_full"}
+_SHAPES = MetaResults()
+"""Of all runs: mostly they are runs of one model."""
 
 
 class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
@@ -84,7 +87,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         super().__init__()
         self.ledger, self.use, self.without_memory = ledger, use, without_memory
         self.shifts: ShiftTracker | None = None  # where what is added to weights is followed
-        self.coverage = Coverage(watched, self._constant)
+        self.coverage = Coverage(watched, partial(_constant, ledger))
         self.touched: set[int] = set()
         self.written: set[int] = set()
         self.roles: defaultdict[int, set[str]] = defaultdict(set)
@@ -101,14 +104,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self._made = {key_of(t) for t in copies}
         self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
         self._literals: dict[int, Tensor] = {}
-        self._shapes = MetaResults()
         self._before: list[tuple[Tensor, Tensor]] = []
-
-    def _constant(self, numbers: Tensor) -> Tensor | None:
-        """Return whole numbers that no input decides."""
-        known = self.ledger.shadows.value(numbers)
-        decided = self.ledger.origin(numbers) & ~Origin.KEPT
-        return None if decided or known is None or known.is_meta else known.detach().cpu()
 
     def restore(self) -> None:
         """Give what the model has written into, and is not of this run alone, what it held."""
@@ -123,7 +119,9 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation, apply its rule, and write down what it tells."""
         overload = overload_of(func)
-        args, kwargs = self._moved((tuple(args), kwargs))
+        args = tuple(args)
+        if not self._are_placed(flat_tensors([args, kwargs])):
+            args, kwargs = self._moved((args, kwargs))
         ran = args
         if overload.short == "mkldnn_rnn_layer":
             args = self._with_gates(args)
@@ -139,9 +137,10 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
         result = self._run(overload, ran, kwargs, tensors)
-        if overload.name != _PACK:  # the kernels read its sizes on the CPU
-            result = self._moved(result)
         results = flat_tensors(result)
+        if overload.name != _PACK and not self._are_placed(results):
+            result = self._moved(result)  # but for packed sequences: kernels read their sizes
+            results = flat_tensors(result)
         self._made.update(key for key in map(key_of, results) if key not in keys)
         makes_nothing = bool(results) and not any(t.numel() for t in results)
         if not makes_nothing:
@@ -215,10 +214,12 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             self.without_memory = before
             self.ledger.read_values |= told
 
+    def _are_placed(self, tensors: Sequence[Tensor]) -> bool:
+        """Return whether tensors are where the weights of a model without memory are."""
+        return not self.without_memory or all(t.is_meta for t in tensors)
+
     def _moved(self, values: Any) -> Any:
         """Move what a model without memory makes on the CPU to where its weights are."""
-        if not self.without_memory or all(t.is_meta for t in flat_tensors(values)):
-            return values
         return tree_map(self.ledger.shadows.joined, values)
 
     def _run(
@@ -248,7 +249,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             args = (args[0], self.ledger.shadows.positions(args[1]), *args[2:])
         try:
             if self.without_memory and overload.functional:
-                result = self._shapes.run(func, args, kwargs)
+                result = _SHAPES.run(func, args, kwargs)
             else:
                 result = func(*args, **kwargs)
         except NotImplementedError as error:
@@ -349,10 +350,11 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self, overload: Overload, tensors: Sequence[Tensor], results: Sequence[Tensor]
     ) -> None:
         """Say of results what they were made from."""
-        origin = Origin.DATA if overload.draws else Origin.NOTHING
-        for found in {self.ledger.origin(t) for t in tensors}:
-            origin |= found
-        sources = frozenset().union(*map(self.ledger.sources, tensors))
+        found = {self.ledger.origin(t) for t in tensors}
+        found |= {Origin.DATA} if overload.draws else set()
+        origin = found.pop() if len(found) == 1 else reduce(or_, found, Origin.NOTHING)
+        known = [some for some in map(self.ledger.sources, tensors) if some]
+        sources = known[0] if len(known) == 1 else frozenset().union(*known)
         for tensor in results:
             self.ledger.mark(tensor, origin)
             self.ledger.derive(tensor, sources)
@@ -439,6 +441,13 @@ class Reads(TorchFunctionMode):
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
         return func(*args, **kwargs)
+
+
+def _constant(ledger: UnitTracker, numbers: Tensor) -> Tensor | None:
+    """Return whole numbers that no input decides."""
+    known = ledger.shadows.value(numbers)
+    decided = ledger.origin(numbers) & ~Origin.KEPT
+    return None if decided or known is None or known.is_meta else known.detach().cpu()
 
 
 def _not_floats(tensors: Sequence[Tensor]) -> list[Tensor]:

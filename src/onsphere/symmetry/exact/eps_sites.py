@@ -62,30 +62,38 @@ class EpsSite:
 class Occurrences:
     """Numbers the small constants that one run of a model meets.
 
-    Args:
-        read: gives the number that a tensor with one entry holds, where it is a constant.
-
     Example:
         >>> import torch
-        >>> seen = Occurrences(float)
-        >>> add = torch.ops.aten.add.Tensor
-        >>> [seen.met("net", add, (torch.ones(2), 1e-5), {}) for _ in range(2)]
+        >>> seen, add = Occurrences(), torch.ops.aten.add.Tensor
+        >>> [seen.met("net", add, (torch.ones(2), 1e-5), {}, float) for _ in range(2)]
         [{1: ('net', 'add', '1.0e-05', 0)}, {1: ('net', 'add', '1.0e-05', 1)}]
     """
 
-    def __init__(self, read: Callable[[Tensor], float | None]) -> None:
-        self._read = read
+    def __init__(self) -> None:
         self._count: Counter[tuple[str, str, str]] = Counter()
         self._places: dict[int, list[tuple[int, str]]] = {}
 
     def met(
-        self, where: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        where: str,
+        func: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        read: Callable[[Tensor], float | None],
     ) -> dict[int | str, Key]:
-        """Return the small constants among the arguments of a call, by position or keyword."""
+        """Return the small constants among the arguments of a call, by position or keyword.
+
+        Args:
+            where: path of the module that called.
+            func: what was called.
+            args: positional arguments.
+            kwargs: keyword arguments.
+            read: gives the number that a tensor with one entry holds, where it is a constant.
+        """
         found: dict[int | str, Key] = {}
         for i, name in self._arguments(func):
             place = i if i < len(args) else name
-            value = self._small(args[i] if i < len(args) else kwargs.get(name))
+            value = _small(args[i] if i < len(args) else kwargs.get(name), read)
             if value is not None:
                 kind = (where, short_name(func), f"{value:.1e}")
                 found[place] = (*kind, self._count[kind])
@@ -98,11 +106,12 @@ class Occurrences:
             self._places[id(func)] = [(i, n) for i, n in enumerate(names) if n in _ARGUMENTS]
         return self._places[id(func)]
 
-    def _small(self, value: Any) -> float | None:
-        if isinstance(value, Tensor):
-            if value.numel() != 1 or not value.is_floating_point() or value.requires_grad:
-                return None
-            value = self._read(value)
-        if type(value) not in (int, float):
+
+def _small(value: Any, read: Callable[[Tensor], float | None]) -> float | None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or not value.is_floating_point() or value.requires_grad:
             return None
-        return value if 0 < abs(value) <= LARGEST_EPS**0.5 else None
+        value = read(value)
+    if type(value) not in (int, float):
+        return None
+    return value if 0 < abs(value) <= LARGEST_EPS**0.5 else None

@@ -20,6 +20,7 @@ from onsphere.symmetry.exact.units.field_memory import FieldMemory
 from onsphere.symmetry.exact.units.fields import NONE, NOTHING, Fields, TooLargeError
 from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Constraints, Form, Unit
 
+_STRIDED = torch.strided
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
 
@@ -87,7 +88,7 @@ class UnitTracker:
         self.squares: set[int] = set()
         self.where = ""
         self.met: Mapping[int | str, Key] = {}
-        self._occurrences = Occurrences(self.constant)
+        self._occurrences = Occurrences()
         self._site_ids = itertools.count()  # never used twice: units remember the ids
         self._differences: dict[int, tuple[Unit, tuple[Any, ...]]] = {}
         self._units: dict[int, Unit] = {}
@@ -114,7 +115,12 @@ class UnitTracker:
         key = key_of(tensor)
         self._units[key] = unit.with_fields(NONE) if unit.fields else unit
         self._fields.write(key, tensor, unit.fields)
-        self._alive[key] = _memory(tensor)
+        self._hold(key, tensor)
+
+    def _hold(self, key: int, tensor: Tensor) -> None:
+        """Keep a memory, so that no other one has its key."""
+        if key not in self._alive:
+            self._alive[key] = _memory(tensor)
 
     def view(self, tensor: Tensor, unit: Unit) -> None:
         """Describe a view of a storage: which of its entries it shows."""
@@ -167,7 +173,7 @@ class UnitTracker:
         old, new = _all_in_fields(Unit(before.terms, before.free)), _all_in_fields(unit)
         self._fields.write_part(key, tensor, old, new)
         self._units[key] = Unit(eps=before.eps)
-        self._alive[key] = _memory(tensor)
+        self._hold(key, tensor)
 
     def _collapsed(self, key: int) -> Unit:
         """Demand that nothing varies in a storage, and return its unit."""
@@ -199,8 +205,8 @@ class UnitTracker:
         if origin:
             key = key_of(tensor)
             known = self._origins.get(key, Origin.NOTHING)
-            self._origins[key] = known if known == origin else known | origin
-            self._alive[key] = _memory(tensor)
+            self._origins[key] = origin if known in (origin, Origin.NOTHING) else known | origin
+            self._hold(key, tensor)
 
     def sources(self, tensor: Tensor) -> frozenset[int]:
         """Return the numbers of the weights that the values of a tensor were made from."""
@@ -211,12 +217,13 @@ class UnitTracker:
         if sources:
             key = key_of(tensor)
             known = self._sources.get(key)
-            self._sources[key] = sources if known is None else known | sources
-            self._alive[key] = _memory(tensor)
+            if known is not sources:
+                self._sources[key] = sources if known is None else known | sources
+            self._hold(key, tensor)
 
     def count(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Number the small constants that the operation about to be described is given."""
-        self.met = self._occurrences.met(self.where, func, args, kwargs)
+        self.met = self._occurrences.met(self.where, func, args, kwargs, self.constant)
 
     def require_zero(self, unit: Unit) -> None:
         """Demand that a unit vanishes."""
@@ -560,11 +567,11 @@ def constant_value(tensor: Tensor) -> float:
 
 def key_of(tensor: Tensor) -> int:
     """Return what tells one storage from another."""
-    return id(tensor) if tensor.layout is not torch.strided else tensor.untyped_storage()._cdata
+    return tensor.untyped_storage()._cdata if tensor.layout is _STRIDED else id(tensor)
 
 
 def _memory(tensor: Tensor) -> object:
-    return tensor if tensor.layout is not torch.strided else tensor.untyped_storage()
+    return tensor.untyped_storage() if tensor.layout is _STRIDED else tensor
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:
@@ -575,7 +582,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 def covers_storage(tensor: Tensor) -> bool:
     """Return whether a view shows each entry of its memory once."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not _STRIDED:
         return True
     whole = tensor.untyped_storage().nbytes()
     return tensor.numel() * tensor.element_size() == whole and not _overlaps(tensor)

@@ -1,8 +1,10 @@
 """Run a model once and write down what its operations demand of the units of its weights."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
@@ -67,12 +69,7 @@ class Trace:
     Args:
         parameters: names of the parameters, tied ones once, in the order of the model.
         buffers: names of the persistent float buffers.
-        basis: exponents by name: a basis of all scale symmetries of the parameters. Buffers
-            appear beside them where they have to move along.
-        exact: a basis of the part that the real eps does not break either: no eps stands beside
-            anything that these scale.
-        followers: for each vector of the basis, buffers that only *estimate* (running statistics
-            in training mode) and should move along although the output does not need it.
+        symmetries: what the demands leave free.
         rounded: units of the tensors that the model rounds to a shorter type while it runs. A
             rescale by 2 to the power of a whole number passes through such a rounding unnoticed.
         eps: constants that break symmetries through their smallness only.
@@ -107,9 +104,7 @@ class Trace:
 
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
-    basis: tuple[Mapping[str, Fraction], ...]
-    exact: tuple[Mapping[str, Fraction], ...]
-    followers: tuple[Mapping[str, Fraction], ...]
+    symmetries: "Symmetries"
     rounded: tuple[Mapping[str, Fraction], ...]
     eps: tuple[EpsSite, ...]
     unknown: tuple[UnknownOp, ...]
@@ -134,6 +129,30 @@ class Trace:
     roles: Mapping[str, frozenset[str]] = field(default_factory=dict)
     kept: Mapping[str, int] = field(default_factory=dict)
     unread_entries: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def basis(self) -> tuple[Mapping[str, Fraction], ...]:
+        """A basis of all scale symmetries of the parameters: exponents by name.
+
+        Buffers appear beside them where they have to move along.
+        """
+        return self.symmetries.basis
+
+    @property
+    def exact(self) -> tuple[Mapping[str, Fraction], ...]:
+        """A basis of the part that the real eps does not break either.
+
+        No eps stands beside anything that these scale.
+        """
+        return self.symmetries.exact
+
+    @property
+    def followers(self) -> tuple[Mapping[str, Fraction], ...]:
+        """For each vector of the basis, the buffers that only *estimate* what it moves.
+
+        Running statistics in training mode should move along although the output does not need it.
+        """
+        return self.symmetries.followers
 
     @property
     def still(self) -> set[str]:
@@ -237,7 +256,7 @@ class Tracing:
             done.append((x, run, system))
         if goes_on:
             self._done = done
-        return _concluded(system.copy(), *self._weights, [run for _, run, _ in done])
+        return _concluded(system, *self._weights, [run for _, run, _ in done])
 
     def forget(self) -> None:
         """Drop all runs, with the memory of the tensors that they made."""
@@ -429,14 +448,7 @@ def _concluded(
 ) -> Trace:
     own = [*parameters, *buffers]
     names = [bare_name(n) for n in own]
-    vectors = system.null_space()
     count = len(parameters)
-    kept = sparse_basis(row_space(vectors, set(range(count))), count)
-    kept = [_without_idle_buffers(v, vectors, count) for v in kept]
-    follow = [_following(v, runs, set(range(count, len(names)))) for v in kept]
-    sites = _eps_sites(system, runs)
-    exact = row_space(system.null_space(), set(range(count)))
-    exact = [_without_idle_buffers(v, vectors, count) for v in exact]
     first = runs[0]
     reads: dict[str, set[str]] = {}
     for run in runs:
@@ -449,11 +461,9 @@ def _concluded(
     return Trace(
         parameters=tuple(names[:count]),
         buffers=tuple(names[count:]),
-        basis=tuple({names[k]: c for k, c in v.items()} for v in kept),
-        exact=tuple({names[k]: c for k, c in v.items()} for v in exact),
-        followers=tuple({names[k]: c for k, c in v.items()} for v in follow),
+        symmetries=Symmetries(system, names, count, runs),
         rounded=_named([form for run in runs for form in run.ledger.rounded], names),
-        eps=sites,
+        eps=_eps_sites(runs),
         unknown=tuple(UnknownOp(*key) for key in {k: 0 for r in runs for k in r.ledger.unknown}),
         unread=tuple(bare_name(n) for n in parameters if not any(run.used(n) for run in runs)),
         data_dependent=any(run.tracer.data_dependent for run in runs),
@@ -497,13 +507,12 @@ def _kept(name: str, runs: Sequence[Run]) -> int | None:
     return axes[0] if axes else None
 
 
-def _eps_sites(system: Constraints, runs: Sequence[Run]) -> tuple[EpsSite, ...]:
-    """Return what is an eps in every run, and demand what would have to hold if none were."""
+def _eps_sites(runs: Sequence[Run]) -> tuple[EpsSite, ...]:
+    """Return what is an eps in every run."""
     numbers = {key for run in runs for key in run.ledger.numbers}
     sites: dict[Any, EpsSite] = {}
     for run in runs:
         for number, site in run.ledger.sites.items():
-            system.require_zero(site.form)
             if site.key not in numbers:
                 sites[site.key or (id(run), number)] = replace(site, form={})
     return tuple(sites.values())
@@ -524,18 +533,98 @@ def _named(forms: Sequence[Form], names: Sequence[str]) -> tuple[Mapping[str, Fr
     return tuple({names[k]: c for k, c in sorted(form)} for form in sorted(different, key=sorted))
 
 
-def _without_idle_buffers(v: Form, vectors: Sequence[Form], count: int) -> Form:
-    """Drop from a symmetry the buffers that are free to do what they like."""
-    idle = {next(iter(u)) for u in vectors if len(u) == 1 and next(iter(u)) >= count}
-    return {k: c for k, c in v.items() if k not in idle}
+class Symmetries:
+    """What demands leave free, solved for when it is asked for.
+
+    Args:
+        system: the demands.
+        names: of the unknowns: parameters, then buffers.
+        count: how many of these are parameters.
+        runs: in which they were demanded.
+    """
+
+    def __init__(
+        self, system: Constraints, names: Sequence[str], count: int, runs: Sequence[Run]
+    ) -> None:
+        self._system, self._names, self._count = system, names, count
+        self._beside_eps = [site.form for run in runs for site in run.ledger.sites.values()]
+        self._estimates = [pair for run in runs for pair in run.ledger.followers]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Symmetries):
+            return NotImplemented
+        mine, theirs = ((s.basis, s.exact, s.followers) for s in (self, other))
+        return mine == theirs
+
+    @cached_property
+    def basis(self) -> tuple[Mapping[str, Fraction], ...]:
+        """A basis of the symmetries of the parameters."""
+        return self._named(self._kept)
+
+    @cached_property
+    def followers(self) -> tuple[Mapping[str, Fraction], ...]:
+        """For each of these, the buffers that estimate what it moves."""
+        estimating = _Estimating(self._estimates, range(self._count, len(self._names)))
+        return self._named(map(estimating.following, self._kept))
+
+    @cached_property
+    def exact(self) -> tuple[Mapping[str, Fraction], ...]:
+        """A basis of what would be left if no small constant were an eps."""
+        system = self._system.copy()
+        news = [form for form in self._beside_eps if system.require_zero(form)]
+        vectors = system.null_space() if news else self._vectors
+        return self._named(self._without_idle(row_space(vectors, set(range(self._count)))))
+
+    @cached_property
+    def _vectors(self) -> list[Form]:
+        return self._system.null_space()
+
+    @cached_property
+    def _kept(self) -> list[Form]:
+        vectors = row_space(self._vectors, set(range(self._count)))
+        return self._without_idle(sparse_basis(vectors, self._count))
+
+    def _without_idle(self, vectors: Sequence[Form]) -> list[Form]:
+        """Drop from symmetries the buffers that are free to do what they like."""
+        alone = {next(iter(v)) for v in self._vectors if len(v) == 1}
+        idle = {k for k in alone if k >= self._count}
+        return [{k: c for k, c in v.items() if k not in idle} for v in vectors]
+
+    def _named(self, vectors: Iterable[Form]) -> tuple[Mapping[str, Fraction], ...]:
+        return tuple({self._names[k]: c for k, c in v.items()} for v in vectors)
 
 
-def _following(v: Form, runs: Sequence[Run], buffers: set[int]) -> Form:
-    """Return how far estimating buffers move when a symmetry acts, where that is well defined."""
-    found: dict[int, set[Fraction]] = {}
-    for buffer, unit in (pair for run in runs for pair in run.ledger.followers):
-        (name,) = buffer.terms if len(buffer.terms) == 1 else (None,)
-        if name in buffers and name not in v:
-            power = sum((c * v[k] for k, c in unit.terms.items() if k in v), Fraction(0))
-            found.setdefault(name, set()).add(power)
-    return {k: p.pop() for k, p in found.items() if len(p) == 1 and p != {Fraction(0)}}
+class _Estimating:
+    """How buffers move that only estimate.
+
+    Args:
+        pairs: their units, and those of what they estimate.
+        buffers: unknowns of the buffers.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Unit, Unit]], buffers: Collection[int]) -> None:
+        self._units: list[Mapping[int, Fraction]] = []
+        self._of_buffer: dict[int, list[int]] = {}
+        self._having: defaultdict[int, list[int]] = defaultdict(list)
+        for buffer, unit in pairs:
+            (number,) = buffer.terms if len(buffer.terms) == 1 else (None,)
+            if number is not None and number in buffers:
+                self._of_buffer.setdefault(number, []).append(len(self._units))
+                for k in unit.terms:
+                    self._having[k].append(len(self._units))
+                self._units.append(unit.terms)
+        self._buffer_of = {i: n for n, some in self._of_buffer.items() for i in some}
+
+    def following(self, v: Form) -> Form:
+        """Return how far the buffers move when a symmetry acts, where that is well defined."""
+        powers: defaultdict[int, Fraction] = defaultdict(Fraction)
+        for k, c in v.items():
+            for i in self._having.get(k, ()):
+                powers[i] += self._units[i][k] * c
+        met = {self._buffer_of[i] for i in powers} - v.keys()
+        moved = {}
+        for number in sorted(met, key=lambda n: self._of_buffer[n][0]):  # as runs met them
+            found = {powers.get(i, Fraction(0)) for i in self._of_buffer[number]}
+            if len(found) == 1 and any(found):
+                moved[number] = found.pop()
+        return moved

@@ -72,7 +72,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         self._next_tiny = cycle(tiny)
         self.where = ""
         self.backward = False
-        self._occurrences = Occurrences(float)
+        self._occurrences = Occurrences()
         self._twins: dict[int, tuple[Any, Tensor]] = {}
 
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -132,7 +132,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
     def _without_eps(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        met = self._occurrences.met(self.where, func, args, kwargs)
+        met = self._occurrences.met(self.where, func, args, kwargs, float)
         for place, key in met.items():
             if key in self.sites and isinstance(place, int):
                 args = (*args[:place], self._tiny(args[place]), *args[place + 1 :])

@@ -70,6 +70,8 @@ def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         return axis_rule(op, rule, channels)
     except TooLargeError:
         return collapse(op, rule, channels)
+    finally:
+        op.arrange = None  # it may hold the operation, and with it all tensors
 
 
 def bears_shifts(axis_rule: AxisRule, space_of: Callable[[Operation], int | None]) -> AxisRule:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from hashlib import blake2b
 from itertools import combinations
 from typing import Any
 
@@ -101,7 +100,7 @@ class ChannelDemands:
         self._lengths_of_picked: dict[int, _Tie] = {}
         self._common: set[int] = set()
         self._first = self._next = first
-        self._seen: set[tuple[object, ...]] = set()
+        self._seen: dict[tuple[object, ...], list[Demand]] = {}
 
     @property
     def unknowns(self) -> int:
@@ -521,10 +520,14 @@ class ChannelDemands:
     def _write(
         self, coefficients: Sequence[Fraction], index: Index, scalars: Mapping[int, Fraction]
     ) -> None:
+        if not index.shape[1]:
+            return
         demand = Demand(tuple(coefficients), index, scalars)
-        key = (demand.coefficients, blake2b(index.tobytes()).digest(), frozenset(scalars.items()))
-        if index.shape[1] and key not in self._seen:
-            self._seen.add(key)
+        numbers = (*index[:, [0, -1]].flat, index.sum())
+        key = (demand.coefficients, index.shape, numbers, frozenset(scalars.items()))
+        alike = self._seen.setdefault(key, [])
+        if not any(np.array_equal(index, other.index) for other in alike):
+            alike.append(demand)
             self.demands.append(demand)
 
     def _for_all_choices(

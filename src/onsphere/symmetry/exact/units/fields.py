@@ -11,9 +11,11 @@ views) happens to them, at the size of a row or a column and never of a matrix.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -107,40 +109,42 @@ def joined(parts: Sequence[tuple[Fields, tuple[int, ...]]], axis: int) -> Fields
         parts: fields and shape of each tensor.
         axis: along which axis, counted from the first.
     """
-    shape = parts[0][1]
-    total = sum(s[axis] for _, s in parts)
-    terms: list[tuple[Fraction, Index]] = []
-    coefficients: dict[Fraction, int] = {}
-    for fields, _ in parts:
+    ndim, ends = len(parts[0][1]), [*accumulate(s[axis] for _, s in parts)]
+    places = [slice(end - s[axis], end) for end, (_, s) in zip(ends, parts, strict=True)]
+    laid: dict[Fraction, list[list[_Piece]]] = {}  # by coefficient, for each term that has it
+    for place, (fields, _) in zip(places, parts, strict=True):
         for c in {c for c, _ in fields.terms}:
-            most = sum(c == d for d, _ in fields.terms)
-            coefficients[c] = max(coefficients.get(c, 0), most)
-    for c, count in coefficients.items():
-        for k in range(count):
-            pieces = []
-            for fields, own in parts:
-                some = [i for d, i in fields.terms if d == c]
-                piece = some[k] if k < len(some) else np.full((1,) * len(own), NOTHING, np.int32)
-                pieces.append((_padded(piece, len(own)), own[axis]))
-            terms.append((c, _laid(pieces, axis, len(shape), total)))
-    if all(fields.free is None for fields, _ in parts):
-        return Fields(tuple(terms))
+            same = [i for d, i in fields.terms if d == c]
+            terms = laid.setdefault(c, [])
+            terms += [[] for _ in same[len(terms) :]]
+            for pieces, index in zip(terms, same, strict=False):
+                pieces.append((place, _padded(index, ndim)))
     masks = [
-        (_padded(np.zeros(1, bool) if f.free is None else f.free, len(s)), s[axis])
-        for f, s in parts
+        (p, _padded(f.free, ndim))
+        for p, (f, _) in zip(places, parts, strict=True)
+        if f.free is not None
     ]
-    return Fields(tuple(terms), _laid(masks, axis, len(shape), total).astype(bool))
+    return Fields(
+        tuple((c, _laid(some, axis, ends[-1])) for c, terms in laid.items() for some in terms),
+        _laid(masks, axis, ends[-1]).astype(bool) if masks else None,
+    )
 
 
-def _laid(pieces: Sequence[tuple[NDArray[Any], int]], axis: int, ndim: int, total: int) -> Index:
-    sizes = [max(p.shape[a] for p, _ in pieces) for a in range(ndim)]
-    full = []
-    for piece, length in pieces:
-        here = [*sizes]
-        here[axis] = length
-        full.append(np.broadcast_to(piece, here))
-    within_limit(math.prod(sizes[:axis] + sizes[axis + 1 :]) * total)
-    return compressed(np.concatenate(full, axis))
+_Piece = tuple[slice, NDArray[Any]]
+"""An array, and where it lies along an axis."""
+
+
+def _laid(pieces: Sequence[_Piece], axis: int, total: int) -> Index:
+    """Lay pieces along an axis, with nothing between them."""
+    first = pieces[0][1]
+    sizes = [max([p.shape[a] for _, p in pieces]) for a in range(first.ndim)]
+    sizes[axis] = total
+    within_limit(math.prod(sizes))
+    nothing = False if first.dtype == bool else NOTHING
+    whole = np.full(sizes, nothing, np.result_type(*{p.dtype for _, p in pieces}))
+    for place, piece in pieces:
+        whole[(slice(None),) * axis + (place,)] = piece
+    return compressed(whole)
 
 
 def reshaped(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> Index:
@@ -158,7 +162,9 @@ def reshaped(array: NDArray[Any], old: Sequence[int], new: Sequence[int]) -> Ind
         (1, 3, 2)
     """
     wide, target = [1] * len(old), [1] * len(new)
-    for before, after in _groups(old, new):
+    if array.size == 1:
+        return array.reshape(target)
+    for before, after in _groups(tuple(old), tuple(new)):
         if any(array.shape[a] > 1 for a in before):
             for a in before:
                 wide[a] = old[a]
@@ -181,15 +187,17 @@ def merged_with_others(array: NDArray[Any], old: Sequence[int], new: Sequence[in
     """
     found = []
     wide = _padded(array, len(old)).shape
-    for before, _ in _groups(old, new):
+    for before, _ in _groups(tuple(old), tuple(new)):
         varied = [a for a in before if wide[a] > 1]
         if any(wide[a] < old[a] for a in before):
             found += [a - len(old) for a in varied]
     return found
 
 
-def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, range]]:
+@lru_cache(1000)
+def _groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
     """Match axes of two shapes: the smallest runs with the same number of entries."""
+    found = []
     i = j = 0
     while i < len(old) or j < len(new):
         a, b = i, j
@@ -201,7 +209,8 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> Iterable[tuple[range, ran
                 left, i = left * old[i], i + 1
             else:
                 right, j = right * new[j], j + 1
-        yield range(a, i), range(b, j)
+        found.append((range(a, i), range(b, j)))
+    return found
 
 
 def compressed(array: NDArray[Any]) -> Index:

@@ -152,7 +152,7 @@ class _Families:
     def __init__(self, solution: Solution) -> None:
         self.solution = solution
         self.blocks = solution.unknowns.blocks
-        self.starts = np.array([b.start for b in self.blocks])
+        self._block_of_image = self._blocks_of_images()
         self.moving = [
             (k, solution.terms(b.index())) for k, b in enumerate(self.blocks)
             if isinstance(b.of, Weight) and not solution.zero[b.start : b.start + b.size].all()
@@ -171,15 +171,24 @@ class _Families:
                 sources = index if k in self.solution.inverted else np.unique(b.of.rows)
                 yield k, self.solution.terms(sources)
 
-    def _image_of(self, labels: Ints) -> Ints:
+    def _blocks_of_images(self) -> Ints:
         """Return of each class the block of the image in it, or -1."""
-        numbers = self.solution.image[labels]
-        found = np.searchsorted(self.starts, np.maximum(numbers, 0), "right") - 1
-        for k in self.solution.inverted:
+        solution = self.solution
+        starts = np.array([b.start for b in self.blocks])
+        found = np.full(len(solution.image), -1)
+        some = np.flatnonzero(solution.image >= 0)
+        numbers = solution.image[some]
+        found[some] = np.searchsorted(starts, numbers, "right") - 1
+        for k in solution.inverted:
             image = self.blocks[k].of
             assert isinstance(image, Image)
-            found = np.where(np.isin(numbers, image.rows), k, found)
-        return np.where(numbers >= 0, found, -1)
+            found[some[np.isin(numbers, image.rows)]] = k
+        return found
+
+    def _image_of(self, labels: Ints) -> Ints:
+        """Return of each class the block of the image in it, or -1."""
+        found: Ints = self._block_of_image[labels]
+        return found
 
     def found(self) -> list[Found]:
         """Return all families, in the order of the weights."""

@@ -313,31 +313,37 @@ class _Solver:
         wanted = np.zeros(len(self.label), bool)
         wanted[labels] = True
         before = len(self.inverted)
+        alone: NDArray[np.bool_] | None = None
         for k, b, image in self.images:
             own = self.label[b.start : b.start + b.size]
-            new = image.by_entry and k not in self.inverted
-            if new and wanted[own].any() and not self.zero[own].any() and self._may_invert(k):
+            if not image.by_entry or k in self.inverted or not wanted[own].any():
+                continue
+            if self.zero[own].any():
+                continue
+            alone = self._used_by_one_image() if alone is None else alone
+            if self._may_invert(image, alone):
                 self.inverted.add(k)
         return len(self.inverted) > before
 
-    def _may_invert(self, number: int) -> bool:
-        block = self.unknowns.blocks[number]
-        image = block.of
-        assert isinstance(image, Image)
-        if not image.by_entry or len(image.row) != len(np.unique(image.row)):
+    def _used_by_one_image(self) -> NDArray[np.bool_]:
+        """Return the classes of one unknown that one image depends on, and nothing else."""
+        found: NDArray[np.bool_] = np.bincount(self.label, minlength=len(self.label)) == 1
+        uses = np.zeros(len(self.label), np.int32)
+        for _, _, image in self.images:
+            uses[np.unique(self.label[image.rows])] += 1
+        for rows in self.rows:
+            found[rows.labels[rows.factors != 0]] = False
+        return found & (uses == 1)
+
+    def _may_invert(self, image: Image, alone: NDArray[np.bool_]) -> bool:
+        """Return whether the sources of an image can follow it, given what only it depends on."""
+        if len(image.row) != len(np.unique(image.row)):
             return False
         sources = image.rows.ravel()
         labels = self.label[sources]
-        if len(np.unique(labels)) < len(labels) or self._follows()[sources].any():
+        if not alone[labels].all() or len(np.unique(labels)) < len(labels):
             return False
-        alone = np.bincount(self.label, minlength=len(self.label))[labels] == 1
-        used = np.zeros(len(self.label), bool)
-        for rows in self.rows:
-            used[rows.labels[rows.factors != 0]] = True
-        for k, _, other in self.images:
-            if k != number:
-                used[self.label[other.rows.ravel()]] = True
-        return bool((alone & ~used[labels]).all())
+        return not self._follows()[sources].any()
 
     # --- pivots ----------------------------------------------------------------------------------
 

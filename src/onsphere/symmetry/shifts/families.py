@@ -166,10 +166,8 @@ class _Families:
         for k, b in enumerate(self.blocks):
             if not isinstance(b.of, Image) or not b.of.words:
                 continue
-            index = b.index()
-            if not self.solution.zero[index].all():
-                sources = index if k in self.solution.inverted else np.unique(b.of.rows)
-                yield k, self.solution.terms(sources)
+            if not self.solution.zero[b.start : b.start + b.size].all():
+                yield k, self.solution.terms(self.solution.sources(k))
 
     def _blocks_of_images(self) -> Ints:
         """Return of each class the block of the image in it, or -1."""

@@ -93,9 +93,10 @@ def leaves(
 
 def distinct(rows: Rows) -> Rows:
     """Drop rows that say the same as others."""
-    labels, factors = _ordered(rows.labels, rows.factors, rows.labels)
+    own = np.where(rows.factors == 0, -1, rows.labels)
+    labels, factors = _ordered(own, rows.factors, own)
     first = factors[np.arange(len(rows)), (factors != 0).argmax(1)][:, None]
-    signs = np.concatenate([np.where(factors == 0, -1, labels), factors / first], 1)
+    signs = np.concatenate([labels, factors / first], 1)
     return rows.taken(np.sort(_first_of_each(signs.round(9))))
 
 
@@ -108,6 +109,19 @@ def _first_of_each(table: Numbers) -> Ints:
     if (table == table[first[kind.reshape(-1)]]).all():
         return first
     return np.unique(table, axis=0, return_index=True)[1]
+
+
+def distinct_numbers(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Return the different ones of some numbers, sorted."""
+    flat = numbers.ravel()
+    if not flat.size:
+        return flat
+    first, last = int(flat.min()), int(flat.max())
+    if last - first > 8 * flat.size:
+        return np.unique(flat)
+    met = np.zeros(last - first + 1, bool)
+    met[flat - first] = True
+    return np.flatnonzero(met) + first
 
 
 def read_off(rounds: Sequence[tuple[Ints, Rows]], count: int) -> Pivots:

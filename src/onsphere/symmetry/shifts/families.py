@@ -307,20 +307,17 @@ class _Families:
     ) -> Iterable[ShiftMove]:
         of, shape = self.blocks[block].of, self.blocks[block].shape
         assert isinstance(of, Weight)
-        makers = self._image_of(terms.labels.ravel()).reshape(terms.labels.shape)
-        for slot in range(terms.labels.shape[1]):
-            factors = terms.factors[:, slot]
-            own = np.where((factors != 0) & (makers[:, slot] < 0), place[terms.labels[:, slot]], -1)
+        held, makers = terms.factors != 0, self._image_of(terms.labels)
+        amounts = np.where(held & (makers < 0), place[terms.labels], -1)
+        for slot in np.flatnonzero((amounts >= 0).any(0)).tolist():
+            factors, own = terms.factors[:, slot], amounts[:, slot]
             for factor in np.unique(factors[own >= 0]).tolist():
-                places = np.where(factors == factor, own, -1).reshape(shape)
-                yield _move(of, factor, places, "")
-            here = makers[:, slot] >= 0
-            for maker in (
-                np.unique(makers[here & (factors != 0), slot]).tolist() if here.any() else ()
-            ):
-                if maker not in words:
-                    continue
-                here = (makers[:, slot] == maker) & (factors != 0)
+                yield _move(of, factor, np.where(factors == factor, own, -1).reshape(shape), "")
+        mapped = held & np.isin(makers, [*words])
+        for slot in np.flatnonzero(mapped.any(0)).tolist():
+            factors, own = terms.factors[:, slot], makers[:, slot]
+            for maker in np.unique(own[mapped[:, slot]]).tolist():
+                here = (own == maker) & held[:, slot]
                 for factor in np.unique(factors[here]).tolist():
                     places = np.where(here & (factors == factor), 0, -1).reshape(shape)
                     yield _move(of, factor, places, words[maker])

@@ -9,6 +9,7 @@ An image (``W @ v``) follows its sources, so it can be no pivot: where nothing e
 its sources must not move. An image that multiplies entry by entry may be read the other way round.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,7 +78,6 @@ class Solution:
             found.factors[moved] = self.pivots.rows.factors[at[moved]]
         return found
 
-
     def sources(self, number: int) -> Ints:
         """Return the unknowns that an image is read off, by the number of its block."""
         block = self.unknowns.blocks[number]
@@ -137,7 +137,7 @@ class _Solver:
         self.is_image, self.is_bundle = (np.zeros(count + 1, bool) for _ in range(2))
         for image in self.images:
             (self.is_image if image.of.words else self.is_bundle)[image.own] = True
-        self.rows = [Rows(place[index.T], factors) for factors, index in _by_width(unknowns.sums)]
+        self.rows = [Rows(place[index].T, factors.T) for factors, index in _by_width(unknowns.sums)]
 
     def solution(self) -> Solution:
         """Return what is left."""
@@ -169,13 +169,24 @@ class _Solver:
     # --- zeros and equals ------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        while self._reduce() | self._follow_images() | self._equate_images():
-            pass
+        """Settle all demands, short ones first: of the long ones many say nothing more then."""
+        while True:
+            while self._reduce(2) | self._follow_images() | self._equate_images():
+                pass
+            if not self._reduce():
+                return
 
-    def _reduce(self) -> bool:
-        """Merge what is equal, and drop what is 0; return whether anything changed."""
+    def _reduce(self, most: float = math.inf) -> bool:
+        """Merge what is equal, and drop what is 0; return whether anything changed.
+
+        Args:
+            most: how many terms demands have at most.
+        """
         changed, kept, pairs = False, [], []
         for rows in self.rows:
+            if rows.labels.shape[1] > most:
+                kept.append(rows)
+                continue
             rows = self._normal(rows)
             count = (rows.factors != 0).sum(1)
             single = count == 1
@@ -187,7 +198,7 @@ class _Solver:
                 pairs.append(rows.labels[equal, :2])
             left = (count > 2) | ((count == 2) & ~equal)
             if left.any():
-                kept.append(rows.taken(left))
+                kept.append(rows if left.all() else rows.taken(left))
         self.rows = kept
         if pairs:
             self._join(*np.concatenate(pairs).T)
@@ -195,11 +206,15 @@ class _Solver:
         return changed or bool(pairs)
 
     def _normal(self, rows: Rows) -> Rows:
-        """Write rows with one term for each class, those that count first."""
-        labels, nothing = self.label[rows.labels], self.zero[rows.labels]
+        """Write rows with one term for each class, those that count first; drop empty ones."""
+        labels = self.label[rows.labels]
+        nothing = self.zero[labels]
         if rows.settled and not nothing.any() and (labels == rows.labels).all():
             return rows
-        return merged(Rows(labels, np.where(self.zero[labels], 0.0, rows.factors)))
+        factors = np.where(nothing, 0.0, rows.factors)
+        empty = nothing.all(1)
+        some = Rows(labels, factors)
+        return merged(some.taken(~empty) if empty.any() else some)
 
     def _join(self, a: Ints, b: Ints) -> None:
         """Put equal unknowns into one class, named by its first member."""
@@ -275,9 +290,9 @@ class _Solver:
                 self.zero[image.rows] = True
         self._spread_zeros()
 
-    def _stop(self, labels: Iterable[int]) -> None:
+    def _stop(self, labels: Ints) -> None:
         """Let classes vanish."""
-        self.zero[np.fromiter(labels, np.int64)] = True
+        self.zero[labels] = True
         self._spread_zeros()
 
     # --- images ----------------------------------------------------------------------------------
@@ -335,7 +350,7 @@ class _Solver:
         tied = np.union1d(self.label[tied], self.label[np.flatnonzero(bundles & used[self.label])])
         if len(twice) and self._inverts(twice):
             twice = twice[:0]
-        self._stop([*twice.tolist(), *tied.tolist()])
+        self._stop(np.concatenate([twice, tied]))
         return bool(len(twice) or len(tied))
 
     def _inverts(self, labels: Ints) -> bool:
@@ -424,7 +439,7 @@ class _Solver:
             which = only.all(1) if only.all(1).any() else np.ones(len(rows), bool)
             labels = rows.labels[which][counts[which]]
             if not self._inverts(labels):
-                self._stop(labels.tolist())
+                self._stop(labels)
             return None
         labels = np.unique(rows.labels[counts])
         order = sorted(labels.tolist(), key=lambda x: (not image[x], self.rank[x], x))
@@ -440,7 +455,7 @@ class _Solver:
         bad = [[order[p], *(order[k] for k in rest)] for p, rest in found if image[order[p]]]
         bad += [[order[p]] for p, rest in found if not rest]
         if bad:
-            self._stop(x for some in bad for x in some)
+            self._stop(np.array([x for some in bad for x in some]))
             return None
         wide = max(len(rest) for _, rest in found)
         out = Rows(np.zeros((len(found), wide), np.int64), np.zeros((len(found), wide)))
@@ -502,19 +517,22 @@ def _stopped(unknowns: Unknowns, rank: Ints) -> NDArray[np.bool_]:
 def _by_width(
     sums: Iterable[tuple[Sequence[Fraction], Index]],
 ) -> Iterator[tuple[Numbers, Index]]:
-    """Yield demands of as many terms together: their factors by row, their unknowns by term."""
+    """Yield demands of as many terms together: their factors and unknowns by term and row."""
     some: defaultdict[int, list[tuple[Numbers, Index]]] = defaultdict(list)
     for coefficients, index in sums:
-        factors = np.broadcast_to(np.array([float(c) for c in coefficients]), index.T.shape)
+        factors = np.array([[float(c)] for c in coefficients]).repeat(index.shape[1], 1)
         some[len(index)].append((factors, index))
     for group in some.values():
-        yield np.concatenate([f for f, _ in group]), np.concatenate([i for _, i in group], 1)
+        yield np.concatenate([f for f, _ in group], 1), np.concatenate([i for _, i in group], 1)
 
 
 def _preferences(unknowns: Unknowns) -> Ints:
     """Say what rather follows others: running means, then weights used late, and never maps."""
     found = np.zeros(unknowns.count + 1, np.int64)
-    for place, index in reversed([*enumerate(unknowns.seen)]):
+    first: dict[int, tuple[int, Index]] = {}
+    for place, index in enumerate(unknowns.seen):
+        first.setdefault(id(index), (place, index))
+    for place, index in reversed(first.values()):
         found[index] = 1 + place  # of the first operation that takes it up
     for b in unknowns.blocks:
         own = slice(b.start, b.start + b.size)

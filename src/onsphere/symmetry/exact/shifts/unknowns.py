@@ -240,9 +240,11 @@ class Unknowns:
         shape = sources.shape[:-1]
         if math.prod(shape) > MOST_BUNDLES:
             raise TooLargeError
-        rows, row = _rows(sources, shape)
-        told = ("bundle", *(n for n in shape if n > 1), rows.shape, _digest(rows))
-        return self.block(told, shape, Image(rows, row))[0].index().reshape(shape)
+        runs = _runs([sources], shape, inner=1)
+        rows, row = _rows(sources[np.ix_(*runs.starts)], runs.shape)
+        told = ("bundle", *(n for n in runs.shape if n > 1), rows.shape, _digest(rows))
+        block, _ = self.block(told, runs.shape, Image(rows, row))
+        return runs.spread(block.index().reshape(runs.shape))
 
 
 def _rows(sources: Index, shape: Sequence[int]) -> tuple[Index, NDArray[np.int64]]:
@@ -285,9 +287,15 @@ class _Runs:
         return array
 
 
-def _runs(arrays: Sequence[Index], shape: Sequence[int]) -> _Runs:
-    """Find slices that repeat the one before them in all arrays, along each axis of a shape."""
-    ndim = len(shape)
+def _runs(arrays: Sequence[Index], shape: Sequence[int], inner: int = 0) -> _Runs:
+    """Find slices that repeat the one before them in all arrays, along each axis of a shape.
+
+    Args:
+        arrays: broadcast to the shape.
+        shape: common to all.
+        inner: how many more axes the arrays have behind those of the shape.
+    """
+    ndim = len(shape) + inner
     starts = []
     for a, size in enumerate(shape):
         differs = np.ones(size, bool)

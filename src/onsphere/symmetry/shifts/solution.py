@@ -206,15 +206,20 @@ class _Solver:
         return changed or bool(pairs)
 
     def _normal(self, rows: Rows) -> Rows:
-        """Write rows with one term for each class, those that count first; drop empty ones."""
+        """Write rows with one term for each class, those that count first.
+
+        Rows without any term, and such as say the same as the row before, are left out.
+        """
         labels = self.label[rows.labels]
         nothing = self.zero[labels]
         if rows.settled and not nothing.any() and (labels == rows.labels).all():
             return rows
+        labels[nothing] = len(self.label) - 1
+        kept: NDArray[np.bool_] = np.asarray(~nothing.all(1))
         factors = np.where(nothing, 0.0, rows.factors)
-        empty = nothing.all(1)
+        kept[1:] &= ((labels[1:] != labels[:-1]) | (factors[1:] != factors[:-1])).any(1)
         some = Rows(labels, factors)
-        return merged(some.taken(~empty) if empty.any() else some)
+        return merged(some if kept.all() else some.taken(kept))
 
     def _join(self, a: Ints, b: Ints) -> None:
         """Put equal unknowns into one class, named by its first member."""

@@ -190,6 +190,8 @@ class _Families:
 
     def found(self) -> list[Found]:
         """Return all families, in the order of the weights."""
+        if not self.moving:
+            return []
         sign = np.zeros(len(self.solution.label), np.uint64)
         used, seen = self._used(), np.zeros(len(sign), bool)
         with np.errstate(over="ignore"):

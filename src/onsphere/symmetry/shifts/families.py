@@ -152,7 +152,7 @@ class _Families:
     def __init__(self, solution: Solution) -> None:
         self.solution = solution
         self.blocks = solution.unknowns.blocks
-        self.starts = np.array([b.start for b in self.blocks])
+        self._block_of_image = self._blocks_of_images()
         self.moving = [
             (k, solution.terms(b.index())) for k, b in enumerate(self.blocks)
             if isinstance(b.of, Weight) and not solution.zero[b.start : b.start + b.size].all()
@@ -166,23 +166,32 @@ class _Families:
         for k, b in enumerate(self.blocks):
             if not isinstance(b.of, Image) or not b.of.words:
                 continue
-            index = b.index()
-            if not self.solution.zero[index].all():
-                sources = index if k in self.solution.inverted else np.unique(b.of.rows)
-                yield k, self.solution.terms(sources)
+            if not self.solution.zero[b.start : b.start + b.size].all():
+                yield k, self.solution.terms(self.solution.sources(k))
+
+    def _blocks_of_images(self) -> Ints:
+        """Return of each class the block of the image in it, or -1."""
+        solution = self.solution
+        starts = np.array([b.start for b in self.blocks])
+        found = np.full(len(solution.image), -1)
+        some = np.flatnonzero(solution.image >= 0)
+        numbers = solution.image[some]
+        found[some] = np.searchsorted(starts, numbers, "right") - 1
+        for k in solution.inverted:
+            image = self.blocks[k].of
+            assert isinstance(image, Image)
+            found[some[np.isin(numbers, image.rows)]] = k
+        return found
 
     def _image_of(self, labels: Ints) -> Ints:
         """Return of each class the block of the image in it, or -1."""
-        numbers = self.solution.image[labels]
-        found = np.searchsorted(self.starts, np.maximum(numbers, 0), "right") - 1
-        for k in self.solution.inverted:
-            image = self.blocks[k].of
-            assert isinstance(image, Image)
-            found = np.where(np.isin(numbers, image.rows), k, found)
-        return np.where(numbers >= 0, found, -1)
+        found: Ints = self._block_of_image[labels]
+        return found
 
     def found(self) -> list[Found]:
         """Return all families, in the order of the weights."""
+        if not self.moving:
+            return []
         sign = np.zeros(len(self.solution.label), np.uint64)
         used, seen = self._used(), np.zeros(len(sign), bool)
         with np.errstate(over="ignore"):
@@ -300,20 +309,17 @@ class _Families:
     ) -> Iterable[ShiftMove]:
         of, shape = self.blocks[block].of, self.blocks[block].shape
         assert isinstance(of, Weight)
-        makers = self._image_of(terms.labels.ravel()).reshape(terms.labels.shape)
-        for slot in range(terms.labels.shape[1]):
-            factors = terms.factors[:, slot]
-            own = np.where((factors != 0) & (makers[:, slot] < 0), place[terms.labels[:, slot]], -1)
+        held, makers = terms.factors != 0, self._image_of(terms.labels)
+        amounts = np.where(held & (makers < 0), place[terms.labels], -1)
+        for slot in np.flatnonzero((amounts >= 0).any(0)).tolist():
+            factors, own = terms.factors[:, slot], amounts[:, slot]
             for factor in np.unique(factors[own >= 0]).tolist():
-                places = np.where(factors == factor, own, -1).reshape(shape)
-                yield _move(of, factor, places, "")
-            here = makers[:, slot] >= 0
-            for maker in (
-                np.unique(makers[here & (factors != 0), slot]).tolist() if here.any() else ()
-            ):
-                if maker not in words:
-                    continue
-                here = (makers[:, slot] == maker) & (factors != 0)
+                yield _move(of, factor, np.where(factors == factor, own, -1).reshape(shape), "")
+        mapped = held & np.isin(makers, [*words])
+        for slot in np.flatnonzero(mapped.any(0)).tolist():
+            factors, own = terms.factors[:, slot], makers[:, slot]
+            for maker in np.unique(own[mapped[:, slot]]).tolist():
+                here = (own == maker) & held[:, slot]
                 for factor in np.unique(factors[here]).tolist():
                     places = np.where(here & (factors == factor), 0, -1).reshape(shape)
                     yield _move(of, factor, places, words[maker])

@@ -11,11 +11,15 @@ Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 TINY = 1e-9
 """Factors below this are 0."""
+_FEW_TERMS = 8
+"""Up to how many terms are sorted by exchanges."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Sums of unknowns, padded with 0 times the first one.
+
+    Where there are many, they are stored term by term: few terms are faster to go through so.
 
     Args:
         labels: of the unknowns, by row and term.
@@ -32,7 +36,8 @@ class Rows:
 
     def taken(self, which: Any) -> "Rows":
         """Return some of the rows."""
-        return Rows(self.labels[which], self.factors[which], self.settled)
+        at = np.arange(len(self))[which]
+        return Rows(self.labels.T.take(at, 1).T, self.factors.T.take(at, 1).T, self.settled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +80,7 @@ def leaves(
         shy: maps; where a row holds one of these, a sum follows the weights and not the reverse.
     """
     counts = rows.factors != 0
-    degree = np.bincount(rows.labels[counts], minlength=len(score))
+    degree = np.bincount(rows.labels.T[counts.T], minlength=len(score))
     alone = counts & (degree[rows.labels] == 1)
     named = alone & idle[rows.labels]
     if named.any():
@@ -93,10 +98,23 @@ def leaves(
 
 def distinct(rows: Rows) -> Rows:
     """Drop rows that say the same as others."""
-    labels, factors = _ordered(rows.labels, rows.factors, rows.labels)
+    counts = rows.factors != 0
+    degree = np.bincount(rows.labels.T[counts.T])
+    kept = (counts & (degree[rows.labels] == 1)).any(1)
+    others = np.flatnonzero(~kept)
+    if not len(others):
+        return rows
+    kept[others[_first_of_each(_signs(rows.taken(others)))]] = True
+    return rows.taken(kept)
+
+
+def _signs(rows: Rows) -> Numbers:
+    """Return the same for rows that say the same."""
+    own = np.where(rows.factors == 0, -1, rows.labels)
+    labels, factors = _ordered(own, rows.factors, own)
     first = factors[np.arange(len(rows)), (factors != 0).argmax(1)][:, None]
-    signs = np.concatenate([np.where(factors == 0, -1, labels), factors / first], 1)
-    return rows.taken(np.sort(_first_of_each(signs.round(9))))
+    signs: Numbers = np.concatenate([labels, factors / first], 1).round(9)
+    return signs
 
 
 def _first_of_each(table: Numbers) -> Ints:
@@ -108,6 +126,19 @@ def _first_of_each(table: Numbers) -> Ints:
     if (table == table[first[kind.reshape(-1)]]).all():
         return first
     return np.unique(table, axis=0, return_index=True)[1]
+
+
+def distinct_numbers(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Return the different ones of some numbers, sorted."""
+    flat = numbers.ravel()
+    if not flat.size:
+        return flat
+    first, last = int(flat.min()), int(flat.max())
+    if last - first > 8 * flat.size:
+        return np.unique(flat)
+    met = np.zeros(last - first + 1, bool)
+    met[flat - first] = True
+    return np.flatnonzero(met) + first
 
 
 def read_off(rounds: Sequence[tuple[Ints, Rows]], count: int) -> Pivots:
@@ -158,6 +189,15 @@ def merged(rows: Rows) -> Rows:
 
 def _ordered(labels: Ints, factors: Numbers, key: NDArray[Any]) -> tuple[Ints, Numbers]:
     """Sort the terms of each row by a key."""
-    row = np.arange(len(labels))[:, None]
-    order = np.argsort(key, axis=1, kind="stable")
-    return labels[row, order], factors[row, order]
+    if labels.shape[1] > _FEW_TERMS:
+        order = np.argsort(key, axis=1, kind="stable")
+        return np.take_along_axis(labels, order, 1), np.take_along_axis(factors, order, 1)
+    tables = [np.array(t, order="F") for t in (key, labels, factors)]
+    for last in range(labels.shape[1] - 1, 0, -1):
+        for k in range(last):
+            swapped = np.flatnonzero(tables[0][:, k] > tables[0][:, k + 1])
+            for table in tables if len(swapped) else ():
+                later = table[swapped, k + 1]
+                table[swapped, k + 1] = table[swapped, k]
+                table[swapped, k] = later
+    return tables[1], tables[2]

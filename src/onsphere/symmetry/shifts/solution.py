@@ -9,8 +9,9 @@ An image (``W @ v``) follows its sources, so it can be no pivot: where nothing e
 its sources must not move. An image that multiplies entry by entry may be read the other way round.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Unknowns, Weight
+from onsphere.symmetry.exact.shifts.unknowns import Image, Unknowns, Weight
+from onsphere.symmetry.exact.units.fields import Index
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Form
 from onsphere.symmetry.shifts.rows import (
     TINY,
     Pivots,
     Rows,
     distinct,
+    distinct_numbers,
     leaves,
     merged,
     read_off,
@@ -75,64 +78,66 @@ class Solution:
             found.factors[moved] = self.pivots.rows.factors[at[moved]]
         return found
 
+    def sources(self, number: int) -> Ints:
+        """Return the unknowns that an image is read off, by the number of its block."""
+        block = self.unknowns.blocks[number]
+        assert isinstance(block.of, Image)
+        if number in self.inverted:
+            return block.index().ravel().astype(np.int64)
+        found: Ints = distinct_numbers(block.of.rows)
+        return found
+
 
 def solved(unknowns: Unknowns) -> Solution:
     """Solve the demands on shifts."""
     return _Solver(unknowns).solution()
 
 
+@dataclass(frozen=True, eq=False)
+class _LiveImage:
+    """An image in the numbers of the solver.
+
+    Args:
+        number: of its block.
+        of: what it is made of.
+        own: its unknowns.
+        rows: its sources, as in ``of``.
+    """
+
+    number: int
+    of: Image
+    own: Ints
+    rows: Ints
+
+
 class _Solver:
-    """Demands become fewer until nothing changes any more."""
+    """Demands become fewer until nothing changes any more.
+
+    Unknowns that must not move anyway are left out from the start: those that are left are numbered
+    anew, and the last number stands for all others.
+    """
 
     def __init__(self, unknowns: Unknowns) -> None:
         self.unknowns = unknowns
-        count = unknowns.count
+        rank = _preferences(unknowns)
+        self.live = np.flatnonzero(~_stopped(unknowns, rank))
+        count = len(self.live)
+        place = np.full(unknowns.count + 1, count)
+        place[self.live] = np.arange(count)
+        self.rank = np.append(rank[self.live], 0)
         self.zero = np.zeros(count + 1, bool)
-        self.zero[-1] = True  # NOTHING
+        self.zero[-1] = True
         self.label = np.arange(count + 1)
         self.inverted: set[int] = set()
         self.circular: set[int] = set()
         self.images = [
-            (k, b, b.of) for k, b in enumerate(unknowns.blocks) if isinstance(b.of, Image)
-        ]
-        by_map: defaultdict[Hashable, list[Block]] = defaultdict(list)
-        for _, b, image in self.images:
-            if image.words:
-                by_map[image.map].append(b)
-        self.alike = [some for some in by_map.values() if len(some) > 1]
+            _LiveImage(k, b.of, place[b.start : b.start + b.size], place[b.of.rows])
+            for k, b in enumerate(unknowns.blocks) if isinstance(b.of, Image)
+        ]  # fmt: skip
         self.is_image, self.is_bundle = (np.zeros(count + 1, bool) for _ in range(2))
-        for _, b, image in self.images:
-            (self.is_image if image.words else self.is_bundle)[b.start : b.start + b.size] = True
-        self.rank = _preferences(unknowns)
-        self._leave_out()
-        for index in unknowns.zeros:
-            self.zero[index] = True
-        self.rows = [
-            Rows(
-                index.T.astype(np.int64) % (count + 1),
-                np.broadcast_to(np.array([float(c) for c in factors]), index.T.shape).copy(),
-            )
-            for factors, index in unknowns.sums
-        ]
-
-    def _leave_out(self) -> None:
-        """Let nothing move that no operation took up, or that is said in another way."""
-        seen = self.rank > 0
-        ways: dict[str, set[str]] = {}
-        for b in self.unknowns.blocks:
-            if isinstance(b.of, Weight):
-                ways.setdefault(b.of.name, set()).add(b.of.way)
-        for b in self.unknowns.blocks:
-            if not isinstance(b.of, Weight):
-                continue
-            own = slice(b.start, b.start + b.size)
-            self.zero[own] |= ~seen[own]
-            name, way = b.of.name, b.of.way
-            kept = {"slices"} if name in self.unknowns.mixed else {"slices", "common"}
-            whole = name not in self.unknowns.mixed | self.unknowns.looked_up
-            if whole and "entries" in ways[name]:
-                kept = {"entries"}
-            self.zero[own] |= way not in kept
+        for image in self.images:
+            (self.is_image if image.of.words else self.is_bundle)[image.own] = True
+        self.rows = [Rows(place[index].T, factors.T) for factors, index in _by_width(unknowns.sums)]
 
     def solution(self) -> Solution:
         """Return what is left."""
@@ -141,26 +146,47 @@ class _Solver:
             pivots = self._peeled()
             if pivots is None:
                 continue
-            image = self._images_of_classes()
-            found = Solution(self.unknowns, self.zero, self.label, pivots, image, self.inverted)
+            found = self._of_all_unknowns(pivots)
             circle = {*self._circle(found)}
             if not circle:
                 return found
             if circle <= self.circular:
-                for k in circle:
-                    self._stop_sources(self.unknowns.blocks[k])
+                self._stop_sources(circle)
             self.circular |= circle
+
+    def _of_all_unknowns(self, pivots: Pivots) -> Solution:
+        """Return what is left, in numbers of all unknowns."""
+        count, live = self.unknowns.count + 1, np.append(self.live, self.unknowns.count)
+        zero, label, image = np.ones(count, bool), np.arange(count), np.full(count, -1)
+        zero[live] = self.zero
+        label[live] = live[self.label]
+        found = self._images_of_classes()
+        image[live] = np.where(found < 0, -1, live[found])
+        rows = Rows(live[pivots.rows.labels], pivots.rows.factors)
+        named = Pivots(live[pivots.labels], rows)
+        return Solution(self.unknowns, zero, label, named, image, self.inverted)
 
     # --- zeros and equals ------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        while self._reduce() | self._follow_images() | self._equate_images():
-            pass
+        """Settle all demands, short ones first: of the long ones many say nothing more then."""
+        while True:
+            while self._reduce(2) | self._follow_images() | self._equate_images():
+                pass
+            if not self._reduce():
+                return
 
-    def _reduce(self) -> bool:
-        """Merge what is equal, and drop what is 0; return whether anything changed."""
+    def _reduce(self, most: float = math.inf) -> bool:
+        """Merge what is equal, and drop what is 0; return whether anything changed.
+
+        Args:
+            most: how many terms demands have at most.
+        """
         changed, kept, pairs = False, [], []
         for rows in self.rows:
+            if rows.labels.shape[1] > most:
+                kept.append(rows)
+                continue
             rows = self._normal(rows)
             count = (rows.factors != 0).sum(1)
             single = count == 1
@@ -172,7 +198,7 @@ class _Solver:
                 pairs.append(rows.labels[equal, :2])
             left = (count > 2) | ((count == 2) & ~equal)
             if left.any():
-                kept.append(rows.taken(left))
+                kept.append(rows if left.all() else rows.taken(left))
         self.rows = kept
         if pairs:
             self._join(*np.concatenate(pairs).T)
@@ -180,11 +206,20 @@ class _Solver:
         return changed or bool(pairs)
 
     def _normal(self, rows: Rows) -> Rows:
-        """Write rows with one term for each class, those that count first."""
-        labels, nothing = self.label[rows.labels], self.zero[rows.labels]
+        """Write rows with one term for each class, those that count first.
+
+        Rows without any term, and such as say the same as the row before, are left out.
+        """
+        labels = self.label[rows.labels]
+        nothing = self.zero[labels]
         if rows.settled and not nothing.any() and (labels == rows.labels).all():
             return rows
-        return merged(Rows(labels, np.where(self.zero[labels], 0.0, rows.factors)))
+        labels[nothing] = len(self.label) - 1
+        kept: NDArray[np.bool_] = np.asarray(~nothing.all(1))
+        factors = np.where(nothing, 0.0, rows.factors)
+        kept[1:] &= ((labels[1:] != labels[:-1]) | (factors[1:] != factors[:-1])).any(1)
+        some = Rows(labels, factors)
+        return merged(some if kept.all() else some.taken(kept))
 
     def _join(self, a: Ints, b: Ints) -> None:
         """Put equal unknowns into one class, named by its first member."""
@@ -211,43 +246,58 @@ class _Solver:
     def _follow_images(self) -> bool:
         """Let images of nothing vanish, and sources of vanishing images; say if any did."""
         before = int(self.zero.sum())
-        for k, b, image in reversed(self.images):
-            own = slice(b.start, b.start + b.size)
-            still: NDArray[np.bool_] = np.asarray(self.zero[image.rows].all(1))
-            if k in self.inverted:
-                self.zero[image.rows[image.row, 0]] |= self.zero[own]
-                still = np.asarray(self.zero[image.rows].all(1))
-            self.zero[own] |= still[image.row]
-            stopped = self.zero[own] & ~still[image.row]
+        for image in reversed(self.images):
+            own, rows, row = image.own, image.rows, image.of.row
+            still: NDArray[np.bool_] = np.asarray(self.zero[rows].all(1))
+            if image.number in self.inverted:
+                self.zero[rows[row, 0]] |= self.zero[own]
+                still = np.asarray(self.zero[rows].all(1))
+            self.zero[own] |= still[row]
+            stopped = self.zero[own] & ~still[row]
             if stopped.any():
-                self.zero[image.rows[np.unique(image.row[stopped])]] = True
+                self.zero[rows[distinct_numbers(row[stopped])]] = True
         self._spread_zeros()
+        self._forget_images_of_nothing()
         return int(self.zero.sum()) > before
+
+    def _forget_images_of_nothing(self) -> None:
+        self.images = [
+            image for image in self.images
+            if not (self.zero[image.own].all() and self.zero[image.rows].all())
+        ]  # fmt: skip
+
+    def _alike(self) -> list[list[_LiveImage]]:
+        """Return the images of each map that stands for several."""
+        by_map: defaultdict[Hashable, list[_LiveImage]] = defaultdict(list)
+        for image in self.images:
+            if image.of.words:
+                by_map[image.of.map].append(image)
+        return [some for some in by_map.values() if len(some) > 1]
 
     def _equate_images(self) -> bool:
         """Join images of one map whose sources turned out equal; say if any were apart."""
         changed = False
-        for some in self.alike:
-            first: dict[bytes, Block] = {}
-            for b in some:
-                assert isinstance(b.of, Image)
-                sources = np.where(self.zero[b.of.rows], -1, self.label[b.of.rows])
-                twin = first.setdefault(sources.tobytes(), b)
-                one, other = (np.arange(x.start, x.start + x.size) for x in (twin, b))
-                if (self.label[one] != self.label[other]).any():
-                    self._join(one, other)
+        for some in self._alike():
+            first: dict[bytes, Ints] = {}
+            for image in some:
+                sources = np.where(self.zero[image.rows], -1, self.label[image.rows])
+                twin = first.setdefault(sources.tobytes(), image.own)
+                if (self.label[twin] != self.label[image.own]).any():
+                    self._join(twin, image.own)
                     self._spread_zeros()
                     changed = True
         return changed
 
-    def _stop_sources(self, block: Block) -> None:
-        assert isinstance(block.of, Image)
-        self.zero[block.of.rows] = True
+    def _stop_sources(self, numbers: Collection[int]) -> None:
+        """Let vanish what some images depend on."""
+        for image in self.images:
+            if image.number in numbers:
+                self.zero[image.rows] = True
         self._spread_zeros()
 
-    def _stop(self, labels: Iterable[int]) -> None:
+    def _stop(self, labels: Ints) -> None:
         """Let classes vanish."""
-        self.zero[np.fromiter(labels, np.int64)] = True
+        self.zero[labels] = True
         self._spread_zeros()
 
     # --- images ----------------------------------------------------------------------------------
@@ -262,30 +312,30 @@ class _Solver:
     def _follows(self) -> NDArray[np.bool_]:
         """Return which unknowns follow others by a map."""
         found = self.is_image.copy()
-        for k in self.inverted:
-            b = self.unknowns.blocks[k]
-            found[b.start : b.start + b.size] = False
-            assert isinstance(b.of, Image)
-            found[b.of.rows.ravel()] = True
+        for image in self.images:
+            if image.number in self.inverted:
+                found[image.own] = False
+                found[image.rows.ravel()] = True
+        found[-1] = False
         return found
 
     def _twins(self) -> NDArray[np.bool_]:
         """Return which images come to the same as others by the same map."""
-        found = np.zeros(len(self.label), bool)
-        for some in self.alike:
-            seen: set[int] = set()
-            for b in some:
-                own = np.arange(b.start, b.start + b.size)
-                labels = self.label[own].tolist()
-                found[own] = [x in seen for x in labels]
-                seen.update(labels)
+        found, seen = (np.zeros(len(self.label), bool) for _ in range(2))
+        for some in self._alike():
+            for image in some:
+                labels = self.label[image.own]
+                found[image.own] = seen[labels]
+                seen[labels] = True
+            for image in some:
+                seen[self.label[image.own]] = False
         return found
 
     def _sources_of_maps(self) -> NDArray[np.bool_]:
         """Return the classes that images depend on."""
         found = np.zeros(len(self.label), bool)
-        for _, b, image in self.images:
-            if image.words and not self.zero[b.start : b.start + b.size].all():
+        for image in self.images:
+            if image.of.words and not self.zero[image.own].all():
                 found[self.label[image.rows]] = True
         return found
 
@@ -305,7 +355,7 @@ class _Solver:
         tied = np.union1d(self.label[tied], self.label[np.flatnonzero(bundles & used[self.label])])
         if len(twice) and self._inverts(twice):
             twice = twice[:0]
-        self._stop([*twice.tolist(), *tied.tolist()])
+        self._stop(np.concatenate([twice, tied]))
         return bool(len(twice) or len(tied))
 
     def _inverts(self, labels: Ints) -> bool:
@@ -313,31 +363,40 @@ class _Solver:
         wanted = np.zeros(len(self.label), bool)
         wanted[labels] = True
         before = len(self.inverted)
-        for k, b, image in self.images:
-            own = self.label[b.start : b.start + b.size]
-            new = image.by_entry and k not in self.inverted
-            if new and wanted[own].any() and not self.zero[own].any() and self._may_invert(k):
-                self.inverted.add(k)
+        alone: NDArray[np.bool_] | None = None
+        for image in self.images:
+            if not image.of.by_entry or image.number in self.inverted:
+                continue
+            own = self.label[image.own]
+            if not wanted[own].any() or self.zero[own].any():
+                continue
+            alone = self._used_by_one_image() if alone is None else alone
+            if self._may_invert(image, alone):
+                self.inverted.add(image.number)
         return len(self.inverted) > before
 
-    def _may_invert(self, number: int) -> bool:
-        block = self.unknowns.blocks[number]
-        image = block.of
-        assert isinstance(image, Image)
-        if not image.by_entry or len(image.row) != len(np.unique(image.row)):
+    def _used_by_one_image(self) -> NDArray[np.bool_]:
+        """Return the classes of one unknown that one image depends on, and nothing else."""
+        found: NDArray[np.bool_] = np.bincount(self.label, minlength=len(self.label)) == 1
+        user = np.full(len(self.label), -1)
+        for image in self.images:
+            labels = self.label[image.rows]
+            others = labels[(user[labels] >= 0) & (user[labels] != image.number)]
+            found[others] = False
+            user[labels] = image.number
+        for rows in self.rows:
+            found[rows.labels[rows.factors != 0]] = False
+        return found
+
+    def _may_invert(self, image: _LiveImage, alone: NDArray[np.bool_]) -> bool:
+        """Return whether the sources of an image can follow it, given what only it depends on."""
+        if len(image.of.row) != len(distinct_numbers(image.of.row)):
             return False
         sources = image.rows.ravel()
         labels = self.label[sources]
-        if len(np.unique(labels)) < len(labels) or self._follows()[sources].any():
+        if not alone[labels].all() or len(distinct_numbers(labels)) < len(labels):
             return False
-        alone = np.bincount(self.label, minlength=len(self.label))[labels] == 1
-        used = np.zeros(len(self.label), bool)
-        for rows in self.rows:
-            used[rows.labels[rows.factors != 0]] = True
-        for k, _, other in self.images:
-            if k != number:
-                used[self.label[other.rows.ravel()]] = True
-        return bool((alone & ~used[labels]).all())
+        return not self._follows()[sources].any()
 
     # --- pivots ----------------------------------------------------------------------------------
 
@@ -352,9 +411,9 @@ class _Solver:
         score[image] = -1
         idle = (score == 0) & ~self._sources_of_maps()
         shy = np.zeros(len(score), bool)  # weights do not follow what may come from themselves
-        for k in self.circular:
-            b = self.unknowns.blocks[k]
-            shy[self.label[b.start : b.start + b.size]] = True
+        for i in self.images:
+            if i.number in self.circular:
+                shy[self.label[i.own]] = True
         rows = stacked([self._normal(r) for r in self.rows])
         rounds: list[tuple[Ints, Rows]] = []
         while len(rows):
@@ -385,7 +444,7 @@ class _Solver:
             which = only.all(1) if only.all(1).any() else np.ones(len(rows), bool)
             labels = rows.labels[which][counts[which]]
             if not self._inverts(labels):
-                self._stop(labels.tolist())
+                self._stop(labels)
             return None
         labels = np.unique(rows.labels[counts])
         order = sorted(labels.tolist(), key=lambda x: (not image[x], self.rank[x], x))
@@ -401,7 +460,7 @@ class _Solver:
         bad = [[order[p], *(order[k] for k in rest)] for p, rest in found if image[order[p]]]
         bad += [[order[p]] for p, rest in found if not rest]
         if bad:
-            self._stop(x for some in bad for x in some)
+            self._stop(np.array([x for some in bad for x in some]))
             return None
         wide = max(len(rest) for _, rest in found)
         out = Rows(np.zeros((len(found), wide), np.int64), np.zeros((len(found), wide)))
@@ -414,15 +473,13 @@ class _Solver:
         """Return images that would have to be known before they are."""
         starts = np.array([b.start for b in self.unknowns.blocks])
         needs: dict[int, set[int]] = {}
-        for k, b, image in self.images:
-            own = np.arange(b.start, b.start + b.size)
-            if self.zero[own].all() or not image.words:
+        for image in self.images:
+            if self.zero[image.own].all() or not image.of.words:
                 continue
-            sources = own if k in self.inverted else np.unique(image.rows)
-            terms = found.terms(sources)
-            labels = np.unique(terms.labels[terms.factors != 0])
-            numbers = found.image[labels]
-            numbers = numbers[numbers >= 0]
+            k = image.number
+            terms = found.terms(found.sources(k))
+            numbers = found.image[terms.labels[terms.factors != 0]]
+            numbers = distinct_numbers(numbers[numbers >= 0])
             blocks = np.searchsorted(starts, numbers, "right") - 1
             needs[k] = {self._maker(int(x), int(n)) for x, n in zip(blocks, numbers, strict=True)}
         return _in_circles(needs)
@@ -438,10 +495,49 @@ class _Solver:
         )
 
 
+def _stopped(unknowns: Unknowns, rank: Ints) -> NDArray[np.bool_]:
+    """Return what must not move, or that no operation took up, or that is said in another way."""
+    found = np.zeros(unknowns.count + 1, bool)
+    found[-1] = True  # NOTHING
+    for index in unknowns.zeros:
+        found[index] = True
+    ways: dict[str, set[str]] = {}
+    for b in unknowns.blocks:
+        if isinstance(b.of, Weight):
+            ways.setdefault(b.of.name, set()).add(b.of.way)
+    for b in unknowns.blocks:
+        if not isinstance(b.of, Weight):
+            continue
+        own = slice(b.start, b.start + b.size)
+        found[own] |= rank[own] <= 0
+        name, way = b.of.name, b.of.way
+        kept = {"slices"} if name in unknowns.mixed else {"slices", "common"}
+        whole = name not in unknowns.mixed | unknowns.looked_up
+        if whole and "entries" in ways[name]:
+            kept = {"entries"}
+        found[own] |= way not in kept
+    return found
+
+
+def _by_width(
+    sums: Iterable[tuple[Sequence[Fraction], Index]],
+) -> Iterator[tuple[Numbers, Index]]:
+    """Yield demands of as many terms together: their factors and unknowns by term and row."""
+    some: defaultdict[int, list[tuple[Numbers, Index]]] = defaultdict(list)
+    for coefficients, index in sums:
+        factors = np.array([[float(c)] for c in coefficients]).repeat(index.shape[1], 1)
+        some[len(index)].append((factors, index))
+    for group in some.values():
+        yield np.concatenate([f for f, _ in group], 1), np.concatenate([i for _, i in group], 1)
+
+
 def _preferences(unknowns: Unknowns) -> Ints:
     """Say what rather follows others: running means, then weights used late, and never maps."""
     found = np.zeros(unknowns.count + 1, np.int64)
-    for place, index in reversed([*enumerate(unknowns.seen)]):
+    first: dict[int, tuple[int, Index]] = {}
+    for place, index in enumerate(unknowns.seen):
+        first.setdefault(id(index), (place, index))
+    for place, index in reversed(first.values()):
         found[index] = 1 + place  # of the first operation that takes it up
     for b in unknowns.blocks:
         own = slice(b.start, b.start + b.size)

@@ -319,13 +319,17 @@ class _Filters:
         self.out = weight.shape[1] if transposed else weight.shape[0] // groups
 
     def sources(self, a: Index) -> Index:
-        """Bring channels into the axes of the result, and one more for those of a group."""
+        """Bring channels into the axes of the result, and one more for those of a group.
+
+        All filters of a single group have the same sources: the axis of channels has size 1 then.
+        """
         a = padded(a, self.given.ndim)
         batch = a.shape[: -self.space - 1]
         a = np.broadcast_to(a, (*batch, self.groups * self.per, *([1] * self.space)))
         a = a.reshape(*batch, self.groups, 1, self.per)
-        a = np.broadcast_to(a, (*batch, self.groups, self.out, self.per))
-        return a.reshape(*batch, self.groups * self.out, *([1] * self.space), self.per)
+        out = self.out if self.groups > 1 else 1
+        a = np.broadcast_to(a, (*batch, self.groups, out, self.per))
+        return a.reshape(*batch, self.groups * out, *([1] * self.space), self.per)
 
     def evaluate(self, given: Numbers) -> Numbers:
         """Return what the filters make of numbers."""

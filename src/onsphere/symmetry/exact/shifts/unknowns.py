@@ -175,8 +175,9 @@ class Unknowns:
         ndim = len(shape)
         shape[axis] = 1
         last = [(c, np.moveaxis(padded(i, ndim), axis, -1)) for c, i in here]
-        block, new = self.block(("common", *_key(last)), shape)
-        common = block.index().reshape(shape)
+        runs = _runs([i for _, i in here], shape)
+        block, new = self.block(("common", *_key(last)), runs.shape)
+        common = runs.spread(block.index())
         if new:
             self._demand([*here, (Fraction(-1), common)])
         return Fields((*rest, (Fraction(1), common)))
@@ -186,8 +187,10 @@ class Unknowns:
         if len(fields.terms) == 1 and fields.terms[0][0] == 1:
             return fields.terms[0][1]
         shape = np.broadcast_shapes(*(i.shape for _, i in fields.terms))
-        block, new = self.block(("total", *_key(fields.terms)), shape)
-        index = block.index().reshape(shape)
+        within_limit(math.prod(shape))
+        runs = _runs([i for _, i in fields.terms], shape)
+        block, new = self.block(("total", *_key(fields.terms)), runs.shape)
+        index = runs.spread(block.index())
         if new:
             self._demand([*fields.terms, (Fraction(-1), index)])
         return index
@@ -198,7 +201,7 @@ class Unknowns:
             return
         shape = np.broadcast_shapes(*(i.shape for _, i in terms))
         within_limit(math.prod(shape))
-        index = np.stack([np.broadcast_to(i, shape).ravel() for _, i in terms])
+        index = _without_repeats([i for _, i in terms], shape)
         coefficients = tuple(c for c, _ in terms)
         key = (coefficients, blake2b(index.tobytes()).digest())
         if key not in self._demanded:
@@ -237,9 +240,11 @@ class Unknowns:
         shape = sources.shape[:-1]
         if math.prod(shape) > MOST_BUNDLES:
             raise TooLargeError
-        rows, row = _rows(sources, shape)
-        told = ("bundle", *(n for n in shape if n > 1), rows.shape, _digest(rows))
-        return self.block(told, shape, Image(rows, row))[0].index().reshape(shape)
+        runs = _runs([sources], shape, inner=1)
+        rows, row = _rows(sources[np.ix_(*runs.starts)], runs.shape)
+        told = ("bundle", *(n for n in runs.shape if n > 1), rows.shape, _digest(rows))
+        block, _ = self.block(told, runs.shape, Image(rows, row))
+        return runs.spread(block.index().reshape(runs.shape))
 
 
 def _rows(sources: Index, shape: Sequence[int]) -> tuple[Index, NDArray[np.int64]]:
@@ -247,6 +252,68 @@ def _rows(sources: Index, shape: Sequence[int]) -> tuple[Index, NDArray[np.int64
     rows = np.ascontiguousarray(sources.reshape(-1, sources.shape[-1]))
     number = np.arange(len(rows)).reshape(sources.shape[:-1])
     return rows, np.broadcast_to(number, tuple(shape)).ravel().copy()
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Which slices along each axis of some arrays differ from the ones before them.
+
+    Args:
+        starts: along each axis, where slices begin that look alike.
+        lengths: how many of them there are each time.
+    """
+
+    starts: Sequence[NDArray[np.int64]]
+    lengths: Sequence[NDArray[np.int64]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """How many runs there are along each axis."""
+        return tuple(len(s) for s in self.starts)
+
+    def first_of_each(self, array: Index) -> Index:
+        """Return the entries where runs begin; axes of size 1 stay."""
+        for a in range(array.ndim):
+            starts = self.starts[a - array.ndim]
+            if len(starts) < array.shape[a]:
+                array = array.take(starts, a)
+        return array
+
+    def spread(self, array: Index) -> Index:
+        """Repeat what there is of each run."""
+        for a, lengths in enumerate(self.lengths):
+            if (lengths > 1).any():
+                array = array.repeat(lengths, a)
+        return array
+
+
+def _runs(arrays: Sequence[Index], shape: Sequence[int], inner: int = 0) -> _Runs:
+    """Find slices that repeat the one before them in all arrays, along each axis of a shape.
+
+    Args:
+        arrays: broadcast to the shape.
+        shape: common to all.
+        inner: how many more axes the arrays have behind those of the shape.
+    """
+    ndim = len(shape) + inner
+    starts = []
+    for a, size in enumerate(shape):
+        differs = np.ones(size, bool)
+        differs[1:] = False
+        for array in arrays if size > 1 else ():
+            if varies(array, a - ndim):
+                rows = np.moveaxis(array, a - ndim, 0)
+                differs[1:] |= (rows[1:] != rows[:-1]).any(tuple(range(1, rows.ndim)))
+        starts.append(np.flatnonzero(differs))
+    lengths = [np.diff(s, append=n) for s, n in zip(starts, shape, strict=True)]
+    return _Runs(starts, lengths)
+
+
+def _without_repeats(arrays: Sequence[Index], shape: Sequence[int]) -> Index:
+    """Return what stands together at each place, by array and place, without runs of the same."""
+    runs = _runs(arrays, shape)
+    firsts = [runs.first_of_each(i) for i in arrays]
+    return np.stack([np.broadcast_to(i, runs.shape).ravel() for i in firsts])
 
 
 def _key(terms: Sequence[tuple[Fraction, Index]]) -> tuple[Hashable, ...]:

@@ -3,6 +3,9 @@
 With certificates: networks of torchvision and timm at random weights, GPT-2 small, a small MLP.
 Without memory: decoders of 7 and 70 billion weights, by their configuration. Every audit runs in
 a process of its own, whose peak memory stands beside the time; imports are not counted.
+
+`python -m benchmarks.audit_time --timm [NAME ...]` audits a network of each module of timm without
+memory, on one core and in one process, the slowest first.
 """
 
 import argparse
@@ -11,15 +14,19 @@ import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.atlas.timm_networks import LARGER, NETWORKS
+
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 REPEATS = 3
+MOST = 3.0
+"""Seconds of one core that a network of timm is to take without memory."""
 
 
 def mlp() -> Built:
@@ -92,11 +99,40 @@ def measured(name: str) -> tuple[float, float, float]:
     return seconds, used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def of_every_module(names: Sequence[str]) -> None:
+    """Print the seconds of processors that networks of timm take without memory."""
+    from onsphere import audit
+    from onsphere.models.load import load
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    seconds, failed = {}, {}
+    for name in names:
+        try:
+            target = load(f"timm:{name}", size="full")
+            start = time.process_time()
+            audit(target.model, target.args, target.kwargs, output=target.output)
+            seconds[name] = time.process_time() - start
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    print("| network | seconds of one core |\n|---|---|")
+    for name in sorted(seconds, key=lambda n: -seconds[n]):
+        print(f"| {name} | {seconds[name]:.1f} |")
+    print(f"\n{sum(s < MOST for s in seconds.values())} of {len(names)} under {MOST:.0f} s; "
+          f"median {statistics.median(seconds.values()):.1f} s")  # fmt: skip
+    for name, why in failed.items():
+        print(f"{name} was not audited: {why}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--timm", action="store_true", help="every module of timm, without memory")
     chosen = parser.parse_args()
+    if chosen.timm:
+        of_every_module(chosen.names or (*NETWORKS, *LARGER))
+        return
     unknown = set(chosen.names) - set(MODELS)
     if unknown:
         parser.error(f"no such model: {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")

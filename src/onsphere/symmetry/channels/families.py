@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,11 +33,15 @@ from onsphere.symmetry.exact.units.linear_forms import (
     Form,
     Plain,
     Unit,
+    plain,
     sparse_basis,
 )
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
+_Look = tuple[int, bool, Fraction, Fraction]
+"""Of an unknown that moves: the number of its block, whether small constants or buffers know of it,
+how it is said to scale as one of a weight, and how it scales in all."""
 
 
 @on_gathered
@@ -178,10 +183,20 @@ class _Solution:
                 yield self._slices(block, exponent, np.sort(places[power == value])[None])
 
     def _of(self, kind: Kind) -> Iterator[Family]:
-        basis = self._basis(kind)
-        asked = bool(basis) and bool(self._asked[kind.members].any())
+        """Yield families, one for all vectors that look alike."""
+        basis = [v if v[min(v)] > 0 else {i: -c for i, c in v.items()} for v in self._basis(kind)]
+        asked: list[bool] = np.asarray(self._asked[kind.members].any(0)).tolist()
+        blocks = np.searchsorted(self._starts, kind.members[0], "right").tolist()
+        alike: defaultdict[tuple[_Look, ...], list[list[int]]] = defaultdict(list)
+        zero = Fraction(0)
         for v in basis:
-            yield self._family(kind, v, asked=asked)
+            whole = self._all_moved(kind, v) if any(asked) else {}
+            columns = sorted(v.keys() | whole.keys())
+            looks = [(blocks[i], asked[i], v.get(i, zero), whole.get(i, zero)) for i in columns]
+            alike[tuple(looks)].append(columns)
+        for look, some in alike.items():
+            members = kind.members[:, np.array(some)].swapaxes(0, 1)
+            yield self._family(members.reshape(-1, len(look)), look, asked=any(asked))
 
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""
@@ -232,40 +247,48 @@ class _Solution:
     def _blocks_of(self, numbers: Ints) -> list[Block]:
         return [self._blocks[i] for i in np.searchsorted(self._starts, numbers, "right") - 1]
 
-    def _family(self, kind: Kind, v: Form, *, asked: bool) -> Family:
-        if v[min(v)] < 0:
-            v = {i: -c for i, c in v.items()}
-        grouped: defaultdict[tuple[Block, Fraction], list[int]] = defaultdict(list)
-        moved = sorted(v.items())
-        blocks = self._blocks_of(kind.members[0][[i for i, _ in moved]])
-        for (i, c), block in zip(moved, blocks, strict=True):
-            grouped[block, c].append(i)
+    def _family(self, members: Ints, looks: Sequence[_Look], *, asked: bool) -> Family:
+        """Return a family, a channel for each row of unknowns.
+
+        Args:
+            members: unknowns that move, a row per channel.
+            looks: what there is to tell of each column.
+            asked: whether small constants or buffers know of any of them.
+        """
+        grouped: defaultdict[tuple[int, Fraction], list[int]] = defaultdict(list)
+        for i, (block, _, c, _) in enumerate(looks):
+            if c:
+                grouped[block, c].append(i)
         slices = tuple(
-            self._slices(block, c, kind.members[:, places])
+            self._slices(self._blocks[block - 1], c, members[:, places])
             for (block, c), places in grouped.items()
         )
-        count = len(kind.members)
+        count = len(members)
         if not asked:
             return Family(slices, count)
-        moved_there = self._moved(kind, v)
+        moved = self._moved(members, [float(c) for _, _, _, c in looks])
         followers: dict[str, set[Slices]] = {}
-        for s in self._following(moved_there, count):
+        for s in self._following(moved, count):
             followers.setdefault(s.name, set()).add(s)
         alike = tuple(found.pop() for found in followers.values() if len(found) == 1)
-        return Family(slices, count, self._is_exact(moved_there), alike)
+        return Family(slices, count, self._is_exact(moved), alike)
 
-    def _moved(self, kind: Kind, v: Form) -> "_Moved":
-        """Return how far those unknowns move of which small constants or buffers know anything."""
-        whole: defaultdict[int, Fraction] = defaultdict(Fraction)
+    def _all_moved(self, kind: Kind, v: Form) -> Form:
+        """Return all columns that move where some of weights do, and how far."""
+        whole: defaultdict[int, int | Fraction] = defaultdict(int)
         for f in v.keys() & kind.followed.keys():
-            whole[f] += v[f]
+            amount = plain(v[f])
+            whole[f] += amount
             for pivot, c in kind.followed[f]:
-                whole[pivot] += c * v[f]
-        columns = [column for column, c in whole.items() if c]
-        numbers = kind.members[:, columns]
-        member, column = self._asked[numbers].nonzero()
-        value = np.array([float(whole[c]) for c in columns])[column]
-        numbers = numbers[member, column]
+                whole[pivot] += c * amount
+        return {i: Fraction(c) for i, c in whole.items() if c}
+
+    def _moved(self, members: Ints, exponents: Sequence[float]) -> "_Moved":
+        """Return how far those unknowns move of which small constants or buffers know anything."""
+        moving = self._asked[members] & (np.array(exponents) != 0)
+        member, column = moving.nonzero()
+        value = np.array(exponents)[column]
+        numbers = members[member, column]
         order = np.argsort(numbers)
         return _Moved(numbers[order], member[order], value[order])
 
@@ -455,12 +478,19 @@ def _basis_of(vectors: Iterable[Plain], nothing: Sequence[Plain], counted: set[i
         nothing: what does nothing.
         counted: the unknowns that tell vectors apart.
     """
+    vectors = list(vectors)
+    free = {next(iter(v)) for v in vectors if v}  # each is in one of them: last, it takes no sums
+    last = 1 + max(chain(counted, *vectors, *nothing), default=0)
+
+    def numbered(v: Plain) -> Plain:
+        return {i + last if i in free else i: c for i, c in v.items()}
+
     held = Constraints(0)
     for v in nothing:
-        held.require_zero(v)
+        held.require_zero(numbered(v))
     found = sparse_basis([
         v for v in vectors
-        if held.require_zero({i: c for i, c in v.items() if i in counted})
+        if held.require_zero(numbered({i: c for i, c in v.items() if i in counted}))
     ])  # fmt: skip
     return _shortest(found, nothing, counted) if nothing and found else found
 

@@ -124,11 +124,12 @@ class _System:
         demands = list(self._demands(held))
         for form in demands:
             system.require_zero(form)
-        said = list(self._said(demands))
+        families, whole = list(self._families()), list(self._of_whole_weights(demands))
         known = Constraints(0)
-        for v in said:
+        for v in (*families, *self._nothing, *whole):
             known.require_zero(self._counted(v))
         new = [v for v in system.plain_basis() if known.require_zero(self._counted(v))]
+        said = [*self._nothing, *families, *whole]
         return [self._mixed(self._short(self._moving(v), said), system) for v in new]
 
     def _demands(self, held: Collection[int]) -> Iterator[Plain]:
@@ -152,17 +153,19 @@ class _System:
             return unknown
         return self.number.setdefault(unknown, self.moves + len(self.number))
 
-    def _said(self, demands: Iterable[Plain]) -> Iterator[Plain]:
-        """Yield rescalings that do nothing, families, and symmetries of whole weights."""
-        yield from self._nothing
+    def _families(self) -> Iterator[Plain]:
+        """Yield how channels move, each free one with all that follows it."""
         for k, kind in enumerate(self.solved.beside):
             for free, followers in kind.followed.items():
                 v = {free: 1, **dict(followers)}
                 yield {self.column[k, j]: c for j, c in v.items() if (k, j) in self.column}
-        whole = Constraints(self.count)  # no slice moves by itself
+
+    def _of_whole_weights(self, demands: Iterable[Plain]) -> Iterator[Plain]:
+        """Yield symmetries of whole weights."""
+        system = Constraints(self.count)  # no slice moves by itself
         for form in demands:
-            whole.require_zero({k: c for k, c in form.items() if k not in self.block})
-        for v in whole.plain_basis():
+            system.require_zero({k: c for k, c in form.items() if k not in self.block})
+        for v in system.plain_basis():
             yield {i: c for i, c in v.items() if i < self.count}
 
     @cached_property
@@ -224,7 +227,17 @@ class _System:
         return {i: Fraction(c) for i, c in v.items() if i < self.moves}
 
     def _counted(self, v: Plain) -> Plain:
-        return {i: c for i, c in v.items() if i in self.counted}
+        """Return what tells symmetries apart, with free columns last: each is in few of them."""
+        return {
+            i + self.moves if i in self._free else i: c
+            for i, c in v.items() if i in self.counted
+        }  # fmt: skip
+
+    @cached_property
+    def _free(self) -> set[int]:
+        """Columns that follow no other."""
+        free = ((k, j) for k, kind in enumerate(self.solved.beside) for j in kind.followed)
+        return {self.column[place] for place in free if place in self.column}
 
     def _short(self, v: Form, said: Iterable[Plain]) -> Form:
         """Return a symmetry that differs by what is said already, and moves less."""

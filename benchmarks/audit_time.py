@@ -5,7 +5,7 @@ Without memory: decoders of 7 and 70 billion weights, by their configuration. Ev
 a process of its own, whose peak memory stands beside the time; imports are not counted.
 
 `python -m benchmarks.audit_time --timm [NAME ...]` audits a network of each module of timm without
-memory, on one core and in one process, the slowest first.
+memory, on one core and in one process.
 """
 
 import argparse
@@ -106,22 +106,20 @@ def of_every_module(names: Sequence[str]) -> None:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    seconds, failed = {}, {}
+    print("| network | seconds of one core |\n|---|---|")
+    seconds = []
     for name in names:
         try:
             target = load(f"timm:{name}", size="full")
             start = time.process_time()
             audit(target.model, target.args, target.kwargs, output=target.output)
-            seconds[name] = time.process_time() - start
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    print("| network | seconds of one core |\n|---|---|")
-    for name in sorted(seconds, key=lambda n: -seconds[n]):
-        print(f"| {name} | {seconds[name]:.1f} |")
-    print(f"\n{sum(s < MOST for s in seconds.values())} of {len(names)} under {MOST:.0f} s; "
-          f"median {statistics.median(seconds.values()):.1f} s")  # fmt: skip
-    for name, why in failed.items():
-        print(f"{name} was not audited: {why}")
+            print(f"| {name} | {type(error).__name__}: {str(error).splitlines()[0]} |", flush=True)
+            continue
+        seconds.append(time.process_time() - start)
+        print(f"| {name} | {seconds[-1]:.1f} |", flush=True)
+    print(f"\n{sum(s < MOST for s in seconds)} of {len(names)} under {MOST:.0f} s, "
+          f"{sum(seconds):.0f} s in all")  # fmt: skip
 
 
 def main() -> None:

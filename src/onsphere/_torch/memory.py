@@ -1,4 +1,4 @@
-"""Memory for large tensors that are written once and soon dropped."""
+"""What tells the memory of tensors apart, and memory for large ones that are soon dropped."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_STRIDED = torch.strided
 LARGE = 1_000_000
 """Entries from which a tensor is large."""
+
+
+def key_of(tensor: Tensor) -> int:
+    """Return what tells one storage from another."""
+    return tensor.untyped_storage()._cdata if tensor.layout is _STRIDED else id(tensor)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from onsphere._torch.memory import key_of
+
 
 @contextmanager
 def substituted(
@@ -100,7 +102,7 @@ class _Substitutes:
         self, weights: Mapping[int, tuple[Tensor, Tensor]], held: Callable[[Tensor], Tensor]
     ) -> None:
         self._made = dict(weights)
-        self._by_memory = {_memory(t): (t, new) for t, new in weights.values() if t.numel()}
+        self._by_memory = {key_of(t): (t, new) for t, new in weights.values() if t.numel()}
         self._held = held
         self._containers: list[tuple[Any, Any]] = []
 
@@ -127,10 +129,10 @@ class _Substitutes:
 
     def _tensor(self, t: Tensor) -> Tensor:
         if id(t) not in self._made:
-            own, new = self._by_memory.get(_memory(t), (t, t)) if t.numel() else (t, t)
+            own, new = self._by_memory.get(key_of(t), (t, t)) if t.numel() else (t, t)
             if own is t or own.stride() != new.stride():
                 instead = self._held(t)
-            elif _memory(own) == _memory(new):
+            elif key_of(own) == key_of(new):
                 instead = t
             else:
                 instead = _view_of(t, own, new)
@@ -140,10 +142,6 @@ class _Substitutes:
 
 _MOST_HELD = 1000
 """Longer lists and dictionaries (vocabularies, data) are no state of a model."""
-
-
-def _memory(t: Tensor) -> int:
-    return id(t) if t.is_sparse else t.untyped_storage()._cdata
 
 
 def _view_of(t: Tensor, own: Tensor, new: Tensor) -> Tensor:

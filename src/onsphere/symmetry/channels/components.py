@@ -42,11 +42,6 @@ class Kind:
     followed: dict[int, Followers]
     common: dict[int, Followers]
 
-    @property
-    def free(self) -> tuple[int, ...]:
-        """The free columns."""
-        return tuple(self.followed)
-
 
 @dataclass(frozen=True, eq=False)
 class Solved:

@@ -127,12 +127,14 @@ class _Solution:
         """Take components apart; where vectors are counted, those that do nothing stay whole."""
         if len(kind.followed) + len(kind.common) < 2:
             return [kind]
-        first = kind.members[0]
-        blocks = np.searchsorted(self._starts, first, "right").tolist()
-        asked: list[bool] = np.asarray(self._asked[kind.members].any(0)).tolist()
-        labels = list(zip(blocks, asked, strict=True))
-        together = [list(v) for v in self._without_effect(first)] if counting else []
-        return parted(kind, labels, together)
+        together = [list(v) for v in self._without_effect(kind.members[0])] if counting else []
+        return parted(kind, self._labels(kind), together)
+
+    def _labels(self, kind: Kind) -> list[tuple[int, bool]]:
+        """Return of each column the block that it is of, and whether anything else knows of it."""
+        blocks = np.searchsorted(self._starts, kind.members[0], "right") - 1
+        asked: NDArray[np.bool_] = np.asarray(self._asked[kind.members].any(0))
+        return list(zip(blocks.tolist(), asked.tolist(), strict=True))
 
     def _mixed(self) -> list[Mixed]:
         return mixed_symmetries(
@@ -185,18 +187,18 @@ class _Solution:
     def _of(self, kind: Kind) -> Iterator[Family]:
         """Yield families, one for all vectors that look alike."""
         basis = [v if v[min(v)] > 0 else {i: -c for i, c in v.items()} for v in self._basis(kind)]
-        asked: list[bool] = np.asarray(self._asked[kind.members].any(0)).tolist()
-        blocks = np.searchsorted(self._starts, kind.members[0], "right").tolist()
+        labels = self._labels(kind)
+        asked = any(known for _, known in labels)
         alike: defaultdict[tuple[_Look, ...], list[list[int]]] = defaultdict(list)
         zero = Fraction(0)
         for v in basis:
-            whole = self._all_moved(kind, v) if any(asked) else {}
+            whole = self._all_moved(kind, v) if asked else {}
             columns = sorted(v.keys() | whole.keys())
-            looks = [(blocks[i], asked[i], v.get(i, zero), whole.get(i, zero)) for i in columns]
+            looks = [(*labels[i], v.get(i, zero), whole.get(i, zero)) for i in columns]
             alike[tuple(looks)].append(columns)
         for look, some in alike.items():
             members = kind.members[:, np.array(some)].swapaxes(0, 1)
-            yield self._family(members.reshape(-1, len(look)), look, asked=any(asked))
+            yield self._family(members.reshape(-1, len(look)), look, asked=asked)
 
     def _basis(self, kind: Kind) -> list[Form]:
         """Return how the weights of a component can scale while common unknowns stay."""
@@ -260,7 +262,7 @@ class _Solution:
             if c:
                 grouped[block, c].append(i)
         slices = tuple(
-            self._slices(self._blocks[block - 1], c, members[:, places])
+            self._slices(self._blocks[block], c, members[:, places])
             for (block, c), places in grouped.items()
         )
         count = len(members)
@@ -470,7 +472,7 @@ def _key(v: Plain) -> frozenset[tuple[int, int | Fraction]]:
     return frozenset(v.items())
 
 
-def _basis_of(vectors: Iterable[Plain], nothing: Sequence[Plain], counted: set[int]) -> list[Form]:
+def _basis_of(vectors: Sequence[Plain], nothing: Sequence[Plain], counted: set[int]) -> list[Form]:
     """Return a short basis of some vectors, up to those that do nothing.
 
     Args:
@@ -478,7 +480,6 @@ def _basis_of(vectors: Iterable[Plain], nothing: Sequence[Plain], counted: set[i
         nothing: what does nothing.
         counted: the unknowns that tell vectors apart.
     """
-    vectors = list(vectors)
     free = {next(iter(v)) for v in vectors if v}  # each is in one of them: last, it takes no sums
     last = 1 + max(chain(counted, *vectors, *nothing), default=0)
 

@@ -26,8 +26,6 @@ def parted(
         together: columns that stay in one part.
     """
     count = kind.members.shape[1]
-    if len(kind.followed) + len(kind.common) < 2:
-        return [kind]
     edges = [(f, j) for f, followers in kind.followed.items() for j, _ in followers]
     edges += [(some[0], j) for some in together for j in some[1:]]
     ends = np.array(edges, np.int32).reshape(-1, 2)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_map
 
+from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors
 
 LARGEST = 1_000_000
@@ -42,7 +43,7 @@ class KnownValues:
     def know(self, tensor: Tensor, value: Tensor) -> None:
         """Remember the value of a meta tensor (and the tensor, so that its identity stays)."""
         self._known[id(tensor)] = (tensor, value)
-        self._sharing[_memory(tensor)].add(id(tensor))
+        self._sharing[key_of(tensor)].add(id(tensor))
 
     def to_meta(self, value: Any) -> Any:
         """Move an input to the meta device and remember its value; integers unknown count as 0."""
@@ -114,11 +115,5 @@ class KnownValues:
         for i, name in overload.writes:
             for tensor in flat_tensors(args[i] if i < len(args) else kwargs.get(name)):
                 if tensor.is_meta:
-                    for shown in {id(tensor), *self._sharing.pop(_memory(tensor), ())}:
+                    for shown in {id(tensor), *self._sharing.pop(key_of(tensor), ())}:
                         self._known.pop(shown, None)
-
-
-def _memory(tensor: Tensor) -> int:
-    """Return what tells one memory from another."""
-    strided = tensor.layout is torch.strided
-    return tensor.untyped_storage()._cdata if strided else id(tensor)

@@ -8,7 +8,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onsphere.symmetry.exact.operation import covers_storage, key_of
+from onsphere._torch.memory import key_of
+from onsphere.symmetry.exact.operation import covers_storage
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors
 from onsphere.symmetry.exact.units.field_memory import place_of
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError
+from onsphere._torch.memory import key_of
 from onsphere._torch.meta_results import MetaResults
 from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.coverage import Coverage
@@ -24,7 +25,6 @@ from onsphere.symmetry.exact.operation import (
     Origin,
     UnitTracker,
     is_free_number,
-    key_of,
     written_by,
 )
 from onsphere.symmetry.exact.overloads import (

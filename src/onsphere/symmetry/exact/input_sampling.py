@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from onsphere._torch.execution import ModelError
-from onsphere.symmetry.exact.operation import Operation, Origin, key_of
+from onsphere._torch.memory import key_of
+from onsphere.symmetry.exact.operation import Operation, Origin
 from onsphere.symmetry.exact.overloads import is_float
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]

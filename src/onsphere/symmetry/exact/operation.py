@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.constants import KnownValues
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors, is_float, overload_of
@@ -563,11 +564,6 @@ def same_view(a: Tensor, b: Tensor) -> bool:
 def constant_value(tensor: Tensor) -> float:
     """Return the number that a tensor with one entry holds."""
     return float(tensor.detach().reshape(()).item())
-
-
-def key_of(tensor: Tensor) -> int:
-    """Return what tells one storage from another."""
-    return tensor.untyped_storage()._cdata if tensor.layout is _STRIDED else id(tensor)
 
 
 def _memory(tensor: Tensor) -> object:

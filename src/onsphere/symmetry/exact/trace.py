@@ -29,12 +29,13 @@ from onsphere._torch.execution import (
     weights,
 )
 from onsphere._torch.materialize import on_gathered
+from onsphere._torch.memory import key_of
 from onsphere._torch.substitution import kept
 from onsphere.symmetry.exact.coverage import unread
 from onsphere.symmetry.exact.dispatch_mode import Reads, Tracer
 from onsphere.symmetry.exact.eps_sites import EpsSite
 from onsphere.symmetry.exact.input_sampling import InputUse, marked
-from onsphere.symmetry.exact.operation import Origin, UnitTracker, key_of
+from onsphere.symmetry.exact.operation import Origin, UnitTracker
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands

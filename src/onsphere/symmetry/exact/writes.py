@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
+from onsphere._torch.memory import key_of
 from onsphere._torch.operations import OperationsMode
-from onsphere.symmetry.exact.operation import key_of, written_by
+from onsphere.symmetry.exact.operation import written_by
 from onsphere.symmetry.exact.overloads import overload_of
 
 

@@ -21,6 +21,8 @@ from onsphere.symmetry.numeric.certificate import (
 from onsphere.symmetry.numeric.joint_tests import largest_changes
 from onsphere.symmetry.numeric.probe import Point, Probe
 from onsphere.symmetry.search.granularity import divisors
+from onsphere.symmetry.search.inert import along
+from onsphere.symmetry.shifts.single_weights import decides
 
 _FEW = 4
 """Along each axis, how many vectors are looked at first."""
@@ -211,13 +213,10 @@ def moves_alike(move: ShiftMove, division: VectorAxes, shape: Sequence[int]) -> 
     sizes = [n if a in enumerated else move.places.shape[a] for a, n in enumerate(shape)]
     taken = move.places.expand(sizes)
     for axis in enumerated & set(move.free):
-        own = torch.arange(sizes[axis]).reshape([-1 if a == axis else 1 for a in range(len(sizes))])
-        taken = taken * sizes[axis] + own
+        taken = taken * sizes[axis] + along(axis, torch.arange(sizes[axis]), len(sizes))
     vectors = division.gather(taken)
     vectors = vectors.reshape(-1, vectors.shape[-1])
-    numbered = torch.arange(len(vectors))[:, None].expand_as(vectors)
-    pairs = torch.stack([vectors, numbered]).flatten(1)
-    return torch.unique(pairs, dim=1).shape[1] == len(torch.unique(vectors))
+    return decides(vectors, torch.arange(len(vectors))[:, None].expand_as(vectors))
 
 
 def _moved(probe: Probe, wanted: Sequence[tuple[str, VectorAxes]], point: Point) -> Point:

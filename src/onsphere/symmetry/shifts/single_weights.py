@@ -59,11 +59,23 @@ def _is_told(move: ShiftMove, alone: Sequence[Tensor]) -> bool:
         shape = np.broadcast_shapes(left.shape, places.shape)
         left, here, groups = (t.expand(shape) for t in (left, move.places, places))
         inside = groups >= 0
-        pairs = torch.stack([groups[inside], here[inside]])
-        count = len(torch.unique(pairs[0]))
-        if torch.unique(pairs, dim=1).shape[1] > count:
+        if not decides(groups[inside], here[inside]):
             continue
-        if move.map and (move.free or pairs.shape[1] > count):
+        single = len(torch.unique(groups[inside])) == int(inside.sum())
+        if move.map and (move.free or not single):
             continue  # what a map adds differs from entry to entry
         left = left & ~inside
     return not bool(left.any())
+
+
+def decides(one: Tensor, other: Tensor) -> bool:
+    """Return whether numbers that are equal in one tensor are equal in another of its shape.
+
+    Example:
+        >>> decides(torch.tensor([0, 0, 1]), torch.tensor([5, 5, 5]))
+        True
+        >>> decides(torch.tensor([0, 0, 1]), torch.tensor([5, 6, 5]))
+        False
+    """
+    pairs = torch.stack([one, other]).flatten(1)
+    return torch.unique(pairs, dim=1).shape[1] == len(torch.unique(one))

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     Rule,
     is_free_number,
-    key_of,
 )
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import (

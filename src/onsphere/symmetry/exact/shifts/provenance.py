@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.eps_sites import LARGEST_EPS
-from onsphere.symmetry.exact.operation import covers_storage, key_of
+from onsphere.symmetry.exact.operation import covers_storage
 from onsphere.symmetry.exact.overloads import is_float, overload_of
 from onsphere.symmetry.exact.units.field_memory import place_of
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onsphere._torch.execution import bare_name
+from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.operation import (
     Operation,
     covers_storage,
-    key_of,
 )
 from onsphere.symmetry.exact.overloads import flat_tensors, is_float
 from onsphere.symmetry.exact.rules.rearrangements import MOVES

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
@@ -59,8 +60,8 @@ def weights(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _is_pruning_mask(module: nn.Module, name: str) -> bool:
-    of = name.removesuffix("_mask")
-    return of != name and f"{of}_orig" in module._parameters
+    hooks = (h for h in module._forward_pre_hooks.values() if isinstance(h, BasePruningMethod))
+    return any(name == f"{hook._tensor_name}_mask" for hook in hooks)
 
 
 def float_outputs(result: Any, output: OutputPicker | None = None) -> list[Tensor]:

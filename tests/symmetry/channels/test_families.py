@@ -1,5 +1,7 @@
 """Families of whole models: whatever the sizes of the inputs, and what an audit says of them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -333,3 +335,58 @@ def test_matrices_of_a_stack_that_are_not_read_are_left_out() -> None:
     found = audit(Early(), torch.randn(2, 5))
     assert _shapes(found.families) == [(5, [("w", 1, 1), ("w", -1, 1)])]
     assert "w rows of matrix 0 * a, w columns of matrix 1 / a, for each of 5" in str(found)
+
+
+def test_instance_norms_with_running_statistics_trade_as_batch_norms_do() -> None:
+    def found(norm: nn.Module) -> list[tuple[tuple[str, ...], int]]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm)
+        net(torch.randn(2, 3, 8, 8))
+        audited = audit(net.eval(), torch.randn(2, 3, 8, 8))
+        assert audited.limits == []
+        return [(f.names, f.count) for f in audited.families]
+
+    assert (
+        found(nn.InstanceNorm2d(4, affine=True, track_running_stats=True))
+        == found(nn.BatchNorm2d(4))
+        == [
+            (("0.weight", "1.weight", "1.running_mean"), 4),
+            (("1.weight", "1.running_var"), 4),
+        ]
+    )
+
+
+class _Rearranged(nn.Module):
+    """Fills a tensor with entries of another one, in another order."""
+
+    def __init__(self, outputs: int, fill: Callable[[Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4, bias=False), nn.Linear(outputs, 5, bias=False)
+        self.fill = fill
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_empty(len(x), self.b.in_features)
+        self.fill(h.view(-1), self.a(x).relu())
+        return self.b(h)
+
+
+REARRANGED = [
+    (4, lambda h, y: h.copy_(torch.cat([y, y], 1).view(-1)[::2]), [("a.weight",), 2]),
+    (2, lambda h, y: h.copy_(y.view(-1)[::2]), [("a.weight",), 2]),
+    (4, lambda h, y: h.copy_(y.view(-1).flip(0)), None),
+]
+"""What fills it, and the channels that are not read."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("outputs", "fill", "unread"), REARRANGED)
+def test_a_tensor_may_be_filled_by_steps_and_backwards(
+    device: str, outputs: int, fill: Callable, unread: list | None
+) -> None:
+    torch.manual_seed(0)
+    net = _Rearranged(outputs, fill).double()
+    x = torch.randn(4, 3, dtype=torch.float64, device=device)
+    found = audit(net.to(device), x).families
+    said = [[f.names, f.count] for f in found]
+    assert ([("a.weight", "b.weight"), 2] in said) == (unread is not None)
+    assert (unread in said) == (unread is not None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import onsphere.symmetry as symmetry
@@ -35,3 +35,21 @@ def test_a_mask_stays_where_a_pruned_network_is_balanced() -> None:
     assert torch.equal(net[0].weight_mask, mask)
     assert not torch.equal(net[0].weight_orig, weight)
     torch.testing.assert_close(net(x), before)
+
+
+class _Masked(nn.Module):
+    """Holds a buffer that is named as a pruning mask would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x_orig = nn.Parameter(torch.randn(4, 5))
+        self.register_buffer("x_mask", torch.rand(4, 5) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (self.x_orig * self.x_mask).t()
+
+
+def test_a_buffer_of_that_name_is_no_pruning_mask() -> None:
+    torch.manual_seed(0)
+    found = symmetry.audit(_Masked(), torch.randn(7, 5)).families
+    assert [(f.names, f.count) for f in found] == [(("x_orig", "x_mask"), n) for n in (4, 5)]

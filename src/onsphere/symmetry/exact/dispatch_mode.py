@@ -407,6 +407,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
 class Reads(TorchFunctionMode):
     """Notes where Python takes the values out of a tensor, which no operation tells.
 
+    An instance norm is a batch norm of one sample to the operations, so it is told here.
     Distances are computed one by one: PyTorch's way for many of them, one product of matrices that
     hold points beside their squares, has no units.
 
@@ -415,6 +416,7 @@ class Reads(TorchFunctionMode):
     """
 
     _TAKE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+    _BY_SAMPLE = (torch.instance_norm, nn.functional.instance_norm)
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -437,6 +439,9 @@ class Reads(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == _UNPACK:
             with self.tracer.unpacking(args[0], args[3]):
+                return func(*args, **kwargs)
+        if func in self._BY_SAMPLE:
+            with self.tracer.ledger.normalizing_samples():
                 return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}

@@ -81,6 +81,7 @@ class UnitTracker:
         self.estimates: set[int] = set()
         self.reads: dict[str, set[int]] = {}
         self.decided = False
+        self.by_sample = False  # whether each sample is normalized by itself
         self.taken = False
         self.read_values = False
         self.jumping: set[int] = set()
@@ -271,7 +272,7 @@ class UnitTracker:
         """Describe a tensor up to a shift, such as a mean over channels that scale apart.
 
         Whoever reads it demands that ``sides`` vanish, which makes the shift scale along; but for
-        what happens in :meth:`bearing_shift`.
+        what happens in :meth:`Operation.bearing_shift`.
 
         Args:
             tensor: what is described.
@@ -284,17 +285,8 @@ class UnitTracker:
         self._shifted[key_of(tensor)] = _Shifted(sides, tuple(tensor.shape), space)
 
     @contextmanager
-    def bearing_shift(self, tensor: Tensor, space: int = 0) -> Iterator[Unit | None]:
-        """Read a tensor as if nothing was added to it, if it is the same along its last axes.
-
-        Args:
-            tensor: what is read.
-            space: along how many axes.
-
-        Yields:
-            What has to vanish if nothing was added; ``None`` where there is nothing pending, or
-            the shift varies.
-        """
+    def without_shift(self, tensor: Tensor, space: int) -> Iterator[Unit | None]:
+        """Read a tensor as :meth:`Operation.bearing_shift` does."""
         key = key_of(tensor)
         found = self._shifted.get(key)
         if found is None or not found.is_even_in(tensor, space):
@@ -305,6 +297,15 @@ class UnitTracker:
             yield found.sides
         finally:
             self._shifted[key] = found
+
+    @contextmanager
+    def normalizing_samples(self) -> Iterator[None]:
+        """Normalize each sample by itself, in the shape of channels of one."""
+        before, self.by_sample = self.by_sample, True
+        try:
+            yield
+        finally:
+            self.by_sample = before
 
     def _settle_shift(self, key: int) -> None:
         found = self._shifted.pop(key, None)
@@ -404,6 +405,25 @@ class Operation:
         if isinstance(value, Unit):
             return value
         return ANY if is_free_number(value) else ZERO
+
+    @contextmanager
+    def bearing_shift(self, tensor: Tensor, space: int = 0) -> Iterator[Unit | None]:
+        """Read an argument as if nothing was added to it, if it is the same along its last axes.
+
+        Args:
+            tensor: the argument, which shares its memory with no other one.
+            space: along how many axes.
+
+        Yields:
+            What has to vanish if nothing was added; ``None`` where there is nothing pending, or
+            the shift varies.
+        """
+        key = key_of(tensor)
+        if sum(key_of(t) == key for t in self.tensors()) > 1:
+            yield None
+            return
+        with self.ledger.without_shift(tensor, space) as sides:
+            yield sides
 
     def equal(self, *values: Any) -> Unit:
         """Demand equal units, and return the common one.

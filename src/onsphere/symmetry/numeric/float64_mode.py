@@ -232,11 +232,14 @@ class _Draw:
 
 
 class Composed(TorchFunctionMode):
-    """Writes BatchNorm with running statistics out, so that it has gradients for them.
+    """Writes out norms with running statistics, so that they have gradients for these.
 
     Args:
         real_eps: leave the eps as it is.
     """
+
+    _FUNCTIONAL = (nn.functional.batch_norm, nn.functional.instance_norm)
+    _PLAIN = (torch.batch_norm, torch.ops.aten.batch_norm.default, torch.instance_norm)
 
     def __init__(self, real_eps: bool) -> None:
         super().__init__()
@@ -246,19 +249,17 @@ class Composed(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.batch_norm and not args[5] and args[3] is not None:
-            x, weight, bias, mean, var, _, _, eps, *_ = args
-            return self._batch_norm(x, mean, var, weight, bias, eps)
-        if func is torch.ops.aten.batch_norm.default and not args[5] and args[3] is not None:
-            x, weight, bias, mean, var, _, _, eps, *_ = args
-            return self._batch_norm(x, mean, var, weight, bias, eps)
-        if func is nn.functional.batch_norm:
-            bound = signature(nn.functional.batch_norm).bind(*args, **kwargs)
+        if func in self._FUNCTIONAL:
+            bound = signature(func).bind(*args, **kwargs)
             bound.apply_defaults()
-            if not bound.arguments.pop("training") and bound.arguments["running_mean"] is not None:
-                bound.arguments.pop("momentum")
-                return self._batch_norm(**bound.arguments)
-        return func(*args, **kwargs)
+            x, mean, var, weight, bias, by_input, _, eps, *_ = bound.args
+        elif func in self._PLAIN and len(args) > 7:
+            x, weight, bias, mean, var, by_input, _, eps, *_ = args
+        else:
+            return func(*args, **kwargs)
+        if by_input or mean is None:
+            return func(*args, **kwargs)
+        return self._batch_norm(x, mean, var, weight, bias, eps)
 
     def _batch_norm(
         self,

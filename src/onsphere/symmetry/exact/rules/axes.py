@@ -65,7 +65,7 @@ def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     axis_rule = entry_of(AXIS_RULES, op.name) or collapse
     try:
         if op.name in _SHOWS and isinstance(op.first, Tensor):
-            with op.ledger.bearing_shift(op.first):
+            with op.bearing_shift(op.first):
                 return axis_rule(op, rule, channels)
         return axis_rule(op, rule, channels)
     except TooLargeError:
@@ -87,7 +87,7 @@ def bears_shifts(axis_rule: AxisRule, space_of: Callable[[Operation], int | None
         space = space_of(op)
         if space is None:
             return axis_rule(op, rule, channels)
-        with op.ledger.bearing_shift(source_of(op), space) as sides:
+        with op.bearing_shift(source_of(op), space) as sides:
             units = axis_rule(op, rule, channels)
         if sides is not None:
             op.ledger.shift(result_of(op), sides, space)
@@ -536,9 +536,11 @@ def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         return _moved(unit, 1, lambda a: a.reshape(a.shape + (1,) * space))
 
     op.arrange = arrange
-    alone = len(given) == 1 and op["running_mean"] is None  # as samples of an instance norm are
-    with op.ledger.bearing_shift(given, space) if alone else nullcontext():
+    alone = op.ledger.by_sample and op["running_mean"] is None
+    with op.bearing_shift(given, space) if alone else nullcontext() as sides:
         out, *rest = rule(op)  # type: ignore[misc]
+    if sides is not None:
+        op.ledger.shift(flat_tensors(op.result)[1], sides, 0)  # the mean tells of it
     vectors = _each(
         tuple(rest),
         lambda u: _moved(u, given.ndim, lambda a: a.reshape(a.shape[1 : a.ndim - space])),
@@ -567,10 +569,11 @@ def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         unit = _moved(
             unit, given.ndim, lambda a: reshaped(a, (batch, width, *ones), (batch, *inside, *ones))
         )
-        if not unit.fields.varies(-space - 1):
-            return unit
-        nonlocal direction
+        varies = unit.fields.varies(-space - 1)
         length = channels.lengths(unit, [-space - 1], (batch, *inside, *ones))
+        if not varies or unit.fields.free is not None:  # a channel of zeros gets the bias
+            return length
+        nonlocal direction
         direction = _moved(
             unit - length, given.ndim + 1,
             lambda a: reshaped(a, (batch, *inside, *ones), (batch, width, *ones)),
@@ -578,8 +581,10 @@ def group_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         return length
 
     op.arrange = arrange
-    with op.ledger.bearing_shift(given, space) if groups == width else nullcontext():
+    with op.bearing_shift(given, space) if groups == width else nullcontext() as sides:
         out, *rest = rule(op)  # type: ignore[misc]
+    if sides is not None:
+        op.ledger.shift(flat_tensors(op.result)[1], sides, 0)  # the mean tells of it
     if direction is not ZERO:
         out = out + direction
         for tensor in flat_tensors(op.result)[:2]:

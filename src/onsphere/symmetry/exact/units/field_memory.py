@@ -167,7 +167,7 @@ def _window(flat: NDArray[Any], place: _Place) -> NDArray[Any]:
 def _seen(flat: NDArray[Any], place: _Place) -> Index:
     if flat.size == 1:
         return np.broadcast_to(flat, (1,) * len(place[1])).copy()
-    return compressed(_window(flat, place))
+    return compressed(_window(np.ascontiguousarray(flat), place))
 
 
 def _spread(array: NDArray[Any], count: int, place: _Place) -> Index:

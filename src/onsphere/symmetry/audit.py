@@ -21,6 +21,7 @@ from onsphere._torch.execution import (
 )
 from onsphere._torch.materialize import on_gathered
 from onsphere._torch.substitution import unchanged
+from onsphere._torch.threads import threads_for
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
@@ -174,9 +175,11 @@ def audit(
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            traced, findings, others = _investigated(
-                probe, tracing, args, kwargs, search_seconds, say
-            )
+            largest = max(traced.largest, *(p.numel() for p in model.parameters()))
+            with threads_for(largest):
+                traced, findings, others = _investigated(
+                    probe, tracing, args, kwargs, search_seconds, say
+                )
         found = _concluded(model, traced, findings)
     same = tuple(x for x in others if x.state is None)
     inputs = Inputs(args, kwargs, output, ModelReference(model), same)

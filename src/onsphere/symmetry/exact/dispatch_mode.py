@@ -100,6 +100,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.whole: set[int] = set()
         self.differentiates = False
         self.coarsest = 0.0
+        self.largest = 0
         self._own = {key_of(p): p for p in own}
         self._made = {key_of(t) for t in copies}
         self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
@@ -302,6 +303,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         for t in results:
             if t.is_floating_point() and t.numel() > 1:
                 self.coarsest = max(self.coarsest, _rounding(t.dtype))
+                self.largest = max(self.largest, t.numel())
         if short == "_to_copy" and not results[0].is_floating_point():
             self.whole.add(key_of(tensors[0]))
 

@@ -86,6 +86,7 @@ class Trace:
         draws: where random numbers are drawn, by which operation -> their type.
         precisions: where ``torch.finfo(x.dtype).eps`` goes into which operation -> what it is.
         coarsest: largest relative rounding error of the types that the model computes in.
+        largest: entries of the largest result of an operation.
         differentiates: whether the model takes gradients itself while it runs.
         outside: tensors outside the model that it writes into.
         operations: for each run, a number that tells which operations ran.
@@ -122,6 +123,7 @@ class Trace:
     draws: Mapping[tuple[str, str], torch.dtype] = field(default_factory=dict)
     precisions: Mapping[tuple[str, str], float] = field(default_factory=dict)
     coarsest: float = 0.0
+    largest: int = 0
     differentiates: bool = False
     outside: tuple[Tensor, ...] = ()
     operations: tuple[int, ...] = ()
@@ -481,6 +483,7 @@ def _concluded(
         outside=tuple(t for run in runs[:1] for t in run.tracer.outside),
         differentiates=any(run.tracer.differentiates for run in runs),
         coarsest=max(run.tracer.coarsest for run in runs),
+        largest=max(run.tracer.largest for run in runs),
         jumping=frozenset(names[k] for run in runs for k in run.ledger.jumping & run.acting),
         met=tuple(frozenset(bare_name(n) for n in parameters if run.used(n)) for run in runs),
         operations=tuple(run.tracer.operations for run in runs),

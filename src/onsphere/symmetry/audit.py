@@ -22,6 +22,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import on_gathered
 from onsphere._torch.substitution import unchanged
 from onsphere._torch.threads import threads_for
+from onsphere._utils.garbage import seldom_collected
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.channels.certified import certified
@@ -165,7 +166,7 @@ def audit(
     others: list[Call] = []
     without_memory = any(p.is_meta for p in model.parameters())
     costs = _STAGES_WITHOUT_MEMORY if without_memory else STAGES
-    with staged(progress, costs) as say, plain_execution():
+    with staged(progress, costs) as say, plain_execution(), seldom_collected():
         say("following the operations")
         tracing = Tracing(model, args, kwargs, output=output)
         traced = tracing.trace()

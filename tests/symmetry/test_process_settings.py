@@ -1,12 +1,13 @@
-"""Small models run on one thread, and the number of threads is given back."""
+"""What an audit sets in its process, threads and collection of garbage, is given back."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from onsphere.symmetry import audit
+from onsphere.symmetry import ModelError, audit
 
 
 class _Counting(nn.Linear):
@@ -38,3 +39,23 @@ def test_small_models_run_on_one_thread(inputs: int, batch: int, threads: int) -
     audit(net, torch.randn(batch, inputs), search_seconds=0)
     assert min(_SEEN) == threads
     assert torch.get_num_threads() == 2
+
+
+class _Raising(_Counting):
+    def forward(self, x: Tensor) -> Tensor:
+        _SEEN.add(gc.get_threshold()[0])
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("threshold", [0, 700, 10**6])
+def test_garbage_is_collected_as_before_after_an_error(threshold: int) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(threshold, 7, 8)
+    _SEEN.clear()
+    try:
+        with pytest.raises(ModelError):
+            audit(_Raising(2, 2), torch.ones(1, 2))
+        assert _SEEN == {0 if threshold == 0 else max(threshold, 50_000)}
+        assert gc.get_threshold() == (threshold, 7, 8)
+    finally:
+        gc.set_threshold(*before)

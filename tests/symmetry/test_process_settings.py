@@ -55,7 +55,7 @@ def test_garbage_is_collected_as_before_after_an_error(threshold: int) -> None:
     try:
         with pytest.raises(ModelError):
             audit(_Raising(2, 2), torch.ones(1, 2))
-        assert _SEEN == {0 if threshold == 0 else max(threshold, 50_000)}
+        assert {0 if threshold == 0 else max(threshold, 50_000)} == _SEEN
         assert gc.get_threshold() == (threshold, 7, 8)
     finally:
         gc.set_threshold(*before)

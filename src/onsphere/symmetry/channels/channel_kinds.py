@@ -175,15 +175,16 @@ def _alike(
     ends = edges.channel, number + np.int32(count)
     group, found = connected(count + len(entries), [ends])
     channels, rows = Grouped(group[:count], found), Grouped(group[count:], found)
+    rank_of_row, rank_of_channel = rows.ranks(), channels.ranks()
     slot = np.zeros(len(number), np.uint8)
     terms = Terms(edges.slices, number, slot, edges.channel, len(entries))
-    for members in Grouped(*numbered(signatures(channels, rows, family, terms))).members():
+    for members in Grouped(*numbered(signatures(channels, rank_of_row, family, terms))).members():
         one = members[0]
         mine = np.flatnonzero(channels.group[edges.channel] == one)
         wide = rows.order[rows.begin[members][:, None] + np.arange(rows.size[one])]
         joined = zip(
-            rows.rank[number[mine]].tolist(),
-            channels.rank[edges.channel[mine]].tolist(),
+            rank_of_row[number[mine]].tolist(),
+            rank_of_channel[edges.channel[mine]].tolist(),
             edges.slices[mine].tolist(),
             strict=True,
         )

@@ -13,7 +13,6 @@ and what a component demands of them, is kept beside its solution.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,16 +70,17 @@ def solved(channels: ChannelDemands) -> Solved:
     np.minimum.at(first, terms.row, terms.place)
     edges = ((first[terms.row[some]], terms.place[some]) for some in _chunks(len(terms.row)))
     columns = Grouped(*connected(len(ids), edges))
-    rows = Grouped(columns.group[first], count=len(columns.size))
-    company = columns.group[first[others.row]]
-    del first
+    group = columns.group[first]
+    del first, edges
+    company, rank = group[others.row], Grouped(group, count=len(columns.size)).ranks()
+    del group
     block = np.repeat(np.arange(len(blocks), dtype=np.int32), [b.size for b in blocks])
-    kind = signatures(columns, rows, block, terms)
+    kind = signatures(columns, rank, block, terms)
     different = np.zeros(len(columns.size), np.uint64)
-    mixed = _mixed(4, others.demand, others.slot, rows.rank[others.row], others.number)
+    mixed = _mixed(4, others.demand, others.slot, rank[others.row], others.number)
     np.add.at(different, company, mixed)
-    del rows
     is_weight = np.array([b.weight is not None for b in blocks])[block]
+    del rank, block
     alike = sorted(Grouped(*numbered(kind)).members(), key=lambda members: int(members[0]))
     apart = [_apart(members, different) for members in alike]
     chosen = np.zeros(len(columns.size), bool)
@@ -145,15 +145,16 @@ class Grouped:
     def __init__(self, group: Short, count: int) -> None:
         self.group = group
         self.order = np.argsort(group, kind="stable").astype(np.int32)
-        self.size = np.bincount(group, minlength=count)
-        self.begin = np.cumsum(self.size) - self.size
+        self.size = np.bincount(group, minlength=count).astype(np.int32)
+        self.begin = np.cumsum(self.size, dtype=np.int32) - self.size
 
-    @cached_property
-    def rank(self) -> Short:
-        """Of each thing its place in its group."""
+    def ranks(self) -> Short:
+        """Return the place of each thing in its group."""
         rank = np.empty(len(self.group), np.int32)
-        begin = np.repeat(self.begin.astype(np.int32), self.size)
-        rank[self.order] = np.arange(len(rank), dtype=np.int32) - begin
+        begin = np.repeat(self.begin, self.size)
+        for some in _chunks(len(rank)):
+            places = np.arange(some.start, some.start + len(begin[some]), dtype=np.int32)
+            rank[self.order[some]] = places - begin[some]
         return rank
 
     def of(self, group: int) -> Short:
@@ -200,16 +201,25 @@ def _hooked(label: Short, a: Short, b: Short) -> tuple[Short, Short]:
     return a[apart], b[apart]
 
 
-def signatures(columns: Grouped, rows: Grouped, block: Short, terms: Terms) -> Ints:
-    """Return a number for each component: equal where everything about two of them is."""
-    hashes = np.zeros(len(columns.size), np.uint64)
+def signatures(columns: Grouped, rank: Short, block: Short, terms: Terms) -> Ints:
+    """Return a number for each component: equal where everything about two of them is.
+
+    Args:
+        columns: the unknowns by component.
+        rank: of each row its place in its component.
+        block: of each unknown the block that it is of.
+        terms: of all rows.
+    """
+    hashes, own = np.zeros(len(columns.size), np.uint64), columns.ranks()
     for some in _chunks(len(block)):
-        np.add.at(hashes, columns.group[some], _mixed(1, columns.rank[some], block[some]))
+        np.add.at(hashes, columns.group[some], _mixed(1, own[some], block[some]))
     for some in _chunks(len(terms.row)):
-        row, place = rows.rank[terms.row[some]], terms.place[some]
-        mixed = _mixed(2, terms.demand[some], terms.slot[some], row, columns.rank[place])
+        row, place = rank[terms.row[some]], terms.place[some]
+        mixed = _mixed(2, terms.demand[some], terms.slot[some], row, own[place])
         np.add.at(hashes, columns.group[place], mixed)
-    return _mixed(3, hashes, columns.size).view(np.int64)
+    for some in _chunks(len(hashes)):
+        hashes[some] = _mixed(3, hashes[some], columns.size[some])
+    return hashes.view(np.int64)
 
 
 def _chunks(count: int) -> Iterator[slice]:

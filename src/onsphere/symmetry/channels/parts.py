@@ -32,7 +32,7 @@ def parted(
     groups = Grouped(*connected(count, [(ends[:, 0], ends[:, 1])]))
     if len(groups.size) == 1:
         return [kind]
-    rank = groups.rank.tolist()
+    rank = groups.ranks().tolist()
     alike: defaultdict[Hashable, list[Short]] = defaultdict(list)
     moves = _moves(kind, rank)
     for columns in groups.members():

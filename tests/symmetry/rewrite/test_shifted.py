@@ -40,6 +40,7 @@ SMALL: dict[str, Callable[[Small, Tensor], Tensor]] = {
     "a branch twice": lambda s, h: centred(branch(s, branch(s, h) + s.c)),
     "a number, centred": lambda s, h: centred(branch(s, h + s.c)),
     "a branch, centred": lambda s, h: centred(branch(s, h)),
+    "in two rounds": lambda s, h: centred(branch(s, branch(s, h + s.c) + s.p)),
     "centred": lambda s, h: centred(h),
     "a vector before the branch": lambda s, h: branch(s, h + s.p).softmax(-1),
     "a vector in two orders": lambda s, h: ((h + s.p).flip(-1) + 2 * s.p).softmax(-1),
@@ -52,7 +53,7 @@ SMALL: dict[str, Callable[[Small, Tensor], Tensor]] = {
 
 SHORTENED = {
     "a number before the branch", "a number on both sides", "a branch twice",
-    "a number, centred", "a mean before the branch",
+    "a number, centred", "in two rounds", "a mean before the branch",
 }  # fmt: skip
 """Where an audit leaves moves out of families."""
 
@@ -131,11 +132,11 @@ def test_random_networks(seed: int) -> None:
 @pytest.mark.slow
 def test_many_random_networks() -> None:
     families = 0
-    for seed in range(2000, 2150):
+    for seed in range(2000, 2040):
         case = plain_case(seed)
         xs = [x for x in case.inputs if is_even(case.net, x)]
         families += count_moved_as_told(case.net, audit(case.net, case.args), xs)
-    assert families > 300
+    assert families > 80
 
 
 class Routed(nn.Module):

@@ -182,8 +182,8 @@ def audit(
                     probe, tracing, args, kwargs, search_seconds, say
                 )
         found = _concluded(model, traced, findings)
-    same = tuple(x for x in others if x.state is None)
-    inputs = Inputs(args, kwargs, output, ModelReference(model), same)
+    further = tuple(replace(x, state=None) for x in others)  # copies of all weights are large
+    inputs = Inputs(args, kwargs, output, ModelReference(model), further)
     with unchanged(traced.outside):
         kept = sorted(embeddings_and_heads(model, inputs))
     return replace(found, inputs=inputs, embeddings_and_heads=kept)

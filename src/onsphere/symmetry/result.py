@@ -54,7 +54,7 @@ class Inputs:
         kwargs: keyword inputs.
         output: picks the tensors to keep fixed.
         model: which model that was.
-        others: further inputs on which its operations were followed, with its own weights.
+        others: further inputs on which its operations were followed, some with other weights.
     """
 
     args: tuple[Any, ...]

@@ -6,9 +6,12 @@ not on the function: norms of biases, means of rows, distances between checkpoin
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onsphere._torch.execution import (
@@ -24,11 +27,12 @@ from onsphere._torch.substitution import kept, unchanged
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.claims import ShiftFamily
-from onsphere.symmetry.exact.trace import trace
+from onsphere.symmetry.exact.trace import Call, trace
 from onsphere.symmetry.rewrite.modes import other_mode
 from onsphere.symmetry.rewrite.verification import copied
 from onsphere.symmetry.shifts.amounts import Amounts, learn
-from onsphere.symmetry.shifts.families import followed_shifts
+from onsphere.symmetry.shifts.families import Found, followed_shifts
+from onsphere.symmetry.shifts.solution import Summand
 
 
 class ShiftError(OnsphereError, ValueError):
@@ -60,7 +64,8 @@ def shifted(
     Raises:
         ShiftError: the audit is of another model or mode, was read from a file, or found no family;
             a family that is not among them; a model on the meta device, or one that cannot be
-            copied; a size that is no finite number.
+            copied; a size that is no finite number; weights that move along, and that no input
+            of the audit reaches with the weights of the model.
 
     Example:
         >>> from onsphere.symmetry import audit
@@ -113,20 +118,67 @@ def _added(
     solution, found = followed_shifts(
         model, args, kwargs, output=output, others=others, held=traced.still, kept=traced.kept
     )
-    moves = {f.moves for f in wanted}
-    labels = [f.labels for f in found if f.family.moves in moves]
-    if len(labels) < len(moves):
-        raise ShiftError("the model is not the audited one: audit it again")
-    amounts = Amounts(solution, np.concatenate(labels), generator, size)
+    summands, labels = _told(wanted, found, traced.data_dependent)
+    amounts = Amounts(solution, labels, generator, size)
     parameters, persistent = weights(model)
     leaves = {n: leaf_as(p, p.detach().clone()) for n, p in parameters.items()}
     buffers = {n: t.clone() for n, t in model.named_buffers()}
 
-    def run() -> None:
+    def run(given: Call) -> None:
         fresh = {n: t.clone() for n, t in buffers.items()}
         autograd = gradients_as_used(model, traced.differentiates)
-        with plain_execution(), autograd, unchanged(traced.outside):
-            call(model, {**leaves, **fresh}, args, dict(kwargs), lambda _: None, kept)
+        with plain_execution(given.seed), autograd, unchanged(traced.outside):
+            call(model, {**leaves, **fresh}, given.args, dict(given.kwargs), lambda _: None, kept)
 
-    learn(amounts, run, leaves, buffers, persistent)
-    return amounts.added()
+    for given in (Call(args, kwargs), *others):
+        learn(amounts, partial(run, given), leaves, buffers, persistent)
+        added = amounts.added(summands)
+        unknown = [n for n, t in added.items() if not bool(t.isfinite().all())]
+        if not unknown:
+            return added
+    raise ShiftError(
+        f"what is added to {unknown[0]!r} is not finite at these weights, or no input that the "
+        "audit holds reaches all that it is made of"
+    )
+
+
+def _told(
+    wanted: Sequence[ShiftFamily], found: Sequence[Found], data_dependent: bool
+) -> tuple[list[Summand], NDArray[np.int64]]:
+    """Return what families add and the labels of their amounts.
+
+    An audit leaves out of a family what others do that move a weight alone, and gives the rest
+    another unit. Where several are left alike, any of them says the same.
+
+    Args:
+        wanted: as the audit writes them.
+        found: all that hold, with all their moves.
+        data_dependent: whether values decide what runs.
+    """
+    used: dict[int, Found] = {}
+    summands: list[Summand] = []
+    for family in wanted:
+        fitting = [(k, told) for k, f in enumerate(found) if (told := _left_of(f, family))]
+        if not fitting and data_dependent:
+            raise ShiftError(
+                "values decide what this model runs, and with these weights no input of its audit "
+                "reaches all that moves; audit it on inputs that do, if there are any"
+            )
+        if not fitting:
+            raise ShiftError("the model is not the audited one: audit it again")
+        k, told = min(fitting, key=lambda x: (x[0] in used, len(found[x[0]].summands)))
+        used[k] = found[k]
+        summands += told
+    return summands, np.concatenate([f.labels for f in used.values()])
+
+
+def _left_of(found: Found, family: ShiftFamily) -> list[Summand]:
+    """Return what is added by the moves that an audit left of a family; none if it is another."""
+    if found.family.count != family.count or not {*family.names} <= {*found.family.names}:
+        return []
+    moves, first = {*family.moves}, family.moves[0]
+    for unit in {m.factor for m in found.family.moves if m.name == first.name}:
+        own = [replace(m, factor=m.factor / unit) for m in found.family.moves]
+        if moves <= {*own}:
+            return [s for m, s in zip(own, found.summands, strict=True) if m in moves]
+    return []

@@ -1,6 +1,7 @@
 """By how much weights move along families of shifts: amounts, and what maps make of them."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +17,8 @@ from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
 from onsphere.symmetry.exact.units.fields import Fields
 from onsphere.symmetry.exact.units.linear_forms import Constraints
-from onsphere.symmetry.shifts.solution import Solution
+from onsphere.symmetry.shifts.rows import Rows
+from onsphere.symmetry.shifts.solution import Solution, Summand
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float64]
@@ -60,10 +62,7 @@ class Amounts:
     def _settle(self, which: Any = slice(None)) -> None:
         """Let unknowns that follow others follow what is known by now."""
         pivots = self.solution.pivots
-        rows = pivots.rows.taken(which)
-        with np.errstate(invalid="ignore"):
-            terms = np.where(rows.factors != 0, rows.factors * self._value[rows.labels], 0.0)
-        self._value[pivots.labels[which]] = terms.sum(1)
+        self._value[pivots.labels[which]] = self._summed(pivots.rows.taken(which))
 
     def _settle_unknown(self) -> None:
         """Let those follow of which it was not known before what they follow."""
@@ -116,25 +115,53 @@ class Amounts:
             moves = ~self.solution.zero[own]
             self._value[own[moves]] = found[moves]
 
-    def added(self) -> dict[str, Tensor]:
-        """Return what is added to each weight and buffer; NaN where that was not learnt."""
+    def added(self, summands: Iterable[Summand] | None = None) -> dict[str, Tensor]:
+        """Return what is added to each weight and buffer; NaN where that was not learnt.
+
+        Args:
+            summands: add these only; all there are without.
+        """
         self._settle_images_of_nothing()
-        self._settle()
+        by_block: defaultdict[int, list[Summand]] = defaultdict(list)
+        for s in summands or ():
+            by_block[s.block].append(s)
         found: dict[str, Tensor] = {}
-        for b in self.solution.unknowns.blocks:
+        for k, b in enumerate(self.solution.unknowns.blocks):
             own = slice(b.start, b.start + b.size)
             if not isinstance(b.of, Weight) or self.solution.zero[own].all():
                 continue
-            moved = self._vectors(b, b.of) if b.of.free else self._of(b.index())
+            if summands is not None and k not in by_block:
+                continue
+            terms = self.solution.terms(b.index())
+            if summands is not None:
+                terms = self._only(terms, by_block[k])
+            moved = self._vectors(b, b.of, terms) if b.of.free else self._summed(terms)
             if not np.any(moved):
                 continue
-            added = torch.from_numpy(np.array(moved)).reshape(moved.shape)
+            shape = b.of.shape if b.of.free else b.shape
+            added = torch.from_numpy(moved).reshape(shape)
             found[b.of.name] = found[b.of.name] + added if b.of.name in found else added
         return found
 
-    def _vectors(self, block: Block, weight: Weight) -> Numbers:
+    def _only(self, terms: Rows, summands: Iterable[Summand]) -> Rows:
+        """Drop all terms but some."""
+        kept = np.zeros(terms.factors.shape, bool)
+        for s in summands:
+            labels, factors = terms.labels[:, s.slot], terms.factors[:, s.slot]
+            made = self.solution.makers[labels]
+            own = np.isin(labels, s.labels) if s.maker < 0 else made == s.maker
+            kept[:, s.slot] |= own & (factors == s.factor)
+        return Rows(terms.labels, np.where(kept, terms.factors, 0.0))
+
+    def _summed(self, rows: Rows) -> Numbers:
+        """Return what terms come to, row by row."""
+        with np.errstate(invalid="ignore"):
+            terms = np.where(rows.factors != 0, rows.factors * self._value[rows.labels], 0.0)
+        found: Numbers = terms.sum(1)
+        return found
+
+    def _vectors(self, block: Block, weight: Weight, terms: Rows) -> Numbers:
         """Draw a vector for each amount of a weight that moves by slices."""
-        terms = self.solution.terms(block.index())
         wide = [n if a in weight.free else 1 for a, n in enumerate(weight.shape)]
         total = np.zeros([block.size, *wide])
         used = terms.labels[terms.factors != 0]

@@ -26,7 +26,7 @@ from onsphere.symmetry.exact.trace import Call, runs_on
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Form
 from onsphere.symmetry.shifts.rows import Rows
 from onsphere.symmetry.shifts.single_weights import with_single_weights
-from onsphere.symmetry.shifts.solution import Solution, solved
+from onsphere.symmetry.shifts.solution import Solution, Summand, solved
 
 Ints = NDArray[np.int64]
 
@@ -38,10 +38,12 @@ class Found:
     Args:
         family: what moves.
         labels: of the amounts, in the order of their places.
+        summands: what each move adds, in the order of the moves.
     """
 
     family: ShiftFamily
     labels: Ints
+    summands: tuple[Summand, ...] = ()
 
 
 def shift_families(
@@ -152,7 +154,6 @@ class _Families:
     def __init__(self, solution: Solution) -> None:
         self.solution = solution
         self.blocks = solution.unknowns.blocks
-        self._block_of_image = self._blocks_of_images()
         self.moving = [
             (k, solution.terms(b.index())) for k, b in enumerate(self.blocks)
             if isinstance(b.of, Weight) and not solution.zero[b.start : b.start + b.size].all()
@@ -169,23 +170,9 @@ class _Families:
             if not self.solution.zero[b.start : b.start + b.size].all():
                 yield k, self.solution.terms(self.solution.sources(k))
 
-    def _blocks_of_images(self) -> Ints:
-        """Return of each class the block of the image in it, or -1."""
-        solution = self.solution
-        starts = np.array([b.start for b in self.blocks])
-        found = np.full(len(solution.image), -1)
-        some = np.flatnonzero(solution.image >= 0)
-        numbers = solution.image[some]
-        found[some] = np.searchsorted(starts, numbers, "right") - 1
-        for k in solution.inverted:
-            image = self.blocks[k].of
-            assert isinstance(image, Image)
-            found[some[np.isin(numbers, image.rows)]] = k
-        return found
-
     def _image_of(self, labels: Ints) -> Ints:
         """Return of each class the block of the image in it, or -1."""
-        found: Ints = self._block_of_image[labels]
+        found: Ints = self.solution.makers[labels]
         return found
 
     def found(self) -> list[Found]:
@@ -261,14 +248,15 @@ class _Families:
         place[labels] = np.arange(len(labels))
         words = self._words(group, place)
         users = {*self.users[group], *(k for m in words for k in self.users_of_images[m])}
-        moves: list[ShiftMove] = []
+        parts: list[tuple[ShiftMove, Summand]] = []
         for k in sorted(users):
-            moves += self._moves(*self.moving[k], place, words)
+            parts += self._moves(*self.moving[k], labels, words)
         place[labels] = -1
-        moves.sort(key=lambda m: (bool(m.map), m.factor < 0))
+        parts.sort(key=lambda part: (bool(part[0].map), part[0].factor < 0))
+        moves = [m for m, _ in parts]
         size = max((self._size(m) for m in moves), default=1)
         family = ShiftFamily(tuple(_in_units_of_first(moves)), len(labels), len(labels) * size)
-        return Found(family, labels)
+        return Found(family, labels, tuple(s for _, s in parts))
 
     def _size(self, move: ShiftMove) -> int:
         """Return how many numbers one amount is."""
@@ -305,16 +293,17 @@ class _Families:
         return template.format(what)
 
     def _moves(
-        self, block: int, terms: Rows, place: Ints, words: Mapping[int, str]
-    ) -> Iterable[ShiftMove]:
+        self, block: int, terms: Rows, labels: Ints, words: Mapping[int, str]
+    ) -> Iterable[tuple[ShiftMove, Summand]]:
         of, shape = self.blocks[block].of, self.blocks[block].shape
         assert isinstance(of, Weight)
         held, makers = terms.factors != 0, self._image_of(terms.labels)
-        amounts = np.where(held & (makers < 0), place[terms.labels], -1)
+        amounts = np.where(held & (makers < 0), self._place[terms.labels], -1)
         for slot in np.flatnonzero((amounts >= 0).any(0)).tolist():
             factors, own = terms.factors[:, slot], amounts[:, slot]
             for factor in np.unique(factors[own >= 0]).tolist():
-                yield _move(of, factor, np.where(factors == factor, own, -1).reshape(shape), "")
+                places = np.where(factors == factor, own, -1).reshape(shape)
+                yield _move(of, factor, places, ""), Summand(block, slot, factor, labels)
         mapped = held & np.isin(makers, [*words])
         for slot in np.flatnonzero(mapped.any(0)).tolist():
             factors, own = terms.factors[:, slot], makers[:, slot]
@@ -322,7 +311,8 @@ class _Families:
                 here = (own == maker) & held[:, slot]
                 for factor in np.unique(factors[here]).tolist():
                     places = np.where(here & (factors == factor), 0, -1).reshape(shape)
-                    yield _move(of, factor, places, words[maker])
+                    summand = Summand(block, slot, factor, labels, maker)
+                    yield _move(of, factor, places, words[maker]), summand
 
 
 def without_effect(

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,21 @@ class Solution:
         self._row = np.full(len(self.label), -1)
         self._row[self.pivots.labels] = np.arange(len(self.pivots.labels))
 
+    @cached_property
+    def makers(self) -> Ints:
+        """Of each class the number of the block of the image in it, or -1."""
+        blocks = self.unknowns.blocks
+        starts = np.array([b.start for b in blocks])
+        found = np.full(len(self.image), -1)
+        some = np.flatnonzero(self.image >= 0)
+        numbers = self.image[some]
+        found[some] = np.searchsorted(starts, numbers, "right") - 1
+        for k in self.inverted:
+            image = blocks[k].of
+            assert isinstance(image, Image)
+            found[some[np.isin(numbers, image.rows)]] = k
+        return found
+
     def terms(self, index: NDArray[Any]) -> Rows:
         """Return what unknowns come to: free ones and images, a row for each."""
         labels = self.label[index.ravel()]
@@ -86,6 +102,25 @@ class Solution:
             return block.index().ravel().astype(np.int64)
         found: Ints = distinct_numbers(block.of.rows)
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """What one move adds to a weight, in the terms of the solution.
+
+    Args:
+        block: number of the block of the weight.
+        slot: which of the terms it is.
+        factor: how many times it is added.
+        labels: of the amounts that are added.
+        maker: number of the block of the image that is added instead, or -1.
+    """
+
+    block: int
+    slot: int
+    factor: float
+    labels: Ints
+    maker: int = -1
 
 
 def solved(unknowns: Unknowns) -> Solution:

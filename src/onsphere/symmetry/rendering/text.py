@@ -45,6 +45,10 @@ _DECAYS = (
         "penalizes the scale itself, which is part of the function, on",
     ),
     (
+        (EFFECT_OF_DECAY[Kind.HELD],),
+        "penalizes the scale itself, as what could make up for it does not train, on",
+    ),
+    (
         (EFFECT_ON_PARTS,),
         "penalizes the scale of one part, while others trade, turn or have no effect, on",
     ),
@@ -52,6 +56,7 @@ _DECAYS = (
         (EFFECT_OF_DECAY[Kind.UNKNOWN],),
         "has effects that are not known, as not all that the model does was followed, on",
     ),
+    ((EFFECT_OF_DECAY[Kind.FROZEN],), "does nothing, as these are frozen, to"),
 )
 
 
@@ -346,11 +351,16 @@ def _certificate(audit: AuditResult) -> list[str]:
         if measured
         else ""
     )
-    leak = max((x.amount for x in audit.leaks), default=0.0)
-    said = (
-        f"Certified by runs in float64 with eps near 0{derivative}. At the model's own eps, "
-        f"scaling by e = 2.718 along one changes the output by at most {leak:.0e} of its size."
-    )
+    claimed = (audit.scale_symmetries, audit.families, audit.shifts, audit.shift_families)
+    if not any((*claimed, audit.parts, audit.inert)):
+        return []
+    said = f"Certified by runs in float64 with eps near 0{derivative}."
+    if audit.leaks:
+        leak = max(x.amount for x in audit.leaks)
+        said += (
+            " At the model's own eps, scaling by e = 2.718 along one changes the output by at most "
+            f"{leak:.0e} of its size."
+        )
     return ["", *wrap(said, WIDTH)]
 
 

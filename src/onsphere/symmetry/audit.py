@@ -654,6 +654,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         certified=certificates is not None,
         complete=findings.complete,
         frozen=[n for n in traced.parameters if n in frozen],
+        transposed=[n for n in traced.parameters if "transposed" in traced.roles.get(n, ())],
     )
 
 

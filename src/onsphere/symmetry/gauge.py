@@ -77,6 +77,7 @@ class FixedScales:
     granularity: Granularity = "tensor"
     order: tuple[HeldWeight, ...] = field(default=(), compare=False, repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    transposed: Collection[str] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         lines = [self._headline(), *(self._by_division() if self.granularity == "vector" else [])]
@@ -113,6 +114,7 @@ class FixedScales:
         for name, axes in self.held.items():
             shape = self.shapes[name]
             roles = frozenset({"convolution"} if len(shape) > 3 else ())
+            roles |= {"transposed"} if name in self.transposed else set()
             words = described(axes, shape, roles)
             found.setdefault(words, []).append(name)
         return [f"- {words}: {_listed(names)}" for words, names in found.items()]
@@ -240,6 +242,7 @@ def _fixed_vectors(
         granularity="vector",
         order=tuple(order),
         shapes={n: shapes[n] for n in axes},
+        transposed=audit.transposed,
     )
 
 

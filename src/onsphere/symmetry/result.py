@@ -106,6 +106,7 @@ class AuditResult:
         embeddings_and_heads: embedding tables and the weights of output layers, which are kept off
             spheres by default; ``None`` in a file of an earlier version.
         frozen: parameters that did not train (``requires_grad`` is off) when this was audited.
+        transposed: weights of transposed convolutions, whose second axis counts filters.
     """
 
     model: str
@@ -132,6 +133,7 @@ class AuditResult:
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     embeddings_and_heads: list[str] | None = None
     frozen: list[str] = field(default_factory=list)
+    transposed: list[str] = field(default_factory=list)
 
     @cached_property
     def trained_symmetries(self) -> list[dict[str, Fraction]]:

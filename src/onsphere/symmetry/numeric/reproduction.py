@@ -68,8 +68,8 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     if change <= tolerance or _cancels(probe, compared, tolerance):
         return None
     return _first_difference(probe, compared, max(rounding, 1e-6)) or (
-        f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e}; of a loss near "
-        "0, audit the logits instead"
+        f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e} "
+        "(if this is a loss near 0, audit the logits instead)"
     )
 
 

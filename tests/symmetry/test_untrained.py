@@ -79,6 +79,15 @@ def biased() -> nn.Sequential:
     return net
 
 
+def no_bias() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(4, 3, bias=False), nn.BatchNorm1d(3, affine=False), nn.Linear(3, 5)
+    ).eval()
+    net[1].running_mean.uniform_(0.5, 1.0)
+    net[2].bias.requires_grad_(False)
+    return net
+
+
 def frozen_batch_norm(bias: bool = True) -> nn.Sequential:
     net = ConvNet(True).train()
     if not bias:
@@ -102,6 +111,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]]
     "two frozen": (lambda: linears(2, 4), rows, {"0.weight"}),
     "a norm's gain and bias frozen": (normed, rows, {"2.weight"}),
     "a norm's bias frozen": (lambda: normed("bias"), rows, set()),
+    "no bias beside the running mean trains": (no_bias, rows, {"0.weight", "2.weight"}),
     "a bias in front of a ReLU frozen": (biased, rows, {"0.weight", "2.weight"}),
 }  # fmt: skip
 

@@ -227,11 +227,13 @@ class AuditResult:
         Those are left out that shifts of trained weights can make up for: a scale against the
         running mean of a BatchNorm needs no other mean where a bias can take the difference.
         """
-        still, before = self._untrained, -1
+        shifted = dict.fromkeys(n for f in self.shift_families for n in f.names)
+        still, before = untrained(shifted, self.parameters, self.frozen), -1
         while len(still) != before:
             before = len(still)
             still = [n for n in still if not self._is_matched(n, still)]
-        return still
+        matched = shifted.keys() - still
+        return [n for n in self._untrained if n not in matched]
 
     def _is_matched(self, name: str, still: Collection[str]) -> bool:
         """Return whether any move of a weight is the same as one of weights that may move."""

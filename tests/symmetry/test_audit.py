@@ -224,7 +224,7 @@ OTHER = {
     "lazy": (lazy, torch.ones(2, 4), "'0.weight' is not initialized yet.*run the model once"),
     "function": (lambda: torch.relu, torch.ones(2), "is a torch.nn.Module, got a builtin"),
     "state dict": (lambda: nn.Linear(3, 2).state_dict(), torch.ones(2, 3), "got a OrderedDict"),
-    "nothing": (lambda: nn.Linear(3, 2), None, "raised TypeError"),
+    "nothing": (lambda: nn.Linear(3, 2), None, "given: nothing"),
     "words": (lambda: nn.Linear(3, 2), "abc", "raised TypeError"),
 }  # fmt: skip
 
@@ -268,3 +268,59 @@ class Flex(nn.Module):
 def test_flex_attention_is_refused_with_a_line(train: bool) -> None:
     with pytest.raises(ModelError, match=r"calls flex_attention, .* scaled_dot_product_attention"):
         audit(Flex().train(train), _normal(1, 2, 16, 8))
+
+
+class _Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 2)
+
+    def forward(self, rows: Tensor, mask: Tensor, *, scale: float = 1.0) -> Tensor:
+        return scale * self.map(rows * mask)
+
+
+class _Looking(_Masked):
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.map(batch["rows"])
+
+
+class _Broken(_Masked):
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rows": torch.ones(4, 3)}, "given: rows (missing a required argument: 'mask')"),
+        ({"a": torch.ones(4, 3), "b": torch.ones(4, 3)}, "given: a dictionary with a, b (missing"),
+        ((torch.ones(4, 3),) * 3, "given: 3 by position (too many positional arguments)"),
+    ],
+)
+def test_inputs_that_forward_does_not_take_are_told_by_name(given: Any, words: str) -> None:
+    with pytest.raises(ModelError) as told:
+        audit(_Masked(), given)
+    assert str(told.value).startswith("forward of _Masked takes rows, mask (optional: scale); ")
+    assert words in str(told.value)
+    assert str(told.value).endswith("give a tuple in this order, or a dictionary with these names")
+
+
+def test_a_dictionary_with_other_keys_is_told_of() -> None:
+    with pytest.raises(ModelError, match=r"takes input and none of its keys \(pixels\): give the"):
+        audit(nn.Linear(3, 2), {"pixels": torch.ones(4, 3)})
+    with pytest.raises(ModelError, match="raised KeyError: 'rows'; the dictionary that it was giv"):
+        audit(_Looking(), {"pixels": torch.ones(4, 3)})
+
+
+def test_an_error_inside_the_model_stays_its_own() -> None:
+    with pytest.raises(ModelError, match=r"model raised TypeError: .* missing 1 required posit"):
+        audit(_Broken(), torch.ones(4, 3))
+
+
+def test_a_hook_may_give_what_is_missing() -> None:
+    net = _Masked()
+    net.register_forward_pre_hook(lambda _, args: (*args, torch.ones(3)))
+    assert "map.weight" in audit(net, torch.randn(4, 3)).parameters
+    net.map = nn.Linear(7, 2)
+    with pytest.raises(ModelError, match="the model raised RuntimeError in module 'map'"):
+        audit(net, torch.ones(4, 3))

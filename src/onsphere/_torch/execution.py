@@ -20,6 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
+from onsphere._torch.signatures import misfit, on_dictionary
 from onsphere._torch.substitution import kept, substituted
 from onsphere.errors import OnsphereError
 
@@ -398,6 +399,9 @@ def call(
         except ModelError:
             raise
         except Exception as error:
+            problem = misfit(model, args, kwargs) if isinstance(error, TypeError) else None
+            if problem is not None:
+                raise ModelError(problem) from error
             place = f" in module {where[0]!r}" if where[0] else ""
             first = (str(error) or repr(error)).splitlines()[0]
             if "flex_attention" in first or "FlexAttention" in first:
@@ -408,4 +412,5 @@ def call(
                 ) from error
             if "more than 1 value per channel when training" in first:
                 first += "; give more than one example, or ask about evaluation mode"
+            first += on_dictionary(model, args, error)
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

@@ -615,6 +615,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
     inert, divisions = findings.inert, findings.divisions
     parameters, buffers = weights(model)
     shapes = {bare_name(n): tuple(t.shape) for n, t in {**parameters, **buffers}.items()}
+    frozen = {bare_name(n) for n, p in parameters.items() if not p.requires_grad}
     spheres, rescalings, leaks = [], [], []
     for i, v in enumerate(claims):
         numbers: dict[str, Any] = {}
@@ -656,6 +657,8 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         conditions=findings.conditions,
         certified=certificates is not None,
         complete=findings.complete,
+        frozen=[n for n in traced.parameters if n in frozen],
+        transposed=[n for n in traced.parameters if "transposed" in traced.roles.get(n, ())],
     )
 
 

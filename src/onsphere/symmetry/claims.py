@@ -15,15 +15,19 @@ from onsphere.geometry import VectorAxes
 class Kind(StrEnum):
     """What is free about the scale of one weight.
 
-    A weight is of the first kind that fits. ``SHARED`` and ``TRADED`` do not depend on the basis
-    in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
+    A weight is of the first kind that fits. ``SHARED``, ``TRADED`` and ``HELD`` do not depend on
+    the basis in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
+    ``HELD`` is a weight whose scale is free only together with buffers or frozen weights, which
+    training cannot move along, and cannot make up for.
     """
 
     INERT = "inert"
+    FROZEN = "frozen"
     UNREACHED = "unreached"
     SPHERE = "scale-invariant"
     SHARED = "scale-invariant together"
     TRADED = "rescaling"
+    HELD = "held by what does not train"
     FIXED = "scale-dependent"
     UNKNOWN = "not known"
 
@@ -33,8 +37,10 @@ EFFECT_OF_DECAY = {
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
     Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
     Kind.FIXED: "a real penalty: the scale is part of the function",
+    Kind.HELD: "a real penalty: the scale is free only together with what does not train",
     Kind.UNKNOWN: "unknown: no symmetry was found, and not all that the model does was followed",
     Kind.INERT: "nothing: the weight has no effect",
+    Kind.FROZEN: "nothing: the weight is frozen",
     Kind.UNREACHED: "unknown: this input did not reach the weight",
 }
 """What weight decay does to a weight of each kind."""

@@ -45,6 +45,7 @@ from onsphere.symmetry.exact.units.linear_forms import Constraints
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 from onsphere.symmetry.search.granularity import described
+from onsphere.symmetry.weight_decay import untrained
 
 Granularity = Literal["tensor", "vector"]
 """How finely norms are held: of whole weights, or of rows, columns and heads."""
@@ -76,6 +77,7 @@ class FixedScales:
     granularity: Granularity = "tensor"
     order: tuple[HeldWeight, ...] = field(default=(), compare=False, repr=False)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    transposed: Collection[str] = field(default=(), compare=False, repr=False)
 
     def __str__(self) -> str:
         lines = [self._headline(), *(self._by_division() if self.granularity == "vector" else [])]
@@ -112,6 +114,7 @@ class FixedScales:
         for name, axes in self.held.items():
             shape = self.shapes[name]
             roles = frozenset({"convolution"} if len(shape) > 3 else ())
+            roles |= {"transposed"} if name in self.transposed else set()
             words = described(axes, shape, roles)
             found.setdefault(words, []).append(name)
         return [f"- {words}: {_listed(names)}" for words, names in found.items()]
@@ -164,7 +167,7 @@ def fixed_scales(
         return rank.require_zero({k: v[name] for k, v in enumerate(symmetries) if name in v})
 
     buffers = dict.fromkeys(n for v in symmetries for n in v if n not in audit.parameters)
-    still = tuple(n for n in (*buffers, *moved) if n in {*buffers, *frozen} and fixes(n))
+    still = tuple(n for n in untrained((*buffers, *moved), audit.parameters, frozen) if fixes(n))
     trained = [n for n in moved if n not in frozen]
     usable = [n for n in trained if _entries(audit, n) > 1 and n not in {*never, *zeros}]
     wanted = sorted(usable, key=_preference(audit, last))
@@ -196,7 +199,7 @@ def _fixed_vectors(
         [*(n for f in families for n in f.names), *(n for v in wholes for n in v)]
     )
     moved = [n for n in shapes if n in named]
-    still = [n for n in named if n not in shapes or n in frozen]
+    still = untrained(named, shapes, frozen)
     kinds = [without(kind, still) for kind in channel_kinds(families)]
     trained = [n for n in moved if n not in frozen]
     usable = [n for n in trained if _entries(audit, n) > 1 and n not in never]
@@ -239,6 +242,7 @@ def _fixed_vectors(
         granularity="vector",
         order=tuple(order),
         shapes={n: shapes[n] for n in axes},
+        transposed=audit.transposed,
     )
 
 

@@ -1,8 +1,9 @@
 """What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
 import math
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
+from onsphere.symmetry.channels.channel_kinds import Block
+from onsphere.symmetry.channels.in_training import moved_in_training
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
     EFFECT_ON_PARTS,
@@ -24,11 +27,15 @@ from onsphere.symmetry.claims import (
     Rescaling,
     ScaleInvariance,
     ShiftFamily,
+    Slices,
 )
 from onsphere.symmetry.exact.trace import Call, UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
-from onsphere.symmetry.weight_decay import shrinkable
+from onsphere.symmetry.weight_decay import left_to_training, shrinkable, untrained
+
+_ENTRY_BY_ENTRY = re.compile(r"[^@]+ \* v|v / [^@]+")
+"""The words for a map of amounts that multiplies or divides each of them."""
 
 
 class ModelReference:
@@ -98,6 +105,8 @@ class AuditResult:
         inputs: what the model was run on; not written to a file.
         embeddings_and_heads: embedding tables and the weights of output layers, which are kept off
             spheres by default; ``None`` in a file of an earlier version.
+        frozen: parameters that did not train (``requires_grad`` is off) when this was audited.
+        transposed: weights of transposed convolutions, whose second axis counts filters.
     """
 
     model: str
@@ -123,24 +132,43 @@ class AuditResult:
     note: str = ""
     inputs: Inputs | None = field(default=None, compare=False, repr=False)
     embeddings_and_heads: list[str] | None = None
+    frozen: list[str] = field(default_factory=list)
+    transposed: list[str] = field(default_factory=list)
+
+    @cached_property
+    def trained_symmetries(self) -> list[dict[str, Fraction]]:
+        """A basis of the scale symmetries that leave alone what does not train.
+
+        That is all of them where no buffer and no frozen weight takes part.
+        """
+        return left_to_training(self.scale_symmetries, self._untrained)
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:
-        """What is free about the scale of each parameter."""
+        """What is free about the scale of each parameter, as long as buffers and the frozen stay.
+
+        Frozen are the weights that were so when this was audited.
+        """
         alone = self.own_spheres()
-        free = shrinkable(self.scale_symmetries, self.parameters)
-        traded = {n for v in self.scale_symmetries for n in v}
+        free = shrinkable(self.trained_symmetries)
+        left = left_to_training(self.scale_symmetries, self.holding)
+        traded = {n for v in left for n in v}
+        moved = {n for v in self.scale_symmetries for n in v}
         hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
         rest = Kind.UNKNOWN if hidden else Kind.FIXED
 
         def kind(name: str) -> Kind:
             if name in self.inert:
                 return Kind.INERT
+            if name in self.frozen:
+                return Kind.FROZEN
             if name in self.unreached:
                 return Kind.UNREACHED
             if name in alone:
                 return Kind.SPHERE
-            return Kind.SHARED if name in free else Kind.TRADED if name in traded else rest
+            if name in free or name in traded:
+                return Kind.SHARED if name in free else Kind.TRADED
+            return Kind.HELD if name in moved and not hidden else rest
 
         return {n: kind(n) for n in self.parameters}
 
@@ -149,7 +177,8 @@ class AuditResult:
         kind, share = self.kinds[name], self.free_parts.get(name)
         if share == 1:
             return EFFECT_OF_DECAY[Kind.TRADED]
-        return EFFECT_ON_PARTS if share and kind is Kind.FIXED else EFFECT_OF_DECAY[kind]
+        partly = share and kind in (Kind.FIXED, Kind.HELD)
+        return EFFECT_ON_PARTS if partly else EFFECT_OF_DECAY[kind]
 
     @cached_property
     def free_parts(self) -> dict[str, float]:
@@ -161,14 +190,13 @@ class AuditResult:
         found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
         def note(name: str, axes: tuple[int, ...], index: Tensor | slice) -> None:
-            if self.kinds.get(name) in (Kind.FIXED, Kind.UNKNOWN):
+            if self.kinds.get(name) in (Kind.FIXED, Kind.HELD, Kind.UNKNOWN):
                 size = math.prod(self.parameters[name][a] for a in axes)
                 free = found.setdefault((name, axes), torch.zeros(size, dtype=torch.bool))
                 free[index] = True
 
-        for family in self.families:
-            for part in family.slices:
-                note(part.name, part.axes, part.index.reshape(-1))
+        for part in self._moved_by_channel():
+            note(part.name, part.axes, torch.as_tensor(part.index).reshape(-1))
         for p in self.parts:
             for start, stop in p.intervals:
                 note(p.name, (p.axis,), slice(start, stop))
@@ -176,6 +204,44 @@ class AuditResult:
         for (name, _), free in found.items():
             shares[name] = max(shares.get(name, 0.0), float(free.double().mean()))
         return shares
+
+    def _moved_by_channel(self) -> Iterator[Slices | Block]:
+        """Yield the slices of weights that move by channel while what does not train stays."""
+        if not self.holding:
+            yield from (s for family in self.families for s in family.slices)
+            return
+        yield from moved_in_training(
+            self.families, self.scale_symmetries, self.parameters, self.holding
+        )
+
+    @cached_property
+    def _untrained(self) -> list[str]:
+        wholes = (n for v in self.scale_symmetries for n in v)
+        names = dict.fromkeys([*wholes, *(n for f in self.families for n in f.names)])
+        return untrained(names, self.parameters, self.frozen)
+
+    @cached_property
+    def holding(self) -> list[str]:
+        """Buffers and frozen weights that hold scales, as scale symmetries move them.
+
+        Those are left out that shifts of trained weights can make up for: a scale against the
+        running mean of a BatchNorm needs no other mean where a bias can take the difference.
+        """
+        shifted = dict.fromkeys(n for f in self.shift_families for n in f.names)
+        still, before = untrained(shifted, self.parameters, self.frozen), -1
+        while len(still) != before:
+            before = len(still)
+            still = [n for n in still if not self._is_matched(n, still)]
+        matched = shifted.keys() - still
+        return [n for n in self._untrained if n not in matched]
+
+    def _is_matched(self, name: str, still: Collection[str]) -> bool:
+        """Return whether any move of a weight is the same as one of weights that may move."""
+        return any(
+            _moves_freely(f, name) and not {*f.names} & {*still} - {name}
+            for f in self.shift_families
+            if len(f.names) > 1
+        )
 
     def own_spheres(self) -> dict[str, ScaleInvariance]:
         """Return the weights that live on a sphere without any other parameter."""
@@ -199,3 +265,14 @@ class AuditResult:
                 f"{len(self.parameters)} are missing); audit this model again"
             )
         return found
+
+
+def _moves_freely(family: ShiftFamily, name: str) -> bool:
+    """Return whether a family of shifts moves every entry of a weight by an amount of its own."""
+    moves = [m for m in family.moves if m.name == name]
+    if len(moves) != 1 or moves[0].free or moves[0].places.numel() != family.count:
+        return False
+    places = moves[0].places.flatten().sort().values
+    if moves[0].map:
+        return _ENTRY_BY_ENTRY.fullmatch(moves[0].map) is not None and bool((places >= 0).all())
+    return torch.equal(places, torch.arange(family.count))

@@ -6,30 +6,70 @@ complementarity): either some symmetry shrinks it while no weight grows, so that
 to 0 without touching the function, or the sum has its minimum at a positive norm of this weight.
 Decay of the first kind can only set learning rates; of the second it is a penalty on products of
 weights, and on the weight itself where no symmetry moves it.
+
+Training moves along those symmetries only that leave alone what it does not train: buffers, as the
+running statistics of a BatchNorm in evaluation mode, and frozen weights.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
+
+from onsphere.symmetry.exact.units.linear_forms import sparse_basis, vanishing
 
 _BARRIER = 1e-13
 _GONE = -12.0
 """Log scales that fall stop near log(_BARRIER) = -30; the others stay within a few units of 0."""
 
 
-def shrinkable(
-    symmetries: Sequence[Mapping[str, Fraction]], parameters: Iterable[str]
-) -> frozenset[str]:
+def untrained(
+    names: Iterable[str], parameters: Collection[str], frozen: Collection[str]
+) -> list[str]:
+    """Return those of some weights and buffers that do not train: buffers, and frozen weights.
+
+    Example:
+        >>> untrained(["weight", "running_var", "gain"], ["weight", "gain"], frozen=["gain"])
+        ['running_var', 'gain']
+    """
+    return [n for n in names if n not in parameters or n in frozen]
+
+
+def left_to_training(
+    symmetries: Sequence[Mapping[str, Fraction]], still: Iterable[str]
+) -> list[dict[str, Fraction]]:
+    """Return a basis of the symmetries that leave alone what does not train.
+
+    Args:
+        symmetries: exponents by name, a basis of all of them.
+        still: what does not train.
+
+    Example:
+        >>> one = Fraction(1)
+        >>> both = [{"a": one, "frozen": -one}, {"frozen": one, "b": -one}]
+        >>> [{n: int(e) for n, e in v.items()} for v in left_to_training(both, ["frozen"])]
+        [{'a': 1, 'b': -1}]
+    """
+    names = list(dict.fromkeys(n for v in symmetries for n in v))
+    number = {n: i for i, n in enumerate(names)}
+    basis = [{number[n]: e for n, e in v.items()} for v in symmetries]
+    space = basis
+    for name in still:
+        if name in number:
+            space = vanishing(space, {number[name]: Fraction(1)})
+    found = basis if space == basis else sparse_basis(space)
+    return [{names[i]: e for i, e in v.items()} for v in found]
+
+
+def shrinkable(symmetries: Sequence[Mapping[str, Fraction]]) -> frozenset[str]:
     r"""Return the weights that a symmetry can shrink while no other weight grows.
 
     Minimizes :math:`\sum_i e^{(A t)_i} + \tfrac{\delta}{2}|A t|^2`, whose log scales fall without
     end, as :math:`\delta \to 0`, for exactly these weights.
 
     Args:
-        symmetries: exponents by name, a basis of the symmetries.
-        parameters: the weights that decay acts on; other names (buffers) move for free.
+        symmetries: exponents by name, a basis of the symmetries of what trains.
 
     Returns:
         Their names. A weight on a sphere of its own is always among them, a traded pair never.
@@ -37,14 +77,12 @@ def shrinkable(
     Example:
         >>> one = Fraction(1)
         >>> residual = [{"stem": one, "o": one}, {"v": one, "o": -one}]
-        >>> sorted(shrinkable(residual, ["stem", "v", "o"]))    # v through o and the stem
+        >>> sorted(shrinkable(residual))    # v through o and the stem
         ['o', 'stem', 'v']
-        >>> sorted(shrinkable([{"q": one, "k": -one}], ["q", "k"]))
+        >>> sorted(shrinkable([{"q": one, "k": -one}]))
         []
     """
-    decayed = set(parameters)
-    kept = [{n: e for n, e in v.items() if n in decayed} for v in symmetries]
-    return frozenset(n for part in _components(kept) for n in _falling(part))
+    return frozenset(n for part in _components(symmetries) for n in _falling(part))
 
 
 def _components(vectors: Sequence[Mapping[str, Fraction]]) -> list[list[Mapping[str, Fraction]]]:

@@ -59,7 +59,9 @@ def test_an_audit_certifies_families_and_keeps_them_in_its_file(tmp_path) -> Non
     torch.manual_seed(0)
     found = audit(SharedHeads(), torch.randn(2, 5, 16))
     assert _shapes(found.families) == ATTENTION
-    assert "q.weight groups of 4 rows * a, k.weight pairs of rows / a, for each of 4" in str(found)
+    assert "q.weight groups of 4 rows (2 apart) * a, k.weight pairs of rows (2 apart) / a" in str(
+        found
+    )
     path = found.to_json(tmp_path / "audit.json")
     assert type(found).from_json(path).families == found.families
 

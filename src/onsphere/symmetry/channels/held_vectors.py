@@ -29,7 +29,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.channels.channel_kinds import ChannelKind
 from onsphere.symmetry.channels.terms import Ints
 from onsphere.symmetry.claims import Family, Slices
-from onsphere.symmetry.exact.units.linear_forms import Form, add_scaled, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import Form, sparse_basis, vanishing
 
 _TRIES = 8
 """How often in a row a choice is tried that is no larger than the best one."""
@@ -196,26 +196,6 @@ def _own_symmetry(kind: ChannelKind, own: Sequence[int], others: Sequence[int]) 
         return None
     best = min(found, key=len)
     return {b: c / best[own[0]] for b, c in best.items()}
-
-
-def vanishing(space: Sequence[Form], form: Form) -> list[Form]:
-    """Return a basis of the vectors of a space on which a form vanishes.
-
-    Example:
-        >>> one = Fraction(1)
-        >>> found = vanishing([{0: one, 1: one}, {1: one, 2: one}], {1: one})
-        >>> [{k: int(c) for k, c in v.items()} for v in found]
-        [{2: 1, 0: -1}]
-    """
-    values = [sum((c * v.get(k, 0) for k, c in form.items()), Fraction(0)) for v in space]
-    pivot = next((i for i, value in enumerate(values) if value), None)
-    if pivot is None:
-        return list(space)
-    return [
-        add_scaled(v, space[pivot], -value / values[pivot])
-        for i, (v, value) in enumerate(zip(space, values, strict=True))
-        if i != pivot
-    ]
 
 
 Held = dict[str, Candidate]

@@ -7,12 +7,13 @@ number, so this is linear algebra over them: a symmetry scales a block of a weig
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 import torch
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.channels.channel_kinds import ChannelKind
+from onsphere.symmetry.channels.channel_kinds import Block, ChannelKind
 from onsphere.symmetry.channels.held_vectors import HeldWeight, Moves
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, add_scaled
@@ -26,7 +27,7 @@ class UniformSymmetries:
     Args:
         kinds: of channels.
         wholes: symmetries of whole weights.
-        shapes: of weights and of buffers.
+        shapes: of weights. A buffer is taken to end where its last channel does.
         fixed: weights and buffers that may not move.
     """
 
@@ -42,13 +43,13 @@ class UniformSymmetries:
         self._unknown = {place: i for i, place in enumerate(unknowns)}
         self._of_channels = len(unknowns)
         self._count = len(unknowns) + len(wholes)
-        self._along: defaultdict[str, defaultdict[tuple[int, ...], list[tuple[int, Form]]]]
+        self._along: defaultdict[str, defaultdict[tuple[int, ...], list[tuple[Block, Form]]]]
         self._along = defaultdict(lambda: defaultdict(list))
         for k, kind in enumerate(kinds):
             for b, block in enumerate(kind.blocks):
                 form = {self._unknown[k, s]: v[b] for s, v in enumerate(kind.symmetries) if b in v}
                 if form:
-                    self._along[block.name][block.axes].append((block.index.size, form))
+                    self._along[block.name][block.axes].append((block, form))
         names = [*self._along, *(n for v in wholes for n in v)]
         self.names = list(dict.fromkeys(names))
         self.fixed = [n for n in self.names if n in fixed]
@@ -66,6 +67,16 @@ class UniformSymmetries:
         extra = self._free(self.fixed) - self._free(self.names)
         extra -= self._free(self.fixed, only) - nothing
         return channels - nothing + extra
+
+    def moved(self) -> Iterator[Block]:
+        """Yield the parts of weights that move; one without axes stands for a whole weight."""
+        for name in self.names:
+            whole = self._whole(name)
+            if name not in self._along and self._first.reduced(whole):
+                yield Block(name, (), np.zeros((1, 1), np.int64))
+            for block, form in chain.from_iterable(self._along.get(name, {}).values()):
+                if self._first.reduced(add_scaled(whole, form, Fraction(1))):
+                    yield block
 
     def hold(self, names: Iterable[str]) -> None:
         """Leave only symmetries that do not move some weights at all."""
@@ -143,13 +154,20 @@ class UniformSymmetries:
 
     def _parts(self, name: str) -> tuple[Form, list[Form]]:
         """Return how a block of a weight scales, and by how much other blocks differ from it."""
-        own: Form = {self._of_channels + w: v[name] for w, v in enumerate(self.wholes) if name in v}
-        differences = []
+        own, differences = self._whole(name), []
         for axes, blocks in self._along[name].items() if name in self._along else ():
             forms = [form for _, form in blocks]
-            length = int(np.prod([self.shapes[name][a] for a in axes]))
-            if sum(size for size, _ in blocks) < length:
+            places = [block.index for block, _ in blocks]
+            if name in self.shapes:
+                length = int(np.prod([self.shapes[name][a] for a in axes]))
+            else:
+                length = 1 + max(int(p.max()) for p in places)
+            if sum(p.size for p in places) < length:
                 forms.append({})  # entries that no channel moves
             own = add_scaled(own, forms[0], Fraction(1))
             differences += [add_scaled(f, forms[0], Fraction(-1)) for f in forms[1:]]
         return own, [f for f in differences if f]
+
+    def _whole(self, name: str) -> Form:
+        """Return how symmetries of whole weights scale one."""
+        return {self._of_channels + w: v[name] for w, v in enumerate(self.wholes) if name in v}

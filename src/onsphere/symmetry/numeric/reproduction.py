@@ -28,6 +28,7 @@ from onsphere._torch.operations import OperationsMode
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
+from onsphere.symmetry.numeric.cancellation import SILENT, Origins, same_before_sums
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide
 from onsphere.symmetry.numeric.probe import Point, Probe
@@ -63,10 +64,24 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         return None if _same_in_float64(probe, given) else "rounding decides what comes out"
     compared, point, rounding = found
     change = relative_change(_outputs(probe, compared), probe.baseline(point, real_eps=True))
-    if change <= min(_SLACK * rounding, max(_MOST, 10 * rounding)):
+    tolerance = min(_SLACK * rounding, max(_MOST, 10 * rounding))
+    if change <= tolerance or _cancels(probe, compared, tolerance):
         return None
     return _first_difference(probe, compared, max(rounding, 1e-6)) or (
-        f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e}"
+        f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e} "
+        "(if this is a loss near 0, audit the logits instead)"
+    )
+
+
+def _cancels(probe: Probe, call_on: Call, tolerance: float) -> bool:
+    """Return whether the runs agree but for what cancels in the sums of a loss."""
+    with Origins() as made:
+        own = _outputs(probe, call_on)
+    with Origins() as made_there:
+        ours = probe.outputs(probe.on(call_on), real_eps=True)
+    return len(own) == len(ours) and all(
+        same_before_sums((a, made), (b, made_there), tolerance)
+        for a, b in zip(own, ours, strict=True)
     )
 
 
@@ -135,8 +150,6 @@ def _double(t: Any) -> Any:
 class _Record(OperationsMode):  # type: ignore[no-untyped-call]
     """Notes of every operation where it ran, and two numbers that tell its results apart."""
 
-    _SILENT = frozenset({"_to_copy", "detach", "alias", "lift_fresh", "clone"})
-
     def __init__(self) -> None:
         super().__init__()
         self.where = ""
@@ -146,7 +159,7 @@ class _Record(OperationsMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         name = short_name(func)
         for t in tree_leaves(result)[:1]:
-            if isinstance(t, Tensor) and t.is_floating_point() and name not in self._SILENT:
+            if isinstance(t, Tensor) and t.is_floating_point() and name not in SILENT:
                 self.steps.append(((name, tuple(t.shape)), self.where, _fingerprint(t)))
         return result
 

@@ -17,7 +17,9 @@ KINDS = {
     Kind.TRADED: "is in a rescaling symmetry with others",
     Kind.FIXED: "is scale-dependent: no symmetry moves its scale",
     Kind.UNKNOWN: "has no symmetry that could be seen, while some operations were not followed",
+    Kind.HELD: "has a scale that is free only together with what does not train",
     Kind.INERT: "has no effect on the output",
+    Kind.FROZEN: "is frozen",
     Kind.UNREACHED: "not reached by this input",
 }
 
@@ -33,9 +35,19 @@ _WEIGHT = {
     Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
     Kind.UNKNOWN: "decay it as you would without this audit",
+    Kind.HELD: "decay it only if a smaller scale is wanted",
     Kind.INERT: "remove or freeze it",
+    Kind.FROZEN: "nothing, as long as it is frozen",
     Kind.UNREACHED: "audit on inputs that reach it",
 }
+
+
+_MAXIMAL = (
+    "You may still hold the norm of a weight without losing any function, as long as another "
+    "weight in each of its rescaling symmetries stays free: audit.param_groups(model, "
+    "fix='maximal') holds the norms of a largest such set, and audit.fixed_scales(model) says "
+    "which."
+)
 
 
 def of_weight(audit: AuditResult, name: str) -> str:
@@ -46,7 +58,7 @@ def of_weight(audit: AuditResult, name: str) -> str:
         kind = Kind.TRADED
     words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
     vector = len([s for s in audit.parameters[name] if s > 1]) < 2
-    if audit.kinds[name] in (Kind.FIXED, Kind.UNKNOWN) and vector:
+    if audit.kinds[name] in (Kind.FIXED, Kind.HELD, Kind.UNKNOWN) and vector:
         return "leave it without weight decay, as gains and biases usually are"
     return words
 
@@ -76,7 +88,8 @@ def of_model(audit: AuditResult) -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
         *_on_mode(audit),
-        *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_inert(audit),
+        *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_held(audit),
+        *_on_inert(audit),
         *_on_inert_parts(audit), *_on_detached(audit), *_on_leaks(audit), *limits(audit),
     ]  # fmt: skip
 
@@ -92,16 +105,11 @@ def _of(audit: AuditResult, kind: Kind) -> list[str]:
 
 def _on_spheres(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.SPHERE))
-    if not count and _nothing_shown(audit):
+    if not count and (_nothing_shown(audit) or audit.own_spheres()):  # the latter frozen
         return []
     if not count:
-        return [
-            "No weight is scale-invariant on its own, so none goes on a sphere by default. You may "
-            "still hold the norm of a weight without losing any function, as long as another "
-            "weight in each of its rescaling symmetries stays free: "
-            "audit.param_groups(model, fix='maximal') holds the norms of a largest such set, and "
-            "audit.fixed_scales(model) says which."
-        ]
+        nothing = "No weight is scale-invariant on its own, so none goes on a sphere by default."
+        return [f"{nothing} {_MAXIMAL}" if _something_trades(audit) else nothing]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
         "optimizer, as onsphere.optim.SphereAdamW (embeddings and heads stay off spheres without "
@@ -124,19 +132,29 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
             f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
         )
     shared, trading = len(_of(audit, Kind.SHARED)), sum(map(len, traded(audit)))
+    held = len(_of(audit, Kind.HELD))
     found = [
         *([f"{_weights_are(shared)} on joint spheres (scaled all at once, and only together, they "
            "change nothing)"] if shared else []),
         *([f"{_weights_are(trading)} in rescaling symmetries"] if trading else []),
+        *([f"{_weights_are(held)} held by what does not train"] if held else []),
     ]  # fmt: skip
     instead = f"; {' and '.join(found)}" if found else ", and no scale of it is free at all"
+    maximal = (
+        ". audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
+        "which loses no function"
+    )
     return (
         f"no weight of {audit.model} is on a sphere of its own in {audit.mode} mode{instead}. "
         "So no group gets a sphere, and an optimizer on spheres is its "
-        "base optimizer here; a Monitor watches all matrices instead. "
-        "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, "
-        "which loses no function"
+        "base optimizer here; a Monitor watches all matrices instead"
+        + (maximal if _something_trades(audit) else "")
     )
+
+
+def _something_trades(audit: AuditResult) -> bool:
+    """Return whether the scale of a weight, or of a part of it, is free together with others."""
+    return bool(_of(audit, Kind.SHARED) or _of(audit, Kind.TRADED) or audit.free_parts)
 
 
 def _nothing_shown(audit: AuditResult) -> bool:
@@ -162,7 +180,7 @@ def _on_shared(audit: AuditResult) -> list[str]:
 def _shrink_alike(audit: AuditResult, names: Sequence[str]) -> bool:
     """Return whether weights can shrink by one factor while no other weight changes."""
     number = {n: i for i, n in enumerate(audit.parameters)}
-    basis = [{number[n]: e for n, e in v.items() if n in number} for v in audit.scale_symmetries]
+    basis = [{number[n]: e for n, e in v.items()} for v in audit.trained_symmetries]
     return in_span([{number[n]: Fraction(1) for n in names}], basis)[0]
 
 
@@ -176,6 +194,18 @@ def _on_traded(audit: AuditResult) -> list[str]:
         f"{_weights_are(count)} in rescaling symmetries{split}: weight decay penalizes their "
         "products and balances them; onsphere.canonicalize(model, audit) balances them at once, "
         "with the same function."
+    ]
+
+
+def _on_held(audit: AuditResult) -> list[str]:
+    names = [n for n in _of(audit, Kind.HELD) if audit.free_parts.get(n) != 1]
+    if not names:
+        return []
+    holding = folded(audit.holding)
+    shown = ", ".join(holding[:3]) + (", ..." if len(holding) > 3 else "")
+    return [
+        f"{_weights(len(names))} can change scale without effect only together with what does not "
+        f"train ({shown}): weight decay penalizes the scale."
     ]
 
 

@@ -45,6 +45,10 @@ _DECAYS = (
         "penalizes the scale itself, which is part of the function, on",
     ),
     (
+        (EFFECT_OF_DECAY[Kind.HELD],),
+        "penalizes the scale itself, as what could make up for it does not train, on",
+    ),
+    (
         (EFFECT_ON_PARTS,),
         "penalizes the scale of one part, while others trade, turn or have no effect, on",
     ),
@@ -52,6 +56,7 @@ _DECAYS = (
         (EFFECT_OF_DECAY[Kind.UNKNOWN],),
         "has effects that are not known, as not all that the model does was followed, on",
     ),
+    ((EFFECT_OF_DECAY[Kind.FROZEN],), "does nothing, as these are frozen, to"),
 )
 
 
@@ -161,7 +166,9 @@ def family_lines(audit: AuditResult) -> list[str]:
         terms: dict[str, Fraction] = {}
         for s in family.slices:
             if s.name in audit.parameters:
-                words = _axis_words(s, audit.parameters[s.name], alone=family.count == 1)
+                words = _axis_words(
+                    s, audit.parameters[s.name], family.count == 1, s.name in audit.transposed
+                )
                 what = f"{s.name}{words}{_range(s, audit.parameters)}"
                 if what in terms:  # another part of the same weight, alike in words
                     what += f" ({len([w for w in terms if w.startswith(what)]) + 1})"
@@ -176,7 +183,7 @@ def family_lines(audit: AuditResult) -> list[str]:
     ]
 
 
-def _axis_words(slices: Slices, shape: Sequence[int], *, alone: bool) -> str:
+def _axis_words(slices: Slices, shape: Sequence[int], alone: bool, transposed: bool) -> str:
     """Say what is scaled: rows, columns, filters, entries; several of them belong to a channel.
 
     Those of a family of one channel move together, whether it is a whole weight or a part of it.
@@ -185,22 +192,33 @@ def _axis_words(slices: Slices, shape: Sequence[int], *, alone: bool) -> str:
     if per == size([shape[a] for a in slices.axes]):
         return ""
     if len(slices.axes) > 1:
-        return f" {_words_of_two_axes(slices, shape)}"
+        return f" {_words_of_two_axes(slices, shape, transposed)}"
     axis = slices.axes[0]
     if len(shape) == 1 or size(shape) == shape[axis]:
         words = "entries"
     elif len(shape) == 2:
         words = ("rows", "columns")[axis]
     elif axis < 2:
-        words = ("filters", "channels")[axis]
+        words = ("filters", "channels")[axis ^ transposed]
     else:
         words = f"slices of axis {axis}"
     if alone:
         return f" {words}"
-    return " " + {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
+    groups = {1: words, 2: f"pairs of {words}"}.get(per, f"groups of {per} {words}")
+    return f" {groups}{_spread(slices.index)}"
 
 
-def _words_of_two_axes(slices: Slices, shape: Sequence[int]) -> str:
+def _spread(index: Tensor) -> str:
+    """Say which places belong to one channel, where these are not neighbours."""
+    places = index.sort(1).values
+    steps = _distinct(places.diff(dim=1))
+    if len(steps) == 1:
+        return "" if int(steps) == 1 else f" ({int(steps)} apart)"
+    first = places[places[:, 0].argmin()].tolist() if len(steps) else []
+    return f" (as {', '.join(map(str, first[:4]))}{', ...' * (len(first) > 4)})" if first else ""
+
+
+def _words_of_two_axes(slices: Slices, shape: Sequence[int], transposed: bool) -> str:
     """Say the same of slices along two axes: of stacked matrices, or of a grouped convolution."""
     per = slices.index.shape[1]
     if len(slices.axes) == len(shape):
@@ -221,7 +239,7 @@ def _words_of_two_axes(slices: Slices, shape: Sequence[int]) -> str:
             return f"{words} of matrices {first} to {last}"
         if per == shape[0] and bool((matrices.sort(1).values.diff() == 1).all()):
             return f"{words} of all matrices"
-    return "channels of its groups"
+    return "filters of its groups" if transposed else "channels of its groups"
 
 
 def _range(slices: Slices, parameters: Mapping[str, Sequence[int]]) -> str:
@@ -346,11 +364,16 @@ def _certificate(audit: AuditResult) -> list[str]:
         if measured
         else ""
     )
-    leak = max((x.amount for x in audit.leaks), default=0.0)
-    said = (
-        f"Certified by runs in float64 with eps near 0{derivative}. At the model's own eps, "
-        f"scaling by e = 2.718 along one changes the output by at most {leak:.0e} of its size."
-    )
+    claimed = (audit.scale_symmetries, audit.families, audit.shifts, audit.shift_families)
+    if not any((*claimed, audit.parts, audit.inert)):
+        return []
+    said = f"Certified by runs in float64 with eps near 0{derivative}."
+    if audit.leaks:
+        leak = max(x.amount for x in audit.leaks)
+        said += (
+            " At the model's own eps, scaling by e = 2.718 along one changes the output by at most "
+            f"{leak:.0e} of its size."
+        )
     return ["", *wrap(said, WIDTH)]
 
 

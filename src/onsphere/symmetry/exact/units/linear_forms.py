@@ -12,7 +12,7 @@ Source: Buckingham's pi theorem (1914) gives the same null space for physical qu
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -295,6 +295,26 @@ def in_span(
     for other in basis:
         seen.require_zero(other)
     return [not seen.reduced(vector) for vector in vectors]
+
+
+def vanishing(space: Sequence[Form], form: Form) -> list[Form]:
+    """Return a basis of the vectors of a space on which a form vanishes.
+
+    Example:
+        >>> one = Fraction(1)
+        >>> found = vanishing([{0: one, 1: one}, {1: one, 2: one}], {1: one})
+        >>> [{k: int(c) for k, c in v.items()} for v in found]
+        [{2: 1, 0: -1}]
+    """
+    values = [sum((c * v.get(k, 0) for k, c in form.items()), Fraction(0)) for v in space]
+    pivot = next((i for i, value in enumerate(values) if value), None)
+    if pivot is None:
+        return list(space)
+    return [
+        add_scaled(v, space[pivot], -value / values[pivot])
+        for i, (v, value) in enumerate(zip(space, values, strict=True))
+        if i != pivot
+    ]
 
 
 def sparse_basis(

@@ -22,9 +22,11 @@ KINDS = {
     "scale-invariant": ("sphere", "on a sphere of its own"),
     "scale-invariant together": ("joint", "on a joint sphere"),
     "rescaling": ("trade", "trades scale"),
+    "tied to frozen weights or buffers": ("fixed", "tied to frozen weights or buffers"),
     "scale-dependent": ("fixed", "scale is part of the function"),
     "not known": ("unreached", "not known"),
     "inert": ("inert", "no effect"),
+    "frozen": ("unreached", "frozen"),
     "unreached": ("unreached", "not reached"),
 }
 """Kind of a weight -> its class in the style sheet, and what stands in the legend."""
@@ -217,6 +219,8 @@ def _count(record: Record, key: str) -> int:
 
 
 def _bar(record: Record) -> str:
+    if unknown := record["kinds"].keys() - KINDS:
+        raise ValueError(f"kinds of weights that the atlas has no word for: {sorted(unknown)}")
     found = {kind: _share(record, kind) for kind in KINDS if kind in record["kinds"]}
     parts = "".join(
         f'<span class="atlas-{KINDS[kind][0]}" style="flex-grow:{max(share, 1e-3):.4f}"></span>'

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import onsphere as osp
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry import Audit, ModelError, audit
+from onsphere.symmetry import Audit, Kind, ModelError, audit
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.certificate import certify
 from onsphere.symmetry.numeric.probe import Probe
@@ -302,14 +302,48 @@ def test_inputs_that_forward_does_not_take_are_told_by_name(given: Any, words: s
         audit(_Masked(), given)
     assert str(told.value).startswith("forward of _Masked takes rows, mask (optional: scale); ")
     assert words in str(told.value)
-    assert str(told.value).endswith("give a tuple in this order, or a dictionary with these names")
+    assert str(told.value).endswith("give a dictionary with these names, or a tuple in this order")
 
 
 def test_a_dictionary_with_other_keys_is_told_of() -> None:
-    with pytest.raises(ModelError, match=r"takes input and none of its keys \(pixels\): give the"):
+    with pytest.raises(ModelError, match=r"went in as one dictionary, with pixels: if forward is"):
         audit(nn.Linear(3, 2), {"pixels": torch.ones(4, 3)})
-    with pytest.raises(ModelError, match="raised KeyError: 'rows'; the dictionary that it was giv"):
+    with pytest.raises(ModelError, match=r"raised KeyError: 'rows' \(the batch went in as one"):
         audit(_Looking(), {"pixels": torch.ones(4, 3)})
+
+
+class _Raising(nn.Linear):
+    """Raises what it is given, whatever the batch."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(3, 2)
+        self.error = error
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError(), KeyError(["a"]), KeyError("pixels"), KeyError(1, 2),
+        AttributeError("'Net' object has no attribute 'predict'"), TypeError("no state_dict"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_other_errors_are_not_laid_on_a_dictionary(error: Exception) -> None:
+    with pytest.raises(ModelError, match=f"the model raised {type(error).__name__}") as told:
+        audit(_Raising(error), {"pixels": torch.ones(4, 3)})
+    assert ("one dictionary" in str(told.value)) == (error.args == (["a"],))
+
+
+def test_an_input_by_name_alone_is_asked_for_by_name() -> None:
+    class ByName(nn.Linear):
+        def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:
+            return super().forward(x * mask)
+
+    with pytest.raises(ModelError, match=r"give a dictionary with these names$"):
+        audit(ByName(3, 2), torch.ones(4, 3))
 
 
 def test_an_error_inside_the_model_stays_its_own() -> None:
@@ -324,3 +358,31 @@ def test_a_hook_may_give_what_is_missing() -> None:
     net.map = nn.Linear(7, 2)
     with pytest.raises(ModelError, match="the model raised RuntimeError in module 'map'"):
         audit(net, torch.ones(4, 3))
+
+
+class _Careful(nn.Module):
+    """Sends rows to one of two maps, and refuses scores that are far too large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.first = nn.Linear(4, 2), nn.Linear(4, 4)
+        self.maps = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        with torch.no_grad():
+            self.scores.weight.fill_(-12.5)
+            self.scores.bias.copy_(torch.tensor([50.0, 51.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x)
+        if not (scores.detach().abs() < 20).all():
+            raise ValueError("the scores are too large")
+        chosen, y = scores.argmax(-1, keepdim=True), self.first(x)
+        for k, own in enumerate(self.maps):
+            if (chosen == k).any():
+                y = torch.where(chosen == k, own(y), y)
+        return y.tanh()
+
+
+def test_weights_that_a_model_refuses_count_as_not_reached() -> None:
+    torch.manual_seed(1)
+    found = audit(_Careful().double(), torch.ones(1, 4, dtype=torch.float64))
+    assert {n for n, kind in found.kinds.items() if kind is Kind.UNREACHED} >= {"maps.0.weight"}

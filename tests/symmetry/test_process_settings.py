@@ -1,12 +1,15 @@
 """What an audit sets in its process, threads and collection of garbage, is given back."""
 
 import gc
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from onsphere._torch.threads import threads_for
+from onsphere._utils.garbage import seldom_collected
 from onsphere.symmetry import ModelError, audit
 
 
@@ -54,8 +57,24 @@ def test_garbage_is_collected_as_before_after_an_error(threshold: int) -> None:
     _SEEN.clear()
     try:
         with pytest.raises(ModelError):
-            audit(_Raising(2, 2), torch.ones(1, 2))
+            audit(_Raising(2, 2, device="meta"), torch.ones(1, 2, device="meta"))
         assert {0 if threshold == 0 else max(threshold, 50_000)} == _SEEN
         assert gc.get_threshold() == (threshold, 7, 8)
     finally:
         gc.set_threshold(*before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_other_threads_leave_the_settings_of_the_process_alone() -> None:
+    seen: list = []
+
+    def of_another_thread() -> None:
+        with seldom_collected(), threads_for(1):
+            seen.extend([gc.get_threshold(), torch.get_num_threads()])
+
+    before = gc.get_threshold(), torch.get_num_threads()
+    other = threading.Thread(target=of_another_thread)
+    other.start()
+    other.join()
+    assert seen == [*before]
+    assert (gc.get_threshold(), torch.get_num_threads()) == before

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 import onsphere as osp
 from onsphere.symmetry import Audit, Kind
 from onsphere.symmetry.claims import EFFECT_OF_DECAY, EFFECT_ON_PARTS
 
-PENALTY = EFFECT_OF_DECAY[Kind.HELD]
+PENALTY = EFFECT_OF_DECAY[Kind.TIED]
 
 
 class ConvNet(nn.Sequential):
@@ -88,10 +89,26 @@ def no_bias() -> nn.Sequential:
     return net
 
 
-def frozen_batch_norm(bias: bool = True) -> nn.Sequential:
+def pruned_bias() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False), nn.ReLU(), nn.Linear(3, 5)
+    ).eval()
+    net[1].running_mean.uniform_(0.1, 0.2)
+    prune.custom_from_mask(net[0], "bias", torch.tensor([1.0, 0.0, 0.0]))
+    return net
+
+
+def two_norms() -> nn.Sequential:
+    net = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False), nn.LayerNorm(6), nn.Linear(6, 3)
+    ).eval()
+    net[1].running_mean.uniform_(0.5, 1.0)
+    return net
+
+
+def frozen_batch_norm() -> nn.Sequential:
     net = ConvNet(True).train()
-    if not bias:
-        net[0].bias = None
+    net[0].bias = None
     for p in net[1].requires_grad_(False).parameters():
         p.uniform_(0.5, 1.0)
     return net
@@ -101,10 +118,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]]
     "BatchNorm in training": (lambda: ConvNet(False), images, set()),
     "BatchNorm in evaluation": (lambda: ConvNet(False).eval(), images, set()),
     "BatchNorm kept in evaluation": (lambda: ConvNet(True).train(), images, set()),
-    "BatchNorm all frozen": (frozen_batch_norm, images, set()),
-    "BatchNorm all frozen, no bias": (
-        lambda: frozen_batch_norm(bias=False), images, {"0.weight", "5.weight"},
-    ),
+    "BatchNorm all frozen": (frozen_batch_norm, images, {"0.weight", "5.weight"}),
     "nothing frozen": (linears, rows, set()),
     "the first frozen": (lambda: linears(0), rows, set()),
     "the middle frozen": (lambda: linears(2), rows, set()),
@@ -112,6 +126,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]]
     "a norm's gain and bias frozen": (normed, rows, {"2.weight"}),
     "a norm's bias frozen": (lambda: normed("bias"), rows, set()),
     "no bias beside the running mean trains": (no_bias, rows, {"0.weight", "2.weight"}),
+    "a bias beside the running mean is pruned": (
+        pruned_bias, rows, {"0.weight", "0.bias_orig", "3.weight"},
+    ),
+    "a bias makes up for the running mean": (two_norms, rows, {"0.bias"}),
     "a bias in front of a ReLU frozen": (biased, rows, {"0.weight", "2.weight"}),
 }  # fmt: skip
 
@@ -160,7 +178,7 @@ def _distance(weight: Tensor, directions: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_decay_penalizes_what_only_buffers_and_frozen_weights_could_make_up_for(case: str) -> None:
     _, _, found, penalized = audited(case)
-    assert {n for n, kind in found.kinds.items() if kind is Kind.HELD} == penalized
+    assert {n for n, kind in found.kinds.items() if kind is Kind.TIED} == penalized
     assert {n for n in found.parameters if found.decay_of(n) == PENALTY} == penalized
 
 
@@ -192,11 +210,11 @@ def test_decay_steps_change_the_output_of_a_frozen_batch_norm(still: bool, chang
 
 
 def test_all_that_is_said_agrees(tmp_path) -> None:
-    _, _, found, _ = audited("BatchNorm all frozen, no bias")
+    _, _, found, _ = audited("BatchNorm all frozen")
     said = str(found).replace("\n      ", " ")
     assert "penalizes nothing" not in said
-    assert "make up for it does not train, on 2 weights: {0,5}.weight" in said
-    assert "only together with what does not train (" in said
+    assert "buffers could make up for it), on 2 weights: {0,5}.weight" in said
+    assert "only together with frozen weights or buffers (" in said
     assert Audit.from_json(found.to_json(tmp_path / "audit.json")).kinds == found.kinds
     assert found.advice_on("0.weight") == "decay it only if a smaller scale is wanted"
     assert PENALTY in found.to_html(tmp_path / "audit.html").read_text()
@@ -222,3 +240,18 @@ def test_parts_of_weights_are_judged_alike() -> None:
     found = osp.audit(net, x)
     assert found.free_parts == {}
     assert found.decay_of("both.weight") == EFFECT_OF_DECAY[Kind.FIXED]
+
+
+def test_what_shrinks_while_a_bias_makes_up_for_a_buffer_is_no_rescaling() -> None:
+    _, _, found, _ = audited("a bias makes up for the running mean")
+    assert found.kinds["0.weight"] is Kind.SHARED
+    traded = {n for n, kind in found.kinds.items() if kind is Kind.TRADED}
+    assert traded == {"2.weight", "2.bias", "3.weight"}
+
+
+def test_those_are_named_that_a_weight_is_tied_to() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*linears(2, 4), nn.ReLU(), nn.Linear(3, 4), nn.BatchNorm1d(4))
+    found = osp.audit(net.eval(), rows())
+    assert found.kinds["0.weight"] is Kind.TIED
+    assert "7.running_var" not in " ".join(found.advice()).partition("only together with")[2]

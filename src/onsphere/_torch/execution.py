@@ -412,5 +412,5 @@ def call(
                 ) from error
             if "more than 1 value per channel when training" in first:
                 first += "; give more than one example, or ask about evaluation mode"
-            first += on_dictionary(model, args, error)
+            first += on_dictionary(args, error)
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

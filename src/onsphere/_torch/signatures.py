@@ -28,22 +28,24 @@ def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         given = " and ".join(filter(None, [by_place, _some(kwargs)])) or "nothing"
         return (
             f"forward of {type(model).__name__} takes {_taken(signature)}; given: {given} "
-            f"({error}); give a tuple in this order, or a dictionary with these names"
+            f"({error}); give {_how_to_give(signature)}"
         )
     return None
 
 
-def on_dictionary(model: nn.Module, args: Sequence[Any], error: Exception) -> str:
+def on_dictionary(args: Sequence[Any], error: Exception) -> str:
     """Say of an error about a dictionary how that went in, and with which keys."""
     if len(args) != 1 or not isinstance(args[0], Mapping):
         return ""
-    if isinstance(error, KeyError) and error.args[0] not in args[0]:
-        return f"; the dictionary that it was given holds {_some(args[0])}"
-    if isinstance(error, TypeError | AttributeError) and type(args[0]).__name__ in str(error):
+    names, kind = [str(name) for name in args[0]], type(args[0]).__name__
+    missing = [*map(str, error.args)] if isinstance(error, KeyError) else []
+    if len(missing) == 1 and missing[0] not in names:
+        return f" (the batch went in as one dictionary, with {_some(names)})"
+    about = any(words in str(error) for words in (f"'{kind}' object", f"not {kind}"))
+    if isinstance(error, TypeError | AttributeError) and about:
         return (
-            f"; the batch went in as one dictionary, as forward of {type(model).__name__} takes "
-            f"{_taken(inspect.signature(model.forward))} and none of its keys ({_some(args[0])}): "
-            "give the tensors by the names that forward takes"
+            f"; the batch went in as one dictionary, with {_some(names)}: if forward is to take "
+            "these one by one, give them by the names that it takes"
         )
     return ""
 
@@ -55,6 +57,13 @@ def _taken(signature: inspect.Signature) -> str:
     others = [p.name for p in named if p.default is not p.empty]
     maybe = f" (optional: {_some(others)})" if others else ""
     return (_some(needed) or "no input") + maybe
+
+
+def _how_to_give(signature: inspect.Signature) -> str:
+    """Say how the inputs that a signature takes are given."""
+    given = signature.parameters.values()
+    by_name = any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in given)
+    return "a dictionary with these names" + ("" if by_name else ", or a tuple in this order")
 
 
 def _some(names: Collection[Any]) -> str:

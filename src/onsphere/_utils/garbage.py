@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 
 _NEW_OBJECTS = 50_000
 """Between two looks at the youngest objects: where millions of small ones live as long as the
@@ -13,15 +14,18 @@ work lasts, looking at them takes a tenth of it, and finds nothing."""
 def seldom_collected() -> Iterator[None]:
     """Look for garbage after more new objects than usual; not at all where that is switched off.
 
+    This is a setting of the whole process: outside its main thread it is left alone.
+
     Example:
         >>> with seldom_collected():
         ...     gc.get_threshold()[0] >= 50_000
         True
     """
     before = gc.get_threshold()
-    if before[0]:  # 0 switches it off
+    if before[0] and current_thread() is main_thread():  # 0 switches it off
         gc.set_threshold(max(before[0], _NEW_OBJECTS), *before[1:])
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        if current_thread() is main_thread():
+            gc.set_threshold(*before)

@@ -1,6 +1,7 @@
 """The audit: every scale symmetry of a model, each with its certificate, in one object."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain
@@ -166,7 +167,8 @@ def audit(
     others: list[Call] = []
     without_memory = any(p.is_meta for p in model.parameters())
     costs = _STAGES_WITHOUT_MEMORY if without_memory else STAGES
-    with staged(progress, costs) as say, plain_execution(), seldom_collected():
+    rarely = seldom_collected() if without_memory else nullcontext()
+    with staged(progress, costs) as say, plain_execution(), rarely:
         say("following the operations")
         tracing = Tracing(model, args, kwargs, output=output)
         traced = tracing.trace()
@@ -176,14 +178,15 @@ def audit(
             traced, findings = _without_memory(model, args, kwargs, traced, output)
         else:
             probe = Probe(model, args, kwargs, traced, output=output, seed=seed)
-            largest = max(traced.largest, *(p.numel() for p in model.parameters()))
-            with threads_for(largest):
+            sizes = [traced.largest, *(p.numel() for p in model.parameters())]
+            with threads_for(max(sizes)):
                 traced, findings, others = _investigated(
                     probe, tracing, args, kwargs, search_seconds, say
                 )
         found = _concluded(model, traced, findings)
-    further = tuple(replace(x, state=None) for x in others)  # copies of all weights are large
-    inputs = Inputs(args, kwargs, output, ModelReference(model), further)
+    further = [x for x in others if x.state is None or found.shift_families]
+    further = [replace(x, state=None) for x in further]  # copies of all weights are large
+    inputs = Inputs(args, kwargs, output, ModelReference(model), tuple(further))
     with unchanged(traced.outside):
         kept = sorted(embeddings_and_heads(model, inputs))
     return replace(found, inputs=inputs, embeddings_and_heads=kept)
@@ -450,6 +453,11 @@ def _with_gradients(
     )
 
 
+def _is_transposed(roles: Collection[str]) -> bool:
+    """Return whether a weight is that of transposed convolutions, and of no other ones."""
+    return "transposed" in roles and "convolution" not in roles
+
+
 def _known(moving: Sequence[ShiftFamily], inert: Collection[str]) -> dict[str, Part]:
     """Return the parts of vectors of which structure tells that they are inert."""
     told = parts_without_effect(moving, inert)
@@ -658,7 +666,7 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         certified=certificates is not None,
         complete=findings.complete,
         frozen=[n for n in traced.parameters if n in frozen],
-        transposed=[n for n in traced.parameters if "transposed" in traced.roles.get(n, ())],
+        transposed=[n for n in traced.parameters if _is_transposed(traced.roles.get(n, ()))],
     )
 
 

@@ -15,9 +15,9 @@ from onsphere.geometry import VectorAxes
 class Kind(StrEnum):
     """What is free about the scale of one weight.
 
-    A weight is of the first kind that fits. ``SHARED``, ``TRADED`` and ``HELD`` do not depend on
+    A weight is of the first kind that fits. ``SHARED``, ``TRADED`` and ``TIED`` do not depend on
     the basis in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
-    ``HELD`` is a weight whose scale is free only together with buffers or frozen weights, which
+    ``TIED`` is a weight whose scale is free only together with buffers or frozen weights, which
     training cannot move along, and cannot make up for.
     """
 
@@ -27,7 +27,7 @@ class Kind(StrEnum):
     SPHERE = "scale-invariant"
     SHARED = "scale-invariant together"
     TRADED = "rescaling"
-    HELD = "held by what does not train"
+    TIED = "tied to frozen weights or buffers"
     FIXED = "scale-dependent"
     UNKNOWN = "not known"
 
@@ -37,7 +37,7 @@ EFFECT_OF_DECAY = {
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
     Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
     Kind.FIXED: "a real penalty: the scale is part of the function",
-    Kind.HELD: "a real penalty: the scale is free only together with what does not train",
+    Kind.TIED: "a real penalty: the scale is free only together with frozen weights or buffers",
     Kind.UNKNOWN: "unknown: no symmetry was found, and not all that the model does was followed",
     Kind.INERT: "nothing: the weight has no effect",
     Kind.FROZEN: "nothing: the weight is frozen",

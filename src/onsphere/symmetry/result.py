@@ -1,9 +1,8 @@
 """What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
 import math
-import re
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -34,9 +33,6 @@ from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
 from onsphere.symmetry.weight_decay import left_to_training, shrinkable, untrained
 
-_ENTRY_BY_ENTRY = re.compile(r"[^@]+ \* v|v / [^@]+")
-"""The words for a map of amounts that multiplies or divides each of them."""
-
 
 class ModelReference:
     """Says which model was audited as long as it lives; a copy or a pickle of it says nothing."""
@@ -61,7 +57,8 @@ class Inputs:
         kwargs: keyword inputs.
         output: picks the tensors to keep fixed.
         model: which model that was.
-        others: further inputs on which its operations were followed, some with other weights.
+        others: further inputs on which its operations were followed; where shifts were found, those
+            as well that reach all of it with other weights only.
     """
 
     args: tuple[Any, ...]
@@ -150,9 +147,7 @@ class AuditResult:
         Frozen are the weights that were so when this was audited.
         """
         alone = self.own_spheres()
-        free = shrinkable(self.trained_symmetries)
-        left = left_to_training(self.scale_symmetries, self.holding)
-        traded = {n for v in left for n in v}
+        free, traded = self._freed
         moved = {n for v in self.scale_symmetries for n in v}
         hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
         rest = Kind.UNKNOWN if hidden else Kind.FIXED
@@ -168,16 +163,42 @@ class AuditResult:
                 return Kind.SPHERE
             if name in free or name in traded:
                 return Kind.SHARED if name in free else Kind.TRADED
-            return Kind.HELD if name in moved and not hidden else rest
+            return Kind.TIED if name in moved and not hidden else rest
 
         return {n: kind(n) for n in self.parameters}
+
+    @cached_property
+    def _freed(self) -> tuple[set[str], set[str]]:
+        """Weights that can shrink as they train while no other grows, and all that move at all.
+
+        A bias that makes up for a running mean is not free by a symmetry that needs it for that.
+        """
+        free, moved = _by_training(self.trained_symmetries, self)
+        if len(self.tied_to) == len(self._untrained):
+            return free, moved
+        more_free, more = _by_training(self._left_beside(self.tied_to), self)
+        free |= more_free - self._making_up
+        moved |= more - self._making_up
+        for name in (more - moved) & self._making_up:
+            own_free, own_moved = _by_training(self._left_beside(self._ties(name)), self)
+            free |= own_free & {name}
+            moved |= own_moved & {name}
+        return free, moved
+
+    @cached_property
+    def _making_up(self) -> set[str]:
+        """Weights whose shifts may make up for those of what does not train."""
+        return {n for f in self.shift_families if len(f.names) > 1 for n in f.names}
+
+    def _left_beside(self, still: Collection[str]) -> list[dict[str, Fraction]]:
+        return left_to_training(self.scale_symmetries, still)
 
     def decay_of(self, name: str) -> str:
         """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
         kind, share = self.kinds[name], self.free_parts.get(name)
         if share == 1:
             return EFFECT_OF_DECAY[Kind.TRADED]
-        partly = share and kind in (Kind.FIXED, Kind.HELD)
+        partly = share and kind in (Kind.FIXED, Kind.TIED)
         return EFFECT_ON_PARTS if partly else EFFECT_OF_DECAY[kind]
 
     @cached_property
@@ -190,7 +211,7 @@ class AuditResult:
         found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
         def note(name: str, axes: tuple[int, ...], index: Tensor | slice) -> None:
-            if self.kinds.get(name) in (Kind.FIXED, Kind.HELD, Kind.UNKNOWN):
+            if self.kinds.get(name) in (Kind.FIXED, Kind.TIED, Kind.UNKNOWN):
                 size = math.prod(self.parameters[name][a] for a in axes)
                 free = found.setdefault((name, axes), torch.zeros(size, dtype=torch.bool))
                 free[index] = True
@@ -207,12 +228,15 @@ class AuditResult:
 
     def _moved_by_channel(self) -> Iterator[Slices | Block]:
         """Yield the slices of weights that move by channel while what does not train stays."""
-        if not self.holding:
+        if not self._untrained:
             yield from (s for family in self.families for s in family.slices)
             return
-        yield from moved_in_training(
-            self.families, self.scale_symmetries, self.parameters, self.holding
-        )
+        for still, makes_up in ((self.tied_to, False), (self._untrained, True)):
+            for part in moved_in_training(
+                self.families, self.scale_symmetries, self.parameters, still
+            ):
+                if (part.name in self._making_up) is makes_up:
+                    yield part
 
     @cached_property
     def _untrained(self) -> list[str]:
@@ -221,27 +245,24 @@ class AuditResult:
         return untrained(names, self.parameters, self.frozen)
 
     @cached_property
-    def holding(self) -> list[str]:
-        """Buffers and frozen weights that hold scales, as scale symmetries move them.
+    def tied_to(self) -> list[str]:
+        """Buffers and frozen weights without which scale symmetries do not hold.
 
         Those are left out that shifts of trained weights can make up for: a scale against the
         running mean of a BatchNorm needs no other mean where a bias can take the difference.
         """
-        shifted = dict.fromkeys(n for f in self.shift_families for n in f.names)
+        return self._ties()
+
+    def _ties(self, avoiding: str | None = None) -> list[str]:
+        """Return them, where one weight does not make up for anything."""
+        families = [f for f in self.shift_families if len(f.names) > 1 and avoiding not in f.names]
+        shifted = dict.fromkeys(n for f in families for n in f.names)
         still, before = untrained(shifted, self.parameters, self.frozen), -1
         while len(still) != before:
             before = len(still)
-            still = [n for n in still if not self._is_matched(n, still)]
+            still = [n for n in still if not _is_matched(n, still, families)]
         matched = shifted.keys() - still
         return [n for n in self._untrained if n not in matched]
-
-    def _is_matched(self, name: str, still: Collection[str]) -> bool:
-        """Return whether any move of a weight is the same as one of weights that may move."""
-        return any(
-            _moves_freely(f, name) and not {*f.names} & {*still} - {name}
-            for f in self.shift_families
-            if len(f.names) > 1
-        )
 
     def own_spheres(self) -> dict[str, ScaleInvariance]:
         """Return the weights that live on a sphere without any other parameter."""
@@ -267,12 +288,28 @@ class AuditResult:
         return found
 
 
+def _by_training(
+    symmetries: Sequence[Mapping[str, Fraction]], audit: AuditResult
+) -> tuple[set[str], set[str]]:
+    """Return the trained weights that symmetries shrink while no other grows, and all they move."""
+    trained = audit.parameters.keys() - audit.frozen
+    own = [{n: e for n, e in v.items() if n in trained} for v in symmetries]
+    return {*shrinkable(own)}, {n for v in own for n in v}
+
+
+def _is_matched(name: str, still: Collection[str], families: Sequence[ShiftFamily]) -> bool:
+    """Return whether any move of a weight is the same as one of weights that may move."""
+    others = {*still} - {name}
+    return any(_moves_freely(f, name) and others.isdisjoint(f.names) for f in families)
+
+
 def _moves_freely(family: ShiftFamily, name: str) -> bool:
-    """Return whether a family of shifts moves every entry of a weight by an amount of its own."""
+    """Return whether a family of shifts moves every entry of a weight by an amount of its own.
+
+    Where a map comes between, entries may get nothing, or two of them the same.
+    """
     moves = [m for m in family.moves if m.name == name]
-    if len(moves) != 1 or moves[0].free or moves[0].places.numel() != family.count:
+    if len(moves) != 1 or moves[0].map or moves[0].free:
         return False
     places = moves[0].places.flatten().sort().values
-    if moves[0].map:
-        return _ENTRY_BY_ENTRY.fullmatch(moves[0].map) is not None and bool((places >= 0).all())
     return torch.equal(places, torch.arange(family.count))

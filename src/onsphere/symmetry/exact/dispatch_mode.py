@@ -418,7 +418,9 @@ class Reads(TorchFunctionMode):
     """
 
     _TAKE = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
-    _BY_SAMPLE = (torch.instance_norm, nn.functional.instance_norm)
+    _BY_SAMPLE = (
+        torch.instance_norm, torch.ops.aten.instance_norm.default, nn.functional.instance_norm
+    )  # fmt: skip
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()

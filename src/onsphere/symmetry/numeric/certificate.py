@@ -304,13 +304,19 @@ def _leak(rows: RadialRows, claim: Exponents) -> float:
 
 
 def _reached(probe: Probe, point: Point, names: Collection[str]) -> bool:
-    """Return whether other values of each of these weights change the output."""
+    """Return whether other values of each of these weights change the output.
+
+    It does not where the model refuses them.
+    """
     for name in names:
         own = probe.own_name[name]
         held = point.state[own]
         other = held.flip(0).roll(1, -1) if held.ndim else held
         state = {**point.state, own: other * -1.7}
-        after = probe.outputs(replace(point, state=state))
+        try:
+            after = probe.outputs(replace(point, state=state))
+        except ModelError:
+            return False
         if not relative_change(probe.baseline(point), after) > 10 * FINITE_TOLERANCE:
             return False
     return True

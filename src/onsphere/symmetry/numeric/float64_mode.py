@@ -239,7 +239,10 @@ class Composed(TorchFunctionMode):
     """
 
     _FUNCTIONAL = (nn.functional.batch_norm, nn.functional.instance_norm)
-    _PLAIN = (torch.batch_norm, torch.ops.aten.batch_norm.default, torch.instance_norm)
+    _PLAIN = (
+        torch.batch_norm, torch.ops.aten.batch_norm.default,
+        torch.instance_norm, torch.ops.aten.instance_norm.default,
+    )  # fmt: skip
 
     def __init__(self, real_eps: bool) -> None:
         super().__init__()

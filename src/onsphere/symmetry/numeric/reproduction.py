@@ -28,9 +28,9 @@ from onsphere._torch.operations import OperationsMode
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
-from onsphere.symmetry.numeric.cancellation import SILENT, Origins, same_before_sums
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide
+from onsphere.symmetry.numeric.near_zero import SILENT, Origins, same_before_picks
 from onsphere.symmetry.numeric.probe import Point, Probe
 
 _SLACK = 100.0
@@ -65,7 +65,7 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     compared, point, rounding = found
     change = relative_change(_outputs(probe, compared), probe.baseline(point, real_eps=True))
     tolerance = min(_SLACK * rounding, max(_MOST, 10 * rounding))
-    if change <= tolerance or _cancels(probe, compared, tolerance):
+    if change <= tolerance or _agrees_before_picks(probe, compared, tolerance):
         return None
     return _first_difference(probe, compared, max(rounding, 1e-6)) or (
         f"its outputs differ by {change:.1e} where rounding explains {rounding:.1e} "
@@ -73,14 +73,14 @@ def difference(probe: Probe, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     )
 
 
-def _cancels(probe: Probe, call_on: Call, tolerance: float) -> bool:
-    """Return whether the runs agree but for what cancels in the sums of a loss."""
+def _agrees_before_picks(probe: Probe, call_on: Call, tolerance: float) -> bool:
+    """Return whether the runs agree but for the smallest numbers that a loss picks."""
     with Origins() as made:
         own = _outputs(probe, call_on)
     with Origins() as made_there:
         ours = probe.outputs(probe.on(call_on), real_eps=True)
     return len(own) == len(ours) and all(
-        same_before_sums((a, made), (b, made_there), tolerance)
+        same_before_picks((a, made), (b, made_there), tolerance)
         for a, b in zip(own, ours, strict=True)
     )
 

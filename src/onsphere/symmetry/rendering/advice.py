@@ -17,7 +17,7 @@ KINDS = {
     Kind.TRADED: "is in a rescaling symmetry with others",
     Kind.FIXED: "is scale-dependent: no symmetry moves its scale",
     Kind.UNKNOWN: "has no symmetry that could be seen, while some operations were not followed",
-    Kind.HELD: "has a scale that is free only together with what does not train",
+    Kind.TIED: "has a scale that is free only together with frozen weights or buffers",
     Kind.INERT: "has no effect on the output",
     Kind.FROZEN: "is frozen",
     Kind.UNREACHED: "not reached by this input",
@@ -35,7 +35,7 @@ _WEIGHT = {
     Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
     Kind.UNKNOWN: "decay it as you would without this audit",
-    Kind.HELD: "decay it only if a smaller scale is wanted",
+    Kind.TIED: "decay it only if a smaller scale is wanted",
     Kind.INERT: "remove or freeze it",
     Kind.FROZEN: "nothing, as long as it is frozen",
     Kind.UNREACHED: "audit on inputs that reach it",
@@ -58,7 +58,7 @@ def of_weight(audit: AuditResult, name: str) -> str:
         kind = Kind.TRADED
     words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
     vector = len([s for s in audit.parameters[name] if s > 1]) < 2
-    if audit.kinds[name] in (Kind.FIXED, Kind.HELD, Kind.UNKNOWN) and vector:
+    if audit.kinds[name] in (Kind.FIXED, Kind.TIED, Kind.UNKNOWN) and vector:
         return "leave it without weight decay, as gains and biases usually are"
     return words
 
@@ -88,7 +88,7 @@ def of_model(audit: AuditResult) -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
         *_on_mode(audit),
-        *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_held(audit),
+        *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_tied(audit),
         *_on_inert(audit),
         *_on_inert_parts(audit), *_on_detached(audit), *_on_leaks(audit), *limits(audit),
     ]  # fmt: skip
@@ -105,10 +105,13 @@ def _of(audit: AuditResult, kind: Kind) -> list[str]:
 
 def _on_spheres(audit: AuditResult) -> list[str]:
     count = len(_of(audit, Kind.SPHERE))
-    if not count and (_nothing_shown(audit) or audit.own_spheres()):  # the latter frozen
+    if not count and _nothing_shown(audit):
         return []
     if not count:
-        nothing = "No weight is scale-invariant on its own, so none goes on a sphere by default."
+        own = " that trains" if audit.own_spheres() else ""
+        nothing = (
+            f"No weight{own} is scale-invariant on its own, so none goes on a sphere by default."
+        )
         return [f"{nothing} {_MAXIMAL}" if _something_trades(audit) else nothing]
     return [
         f"{_weights_are(count)} scale-invariant: pass audit.param_groups(model) to a sphere "
@@ -132,12 +135,12 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
             f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
         )
     shared, trading = len(_of(audit, Kind.SHARED)), sum(map(len, traded(audit)))
-    held = len(_of(audit, Kind.HELD))
+    tied = len(_of(audit, Kind.TIED))
     found = [
         *([f"{_weights_are(shared)} on joint spheres (scaled all at once, and only together, they "
            "change nothing)"] if shared else []),
         *([f"{_weights_are(trading)} in rescaling symmetries"] if trading else []),
-        *([f"{_weights_are(held)} held by what does not train"] if held else []),
+        *([f"{_weights_are(tied)} tied to frozen weights or buffers"] if tied else []),
     ]  # fmt: skip
     instead = f"; {' and '.join(found)}" if found else ", and no scale of it is free at all"
     maximal = (
@@ -197,15 +200,16 @@ def _on_traded(audit: AuditResult) -> list[str]:
     ]
 
 
-def _on_held(audit: AuditResult) -> list[str]:
-    names = [n for n in _of(audit, Kind.HELD) if audit.free_parts.get(n) != 1]
+def _on_tied(audit: AuditResult) -> list[str]:
+    names = [n for n in _of(audit, Kind.TIED) if audit.free_parts.get(n) != 1]
     if not names:
         return []
-    holding = folded(audit.holding)
-    shown = ", ".join(holding[:3]) + (", ..." if len(holding) > 3 else "")
+    beside = {n for v in audit.scale_symmetries if not v.keys().isdisjoint(names) for n in v}
+    others = folded([n for n in audit.tied_to if n in beside])
+    shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     return [
-        f"{_weights(len(names))} can change scale without effect only together with what does not "
-        f"train ({shown}): weight decay penalizes the scale."
+        f"{_weights(len(names))} can change scale without effect only together with frozen weights "
+        f"or buffers ({shown}): weight decay penalizes the scale."
     ]
 
 

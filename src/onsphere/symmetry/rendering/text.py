@@ -45,8 +45,8 @@ _DECAYS = (
         "penalizes the scale itself, which is part of the function, on",
     ),
     (
-        (EFFECT_OF_DECAY[Kind.HELD],),
-        "penalizes the scale itself, as what could make up for it does not train, on",
+        (EFFECT_OF_DECAY[Kind.TIED],),
+        "penalizes the scale itself (only frozen weights or buffers could make up for it), on",
     ),
     (
         (EFFECT_ON_PARTS,),

@@ -164,7 +164,9 @@ class Loss(nn.Module):
         elif "target" in has:
             ways = ["mse", "bce", "pos_weight", "l1", "mse none", "huber"]
         self.way = r.choice(ways)
-        self.w = nn.Parameter(torch.rand(CLASSES) + 0.5) if self.way == "learned" else None
+        self.w = None
+        if self.way == "learned":  # frozen, as PyTorch has no derivative by it
+            self.w = nn.Parameter(torch.rand(CLASSES) + 0.5, requires_grad=False)
         self.prototypes = nn.Parameter(torch.randn(CLASSES, CLASSES))
         self.scale = nn.Parameter(torch.zeros(1))
         self.register_buffer("weights", torch.tensor([0.5, 1.0, 2.0, 1.5]))

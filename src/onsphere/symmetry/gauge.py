@@ -14,7 +14,7 @@ taking the weights in the order of preference, each that makes the rank grow, is
 
 That is for whole weights. Rows, columns and heads have families of symmetries, one for each of many
 channels, and a weight that is held by its rows can be scaled unevenly along them by another
-family's channels. :mod:`onsphere.symmetry.channels.held_vectors` says when their norms can be held
+family's channels. :mod:`onsphere.symmetry.subspaces.held_vectors` says when their norms can be held
 all the same: if they can be met one weight after the other.
 
 Source: Edmonds, *Matroids and the greedy algorithm*, 1971 (greedy is optimal); the map from log
@@ -31,20 +31,20 @@ from typing import Literal
 import torch
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.channels.channel_kinds import channel_kinds
-from onsphere.symmetry.channels.held_vectors import (
+from onsphere.symmetry.claims import Family, ScaleInvariance, Slices
+from onsphere.symmetry.exact.units.linear_forms import Constraints
+from onsphere.symmetry.rendering.name_ranges import folded
+from onsphere.symmetry.result import AuditResult
+from onsphere.symmetry.search.granularity import described
+from onsphere.symmetry.subspaces.channel_kinds import channel_kinds
+from onsphere.symmetry.subspaces.held_vectors import (
     Candidate,
     HeldWeight,
     candidates,
     held_vectors,
     without,
 )
-from onsphere.symmetry.channels.held_wholes import UniformSymmetries
-from onsphere.symmetry.claims import Family, ScaleInvariance, Slices
-from onsphere.symmetry.exact.units.linear_forms import Constraints
-from onsphere.symmetry.rendering.name_ranges import folded
-from onsphere.symmetry.result import AuditResult
-from onsphere.symmetry.search.granularity import described
+from onsphere.symmetry.subspaces.held_wholes import UniformSymmetries
 from onsphere.symmetry.weight_decay import untrained
 
 Granularity = Literal["tensor", "vector"]

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
-from onsphere.symmetry.channels.channel_kinds import Block
-from onsphere.symmetry.channels.in_training import moved_in_training
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
     EFFECT_ON_PARTS,
@@ -31,6 +29,8 @@ from onsphere.symmetry.claims import (
 from onsphere.symmetry.exact.trace import Call, UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
+from onsphere.symmetry.subspaces.channel_kinds import Block
+from onsphere.symmetry.subspaces.in_training import moved_in_training
 from onsphere.symmetry.weight_decay import left_to_training, shrinkable, untrained
 
 

@@ -18,10 +18,10 @@ from onsphere._torch.execution import bare_name
 from onsphere._torch.materialize import gathered
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.audit_result import Audit
-from onsphere.symmetry.channels.held_vectors import HeldWeight
 from onsphere.symmetry.numeric.certificate import combined
 from onsphere.symmetry.rewrite.modes import other_mode
 from onsphere.symmetry.rewrite.verification import copied
+from onsphere.symmetry.subspaces.held_vectors import HeldWeight
 
 _TRIES = 50
 

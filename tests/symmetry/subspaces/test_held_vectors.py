@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import onsphere as osp
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry import RescaleError, with_vector_norms
-from onsphere.symmetry.channels.channel_kinds import channel_kinds
-from onsphere.symmetry.channels.held_vectors import candidates, held_vectors
 from onsphere.symmetry.claims import Family, Slices
+from onsphere.symmetry.subspaces.channel_kinds import channel_kinds
+from onsphere.symmetry.subspaces.held_vectors import candidates, held_vectors
 from symmetry.channels.oracle import _claimed, _Coordinates
 
 ROW, COLUMN, WHOLE = VectorAxes((0,)), VectorAxes((1,)), VectorAxes()

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.channels.channel_kinds import ChannelKind
 from onsphere.symmetry.channels.terms import Ints
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.units.linear_forms import Form, sparse_basis, vanishing
+from onsphere.symmetry.subspaces.channel_kinds import ChannelKind
 
 _TRIES = 8
 """How often in a row a choice is tried that is no larger than the best one."""

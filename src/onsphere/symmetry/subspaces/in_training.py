@@ -8,10 +8,10 @@ so both are looked for, and nothing else is needed.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 
-from onsphere.symmetry.channels.channel_kinds import Block, channel_kinds
-from onsphere.symmetry.channels.held_vectors import without
-from onsphere.symmetry.channels.held_wholes import UniformSymmetries
 from onsphere.symmetry.claims import Family
+from onsphere.symmetry.subspaces.channel_kinds import Block, channel_kinds
+from onsphere.symmetry.subspaces.held_vectors import without
+from onsphere.symmetry.subspaces.held_wholes import UniformSymmetries
 
 
 def moved_in_training(

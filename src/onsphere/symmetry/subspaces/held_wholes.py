@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from onsphere.geometry import VectorAxes
-from onsphere.symmetry.channels.channel_kinds import Block, ChannelKind
-from onsphere.symmetry.channels.held_vectors import HeldWeight, Moves
 from onsphere.symmetry.claims import Family, Slices
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Form, add_scaled
+from onsphere.symmetry.subspaces.channel_kinds import Block, ChannelKind
+from onsphere.symmetry.subspaces.held_vectors import HeldWeight, Moves
 
 Exponents = Mapping[str, Fraction]
 

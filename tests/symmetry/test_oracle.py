@@ -121,7 +121,8 @@ def test_what_only_rich_inputs_show_is_false() -> None:
     wrong = claims(inert=["q.weight", "k.weight"])
     assert not Judge(dummy).false(wrong)
     assert len(Judge(case).false(wrong)) == 2
-    assert missed(case, [])[0] == [{"q.weight": 1, "k.weight": -1}]
+    # The sign of a direction found by numbers depends on the processor.
+    assert missed(case, [])[0] in [[{"q.weight": s, "k.weight": -s}] for s in (1, -1)]
 
 
 def _ids(*shape: int) -> tuple[Tensor]:

@@ -1,9 +1,11 @@
-"""The search for further symmetries, beside buffers that a model writes."""
+"""The search for further symmetries: beside buffers that a model writes, in front of roundings."""
 
 import torch
 from torch import Tensor, nn
 
 import onsphere as osp
+from symmetry.mixed import mixed_case
+from symmetry.oracle import given_to_audit
 
 
 class Running(nn.Module):
@@ -32,3 +34,16 @@ def test_a_buffer_that_moves_along_hides_nothing_from_the_search() -> None:
     ]
     assert found.complete
     assert [limit.kind for limit in found.limits] == ["buffers"]
+
+
+def test_what_a_rounding_hides_at_some_weights_is_no_sphere() -> None:
+    """Keys over tokens that are nearly alike: few weights and inputs show their scale."""
+    net, inputs = given_to_audit(mixed_case(10660583))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(24)
+        for p in net.parameters():
+            if p.ndim > 1:
+                nn.init.normal_(p, std=float(p.detach().std()))
+    found = osp.audit(net, inputs, seed=24)
+    assert {"body.pieces.1.q.weight": 1, "body.pieces.1.k.weight": -1} in found.scale_symmetries
+    assert not [v for v in found.scale_symmetries if len(v) == 1]

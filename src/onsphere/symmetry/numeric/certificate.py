@@ -46,7 +46,8 @@ NOISES = 30
 """How many times the change that rounding makes at a point is still rounding."""
 _COTANGENTS = {False: 3, True: 2}
 """Random combinations of the outputs at the real eps; by whether the model is large."""
-_LEAST_TESTS = 8
+_LEAST_TESTS = {False: 8, True: 24}
+"""How many rescales must change nothing; by whether weights act by steps, without a gradient."""
 _ROUNDINGS = 3e5
 """How many times the rounding at a point a change under a large rescale may be."""
 _FACTORS = (-7.0, -1.3, 0.7, 7.0)
@@ -226,10 +227,14 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
             rare, more weights are drawn, which route their inputs elsewhere.
     """
     tested = 0
+    stepwise = not claim.keys().isdisjoint(doubted)  # a rounding hides what is smaller than a step
+    least = _LEAST_TESTS[stepwise]
     for turn in range(2 * len(_ANYWHERE)):
-        if turn >= len(_ANYWHERE) and tested >= _LEAST_TESTS:
+        if turn >= len(_ANYWHERE) and tested >= least:
             break
-        point = probe.shared(("anywhere", turn), partial(_anywhere, probe, turn))
+        many = turn % 3 == 2 or (stepwise and turn < len(_ANYWHERE))
+        draw = partial(_anywhere, probe, turn, many)
+        point = probe.shared(("anywhere", turn, many), draw)
         if not is_well_conditioned(probe, point) or not _reached(probe, point, doubted):
             continue
         if not any(_reached(probe, point, [name]) for name in claim):
@@ -241,13 +246,13 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
         if count is None:
             return False
         tested += count
-    return tested >= _LEAST_TESTS
+    return tested >= least
 
 
-def _anywhere(probe: Probe, turn: int) -> Point:
+def _anywhere(probe: Probe, turn: int, many: bool) -> Point:
     """Draw weights of any size; in the second round they keep their mean and spread only."""
     size, noise = _ANYWHERE[turn % len(_ANYWHERE)]
-    many, anew = turn % 3 == 2, turn >= len(_ANYWHERE)
+    anew = turn >= len(_ANYWHERE)
     return probe.redrawn(noise, size, turn, 0.1 * (turn % 2), many=many, anew=anew)
 
 

@@ -201,8 +201,8 @@ class TestConfigs:
     @pytest.mark.parametrize(
         ("text", "says"),
         [
-            ("hf:lama", "no architecture of that name; there are .*llama"),
-            ("hf:qqqqqq", "no architecture of that name$"),
+            ("hf:lama", "no architecture 'lama'; there are .*llama"),
+            ("hf:qqqqqq", "no architecture 'qqqqqq'$"),
             ("hf:clip_text/config.json", "there is no clip_text/config.json: hf: takes"),
             ("hf:pix2struct", "none of the models known by name"),
         ],

@@ -1,5 +1,6 @@
 """Audits of small models: dimensions known from theory, certificates, and every way to object."""
 
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -386,3 +387,57 @@ def test_weights_that_a_model_refuses_count_as_not_reached() -> None:
     torch.manual_seed(1)
     found = audit(_Careful().double(), torch.ones(1, 4, dtype=torch.float64))
     assert {n for n, kind in found.kinds.items() if kind is Kind.UNREACHED} >= {"maps.0.weight"}
+
+
+def test_what_the_function_for_outputs_raises_is_one_line() -> None:
+    said = r"output raised AttributeError: .*no attribute 'logits'; it was given .* a Tensor$"
+    with pytest.raises(ModelError, match=said):
+        audit(nn.Linear(3, 2), torch.randn(4, 3), output=lambda result: result.logits)
+
+
+class _Swallows(nn.Module):
+    """Takes any keyword, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(
+        self, input_ids: Tensor | None = None, mask: Tensor | None = None, **_: object
+    ) -> Tensor:
+        if input_ids is None:
+            raise ValueError("give input_ids")
+        return self.head(input_ids) * (1 if mask is None else mask)
+
+
+def test_a_misspelt_key_is_named() -> None:
+    with pytest.raises(ModelError, match=r"give input_ids; 'inputs_ids' .* mean 'input_ids'\?$"):
+        audit(_Swallows(), {"inputs_ids": torch.randn(4, 3)})
+
+
+def test_inputs_that_stayed_as_given_are_named() -> None:
+    class Picky(_Swallows):
+        def forward(self, input_ids: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
+            if not mask.equal(torch.tensor([2, 5, 9, 11])):
+                raise ValueError("another mask")
+            return super().forward(input_ids)
+
+    said = [
+        *audit(Picky(), (torch.randn(4, 3), torch.tensor([2, 5, 9, 11]))).conditions,
+        *audit(Picky(), {"input_ids": torch.randn(4, 3),
+                         "mask": torch.tensor([2, 5, 9, 11])}).conditions,
+    ]  # fmt: skip
+    stayed = [words.split("(")[1].split(")")[0] for words in said if "stayed as given" in words]
+    assert stayed == ["args[1]", "mask"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (torch.full((4, 3), math.nan), "an input holds NaN"),
+        (torch.empty(0, 3), r"an input is empty, of shape \(0, 3\)"),
+    ],
+)
+def test_inputs_that_tell_nothing_are_named(given: Tensor, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        audit(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), given)

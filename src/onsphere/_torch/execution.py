@@ -20,7 +20,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
-from onsphere._torch.signatures import misfit, on_dictionary
+from onsphere._torch.signatures import misfit, misspelt, on_dictionary
 from onsphere._torch.substitution import kept, substituted
 from onsphere.errors import OnsphereError
 
@@ -94,7 +94,17 @@ def _picked(result: Any, output: OutputPicker | None) -> Any:
             "output is a function that picks tensors from what the model returns, as "
             f"lambda result: result[0], got {output!r}"
         )
-    return result if output is None else output(result)
+    if output is None:
+        return result
+    try:
+        return output(result)
+    except OnsphereError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"output raised {type(error).__name__}: {error}; it was given what the model returned, "
+            f"a {type(result).__name__}"
+        ) from error
 
 
 def _is_number(value: Any) -> bool:
@@ -412,5 +422,5 @@ def call(
                 ) from error
             if "more than 1 value per channel when training" in first:
                 first += "; give more than one example, or ask about evaluation mode"
-            first += on_dictionary(args, error)
+            first += on_dictionary(args, error) + misspelt(model, kwargs)
             raise ModelError(f"the model raised {type(error).__name__}{place}: {first}") from error

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,23 @@ def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             f"({error}); give {_how_to_give(signature)}"
         )
     return None
+
+
+def misspelt(model: nn.Module, kwargs: Mapping[str, Any]) -> str:
+    """Say which keyword inputs ``forward`` takes into ``**kwargs`` that are nearly another's name.
+
+    Where a model raises, that may be why.
+    """
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return ""
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in kwargs.keys() - {*named}:
+        close = get_close_matches(str(name), [n for n in named if n not in kwargs], n=1, cutoff=0.8)
+        if close:
+            return f"; {name!r} is no input that forward names: did you mean {close[0]!r}?"
+    return ""
 
 
 def on_dictionary(args: Sequence[Any], error: Exception) -> str:

@@ -77,8 +77,11 @@ def add_target(
     first, second = (" (default)", "") if train else ("", " (default)")
     required = {"required": True} if names[0].startswith("-") else {}
     parser.add_argument(*names, metavar=metavar, help=help, **required)  # type: ignore[arg-type]
-    parser.add_argument("--input", metavar="SHAPE", help="shape of a random input, as 8x3x32x32; "
-                        "for token ids let the factory return (model, ids)")  # fmt: skip
+    parser.add_argument(
+        "--input", metavar="SHAPE",
+        help="shape of a random input, as 8x3x32x32, in the place of what TARGET gives; of floats "
+        "for a factory: for token ids let it return (model, ids)",
+    )  # fmt: skip
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--train", action="store_true", default=train, help=f"in training mode{first}"

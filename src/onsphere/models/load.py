@@ -42,8 +42,8 @@ def load(
             and returns a module, or a module and its inputs (a tensor, a tuple, or a dict, a
             tokenizer's batch: by keyword where ``forward`` takes its keys, and as the one input
             elsewhere).
-        shape: shape of a random input, where the factory gives none: of tokens for a model of
-            transformers that takes them, of floats for everything else.
+        shape: shape of a random input, in the place of what a factory gives or a config says: of
+            tokens for a model of transformers that takes them, of floats for everything else.
         train: put the model in training mode.
         size: how to build a config. ``"shrink"``: two layers, with memory, so that claims can be
             certified. ``"full"``: its full size without memory. ``"real"``: its full size with

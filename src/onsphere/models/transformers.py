@@ -88,12 +88,7 @@ def from_name(name: str, size: Size, shape: tuple[int, ...] | None) -> Target:
         TargetError: transformers is missing, does not know the name, or cannot build the model.
     """
     transformers = _transformers()
-    known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
-    if name not in known:
-        raise TargetError(
-            f"there is no {name}, and transformers has no architecture of that name"
-            + _alike(name, known)
-        )
+    _check_type(f"there is no {name}, and", name)
     try:
         config = transformers.AutoConfig.for_model(name)
     except Exception as error:  # a config can ask for what it has no default for
@@ -156,6 +151,15 @@ def _transformers() -> Any:
     return transformers
 
 
+def _check_type(before: str, name: str) -> None:
+    """Raise where transformers knows no model of a type."""
+    known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    if name not in known:
+        raise TargetError(
+            f"{before} transformers has no architecture {name!r}{_alike(name, known)}"
+        )
+
+
 def _alike(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, known, n=6)
     return f"; there are {', '.join(close)}" if close else ""
@@ -164,9 +168,12 @@ def _alike(name: str, known: Iterable[str]) -> str:
 def _config(transformers: Any, file: Path) -> tuple[Any, dict[str, Any]]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        kind = data["model_type"]
+        kind = str(data["model_type"])
+        _check_type(f"{file} is no model config:", kind)
         rest = {k: v for k, v in data.items() if k != "model_type"}
         return transformers.AutoConfig.for_model(kind, **rest), data
+    except TargetError:
+        raise
     except KeyError as error:
         raise TargetError(f"{file} is no model config: it names no model_type") from error
     except Exception as error:  # transformers checks values in its own ways

@@ -23,7 +23,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import (
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_unflatten,
+)
 
 from onsphere._torch.execution import ModelError
 from onsphere._torch.memory import key_of
@@ -208,9 +213,11 @@ class OtherInputs:
                 "batch of one only is not told from the rest."
             )
         if self._fixed:
+            named = self._names()
+            fixed = _listed([named[i] for i in sorted(self._fixed)])
             said.append(
-                f"{len(self._fixed)} whole-number inputs or masks stayed as given: the model did "
-                "not run on others of their kind."
+                f"Whole-number inputs or masks that stayed as given ({fixed}): the model did not "
+                "run on others of their kind."
             )
         flags = [x for x in self._given if isinstance(x, bool | int | float)]
         if flags:
@@ -219,6 +226,11 @@ class OtherInputs:
                 "what other values would run was not looked at."
             )
         return said
+
+    def _names(self) -> list[str]:
+        """Name every input: by its key, or by its place among the positional ones."""
+        paths, _ = tree_flatten_with_path((tuple(self.args), dict(self.kwargs)))
+        return [_place(path) for path, _ in paths]
 
     def _redrawn(
         self, leaves: Sequence[Any], move: Callable[[Tensor], Tensor], meet: bool = False
@@ -393,6 +405,13 @@ def _sizes(size: int, axis: int) -> list[int]:
         first = [twice + 1, twice, half]
     sizes = [*first, size + 1, size - 1, half]
     return list(dict.fromkeys(n for n in sizes if 1 < n != size))
+
+
+def _place(path: Sequence[Any]) -> str:
+    """Say where an input stands: ``mask``, or ``args[1]`` of a positional one."""
+    (among, first, *inside) = path
+    start = f"args{first}" if among.idx == 0 else str(first.key)
+    return start + "".join(map(str, inside))
 
 
 def _are_places(t: Tensor) -> bool:

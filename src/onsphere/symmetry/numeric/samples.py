@@ -11,6 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
 from onsphere._torch.execution import ModelError
 from onsphere.symmetry.numeric.certificate import (
     EPSILON,
@@ -119,8 +123,24 @@ def random_points(probe: Probe, count: int, turn: int = 0) -> list[Point]:
     probe.baseline(probe.redrawn(0.1))  # where the model does not run, it says why
     raise ModelError(
         "no weights near the model's own give numbers that can be compared: the output is not "
-        "finite, or a normalization divides by rounding errors"
+        "finite, or a normalization divides by rounding errors" + _on_inputs(probe)
     )
+
+
+def _on_inputs(probe: Probe) -> str:
+    """Say of the inputs what may be why: that one is empty, or holds NaN."""
+    given = probe.given()
+    tensors = [t for t in tree_leaves((given.args, given.kwargs)) if _is_plain(t)]
+    empty = [t for t in tensors if not t.numel()]
+    if empty:
+        return f"; an input is empty, of shape {tuple(empty[0].shape)}: give at least one example"
+    if any(bool(t.isnan().any()) for t in tensors):
+        return "; an input holds NaN: give one that does not"
+    return ""
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided
 
 
 def _draws(count: int, turn: int) -> Iterator[tuple[float, float]]:

@@ -363,3 +363,17 @@ def test_a_shift_that_padding_refutes_is_not_claimed_of_long_inputs(length: int)
     torch.manual_seed(0)
     found = audit(Merged(), torch.randn(2, length, 3))
     assert not [s for s in found.shifts if s.name.startswith("first")]
+
+
+@pytest.mark.parametrize("others", [1.0, (0.7, 1.2, 0.4, 2.0)])
+@pytest.mark.parametrize("seed", [3, 5, 7])
+def test_beside_a_variance_of_0_no_part_is_said_to_be_on_a_sphere(others: Any, seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        norm = nn.BatchNorm1d(5)
+        net = nn.Sequential(nn.Linear(4, 5), norm, nn.ReLU(), nn.Linear(5, 3)).eval()
+        norm.running_var[0], norm.running_var[1:] = 0.0, torch.tensor(others)
+        found = audit(net, torch.randn(6, 4))
+    assert found.parts == []
+    if others != 1.0:  # else it looks like a mask, which is not redrawn
+        assert len(found.scale_symmetries) == 3

@@ -422,6 +422,7 @@ def _with_gradients(
     told = _told(certificates, evidence)
     alone = {next(iter(v)) for v in claims if len(v) == 1}
     alive = [n for n in names if n not in inert]
+    shown = [n for n in alive if n not in effects.doubtful]
     repeats = 1 if drawn.large else 1 + _SHIFTS
     several = chain(drawn.random, *(drawn.further for _ in range(repeats)))
     count = len(drawn.random) + repeats * _FURTHER[drawn.large]
@@ -435,9 +436,9 @@ def _with_gradients(
         certificates,
         inert,
         _divisions(probe, claims, families, inert, far, told),
-        shifts.certified(probe, alive, moved, moving, drawn.random[:_SHIFT_POINTS]),
+        shifts.certified(probe, shown, moved, moving, drawn.random[:_SHIFT_POINTS]),
         find_parts(
-            probe, [n for n in alive if n not in alone], drawn, evidence, _known(moving, inert)
+            probe, [n for n in shown if n not in alone], drawn, evidence, _known(moving, inert)
         ),
         silent,
         [

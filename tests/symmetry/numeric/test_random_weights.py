@@ -15,6 +15,8 @@ def _state() -> dict[str, Tensor]:
         "positive": numbers[0].abs() + 0.5,
         "many positive": numbers.abs() + 0.5,
         "negative": -numbers[1].abs() - 0.5,
+        "some zeros": (numbers[2].abs() - 0.5).clamp_min(0.0),
+        "many zeros": -(numbers.abs() - 0.5).clamp_min(0.0),
         "zeros": torch.zeros(40, dtype=torch.float64),
         "tiny": torch.full((30,), 1e-6, dtype=torch.float64),
         "many tiny": torch.full((90, 100), 1e-6, dtype=torch.float64),
@@ -36,6 +38,7 @@ def test_one_sign_stays_and_all_else_moves() -> None:
     state, drawn = _drawn()
     assert bool((drawn["positive"] > 0).all() and (drawn["many positive"] > 0).all())
     assert bool((drawn["negative"] < 0).all())
+    assert bool((drawn["some zeros"] > 0).all() and (drawn["many zeros"] < 0).all())
     assert drawn["kept"] is state["kept"]
     assert torch.equal(drawn["mask"], state["mask"])
     assert torch.equal(drawn["complex"], state["complex"])

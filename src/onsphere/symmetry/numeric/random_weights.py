@@ -116,6 +116,12 @@ class _Facts:
         return float(torch.linalg.vector_norm(self.t, 1)) / self.t.numel() or 0.1
 
     @cached_property
+    def side(self) -> float:
+        """1 where it holds zeros and positive numbers, as a variance may, -1 for negative ones."""
+        low, high = self._ends
+        return float(low == 0 < high) - float(low < 0 == high)
+
+    @cached_property
     def two_signed(self) -> bool:
         """Whether it has entries of both signs."""
         return self.t.numel() > 1 and self._ends[0] < 0 < self._ends[1]
@@ -136,13 +142,17 @@ class _Facts:
 
 
 def shaken(facts: _Facts, noise: float, generator: torch.Generator, scale: float = 1.0) -> Tensor:
-    """Return ``scale * (t * factor + term)`` with a random factor and term per entry."""
+    """Return ``scale * (t * factor + term)`` with a random factor and term per entry.
+
+    Zeros beside numbers of one sign get that sign: no variance becomes negative.
+    """
     t = facts.t
     if not facts.finite:
         return t * scale if scale != 1.0 else t
     spread = _normal(t, min(t.numel(), _NOISE), generator)
     factor = torch.exp(noise * spread).mul_(scale)
-    term = (scale * noise * facts.spread) * spread.roll(1)
+    moved = spread.roll(1)
+    term = (scale * noise * facts.spread) * (facts.side * moved.abs() if facts.side else moved)
     # A large tensor meets the same numbers again and again.
     n, flat = len(factor), t.reshape(-1)
     result = empty((t.numel(),), t.dtype, t.device)
@@ -175,14 +185,14 @@ class _Together:
         counts: of their entries.
         entries: all entries.
         known: by entry the tensor's spread, its mean and standard deviation where it has both
-            signs, whether it is a matrix, whether it has both signs.
+            signs, whether it is a matrix, whether it has both signs, on which side of 0 it is.
     """
 
     names: Sequence[str]
     shapes: Sequence[torch.Size]
     counts: Sequence[int]
     entries: Tensor
-    known: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    known: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
     facts: Sequence[_Facts]
 
     @classmethod
@@ -205,6 +215,7 @@ class _Together:
             along([0.0 if t is None else float(t.std()) for t in drawn]),
             along([f.t.ndim > 1 for f in some.values()]).bool(),
             along([t is not None for t in drawn]).bool(),
+            along([f.side for f in some.values()]),
         )
         flat = [f.t.reshape(-1) for f in some.values()]
         return cls(
@@ -225,11 +236,12 @@ class _Together:
         """Draw all of them, as :meth:`RandomWeights.draw` says."""
         if not self.names:
             return {}
-        spread, mean, deviation, matrix, two_signed = self.known
+        spread, mean, deviation, matrix, two_signed, side = self.known
         normal = _normal(self.entries, len(self.entries), generator)
         strength: Tensor | float = torch.where(matrix, 1.0, noise) if anew else noise
         drawn = self.entries * torch.exp(strength * normal)
-        drawn += strength * spread * normal.roll(1)
+        moved = normal.roll(1)
+        drawn += strength * spread * torch.where(side != 0, side * moved.abs(), moved)
         if anew:
             drawn = torch.where(matrix & two_signed, mean + deviation * normal, drawn)
         factors = [f.factor(least) * (size if f.t.ndim > 1 else vectors) for f in self.facts]

@@ -1,9 +1,12 @@
-"""Models on the meta device whose whole numbers decide what runs: packed sequences, positions."""
+"""Models on the meta device: whole numbers that decide what runs, and rules that numbers backed."""
 
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -52,3 +55,60 @@ class Positions(nn.Module):
 def test_a_parameter_may_hold_whole_numbers(device: str) -> None:
     found = audit(Positions().to(device), torch.zeros(3, dtype=torch.long, device=device))
     assert found.scale_symmetries == [{"e.weight": 1, "l.weight": -1}]
+
+
+class _Function(nn.Module):
+    """A map, two weights, and a forward pass that is one function of the tables below."""
+
+    def __init__(self, function: Callable[["_Function", Tensor], Any], *shapes: Any) -> None:
+        super().__init__()
+        self.u, self.v = (nn.Parameter(torch.randn(s)) for s in shapes or ((), ()))
+        self.map, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
+
+
+def _normalized(net: _Function, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.native_batch_norm(net.map(x), None, None, None, None, True, 0.1, 1e-5)
+
+
+_TRADED = {"u": -1, "map.weight": 1, "map.bias": 1}
+
+
+@pytest.mark.parametrize(
+    ("net", "symmetries"),
+    [
+        (_Function(lambda m, x: F.relu(x @ torch.block_diag(m.u, m.v)), (2, 2), (2, 2)), []),
+        (_Function(lambda m, x: torch.cartesian_prod(m.u, m.v).sum(1) * x.sum(), (2,), (3,)), []),
+        (_Function(lambda m, x: torch.linspace(m.u, m.v, 4) * x), []),
+        (_Function(lambda m, x: torch.linspace(m.u, 0, 4) * torch.sign(x - 1)), []),
+        (_Function(lambda m, x: torch.logspace(m.u, m.v, 4) * x), []),
+        (_Function(lambda m, x: torch.vander(m.u) * x.sum(), (3,), ()), []),
+        (_Function(lambda m, x: torch.sqrt(m.map(x)).nan_to_num(nan=1.0) * m.u), []),
+        (_Function(lambda m, x: m.map(x).nan_to_num() * m.u), [_TRADED]),
+        (_Function(lambda m, x: torch.dist(m.map(x).relu(), m.map(x).roll(1, 0)) * m.u), [_TRADED]),
+        (_Function(lambda m, x: torch.dist(m.map(x).relu(), m.map(x).relu().roll(1, 0), 0) * m.u),
+         [{"map.weight": 1, "map.bias": 1}]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_operations_that_take_several_tensors_or_numbers(
+    net: _Function, symmetries: list[dict[str, int]], device: str
+) -> None:
+    found = audit(deepcopy(net).to(device), torch.rand(6, 4, device=device))
+    claims = [v for v in found.scale_symmetries if v.keys().isdisjoint(found.inert)]
+    assert claims == symmetries
+
+
+@pytest.mark.parametrize("take", [
+    lambda m, x: _normalized(m, x)[1],
+    lambda m, x: _normalized(m, x)[:2],
+    lambda m, x: torch.native_layer_norm(m.map(x), (4,), None, None, 1e-5)[1],
+    lambda m, x: torch.native_group_norm(m.map(x)[..., None], None, None, 6, 4, 1, 2, 1e-5)[1],
+])  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_saved_mean_tells_of_shifts(take: Callable[..., Any], device: str) -> None:
+    found = audit(_Function(take).to(device), torch.randn(6, 4, device=device))
+    assert {"map.weight", "map.bias"}.isdisjoint(found.inert)
+    assert not [f for f in found.shift_families if "map.bias" in f.names]

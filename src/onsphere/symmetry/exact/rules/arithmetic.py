@@ -161,6 +161,22 @@ def pad(op: Operation) -> Unit:
     return op.equal(op["self"], op["value"])
 
 
+def replace(op: Operation) -> Unit:
+    """Write numbers in the place of what is none; 0, and what is not given, fits any unit."""
+    return op.equal(op["self"], *(op[name] or 0.0 for name in ("nan", "posinf", "neginf")))
+
+
+def between(op: Operation) -> Unit:
+    """Go in even steps from one number, or tensor, to another of its unit."""
+    return op.equal(op["start"], op["end"])
+
+
+def distance(op: Operation) -> Unit:
+    """Measure a distance: a common unit, except for the count of different entries."""
+    common = op.equal(op["self"], op["other"])
+    return ZERO if op["p"] == 0 else common
+
+
 def cast(op: Operation) -> Unit:
     """Change dtype or device; booleans become numbers 0 and 1."""
     self: Tensor = op["self"]

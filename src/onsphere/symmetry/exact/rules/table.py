@@ -133,7 +133,7 @@ _TABLE: list[tuple[Rule, str]] = [
         unsafe_chunk split_copy split_with_sizes_copy unbind_copy view_copy expand_copy
         permute_copy unsafe_split_with_sizes as_strided unfold diagonal
         clone contiguous lift_fresh lift lift_fresh_copy numpy_T mT movedim flip roll
-        rot90 repeat tile repeat_interleave tril triu diag diag_embed block_diag index
+        rot90 repeat tile repeat_interleave tril triu diag diag_embed index
         gather index_select take take_along_dim masked_select flatten unflatten amax
         amin max_unpool2d max_unpool3d abs neg negative
         positive real imag conj _conj view_as_real view_as_complex resolve_conj
@@ -142,7 +142,7 @@ _TABLE: list[tuple[Rule, str]] = [
         upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
         _upsample_nearest_exact2d _upsample_nearest_exact3d reflection_pad1d
         reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-        replication_pad3d fft_fftshift nan_to_num embedding max_pool2d max_pool1d
+        replication_pad3d fft_fftshift embedding max_pool2d max_pool1d
         max_pool3d _to_dense to_dense set_ _nested_view_from_buffer squeeze_copy
         diagonal_copy slice_copy select_copy transpose_copy resize
         leaky_relu_backward embedding_dense_backward max_pool2d_with_indices_backward
@@ -170,8 +170,8 @@ _TABLE: list[tuple[Rule, str]] = [
         linalg_cross
     """),
     (equates, """
-        cat stack hstack vstack minimum min fmin complex masked_scatter
-        dist _cdist_forward fmod remainder aminmax
+        cat stack hstack vstack block_diag cartesian_prod minimum min fmin complex
+        masked_scatter _cdist_forward fmod remainder aminmax
     """),
     (pins, """
         exp exp2 expm1 log log2 log10 log1p sin cos tan sinh cosh tanh asin acos atan
@@ -181,7 +181,7 @@ _TABLE: list[tuple[Rule, str]] = [
         special_i0 sinc xlogy logaddexp logaddexp2 kl_div smooth_l1_loss huber_loss cumprod logit
         _ctc_loss linalg_matrix_exp _thnn_fused_lstm_cell mkldnn_rnn_layer
         _thnn_fused_gru_cell linalg_householder_product poisson multinomial
-        histc bincount selu soft_margin_loss multi_margin_loss erfcx special_erfcx
+        histc bincount vander logspace selu soft_margin_loss multi_margin_loss erfcx special_erfcx
     """),
     (ignores, """
         sign signbit sgn argmax argmin argsort isnan isinf isfinite isposinf isneginf
@@ -192,11 +192,10 @@ _TABLE: list[tuple[Rule, str]] = [
     (makes, """
         ones ones_like new_ones rand rand_like randn randn_like randint randint_like
         randperm random uniform normal_functional exponential geometric cauchy
-        log_normal arange range linspace logspace eye scalar_tensor tril_indices
+        log_normal arange range eye scalar_tensor tril_indices
         triu_indices bartlett_window hann_window hamming_window blackman_window
         kaiser_window sym_size sym_numel sym_stride sym_storage_offset
         is_same_size _assert_tensor_metadata fft_fftfreq fft_rfftfreq
-        vander cartesian_prod
     """),
     (empty, """
         zeros zeros_like new_zeros empty empty_like new_empty empty_strided
@@ -218,6 +217,9 @@ _TABLE: list[tuple[Rule, str]] = [
     (arithmetic.maximum, "maximum max fmax"),
     (arithmetic.where, "where"),
     (arithmetic.pad, "constant_pad_nd pad"),
+    (arithmetic.replace, "nan_to_num"),
+    (arithmetic.distance, "dist"),
+    (arithmetic.between, "linspace"),
     (arithmetic.cast, "_to_copy to type_as"),
     (arithmetic.copy, "copy"),
     (arithmetic.bias_product("mat1", "mat2"), "addmm _sparse_addmm"),

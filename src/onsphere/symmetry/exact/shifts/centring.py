@@ -34,7 +34,7 @@ def layer_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     count = len(op["normalized_shape"])
     run.centred(op["input"], range(-count, 0))
     run.vanish(op["weight"])
-    return _normalized(op, run.read(op["bias"]))
+    return _normalized(op, run.read(op["bias"]), run.read(op["input"]))
 
 
 def group_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
@@ -50,10 +50,11 @@ def group_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
         return a.reshape((a.shape[0], groups, width // groups, *a.shape[2:]))
 
     by_group = run.read(given).moved(given.ndim, move)
-    run.unknowns.constant(by_group, [-space - 1, *range(-space, 0)])
+    common = run.unknowns.constant(by_group, [-space - 1, *range(-space, 0)])
+    mean = common.moved(given.ndim + 1, lambda a: a.reshape(a.shape[:2]))
     run.vanish(op["weight"])
     bias = run.read(op["bias"]).moved(1, lambda a: a.reshape((-1, *([1] * space))))
-    return _normalized(op, bias)
+    return _normalized(op, bias, mean)
 
 
 def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
@@ -72,7 +73,8 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     )
     if training or mean is None:
         run.centred(given, [-given.ndim, *range(-space, 0)])
-        return _normalized(op, bias)
+        saved = run.read(given).moved(given.ndim, lambda a: a.reshape(a.shape[1]))
+        return _normalized(op, bias, saved)
     run.vanish(var)
     shift = run.read(given).plus(below, -1)
     statistics = [t for t in (var, weight) if t is not None]
@@ -110,9 +112,12 @@ def _scaled(var: Tensor, weight: Any, eps: float, space: int, given: Numbers) ->
     return given * factor.numpy().reshape((-1, *([1] * space)))
 
 
-def _normalized(op: Operation, bias: TensorShift) -> list[TensorShift]:
-    """Return what is added to the result of a norm; statistics beside it are not used."""
-    return [bias, *([NO_SHIFT] * (len(flat_tensors(op.result)) - 1))]
+def _normalized(
+    op: Operation, bias: TensorShift, mean: TensorShift = NO_SHIFT
+) -> list[TensorShift]:
+    """Return what is added to the results of a norm: to what it gives, and to a mean beside it."""
+    results = len(flat_tensors(op.result))
+    return [bias, mean, *([NO_SHIFT] * results)][:results]
 
 
 def spreads(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:

@@ -78,3 +78,27 @@ def test_other_threads_leave_the_settings_of_the_process_alone() -> None:
     other.join()
     assert seen == [*before]
     assert (gc.get_threshold(), torch.get_num_threads()) == before
+
+
+class _Placed(nn.Module):
+    """Adds positions that its forward pass makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.into, self.out = nn.Embedding(8, 4), nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.into(x + self.table(torch.arange(len(x)))).relu())
+
+
+def test_tensors_may_be_made_elsewhere_by_default() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(6, 4)
+    with torch.device("meta"):
+        placed = audit(_Placed(), torch.randn(6, 4))
+        plain = audit(net, x)
+        assert torch.empty(1).is_meta
+    assert [(f.count, f.names) for f in placed.families] == [
+        (5, ("into.weight", "into.bias", "out.weight"))
+    ]
+    assert [(f.count, f.names) for f in plain.families] == [(5, ("0.weight", "0.bias", "2.weight"))]
+    assert plain.certified

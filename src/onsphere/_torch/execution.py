@@ -247,6 +247,30 @@ def module_paths(model: nn.Module, enter: Callable[[str], None]) -> Iterator[Non
 
 
 _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+_CPU = torch.device("cpu")
+_DEVICE: ContextVar[torch.device] = ContextVar("device", default=_CPU)
+"""Where a model makes its tensors as the user runs it; ours are made on the CPU."""
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Make tensors on the CPU, also inside ``with torch.device(...)`` of the user."""
+    device = torch.get_default_device()
+    if device == _CPU:
+        yield
+        return
+    token = _DEVICE.set(device)
+    try:
+        with _CPU:
+            yield
+    finally:
+        _DEVICE.reset(token)
+
+
+def _on_its_device() -> AbstractContextManager[Any]:
+    """Make tensors where the user's code makes them."""
+    device = _DEVICE.get()
+    return nullcontext() if device == _CPU else device
 
 
 @contextmanager
@@ -342,6 +366,7 @@ def plain_execution(seed: int = 0) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         try:
             with (
+                _on_cpu(),
                 _uncompiled(),
                 sdpa_kernel(SDPBackend.MATH),
                 _nothing_recomputed(),
@@ -404,7 +429,7 @@ def call(
 
     with module_paths(model, entered):
         try:
-            with substituted(model, state, held):
+            with _on_its_device(), substituted(model, state, held):
                 return model(*args, **kwargs)
         except ModelError:
             raise

@@ -1,5 +1,6 @@
 """Copies moved along the families of an audit: what these name moves, and the function stays."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 
@@ -182,3 +183,37 @@ def test_another_model_is_refused() -> None:
     one, other = (Small(SMALL[n]) for n in ("a vector before the branch", "centred"))
     with pytest.raises(ShiftError, match="not the audited one"):
         shifted(other, audit(one, x))
+
+
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [
+        ("half", "on the inputs of this audit the model raised RuntimeError.*; audit it again$"),
+        ("meta", "^this audit was made without memory; audit the model that is to be moved$"),
+    ],
+)
+def test_an_audit_of_another_type_or_device_is_refused(to: str, says: str) -> None:
+    net, x = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), torch.randn(6, 4)
+    other = deepcopy(net)
+    found = audit(other.to("meta"), x.to("meta")) if to == "meta" else audit(net, x)
+    with pytest.raises(ShiftError, match=says):
+        shifted(net.half() if to == "half" else net, found)
+
+
+def test_zeros_in_a_mask_hide_no_other_family() -> None:
+    class Masked(nn.Module):
+        def __init__(self, mask: Tensor) -> None:
+            super().__init__()
+            self.into, self.norm, self.out = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+            self.register_buffer("mask", mask)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.norm(self.into(x) * self.mask))
+
+    both = {("into.bias",), ("norm.bias", "out.bias")}
+    hidden = both - {("into.bias",)}
+    for mask, families in (([1.0, 2, 1, 0.5, 1], both), ([1.0, 0, 1, 0, 1], hidden)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = audit(Masked(torch.tensor(mask)).eval(), torch.randn(6, 4))
+        assert {f.names for f in found.shift_families} == families

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from onsphere._torch.execution import (
+    ModelError,
     bare_name,
     call,
     gradients_as_used,
@@ -94,13 +96,24 @@ def shifted(
         )
     if any(p.is_meta for p in model.parameters()):
         raise ShiftError("the model is on the meta device, where there is nothing to add to")
+    if any(isinstance(t, Tensor) and t.is_meta for t in tree_leaves(_given(audit))):
+        raise ShiftError("this audit was made without memory; audit the model that is to be moved")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     twin = copied(model, ShiftError)
     with torch.no_grad(), gathered(twin, write=True) as inner:
         own = {bare_name(n): t for n, t in [*inner.named_parameters(), *inner.named_buffers()]}
-        for name, added in _added(inner, audit, wanted, size, generator).items():
+        try:
+            amounts = _added(inner, audit, wanted, size, generator)
+        except ModelError as error:
+            raise ShiftError(f"on the inputs of this audit {error}; audit it again") from error
+        for name, added in amounts.items():
             own[name].add_(added.to(own[name]))
     return twin
+
+
+def _given(audit: Audit) -> list[object]:
+    """Return all inputs of an audit."""
+    return [] if audit.inputs is None else [audit.inputs.args, audit.inputs.kwargs]
 
 
 def _added(

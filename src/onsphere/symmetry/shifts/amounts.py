@@ -103,8 +103,10 @@ class Amounts:
             image = self.solution.unknowns.blocks[number].of
             assert isinstance(image, Image)
             ones = np.ones(np.broadcast_shapes(*(i.shape for _, i in sources[0].terms)))
-            moved = self._of(block.index()).ravel() / _filled(evaluate(ones), block)
-            self._value[label[image.rows[image.row, 0]]] = moved
+            moved = self._of(block.index()).ravel()
+            with np.errstate(divide="ignore", invalid="ignore"):  # what a mask hides cannot move
+                needed = np.where(moved == 0, 0.0, moved / _filled(evaluate(ones), block))
+            self._value[label[image.rows[image.row, 0]]] = needed
             return
         known = (k for fields in sources if (k := self._known(fields)) is not None)
         given = next(known, None)

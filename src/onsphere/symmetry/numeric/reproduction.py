@@ -28,6 +28,7 @@ from onsphere._torch.operations import OperationsMode
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide
 from onsphere.symmetry.numeric.near_zero import SILENT, Origins, same_before_picks
@@ -104,7 +105,8 @@ def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)
     state = {n: leaf_as(t, t.detach()) for n, t in state.items()}
     autograd = gradients_as_used(model, probe.traced.differentiates)
-    with plain_execution(call_on.seed), autograd, unchanged(probe.traced.outside):
+    own = writes_taken_back(state.values())
+    with plain_execution(call_on.seed), autograd, unchanged(probe.traced.outside), own:
         result = call(model, {**state, **copies}, args, kwargs)
         return _compared(probe, result)
 

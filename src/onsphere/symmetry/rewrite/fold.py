@@ -21,7 +21,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.probe import cloned
 from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
@@ -494,7 +494,7 @@ class _Folding:
     def _runs(self, model: nn.Module) -> bool:
         """Return whether a model runs as users run it: PyTorch has other ways without gradients."""
         try:
-            own = WritesTakenBack(model.parameters())
+            own = writes_taken_back(model.parameters())
             with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]), own:
                 model(*tree_map(cloned, tuple(self.args)), **tree_map(cloned, dict(self.kwargs)))
         except (AttributeError, TypeError):

@@ -17,11 +17,13 @@ from onsphere._torch.execution import (
     gradients_as_used,
     plain_execution,
     refuse_other_models,
+    stand_ins,
 )
+from onsphere._torch.saved import places_of, put_back
 from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
 from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
 
@@ -89,14 +91,15 @@ def checked_tolerance(tolerance: float | None, error: type[OnsphereError]) -> No
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Leave the buffers of a model as they are, whatever runs inside does to them."""
     buffers = dict(model.named_buffers())
+    places = places_of(buffers.values())
     before = {n: b.detach().clone() for n, b in buffers.items() if not b.is_meta}
     try:
         yield
     finally:
+        put_back(places)
         with torch.no_grad():
             for name, t in before.items():
-                same = buffers[name].shape == t.shape and buffers[name].stride() == t.stride()
-                if same and not torch.equal(buffers[name], t):
+                if not torch.equal(buffers[name], t):
                     buffers[name].copy_(t)
 
 
@@ -149,9 +152,10 @@ def outputs_in_float64(
         eps: small constants to take as almost 0.
     """
     buffers = {n for n, _ in model.named_buffers()}
-    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
+    fresh = {n: t.clone() if n in buffers else t.detach() for n, t in state.items()}
     given, named = tree_map(widened, (tuple(args), dict(kwargs)))
-    with plain_execution(), Float64Mode(eps, real_eps=not eps), gradients_as_used(model):
+    mode = Float64Mode(eps, real_eps=not eps)
+    with plain_execution(), mode.keeping(fresh.values(), all_else=True), gradients_as_used(model):
         result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
         return [t.detach().clone() for t in float_outputs(result, output)]
 
@@ -163,9 +167,8 @@ def outputs_as_it_computes(
     output: OutputPicker | None,
 ) -> list[Tensor]:
     """Run a model as it is; its buffers stay."""
-    with plain_execution(), torch.no_grad(), WritesTakenBack(model.parameters()):
-        buffers = {n: b.clone() for n, b in model.named_buffers()}
-        result = call(model, buffers, args, kwargs)
+    with plain_execution(), torch.no_grad(), writes_taken_back(model.parameters()):
+        result = call(model, stand_ins(model), args, kwargs)
         return [t.clone() for t in float_outputs(result, output)]
 
 

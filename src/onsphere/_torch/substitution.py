@@ -117,7 +117,7 @@ class _Substitutes:
         """Return the substitute of a value; what holds no tensor stays as it is."""
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if not depth or type(value) not in (list, dict, tuple) or len(value) > _MOST_HELD:
+        if not depth or type(value) not in (list, dict, tuple) or len(value) > MOST_HELD:
             return value
         if isinstance(value, tuple):
             return tuple(self(v, depth - 1) for v in value)
@@ -148,7 +148,7 @@ class _Substitutes:
         return self._made[id(t)][1]
 
 
-_MOST_HELD = 1000
+MOST_HELD = 1000
 """Longer lists and dictionaries (vocabularies, data) are no state of a model."""
 
 

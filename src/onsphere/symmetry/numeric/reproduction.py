@@ -7,7 +7,6 @@ Where it does not, the first operation that differs is found, and nothing may be
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from onsphere._torch.copies import copy_of
 from onsphere._torch.execution import (
     ModelError,
     bare_name,
@@ -129,7 +129,7 @@ def _same_in_float64(probe: Probe, call_on: Call) -> bool:
     """Return whether the model, made a float64 model, gives the same."""
     usual = torch.get_default_dtype()
     try:
-        model = deepcopy(probe.model).double()
+        model = copy_of(probe.model).double()
         args, kwargs = tree_map(_double, (call_on.args, dict(call_on.kwargs)))
         torch.set_default_dtype(torch.float64)
         if not probe.traced.differentiates:

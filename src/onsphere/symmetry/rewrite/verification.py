@@ -1,6 +1,5 @@
 """What every rewrite needs of a model: its values, its outputs before and after, a copy."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from onsphere._torch.copies import copy_of
 from onsphere._torch.execution import (
     OutputPicker,
     bare_name,
@@ -25,7 +25,7 @@ from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
 from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
-from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
+from onsphere.symmetry.rewrite.folding.kinds.parametrizations import computed_weights
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative change of the output that counts as rounding, by the output's type."""
@@ -121,8 +121,8 @@ def copied(model: nn.Module, error: type[OnsphereError], instead: str = "") -> n
     """
     try:
         # What inference mode makes cannot be trained.
-        with without_graphs(model), torch.inference_mode(False):
-            return copy.deepcopy(model)
+        with torch.inference_mode(False):
+            return copy_of(model)
     except Exception as reason:
         first = (str(reason) or repr(reason)).splitlines()[0]
         raise error(f"the model cannot be copied ({first}){instead}") from reason
@@ -131,6 +131,15 @@ def copied(model: nn.Module, error: type[OnsphereError], instead: str = "") -> n
 def wide_state(model: nn.Module) -> dict[str, Tensor]:
     """Return all weights and buffers in float64, by the model's own names."""
     return {n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def without_pruned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with 0 where ``torch.nn.utils.prune`` has masked entries away."""
+    masks = {
+        f"{one.weight}_orig": state[f"{one.weight}_mask"]
+        for one in computed_weights(model) if one.pruned
+    }  # fmt: skip
+    return {n: t * masks[n] if n in masks else t for n, t in state.items()}
 
 
 def outputs_in_float64(

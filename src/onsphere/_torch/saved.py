@@ -46,8 +46,10 @@ class Place:
         if self.moved:
             self.tensor.data = self._alias
         if self._trains:
-            self.tensor.requires_grad_()
-            self.tensor.grad = self._grad
+            if not self.tensor.requires_grad:
+                self.tensor.requires_grad_()
+            if self.tensor.grad is not self._grad:
+                self.tensor.grad = self._grad
 
 
 def places_of(tensors: Iterable[Tensor]) -> list[Place]:

@@ -81,7 +81,7 @@ def make_plain(model: nn.Module, one: Computed) -> None:
 
 def _made_plain(module: nn.Module, one: Computed) -> None:
     if one.pruned:
-        prune.remove(module, one.name)
+        prune.remove(module, one.name)  # type: ignore[no-untyped-call]
     elif one.hook:
         wants = any(p.requires_grad for p in module.parameters(recurse=False))
         _OLD[one.how](module, one.name)

@@ -365,7 +365,7 @@ def leaf_as(own: Tensor, t: Tensor) -> Tensor:
 
 
 def stand_ins(model: nn.Module) -> dict[str, Tensor]:
-    """Return views of the parameters of a model and copies of its buffers, to run it without gradients."""
+    """Return views of parameters and copies of buffers, to run a model without gradients."""
     views = {n: p.detach() for n, p in model.named_parameters()}
     return {**views, **{n: b.detach().clone() for n, b in model.named_buffers()}}
 

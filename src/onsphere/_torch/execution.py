@@ -399,6 +399,12 @@ def leaf_as(own: Tensor, t: Tensor) -> Tensor:
     return t if t.requires_grad else t.detach().requires_grad_(wants)
 
 
+def stand_ins(model: nn.Module) -> dict[str, Tensor]:
+    """Return views of parameters and copies of buffers, to run a model without gradients."""
+    views = {n: p.detach() for n, p in model.named_parameters()}
+    return {**views, **{n: b.detach().clone() for n, b in model.named_buffers()}}
+
+
 def call(
     model: nn.Module,
     state: Mapping[str, Tensor],

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from onsphere._torch.memory import key_of
+from onsphere._torch.saved import Place, SavedMemory, places_of, put_back
 
 
 @contextmanager
@@ -37,6 +38,7 @@ def substituted(
                 if t is not None:
                     own[before + name] = t
     instead = _Substitutes({id(own[n]): (own[n], t) for n, t in state.items()}, held)
+    places = places_of(own.values())
     saved = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in modules]
     classes = [(c, dict(vars(c))) for c in _classes(modules)]
     shared = [(c, n, v) for c, names in classes for n, v in names.items() if _is_state(n, v)]
@@ -66,6 +68,7 @@ def substituted(
             for name in vars(owner).keys() - names.keys():
                 delattr(owner, name)
         instead.undo()
+        put_back([*places, *instead.places])
 
 
 def _classes(modules: Iterable[nn.Module]) -> list[type]:
@@ -96,6 +99,9 @@ class _Substitutes:
     Args:
         weights: identity of a weight -> the weight and its substitute.
         held: makes the substitute of any other tensor.
+
+    Attributes:
+        places: of tensors that stand for themselves, as views of a weight do.
     """
 
     def __init__(
@@ -105,12 +111,13 @@ class _Substitutes:
         self._by_memory = {key_of(t): (t, new) for t, new in weights.values() if t.numel()}
         self._held = held
         self._containers: list[tuple[Any, Any]] = []
+        self.places: list[Place] = []
 
     def __call__(self, value: Any, depth: int = 3) -> Any:
         """Return the substitute of a value; what holds no tensor stays as it is."""
         if isinstance(value, Tensor):
             return self._tensor(value)
-        if not depth or type(value) not in (list, dict, tuple) or len(value) > _MOST_HELD:
+        if not depth or type(value) not in (list, dict, tuple) or len(value) > MOST_HELD:
             return value
         if isinstance(value, tuple):
             return tuple(self(v, depth - 1) for v in value)
@@ -134,13 +141,14 @@ class _Substitutes:
                 instead = self._held(t)
             elif key_of(own) == key_of(new):
                 instead = t
+                self.places += places_of([t])
             else:
                 instead = _view_of(t, own, new)
             self._made[id(t)] = (t, instead)
         return self._made[id(t)][1]
 
 
-_MOST_HELD = 1000
+MOST_HELD = 1000
 """Longer lists and dictionaries (vocabularies, data) are no state of a model."""
 
 
@@ -152,13 +160,16 @@ def _view_of(t: Tensor, own: Tensor, new: Tensor) -> Tensor:
 
 @contextmanager
 def unchanged(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Give tensors back what they held before."""
-    before = [(t, t.detach().clone()) for t in tensors]
+    """Give tensors back the memory that they showed before, and what it held."""
+    tensors = list(tensors)
+    places, memory = places_of(tensors), SavedMemory()
+    for t in tensors:
+        memory.save(t)
     try:
         yield
     finally:
-        for t, held in before:
-            t.detach().copy_(held)
+        memory.put_back()
+        put_back(places)
 
 
 def kept(t: Tensor) -> Tensor:

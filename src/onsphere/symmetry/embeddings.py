@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from onsphere._torch.execution import ModelError, bare_name, call, float_outputs, plain_execution
 from onsphere._torch.materialize import unwrapped
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.result import Inputs
 
 _LOOKUPS = ("EmbeddingBackward", "EmbeddingBagBackward")
@@ -69,7 +69,7 @@ def _seen(model: nn.Module, inputs: Inputs) -> set[str]:
         n: p.detach().requires_grad_(p.is_floating_point()) for n, p in model.named_parameters()
     }
     args, kwargs = tree_map(_watched, (inputs.args, dict(inputs.kwargs)))
-    with plain_execution(), torch.enable_grad(), WritesTakenBack(model.parameters()):
+    with plain_execution(), torch.enable_grad(), writes_taken_back(model.parameters()):
         result = call(model, {**state, **held}, args, kwargs)
         outputs = [t for t in float_outputs(result, inputs.output) if t.grad_fn is not None]
     graph = _Graph(outputs, {id(t): bare_name(n) for n, t in held.items()})

@@ -7,7 +7,6 @@ Source: the list of Carlini et al., 2019 (arXiv 1902.06705), sections 4 and 5; A
 (arXiv 1802.00420), section 3.1.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,6 +14,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from onsphere._torch.copies import copy_of
 from onsphere.norms import ActivationNorm
 from onsphere.robustness.attacks.auto_pgd import apgd
 from onsphere.robustness.attacks.losses import cross_entropy
@@ -103,7 +103,7 @@ def refuse_batch_statistics(model: Model, x: Tensor) -> None:
         )
     names = [n for n, m in norms.items() if m.training]
     if not names and model.training and len(x) > 1:
-        copied = copy.deepcopy(model)
+        copied = copy_of(model)
         probe = lambda z: logits_of(copied(z))  # noqa: E731
         with torch.random.fork_rng(devices=[]):
             if _repeated(probe, x[:_ALONE]) <= _REPEAT and _one_by_one(probe, x[:_ALONE]) > _BATCH:

@@ -17,6 +17,7 @@ from onsphere._torch.execution import ModelError
 from onsphere._torch.memory import key_of
 from onsphere._torch.meta_results import MetaResults
 from onsphere._torch.operations import OperationsMode
+from onsphere._torch.saved import Place, SavedMemory, outgrows, put_back
 from onsphere.symmetry.exact.coverage import Coverage
 from onsphere.symmetry.exact.eps_sites import PRECISIONS
 from onsphere.symmetry.exact.input_sampling import InputUse
@@ -73,6 +74,9 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         copies: further tensors that are there for this run only.
         watched: weights of which it is noted which entries are read.
         without_memory: the weights are on the meta device, so everything moves there.
+
+    Attributes:
+        outside: tensors outside the model that it has written into, or given other memory.
     """
 
     def __init__(
@@ -105,17 +109,18 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self._made = {key_of(t) for t in copies}
         self._copied: dict[int, int] = {}  # of a copy of a parameter, the key of the parameter
         self._literals: dict[int, Tensor] = {}
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._saved = SavedMemory()
+        self._places: dict[int, Place] = {}  # of tensors that the model does not hold
+        self.outside: list[Tensor] = []
 
     def restore(self) -> None:
-        """Give what the model has written into, and is not of this run alone, what it held."""
-        for tensor, before in self._before:
-            tensor.detach().copy_(before)
-
-    @property
-    def outside(self) -> list[Tensor]:
-        """Tensors outside the model that it has written into."""
-        return [t for t, _ in self._before if key_of(t) not in self._own]
+        """Put back what the model has written into, and is not of this run alone."""
+        self._saved.put_back()
+        moved = [p for p in self._places.values() if p.moved]
+        put_back(moved)
+        self.outside = [t for key, t in self._saved.memories() if key not in self._own]
+        self.outside += [p.tensor for p in moved]
+        self._saved, self._places = SavedMemory(), {}
 
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation, apply its rule, and write down what it tells."""
@@ -126,17 +131,21 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         ran = args
         if overload.short == "mkldnn_rnn_layer":
             args = self._with_gates(args)
-        written = written_by(overload, args, kwargs)
+        writes = written_by(overload, args, kwargs)
+        written = set(map(key_of, writes))
         given = flat(args, kwargs)
         tensors = [t for t in given if isinstance(t, Tensor)]
         keys = set(map(key_of, tensors))
-        self._save(written, tensors)
+        self._save(writes)
+        if overload.name == "aten::resize_" and outgrows(*args[:2]):
+            self._give_room(args[0])
         if overload.name == "aten::lift_fresh":  # it hands over what was just written down
             self._literals.update({key_of(t): t for t in tensors})
         if not keys <= self._made:
             for tensor in tensors:
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
+                    self._note_place(tensor)
         result = self._run(overload, ran, kwargs, tensors)
         results = flat_tensors(result)
         if overload.name != _PACK and not self._are_placed(results):
@@ -186,14 +195,25 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 gates = gates + first + second
         return (gates, None, recurrent, None, None, *rest)
 
-    def _save(self, written: set[int], tensors: Sequence[Tensor]) -> None:
+    def _save(self, writes: Sequence[Tensor]) -> None:
         """Save what is about to be written into and outlives this run."""
-        for key in written - self._made:
-            here = self._own.get(key)
-            found = here if here is not None else next(t for t in tensors if key_of(t) == key)
-            self._made.add(key)
-            if found.numel():
-                self._before.append((found, found.detach().clone()))
+        for t in writes:
+            key = key_of(t)
+            if key not in self._made or key in self._saved:
+                self._note_place(t)
+                self._saved.save(t)
+                self._made.add(key)
+
+    def _give_room(self, tensor: Tensor) -> None:
+        """Give a tensor that is to grow memory of its own: that of others stays where it is."""
+        if key_of(tensor) in self._saved:
+            with self:
+                tensor.data = tensor.clone()
+
+    def _note_place(self, tensor: Tensor) -> None:
+        """Note which memory a tensor shows that the model does not hold."""
+        if id(tensor) not in self._places and key_of(tensor) not in self._own:
+            self._places[id(tensor)] = Place(tensor)
 
     @contextmanager
     def unpacking(self, steps: Tensor, padding: float) -> Iterator[None]:

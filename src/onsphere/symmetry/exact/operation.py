@@ -538,11 +538,11 @@ Rule = Callable[[Operation], Unit | tuple[Unit, ...]]
 """From an operation to the unit of its result, or one per result, with demands on the way."""
 
 
-def written_by(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
-    """Return the memories that an operation writes into."""
-    found: set[int] = set()
+def written_by(overload: Overload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the tensors that an operation writes into."""
+    found: list[Tensor] = []
     for i, name in overload.writes:
-        found.update(map(key_of, flat_tensors(args[i] if i < len(args) else kwargs.get(name))))
+        found += flat_tensors(args[i] if i < len(args) else kwargs.get(name))
     return found
 
 

@@ -9,7 +9,8 @@ writes into it; a shorter tensor that comes from elsewhere has one twin in float
 views; random numbers are drawn in the type in which the model draws them, and so are the same.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from itertools import cycle
 from typing import Any
@@ -23,6 +24,7 @@ from onsphere._torch.memory import LARGE, empty
 from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, overload_of
+from onsphere.symmetry.exact.writes import OwnMemory
 
 TINY = 1e-30
 """What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
@@ -63,6 +65,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         tiny: Sequence[float] = (TINY,),
     ) -> None:
         super().__init__()
+        self._memory = OwnMemory(())
         moved = () if real_eps else sites
         self.sites = {site.key for site in moved if site.key is not None}
         self.places = {key[:2] for key in self.sites}
@@ -78,7 +81,14 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run an operation in float64."""
         overload = overload_of(func)
-        name = overload.short
+        if overload.writes:
+            self._memory.before(overload, args, kwargs)
+        result = self._in_float64(overload, args, kwargs)
+        self._memory.after(overload, args, result)
+        return result
+
+    def _in_float64(self, overload: Overload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        func, name = overload.func, overload.short
         if overload.draws and not self.backward:
             return _Draw(overload, self.draws.get((self.where, name)), self.lift)(args, kwargs)
         lift = self.lift
@@ -97,6 +107,22 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         if name in _IN_ITS_OWN_WAY:
             return _in_its_own_way(name, func, args, kwargs)
         return _fresh(func(*args, **kwargs))
+
+    @contextmanager
+    def keeping(self, tensors: Iterable[Tensor], all_else: bool = False) -> Iterator[None]:
+        """Run what is inside in this mode, and give tensors back what they held.
+
+        Args:
+            tensors: those that no run may change.
+            all_else: whether it may change nothing else either that was there before it.
+        """
+        self._memory = OwnMemory(tensors, all_else)
+        try:
+            with self:
+                yield
+        finally:
+            self._memory.put_back()
+            self._memory = OwnMemory(())
 
     def lift(self, value: Any) -> Any:
         """Return a value in float64: numbers of shorter types, and the types themselves."""

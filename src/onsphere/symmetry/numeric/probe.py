@@ -495,12 +495,14 @@ class Probe:
         def enter(path: str) -> None:
             mode.where = bare_name(path)
 
-        fresh = {
-            n: t.clone()
+        copies = {
+            n: t.clone() for n, t in state.items()
             if (n in self._buffers and not t.requires_grad) or n in self.overwritten
-            else t
-            for n, t in state.items()
+        }  # fmt: skip
+        shared = {
+            n: t if t.requires_grad else t.detach() for n, t in state.items() if n not in copies
         }
+        fresh = {n: copies[n] if n in copies else shared[n] for n in state}
         if self.traced.differentiates:
             own = dict(self.model.named_parameters())
             fresh |= {n: leaf_as(p, fresh[n]) for n, p in own.items()}
@@ -508,7 +510,7 @@ class Probe:
         outside = unchanged(self.traced.outside)
         differentiable = any(t.requires_grad for t in fresh.values())
         composed = Composed(real_eps) if differentiable else nullcontext()
-        with plain_execution(point.seed), outside, mode, composed:
+        with plain_execution(point.seed), outside, mode.keeping(shared.values()), composed:
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
             return self.outputs_in(result)
 

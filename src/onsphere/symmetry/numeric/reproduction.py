@@ -7,7 +7,6 @@ Where it does not, the first operation that differs is found, and nothing may be
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from onsphere._torch.copies import copy_of
 from onsphere._torch.execution import (
     ModelError,
     bare_name,
@@ -28,6 +28,7 @@ from onsphere._torch.operations import OperationsMode
 from onsphere._torch.substitution import kept, unchanged
 from onsphere.symmetry.exact.overloads import short_name
 from onsphere.symmetry.exact.trace import Call
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.float64_mode import wide
 from onsphere.symmetry.numeric.near_zero import SILENT, Origins, same_before_picks
@@ -104,7 +105,8 @@ def _outputs(probe: Probe, call_on: Call) -> list[Tensor]:
     args, kwargs = tree_map(lambda t: kept(t) if isinstance(t, Tensor) else t, inputs)
     state = {n: leaf_as(t, t.detach()) for n, t in state.items()}
     autograd = gradients_as_used(model, probe.traced.differentiates)
-    with plain_execution(call_on.seed), autograd, unchanged(probe.traced.outside):
+    own = writes_taken_back(state.values())
+    with plain_execution(call_on.seed), autograd, unchanged(probe.traced.outside), own:
         result = call(model, {**state, **copies}, args, kwargs)
         return _compared(probe, result)
 
@@ -127,7 +129,7 @@ def _same_in_float64(probe: Probe, call_on: Call) -> bool:
     """Return whether the model, made a float64 model, gives the same."""
     usual = torch.get_default_dtype()
     try:
-        model = deepcopy(probe.model).double()
+        model = copy_of(probe.model).double()
         args, kwargs = tree_map(_double, (call_on.args, dict(call_on.kwargs)))
         torch.set_default_dtype(torch.float64)
         if not probe.traced.differentiates:

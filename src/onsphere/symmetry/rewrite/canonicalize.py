@@ -39,7 +39,7 @@ from onsphere.symmetry.channels.families import channel_symmetries
 from onsphere.symmetry.claims import Family
 from onsphere.symmetry.exact.trace import Trace, trace
 from onsphere.symmetry.exact.units.linear_forms import Constraints
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.rewrite.balancing.admitted import holding, meets_unseen
 from onsphere.symmetry.rewrite.balancing.channel_scales import LEAST_NORM, State
@@ -491,9 +491,9 @@ def _traced_in_other_mode(model: nn.Module, inputs: Inputs) -> Trace:
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: Inputs) -> list[Tensor]:
     buffers = {n for n, _ in model.named_buffers()}
-    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
+    fresh = {n: t.clone() if n in buffers else t.detach() for n, t in state.items()}
     try:
-        with plain_execution(), torch.no_grad(), WritesTakenBack(fresh.values()):
+        with plain_execution(), torch.no_grad(), writes_taken_back(fresh.values()):
             result = call(model, fresh, inputs.args, inputs.kwargs)
             return [t.clone() for t in float_outputs(result, inputs.output)]
     except ModelError as error:

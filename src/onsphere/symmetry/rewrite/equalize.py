@@ -50,6 +50,7 @@ from onsphere.symmetry.rewrite.verification import (
     refuse_shared_memory,
     refuse_without_values,
     wide_state,
+    without_pruned,
 )
 from onsphere.symmetry.rewrite.weight_grid import Grid, total_loss
 
@@ -198,11 +199,14 @@ class _Equalizing:
         matrices = [n for n in sorted(self.parameters) if self.state[n].ndim > 1]
         if isinstance(grid, int):
             matrices = [n for n in matrices if self.state[n][0].numel() % grid == 0]
-        amounts = balanced(self.state, families, balance, self.parameters)
+        acting = without_pruned(self.model, self.state)
+        before = self.state if objective == "norm" else acting
+        amounts = balanced(before, families, balance, self.parameters)
         if objective == "quantization":
-            amounts = _least_loss(self.state, families, amounts, matrices, bits, grid)
+            amounts = _least_loss(before, families, amounts, matrices, bits, grid)
         used = [(f, a) for f, a in zip(families, amounts, strict=True) if bool(a.any())]
         changed = moved(self.state, used)
+        now = without_pruned(self.model, {**self.state, **changed})
         exact, real, own = self._verified(changed, tolerance)
         report = EqualizeReport(
             objective, bits, grid,
@@ -211,7 +215,7 @@ class _Equalizing:
                 for f, a in used
             ),
             tuple(
-                compared(n, self.state[n], changed[n], bits, grid)
+                compared(n, acting[n], now[n], bits, grid)
                 for n in matrices if n in changed
             ),
             self._norm(self.state), self._norm({**self.state, **changed}),

@@ -21,7 +21,7 @@ from onsphere._torch.execution import (
 from onsphere._torch.materialize import unwrapped
 from onsphere.errors import OnsphereError, nearest
 from onsphere.symmetry.channels.families import channel_symmetries
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.certificate import relative_change
 from onsphere.symmetry.numeric.probe import cloned
 from onsphere.symmetry.rewrite.folding.certificate import Certificate, Fold
@@ -128,7 +128,8 @@ def fold(
         args: inputs to verify on, as :func:`audit` takes them.
         kwargs: keyword inputs.
         what: ``"all"``, or one or several of ``"batchnorm"``, ``"gain"`` (of norms), ``"scale"``
-            (of layers), ``"centering"`` (of LayerNorm) and ``"weight"`` (computed ones).
+            (of layers), ``"centering"`` (of LayerNorm) and ``"weight"`` (computed ones: of
+            weight norm, spectral norm, and pruned ones, whose mask goes into them).
         inplace: change ``model`` itself instead of a copy; it is left as it was on any error.
         output: picks the tensors that must not change; all float tensors without.
         tolerance: largest relative change of the output to accept, as the model computes; rounding
@@ -344,7 +345,8 @@ class _Folding:
                 self.folded.append(FoldedPart(way.weight, "weight", (way.weight,), way.how))
                 values |= way.values()
         _rebuild(work, rebuilt)
-        return done, rebuilt, {**wide_state(work), **values}
+        state = wide_state(work)
+        return done, rebuilt, state | {n: t for n, t in values.items() if n in state}
 
     def _computed_in_forward(self, work: nn.Module) -> list[ForwardWeight]:
         if "weight" not in self.kinds:
@@ -352,6 +354,8 @@ class _Folding:
         return forward_weights(work, self.args, self.kwargs, self.output)
 
     def _why_computed(self, work: nn.Module, one: Computed) -> str:
+        if self.keep_modules and one.pruned:
+            return f"it is pruned; call torch.nn.utils.prune.remove(module, {one.name!r}) first"
         if self.keep_modules:
             return _CLASS_COMPUTES
         if work.get_submodule(one.path).training:
@@ -494,7 +498,7 @@ class _Folding:
     def _runs(self, model: nn.Module) -> bool:
         """Return whether a model runs as users run it: PyTorch has other ways without gradients."""
         try:
-            own = WritesTakenBack(model.parameters())
+            own = writes_taken_back(model.parameters())
             with torch.no_grad(), kept_buffers(model), torch.random.fork_rng(devices=[]), own:
                 model(*tree_map(cloned, tuple(self.args)), **tree_map(cloned, dict(self.kwargs)))
         except (AttributeError, TypeError):

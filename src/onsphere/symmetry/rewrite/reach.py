@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from onsphere._torch.execution import bare_name, call, plain_execution
+from onsphere._torch.execution import bare_name, call, plain_execution, stand_ins
 from onsphere._torch.operations import OperationsMode
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 
 
 def unreached(
@@ -27,10 +27,10 @@ def unreached(
         if p.ndim > 1 and p.layout is torch.strided and p.is_contiguous()
     }  # fmt: skip
     watcher = _Watcher(parameters)
-    with plain_execution(), torch.no_grad(), WritesTakenBack(model.parameters()):
-        buffers = {n: b.clone() for n, b in model.named_buffers()}
+    with plain_execution(), torch.no_grad(), writes_taken_back(model.parameters()):
+        own = stand_ins(model)
         with watcher:
-            call(model, buffers, args, kwargs, held=lambda t: t)
+            call(model, own, args, kwargs)
     return {n: tuple(parameters[n].shape) for n in watcher.missed()}
 
 

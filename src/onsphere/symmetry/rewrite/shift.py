@@ -30,6 +30,7 @@ from onsphere.errors import OnsphereError
 from onsphere.symmetry.audit_result import Audit
 from onsphere.symmetry.claims import ShiftFamily
 from onsphere.symmetry.exact.trace import Call, trace
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.rewrite.modes import other_mode
 from onsphere.symmetry.rewrite.verification import copied
 from onsphere.symmetry.shifts.amounts import Amounts, learn
@@ -140,7 +141,8 @@ def _added(
     def run(given: Call) -> None:
         fresh = {n: t.clone() for n, t in buffers.items()}
         autograd = gradients_as_used(model, traced.differentiates)
-        with plain_execution(given.seed), autograd, unchanged(traced.outside):
+        own = writes_taken_back(leaves.values())
+        with plain_execution(given.seed), autograd, unchanged(traced.outside), own:
             call(model, {**leaves, **fresh}, given.args, dict(given.kwargs), lambda _: None, kept)
 
     for given in (Call(args, kwargs), *others):

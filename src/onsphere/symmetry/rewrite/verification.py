@@ -1,6 +1,5 @@
 """What every rewrite needs of a model: its values, its outputs before and after, a copy."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from onsphere._torch.copies import copy_of
 from onsphere._torch.execution import (
     OutputPicker,
     bare_name,
@@ -17,13 +17,15 @@ from onsphere._torch.execution import (
     gradients_as_used,
     plain_execution,
     refuse_other_models,
+    stand_ins,
 )
+from onsphere._torch.saved import places_of, put_back
 from onsphere._torch.substitution import kept
 from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.eps_sites import EpsSite
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 from onsphere.symmetry.numeric.float64_mode import Float64Mode, wide
-from onsphere.symmetry.rewrite.folding.kinds.parametrizations import without_graphs
+from onsphere.symmetry.rewrite.folding.kinds.parametrizations import computed_weights
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Relative change of the output that counts as rounding, by the output's type."""
@@ -89,14 +91,15 @@ def checked_tolerance(tolerance: float | None, error: type[OnsphereError]) -> No
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Leave the buffers of a model as they are, whatever runs inside does to them."""
     buffers = dict(model.named_buffers())
+    places = places_of(buffers.values())
     before = {n: b.detach().clone() for n, b in buffers.items() if not b.is_meta}
     try:
         yield
     finally:
+        put_back(places)
         with torch.no_grad():
             for name, t in before.items():
-                same = buffers[name].shape == t.shape and buffers[name].stride() == t.stride()
-                if same and not torch.equal(buffers[name], t):
+                if not torch.equal(buffers[name], t):
                     buffers[name].copy_(t)
 
 
@@ -118,8 +121,8 @@ def copied(model: nn.Module, error: type[OnsphereError], instead: str = "") -> n
     """
     try:
         # What inference mode makes cannot be trained.
-        with without_graphs(model), torch.inference_mode(False):
-            return copy.deepcopy(model)
+        with torch.inference_mode(False):
+            return copy_of(model)
     except Exception as reason:
         first = (str(reason) or repr(reason)).splitlines()[0]
         raise error(f"the model cannot be copied ({first}){instead}") from reason
@@ -128,6 +131,15 @@ def copied(model: nn.Module, error: type[OnsphereError], instead: str = "") -> n
 def wide_state(model: nn.Module) -> dict[str, Tensor]:
     """Return all weights and buffers in float64, by the model's own names."""
     return {n: wide(t.detach()) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def without_pruned(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state with 0 where ``torch.nn.utils.prune`` has masked entries away."""
+    masks = {
+        f"{one.weight}_orig": state[f"{one.weight}_mask"]
+        for one in computed_weights(model) if one.pruned
+    }  # fmt: skip
+    return {n: t * masks[n] if n in masks else t for n, t in state.items()}
 
 
 def outputs_in_float64(
@@ -149,9 +161,10 @@ def outputs_in_float64(
         eps: small constants to take as almost 0.
     """
     buffers = {n for n, _ in model.named_buffers()}
-    fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
+    fresh = {n: t.clone() if n in buffers else t.detach() for n, t in state.items()}
     given, named = tree_map(widened, (tuple(args), dict(kwargs)))
-    with plain_execution(), Float64Mode(eps, real_eps=not eps), gradients_as_used(model):
+    mode = Float64Mode(eps, real_eps=not eps)
+    with plain_execution(), mode.keeping(fresh.values(), all_else=True), gradients_as_used(model):
         result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
         return [t.detach().clone() for t in float_outputs(result, output)]
 
@@ -163,9 +176,8 @@ def outputs_as_it_computes(
     output: OutputPicker | None,
 ) -> list[Tensor]:
     """Run a model as it is; its buffers stay."""
-    with plain_execution(), torch.no_grad(), WritesTakenBack(model.parameters()):
-        buffers = {n: b.clone() for n, b in model.named_buffers()}
-        result = call(model, buffers, args, kwargs)
+    with plain_execution(), torch.no_grad(), writes_taken_back(model.parameters()):
+        result = call(model, stand_ins(model), args, kwargs)
         return [t.clone() for t in float_outputs(result, output)]
 
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onsphere._torch.memory import key_of
 from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
 from onsphere.symmetry.exact.overloads import flat, overload_of
@@ -195,7 +196,8 @@ class _Following(OperationsMode):  # type: ignore[no-untyped-call]
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)
         op = Operation(self._ledger, func, args, kwargs, result)
-        self.tracker.follow(op, flat(args, kwargs), written_by(overload_of(func), args, kwargs))
+        written = set(map(key_of, written_by(overload_of(func), args, kwargs)))
+        self.tracker.follow(op, flat(args, kwargs), written)
         return result
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from onsphere._torch.execution import bare_name, call, plain_execution
+from onsphere._torch.execution import bare_name, call, plain_execution, stand_ins
 from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.overloads import short_name
-from onsphere.symmetry.exact.writes import WritesTakenBack
+from onsphere.symmetry.exact.writes import writes_taken_back
 
 _MOVES = frozenset(
     (
@@ -134,12 +134,11 @@ class Neighbours:
         def enter(path: str) -> None:
             recorder.where = bare_name(path)
 
-        own = WritesTakenBack(model.parameters())
-        with plain_execution(), torch.no_grad(), own, recorder:
-            call(model, {}, args, kwargs, enter, held=lambda t: t)
-        self._names = {
-            (id(t), 0): bare_name(n) for n, t in [*model.named_parameters(), *model.named_buffers()]
-        }
+        own = stand_ins(model)
+        taken_back = writes_taken_back(model.parameters())
+        with plain_execution(), torch.no_grad(), taken_back, recorder:
+            call(model, own, args, kwargs, enter)
+        self._names = {(id(t), 0): bare_name(n) for n, t in own.items()}
         self._readers: defaultdict[Key, list[_Node]] = defaultdict(list)
         self._writer: dict[Key, _Node] = {}
         for node in recorder.nodes:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from onsphere._torch.copies import copy_of
 from onsphere._torch.execution import ModelError, OutputPicker, plain_execution
 from onsphere.symmetry.rewrite.verification import outputs_as_it_computes, watched_inputs, widened
 
@@ -81,7 +82,7 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 
 def _found(path: str, module: nn.Module, given: tuple[Any, ...]) -> ForwardWeight | None:
-    twin = copy.deepcopy(module).to(torch.float64)
+    twin = copy_of(module).to(torch.float64)
     inputs = tree_map(widened, given)
     first, out = _watched(twin, inputs)
     if len(first.calls) != 1 or first.calls[0]["weight"] is twin.weight:

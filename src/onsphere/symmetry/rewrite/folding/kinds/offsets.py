@@ -1,11 +1,12 @@
 """Norms that store their gain as an offset from 1: written so that families see the gain itself."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from onsphere._torch.copies import copy_of
 
 GAIN, SHIFT = "onsphere_gain", "onsphere_shift"
 
@@ -38,7 +39,7 @@ def offset_norms(model: nn.Module) -> list[str]:
 
 def with_gains_outside(model: nn.Module, paths: Sequence[str]) -> nn.Module:
     """Return a copy in which such gains and shifts are parameters of their own."""
-    twin = copy.deepcopy(model)
+    twin = copy_of(model)
     for path in paths:
         norm = twin.get_submodule(path)
         gain = 1 + norm._parameters["weight"].detach()  # type: ignore[union-attr]

@@ -1,14 +1,14 @@
-"""Weights that are computed from others: weight norm, spectral norm, and what else there is."""
+"""Weights that are computed from others: by weight norm, spectral norm, masks of pruning."""
 
-import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+
+from onsphere._torch.copies import copy_of
 
 _OLD = {"WeightNorm": remove_weight_norm, "SpectralNorm": remove_spectral_norm}
 
@@ -22,12 +22,14 @@ class Computed:
         name: of the weight in it.
         how: the class that computes it.
         hook: whether a hook before ``forward`` does (the older way).
+        pruned: whether that hook only multiplies by a mask.
     """
 
     path: str
     name: str
     how: str
     hook: bool
+    pruned: bool = False
 
     @property
     def weight(self) -> str:
@@ -36,7 +38,14 @@ class Computed:
 
 
 def computed_weights(model: nn.Module) -> Iterator[Computed]:
-    """Yield the weights that modules compute from others."""
+    """Yield the weights that modules compute from others, pruned ones first.
+
+    Of a pruned one another may be computed in turn.
+    """
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                yield Computed(path, hook._tensor_name, type(hook).__name__, True, True)
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             for name, steps in module.parametrizations.items():
@@ -54,10 +63,11 @@ def _name(step: nn.Module) -> str:
 
 def in_float64(model: nn.Module, one: Computed) -> Tensor:
     """Return a computed weight, computed in float64."""
-    with without_graphs(model):
-        module = copy.deepcopy(model.get_submodule(one.path)).to(torch.float64)
+    module = copy_of(model.get_submodule(one.path)).to(torch.float64)
     with torch.no_grad():
-        if one.hook:
+        for inner in [c for c in computed_weights(module) if c.pruned]:
+            _made_plain(module.get_submodule(inner.path), inner)
+        if one.hook and not one.pruned:
             _made_plain(module, one)
         weight: Tensor = getattr(module, one.name)
         return weight.detach().clone()
@@ -70,7 +80,9 @@ def make_plain(model: nn.Module, one: Computed) -> None:
 
 
 def _made_plain(module: nn.Module, one: Computed) -> None:
-    if one.hook:
+    if one.pruned:
+        prune.remove(module, one.name)  # type: ignore[no-untyped-call]
+    elif one.hook:
         wants = any(p.requires_grad for p in module.parameters(recurse=False))
         _OLD[one.how](module, one.name)
         if one.name not in module._parameters:
@@ -94,20 +106,3 @@ def _without_parametrizations(module: nn.Module) -> None:
     module.__class__ = type(module).__bases__[0]
     for name, (weight, wants) in weights.items():
         module.register_parameter(name, nn.Parameter(weight, wants))
-
-
-@contextmanager
-def without_graphs(model: nn.Module) -> Iterator[None]:
-    """Detach weights that hooks computed with a graph behind them, which cannot be copied."""
-    saved = []
-    for one in computed_weights(model):
-        module = model.get_submodule(one.path)
-        weight = vars(module).get(one.name)
-        if one.hook and isinstance(weight, Tensor):
-            saved.append((module, one.name, weight))
-            vars(module)[one.name] = weight.detach()
-    try:
-        yield
-    finally:
-        for module, name, weight in saved:
-            vars(module)[name] = weight

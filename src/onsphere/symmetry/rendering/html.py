@@ -87,10 +87,10 @@ def document(audit: AuditResult) -> Document:
 def _overview(audit: AuditResult) -> Iterator[Section]:
     counts, entries, merits = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
     for name in sorted(audit.kinds, key=lambda n: [*advice.KINDS].index(audit.kinds[n])):
-        said = advice.description(audit, name), audit.decay_of(name)
+        said = advice.KINDS[audit.kinds[name]], audit.decay_of(name)
         counts[said] += 1
         entries[said] += text.size(audit.parameters[name])
-        merits[advice.short_description(audit, name)] += 1
+        merits[audit.kinds[name]] += 1
     rows: list[list[Cell]] = [
         [kind, counts[kind, effect], entries[kind, effect], effect] for kind, effect in counts
     ]
@@ -202,8 +202,7 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         [
             name,
             "×".join(map(str, shape)) or "scalar",
-            advice.short_description(audit, name)
-            + (f", {alone[name].granularity}" if name in alone else ""),
+            str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
             audit.decay_of(name).partition(":")[0],
             leaks.get(name),
             advice.of_weight(audit, name),

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import (
-    EFFECT_OF_DECAY,
-    EFFECT_ON_PARTS,
     Family,
     Kind,
     ShiftFamily,
@@ -34,30 +32,21 @@ _FEW_RUNS = 3
 
 MODES = {"train": "training", "eval": "evaluation"}
 
-_DECAYS = (
-    (
-        (EFFECT_OF_DECAY[Kind.SPHERE], EFFECT_OF_DECAY[Kind.SHARED]),
-        "sets learning rates and penalizes nothing, on",
+_DECAYS = {
+    (Kind.SPHERE, Kind.SHARED): "sets learning rates and penalizes nothing, on",
+    (Kind.TRADED,): "penalizes products of weights and balances them, on",
+    (Kind.FIXED,): "penalizes the scale itself, which is part of the function, on",
+    (Kind.TIED,): (
+        "penalizes the scale itself (only frozen weights or buffers could make up for it), on"
     ),
-    ((EFFECT_OF_DECAY[Kind.TRADED],), "penalizes products of weights and balances them, on"),
-    (
-        (EFFECT_OF_DECAY[Kind.FIXED],),
-        "penalizes the scale itself, which is part of the function, on",
+    (Kind.PARTLY,): (
+        "penalizes the scale of one part, while others trade, turn or have no effect, on"
     ),
-    (
-        (EFFECT_OF_DECAY[Kind.TIED],),
-        "penalizes the scale itself (only frozen weights or buffers could make up for it), on",
+    (Kind.UNKNOWN,): (
+        "has effects that are not known, as not all that the model does was followed, on"
     ),
-    (
-        (EFFECT_ON_PARTS,),
-        "penalizes the scale of one part, while others trade, turn or have no effect, on",
-    ),
-    (
-        (EFFECT_OF_DECAY[Kind.UNKNOWN],),
-        "has effects that are not known, as not all that the model does was followed, on",
-    ),
-    ((EFFECT_OF_DECAY[Kind.FROZEN],), "does nothing, as these are frozen, to"),
-)
+    (Kind.FROZEN,): "does nothing, as these are frozen, to",
+}
 
 
 def headline(audit: AuditResult) -> str:
@@ -341,8 +330,8 @@ def _folded(audit: AuditResult, symmetries: Iterable[Mapping[str, Fraction]]) ->
 
 def _decay(audit: AuditResult) -> list[str]:
     lines = []
-    for effect, words in _DECAYS:
-        names = [n for n in audit.parameters if audit.decay_of(n) in effect]
+    for kinds, words in _DECAYS.items():
+        names = [n for n in audit.parameters if audit.kinds[n] in kinds]
         if names:
             found = folded(names)
             few = (

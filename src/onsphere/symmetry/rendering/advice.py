@@ -60,7 +60,7 @@ def of_weight(audit: AuditResult, name: str) -> str:
 def of_model(audit: AuditResult) -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
-        *_on_mode(audit),
+        *on_mode(audit),
         *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_tied(audit),
         *_on_inert(audit),
         *_on_inert_parts(audit), *_on_detached(audit), *_on_leaks(audit), *limits(audit),
@@ -236,13 +236,14 @@ def _on_leaks(audit: AuditResult) -> list[str]:
     ]
 
 
-def _on_mode(audit: AuditResult) -> list[str]:
+def on_mode(audit: AuditResult) -> list[str]:
+    """Say of an audit in evaluation mode what training does otherwise, if it does."""
     buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
     if audit.mode == "train" or not buffers:
         return []
     return [
-        "This is evaluation mode, where running statistics are numbers like weights. What weight "
-        "decay does in training is answered by an audit in training mode."
+        "In evaluation mode running statistics are numbers like weights that training leaves as "
+        "they are. Audit the model in training mode for what weight decay does there."
     ]
 
 

@@ -34,6 +34,10 @@ _SHARED = (
     "The weights of one line can be multiplied by the same number, all at once, without changing "
     "the output; one of them alone cannot."
 )
+_BUFFERS = (
+    "The weights and buffers of one line can be scaled at once without changing the output. "
+    "Training does not scale buffers, so weight decay is not free to shrink these weights by that."
+)
 _TRADES = (
     "For every a > 0 this rescaling changes nothing: what some weights gain, others give. Lines "
     "combine: doing two of them after each other changes nothing either."
@@ -107,7 +111,7 @@ def _overview(audit: AuditResult) -> Iterator[Section]:
 
 def _groups(audit: AuditResult) -> Iterator[Section]:
     count = len(audit.own_spheres())
-    sets = len(audit.spheres) - count
+    sets, with_buffers = (len(text.joint_spheres(audit, buffers=b)) for b in (False, True))
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("spheres", "Scale-invariant weights", _SPHERES,
@@ -115,7 +119,9 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
         ("parts", "Partly scale-invariant weights", _PARTS,
          text.counted(len(partly), "weight"), partly),
         ("joint", "Weights that are scale-invariant together", _SHARED,
-         text.counted(sets, "set"), text.joint_lines(audit)),
+         text.counted(sets, "set"), text.joint_lines(audit, buffers=False)),
+        ("buffers", "Weights that are scale-invariant together with buffers", _BUFFERS,
+         text.counted(with_buffers, "set"), text.joint_lines(audit, buffers=True)),
         ("trades", "Rescaling symmetries", _TRADES,
          text.counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
         ("channels", "Rescaling by channel", _CHANNELS,

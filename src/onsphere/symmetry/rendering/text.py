@@ -13,6 +13,7 @@ from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import (
     Family,
     Kind,
+    ScaleInvariance,
     ShiftFamily,
     ShiftMove,
     Slices,
@@ -66,13 +67,17 @@ def rendered(audit: AuditResult) -> str:
         f"{audit.model} in {MODES[audit.mode]} mode: {counted(len(audit.parameters), 'weight')} "
         f"with {entries:,} entries, {found} scale {'symmetry' if found == 1 else 'symmetries'}"
         + (f"\n({audit.note})" if audit.note else ""),
+        *(line for said in advice.on_mode(audit) for line in ["", *wrap(said, WIDTH)]),
         *_section("SCALE-INVARIANT, on a sphere of its own: only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
         *_section("PARTLY SCALE-INVARIANT: each part can be scaled alone", _count(audit, "sphere"),
                   part_lines(audit, "sphere")),
         *_section("SCALE-INVARIANT TOGETHER, on a joint sphere: "
                   "scaling all of these at once changes nothing",
-                  len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
+                  len(joint_spheres(audit, buffers=False)), joint_lines(audit, buffers=False)),
+        *_section("SCALE-INVARIANT TOGETHER WITH BUFFERS, which do not train: "
+                  "scaling all at once changes nothing",
+                  len(joint_spheres(audit, buffers=True)), joint_lines(audit, buffers=True)),
         *_section("RESCALING SYMMETRIES: for any a > 0 this changes nothing",
                   len(audit.rescalings), trade_lines(audit)),
         *_section("RESCALING BY CHANNEL: each channel by an a > 0 of its own changes nothing",
@@ -89,7 +94,8 @@ def rendered(audit: AuditResult) -> str:
         *_decay(audit),
         *_certificate(audit),
         *_section("INPUTS", 0, [f"- {line}" for line in audit.conditions]),
-        *_section("WHAT TO DO", 0, [f"- {line}" for line in advice.of_model(audit)]),
+        *_section("WHAT TO DO", 0, [f"- {line}" for line in advice.of_model(audit)
+                                      if line not in advice.on_mode(audit)]),
     ]  # fmt: skip
     return "\n".join(parts)
 
@@ -124,17 +130,24 @@ def _count(audit: AuditResult, kind: str) -> int:
     return sum(part.kind == kind for part in audit.parts)
 
 
-def joint_lines(audit: AuditResult) -> list[str]:
-    """Return the sets of weights that share one sphere."""
+def joint_spheres(audit: AuditResult, *, buffers: bool) -> list[ScaleInvariance]:
+    """Return the joint spheres that buffers are part of, or those that they are not."""
     alone = {s.names for s in audit.own_spheres().values()}
+    return [
+        s for s in audit.spheres
+        if s.names not in alone and (s.exponents.keys() <= audit.parameters.keys()) is not buffers
+    ]  # fmt: skip
+
+
+def joint_lines(audit: AuditResult, *, buffers: bool) -> list[str]:
+    """Return the sets of weights, or of weights and buffers, that share one sphere."""
     by_words: dict[str, list[Mapping[str, Fraction]]] = {}
-    for sphere in audit.spheres:
-        if sphere.names not in alone:
-            by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
+    for sphere in joint_spheres(audit, buffers=buffers):
+        by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
     return [
         re.sub(r" \* a(?=,|$|\))", "", line) + ("" if words == "whole tensor" else f": {words}")
         for words, found in by_words.items()
-        for line in _folded(audit, found)
+        for line in folded_symmetries(found)
     ]
 
 

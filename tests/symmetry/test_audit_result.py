@@ -133,7 +133,7 @@ def test_running_statistics_call_for_training_mode():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     assert "Audit the model in training mode" in str(audit(net, x))
-    assert "an audit in training mode" not in str(audit(net.train(), x))
+    assert "Audit the model in training mode" not in str(audit(net.train(), x))
 
 
 def test_a_file_comes_back_as_it_was(deep, tmp_path):

@@ -105,7 +105,10 @@ def summary(found: Audit) -> dict[str, Any]:
             name: kept
             for name, lines in (
                 ("spheres", text.sphere_lines(found)),
-                ("joint", text.joint_lines(found)),
+                (
+                    "joint",
+                    [line for b in (False, True) for line in text.joint_lines(found, buffers=b)],
+                ),
                 ("trades", text.trade_lines(found)),
                 ("families", text.family_lines(found)),
                 ("shifts", text.shift_lines(found)),

@@ -22,6 +22,7 @@ KINDS = {
     "scale-invariant": ("sphere", "on a sphere of its own"),
     "scale-invariant together": ("joint", "on a joint sphere"),
     "rescaling": ("trade", "trades scale"),
+    "scale-dependent in part": ("part", "scale is part of the function in one part"),
     "tied to frozen weights or buffers": ("fixed", "tied to frozen weights or buffers"),
     "scale-dependent": ("fixed", "scale is part of the function"),
     "not known": ("unreached", "not known"),

@@ -132,8 +132,8 @@ def test_advice_names_what_matters(deep):
 def test_running_statistics_call_for_training_mode():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval()
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    assert "an audit in training mode" in str(audit(net, x))
-    assert "an audit in training mode" not in str(audit(net.train(), x))
+    assert "Audit the model in training mode" in str(audit(net, x))
+    assert "Audit the model in training mode" not in str(audit(net.train(), x))
 
 
 def test_a_file_comes_back_as_it_was(deep, tmp_path):
@@ -276,20 +276,18 @@ class Fused(nn.Module):
 def test_text_advice_and_page_count_the_same_weights_in_rescaling_symmetries() -> None:
     torch.manual_seed(0)
     found = audit(Fused(), torch.randn(2, 5, 4))
-    assert found.kinds["qkv.bias"] is Kind.FIXED
+    assert found.kinds["qkv.bias"] is Kind.TRADED
     assert "balances them, on 5 weights: " in str(found)
     (said,) = (a for a in found.advice() if "canonicalize" in a)
-    assert said.startswith(
-        "5 weights are in rescaling symmetries (3 as whole tensors, 2 part by part): "
-    )
+    assert said.startswith("5 weights are in rescaling symmetries: ")
     overview, *_, every = document(found).sections
-    assert overview.figure_of_merit == "3 rescaling, 2 rescaling part by part, 1 scale-dependent"
+    assert overview.figure_of_merit == "5 rescaling, 1 scale-dependent"
     rows = overview.tables[0].rows
-    assert sum(r[1] for r in rows) == len(found.parameters) == len({r[0] for r in rows}) + 3
+    assert sum(r[1] for r in rows) == len(found.parameters) == len({r[0] for r in rows}) + 4
     assert sum(r[1] for r in rows if r[3] == EFFECT_OF_DECAY[Kind.TRADED]) == 5
     assert "like the others of its rescaling symmetry" in found.advice_on("out.weight")
     by_name = {row[0]: row for row in every.tables[0].rows}
-    assert by_name["qkv.bias"][2:4] == ["rescaling part by part", "a penalty on products"]
+    assert by_name["qkv.bias"][2:4] == ["rescaling", "a penalty on products"]
     assert by_name["out.bias"][2:4] == ["scale-dependent", "a real penalty"]
 
 

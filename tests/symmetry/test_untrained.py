@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 import onsphere as osp
 from onsphere.symmetry import Audit, Kind
-from onsphere.symmetry.claims import EFFECT_OF_DECAY, EFFECT_ON_PARTS
+from onsphere.symmetry.claims import EFFECT_OF_DECAY
 
 PENALTY = EFFECT_OF_DECAY[Kind.TIED]
 
@@ -234,8 +234,9 @@ def test_parts_of_weights_are_judged_alike() -> None:
     assert osp.audit(net, x).free_parts == {"both.weight": 0.5}
     net.middle.requires_grad_(False)  # all of the half still trades with the last map
     found = osp.audit(net, x)
-    assert found.free_parts == {"both.weight": 0.5, "last.weight": 1.0}
-    assert found.decay_of("both.weight") == EFFECT_ON_PARTS
+    assert found.free_parts == {"both.weight": 0.5}
+    assert found.kinds["last.weight"] is Kind.TRADED
+    assert found.decay_of("both.weight") == EFFECT_OF_DECAY[Kind.PARTLY]
     net.last.requires_grad_(False)
     found = osp.audit(net, x)
     assert found.free_parts == {}

@@ -13,12 +13,14 @@ from onsphere.geometry import VectorAxes
 
 
 class Kind(StrEnum):
-    """What is free about the scale of one weight.
+    """What is free about the scale of one weight, as long as what does not train stays.
 
-    A weight is of the first kind that fits. ``SHARED``, ``TRADED`` and ``TIED`` do not depend on
-    the basis in which the symmetries are written (see :mod:`onsphere.symmetry.weight_decay`).
-    ``TIED`` is a weight whose scale is free only together with buffers or frozen weights, which
-    training cannot move along, and cannot make up for.
+    A weight is of the first kind that fits, whole weights and channels moving as they may:
+    ``SHARED`` if all of it can shrink while no weight grows, ``TRADED`` if all of it moves (each
+    row or column in some symmetry), ``PARTLY`` if only a part of it does, ``TIED`` if all of it
+    moves only together with buffers or frozen weights, which training cannot move along, and cannot
+    make up for. None of this depends on the basis in which the symmetries are written (see
+    :mod:`onsphere.symmetry.weight_decay`).
     """
 
     INERT = "inert"
@@ -27,6 +29,7 @@ class Kind(StrEnum):
     SPHERE = "scale-invariant"
     SHARED = "scale-invariant together"
     TRADED = "rescaling"
+    PARTLY = "scale-dependent in part"
     TIED = "tied to frozen weights or buffers"
     FIXED = "scale-dependent"
     UNKNOWN = "not known"
@@ -36,20 +39,17 @@ EFFECT_OF_DECAY = {
     Kind.SPHERE: "a rate schedule: it sets how fast the weight turns, and penalizes nothing",
     Kind.SHARED: "a shared rate schedule: these weights can shrink together, unpenalized",
     Kind.TRADED: "a penalty on products: of weights in a rescaling symmetry, which it balances",
+    Kind.PARTLY: "a real penalty on a part: other parts trade, are on spheres or have no effect",
     Kind.FIXED: "a real penalty: the scale is part of the function",
     Kind.TIED: "a real penalty: the scale is free only together with frozen weights or buffers",
-    Kind.UNKNOWN: "unknown: no symmetry was found, and not all that the model does was followed",
+    Kind.UNKNOWN: (
+        "unknown: no symmetry of all of it was found, and not all that the model does was followed"
+    ),
     Kind.INERT: "nothing: the weight has no effect",
     Kind.FROZEN: "nothing: the weight is frozen",
     Kind.UNREACHED: "unknown: this input did not reach the weight",
 }
 """What weight decay does to a weight of each kind."""
-
-EFFECT_ON_PARTS = (
-    "a real penalty on a part: other parts are in rescaling symmetries, on spheres or without "
-    "effect"
-)
-"""What it does to a scale-dependent weight of which some rows or columns are not."""
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
 """What an audit found, as plain frozen data: what renderers read, and nothing that draws."""
 
-import math
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
 from onsphere.symmetry.claims import (
     EFFECT_OF_DECAY,
-    EFFECT_ON_PARTS,
     HIDING,
     Family,
     Kind,
@@ -24,14 +23,14 @@ from onsphere.symmetry.claims import (
     Rescaling,
     ScaleInvariance,
     ShiftFamily,
-    Slices,
 )
 from onsphere.symmetry.exact.trace import Call, UnknownOp
 from onsphere.symmetry.search.partial import Part
 from onsphere.symmetry.search.shift import Shift
-from onsphere.symmetry.subspaces.channel_kinds import Block
-from onsphere.symmetry.subspaces.in_training import moved_in_training
-from onsphere.symmetry.weight_decay import left_to_training, shrinkable, untrained
+from onsphere.symmetry.subspaces.channel_kinds import Block, ChannelKind, channel_kinds
+from onsphere.symmetry.subspaces.held_wholes import UniformSymmetries
+from onsphere.symmetry.subspaces.in_training import TrainedScales
+from onsphere.symmetry.weight_decay import left_to_training, untrained
 
 
 class ModelReference:
@@ -147,10 +146,9 @@ class AuditResult:
         Frozen are the weights that were so when this was audited.
         """
         alone = self.own_spheres()
-        free, traded = self._freed
-        moved = {n for v in self.scale_symmetries for n in v}
+        shrinking, shares = self._freed
+        movable = shares if not self._untrained else self._scales([]).shares
         hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
-        rest = Kind.UNKNOWN if hidden else Kind.FIXED
 
         def kind(name: str) -> Kind:
             if name in self.inert:
@@ -161,82 +159,73 @@ class AuditResult:
                 return Kind.UNREACHED
             if name in alone:
                 return Kind.SPHERE
-            if name in free or name in traded:
-                return Kind.SHARED if name in free else Kind.TRADED
-            return Kind.TIED if name in moved and not hidden else rest
+            if name in shrinking:
+                return Kind.SHARED
+            if shares.get(name) == 1:
+                return Kind.TRADED
+            if hidden:
+                return Kind.UNKNOWN
+            if name in shares:
+                return Kind.PARTLY
+            return Kind.TIED if movable.get(name) == 1 else Kind.FIXED
 
         return {n: kind(n) for n in self.parameters}
 
     @cached_property
-    def _freed(self) -> tuple[set[str], set[str]]:
-        """Weights that can shrink as they train while no other grows, and all that move at all.
+    def _freed(self) -> tuple[set[str], dict[str, float]]:
+        """Weights that can shrink as they train while none grows; the share of each that moves.
 
         A bias that makes up for a running mean is not free by a symmetry that needs it for that.
         """
-        free, moved = _by_training(self.trained_symmetries, self)
-        if len(self.tied_to) == len(self._untrained):
-            return free, moved
-        more_free, more = _by_training(self._left_beside(self.tied_to), self)
-        free |= more_free - self._making_up
-        moved |= more - self._making_up
-        for name in (more - moved) & self._making_up:
-            own_free, own_moved = _by_training(self._left_beside(self._ties(name)), self)
-            free |= own_free & {name}
-            moved |= own_moved & {name}
-        return free, moved
+        own = self._scales(self._untrained)
+        more = own
+        if len(self.tied_to) < len(self._untrained):
+            more = self._scales(self.tied_to)
+        making_up = {n for f in self.shift_families if len(f.names) > 1 for n in f.names}
+        shrinking, shares = set(), {}
+        for name, share in more.shares.items():
+            here = more
+            if name in making_up:
+                further = share > own.shares.get(name, 0.0)
+                here = self._scales(self._ties(name)) if further else own
+            if name in here.shrinking:
+                shrinking.add(name)
+            if name in here.shares:
+                shares[name] = here.shares[name]
+        return shrinking, shares
+
+    def _scales(self, still: Collection[str]) -> TrainedScales:
+        """Return how far scales are free where some weights and buffers stay as they are."""
+        symmetries = UniformSymmetries(
+            self._kinds_of_channels, self.scale_symmetries, self.parameters, still
+        )
+        alone = [
+            Block(p.name, (p.axis,), np.arange(start, stop)[None])
+            for p in self.parts
+            for start, stop in p.intervals
+        ]
+        return TrainedScales(symmetries, self.parameters.keys() - self.frozen, alone)
 
     @cached_property
-    def _making_up(self) -> set[str]:
-        """Weights whose shifts may make up for those of what does not train."""
-        return {n for f in self.shift_families if len(f.names) > 1 for n in f.names}
-
-    def _left_beside(self, still: Collection[str]) -> list[dict[str, Fraction]]:
-        return left_to_training(self.scale_symmetries, still)
+    def _kinds_of_channels(self) -> list[ChannelKind]:
+        return channel_kinds(self.families)
 
     def decay_of(self, name: str) -> str:
         """Say what weight decay does to a weight: a rate schedule, a real penalty, or nothing."""
-        kind, share = self.kinds[name], self.free_parts.get(name)
-        if share == 1:
-            return EFFECT_OF_DECAY[Kind.TRADED]
-        partly = share and kind in (Kind.FIXED, Kind.TIED)
-        return EFFECT_ON_PARTS if partly else EFFECT_OF_DECAY[kind]
+        return EFFECT_OF_DECAY[self.kinds[name]]
 
     @cached_property
     def free_parts(self) -> dict[str, float]:
-        """Weights without a symmetry of which rows or columns have one, and the share of these.
+        """Weights of which only parts move along symmetries, and the share of their entries.
 
-        Queries, keys and values in one have no symmetry as a whole; yet the queries trade with the
-        keys, the values with what reads them, and the keys' bias has no effect.
+        Of a map half of which is rectified, say, this half trades with what reads it.
         """
-        found: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        some = Kind.PARTLY, Kind.UNKNOWN
+        return {n: s for n, s in self._freed[1].items() if self.kinds[n] in some}
 
-        def note(name: str, axes: tuple[int, ...], index: Tensor | slice) -> None:
-            if self.kinds.get(name) in (Kind.FIXED, Kind.TIED, Kind.UNKNOWN):
-                size = math.prod(self.parameters[name][a] for a in axes)
-                free = found.setdefault((name, axes), torch.zeros(size, dtype=torch.bool))
-                free[index] = True
-
-        for part in self._moved_by_channel():
-            note(part.name, part.axes, torch.as_tensor(part.index).reshape(-1))
-        for p in self.parts:
-            for start, stop in p.intervals:
-                note(p.name, (p.axis,), slice(start, stop))
-        shares: dict[str, float] = {}
-        for (name, _), free in found.items():
-            shares[name] = max(shares.get(name, 0.0), float(free.double().mean()))
-        return shares
-
-    def _moved_by_channel(self) -> Iterator[Slices | Block]:
-        """Yield the slices of weights that move by channel while what does not train stays."""
-        if not self._untrained:
-            yield from (s for family in self.families for s in family.slices)
-            return
-        for still, makes_up in ((self.tied_to, False), (self._untrained, True)):
-            for part in moved_in_training(
-                self.families, self.scale_symmetries, self.parameters, still
-            ):
-                if (part.name in self._making_up) is makes_up:
-                    yield part
+    def shrink_alike(self, names: Collection[str]) -> bool:
+        """Return whether weights can shrink by one factor while no other weight changes."""
+        return self._scales(self._untrained).shrink_alike(names)
 
     @cached_property
     def _untrained(self) -> list[str]:
@@ -286,15 +275,6 @@ class AuditResult:
                 f"{len(self.parameters)} are missing); audit this model again"
             )
         return found
-
-
-def _by_training(
-    symmetries: Sequence[Mapping[str, Fraction]], audit: AuditResult
-) -> tuple[set[str], set[str]]:
-    """Return the trained weights that symmetries shrink while no other grows, and all they move."""
-    trained = audit.parameters.keys() - audit.frozen
-    own = [{n: e for n, e in v.items() if n in trained} for v in symmetries]
-    return {*shrinkable(own)}, {n for v in own for n in v}
 
 
 def _is_matched(name: str, still: Collection[str], families: Sequence[ShiftFamily]) -> bool:

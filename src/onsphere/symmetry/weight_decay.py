@@ -11,13 +11,16 @@ Training moves along those symmetries only that leave alone what it does not tra
 running statistics of a BatchNorm in evaluation mode, and frozen weights.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from onsphere.symmetry.exact.units.linear_forms import sparse_basis, vanishing
+
+K = TypeVar("K", bound=Hashable)
 
 _BARRIER = 1e-13
 _GONE = -12.0
@@ -62,14 +65,16 @@ def left_to_training(
     return [{names[i]: e for i, e in v.items()} for v in found]
 
 
-def shrinkable(symmetries: Sequence[Mapping[str, Fraction]]) -> frozenset[str]:
+def shrinkable(symmetries: Sequence[Mapping[K, Fraction]]) -> frozenset[K]:
     r"""Return the weights that a symmetry can shrink while no other weight grows.
 
-    Minimizes :math:`\sum_i e^{(A t)_i} + \tfrac{\delta}{2}|A t|^2`, whose log scales fall without
-    end, as :math:`\delta \to 0`, for exactly these weights.
+    What a symmetry without opposite signs moves can, and then asks nothing of the others. For the
+    rest this minimizes :math:`\sum_i e^{(A t)_i} + \tfrac{\delta}{2}|A t|^2`, whose log scales fall
+    without end, as :math:`\delta \to 0`, for exactly these weights.
 
     Args:
-        symmetries: exponents by name, a basis of the symmetries of what trains.
+        symmetries: exponents by name (or whatever tells weights, or parts of them, apart) that span
+            the symmetries of what trains.
 
     Returns:
         Their names. A weight on a sphere of its own is always among them, a traded pair never.
@@ -82,12 +87,17 @@ def shrinkable(symmetries: Sequence[Mapping[str, Fraction]]) -> frozenset[str]:
         >>> sorted(shrinkable([{"q": one, "k": -one}]))
         []
     """
-    return frozenset(n for part in _components(symmetries) for n in _falling(part))
+    found: set[K] = set()
+    vectors = list(symmetries)
+    while one_sided := {n for v in vectors if len({e > 0 for e in v.values()}) == 1 for n in v}:
+        found |= one_sided
+        vectors = [{n: e for n, e in v.items() if n not in one_sided} for v in vectors]
+    return frozenset(found.union(*(_falling(part) for part in _components(vectors))))
 
 
-def _components(vectors: Sequence[Mapping[str, Fraction]]) -> list[list[Mapping[str, Fraction]]]:
+def _components(vectors: Sequence[Mapping[K, Fraction]]) -> list[list[Mapping[K, Fraction]]]:
     """Split vectors into sets that share no name."""
-    parts: list[tuple[set[str], list[Mapping[str, Fraction]]]] = []
+    parts: list[tuple[set[K], list[Mapping[K, Fraction]]]] = []
     for v in vectors:
         names, members = set(v), [v]
         apart = []
@@ -101,10 +111,10 @@ def _components(vectors: Sequence[Mapping[str, Fraction]]) -> list[list[Mapping[
     return [members for names, members in parts if names]
 
 
-def _falling(vectors: Sequence[Mapping[str, Fraction]]) -> list[str]:
+def _falling(vectors: Sequence[Mapping[K, Fraction]]) -> list[K]:
+    if len(vectors) == 1:  # a trade
+        return []
     names = list(dict.fromkeys(n for v in vectors for n in v))
-    if len(vectors) == 1:  # all one sign, or a trade
-        return names if len({e > 0 for e in vectors[0].values()}) == 1 else []
     a = torch.tensor([[float(v.get(n, 0)) for v in vectors] for n in names], dtype=torch.float64)
     u, s, _ = torch.linalg.svd(a, full_matrices=False)
     scales = _least(u[:, s > 1e-10 * s.max()])

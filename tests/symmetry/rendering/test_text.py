@@ -62,3 +62,29 @@ def test_nothing_is_said_of_symmetries_where_there_are_none(squash: nn.Module) -
     with pytest.warns(UserWarning, match="no scale of it is free at all") as told:
         found.param_groups(net)
     assert "maximal" not in str(told[0].message)
+
+
+def test_in_evaluation_mode_buffers_that_move_along_are_named(tmp_path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Sigmoid(), nn.Conv2d(4, 3, 3)
+    )
+    net(1 + torch.randn(8, 2, 8, 8))  # a running mean that is not 0
+    x = torch.randn(4, 2, 8, 8)
+    said = str(osp.audit(net.eval(), x))
+    first = said.splitlines()[2]
+    assert first.startswith(
+        "In evaluation mode running statistics are numbers like weights that tr"
+    )
+    assert said.count("In evaluation mode") == 1
+    _, _, listed = said.partition("TOGETHER WITH BUFFERS, which do not train: ")
+    assert listed.splitlines()[:3] == [
+        "scaling all at once changes nothing (2)",
+        "  0.weight, 1.running_mean, 1.running_var * a^2: per filter",
+        "  1: weight, running_var * a^2: per entry",
+    ]
+    assert "on a joint sphere" not in said
+    assert max(map(len, said.splitlines())) <= 100
+    page = osp.audit(net, x).to_html(tmp_path / "audit.html").read_text()
+    assert "scale-invariant together with buffers" in page
+    assert "In evaluation mode" not in str(osp.audit(net.train(), x))

@@ -561,3 +561,66 @@ def change_of(model: nn.Module, other: nn.Module, kwargs: Any, output: Any) -> f
     with torch.no_grad():
         before, after = output(model(**kwargs)), output(other(**kwargs))
     return float((before - after).abs().max() / before.abs().max())
+
+
+class Adapted(nn.Module):
+    """A frozen perceptron with a norm, and a trained adapter of low rank on each map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.ModuleList([nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)])
+        self.down = nn.ModuleList(nn.Linear(n, 2, bias=False) for n in (5, 8))
+        self.up = nn.ModuleList(nn.Linear(2, n, bias=False) for n in (8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, norm, last = self.base
+        x = norm(first(x) + self.up[0](self.down[0](x))).relu()
+        return last(x) + self.up[1](self.down[1](x))
+
+
+def test_the_frozen_base_of_an_adapter_stays() -> None:
+    net, x = made(Adapted, torch.float64), _normal(6, 5).double()
+    net.base.requires_grad_(False)
+    once = canonicalize(net, audit(net, x))
+    stays = [n for n, p in once.named_parameters() if torch.equal(p, net.get_parameter(n))]
+    assert stays == [n for n, _ in net.named_parameters() if n.startswith("base.")]
+    assert torch.allclose(once(x), net(x), rtol=1e-10, atol=0)
+    assert total_norm(once) < total_norm(net)
+    twice = canonicalize(once, audit(once, x))
+    assert all(map(torch.equal, twice.parameters(), once.parameters()))
+
+
+def test_a_frozen_weight_keeps_its_length_on_its_sphere() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(
+            nn.Linear(6, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 5, bias=False),
+            nn.LayerNorm(5),
+        )  # fmt: skip
+
+    net = made(build, torch.float64)
+    net[0].requires_grad_(False)
+    once = canonicalize(net, audit(net, X.double()), radius="unit", tolerance=1e-2)
+    assert torch.equal(once[0].weight, net[0].weight)
+    assert float(once[2].weight.norm().detach()) == pytest.approx(1)
+    net[2].requires_grad_(False)
+    with pytest.warns(UserWarning, match="no weight that trains is on a sphere"):
+        canonicalize(net, audit(net, X.double()), radius="unit", tolerance=1e-3)
+
+
+def test_frozen_weights_move_where_asked_and_where_nothing_trains() -> None:
+    net, x = made(Adapted, torch.float64), _normal(6, 5).double()
+    free = canonicalize(net, audit(net, x))
+    assert not torch.equal(free.base[2].weight, net.base[2].weight)
+    net.base.requires_grad_(False)
+    asked = canonicalize(net, audit(net, x), frozen=True)
+    net.requires_grad_(False)
+    still = canonicalize(net, audit(net, x))
+    assert all(map(torch.equal, asked.parameters(), free.parameters()))
+    assert all(map(torch.equal, still.parameters(), free.parameters()))
+
+
+def test_what_could_move_only_with_a_frozen_weight_stays() -> None:
+    net = made(frozen, torch.float64)
+    moved = canonicalize(net, audit(net, X.double()))
+    stays = [torch.equal(moved[i].weight, net[i].weight) for i in (0, 2, 4)]
+    assert stays == [True, False, False]

@@ -100,8 +100,9 @@ def test_null_intervals_are_the_shortest(
 def test_weight_decay_is_told_of_the_parts_of_fused_weights() -> None:
     torch.manual_seed(0)
     found = audit(FusedAttention(normalized=False), torch.randn(3, 5, WIDTH))
-    assert found.free_parts == {"qkv.weight": 1, "qkv.bias": 1, "out.weight": 1}
-    assert {found.decay_of(n) for n in found.free_parts} == {EFFECT_OF_DECAY[Kind.TRADED]}
+    assert found.free_parts == {}
+    traded = {n for n, kind in found.kinds.items() if kind is Kind.TRADED}
+    assert traded == {"qkv.weight", "qkv.bias", "out.weight"}
     assert found.decay_of("out.bias") == EFFECT_OF_DECAY[Kind.FIXED]
     said = str(found).partition("WEIGHT DECAY")[2].replace("\n      ", " ")
     assert "balances them, on 3 weights: qkv.weight, qkv.bias, out.weight" in said

@@ -1,10 +1,8 @@
 """What to do with a model's weights, in plain words."""
 
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Iterable
 
 from onsphere.symmetry.claims import Kind, Leak, Rescaling, ScaleInvariance
-from onsphere.symmetry.exact.units.linear_forms import in_span
 from onsphere.symmetry.rendering.name_ranges import folded
 from onsphere.symmetry.result import AuditResult
 
@@ -14,25 +12,23 @@ LEAK_THAT_MATTERS = 0.01
 KINDS = {
     Kind.SPHERE: "is scale-invariant, on a sphere of its own",
     Kind.SHARED: "is scale-invariant together with others",
-    Kind.TRADED: "is in a rescaling symmetry with others",
-    Kind.FIXED: "is scale-dependent: no symmetry moves its scale",
-    Kind.UNKNOWN: "has no symmetry that could be seen, while some operations were not followed",
+    Kind.TRADED: "is in rescaling symmetries with others, as a whole or part by part",
+    Kind.PARTLY: "is scale-dependent in one part, while other parts are not",
+    Kind.FIXED: "is scale-dependent: no symmetry of what trains moves its scale",
+    Kind.UNKNOWN: (
+        "has no symmetry of all of it that could be seen, while some operations were not followed"
+    ),
     Kind.TIED: "has a scale that is free only together with frozen weights or buffers",
     Kind.INERT: "has no effect on the output",
     Kind.FROZEN: "is frozen",
     Kind.UNREACHED: "not reached by this input",
 }
 
-PART_BY_PART = "is in rescaling symmetries part by part (rows, columns or entries), not as a whole"
-"""Of a scale-dependent weight all parts of which are free."""
-
-PARTLY_FIXED = "is scale-dependent in one part, while other parts are not"
-"""Of a scale-dependent weight some parts of which are free."""
-
 _WEIGHT = {
     Kind.SPHERE: "train it on its sphere ({granularity}), without weight decay",
     Kind.SHARED: "decay it at the rate of the weights it shares its scale with, or not at all",
     Kind.TRADED: "decay it like the others of its rescaling symmetry, so that they stay balanced",
+    Kind.PARTLY: "decay it only if a smaller scale of that part is wanted",
     Kind.FIXED: "decay it only if a smaller scale is wanted",
     Kind.UNKNOWN: "decay it as you would without this audit",
     Kind.TIED: "decay it only if a smaller scale is wanted",
@@ -54,40 +50,17 @@ def of_weight(audit: AuditResult, name: str) -> str:
     """Say what to do with one weight."""
     kind = audit.kinds[name]
     sphere = audit.own_spheres().get(name)
-    if audit.free_parts.get(name) == 1:
-        kind = Kind.TRADED
     words = _WEIGHT[kind].format(granularity=sphere.granularity if sphere else "")
     vector = len([s for s in audit.parameters[name] if s > 1]) < 2
-    if audit.kinds[name] in (Kind.FIXED, Kind.TIED, Kind.UNKNOWN) and vector:
+    if kind in (Kind.PARTLY, Kind.FIXED, Kind.TIED, Kind.UNKNOWN) and vector:
         return "leave it without weight decay, as gains and biases usually are"
     return words
-
-
-def description(audit: AuditResult, name: str) -> str:
-    """Say what is free about the scale of a weight, or of its parts, after "a weight that"."""
-    share = audit.free_parts.get(name)
-    if share is None or (share < 1 and audit.kinds[name] is Kind.UNKNOWN):
-        return KINDS[audit.kinds[name]]
-    return PART_BY_PART if share == 1 else PARTLY_FIXED
-
-
-def short_description(audit: AuditResult, name: str) -> str:
-    """Say the same in a few words."""
-    share = audit.free_parts.get(name)
-    if share is None:
-        return str(audit.kinds[name])
-    return f"{Kind.TRADED} part by part" if share == 1 else f"{audit.kinds[name]} in part"
-
-
-def traded(audit: AuditResult) -> tuple[list[str], list[str]]:
-    """Return the weights in rescaling symmetries: as whole tensors, and part by part only."""
-    return _of(audit, Kind.TRADED), [n for n, share in audit.free_parts.items() if share == 1]
 
 
 def of_model(audit: AuditResult) -> list[str]:
     """Say what to do with a model, most useful first."""
     return [
-        *_on_mode(audit),
+        *on_mode(audit),
         *_on_spheres(audit), *_on_shared(audit), *_on_traded(audit), *_on_tied(audit),
         *_on_inert(audit),
         *_on_inert_parts(audit), *_on_detached(audit), *_on_leaks(audit), *limits(audit),
@@ -134,7 +107,7 @@ def without_spheres(audit: AuditResult, skipped: Iterable[str] = ()) -> str:
             f"of {audit.model} only embeddings or heads are on spheres of their own "
             f"({', '.join(folded(left_out)[:3])}), and these are left out: say embeddings=True"
         )
-    shared, trading = len(_of(audit, Kind.SHARED)), sum(map(len, traded(audit)))
+    shared, trading = len(_of(audit, Kind.SHARED)), len(_of(audit, Kind.TRADED))
     tied = len(_of(audit, Kind.TIED))
     found = [
         *([f"{_weights_are(shared)} on joint spheres (scaled all at once, and only together, they "
@@ -168,7 +141,7 @@ def _on_shared(audit: AuditResult) -> list[str]:
     names = _of(audit, Kind.SHARED)
     if not names:
         return []
-    if _shrink_alike(audit, names):
+    if audit.shrink_alike(names):
         return [
             f"{_weights(len(names))} can shrink together without effect: give all of them the same "
             "weight decay, or none; what it sets is their learning rate."
@@ -180,31 +153,23 @@ def _on_shared(audit: AuditResult) -> list[str]:
     ]
 
 
-def _shrink_alike(audit: AuditResult, names: Sequence[str]) -> bool:
-    """Return whether weights can shrink by one factor while no other weight changes."""
-    number = {n: i for i, n in enumerate(audit.parameters)}
-    basis = [{number[n]: e for n, e in v.items()} for v in audit.trained_symmetries]
-    return in_span([{number[n]: Fraction(1) for n in names}], basis)[0]
-
-
 def _on_traded(audit: AuditResult) -> list[str]:
-    whole, by_part = traded(audit)
-    count = len(whole) + len(by_part)
+    count = len(_of(audit, Kind.TRADED))
     if not count:
         return []
-    split = f" ({len(whole)} as whole tensors, {len(by_part)} part by part)" if by_part else ""
     return [
-        f"{_weights_are(count)} in rescaling symmetries{split}: weight decay penalizes their "
-        "products and balances them; onsphere.canonicalize(model, audit) balances them at once, "
-        "with the same function."
+        f"{_weights_are(count)} in rescaling symmetries: weight decay penalizes their products and "
+        "balances them; onsphere.canonicalize(model, audit) balances them at once, with the same "
+        "function."
     ]
 
 
 def _on_tied(audit: AuditResult) -> list[str]:
-    names = [n for n in _of(audit, Kind.TIED) if audit.free_parts.get(n) != 1]
+    names = _of(audit, Kind.TIED)
     if not names:
         return []
-    beside = {n for v in audit.scale_symmetries if not v.keys().isdisjoint(names) for n in v}
+    moved = [*audit.scale_symmetries, *({*f.names} for f in audit.families)]
+    beside = {n for together in moved if not {*names}.isdisjoint(together) for n in together}
     others = folded([n for n in audit.tied_to if n in beside])
     shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     return [
@@ -271,13 +236,14 @@ def _on_leaks(audit: AuditResult) -> list[str]:
     ]
 
 
-def _on_mode(audit: AuditResult) -> list[str]:
+def on_mode(audit: AuditResult) -> list[str]:
+    """Say of an audit in evaluation mode what training does otherwise, if it does."""
     buffers = {n for v in audit.scale_symmetries for n in v if n not in audit.parameters}
     if audit.mode == "train" or not buffers:
         return []
     return [
-        "This is evaluation mode, where running statistics are numbers like weights. What weight "
-        "decay does in training is answered by an audit in training mode."
+        "In evaluation mode running statistics are numbers like weights that training leaves as "
+        "they are. Audit the model in training mode for what weight decay does there."
     ]
 
 

@@ -34,6 +34,10 @@ _SHARED = (
     "The weights of one line can be multiplied by the same number, all at once, without changing "
     "the output; one of them alone cannot."
 )
+_BUFFERS = (
+    "The weights and buffers of one line can be scaled at once without changing the output. "
+    "Training does not scale buffers, so weight decay is not free to shrink these weights by that."
+)
 _TRADES = (
     "For every a > 0 this rescaling changes nothing: what some weights gain, others give. Lines "
     "combine: doing two of them after each other changes nothing either."
@@ -87,10 +91,10 @@ def document(audit: AuditResult) -> Document:
 def _overview(audit: AuditResult) -> Iterator[Section]:
     counts, entries, merits = Counter[tuple[str, str]](), Counter[tuple[str, str]](), Counter[str]()
     for name in sorted(audit.kinds, key=lambda n: [*advice.KINDS].index(audit.kinds[n])):
-        said = advice.description(audit, name), audit.decay_of(name)
+        said = advice.KINDS[audit.kinds[name]], audit.decay_of(name)
         counts[said] += 1
         entries[said] += text.size(audit.parameters[name])
-        merits[advice.short_description(audit, name)] += 1
+        merits[audit.kinds[name]] += 1
     rows: list[list[Cell]] = [
         [kind, counts[kind, effect], entries[kind, effect], effect] for kind, effect in counts
     ]
@@ -107,7 +111,7 @@ def _overview(audit: AuditResult) -> Iterator[Section]:
 
 def _groups(audit: AuditResult) -> Iterator[Section]:
     count = len(audit.own_spheres())
-    sets = len(audit.spheres) - count
+    sets, with_buffers = (len(text.joint_spheres(audit, buffers=b)) for b in (False, True))
     partly, idle = text.part_lines(audit, "sphere"), text.part_lines(audit, "inert")
     listed: tuple[tuple[str, str, str, str, list[str]], ...] = (
         ("spheres", "Scale-invariant weights", _SPHERES,
@@ -115,7 +119,9 @@ def _groups(audit: AuditResult) -> Iterator[Section]:
         ("parts", "Partly scale-invariant weights", _PARTS,
          text.counted(len(partly), "weight"), partly),
         ("joint", "Weights that are scale-invariant together", _SHARED,
-         text.counted(sets, "set"), text.joint_lines(audit)),
+         text.counted(sets, "set"), text.joint_lines(audit, buffers=False)),
+        ("buffers", "Weights that are scale-invariant together with buffers", _BUFFERS,
+         text.counted(with_buffers, "set"), text.joint_lines(audit, buffers=True)),
         ("trades", "Rescaling symmetries", _TRADES,
          text.counted(len(audit.rescalings), "independent rescaling"), text.trade_lines(audit)),
         ("channels", "Rescaling by channel", _CHANNELS,
@@ -202,8 +208,7 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
         [
             name,
             "×".join(map(str, shape)) or "scalar",
-            advice.short_description(audit, name)
-            + (f", {alone[name].granularity}" if name in alone else ""),
+            str(audit.kinds[name]) + (f", {alone[name].granularity}" if name in alone else ""),
             audit.decay_of(name).partition(":")[0],
             leaks.get(name),
             advice.of_weight(audit, name),

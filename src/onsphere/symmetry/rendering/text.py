@@ -11,10 +11,9 @@ from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 from onsphere.symmetry.claims import (
-    EFFECT_OF_DECAY,
-    EFFECT_ON_PARTS,
     Family,
     Kind,
+    ScaleInvariance,
     ShiftFamily,
     ShiftMove,
     Slices,
@@ -34,30 +33,21 @@ _FEW_RUNS = 3
 
 MODES = {"train": "training", "eval": "evaluation"}
 
-_DECAYS = (
-    (
-        (EFFECT_OF_DECAY[Kind.SPHERE], EFFECT_OF_DECAY[Kind.SHARED]),
-        "sets learning rates and penalizes nothing, on",
+_DECAYS = {
+    (Kind.SPHERE, Kind.SHARED): "sets learning rates and penalizes nothing, on",
+    (Kind.TRADED,): "penalizes products of weights and balances them, on",
+    (Kind.FIXED,): "penalizes the scale itself, which is part of the function, on",
+    (Kind.TIED,): (
+        "penalizes the scale itself (only frozen weights or buffers could make up for it), on"
     ),
-    ((EFFECT_OF_DECAY[Kind.TRADED],), "penalizes products of weights and balances them, on"),
-    (
-        (EFFECT_OF_DECAY[Kind.FIXED],),
-        "penalizes the scale itself, which is part of the function, on",
+    (Kind.PARTLY,): (
+        "penalizes the scale of one part, while others trade, turn or have no effect, on"
     ),
-    (
-        (EFFECT_OF_DECAY[Kind.TIED],),
-        "penalizes the scale itself (only frozen weights or buffers could make up for it), on",
+    (Kind.UNKNOWN,): (
+        "has effects that are not known, as not all that the model does was followed, on"
     ),
-    (
-        (EFFECT_ON_PARTS,),
-        "penalizes the scale of one part, while others trade, turn or have no effect, on",
-    ),
-    (
-        (EFFECT_OF_DECAY[Kind.UNKNOWN],),
-        "has effects that are not known, as not all that the model does was followed, on",
-    ),
-    ((EFFECT_OF_DECAY[Kind.FROZEN],), "does nothing, as these are frozen, to"),
-)
+    (Kind.FROZEN,): "does nothing, as these are frozen, to",
+}
 
 
 def headline(audit: AuditResult) -> str:
@@ -77,13 +67,17 @@ def rendered(audit: AuditResult) -> str:
         f"{audit.model} in {MODES[audit.mode]} mode: {counted(len(audit.parameters), 'weight')} "
         f"with {entries:,} entries, {found} scale {'symmetry' if found == 1 else 'symmetries'}"
         + (f"\n({audit.note})" if audit.note else ""),
+        *(line for said in advice.on_mode(audit) for line in ["", *wrap(said, WIDTH)]),
         *_section("SCALE-INVARIANT, on a sphere of its own: only the direction counts",
                   len(audit.own_spheres()), sphere_lines(audit)),
         *_section("PARTLY SCALE-INVARIANT: each part can be scaled alone", _count(audit, "sphere"),
                   part_lines(audit, "sphere")),
         *_section("SCALE-INVARIANT TOGETHER, on a joint sphere: "
                   "scaling all of these at once changes nothing",
-                  len(audit.spheres) - len(audit.own_spheres()), joint_lines(audit)),
+                  len(joint_spheres(audit, buffers=False)), joint_lines(audit, buffers=False)),
+        *_section("SCALE-INVARIANT TOGETHER WITH BUFFERS, which do not train: "
+                  "scaling all at once changes nothing",
+                  len(joint_spheres(audit, buffers=True)), joint_lines(audit, buffers=True)),
         *_section("RESCALING SYMMETRIES: for any a > 0 this changes nothing",
                   len(audit.rescalings), trade_lines(audit)),
         *_section("RESCALING BY CHANNEL: each channel by an a > 0 of its own changes nothing",
@@ -100,7 +94,8 @@ def rendered(audit: AuditResult) -> str:
         *_decay(audit),
         *_certificate(audit),
         *_section("INPUTS", 0, [f"- {line}" for line in audit.conditions]),
-        *_section("WHAT TO DO", 0, [f"- {line}" for line in advice.of_model(audit)]),
+        *_section("WHAT TO DO", 0, [f"- {line}" for line in advice.of_model(audit)
+                                      if line not in advice.on_mode(audit)]),
     ]  # fmt: skip
     return "\n".join(parts)
 
@@ -135,17 +130,24 @@ def _count(audit: AuditResult, kind: str) -> int:
     return sum(part.kind == kind for part in audit.parts)
 
 
-def joint_lines(audit: AuditResult) -> list[str]:
-    """Return the sets of weights that share one sphere."""
+def joint_spheres(audit: AuditResult, *, buffers: bool) -> list[ScaleInvariance]:
+    """Return the joint spheres that buffers are part of, or those that they are not."""
     alone = {s.names for s in audit.own_spheres().values()}
+    return [
+        s for s in audit.spheres
+        if s.names not in alone and (s.exponents.keys() <= audit.parameters.keys()) is not buffers
+    ]  # fmt: skip
+
+
+def joint_lines(audit: AuditResult, *, buffers: bool) -> list[str]:
+    """Return the sets of weights, or of weights and buffers, that share one sphere."""
     by_words: dict[str, list[Mapping[str, Fraction]]] = {}
-    for sphere in audit.spheres:
-        if sphere.names not in alone:
-            by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
+    for sphere in joint_spheres(audit, buffers=buffers):
+        by_words.setdefault(sphere.granularity, []).append(sphere.exponents)
     return [
         re.sub(r" \* a(?=,|$|\))", "", line) + ("" if words == "whole tensor" else f": {words}")
         for words, found in by_words.items()
-        for line in _folded(audit, found)
+        for line in folded_symmetries(found)
     ]
 
 
@@ -341,8 +343,8 @@ def _folded(audit: AuditResult, symmetries: Iterable[Mapping[str, Fraction]]) ->
 
 def _decay(audit: AuditResult) -> list[str]:
     lines = []
-    for effect, words in _DECAYS:
-        names = [n for n in audit.parameters if audit.decay_of(n) in effect]
+    for kinds, words in _DECAYS.items():
+        names = [n for n in audit.parameters if audit.kinds[n] in kinds]
         if names:
             found = folded(names)
             few = (

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -74,6 +74,7 @@ def canonicalize(
     exact: bool = True,
     modes: Modes = "both",
     channels: bool = True,
+    frozen: bool = False,
     tolerance: float | None = None,
     output: OutputPicker | None = None,
     inplace: bool = False,
@@ -87,9 +88,10 @@ def canonicalize(
     on one side of its trade. Each vector on a sphere of its own keeps its length, or gets that of
     ``radius``; weights with a radius stay out of all trades. Running statistics move along: in
     evaluation mode the output needs it, in training mode they remain estimates of what they
-    estimate (with an inert bias before them; other inert weights stay). Frozen weights move like
-    any others. Applied twice the result is that of applying once, bit by bit, and without
-    ``radius`` the total norm never grows.
+    estimate (with an inert bias before them; other inert weights stay). Where some weights train,
+    those that do not (``requires_grad`` is off: the base of an adapter, say) stay, and with them
+    what could move only together with them; where none trains, all move. Applied twice the result
+    is that of applying once, bit by bit, and without ``radius`` the total norm never grows.
 
     The function stays in training mode *and* in evaluation mode, and is compared in both: what
     evaluation alone leaves free (a BatchNorm's gain against its running variance) is another
@@ -120,6 +122,8 @@ def canonicalize(
         modes: ``"audited"`` keeps the function in the mode of the audit alone, which leaves more
             scales free. Only for a network that is never used in the other one.
         channels: ``False`` moves whole weights only, each by one factor.
+        frozen: ``True`` moves frozen weights like any others. An adapter that is saved afterwards
+            no longer fits the base it was trained on.
         tolerance: largest relative change of the output to accept; rounding of the output's type
             without: 1e-12 in float64, 1e-5 in float32.
         output: picks the tensors to keep fixed, if ``args`` or ``kwargs`` are given.
@@ -150,7 +154,7 @@ def canonicalize(
         raise CanonicalizeError(words)
     inputs = _inputs(model, audit, args, kwargs, output)
     with gathered(model) as source:
-        options = _Options(radius, factors, exact, modes, channels, tolerance)
+        options = _Options(radius, factors, exact, modes, channels, frozen, tolerance)
         changed = _changed(source, audit, inputs, options)
     target = model if inplace else copied(model, CanonicalizeError, "; give inplace=True")
     with gathered(target, write=True) as inner:
@@ -167,6 +171,7 @@ class _Options:
     exact: bool
     modes: Modes
     channels: bool
+    frozen: bool
     tolerance: float | None
 
 
@@ -180,7 +185,7 @@ def _changed(
     other = None if options.modes == "audited" else _traced_in_other_mode(model, inputs)
     asked = _Asked(model, audit, inputs, traced, other, options)
     moves = {} if options.radius == "initial" else _on_radius(own, asked)
-    held = set(moves) & set(audit.parameters)
+    held = (set(moves) & set(audit.parameters)) | asked.still
     for name, move in _balanced(own, asked, held).items():
         moves[name] = moves[name] * move if name in moves else move
     changed = {n: (_wide(own[n]) * m.to(own[n].device)).to(own[n].dtype) for n, m in moves.items()}
@@ -216,6 +221,14 @@ class _Asked:
     traced: Trace
     other: Trace | None
     options: _Options
+
+    @cached_property
+    def still(self) -> set[str]:
+        """Frozen weights, if they shall stay; none where no weight trains."""
+        trains = {bare_name(n): p.requires_grad for n, p in self.model.named_parameters()}
+        if self.options.frozen or not any(trains.values()):
+            return set()
+        return {n for n, does in trains.items() if not does}
 
     @property
     def modes(self) -> list[bool]:
@@ -381,7 +394,8 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked) -> dict[str, Tensor]:
         passengers = _passengers(asked.audit, asked.traced, [sphere.exponents])[0]
         exponents = {**passengers, **sphere.exponents}
         elsewhere = any(value(demand, exponents) for demand in demanded)
-        if len(names) != 1 or names[0] in moves or elsewhere:
+        held = not asked.still.isdisjoint(exponents)
+        if len(names) != 1 or names[0] in moves or elsewhere or held:
             continue
         (name,) = names
         vectors = sphere.axes.gather(_wide(own[name]))
@@ -406,7 +420,8 @@ def _on_radius(own: Mapping[str, Tensor], asked: _Asked) -> dict[str, Tensor]:
 def _warn_of_no_sphere(asked: _Asked) -> None:
     where = f"in {asked.audit.mode} mode" if asked.other is None else "in both modes"
     mended = "" if asked.audit.mode == "train" else "; audit the model in training mode"
-    warn(f"no weight is on a sphere of its own {where}, so `radius` changes nothing{mended}")
+    which = "weight that trains" if asked.still else "weight"
+    warn(f"no {which} is on a sphere of its own {where}, so `radius` changes nothing{mended}")
 
 
 def _following(buffer: Tensor, factors: Tensor, name: str) -> Tensor:

@@ -263,6 +263,8 @@ def _parts(division: VectorAxes, shape: Sequence[int], roles: frozenset[str]) ->
             yield {0: "per input channel", 1: "per filter"}.get(axis, f"per entry of axis {axis}")
         elif axis == 0 and ("convolution" in roles or len(shape) > 2):
             yield "per filter"
+        elif len(shape) == 1:
+            yield "per entry"
         elif axis == 0:
             yield "per row"
         elif "convolution" in roles:

@@ -7,7 +7,6 @@ number, so this is linear algebra over them: a symmetry scales a block of a weig
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import chain
 
 import numpy as np
 import torch
@@ -53,8 +52,8 @@ class UniformSymmetries:
         names = [*self._along, *(n for v in wholes for n in v)]
         self.names = list(dict.fromkeys(names))
         self.fixed = [n for n in self.names if n in fixed]
-        self._left = self._constraints(self.fixed)  # what stays when all norms so far are met
         self._first = self._constraints(self.fixed)  # what may move before any norm is met
+        self._left = self._first.copy()  # what stays when all norms so far are met
 
     def dimension(self) -> int:
         """Return how many independent symmetries there are, each channel counted.
@@ -68,15 +67,13 @@ class UniformSymmetries:
         extra -= self._free(self.fixed, only) - nothing
         return channels - nothing + extra
 
-    def moved(self) -> Iterator[Block]:
-        """Yield the parts of weights that move; one without axes stands for a whole weight."""
-        for name in self.names:
-            whole = self._whole(name)
-            if name not in self._along and self._first.reduced(whole):
-                yield Block(name, (), np.zeros((1, 1), np.int64))
-            for block, form in chain.from_iterable(self._along.get(name, {}).values()):
-                if self._first.reduced(add_scaled(whole, form, Fraction(1))):
-                    yield block
+    def of_weight(self, name: str) -> tuple[Form, list[list[tuple[Block, Form]]]]:
+        """Return how a weight scales as a whole, and its blocks along each axis beside that."""
+        return self._whole(name), [*self._along.get(name, {}).values()]
+
+    def free(self, form: Form) -> Form:
+        """Write a form in what is free where nothing fixed moves: it is empty if nothing is."""
+        return self._first.reduced(form)
 
     def hold(self, names: Iterable[str]) -> None:
         """Leave only symmetries that do not move some weights at all."""

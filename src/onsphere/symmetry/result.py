@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
 from onsphere.symmetry.claims import (
+    DOUBTING,
     EFFECT_OF_DECAY,
     EFFECT_ON_PARTS,
     HIDING,
@@ -86,6 +87,7 @@ class AuditResult:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
+        taught_ops: operations that ran by a rule of the user's (:func:`register_rule`).
         families: scale symmetries by row, column and channel: a line for any number of channels.
             Those of whole weights are sums of these, or stand in ``scale_symmetries`` alone.
         shift_families: weights that can move together: a bias and the one behind the next map, a
@@ -131,6 +133,7 @@ class AuditResult:
     embeddings_and_heads: list[str] | None = None
     frozen: list[str] = field(default_factory=list)
     transposed: list[str] = field(default_factory=list)
+    taught_ops: list[str] = field(default_factory=list)
 
     @cached_property
     def trained_symmetries(self) -> list[dict[str, Fraction]]:
@@ -150,7 +153,7 @@ class AuditResult:
         free, traded = self._freed
         moved = {n for v in self.scale_symmetries for n in v}
         hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
-        rest = Kind.UNKNOWN if hidden else Kind.FIXED
+        doubted = {n for x in self.limits if x.kind in DOUBTING for n in x.names}
 
         def kind(name: str) -> Kind:
             if name in self.inert:
@@ -163,7 +166,9 @@ class AuditResult:
                 return Kind.SPHERE
             if name in free or name in traded:
                 return Kind.SHARED if name in free else Kind.TRADED
-            return Kind.TIED if name in moved and not hidden else rest
+            if hidden or name in doubted:
+                return Kind.UNKNOWN
+            return Kind.TIED if name in moved else Kind.FIXED
 
         return {n: kind(n) for n in self.parameters}
 

@@ -13,6 +13,7 @@ from onsphere.symmetry import Kind, RuleError, register_rule
 from onsphere.symmetry.exact import Operation, Unit, multiplies, passes, pins, trace
 from onsphere.symmetry.exact.rules.table import RULES
 from onsphere.symmetry.exact.rules.taught import TAUGHT
+from onsphere.symmetry.rewrite.verification import outputs_in_float64, wide_state
 
 
 def _scaled_relu(x: Tensor, w: Tensor) -> Tensor:
@@ -293,9 +294,12 @@ def test_axes_are_refused_where_results_do_not_line_up() -> None:
 torch.library.define("taught::into", "(Tensor(a!) out, Tensor x) -> ()")
 
 
-@torch.library.impl("taught::into", "default")
+@torch.library.impl("taught::into", "CPU")
 def _into(out: Tensor, x: Tensor) -> None:
     out.copy_(x * 2)
+
+
+torch.library.register_fake("taught::into", lambda out, x: None)
 
 
 class Writes(nn.Module):
@@ -319,6 +323,63 @@ def test_what_an_operation_writes_has_a_unit() -> None:
         return op.unit(op["x"])
 
     assert trace(Writes(), X).basis == ({"w": Fraction(1), "b": Fraction(1)},)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_was_known_of_memory_that_an_operation_writes_is_forgotten(constant: bool) -> None:
+    """On the meta device, zeros that were written over are no zeros."""
+
+    class Over(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.rand(4) + 1), nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = torch.zeros(4, device=x.device)
+            torch.ops.taught.into(out, torch.ones_like(out) if constant else x[0, :4])
+            return torch.nn.functional.normalize(out + self.w * self.b, dim=0)
+
+    expected = ({"w": 1, "b": -1},)
+    assert trace(Over(), X).basis == expected
+    assert trace(Over().to("meta"), X.to("meta")).basis == expected
+
+
+# --- rewriting -----------------------------------------------------------------------------------
+
+
+class _Composed(nn.Module):
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        return _rms(x, g, 1e-3)
+
+
+class _Fused(nn.Module):
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        return torch.ops.taught.myrms(x, g, 1e-3)
+
+
+@pytest.mark.parametrize("inner", [_Composed, _Fused])
+def test_an_eps_inside_a_module_is_replaced_where_a_rewrite_is_verified(
+    inner: type[nn.Module],
+) -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.g, self.norm = nn.Linear(6, 8), nn.Parameter(torch.ones(8)), inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.a(x), self.g)
+
+    _teach()
+    model = Outer()
+    sites, state = trace(model, X).eps, wide_state(model)
+    larger = {n: t * 7 if n.startswith("a.") else t for n, t in state.items()}
+    (one,), (other,) = (
+        outputs_in_float64(model, s, (X,), {}, None, sites) for s in (state, larger)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    (own,) = outputs_in_float64(model, state, (X,), {}, None)
+    assert float((own - one).abs().max()) > 1e-5
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -167,7 +167,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         for tensor in _not_floats(tensors):  # a counter has another value in the next run
             if key_of(tensor) in written and self.ledger.origin(tensor) & Origin.KEPT:
                 self.ledger.mark(tensor, Origin.DATA)
-        self._describe(tensors, written, described(operation), units)
+        results = described(operation)
+        self._describe(tensors, written, results, units)
         only_shapes = rule in _ONLY_SHAPES or overload.name in _FULL
         self._mark(overload, [] if only_shapes else tensors, results)
         self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))

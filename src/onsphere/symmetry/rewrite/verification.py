@@ -151,8 +151,13 @@ def outputs_in_float64(
     buffers = {n for n, _ in model.named_buffers()}
     fresh = {n: t.clone() if n in buffers else t for n, t in state.items()}
     given, named = tree_map(widened, (tuple(args), dict(kwargs)))
-    with plain_execution(), Float64Mode(eps, real_eps=not eps), gradients_as_used(model):
-        result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
+    mode = Float64Mode(eps, real_eps=not eps)
+
+    def enter(path: str) -> None:
+        mode.where = bare_name(path)
+
+    with plain_execution(), mode, gradients_as_used(model):
+        result = call(model, fresh, given, named, enter, lambda t: wide(kept(t)))
         return [t.detach().clone() for t in float_outputs(result, output)]
 
 

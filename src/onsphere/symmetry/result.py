@@ -87,7 +87,7 @@ class AuditResult:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
-        taught_ops: operations that ran by a rule of the user's (:func:`register_rule`).
+        taught_ops: operations that ran by a rule of the user's (``register_rule``).
         families: scale symmetries by row, column and channel: a line for any number of channels.
             Those of whole weights are sums of these, or stand in ``scale_symmetries`` alone.
         shift_families: weights that can move together: a bias and the one behind the next map, a

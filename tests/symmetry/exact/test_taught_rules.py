@@ -220,6 +220,22 @@ def test_kinds_of_weights_in_refuted_symmetries_are_not_known() -> None:
     assert kinds["g"] is Kind.FIXED
 
 
+@pytest.mark.parametrize("axes", [None, {"x": -1}])
+def test_an_argument_that_a_rule_forgets_is_mixed_all_the_same(axes: Any) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.g = nn.Linear(6, 8), nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ops.taught.myrms(self.a(x), self.g, 1e-6)
+
+    register_rule("taught::myrms", axes=axes)(_forgets_eps)
+    found = osp.audit(Normed().to("meta"), X.to("meta"))
+    assert [dict(v) for v in found.scale_symmetries] == [{"a.weight": 1, "a.bias": 1}]
+    assert found.families == []
+
+
 def test_a_rule_with_wrong_axes_is_named_too() -> None:
     _teach()
     register_rule("taught::rotate", axes={})(TAUGHT["taught::rotate"].rule)  # it mixes pairs

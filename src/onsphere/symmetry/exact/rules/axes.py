@@ -64,10 +64,9 @@ _POSITIONS = {torch.int32, torch.int64}
 
 def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
-    if isinstance(rule, TaughtRule) and rule.axes is not None:
+    axis_rule = entry_of(AXIS_RULES, op.name) or collapse
+    if isinstance(rule, TaughtRule) and (rule.axes is not None or axis_rule is collapse):
         axis_rule = mixes(rule.name, rule.axes)
-    else:
-        axis_rule = entry_of(AXIS_RULES, op.name) or collapse
     try:
         if op.name in _SHOWS and isinstance(op.first, Tensor):
             with op.bearing_shift(op.first):
@@ -127,28 +126,36 @@ def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
-def mixes(name: str, axes: Mapping[str, Sequence[int]]) -> AxisRule:
+def mixes(name: str, axes: Mapping[str, Sequence[int]] | None) -> AxisRule:
     """Return the rule of an operation that mixes entries along some axes of some arguments.
 
-    Along these it needs a common exponent; else it combines entry by entry, and inputs broadcast.
+    Along these it needs a common exponent, also where its rule forgets the argument; else it
+    combines entry by entry, and inputs broadcast.
 
     Args:
         name: of the operation.
-        axes: by the name of an argument.
+        axes: by the name of an argument; ``None`` where it may mix all entries.
     """
 
     def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         mixed: dict[int, set[int]] = {}
-        for argument, places in axes.items():
+        for argument, places in (axes or {}).items():
             for tensor in flat_tensors(op[argument]):
                 found = mixed.setdefault(id(tensor), set())
                 found |= {_from_last(name, argument, place, tensor) for place in places}
+        read: set[int] = set()
 
         def arrange(tensor: Tensor, unit: Unit) -> Unit:
+            read.add(id(tensor))
+            if axes is None:
+                return channels.collapsed(unit)
             return channels.constant(unit, sorted(mixed.get(id(tensor), ())))
 
         op.arrange = arrange
         units = rule(op)
+        for tensor in op.tensors():
+            if id(tensor) not in read:
+                arrange(tensor, op.ledger.read(tensor))
         results = described(op)
         each = [units] * len(results) if isinstance(units, Unit) else units
         for unit, result in zip(each, results, strict=True):

@@ -105,6 +105,16 @@ def test_how_to_fold_prints_what_it_shows(capsys):
     assert rounded(capsys.readouterr().out) == rounded(shown)
 
 
+def test_how_to_add_a_rule_prints_what_it_shows(capsys):
+    page = AUDIT.with_name("add-a-rule.md")
+    scope: dict[str, object] = {"__name__": "rules"}
+    examples = printed(page.read_text(encoding="utf-8"))
+    assert len([shown for _, shown in examples if shown]) == 3
+    for code, shown in examples:
+        exec(compile(code, str(page), "exec"), scope)
+        assert capsys.readouterr().out.strip() == shown.strip()
+
+
 MOVE = Path(__file__).parents[1] / "docs" / "tutorials" / "move-to-the-sphere.md"
 
 

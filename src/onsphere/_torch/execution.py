@@ -437,7 +437,7 @@ def call(
         try:
             with _on_its_device(), substituted(model, state, held):
                 return model(*args, **kwargs)
-        except ModelError:
+        except OnsphereError:
             raise
         except Exception as error:
             problem = misfit(model, args, kwargs) if isinstance(error, TypeError) else None

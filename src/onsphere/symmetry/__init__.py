@@ -16,7 +16,8 @@ from onsphere.symmetry.claims import (
     Slices,
     WeightReport,
 )
-from onsphere.symmetry.exact.rules.table import register_rule
+from onsphere.symmetry.exact.operation import RuleError
+from onsphere.symmetry.exact.rules.taught import register_rule
 from onsphere.symmetry.gauge import FixedScales
 from onsphere.symmetry.rendering.json import ArchiveError
 from onsphere.symmetry.rewrite.canonicalize import CanonicalizeError, canonicalize
@@ -60,6 +61,7 @@ __all__ = [
     "ModelError",
     "RescaleError",
     "Rescaling",
+    "RuleError",
     "ScaleInvariance",
     "Shift",
     "ShiftError",

@@ -51,6 +51,8 @@ from onsphere.symmetry.limits import (
     on_large,
     on_moving,
     on_reads,
+    on_refuted,
+    on_rules_of_nothing,
     on_unreached,
     on_unread_entries,
     read_weights,
@@ -208,6 +210,7 @@ class _Findings:
     complete: bool = False
     families: list[Family] = field(default_factory=list)
     shift_families: list[ShiftFamily] = field(default_factory=list)
+    refuted: list[set[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -301,14 +304,15 @@ def _families(
     channels: FollowedChannels,
     unsaid: set[str],
     say: Callable[..., None],
-) -> list[Family]:
-    """Return the symmetries by row, column and channel that pass their certificate."""
+) -> tuple[list[Family], list[Family]]:
+    """Return the symmetries by row, column and channel that pass their certificate, and others."""
     found = _reached(families_of(channels), probe.traced)
     said = [f for f in found if unsaid.isdisjoint(f.names) and set(f.names) <= set(probe.names)]
     stage = "certifying rows, columns and channels"
     say(stage)
     count = len(drawn.near) + (0 if drawn.large else _TOLD)
-    return certified(probe, said, Points(_counted(drawn.told, count, say, stage)))
+    held = certified(probe, said, Points(_counted(drawn.told, count, say, stage)))
+    return held, [f for f in said if not any(f is other for other in held)]
 
 
 def _reached(families: Sequence[Family], traced: Trace) -> list[Family]:
@@ -404,7 +408,7 @@ def _with_gradients(
     traced = probe.traced
     unsaid = unreached(traced) | silent | effects.through_eps
     claims = [dict(v) for v in traced.basis if not _touches(v, unsaid - silent)]
-    claims = [v for v in claims if not v.keys() <= silent]
+    claims = told_by_units = [v for v in claims if not v.keys() <= silent]
     say("certifying on numbers")
     claims, certificates = _held(claims, certify(probe, claims, drawn.near, evidence))
     say("searching the numbers for further symmetries")
@@ -416,7 +420,7 @@ def _with_gradients(
     say("looking at rows, columns and channels")
     if channels is None or inert:
         channels = _channels(probe, runs, inert)
-    families = _families(probe, drawn, channels, unreached(traced) | silent, say)
+    families, broken = _families(probe, drawn, channels, unreached(traced) | silent, say)
     stage = "looking for finer spheres and shifts"
     say(stage)
     told = _told(certificates, evidence)
@@ -451,6 +455,7 @@ def _with_gradients(
         complete=search.complete,
         families=families,
         shift_families=[f for f in moving if unsaid.isdisjoint(f.names)],
+        refuted=_refuted([v for v in told_by_units if not _touches(v, unsaid)], claims, broken),
     )
 
 
@@ -488,6 +493,7 @@ def _without_gradients(
     say("certifying on numbers")
     inert = [n for n in traced.unread if not traced.data_dependent and n in probe.names]
     claims = [dict(v) for v in traced.basis if not _touches(v, unreached(traced))]
+    told_by_units = claims
     claims, certificates = _held(claims, certify(probe, claims, drawn.near, None))
     more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
     more, held = _held(more, certify(probe, more, drawn.near, None))
@@ -495,7 +501,7 @@ def _without_gradients(
     say("looking at rows, columns and channels")
     shifting = _unknown_shifts(probe)
     channels = _channels(probe, runs, inert, shifting)
-    families = _families(probe, drawn, channels, unreached(traced), say)
+    families, broken = _families(probe, drawn, channels, unreached(traced), say)
     say("looking for finer spheres and shifts")
     far = Points(chain(drawn.near, drawn.further))
     told = _told(certificates, None)
@@ -503,6 +509,7 @@ def _without_gradients(
         claims, certificates, inert, _divisions(probe, claims, families, inert, far, told),
         unreached=unreached(traced), families=families,
         shift_families=_shift_families(probe, shifting, drawn),
+        refuted=_refuted(told_by_units, claims, broken),
         limits=[
             *on_reads(traced), *on_moving(traced), *on_large(channels.left_out), on_gradients(why)
         ],
@@ -515,6 +522,16 @@ def _held(
     """Keep the claims that passed."""
     pairs = [(v, c) for v, c in zip(claims, certificates, strict=True) if c.holds]
     return [v for v, _ in pairs], [c for _, c in pairs]
+
+
+def _refuted(
+    told: Sequence[Exponents], claims: Sequence[Exponents], broken: Sequence[Family]
+) -> list[set[str]]:
+    """Return the weights of each symmetry that units give and that the numbers refute."""
+    index = {n: i for i, n in enumerate({n for v in [*told, *claims] for n in v})}
+    rows, basis = ([{index[n]: e for n, e in v.items()} for v in some] for some in (told, claims))
+    wholes = [set(v) for v, held in zip(told, in_span(rows, basis), strict=True) if not held]
+    return [*wholes, *(set(f.names) for f in broken)]
 
 
 def _further(
@@ -661,8 +678,13 @@ def _concluded(model: nn.Module, traced: Trace, findings: _Findings) -> Audit:
         exact_symmetries=_spanned(traced.exact, claims),
         followers=[follow.get(_key(v), {}) for v in claims],
         unknown_ops=list(traced.unknown),
+        taught_ops=list(traced.taught),
         unreached=sorted(unreached(traced) | findings.unreached),
-        limits=findings.limits,
+        limits=[
+            *findings.limits,
+            *on_refuted(findings.refuted, traced),
+            *on_rules_of_nothing(traced),
+        ],
         conditions=findings.conditions,
         certified=certificates is not None,
         complete=findings.complete,

@@ -284,7 +284,8 @@ class Limit:
             ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
             them while it runs), ``"effect"`` (a gradient, and no effect that can be seen),
             ``"search"`` (numbers do not tell of further symmetries), ``"size"`` (too many channels
-            hang together).
+            hang together), ``"rules"`` (numbers refute what follows from a rule of the user's, or
+            a rule is for no operation), ``"refuted"`` (they refute what follows from others).
         names: weights that it concerns; none where it concerns all.
         words: what it means, a sentence or two.
     """
@@ -296,6 +297,8 @@ class Limit:
 
 HIDING = frozenset({"reads", "float64"})
 """Kinds of limits behind which a symmetry of any weight may be hidden."""
+DOUBTING = frozenset({"rules"})
+"""Kinds of limits behind which one of the weights that they name may be hidden."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """What an audit could not see, and what it assumed, in words."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 
 from onsphere.symmetry.claims import Limit
+from onsphere.symmetry.exact.rules.taught import TAUGHT
 from onsphere.symmetry.exact.trace import Trace
 
 
@@ -20,6 +23,51 @@ def on_reads(traced: Trace, without_memory: bool = False) -> list[Limit]:
         )
         for where, names in traced.reads.items()
     ]  # fmt: skip
+
+
+def on_refuted(refuted: Sequence[Collection[str]], traced: Trace) -> list[Limit]:
+    """Say what operations give and numbers refute, and which rules of a user's may be wrong there.
+
+    Args:
+        refuted: the weights of each symmetry that operations give and numbers refute.
+        traced: what the operations say.
+    """
+    met = Counter(
+        op for names in refuted for op, inside in traced.taught.items()
+        if not inside.isdisjoint(names)
+    )  # fmt: skip
+    inside = {n for op in met for n in traced.taught[op]}
+    doubtful = {n for names in refuted if not inside.isdisjoint(names) for n in names}
+    others = {n for names in refuted if inside.isdisjoint(names) for n in names}
+    rules = [op for op, _ in met.most_common()]
+    given = "The operations give symmetries of {} that the numbers refute, so these are not claimed"
+    return [
+        *_on_some(
+            "rules", doubtful,
+            f"{given}: look at the rule{'s' if len(rules) > 1 else ''} of {_listed(rules)}, or "
+            "at an eps that note_eps does not name there.",
+        ),
+        *_on_some(
+            "refuted", others,
+            f"{given}: steps, thresholds or sizes of what depends on these weights show in numbers "
+            "only.",
+        ),
+    ]  # fmt: skip
+
+
+def on_rules_of_nothing(traced: Trace) -> list[Limit]:
+    """Say which rules of a user's are for no operation, where operations without a rule ran."""
+    without_rule = sorted({op.name for op in traced.unknown})
+    libraries = {name.partition("::")[0] for name in without_rule}
+    found = []
+    for name in TAUGHT.without_operation() if without_rule else ():
+        near = get_close_matches(name, without_rule, 1)
+        if not near and name.partition("::")[0] not in libraries:
+            continue  # it has nothing to do with this model
+        meant = f"; did you mean {near[0]}?" if near else "."
+        words = f"A rule is registered for {name}, and there is no operation of this name{meant}"
+        found.append(Limit("rules", (), words))
+    return found
 
 
 def on_moving(traced: Trace) -> list[Limit]:

@@ -14,6 +14,7 @@ from torch import nn
 from onsphere._torch.execution import OutputPicker, bare_name
 from onsphere._torch.materialize import unwrapped
 from onsphere.symmetry.claims import (
+    DOUBTING,
     EFFECT_OF_DECAY,
     HIDING,
     Family,
@@ -85,6 +86,7 @@ class AuditResult:
         followers: buffers that only estimate (running statistics in training mode), and how they
             should move along; one entry per scale symmetry.
         unknown_ops: operations that the analysis did not understand and never claims through.
+        taught_ops: operations that ran by a rule of the user's (``register_rule``).
         families: scale symmetries by row, column and channel: a line for any number of channels.
             Those of whole weights are sums of these, or stand in ``scale_symmetries`` alone.
         shift_families: weights that can move together: a bias and the one behind the next map, a
@@ -130,6 +132,7 @@ class AuditResult:
     embeddings_and_heads: list[str] | None = None
     frozen: list[str] = field(default_factory=list)
     transposed: list[str] = field(default_factory=list)
+    taught_ops: list[str] = field(default_factory=list)
 
     @cached_property
     def trained_symmetries(self) -> list[dict[str, Fraction]]:
@@ -149,6 +152,7 @@ class AuditResult:
         shrinking, shares = self._freed
         movable = shares if not self._untrained else self._scales([]).shares
         hidden = self.unknown_ops or any(x.kind in HIDING for x in self.limits)
+        doubted = {n for x in self.limits if x.kind in DOUBTING for n in x.names}
 
         def kind(name: str) -> Kind:
             if name in self.inert:
@@ -163,7 +167,7 @@ class AuditResult:
                 return Kind.SHARED
             if shares.get(name) == 1:
                 return Kind.TRADED
-            if hidden:
+            if hidden or name in doubted:
                 return Kind.UNKNOWN
             if name in shares:
                 return Kind.PARTLY

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from onsphere.symmetry import register_rule
 from onsphere.symmetry.exact.operation import Operation
-from onsphere.symmetry.exact.rules.table import RULES
+from onsphere.symmetry.exact.rules.taught import TAUGHT
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.exact.units.linear_forms import Unit
 
@@ -123,4 +123,4 @@ def test_a_user_registers_a_rule() -> None:
         (vector,) = trace(Holder(lambda w: torch.special.i1(w)), (torch.ones(1),)).basis
         assert vector == {"weight": 1, "gain": -2}
     finally:
-        del RULES["aten::special_i1"]
+        del TAUGHT.rules["aten::special_i1"]

@@ -92,6 +92,8 @@ class KnownValues:
         results: Sequence[Tensor],
     ) -> None:
         """Repeat an operation on the values of its inputs, if all are known."""
+        if not results:
+            self._forget(overload, args, kwargs)  # it may write into its arguments
         if not any(t.is_meta for t in results):
             return
         known = not overload.draws and all(self.value(t) is not None for t in inputs)

@@ -37,6 +37,7 @@ from onsphere.symmetry.exact.overloads import (
 )
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
+from onsphere.symmetry.exact.rules.taught import TaughtRule, described
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.units.linear_forms import ZERO, Unit
 
@@ -164,6 +165,8 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.ledger.count(func, args, kwargs)
         operation = Operation(self.ledger, func, args, kwargs, result)
         rule = rule_of(overload.name)
+        if isinstance(rule, TaughtRule):
+            self.ledger.teach(overload.name, operation.tensors())
         if self.ledger.channels is None:
             units = self._pin(operation) if rule is None else rule(operation)
         else:
@@ -173,6 +176,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         for tensor in _not_floats(tensors):  # a counter has another value in the next run
             if key_of(tensor) in written and self.ledger.origin(tensor) & Origin.KEPT:
                 self.ledger.mark(tensor, Origin.DATA)
+        results = described(operation)
         self._describe(tensors, written, results, units)
         only_shapes = rule in _ONLY_SHAPES or overload.name in _FULL
         self._mark(overload, [] if only_shapes else tensors, results)

@@ -6,7 +6,7 @@ them an eps, so a constant is known by where it was met, in which operation, and
 value came before it there.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onsphere.symmetry.exact.overloads import overload_of, short_name
+from onsphere.symmetry.exact.overloads import Overload, overload_of, short_name
 from onsphere.symmetry.exact.units.fields import NONE, Fields
 from onsphere.symmetry.exact.units.linear_forms import Form, Unit
 
@@ -25,6 +25,9 @@ PRECISIONS = frozenset(
     torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)
 )
 """What ``torch.finfo(x.dtype).eps`` is, which ``nn.RMSNorm`` adds where no eps is given."""
+
+EPS_NAMES = frozenset({"eps", "epsilon"})
+"""What PyTorch calls the eps of its own normalizations."""
 
 _ARGUMENTS = frozenset({"self", "other", "min"})
 """Names of the arguments that may be an eps."""
@@ -41,9 +44,10 @@ class EpsSite:
         where: path of the module that ran the operation.
         operation: name of the operation, as ``"aten::add"``.
         value: the constant.
-        key: which of its kind it is; empty for the eps of a fused normalization.
+        key: which of its kind it is; empty where a rule says of an argument that it is an eps.
         form: what would have to vanish if the constant were an ordinary number.
         fields: the part of it that varies along axes.
+        argument: name of the argument, where a rule says so.
     """
 
     where: str
@@ -52,11 +56,57 @@ class EpsSite:
     key: Key | None = None
     form: Form = field(default_factory=dict)
     fields: Fields = NONE
+    argument: str = ""
 
     @property
     def unit(self) -> Unit:
         """What the constant stands beside."""
         return Unit(self.form, fields=self.fields)
+
+
+class NotedEps:
+    """The arguments of which rules say that they are an eps.
+
+    Args:
+        sites: all eps.
+    """
+
+    def __init__(self, sites: Sequence[EpsSite]) -> None:
+        self._values: defaultdict[tuple[str, str, str], set[float]] = defaultdict(set)
+        for site in sites:
+            if site.argument:
+                self._values[site.where, site.operation, site.argument].add(site.value)
+        self.places = {key[:2] for key in self._values}
+
+    def replaced(
+        self,
+        where: str,
+        overload: Overload,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tiny: Callable[[Any], Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with other numbers for what is an eps.
+
+        Args:
+            where: path of the module that called.
+            overload: what was called.
+            args: positional arguments.
+            kwargs: keyword arguments.
+            tiny: gives such a number.
+        """
+        given = {**overload.defaults, **dict(zip(overload.arguments, args, strict=False)), **kwargs}
+        changed = dict(kwargs)
+        for i, name in enumerate(overload.arguments):
+            known = self._values.get((where, overload.name, name), ())
+            value = given.get(name)
+            if not known or (value is not None and float(value) not in known):
+                continue
+            if i < len(args):
+                args = (*args[:i], tiny(value), *args[i + 1 :])
+            else:
+                changed[name] = tiny(value)
+        return args, changed
 
 
 class Occurrences:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from onsphere._torch.memory import key_of
+from onsphere.errors import OnsphereError
 from onsphere.symmetry.exact.constants import KnownValues
-from onsphere.symmetry.exact.eps_sites import LARGEST_EPS, EpsSite, Key, Occurrences
+from onsphere.symmetry.exact.eps_sites import EPS_NAMES, LARGEST_EPS, EpsSite, Key, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, flat_tensors, is_float, overload_of
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.units.field_memory import FieldMemory
@@ -24,6 +25,10 @@ from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Constraints, F
 _STRIDED = torch.strided
 HUGE = 1e30
 """Literals beyond this size stand for an infinity (the extremes of float32 and bfloat16)."""
+
+
+class RuleError(OnsphereError, ValueError):
+    """A rule of an operation does not fit it."""
 
 
 class Origin(Flag):
@@ -76,6 +81,7 @@ class UnitTracker:
         self.sites: dict[int, EpsSite] = {}
         self.numbers: set[Key] = set()
         self.unknown: dict[tuple[str, str], None] = {}
+        self.taught: dict[str, set[int]] = {}
         self.followers: list[tuple[Unit, Unit]] = []
         self.rounded: list[Form] = []
         self.estimates: set[int] = set()
@@ -214,6 +220,11 @@ class UnitTracker:
         """Return the numbers of the weights that the values of a tensor were made from."""
         return self._sources.get(key_of(tensor), frozenset())
 
+    def teach(self, operation: str, tensors: Sequence[Tensor]) -> None:
+        """Note that a rule of a user's describes an operation, and the weights that go into it."""
+        known = self.taught.setdefault(operation, set())
+        known.update(*map(self.sources, tensors))
+
     def derive(self, tensor: Tensor, sources: frozenset[int]) -> None:
         """Add to the weights that the values of a tensor were made from."""
         if sources:
@@ -234,11 +245,18 @@ class UnitTracker:
         elif not unit.free:
             self.constraints.require_zero(unit.terms)
 
-    def add_site(self, operation: str, value: float, beside: Unit, key: Key | None = None) -> int:
+    def add_site(
+        self,
+        operation: str,
+        value: float,
+        beside: Unit,
+        key: Key | None = None,
+        argument: str = "",
+    ) -> int:
         """Record an eps beside something of a unit; return its id."""
         site = next(self._site_ids)
         form, fields = dict(beside.terms), beside.fields
-        self.sites[site] = EpsSite(self.where, operation, value, key, form, fields)
+        self.sites[site] = EpsSite(self.where, operation, value, key, form, fields, argument)
         return site
 
     def settle(self, unit: Unit) -> Unit:
@@ -360,7 +378,18 @@ class Operation:
         self.first: Any = args[0] if args else next(iter(kwargs.values()), None)
 
     def __getitem__(self, name: str) -> Any:
-        """Return an argument by the name that the operation's schema gives it."""
+        """Return an argument by the name that the operation's schema gives it.
+
+        Raises:
+            RuleError: the operation takes no argument of this name.
+        """
+        if name not in self._args and name not in self._overload.arguments:
+            takes = ", ".join(self._overload.arguments) or "none"
+            raise RuleError(f"{self.name} takes no argument {name!r}; its arguments are: {takes}")
+        return self._args.get(name)
+
+    def get(self, name: str) -> Any:
+        """Return an argument that only some overloads take; ``None`` where this one does not."""
         return self._args.get(name)
 
     def has(self, name: str) -> bool:
@@ -375,9 +404,13 @@ class Operation:
         if not isinstance(self.first, Tensor) or self.first.is_complex():
             return self.short == "abs"
         if self.short == "pow":
-            exponent = self["exponent"]
+            exponent = self.get("exponent")
             return isinstance(exponent, int | float) and exponent in (2, 4)
-        return self.short == "abs" or self["other"] is self.first
+        return self.short == "abs" or self.get("other") is self.first
+
+    def written(self) -> list[Tensor]:
+        """Return the tensors that it writes into."""
+        return [t for _, n in self._overload.writes for t in flat_tensors(self._args.get(n))]
 
     def tensors(self) -> list[Tensor]:
         """Return all real or complex tensors among the inputs, lists unpacked."""
@@ -498,13 +531,17 @@ class Operation:
 
     def small(self, name: str, limit: float = LARGEST_EPS) -> bool:
         """Return whether an argument is a constant small enough to be an eps."""
-        value = self._args.get(name)
-        if isinstance(value, Tensor):
-            known = value.numel() == 1 and value.is_floating_point()
-            value = self.ledger.constant(value) if known else None
+        value = self._constant(self._args.get(name))
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return 0 < abs(value) <= limit
+
+    def _constant(self, value: Any) -> Any:
+        """Return an argument, or the number of a tensor that holds a constant."""
+        if not isinstance(value, Tensor):
+            return value
+        known = value.numel() == 1 and value.is_floating_point()
+        return self.ledger.constant(value) if known else None
 
     def with_eps(self, unit: Unit, name: str) -> Unit:
         """Return a unit with an eps pending on it, which is the argument of this name."""
@@ -519,10 +556,30 @@ class Operation:
         site = self.ledger.add_site(self.name, float(number or 0.0), beside, key)
         return Unit(unit.terms, eps=unit.eps | {site}, fields=unit.fields)
 
-    def note_eps(self, value: float | None, beside: Unit) -> None:
-        """Record the eps of a fused normalization, added beside something of a unit."""
-        number = float(value) if value is not None else torch.finfo(torch.float32).eps
-        self.ledger.add_site(self.name, number, beside)
+    def note_eps(self, value: Any, beside: Unit) -> None:
+        """Record that an argument is an eps: it breaks symmetries through its smallness only.
+
+        Certificates put almost 0 in its place, and in no other one.
+
+        Args:
+            value: the argument as it is, ``op["eps"]``; without one it is the precision of the
+                type.
+            beside: unit of what it is added to.
+
+        Raises:
+            RuleError: this is no argument, or no constant.
+        """
+        names = [n for n, a in self._args.items() if a is value]
+        names = [n for n in names if n in EPS_NAMES] or ([] if value is None else names)
+        number = self._constant(value)
+        number = torch.finfo(torch.float32).eps if value is None else number
+        if not names or isinstance(number, bool) or not isinstance(number, int | float):
+            raise RuleError(
+                "note_eps takes an argument that is a constant, as it is: "
+                'op.note_eps(op["eps"], unit)'
+            )
+        for name in names:
+            self.ledger.add_site(self.name, float(number), beside, argument=name)
 
     def follow(self, buffer: Any, unit: Unit) -> None:
         """Record that a buffer estimates something of this unit without acting on the output."""

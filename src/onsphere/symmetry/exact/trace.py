@@ -75,6 +75,7 @@ class Trace:
             rescale by 2 to the power of a whole number passes through such a rounding unnoticed.
         eps: constants that break symmetries through their smallness only.
         unknown: operations without a rule.
+        taught: operations with a rule of the user's, and the weights that go into each.
         unread: parameters that no operation touched.
         data_dependent: whether the values of tensors decided what ran.
         decided: whether masks among the inputs decided what was demanded.
@@ -113,6 +114,7 @@ class Trace:
     unread: tuple[str, ...]
     data_dependent: bool
     written: frozenset[str]
+    taught: Mapping[str, frozenset[str]] = field(default_factory=dict)
     overwritten: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
     decided: bool = False
@@ -468,6 +470,7 @@ def _concluded(
         rounded=_named([form for run in runs for form in run.ledger.rounded], names),
         eps=_eps_sites(runs),
         unknown=tuple(UnknownOp(*key) for key in {k: 0 for r in runs for k in r.ledger.unknown}),
+        taught=_taught(runs, names),
         unread=tuple(bare_name(n) for n in parameters if not any(run.used(n) for run in runs)),
         data_dependent=any(run.tracer.data_dependent for run in runs),
         decided=any(run.ledger.decided for run in runs),
@@ -491,6 +494,15 @@ def _concluded(
         kept={bare_name(n): a for n in parameters if (a := _kept(n, runs)) is not None},
         unread_entries=_unread_entries([*parameters, *buffers], runs),
     )
+
+
+def _taught(runs: Sequence[Run], names: Sequence[str]) -> dict[str, frozenset[str]]:
+    """Return the operations with a rule of the user's, and the weights that go into each."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for operation, numbers in run.ledger.taught.items():
+            found.setdefault(operation, set()).update(names[k] for k in numbers)
+    return {operation: frozenset(some) for operation, some in sorted(found.items())}
 
 
 def _unread_entries(own: Sequence[str], runs: Sequence[Run]) -> dict[str, NDArray[np.bool_]]:

@@ -17,18 +17,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from onsphere._torch.memory import LARGE, empty
 from onsphere._torch.operations import OperationsMode
-from onsphere.symmetry.exact.eps_sites import EpsSite, Occurrences
+from onsphere.symmetry.exact.eps_sites import EPS_NAMES, EpsSite, NotedEps, Occurrences
 from onsphere.symmetry.exact.overloads import Overload, overload_of
 from onsphere.symmetry.exact.writes import OwnMemory
 
 TINY = 1e-30
 """What replaces an eps: PyTorch refuses 0 in places, and this is far below rounding."""
 
+_NATIVE = "aten::"
+"""What the names of PyTorch's own operations begin with."""
 _PRECISION = torch.finfo(torch.float64).eps
 _SMALL_FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _WIDE = dict.fromkeys(_SMALL_FLOATS, torch.float64)
@@ -69,7 +72,8 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         moved = () if real_eps else sites
         self.sites = {site.key for site in moved if site.key is not None}
         self.places = {key[:2] for key in self.sites}
-        self.fused = any(site.key is None for site in moved)
+        self.noted = NotedEps(moved)
+        self.native = any(site.argument and site.operation.startswith(_NATIVE) for site in moved)
         self.draws = dict(draws or {})
         self.precisions = dict(precisions or {})
         self._next_tiny = cycle(tiny)
@@ -100,8 +104,10 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         if self.precisions and not self.backward:
             own = self.precisions.get((self.where, name), _PRECISION)
             args = tuple(own if type(a) is float and a == _PRECISION else a for a in args)
-        if self.fused and "norm" in name:
+        if self.native and "norm" in name and overload.name.startswith(_NATIVE):
             args = self._with_tiny_eps(overload, args)
+        elif (self.where, overload.name) in self.noted.places and not self.backward:
+            args, kwargs = self.with_noted_eps(overload, args, kwargs)
         elif self.places and not self.backward and (self.where, name) in self.places:
             args, kwargs = self._without_eps(func, args, kwargs)
         if name in _IN_ITS_OWN_WAY:
@@ -148,10 +154,18 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         whole = self._twins[storage._cdata][1]
         return whole.as_strided(value.size(), value.stride(), value.storage_offset())
 
+    def with_noted_eps(
+        self, overload: Overload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Replace what a rule of this operation says is an eps."""
+        if (self.where, overload.name) not in self.noted.places:
+            return args, kwargs
+        return self.noted.replaced(self.where, overload, args, kwargs, self._tiny)
+
     def _with_tiny_eps(self, overload: Overload, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Replace the eps of a fused normalization."""
+        """Replace the eps of one of PyTorch's own normalizations, or of its derivative."""
         for i, name in enumerate(overload.arguments):
-            if name in ("eps", "epsilon") and i < len(args):
+            if name in EPS_NAMES and i < len(args):
                 return (*args[:i], next(self._next_tiny), *args[i + 1 :])
         return args
 
@@ -170,7 +184,7 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         tiny = next(self._next_tiny)
         if isinstance(value, Tensor):
             return torch.full_like(value, tiny).copysign(value)
-        return tiny if value > 0 else -tiny
+        return tiny if value is None or value >= 0 else -tiny
 
 
 def _in_its_own_way(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -260,7 +274,11 @@ class _Draw:
 class Composed(TorchFunctionMode):
     """Writes out norms with running statistics, so that they have gradients for these.
 
+    To operations that are not PyTorch's own it hands almost 0 for an eps before autograd sees it:
+    a derivative that is written by hand keeps what it is given.
+
     Args:
+        mode: runs the operations.
         real_eps: leave the eps as it is.
     """
 
@@ -270,14 +288,16 @@ class Composed(TorchFunctionMode):
         torch.instance_norm, torch.ops.aten.instance_norm.default,
     )  # fmt: skip
 
-    def __init__(self, real_eps: bool) -> None:
+    def __init__(self, mode: Float64Mode, real_eps: bool) -> None:
         super().__init__()
-        self.real_eps = real_eps
+        self.mode, self.real_eps = mode, real_eps
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.mode.noted.places and (overload := _single_overload(func)) is not None:
+            args, kwargs = self.mode.with_noted_eps(overload, tuple(args), kwargs)
         if func in self._FUNCTIONAL:
             bound = signature(func).bind(*args, **kwargs)
             bound.apply_defaults()
@@ -304,6 +324,14 @@ class Composed(TorchFunctionMode):
         scale = scale if weight is None else scale * weight
         y = (input - running_mean.reshape(shape)) * scale.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
+
+
+def _single_overload(func: Any) -> Overload | None:
+    """Return the operation that is called, if it is one, and its arguments say of which types."""
+    if isinstance(func, OpOverloadPacket):
+        overloads = func.overloads()  # type: ignore[no-untyped-call]
+        func = getattr(func, overloads[0]) if len(overloads) == 1 else None
+    return overload_of(func) if isinstance(func, OpOverload) else None
 
 
 def _grouped(func: Any, *args: Any, **kwargs: Any) -> Any:

@@ -509,7 +509,7 @@ class Probe:
         args, kwargs = tree_map(cloned, (point.args, dict(point.kwargs)))
         outside = unchanged(self.traced.outside)
         differentiable = any(t.requires_grad for t in fresh.values())
-        composed = Composed(real_eps) if differentiable else nullcontext()
+        composed = Composed(mode, real_eps) if differentiable else nullcontext()
         with plain_execution(point.seed), outside, mode.keeping(shared.values()), composed:
             result = call(self.model, fresh, args, kwargs, enter, _kept_in_float64)
             return self.outputs_in(result)

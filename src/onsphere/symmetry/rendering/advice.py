@@ -258,10 +258,10 @@ def limits(audit: AuditResult) -> list[str]:
         )
     if not audit.certified:
         said.append(
-            "The model is on the meta device, without values: its symmetries are exact, but "
-            "not certified on numbers, and of inert weights and shifts only those that the "
-            "operations show are listed. The audit of a small copy with memory lists all (on the "
-            "command line, of a config: --shrink)."
+            "The model is on the meta device, without values: its symmetries are "
+            f"{exactness(audit)}, but not certified on numbers, and of inert weights and shifts "
+            "only those that the operations show are listed. The audit of a small copy with "
+            "memory lists all (on the command line, of a config: --shrink)."
         )
     elif not audit.complete and not audit.limits:
         said.append(
@@ -270,6 +270,16 @@ def limits(audit: AuditResult) -> list[str]:
             "(on the command line: --search-seconds)."
         )
     return said
+
+
+def exactness(audit: AuditResult) -> str:
+    """Say how far to rely on what operations alone show."""
+    ops = audit.taught_ops
+    if not ops:
+        return "exact"
+    shown = ", ".join(ops[:3]) + (f" and {len(ops) - 3} more" if len(ops) > 3 else "")
+    rules, are = ("rule", "is") if len(ops) == 1 else ("rules", "are")
+    return f"exact if the {rules} of {shown} {are}"
 
 
 def _weights_are(count: int) -> str:

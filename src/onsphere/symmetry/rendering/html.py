@@ -227,7 +227,8 @@ def _weights(audit: AuditResult) -> Iterator[Section]:
 
 def _provenance(audit: AuditResult) -> dict[str, str]:
     if not audit.certified:
-        certified = "no: on the meta device, without values; exact, by the operations"
+        exact = advice.exactness(audit)
+        certified = f"no: on the meta device, without values; {exact}, by the operations"
     else:
         certified = "yes: in float64, by derivatives along each symmetry and by rescaling"
     return {

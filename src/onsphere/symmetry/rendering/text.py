@@ -357,7 +357,9 @@ def _decay(audit: AuditResult) -> list[str]:
 
 def _certificate(audit: AuditResult) -> list[str]:
     if not audit.certified:
-        return ["", "Exact, by the operations that the model runs; not certified on numbers."]
+        exact = advice.exactness(audit)
+        said = "by the operations that the model runs; not certified on numbers."
+        return ["", *wrap(f"{exact[0].upper()}{exact[1:]}, {said}", WIDTH)]
     residuals = [s.residual for s in audit.spheres] + [r.residual for r in audit.rescalings]
     measured = [r for r in residuals if r is not None]
     derivative = (

@@ -164,8 +164,12 @@ def outputs_in_float64(
     fresh = {n: t.clone() if n in buffers else t.detach() for n, t in state.items()}
     given, named = tree_map(widened, (tuple(args), dict(kwargs)))
     mode = Float64Mode(eps, real_eps=not eps)
+
+    def enter(path: str) -> None:
+        mode.where = bare_name(path)
+
     with plain_execution(), mode.keeping(fresh.values(), all_else=True), gradients_as_used(model):
-        result = call(model, fresh, given, named, None, lambda t: wide(kept(t)))
+        result = call(model, fresh, given, named, enter, lambda t: wide(kept(t)))
         return [t.detach().clone() for t in float_outputs(result, output)]
 
 

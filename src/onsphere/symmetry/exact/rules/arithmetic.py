@@ -81,7 +81,7 @@ def mul(op: Operation) -> Unit:
 def div(op: Operation) -> Unit:
     """Divide; an eps in the denominator is one. Rounded quotients need equal units."""
     top, bottom = op["self"], op["other"]
-    if op["rounding_mode"] is not None or op.name == "aten::floor_divide":
+    if op.get("rounding_mode") is not None or op.name == "aten::floor_divide":
         op.equal(top, bottom)
         return ZERO
     below = op.unit(bottom, keep_eps=True)
@@ -112,7 +112,7 @@ def root(exponent: Fraction | int) -> Rule:
 
 def clamp(op: Operation) -> Unit:
     """Clamp at 0 or at nothing: keeps the unit. At a small number: maybe an eps. Else equal."""
-    low, high = op["min"], op["max"]
+    low, high = op.get("min"), op.get("max")
     if high is None and op.small("min"):
         return op.with_eps(op.unit(op["self"]), "min")
     return op.equal(op["self"], *(_bound(op, x) for x in (low, high)))
@@ -126,27 +126,27 @@ def _bound(op: Operation, number: Any) -> Any:
 
 def maximum(op: Operation) -> Unit | tuple[Unit, ...]:
     """Take the larger of two, or the largest along an axis: a small constant may be an eps."""
-    if not isinstance(op["other"], Tensor):
+    if not isinstance(op.get("other"), Tensor):
         return (op.unit(op["self"], keep_eps=True), ZERO)
     for constant, tensor in (("other", "self"), ("self", "other")):
         if op.small(constant):
-            return op.with_eps(op.unit(op[tensor]), constant)
-    return op.equal(op["self"], op["other"])
+            return op.with_eps(op.unit(op.get(tensor)), constant)
+    return op.equal(op["self"], op.get("other"))
 
 
 def where(op: Operation) -> Unit:
     """Choose between two values of equal units; a guard that never acts chooses only one."""
-    if op["self"] is None:
+    if op.get("self") is None:
         return ZERO
     chosen = op.settled(op["condition"])
     if chosen is not None:
-        return op.unit(op["self"] if chosen else op["other"])
-    return op.equal(op["self"], op["other"])
+        return op.unit(op.get("self") if chosen else op.get("other"))
+    return op.equal(op.get("self"), op.get("other"))
 
 
 def fill(op: Operation) -> Unit:
     """Write a constant over part of a tensor; a guard that never acts writes nothing."""
-    if op.settled(op["mask"]) is False:
+    if op.settled(op.get("mask")) is False:
         return op.unit(op["self"])
     return op.equal(op["self"], op["value"] if op.has("value") else op["fill_value"])
 
@@ -190,8 +190,8 @@ def cast(op: Operation) -> Unit:
 def copy(op: Operation) -> Unit:
     """Copy: the unit of the source, which whole numbers do not keep."""
     if not is_float(op["self"]):
-        return op.dimensionless(op["src"])
-    return op.unit(op["src"], keep_eps=True)
+        return op.dimensionless(op.get("src"))
+    return op.unit(op.get("src"), keep_eps=True)
 
 
 def bias_product(*factors: str) -> Rule:
@@ -200,8 +200,8 @@ def bias_product(*factors: str) -> Rule:
     def rule(op: Operation) -> Unit:
         product = ZERO
         for name in factors:
-            product = product + op.unit(op[name])
-        return product if op["beta"] == 0 else op.equal(op["self"], product)
+            product = product + op.unit(op.get(name))
+        return product if op.get("beta") == 0 else op.equal(op["self"], product)
 
     return rule
 
@@ -221,8 +221,8 @@ def attention(op: Operation) -> tuple[Unit, ...]:
     """Softmax attention: scores have unit 0, the result has the values' unit."""
     op.dimensionless(op.unit(op["query"]) + op.unit(op["key"]))
     for name in ("attn_mask", "attn_bias"):
-        if isinstance(op[name], Tensor):
-            op.dimensionless(op[name])
+        if isinstance(op.get(name), Tensor):
+            op.dimensionless(op.get(name))
     values = op.unit(op["value"])
     return (values, *(ZERO for _ in range(15)))
 
@@ -230,7 +230,7 @@ def attention(op: Operation) -> tuple[Unit, ...]:
 def product_reduce(op: Operation) -> Unit:
     """Multiply entries together: the unit times their number."""
     self: Tensor = op["self"]
-    count = self.shape[op["dim"]] if op["dim"] is not None else self.numel()
+    count = self.shape[op.get("dim")] if op.get("dim") is not None else self.numel()
     return op.unit(self) * int(count)
 
 
@@ -246,7 +246,7 @@ def first_of(rule: Rule) -> Rule:
 
 def compare(op: Operation) -> Unit:
     """Compare values of equal units: true or false. With 0 or infinity it makes a guard."""
-    self, other = op["self"], op["other"]
+    self, other = op.get("self"), op.get("other")
     op.equal(self, other)
     if self is other:
         return Unit(guard=True)
@@ -270,8 +270,8 @@ def bins(op: Operation) -> Unit:
 
 def draw(op: Operation) -> Unit:
     """Draw random numbers; where tensors say how likely they are, these know a scale."""
-    told = [op[n] for n in ("p", "mean", "std") if isinstance(op[n], Tensor)]
-    by_shape = op.name.endswith("_") or isinstance(op["p"], float)
+    told = [op.get(n) for n in ("p", "mean", "std") if isinstance(op.get(n), Tensor)]
+    by_shape = op.name.endswith("_") or isinstance(op.get("p"), float)
     if op.has("self") and not by_shape:
         told.append(op["self"])
     return op.dimensionless(*told)
@@ -322,7 +322,7 @@ def polar(op: Operation) -> Unit:
 
 def index_add(op: Operation) -> Unit:
     """Write or add a source into part of a tensor."""
-    if op["reduce"] in ("multiply", "prod"):
+    if op.get("reduce") in ("multiply", "prod"):
         return op.dimensionless(*op.tensors())
     for name in ("source", "src", "values", "value"):
         if op.has(name):
@@ -339,7 +339,7 @@ def bent_backward(op: Operation) -> Unit:
 def pinned_backward(op: Operation) -> Unit:
     """Pass a gradient back through a function that knows a scale."""
     names = ("self", "output", "self_or_result")
-    op.dimensionless(*(op[n] for n in names if isinstance(op[n], Tensor)))
+    op.dimensionless(*(op.get(n) for n in names if isinstance(op.get(n), Tensor)))
     return op.unit(op["grad_output"])
 
 
@@ -363,7 +363,7 @@ def nll_loss(op: Operation) -> tuple[Unit, ...]:
 
 def cross_entropy(op: Operation) -> Unit:
     """Compare probabilities or logits of unit 0, times the weights of the loss."""
-    positive = [op["pos_weight"]] if isinstance(op["pos_weight"], Tensor) else []
+    positive = [op.get("pos_weight")] if isinstance(op.get("pos_weight"), Tensor) else []
     op.dimensionless(op["self"], op["target"], *positive)
     return op.unit(op["weight"]) if isinstance(op["weight"], Tensor) else ZERO
 

@@ -9,6 +9,7 @@ inputs that do not vary at all, which is always true of fewer symmetries, and ne
 To teach an operation, add it to the table at the end, and a case to ``tests``.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from fractions import Fraction
@@ -24,6 +25,7 @@ from onsphere.symmetry.exact.operation import (
     Operation,
     Origin,
     Rule,
+    RuleError,
     is_free_number,
 )
 from onsphere.symmetry.exact.overloads import flat_tensors
@@ -37,7 +39,7 @@ from onsphere.symmetry.exact.rules.rearrangements import (
     source_of,
     view,
 )
-from onsphere.symmetry.exact.rules.table import entry_of
+from onsphere.symmetry.exact.rules.taught import TaughtRule, described, entry_of
 from onsphere.symmetry.exact.units.channel_demands import ChannelDemands
 from onsphere.symmetry.exact.units.fields import (
     LARGEST,
@@ -63,6 +65,8 @@ _POSITIONS = {torch.int32, torch.int64}
 def units_of(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Return the units of an operation's results, with what varies along their axes."""
     axis_rule = entry_of(AXIS_RULES, op.name) or collapse
+    if isinstance(rule, TaughtRule) and (rule.axes is not None or axis_rule is collapse):
+        axis_rule = mixes(rule.name, rule.axes)
     try:
         if op.name in _SHOWS and isinstance(op.first, Tensor):
             with op.bearing_shift(op.first):
@@ -98,15 +102,15 @@ def bears_shifts(axis_rule: AxisRule, space_of: Callable[[Operation], int | None
 
 def _space_of_convolution(op: Operation) -> int | None:
     padded = not isinstance(op["padding"], list | tuple) or any(op["padding"])
-    return None if padded or op["transposed"] else op["weight"].ndim - 2
+    return None if padded or op.get("transposed") else op["weight"].ndim - 2
 
 
 def _space_of_pool(count: int) -> Callable[[Operation], int | None]:
     def space_of(op: Operation) -> int | None:
         if not op.short.startswith("avg_pool"):
             return count
-        zeros = op["count_include_pad"] and (any(op["padding"]) or op["ceil_mode"])
-        return None if zeros or op["divisor_override"] else count
+        zeros = op.get("count_include_pad") and (any(op.get("padding")) or op.get("ceil_mode"))
+        return None if zeros or op.get("divisor_override") else count
 
     return space_of
 
@@ -120,6 +124,69 @@ def collapse(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 def entrywise(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Combine entry by entry; inputs broadcast."""
     return rule(op)
+
+
+def mixes(name: str, axes: Mapping[str, Sequence[int]] | None) -> AxisRule:
+    """Return the rule of an operation that mixes entries along some axes of some arguments.
+
+    Along these it needs a common exponent, also where its rule forgets the argument; else it
+    combines entry by entry, and inputs broadcast.
+
+    Args:
+        name: of the operation.
+        axes: by the name of an argument; ``None`` where it may mix all entries.
+    """
+
+    def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
+        mixed: dict[int, set[int]] = {}
+        for argument, places in (axes or {}).items():
+            for tensor in flat_tensors(op[argument]):
+                found = mixed.setdefault(id(tensor), set())
+                found |= {_from_last(name, argument, place, tensor) for place in places}
+        read: set[int] = set()
+
+        def arrange(tensor: Tensor, unit: Unit) -> Unit:
+            read.add(id(tensor))
+            if axes is None:
+                return channels.collapsed(unit)
+            return channels.constant(unit, sorted(mixed.get(id(tensor), ())))
+
+        op.arrange = arrange
+        units = rule(op)
+        for tensor in op.tensors():
+            if id(tensor) not in read:
+                arrange(tensor, op.ledger.read(tensor))
+        results = described(op)
+        each = [units] * len(results) if isinstance(units, Unit) else units
+        for unit, result in zip(each, results, strict=True):
+            _check_shape(name, unit, tuple(result.shape))
+        return units
+
+    return axis_rule
+
+
+def _from_last(name: str, argument: str, place: int, tensor: Tensor) -> int:
+    if not -tensor.ndim <= place < tensor.ndim:
+        raise RuleError(
+            f"the rule of {name} was registered with axes={{{argument!r}: {place}}}, and "
+            f"{argument!r} has {tensor.ndim} axes"
+        )
+    return place % tensor.ndim - tensor.ndim
+
+
+def _check_shape(name: str, unit: Unit, shape: tuple[int, ...]) -> None:
+    """Check that what varies along axes does so along those of a result."""
+    for a in unit.fields.arrays():
+        wide = a.shape[-len(shape) :] if shape else ()
+        lines_up = math.prod(a.shape) == math.prod(wide) and all(
+            n in (1, size) for n, size in zip(reversed(wide), reversed(shape), strict=False)
+        )
+        if not lines_up:
+            raise RuleError(
+                f"the rule of {name} was registered with axes, which is for operations whose "
+                f"results line up with their arguments; a result of shape {shape} does not: "
+                "register it without axes"
+            )
 
 
 def copies(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
@@ -291,13 +358,13 @@ def _contracted(
         inner: number of axes summed over.
         first: name of an argument -> what happens to its unit before.
     """
-    before = {id(op[name]): change for name, change in (first or {}).items()}
+    before = {id(op.get(name)): change for name, change in (first or {}).items()}
     moves: dict[int, Callable[[Array], Array]] = {}
     for name, move in arranged.items():
-        if isinstance(op[name], Tensor):
-            if id(op[name]) in moves:
+        if isinstance(op.get(name), Tensor):
+            if id(op.get(name)) in moves:
                 raise TooLargeError  # one tensor in two places
-            moves[id(op[name])] = move
+            moves[id(op.get(name))] = move
 
     def arrange(tensor: Tensor, unit: Unit) -> Unit:
         if id(tensor) not in moves:
@@ -326,7 +393,7 @@ def matrix_product(left: str, right: str) -> AxisRule:
     """Return the rule of a product of (batches of) matrices."""
 
     def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
-        batch = op[left].ndim - 2
+        batch = op.get(left).ndim - 2
         moves = {
             left: lambda a: np.moveaxis(a, -1, 0)[..., None],
             right: lambda a: np.moveaxis(a, -2, 0)[..., None, :],
@@ -367,7 +434,7 @@ def matrix_vector(left: str, right: str) -> AxisRule:
     """Return the rule of a matrix times a vector, or of two vectors."""
 
     def axis_rule(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
-        ndim = op[left].ndim - 1
+        ndim = op.get(left).ndim - 1
         moves = {
             left: lambda a: np.moveaxis(a, -1, 0),
             right: lambda a: a.reshape(a.shape + (1,) * ndim),
@@ -391,7 +458,7 @@ def outer(left: str, right: str) -> AxisRule:
 
 def linear(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
     """Multiply the last axis of the input with the last of the weight."""
-    ndim = op["input"].ndim
+    ndim = op.get("input").ndim
     moves: dict[str, Callable[[Array], Array]] = {
         "input": lambda a: np.moveaxis(a, -1, 0)[..., None],
         "weight": lambda a: a.T.reshape((a.shape[1],) + (1,) * (ndim - 1) + (a.shape[0],)),
@@ -403,11 +470,11 @@ def linear(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
 def convolution(op: Operation, rule: Rule, channels: ChannelDemands) -> Unit:
     """Sum over the input channels of each group, and over positions."""
     name = "input" if op.has("input") else "self"
-    given: Tensor = op[name]
+    given: Tensor = op.get(name)
     weight: Tensor = op["weight"]
     space = weight.ndim - 2
-    transposed = bool(op["transposed"])
-    groups = int(op["groups"] or 1)
+    transposed = bool(op.get("transposed"))
+    groups = int(op.get("groups") or 1)
     result: Tensor = result_of(op)
     per = given.shape[-space - 1] // groups
     out = result.shape[-space - 1] // groups
@@ -536,7 +603,7 @@ def batch_norm(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
         return _moved(unit, 1, lambda a: a.reshape(a.shape + (1,) * space))
 
     op.arrange = arrange
-    alone = op.ledger.by_sample and op["running_mean"] is None
+    alone = op.ledger.by_sample and op.get("running_mean") is None
     with op.bearing_shift(given, space) if alone else nullcontext() as sides:
         out, *rest = rule(op)  # type: ignore[misc]
     if sides is not None:
@@ -627,7 +694,7 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick along an axis, differently for the others."""
-    source, index = source_of(op), op["index"]
+    source, index = source_of(op), op.get("index")
     axis = axis_of(op) - source.ndim
     same = all(
         a == b for d, (a, b) in enumerate(zip(source.shape, index.shape, strict=True))
@@ -661,8 +728,8 @@ def bags(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 
 def index(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick by tensors of positions or by masks."""
-    source: Tensor = op["self"]
-    indices: list[Tensor | None] = list(op["indices"])
+    source: Tensor = op.get("self")
+    indices: list[Tensor | None] = list(op.get("indices"))
     axes: list[int] = []
     at, wide, position = 0, 0, None
     for k in indices:
@@ -716,8 +783,10 @@ def _overwrites(
 def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Write or add along an axis at positions that data decide."""
     target: Tensor = op["self"]
-    source = next((op[n] for n in ("source", "src", "value") if isinstance(op[n], Tensor)), None)
-    if source is None and is_free_number(op["value"]) and op["reduce"] is None:
+    source = next(
+        (op.get(n) for n in ("source", "src", "value") if isinstance(op.get(n), Tensor)), None
+    )
+    if source is None and is_free_number(op.get("value")) and op.get("reduce") is None:
         return rule(op)  # zeros, wherever data put them
     if source is None or source.ndim != target.ndim or target is source:
         return collapse(op, rule, channels)
@@ -791,9 +860,9 @@ def masks(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
 def chooses(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Choose entry by entry; where a constant mask chooses zeros, every exponent fits."""
     unit = rule(op)
-    if not isinstance(unit, Unit) or unit.free or not unit.fields or op["self"] is None:
+    if not isinstance(unit, Unit) or unit.free or not unit.fields or op.get("self") is None:
         return unit
-    fits = [op.fits_all(op[name]) for name in ("self", "other")]
+    fits = [op.fits_all(op.get(name)) for name in ("self", "other")]
     if fits[0] == fits[1] or op.settled(op["condition"]) is not None:
         return unit
     return _freed(op, unit, op["condition"], fits[0])

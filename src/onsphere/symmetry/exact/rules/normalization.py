@@ -39,8 +39,8 @@ def batch_norm(op: Operation) -> tuple[Unit, ...]:
     unit = op.unit(op["input"])
     eps = op["eps"] if op.has("eps") else op["epsilon"]
     weight, bias = op["weight"], op["bias"]
-    mean, var = op["running_mean"], op["running_var"]
-    training = op["training"] if op.has("training") else op["train"]
+    mean, var = op.get("running_mean"), op.get("running_var")
+    training = op["training"] if op.has("training") else op.get("train")
     if "no_update" in op.name or "no_training" in op.name:
         training = False
     elif "with_update" in op.name:

@@ -3,21 +3,21 @@
 The table at the end is the whole knowledge of dimensional analysis. Most operations follow one of
 ten patterns; the others have a function of their own in
 :mod:`onsphere.symmetry.exact.rules.arithmetic` or
-:mod:`onsphere.symmetry.exact.rules.normalization`. To teach a new operation, add one entry (or call
-:func:`register_rule`) and one test case.
+:mod:`onsphere.symmetry.exact.rules.normalization`. To teach a new operation, add one entry and one
+test case. What is not PyTorch's own is taught by
+:func:`~onsphere.symmetry.exact.rules.taught.register_rule`.
 """
 
-from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 from onsphere.symmetry.exact.operation import Operation, Rule
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules import arithmetic, normalization
+from onsphere.symmetry.exact.rules.taught import TAUGHT, TaughtRule, entry_of
 from onsphere.symmetry.exact.units.linear_forms import ANY, ZERO, Unit
 
 _HALF = Fraction(1, 2)
-T = TypeVar("T")
 
 
 # --- the ten patterns --------------------------------------------------------------------------
@@ -88,42 +88,9 @@ def _numbers(op: Operation) -> list[Any]:
 RULES: dict[str, Rule] = {}
 
 
-def register_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the rule of an operation, given by its qualified name without overload.
-
-    Args:
-        names: for example ``"mylib::my_op"``. An in-place variant (``"aten::relu_"``) shares the
-            rule of the name without the trailing underscore.
-
-    Returns:
-        A decorator for a function from :class:`~onsphere.symmetry.exact.operation.Operation` to a
-        unit (or a tuple of units, one per result).
-
-    Example:
-        >>> @register_rule("mylib::rotate")
-        ... def rotate(op):
-        ...     return op.unit(op["x"])
-    """
-
-    def register(rule: Rule) -> Rule:
-        for name in names:
-            RULES[name if "::" in name else f"aten::{name}"] = rule
-        return rule
-
-    return register
-
-
-def rule_of(name: str) -> Rule | None:
+def rule_of(name: str) -> Rule | TaughtRule | None:
     """Return the rule of an operation, also for its in-place variant, or ``None``."""
-    return entry_of(RULES, name)
-
-
-def entry_of(table: Mapping[str, T], name: str) -> T | None:
-    """Return what a table says of an operation, also of its in-place variant, or ``None``."""
-    found = table.get(name)
-    if found is None and name.endswith("_") and not name.endswith("__"):
-        found = table.get(name.removesuffix("_"))
-    return found
+    return TAUGHT[name] or entry_of(RULES, name)
 
 
 _TABLE: list[tuple[Rule, str]] = [
@@ -283,5 +250,4 @@ _TABLE: list[tuple[Rule, str]] = [
     (normalization.weight_norm, "_weight_norm_interface _weight_norm"),
     (normalization.grid_sample, "grid_sampler_2d grid_sampler_3d grid_sampler"),
 ]  # fmt: skip
-for _rule, _names in _TABLE:
-    register_rule(*_names.split())(_rule)
+RULES |= {f"aten::{name}": rule for rule, names in _TABLE for name in names.split()}

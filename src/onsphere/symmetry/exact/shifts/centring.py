@@ -61,8 +61,8 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     """Forget a constant of each channel, or subtract the running mean."""
     given: Tensor = op["input"]
     space = given.ndim - 2
-    mean, var, weight = op["running_mean"], op["running_var"], op["weight"]
-    training = op["training"] if op.has("training") else op["train"]
+    mean, var, weight = op.get("running_mean"), op.get("running_var"), op["weight"]
+    training = op["training"] if op.has("training") else op.get("train")
     if "no_update" in op.name or "no_training" in op.name:
         training = False
     elif "with_update" in op.name:
@@ -156,11 +156,11 @@ def pools(count: int) -> ShiftRule:
 
     def rule(op: Operation, run: ShiftTracker) -> TensorShift:
         means = "avg_pool" in op.name and op.has("padding")
-        if means and np.any(op["padding"]) and op["count_include_pad"]:
+        if means and np.any(op.get("padding")) and op.get("count_include_pad"):
             return forbids(op, run)
         if op.has("divisor_override") and op["divisor_override"]:
             return forbids(op, run)
-        return run.unknowns.constant(run.read(op["self"]), range(-count, 0))
+        return run.unknowns.constant(run.read(op.get("self")), range(-count, 0))
 
     return rule
 
@@ -171,8 +171,8 @@ def attention(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     run.vanish(op["query"])
     run.centred(key, [-2])
     for name in ("attn_mask", "attn_bias"):
-        if isinstance(op[name], Tensor):
-            run.unknowns.constant(run.read(op[name]), [-1])
+        if isinstance(op.get(name), Tensor):
+            run.unknowns.constant(run.read(op.get(name)), [-1])
     same = key is value or value is op["query"] or key is op["query"]
     if same or op["dropout_p"] or value.shape[:-2] != op["query"].shape[:-2]:
         run.vanish(key, value)

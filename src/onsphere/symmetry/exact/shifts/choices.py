@@ -46,7 +46,7 @@ def index_select(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def index(op: Operation, run: ShiftTracker) -> TensorShift:
     """Pick by tensors of positions: one of them, along one axis."""
-    named = [(d, k) for d, k in enumerate(op["indices"]) if k is not None]
+    named = [(d, k) for d, k in enumerate(op.get("indices")) if k is not None]
     if len(named) != 1 or named[0][1].dtype in (torch.bool, torch.uint8):
         return forbids(op, run)
     (axis, at), source = named[0], op["self"]
@@ -64,7 +64,7 @@ def index(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def gather(op: Operation, run: ShiftTracker) -> TensorShift:
     """Pick along an axis, differently for the others."""
-    source, at = op["self"], op["index"]
+    source, at = op["self"], op.get("index")
     axis = axis_of(op)
     if any(
         a != b for d, (a, b) in enumerate(zip(source.shape, at.shape, strict=True)) if d != axis
@@ -173,9 +173,9 @@ def pads(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def where(op: Operation, run: ShiftTracker) -> TensorShift:
     """Choose: what is added to both must be the same; to an infinity anything may be."""
-    if op["self"] is None:
+    if op.get("self") is None:
         return NO_SHIFT
-    one, other = op["self"], op["other"]
+    one, other = op.get("self"), op.get("other")
     if _is_infinite(run, other):
         return run.read(one)
     if _is_infinite(run, one):

@@ -37,7 +37,7 @@ def negates(op: Operation, run: ShiftTracker) -> TensorShift:
 def adds(op: Operation, run: ShiftTracker) -> TensorShift:
     """Add, or subtract, maybe a multiple."""
     sign = -1 if op.name.startswith(("aten::sub", "aten::rsub")) else 1
-    first, second = (run.read(op[n]) for n in ("self", "other"))
+    first, second = (run.read(op.get(n)) for n in ("self", "other"))
     if op.name.startswith("aten::rsub"):
         first, second = second, first
     return first.plus(second, sign * fraction(op["alpha"] if op.has("alpha") else 1))
@@ -45,7 +45,7 @@ def adds(op: Operation, run: ShiftTracker) -> TensorShift:
 
 def copies(op: Operation, run: ShiftTracker) -> TensorShift:
     """Take the values of another tensor, if they stay what they are."""
-    return run.read(op["src"]) if is_float(result_of(op)) else forbids(op, run)
+    return run.read(op.get("src")) if is_float(result_of(op)) else forbids(op, run)
 
 
 def fills(op: Operation, run: ShiftTracker) -> TensorShift:

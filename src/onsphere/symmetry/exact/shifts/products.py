@@ -56,20 +56,20 @@ def matrix_product(left: str, right: str, spec: tuple[str, str, str]) -> ShiftRu
     """Return the rule of a product that sums over an axis, maybe with something added."""
 
     def rule(op: Operation, run: ShiftTracker) -> TensorShift:
-        found = _product(run, op[left], op[right], spec, result_of(op).shape)
+        found = _product(run, op.get(left), op.get(right), spec, result_of(op).shape)
         if left == "self":
             return found
-        added = run.read(op["self"]).times(fraction(op["beta"]))
-        return added.plus(found, fraction(op["alpha"]))
+        added = run.read(op["self"]).times(fraction(op.get("beta")))
+        return added.plus(found, fraction(op.get("alpha")))
 
     return rule
 
 
 def linear(op: Operation, run: ShiftTracker) -> TensorShift:
     """Multiply the last axis of the input with the last of the weight."""
-    letters = "abcdefgh"[: op["input"].ndim - 1]
+    letters = "abcdefgh"[: op.get("input").ndim - 1]
     spec = (letters + "y", "zy", letters + "z")
-    found = _product(run, op["input"], op["weight"], spec, result_of(op).shape)
+    found = _product(run, op.get("input"), op["weight"], spec, result_of(op).shape)
     return found.plus(run.read(op["bias"]))
 
 
@@ -271,8 +271,8 @@ def convolution(op: Operation, run: ShiftTracker) -> TensorShift:
     weight: Tensor = op["weight"]
     space = weight.ndim - 2
     ndim = result_of(op).ndim
-    transposed = bool(op["transposed"])
-    groups = int(op["groups"] or 1)
+    transposed = bool(op.get("transposed"))
+    groups = int(op.get("groups") or 1)
     found = _moved_filters(op, run, weight, groups, transposed=transposed)
     shift = run.read(given)
     if shift:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.rearrangements import MOVES
-from onsphere.symmetry.exact.rules.table import RULES, empty, entry_of, makes
+from onsphere.symmetry.exact.rules.table import RULES, empty, makes
+from onsphere.symmetry.exact.rules.taught import entry_of
 from onsphere.symmetry.exact.shifts.centring import (
     attention,
     averages,

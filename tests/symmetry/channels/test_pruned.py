@@ -53,3 +53,21 @@ def test_a_buffer_of_that_name_is_no_pruning_mask() -> None:
     torch.manual_seed(0)
     found = symmetry.audit(_Masked(), torch.randn(7, 5)).families
     assert [(f.names, f.count) for f in found] == [(("x_orig", "x_mask"), n) for n in (4, 5)]
+
+
+@pytest.mark.parametrize("norm", [
+    nn.BatchNorm2d(4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(4, 4)
+])  # fmt: skip
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_bias_alone_is_no_signal_for_a_norm(norm: nn.Module, seed: int) -> None:
+    """Pruned filters leave a constant: what rounding makes of it is not divided by a tiny eps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 3, 1))
+        prune.ln_structured(net[0], "weight", 0.5, 2, 0)
+        found = symmetry.audit(net, torch.randn(2, 2, 5, 5))
+    assert found.inert == ["0.bias"]
+    assert [s.names for s in found.spheres] == [("0.weight_orig",)]
+    assert [f.names for f in found.families] == [
+        ("0.weight_orig",), ("1.weight", "1.bias", "3.weight")
+    ]  # fmt: skip

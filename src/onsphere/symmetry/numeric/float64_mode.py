@@ -44,6 +44,13 @@ _PADDED = ("embedding_dense_backward", "embedding_sparse_backward")
 _CONVOLUTIONS = {"convolution": 8, "convolution_backward": 9}
 """And which of their arguments is the number of groups."""
 _IN_ITS_OWN_WAY = frozenset({*_PADDED, *_CONVOLUTIONS, "_grouped_mm"})
+_NORMS = {
+    "native_batch_norm": 1, "_native_batch_norm_legit": 1, "_batch_norm_with_update": 1,
+    "native_group_norm": 1, "native_layer_norm": 2,
+}  # fmt: skip
+"""Norms that give means and deviations too, and which argument behind the first is a bias."""
+_EQUAL = 1e10
+"""How many times its deviation a mean is where all numbers are equal, up to rounding."""
 
 
 class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
@@ -112,7 +119,10 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
             args, kwargs = self._without_eps(func, args, kwargs)
         if name in _IN_ITS_OWN_WAY:
             return _in_its_own_way(name, func, args, kwargs)
-        return _fresh(func(*args, **kwargs))
+        result = _fresh(func(*args, **kwargs))
+        if name in _NORMS and self.native and not self.backward:
+            return _without_noise(name, result, *args)
+        return result
 
     @contextmanager
     def keeping(self, tensors: Iterable[Tensor], all_else: bool = False) -> Iterator[None]:
@@ -185,6 +195,27 @@ class Float64Mode(OperationsMode):  # type: ignore[no-untyped-call]
         if isinstance(value, Tensor):
             return torch.full_like(value, tiny).copysign(value)
         return tiny if value is None or value >= 0 else -tiny
+
+
+def _without_noise(name: str, result: Any, input: Tensor, *args: Any) -> Any:
+    """Let a norm give its bias where all that it divides is equal, up to rounding.
+
+    There rounding is divided by a tiny eps, and would be as large as any signal.
+    """
+    out, mean, inverse, *rest = result
+    equal = mean.abs() * inverse > _EQUAL
+    if not bool(equal.any()):
+        return result
+    bias: Tensor = args[_NORMS[name]]
+    bias = input.new_zeros(()) if bias is None else bias
+    if name != "native_layer_norm":
+        space = (1,) * (input.ndim - 2)
+        channels = equal.reshape(-1 if equal.ndim > 1 else 1, equal.shape[-1])
+        channels = channels.repeat_interleave(input.shape[1] // equal.shape[-1], 1)
+        shown, bias = channels.reshape(*channels.shape, *space), bias.reshape(-1, *space)
+    else:
+        shown = equal
+    return (torch.where(shown, bias, out), mean, inverse.masked_fill(equal, 0.0), *rest)
 
 
 def _in_its_own_way(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

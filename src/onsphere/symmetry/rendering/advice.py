@@ -39,10 +39,8 @@ _WEIGHT = {
 
 
 _MAXIMAL = (
-    "You may still hold the norm of a weight without losing any function, as long as another "
-    "weight in each of its rescaling symmetries stays free: audit.param_groups(model, "
-    "fix='maximal') holds the norms of a largest such set, and audit.fixed_scales(model) says "
-    "which."
+    "audit.param_groups(model, fix='maximal') holds the norms of a largest set of weights, which "
+    "loses no function; audit.fixed_scales(model) says of which."
 )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from onsphere.symmetry import ModelError, audit
+from onsphere.symmetry.exact.shifts import unknowns
 
 
 class Packed(nn.Module):
@@ -112,3 +113,29 @@ def test_a_saved_mean_tells_of_shifts(take: Callable[..., Any], device: str) -> 
     found = audit(_Function(take).to(device), torch.randn(6, 4, device=device))
     assert {"map.weight", "map.bias"}.isdisjoint(found.inert)
     assert not [f for f in found.shift_families if "map.bias" in f.names]
+
+
+class _Wide(nn.Module):
+    """Adds a vector by row and one by column, whose sum has far more entries than both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Parameter(torch.randn(12, 1)), nn.Parameter(torch.randn(5))
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.sin(x + self.rows + self.columns))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_where_too_many_sums_are_demanded_no_term_moves(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limit(count: int) -> None:
+        if count > 40:
+            raise unknowns.TooLargeError
+
+    net, x = _Wide().to(device), torch.randn(6, 12, 5, device=device)
+    assert [f.names for f in audit(net, x).shift_families] == [("rows", "columns")]
+    monkeypatch.setattr(unknowns, "within_limit", limit)
+    assert audit(net, x).shift_families == []

@@ -143,9 +143,12 @@ class Unknowns:
         return twin
 
     def vanish(self, shift: TensorShift) -> None:
-        """Demand that nothing is added to a tensor."""
+        """Demand that nothing is added to a tensor; of too large a sum, that no term moves."""
         for _, part in shift:
-            self._demand(part.fields.terms)  # whatever the map makes of the sum
+            try:
+                self._demand(part.fields.terms)  # whatever the map makes of the sum
+            except TooLargeError:
+                self.zeros += [i for _, i in part.fields.terms]
 
     def constant(self, shift: TensorShift, axes: Sequence[int]) -> TensorShift:
         """Demand that a shift does not vary along some axes, and return it so.
@@ -172,6 +175,7 @@ class Unknowns:
             return fields
         rest = [(c, i) for c, i in fields.terms if not varies(i, axis)]
         shape = list(np.broadcast_shapes(*(i.shape for _, i in here)))
+        within_limit(math.prod(shape))  # a common value without its demand would be free
         ndim = len(shape)
         shape[axis] = 1
         last = [(c, np.moveaxis(padded(i, ndim), axis, -1)) for c, i in here]

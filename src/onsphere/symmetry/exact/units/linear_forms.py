@@ -162,7 +162,7 @@ class Constraints:
     def copy(self) -> "Constraints":
         """Return the same demands, to which others can be added."""
         twin = Constraints(self.count)
-        twin._rows = dict(self._rows)  # rows are replaced, and never changed
+        twin._rows = {k: dict(row) for k, row in self._rows.items()}
         twin._rows_with.update({k: set(rows) for k, rows in self._rows_with.items()})
         return twin
 
@@ -195,20 +195,28 @@ class Constraints:
         pivot = max(rest)
         row = _divided(rest, -rest.pop(pivot))
         for other in self._rows_with.pop(pivot, set()):
-            changed = {k: c for k, c in self._rows[other].items() if k != pivot}
-            _add_multiple(changed, row, self._rows[other][pivot])
-            self._store(other, changed)
+            self._substitute(other, pivot, row)
             self.work += len(row)
-        self._store(pivot, row)
+        self._rows[pivot] = row
+        for k in row:
+            self._rows_with[k].add(pivot)
         return True
 
-    def _store(self, pivot: int, row: "Plain") -> None:
-        before = self._rows.get(pivot, {}).keys()
-        self._rows[pivot] = row
-        for k in before - row.keys():
-            self._rows_with[k].discard(pivot)
-        for k in row.keys() - before:
-            self._rows_with[k].add(pivot)
+    def _substitute(self, other: int, pivot: int, row: "Plain") -> None:
+        """Write a row without a new pivot; it may be far longer than what stands for that."""
+        changed = self._rows[other]
+        factor = changed.pop(pivot)
+        for k, c in row.items():
+            before = changed.get(k, 0)
+            value = before + c * factor
+            if value:
+                changed[k] = value if type(value) is int else plain(value)
+            else:
+                del changed[k]
+            if not before:
+                self._rows_with[k].add(other)
+            elif not value:
+                self._rows_with[k].discard(other)
 
     def rows(self) -> Iterator[tuple[int, Form]]:
         """Yield each unknown that others determine, and how: ``unknown = form``."""

@@ -441,3 +441,20 @@ def test_inputs_that_stayed_as_given_are_named() -> None:
 def test_inputs_that_tell_nothing_are_named(given: Tensor, says: str) -> None:
     with pytest.raises(ModelError, match=says):
         audit(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), given)
+
+
+class _Unread(nn.Module):
+    """A map whose results are rounded without a derivative, and a weight that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.idle = nn.Linear(4, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.floor_divide(self.map(x), 0.1)
+
+
+def test_without_gradients_a_weight_that_nothing_reads_is_not_refuted() -> None:
+    found = audit(_Unread(), torch.randn(6, 4))
+    assert found.kinds["idle"] == "inert"
+    assert [limit.kind for limit in found.limits] == ["gradients"]

@@ -377,3 +377,27 @@ def test_beside_a_variance_of_0_no_part_is_said_to_be_on_a_sphere(others: Any, s
     assert found.parts == []
     if others != 1.0:  # else it looks like a mask, which is not redrawn
         assert len(found.scale_symmetries) == 3
+
+
+class _BelowZero(nn.Module):
+    """A map, and beside it what only numbers below 0 let through."""
+
+    def __init__(self, gain: Tensor, data: bool) -> None:
+        super().__init__()
+        self.map, self.side = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.gain, self.data = nn.Parameter(gain), data
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data:
+            return self.map(x) + (-x).relu() * self.gain
+        return self.map(x) + (-self.gain).relu() * self.side(x)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["weight", "data"])
+def test_zeros_of_weights_and_data_may_have_either_sign(data: bool) -> None:
+    torch.manual_seed(0)
+    gain = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    x = torch.randn(6, 4).relu() if data else torch.randn(6, 4)
+    found = audit(_BelowZero(gain, data), x)
+    assert {"gain", "map.weight"}.isdisjoint(found.inert)
+    assert "gain" not in found.own_spheres()

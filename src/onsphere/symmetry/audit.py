@@ -493,7 +493,7 @@ def _without_gradients(
     say("certifying on numbers")
     inert = [n for n in traced.unread if not traced.data_dependent and n in probe.names]
     claims = [dict(v) for v in traced.basis if not _touches(v, unreached(traced))]
-    told_by_units = claims
+    told_by_units = [v for v in claims if not v.keys() <= {*inert}]
     claims, certificates = _held(claims, certify(probe, claims, drawn.near, None))
     more = extended(probe, claims, [{n: Fraction(1)} for n in read_weights(traced)])[len(claims) :]
     more, held = _held(more, certify(probe, more, drawn.near, None))

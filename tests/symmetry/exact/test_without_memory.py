@@ -139,3 +139,61 @@ def test_where_too_many_sums_are_demanded_no_term_moves(
     assert [f.names for f in audit(net, x).shift_families] == [("rows", "columns")]
     monkeypatch.setattr(unknowns, "within_limit", limit)
     assert audit(net, x).shift_families == []
+
+
+_TURNED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "t": (lambda w: w.t(), lambda w: w.t_()),
+    "transpose": (lambda w: w.transpose(0, 1), lambda w: w.transpose_(0, 1)),
+    "swapaxes": (lambda w: w.swapaxes(0, 1), lambda w: w.swapaxes_(0, 1)),
+    "unsqueeze": (lambda w: w.unsqueeze(1).sum(1), lambda w: w.unsqueeze_(1).sum(1)),
+    "squeeze": (lambda w: w[:, None].clone().squeeze(1), lambda w: w[:, None].clone().squeeze_(1)),
+}
+
+
+@pytest.mark.parametrize("name", _TURNED)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_axes_that_are_turned_in_place_are_those_of_a_view(name: str, device: str) -> None:
+    viewed, turned = (
+        audit(
+            _Function(lambda m, x, turn=turn: m.map(x @ turn(m.u.clone()) + m.v), (4, 4), (4,))
+            .to(device),
+            torch.randn(6, 4, device=device),
+        )
+        for turn in _TURNED[name]
+    )  # fmt: skip
+    assert viewed.families
+    assert viewed.shift_families
+    assert turned.families == viewed.families
+    assert {f.names for f in turned.shift_families} == {f.names for f in viewed.shift_families}
+
+
+def _zeros(x: Tensor, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.long, device=x.device)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        _Function(lambda m, x: x * torch.gather(m.u, 0, _zeros(x, 1))),
+        _Function(lambda m, x: x * m.u.index_copy(0, _zeros(x, 1), m.u * 2)),
+        _Function(lambda m, x: x @ m.u.scatter_add(1, _zeros(x, 2, 3), m.v), (4, 4), (3, 5)),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_positions_that_do_not_line_up_with_what_they_pick_from(
+    net: _Function, device: str
+) -> None:
+    found = audit(deepcopy(net).to(device), torch.randn(6, 4, device=device))
+    assert found.kinds["u"] == "scale-dependent"
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_group_norm_that_is_differentiated_inside(device: str) -> None:
+    def slopes(net: _Function, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            squares = F.group_norm(x, 2, net.u).square().sum()
+            return torch.autograd.grad(squares, x, create_graph=True)[0]
+
+    found = audit(_Function(slopes, (4,), ()).to(device), torch.randn(6, 4, 3, device=device))
+    assert found.kinds["u"] == "scale-dependent"

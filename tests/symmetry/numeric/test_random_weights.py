@@ -15,6 +15,7 @@ def _state() -> dict[str, Tensor]:
         "positive": numbers[0].abs() + 0.5,
         "many positive": numbers.abs() + 0.5,
         "negative": -numbers[1].abs() - 0.5,
+        "zeros of a weight": (numbers[2].abs() - 0.5).clamp_min(0.0),
         "some zeros": (numbers[2].abs() - 0.5).clamp_min(0.0),
         "many zeros": -(numbers.abs() - 0.5).clamp_min(0.0),
         "zeros": torch.zeros(40, dtype=torch.float64),
@@ -30,7 +31,9 @@ def _state() -> dict[str, Tensor]:
 
 def _drawn(**how: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     state = _state()
-    weights = RandomWeights(state, set(state) - {"kept"}, torch.Generator().manual_seed(1))
+    weights = RandomWeights(
+        state, set(state) - {"kept"}, torch.Generator().manual_seed(1), ["some zeros", "many zeros"]
+    )
     return state, weights.draw(**{"noise": 0.4, **how})  # type: ignore[arg-type]
 
 
@@ -39,6 +42,8 @@ def test_one_sign_stays_and_all_else_moves() -> None:
     assert bool((drawn["positive"] > 0).all() and (drawn["many positive"] > 0).all())
     assert bool((drawn["negative"] < 0).all())
     assert bool((drawn["some zeros"] > 0).all() and (drawn["many zeros"] < 0).all())
+    either = drawn["zeros of a weight"][state["zeros of a weight"] == 0]
+    assert bool((either > 0).any() and (either < 0).any())
     assert drawn["kept"] is state["kept"]
     assert torch.equal(drawn["mask"], state["mask"])
     assert torch.equal(drawn["complex"], state["complex"])

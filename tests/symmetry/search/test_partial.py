@@ -125,3 +125,12 @@ def test_weight_decay_is_told_of_a_part_that_is_no_part_of_the_function() -> Non
     assert found.decay_of("both.weight").startswith("a real penalty on a part")
     assert str(found).startswith("Split in training mode: 1 weight with 32 entries, 0 scale symm")
     assert "have no effect, on 1 weight: both.weight" in str(found).replace("\n      ", " ")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_without_entries_have_no_parts() -> None:
+    torch.manual_seed(0)
+    loss = nn.AdaptiveLogSoftmaxWithLoss(8, 20, [5, 10])  # 8 // 16 features for the rarest
+    found = audit(loss, (torch.randn(6, 8), torch.randint(0, 20, (6,))))
+    assert not [p for p in found.parts if p.name.startswith("tail.1")]
+    assert found.kinds["head.weight"] == "scale-dependent"

@@ -34,6 +34,7 @@ from onsphere.symmetry.exact.overloads import (
     flat_tensors,
     is_float,
     overload_of,
+    seen_before,
 )
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
@@ -134,8 +135,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             args = self._with_gates(args)
         writes = written_by(overload, args, kwargs)
         written = set(map(key_of, writes))
-        given = flat(args, kwargs)
-        tensors = [t for t in given if isinstance(t, Tensor)]
+        tensors = [t for t in flat(args, kwargs) if isinstance(t, Tensor)]
         keys = set(map(key_of, tensors))
         self._save(writes)
         if overload.name == "aten::resize_" and outgrows(*args[:2]):
@@ -147,6 +147,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
                 if key_of(tensor) not in self._made and key_of(tensor) not in self._literals:
                     self.ledger.mark(tensor, Origin.KEPT)
                     self._note_place(tensor)
+        seen = seen_before(overload, args)
         result = self._run(overload, ran, kwargs, tensors)
         results = flat_tensors(result)
         if overload.name != _PACK and not self._are_placed(results):
@@ -163,7 +164,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             self.data_dependent = True  # data pick what is computed with, and picked nothing
         self._note(overload, args, tensors, results)
         self.ledger.count(func, args, kwargs)
-        operation = Operation(self.ledger, func, args, kwargs, result)
+        operation = Operation(self.ledger, func, seen, kwargs, result)
         rule = rule_of(overload.name)
         if isinstance(rule, TaughtRule):
             self.ledger.teach(overload.name, operation.tensors())
@@ -183,7 +184,7 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
         self.ledger.follow_squares(operation, results, rearranged=rule in (passes, same))
         self.use.follow(operation, rule is passes)
         if self.shifts is not None:
-            self.shifts.follow(operation, given, written)
+            self.shifts.follow(operation, flat(seen, kwargs), written)
         return result
 
     def _with_gates(self, args: Sequence[Any]) -> tuple[Any, ...]:

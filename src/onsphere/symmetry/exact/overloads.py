@@ -16,6 +16,13 @@ _DATA_DEPENDENT = {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonze
 give a Python value."""
 
 
+_TURNS = frozenset(
+    f"aten::{name}_"
+    for name in ("t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze", "as_strided")
+)
+"""Operations that show the same memory in another way, through the tensor that they are given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Overload:
     """An operation of PyTorch, for arguments of certain types.
@@ -33,6 +40,7 @@ class Overload:
         draws: whether it draws random numbers.
         reads: whether it is one of a few that give values of tensors to Python, or to a shape.
         decides: the same, with all those that PyTorch says do.
+        turns: whether it gives its first argument other axes, and writes nothing.
         func: the operation itself.
     """
 
@@ -48,6 +56,7 @@ class Overload:
     draws: bool
     reads: bool
     decides: bool
+    turns: bool
     func: Any
 
 
@@ -91,8 +100,21 @@ def _described(func: Any) -> Overload:
         draws=torch.Tag.nondeterministic_seeded in tags,
         reads=reads,
         decides=decides,
+        turns=name in _TURNS,
         func=func,  # and so the identity lasts
     )  # fmt: skip
+
+
+def seen_before(overload: Overload, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the arguments of an operation that is about to run, with the axes that they have now.
+
+    Example:
+        >>> x = torch.ones(2, 3)
+        >>> (before,) = seen_before(overload_of(torch.ops.aten.t_.default), [x])
+        >>> x.t_().shape, before.shape
+        (torch.Size([3, 2]), torch.Size([2, 3]))
+    """
+    return (args[0].detach(), *args[1:]) if overload.turns else tuple(args)
 
 
 def short_name(func: Any) -> str:

@@ -174,7 +174,9 @@ class Probe:
         kept |= {n for n, b in buffers.items() if _is_mask(b)}
         self._moving = set(self.own_name.values()) - kept
         self._buffers = {n for n, _ in self.model.named_buffers()}
-        self._random = RandomWeights(self._given.state, self._moving, self.generator)
+        self._random = RandomWeights(
+            self._given.state, self._moving, self.generator, variances=self._buffers
+        )
         self.others = OtherInputs(
             self._given.args, self._given.kwargs, traced.rows, self._runs, self.generator,
             few=self.large,

@@ -26,13 +26,19 @@ class RandomWeights:
         state: the weights by name, in float64.
         moving: names of those that are drawn; the others stay.
         generator: of the random numbers.
+        variances: those that are of one sign where they are not 0, and become so all over, as a
+            running variance. Where what trains, or data, holds a 0, it may have either sign.
     """
 
     def __init__(
-        self, state: Mapping[str, Tensor], moving: Collection[str], generator: torch.Generator
+        self,
+        state: Mapping[str, Tensor],
+        moving: Collection[str],
+        generator: torch.Generator,
+        variances: Collection[str] = (),
     ) -> None:
         self.state, self.generator = state, generator
-        self._moving = {n: _Facts(t) for n, t in state.items() if n in moving}
+        self._moving = {n: _Facts(t, n in variances) for n, t in state.items() if n in moving}
         self._small = _Together.of(
             {n: facts for n, facts in self._moving.items() if facts.t.numel() <= _TOGETHER}
         )
@@ -90,10 +96,11 @@ class _Facts:
 
     Args:
         t: the tensor.
+        one_sided: whether it keeps to one side of 0.
     """
 
-    def __init__(self, t: Tensor) -> None:
-        self.t = t
+    def __init__(self, t: Tensor, one_sided: bool = False) -> None:
+        self.t, self.one_sided = t, one_sided
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
@@ -117,7 +124,9 @@ class _Facts:
 
     @cached_property
     def side(self) -> float:
-        """1 where it holds zeros and positive numbers, as a variance may, -1 for negative ones."""
+        """1 where a variance holds zeros beside positive numbers, -1 beside negative ones; or 0."""
+        if not self.one_sided:
+            return 0.0
         low, high = self._ends
         return float(low == 0 < high) - float(low < 0 == high)
 
@@ -144,7 +153,7 @@ class _Facts:
 def shaken(facts: _Facts, noise: float, generator: torch.Generator, scale: float = 1.0) -> Tensor:
     """Return ``scale * (t * factor + term)`` with a random factor and term per entry.
 
-    Zeros beside numbers of one sign get that sign: no variance becomes negative.
+    No variance becomes negative.
     """
     t = facts.t
     if not facts.finite:

@@ -169,6 +169,8 @@ def null_intervals(radial: Tensor, bound: Tensor) -> tuple[Interval, ...]:
         ((0, 2),)
     """
     n = radial.shape[1]
+    if not n:
+        return ()
     sums, limits = (torch.cat([t.new_zeros(len(t), 1), t.cumsum(1)], 1) for t in (radial, bound))
     floor = 1e-3 * RADIAL_TOLERANCE * bound.amax(1)
     starts, stops = _ends(n)

@@ -13,7 +13,7 @@ from torch import Tensor
 from onsphere._torch.memory import key_of
 from onsphere._torch.operations import OperationsMode
 from onsphere.symmetry.exact.operation import Operation, UnitTracker, written_by
-from onsphere.symmetry.exact.overloads import flat, overload_of
+from onsphere.symmetry.exact.overloads import flat, overload_of, seen_before
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker
 from onsphere.symmetry.exact.shifts.unknowns import Block, Image, Weight
 from onsphere.symmetry.exact.units.fields import Fields
@@ -194,10 +194,12 @@ class _Following(OperationsMode):  # type: ignore[no-untyped-call]
         self._ledger = UnitTracker(Constraints(0))  # of units, which nobody asks for here
 
     def operate(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        overload = overload_of(func)
+        seen = seen_before(overload, args)
         result = func(*args, **kwargs)
-        op = Operation(self._ledger, func, args, kwargs, result)
-        written = set(map(key_of, written_by(overload_of(func), args, kwargs)))
-        self.tracker.follow(op, flat(args, kwargs), written)
+        op = Operation(self._ledger, func, seen, kwargs, result)
+        written = set(map(key_of, written_by(overload, args, kwargs)))
+        self.tracker.follow(op, flat(seen, kwargs), written)
         return result
 
 

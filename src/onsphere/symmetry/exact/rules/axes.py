@@ -692,15 +692,17 @@ def index_select(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     return rule(op)
 
 
+def _same_beside(axis: int, one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors have axes, as many, and the same sizes along all but one."""
+    sizes = enumerate(zip(one.shape, other.shape, strict=False), -one.ndim)
+    return 0 < one.ndim == other.ndim and all(a == b for d, (a, b) in sizes if d != axis)
+
+
 def gather(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     """Pick along an axis, differently for the others."""
     source, index = source_of(op), op.get("index")
     axis = axis_of(op) - source.ndim
-    same = all(
-        a == b for d, (a, b) in enumerate(zip(source.shape, index.shape, strict=True))
-        if d - source.ndim != axis
-    )  # fmt: skip
-    if not same:
+    if not _same_beside(axis, source, index):
         return collapse(op, rule, channels)
     known = _known(op, index)
     if known is not None and known.size and known.size <= LARGEST:
@@ -788,9 +790,10 @@ def written_at(op: Operation, rule: Rule, channels: ChannelDemands) -> Any:
     )
     if source is None and is_free_number(op.get("value")) and op.get("reduce") is None:
         return rule(op)  # zeros, wherever data put them
-    if source is None or source.ndim != target.ndim or target is source:
-        return collapse(op, rule, channels)
     axis = axis_of(op)
+    aligned = source is not None and _same_beside(axis - target.ndim, target, source)
+    if source is None or not aligned or target is source:
+        return collapse(op, rule, channels)
     known = _known(op, op["index"])
     if known is not None and known.ndim == 1 and op.name.rstrip("_") == "aten::index_copy":
         return _overwrites(op, channels, source, axis, known)

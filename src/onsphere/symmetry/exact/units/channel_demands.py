@@ -574,15 +574,19 @@ def _first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:
 
 
 def _alike(slices: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first row of each kind, and the kind of each row.
+    """Return the first row of each kind, and the kind of each row; kinds as they come.
 
-    Rows are told apart by a hash, and then compared.
+    Rows are told apart by a hash, and then compared. In the order of hashes kinds would be numbered
+    anew in every layer, and layers that are alike would not look so.
     """
     hashes = slices.astype(np.uint64) @ _factors(slices.shape[1])
     _, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
     if len(first) < len(slices) and not (slices == slices[first[kind]]).all():
         _, first, kind = np.unique(slices, axis=0, return_index=True, return_inverse=True)
-    return first, kind.reshape(-1)
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return first[order], place[kind.reshape(-1)]
 
 
 @lru_cache(8)
@@ -596,7 +600,7 @@ def _without_repeats(whole: Index, axis: int) -> Index:
         return whole
     slices = np.moveaxis(whole, axis, 0)
     first, _ = _alike(slices.reshape(len(slices), -1))
-    return whole if len(first) == len(slices) else whole.take(np.sort(first), axis)
+    return whole if len(first) == len(slices) else whole.take(first, axis)
 
 
 def _spanning(terms: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:

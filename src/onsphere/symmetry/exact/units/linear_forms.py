@@ -353,12 +353,17 @@ def sparse_basis(
         for k in v:
             having[k].add(i)
     unsettled = set(range(len(vectors)))  # the others, and all beside them, are as they were before
-    while unsettled:
+    compared = 0
+    while unsettled and compared <= _MOST_COMPARED:
         for i in range(len(vectors)):
             if i not in unsettled:
                 continue
             unsettled.discard(i)
-            better = _shortened(i, vectors, having, counted)
+            neighbours = set().union(*(having[k] for k in vectors[i])) - {i}
+            compared += len(neighbours)
+            if compared > _MOST_COMPARED:
+                break
+            better = _shortened(i, vectors, sorted(neighbours), counted)
             if better is not None:
                 beside = vectors[i].keys() | better.keys()
                 for k in vectors[i]:
@@ -370,6 +375,8 @@ def sparse_basis(
     return [{k: Fraction(c) for k, c in sorted(v.items())} for v in vectors]
 
 
+_MOST_COMPARED = 200_000
+"""After how many comparisons of two vectors a basis stays as it is: as good, and not as short."""
 _Whole = dict[int, int]
 """A form with whole coefficients and no common divisor: faster than fractions by far."""
 _Cost = tuple[bool, int, int, int]
@@ -377,13 +384,12 @@ _Cost = tuple[bool, int, int, int]
 
 
 def _shortened(
-    i: int, vectors: list[_Whole], having: Mapping[int, set[int]], counted: int | None
+    i: int, vectors: list[_Whole], neighbours: Iterable[int], counted: int | None
 ) -> _Whole | None:
     here = vectors[i]
     best, best_cost = None, _cost(here, counted)
     sums = _Sums(here, counted)
-    neighbours = set().union(*(having[k] for k in here)) - {i}
-    for j in sorted(neighbours):
+    for j in neighbours:
         there = vectors[j]
         if _stays_longer(here, there, best_cost, counted):
             continue

@@ -198,6 +198,10 @@ class TestConfigs:
         assert all(p.is_meta for p in target.model.parameters())
         assert type(load_target("hf:bert").model).__name__ == "BertForMaskedLM"
 
+    def test_no_weight_has_memory_where_a_model_gives_one_values(self):
+        target = load_target("hf:wav2vec2")
+        assert all(p.is_meta for p in target.model.parameters())
+
     @pytest.mark.parametrize(
         ("text", "says"),
         [

@@ -132,6 +132,7 @@ def _built(
                 torch.manual_seed(0)
                 model = architecture._from_config(config)
         else:
+            model = model.to("meta")  # some make a parameter with values all the same
             note = "built at its full size on the meta device"
             config._experts_implementation = "batched_mm"  # which tokens an expert gets is unknown
     except TargetError:

@@ -237,10 +237,8 @@ def _percent(share: float) -> str:
 
 def _cell(record: Record, key: str) -> str:
     count, heading = _count(record, key), COLUMNS[key][0]
-    unseen = key == "inert" and not record["certified"]
-    shown = "–" if unseen else str(count)
-    css = "atlas-number" if count and not unseen else "atlas-number atlas-zero"
-    return f'<span class="{css}">{shown}<small> {heading}</small></span>'
+    css = "atlas-number" if count else "atlas-number atlas-zero"
+    return f'<span class="{css}">{count}<small> {heading}</small></span>'
 
 
 def _details(record: Record) -> Iterator[str]:
@@ -289,7 +287,7 @@ def _certificate(record: Record) -> Iterator[str]:
             )
     else:
         yield "Exact, by the operations that the model runs; not certified on numbers."
-        yield "Recorded before inert weights and shifts were looked for without memory."
+        yield "Of weights without effect and shifts those that the operations show are listed."
     if record.get("uncertified"):
         yield f"With certificates: {escape(record['uncertified'])}."
     yield from (escape(limit) for limit in record["limits"])

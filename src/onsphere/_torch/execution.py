@@ -1,6 +1,5 @@
 """Run a model as it is written, with other tensors in the place of its own, and say where."""
 
-import inspect
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
-from onsphere._torch.signatures import misfit, misspelt, on_dictionary
+from onsphere._torch.signatures import misfit, misspelt, named_inputs, on_dictionary
 from onsphere._torch.substitution import kept, substituted
 from onsphere.errors import OnsphereError
 
@@ -166,13 +165,12 @@ def _refuse_nested(inputs: Any) -> None:
 
 def _takes(model: nn.Module, names: Mapping[str, Any]) -> bool:
     """Return whether ``forward`` takes each of these names, or any name at all."""
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
+    told = named_inputs(model)
+    if told is None:
         return False
-    some = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    some, takes_any = told
     unknown = [str(n) for n in names if n not in some]
-    if not unknown or any(p.kind is p.VAR_KEYWORD for p in parameters):
+    if not unknown or takes_any:
         return True
     if len(unknown) < len(names):
         raise ModelError(

@@ -34,16 +34,25 @@ def misfit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return None
 
 
+def named_inputs(model: nn.Module) -> tuple[list[str], bool] | None:
+    """Return the inputs that ``forward`` takes by name, and whether it takes any other name too.
+
+    ``None`` where that cannot be told.
+    """
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
 def misspelt(model: nn.Module, kwargs: Mapping[str, Any]) -> str:
     """Say which keyword inputs ``forward`` takes into ``**kwargs`` that are nearly another's name.
 
     Where a model raises, that may be why.
     """
-    try:
-        parameters = inspect.signature(model.forward).parameters.values()
-    except (TypeError, ValueError):
-        return ""
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named, _ = named_inputs(model) or ([], False)
     for name in kwargs.keys() - {*named}:
         close = get_close_matches(str(name), [n for n in named if n not in kwargs], n=1, cutoff=0.8)
         if close:

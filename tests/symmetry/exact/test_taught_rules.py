@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 import onsphere as osp
 from onsphere.symmetry import Kind, RuleError, register_rule
@@ -37,7 +37,7 @@ def _rms_above(x: Tensor, g: Tensor, least: float, eps: float) -> Tensor:
 
 def _defined(name: str, function: Callable[..., Tensor]) -> None:
     """Make an operation of a function, with a derivative written by hand."""
-    op = torch.library.custom_op(f"taught::{name}", function, mutates_args=())
+    op = library.custom_op(f"taught::{name}", function, mutates_args=())
     op.register_fake(function)
 
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -307,15 +307,15 @@ def test_axes_are_refused_where_results_do_not_line_up() -> None:
 
 # --- operations that write ------------------------------------------------------------------------
 
-torch.library.define("taught::into", "(Tensor(a!) out, Tensor x) -> ()")
+library.define("taught::into", "(Tensor(a!) out, Tensor x) -> ()")
 
 
-@torch.library.impl("taught::into", "CPU")
+@library.impl("taught::into", "CPU")
 def _into(out: Tensor, x: Tensor) -> None:
     out.copy_(x * 2)
 
 
-torch.library.register_fake("taught::into", lambda out, x: None)
+library.register_fake("taught::into", lambda out, x: None)
 
 
 class Writes(nn.Module):

@@ -34,18 +34,22 @@ def group_norm(op: Operation) -> tuple[Unit, ...]:
     return (_affine(op, op["weight"], op["bias"]), unit, unit * -1)
 
 
+def measures_batch(op: Operation) -> bool:
+    """Return whether a batch norm measures its batch, and does not read running statistics."""
+    if op.get("running_mean") is None or "with_update" in op.name:
+        return True
+    if "no_update" in op.name or "no_training" in op.name:
+        return False
+    return bool(op["training"] if op.has("training") else op.get("train"))
+
+
 def batch_norm(op: Operation) -> tuple[Unit, ...]:
     """With batch statistics forget the unit; with running ones, they must move along."""
     unit = op.unit(op["input"])
     eps = op["eps"] if op.has("eps") else op["epsilon"]
     weight, bias = op["weight"], op["bias"]
     mean, var = op.get("running_mean"), op.get("running_var")
-    training = op["training"] if op.has("training") else op.get("train")
-    if "no_update" in op.name or "no_training" in op.name:
-        training = False
-    elif "with_update" in op.name:
-        training = True
-    if training or mean is None:
+    if measures_batch(op):
         op.note_eps(eps, unit)
         op.follow(mean, unit)
         op.follow(var, unit * 2)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from onsphere.symmetry.exact.operation import Operation
 from onsphere.symmetry.exact.overloads import flat_tensors
+from onsphere.symmetry.exact.rules.normalization import measures_batch
 from onsphere.symmetry.exact.shifts.patterns import forbids
 from onsphere.symmetry.exact.shifts.products import joined_names
 from onsphere.symmetry.exact.shifts.tensor_shift import (
@@ -62,16 +63,11 @@ def batch_norm(op: Operation, run: ShiftTracker) -> Sequence[TensorShift]:
     given: Tensor = op["input"]
     space = given.ndim - 2
     mean, var, weight = op.get("running_mean"), op.get("running_var"), op["weight"]
-    training = op["training"] if op.has("training") else op.get("train")
-    if "no_update" in op.name or "no_training" in op.name:
-        training = False
-    elif "with_update" in op.name:
-        training = True
     run.vanish(weight)
     bias, below = (
         run.read(t).moved(1, lambda a: a.reshape((-1, *([1] * space)))) for t in (op["bias"], mean)
     )
-    if training or mean is None:
+    if measures_batch(op):
         run.centred(given, [-given.ndim, *range(-space, 0)])
         saved = run.read(given).moved(given.ndim, lambda a: a.reshape(a.shape[1]))
         return _normalized(op, bias, saved)

@@ -53,7 +53,7 @@ def misspelt(model: nn.Module, kwargs: Mapping[str, Any]) -> str:
     Where a model raises, that may be why.
     """
     named, _ = named_inputs(model) or ([], False)
-    for name in kwargs.keys() - {*named}:
+    for name in (n for n in kwargs if n not in named):
         close = get_close_matches(str(name), [n for n in named if n not in kwargs], n=1, cutoff=0.8)
         if close:
             return f"; {name!r} is no input that forward names: did you mean {close[0]!r}?"

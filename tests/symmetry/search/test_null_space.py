@@ -1,9 +1,15 @@
 """The search for further symmetries: beside buffers that a model writes, in front of roundings."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import onsphere as osp
+from onsphere.symmetry.numeric.radial_derivatives import RadialRows, radial_rows
+from onsphere.symmetry.search import null_space
 from symmetry.mixed import mixed_case
 from symmetry.oracle import given_to_audit
 
@@ -47,3 +53,36 @@ def test_what_a_rounding_hides_at_some_weights_is_no_sphere() -> None:
     found = osp.audit(net, inputs, seed=24)
     assert {"body.pieces.1.q.weight": 1, "body.pieces.1.k.weight": -1} in found.scale_symmetries
     assert not [v for v in found.scale_symmetries if len(v) == 1]
+
+
+class OfUnitDeterminant(nn.Module):
+    """A large weight on a sphere, and a small one that only numbers show to be on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(128, 128, bias=False), nn.LayerNorm(128)
+        self.second, self.third = nn.Linear(128, 4), nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.third.weight
+        weight = weight * torch.exp(-torch.linalg.slogdet(weight).logabsdet / 4)
+        return self.second(self.norm(self.first(x)).tanh()).tanh() @ weight
+
+
+def test_large_weights_on_spheres_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def noted(*args: Any, names: Sequence[str], **kwargs: Any) -> RadialRows:
+        measured.append(tuple(names))
+        return radial_rows(*args, names=names, **kwargs)
+
+    monkeypatch.setattr(null_space, "radial_rows", noted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        found = osp.audit(OfUnitDeterminant(), torch.randn(3, 128))
+    assert {"first.weight": 1} in found.scale_symmetries
+    assert {"third.weight": 1} in found.scale_symmetries
+    assert found.complete
+    assert set(measured) == {
+        ("norm.weight", "norm.bias", "second.weight", "second.bias", "third.weight")
+    }

@@ -406,6 +406,7 @@ class Probe:
         count: int,
         see: Callable[[int, str, Tensor], None],
         *,
+        names: Sequence[str] | None = None,
         real_eps: bool = False,
     ) -> list[float]:
         """Show the gradient of every weight, for ``count`` random combinations of the outputs.
@@ -416,20 +417,23 @@ class Probe:
             point: where.
             count: how many.
             see: is shown the number of the combination, the name of the weight and its gradient.
+            names: weights whose gradients are shown; all without.
             real_eps: leave eps as it is.
 
         Returns:
             Norm of all outputs together, once per combination.
         """
+        names = self.names if names is None else names
         if not self.huge:
             norms = []
-            for number, gradients in enumerate(self.gradients(point, count, real_eps=real_eps)):
+            passes = self.gradients(point, count, names=names, real_eps=real_eps)
+            for number, gradients in enumerate(passes):
                 for name, g in gradients.by_name.items():
                     see(number, name, g)
                 norms.append(gradients.output)
             return norms
         norms = []
-        for backward in self._backward_passes(point, count, self.names, real_eps):
+        for backward in self._backward_passes(point, count, names, real_eps):
 
             def shown(leaf: Tensor, name: str, number: int = len(norms)) -> None:
                 with no_dispatch():

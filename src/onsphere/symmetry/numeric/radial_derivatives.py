@@ -159,9 +159,25 @@ def gather(
     return RadialDerivatives(tuple(probe.names), rows, seconds)
 
 
-def radial_rows(probe: Probe, point: Point, count: int, *, real_eps: bool = False) -> RadialRows:
-    """Measure radial derivatives of whole weights at a point for ``count`` random cotangents."""
-    place = {name: i for i, name in enumerate(probe.names)}
+def radial_rows(
+    probe: Probe,
+    point: Point,
+    count: int,
+    *,
+    names: Sequence[str] | None = None,
+    real_eps: bool = False,
+) -> RadialRows:
+    """Measure radial derivatives of whole weights at a point for ``count`` random cotangents.
+
+    Args:
+        probe: the model.
+        point: where to measure.
+        count: how many random combinations of the outputs.
+        names: weights that are measured; all without.
+        real_eps: leave eps as it is.
+    """
+    names = probe.names if names is None else names
+    place = {name: i for i, name in enumerate(names)}
     values = torch.zeros(count, len(place), dtype=torch.float64)
     bounds = torch.zeros_like(values)
 
@@ -170,10 +186,10 @@ def radial_rows(probe: Probe, point: Point, count: int, *, real_eps: bool = Fals
         values[k, place[name]] = _inner(p, g)
         bounds[k, place[name]] = float(p.norm() * g.norm())
 
-    outputs = probe.watch(point, count, note, real_eps=real_eps)
+    outputs = probe.watch(point, count, note, names=names, real_eps=real_eps)
     rows = len(outputs)
     return RadialRows(
-        tuple(probe.names), values[:rows], bounds[:rows],
+        tuple(names), values[:rows], bounds[:rows],
         torch.tensor(outputs, dtype=torch.float64),
     )  # fmt: skip
 

@@ -33,6 +33,8 @@ _SPARE_ROWS = 4
 _LEAST_POINTS = 3
 _ROUNDS = 3
 """How often as many rows are measured again where they leave directions that are no symmetry."""
+_LARGE = 2**14
+"""From how many entries on a weight that is known to live on a sphere is not measured again."""
 _IDLE_POINTS = 12
 """After how many points in a row that tell nothing the search is given up."""
 
@@ -71,14 +73,16 @@ def completed(
         search_seconds: how long the search may take.
     """
     # Gradients say nothing of a symmetry along which a buffer moves that the model writes.
-    seen = [v for v in claims if probe.traced.moving.isdisjoint(v)]
-    count = len(probe.names) - len(seen) + _SPARE_ROWS
+    tangent = [v for v in claims if probe.traced.moving.isdisjoint(v)]
+    names = _measured_names(probe, tangent)
+    seen = [v for v in tangent if not v.keys().isdisjoint(names)]
+    count = len(names) - len(seen) + _SPARE_ROWS
     if seconds * count > search_seconds:
         return Completed(list(claims), complete=False)
     end, found = time.thread_time() + 2 * search_seconds, None
     rows: list[RadialRows] = []
     for _ in range(_ROUNDS):
-        more, enough = _measured(probe, seen, count, draw, len(rows), end)
+        more, enough = _measured(probe, names, seen, count, draw, len(rows), end)
         if not more or not enough:
             hidden = more is None
             return Completed(list(claims), enough and not hidden, hidden)
@@ -96,8 +100,17 @@ def completed(
     return Completed(basis, complete=not unclear, hidden=unclear)
 
 
+def _measured_names(probe: Probe, claims: Sequence[Exponents]) -> list[str]:
+    """Return the weights to measure: the large ones that are spheres alone tell nothing new."""
+    alone = {next(iter(v)) for v in claims if len(v) == 1}
+    state = probe.given().state
+    large = {n for n in alone if n in probe.own_name and state[probe.own_name[n]].numel() >= _LARGE}
+    return [n for n in probe.names if n not in large]
+
+
 def _measured(
     probe: Probe,
+    names: Sequence[str],
     claims: Sequence[dict[str, Fraction]],
     count: int,
     draw: Callable[[int], Point],
@@ -116,7 +129,7 @@ def _measured(
         point = draw(first + len(rows))
         size = sum(t.numel() for t in probe.baseline(point))
         share = math.ceil(count / _LEAST_POINTS)
-        part = radial_rows(probe, point, min(max(size, 1), count - total, share))
+        part = radial_rows(probe, point, min(max(size, 1), count - total, share), names=names)
         if not len(part.values):
             return [], True
         rows.append(_telling(part, claims))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -39,9 +40,9 @@ class Attention(nn.Module):
 
 
 @torch.no_grad()
-def change(model, audit, x):
+def change(model, audit, *inputs):
     """How much a copy that is moved along every claim differs, relative to the output."""
-    out, other = model(x), rescaled(model, audit)(x)
+    out, other = model(*inputs), rescaled(model, audit)(*inputs)
     return float((out - other).norm() / out.norm())
 
 
@@ -70,6 +71,55 @@ def test_one_key_is_no_reason_to_call_queries_inert(length):
     assert len(audit.rescalings) == 2
     for other in (4, 12, 31):
         assert change(model, audit, torch.randn(3, 2, other).double()) < 1e-12
+
+
+class Contrasted(nn.Module):
+    """Each image is to be told from the others of its batch; of one there is nothing to tell."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Conv2d(1, 3, 2, 2), nn.Linear(3, 4)
+        self.q, self.k, self.v = (nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, x):
+        t = self.embed(x).flatten(2).mT
+        found = ((self.q(t) @ self.k(t).mT).softmax(-1) @ self.v(t)).mean(1)
+        z = F.normalize(self.out(found), dim=1, eps=1e-60)
+        return F.cross_entropy(z @ z.T / 0.1, torch.arange(len(x)))
+
+
+def test_one_image_of_few_patches_hides_neither_the_batch_nor_the_patches():
+    torch.manual_seed(0)
+    model = Contrasted().double()
+    audit = osp.audit(model, torch.randn(1, 1, 4, 4).double())
+    assert audit.inert == ["k.bias"]
+    assert change(model, audit, torch.randn(5, 1, 8, 8).double()) < 1e-12
+
+
+class OfWords(nn.Module):
+    """Attention over words, beside what is known; a row of padding alone gives no numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(9, 3, padding_idx=0)
+        self.q, self.k, self.v = (nn.Linear(3, 3, bias=False) for _ in range(3))
+
+    def forward(self, ids, known):
+        t, real = self.words(ids), ids != 0
+        scores = (self.q(t) @ self.k(t).mT).masked_fill(~real[:, None], -torch.inf)
+        found = scores.softmax(-1) @ self.v(t)
+        pooled = (found * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+        return torch.cat([pooled, known], 1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_one_word_is_no_reason_to_call_queries_inert(seed):
+    torch.manual_seed(0)
+    model = OfWords().double()
+    audit = osp.audit(model, (torch.tensor([[7]]), torch.randn(1, 4).double()), seed=seed)
+    assert audit.inert == []
+    assert audit.spheres == []
+    assert change(model, audit, torch.randint(1, 9, (5, 6)), torch.randn(5, 4).double()) < 1e-12
 
 
 def test_nothing_is_claimed_of_weights_that_no_input_reaches():

@@ -74,7 +74,15 @@ def test_masks_hide_some_entries_and_never_a_whole_row(dtype: torch.dtype) -> No
 
 def test_places_where_pieces_begin_stay() -> None:
     given = torch.tensor([0, 3, 7])
-    assert all(torch.equal(d[:3], given) for d in _draws(_others(given)))
+    assert all(torch.equal(d.unique(), given) for d in _draws(_others(given)))
+
+
+def test_places_where_pieces_begin_rise_in_other_lengths_too() -> None:
+    """Those of bags that did not rise would have wrong gradients."""
+    given = torch.tensor([0, 2, 3, 3, 5, 8])
+    drawn = _draws(_others(given))
+    assert {len(d) for d in drawn} > {len(given)}
+    assert all(bool((d.diff() >= 0).all()) for d in drawn)
 
 
 def test_lengths_change_where_the_model_takes_others() -> None:

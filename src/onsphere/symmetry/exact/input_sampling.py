@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ _TRIES = 12
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
 _LONG = 16
-"""From which length on less than half as many entries are tried first, whatever the axis."""
+"""From which length on less than half as many entries are tried first; of few, one may be left."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -84,7 +84,7 @@ class InputUse:
         self.rows: dict[int, int] = {}
         self._leaf_of: dict[int, int] = {}
         for i, t in enumerate(tree_leaves(inputs)):
-            if isinstance(t, Tensor) and t.layout is torch.strided and not is_float(t):
+            if _is_plain(t) and not is_float(t):
                 self._leaf_of[key_of(t)] = i
 
     def follow(self, op: Operation, rearranges: bool) -> None:
@@ -182,7 +182,7 @@ class OtherInputs:
             if axis == 0:
                 largest = min(_MANY, _MOST_ENTRIES * size // max(entries, 1))
                 for count in (largest, largest // 4, 2 * size):
-                    tried = [self._resized(t, 0, size, count) for t in leaves]
+                    tried = [self._resized(i, t, 0, size, count) for i, t in enumerate(leaves)]
                     if count > size and self._takes_some(tried):
                         return tried
         return leaves
@@ -238,7 +238,7 @@ class OtherInputs:
         grown = self._lengths(leaves)
         drawn = []
         for i, t in enumerate(leaves):
-            if isinstance(t, Tensor) and t.layout is torch.strided and t.numel():
+            if _is_plain(t) and t.numel():
                 # Numbers of 0 and 1 may be a mask or data.
                 if not _is_mask(t) and not (_is_binary(t) and self._tosses()):
                     t = move(t)
@@ -315,8 +315,7 @@ class OtherInputs:
         """Leave alone what the model never runs on when it is redrawn."""
         whole = [
             i for i, t in enumerate(self._given)
-            if isinstance(t, Tensor) and t.layout is torch.strided
-            and _is_mask(t)
+            if _is_plain(t) and _is_mask(t)
         ]  # fmt: skip
         self._fixed = {i for i in whole if i not in self.rows and _are_places(self._given[i])}
         free = [i for i in whole if i not in self._fixed]
@@ -333,9 +332,20 @@ class OtherInputs:
         return all(self._takes(self._redrawn(self._given, _same)) for _ in range(_DRAWS))
 
     def _takes_some(self, leaves: Sequence[Any]) -> bool:
-        """Return whether the model runs on inputs of these shapes, on some draw at least."""
-        tries = _TRIES if self._picky else 1
-        return any(self._takes(self._redrawn(leaves, _same)) for _ in range(tries))
+        """Return whether the model runs on inputs of these shapes, on some draw at least.
+
+        Draws on which it gives no numbers (a row of padding alone) are made anew.
+        """
+        drawn_anew = any(_is_mask(t) for t in leaves if _is_plain(t))
+        for attempt in range(_TRIES if drawn_anew else 1):
+            try:
+                if self.runs(*self._packed(self._redrawn(leaves, _same))):
+                    self._picky |= attempt > 0
+                    return True
+            except ModelError:
+                if not self._picky:
+                    return False
+        return False
 
     def _other_shapes(self) -> list[Any] | None:
         """Return the inputs with other lengths along every axis where the model takes them."""
@@ -343,7 +353,7 @@ class OtherInputs:
         found = []
         for axis, size in self._axes(leaves):
             for other in [2, 3] if self.few and (axis, size) == (0, 1) else _sizes(size, axis):
-                tried = [self._resized(t, axis, size, other) for t in leaves]
+                tried = [self._resized(i, t, axis, size, other) for i, t in enumerate(leaves)]
                 if all(a is b for a, b in zip(tried, leaves, strict=True)):
                     break  # an earlier axis of the same length took it along
                 if self._takes_some(tried):
@@ -355,24 +365,26 @@ class OtherInputs:
 
     def _axes(self, leaves: Sequence[Any]) -> list[tuple[int, int]]:
         """Return axes and their lengths: the batch, the length, and what else there is."""
-        tensors = [t for t in leaves if isinstance(t, Tensor) and t.layout is torch.strided]
+        tensors = [t for t in leaves if _is_plain(t)]
         pairs = chain.from_iterable(enumerate(t.shape) for t in tensors)
         return [(a, n) for a, n in dict.fromkeys(pairs) if n]
 
-    def _resized(self, t: Any, axis: int, size: int, other: int) -> Any:
-        """Return a tensor with another length of an axis, made of what was there."""
-        if not isinstance(t, Tensor) or t.layout is not torch.strided:
+    def _resized(self, i: int, t: Any, axis: int, size: int, other: int) -> Any:
+        """Return the i-th input with another length of an axis, made of what was there."""
+        if not _is_plain(t):
             return t
         # A square mask over the length has it along several axes.
-        first = axis - 1 if axis and t.ndim == 2 and _is_mask(t) else axis
+        square = t.ndim == 2 and _is_mask(t) and i not in self.rows
+        first = axis - 1 if axis and square else axis
         along = [a for a in range(first, t.ndim) if t.shape[a] == size] if axis else [0]
         if axis >= t.ndim or t.shape[axis] != size:
             return t
+        ordered = _are_places(t)
         for a in along:
             more = torch.randint(0, size, (max(other - size, 0),), generator=self.generator)
             index = torch.cat([torch.arange(min(size, other)), more])
             t = t.index_select(a, index.to(t.device))
-        return t
+        return t.sort().values if ordered else t
 
     def _takes(self, leaves: Sequence[Any]) -> bool:
         try:
@@ -399,7 +411,7 @@ def _sizes(size: int, axis: int) -> list[int]:
     above = half + half % 2 + 1
     if axis == 0:
         first = [above] if size >= _MANY // 2 else []
-    elif axis > 1 or size >= _LONG:
+    elif size >= _LONG:
         first = [half - 1 + half % 2, half, twice + 1, twice, above]
     else:
         first = [twice + 1, twice, half]
@@ -423,6 +435,10 @@ def _are_places(t: Tensor) -> bool:
 
 def _listed(flags: Sequence[Any]) -> str:
     return ", ".join(map(str, flags[:3])) + (", ..." if len(flags) > 3 else "")
+
+
+def _is_plain(t: Any) -> TypeGuard[Tensor]:
+    return isinstance(t, Tensor) and t.layout is torch.strided
 
 
 def _is_mask(t: Tensor) -> bool:

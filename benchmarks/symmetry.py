@@ -13,20 +13,23 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.atlas.timm_networks import LARGER, NETWORKS
 from benchmarks.families import FAMILIES, Family
 from onsphere._torch.execution import OutputPicker, float_outputs
-from onsphere.models.checkpoint import load, read
+from onsphere.models.checkpoint import load as load_weights
+from onsphere.models.checkpoint import read
+from onsphere.models.load import load
 from onsphere.symmetry import Audit, CanonicalizeError, FixedScales, audit, canonicalize
 from onsphere.symmetry.exact.trace import trace
 from onsphere.symmetry.numeric.certificate import is_well_conditioned, relative_change
@@ -53,13 +56,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000, help="how many random networks")
     parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="families to measure")
+    parser.add_argument("--timm", action="store_true", help="a network of each module of timm")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     start = time.monotonic()
     {
         "families": lambda: families(chosen.only),
         "canonical": lambda: canonical(chosen.only),
-        "fixed": lambda: fixed(chosen.only),
+        "fixed": lambda: (fixed_of_timm if chosen.timm else fixed)(chosen.only),
         "gpt2": lambda: gpt2(chosen.checkpoint),
         **dict.fromkeys(RANDOM, lambda: judged(chosen.what, chosen.first, chosen.count)),
     }[chosen.what]()
@@ -104,12 +108,10 @@ def fixed_on(family: Family, train: bool) -> str:
     probe = Probe(model, (), kwargs, trace(model, (), kwargs, output=family.output),
                   output=family.output)  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    factors = {n: 2.0 ** float(torch.randn((), generator=generator)) for n in chosen.held}
+    octaves = random_norms(found, chosen, generator)
     changes, finely = [], []
-    drawn = (probe.redrawn(0.4, 1.0, turn) for turn in range(9))
-    random = islice((point for point in drawn if is_well_conditioned(probe, point)), 2)
-    for point in (probe.given(), *random):
-        moved = probe.rescaled(point, octaves_of(found, factors), base=2.0)
+    for point in points(probe):
+        moved = probe.rescaled(point, octaves, base=2.0)
         changes.append(relative_change(probe.baseline(point), probe.outputs(moved)))
         moved = with_vectors(probe, point, finer, generator)
         finely.append(relative_change(probe.baseline(point), probe.outputs(moved)))
@@ -118,6 +120,58 @@ def fixed_on(family: Family, train: bool) -> str:
             f"| {max(changes):.0e} | {seconds:.2f} "
             f"| {finer.removed + finer.left} | {finer.removed} | {len(finer.held)} | {finer.left} "
             f"| {max(finely):.0e} | {longer:.2f} |")  # fmt: skip
+
+
+def fixed_of_timm(only: Sequence[str] | None) -> None:
+    """Do the same with whole weights of timm's networks, in training mode where norms are held.
+
+    What to hold is chosen without memory, and tried with it.
+    """
+    print("| network | parameters | scale symmetries | held | left | change |\n|" + "---|" * 6)
+    full = total = 0
+    for name in only or (*NETWORKS, *LARGER):
+        total += 1
+        try:
+            target = load(f"timm:{name}", size="full", train=True)
+            found = audit(target.model, target.args, target.kwargs, output=target.output)
+            chosen = found.fixed_scales(target.model)
+            change = change_by_norms(name, found, chosen)
+        except Exception as error:
+            print(f"| {name} | failed: {type(error).__name__}: {error} |", flush=True)
+            continue
+        full += not chosen.left and change <= 1e-12
+        print(f"| {name} | {len(found.parameters)} | {chosen.removed + chosen.left} "
+              f"| {len(chosen.held)} | {chosen.left} | {change:.0e} |", flush=True)  # fmt: skip
+    print(f"\n{full} of {total} with full rank and a change of at most 1e-12")
+
+
+def change_by_norms(name: str, found: Audit, chosen: FixedScales) -> float:
+    """Move all norms that are held by random factors, and return how far the output changes."""
+    target = load(f"timm:{name}", size="real", train=True)
+    traced = trace(target.model, target.args, target.kwargs, output=target.output)
+    probe = Probe(target.model, target.args, target.kwargs, traced, output=target.output)
+    octaves = random_norms(found, chosen, torch.Generator().manual_seed(0))
+    return max(
+        relative_change(
+            probe.baseline(point), probe.outputs(probe.rescaled(point, octaves, base=2.0))
+        )
+        for point in points(probe)
+    )
+
+
+def random_norms(
+    found: Audit, chosen: FixedScales, generator: torch.Generator
+) -> Mapping[str, float]:
+    """Return by how many octaves all weights move where the norms that are held do at random."""
+    factors = {n: 2.0 ** float(torch.randn((), generator=generator)) for n in chosen.held}
+    return octaves_of(found, factors)
+
+
+def points(probe: Probe) -> Iterator[Point]:
+    """Yield the model's own weights, and two random ones."""
+    drawn = (probe.redrawn(0.4, 1.0, turn) for turn in range(9))
+    random = islice((point for point in drawn if is_well_conditioned(probe, point)), 2)
+    return chain((probe.given(),), random)
 
 
 def with_vectors(
@@ -327,7 +381,7 @@ def gpt2(checkpoint: str | None) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
     if checkpoint:
-        load(model, read(checkpoint))
+        load_weights(model, read(checkpoint))
     tokens = torch.randint(0, 50257, (1, 16))
     print(audit(model, tokens, {"use_cache": False}, output=lambda r: r.logits))
 

@@ -99,3 +99,24 @@ def test_what_nothing_reads_is_inert(meta: bool) -> None:
     assert not found.families
     assert not found.spheres
     assert not found.shift_families
+
+
+class Keys(nn.Module):
+    """Attention whose keys are kept in a part of a tensor beside the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 6, bias=False) for _ in range(3))
+        self.keys = torch.zeros(8, 8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        self.keys = self.keys.detach().to(x)
+        self.keys[:batch, :length] = self.k(x)
+        return (self.q(x) @ self.keys[:batch, :length].mT).softmax(-1) @ self.v(x)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_channels_say_of_whole_weights_is_claimed_of_them(device: str) -> None:
+    found = audit(Keys().to(device), torch.randn(2, 4, 6, device=device))
+    assert found.scale_symmetries == [{"q.weight": 1, "k.weight": -1}]

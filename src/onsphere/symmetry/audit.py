@@ -40,9 +40,10 @@ from onsphere.symmetry.claims import (
     Slices,
 )
 from onsphere.symmetry.embeddings import embeddings_and_heads
+from onsphere.symmetry.exact.input_sampling import of_one
 from onsphere.symmetry.exact.shifts.unknowns import Unknowns
 from onsphere.symmetry.exact.trace import Call, Trace, Tracing, trace
-from onsphere.symmetry.exact.units.linear_forms import in_span, sparse_basis
+from onsphere.symmetry.exact.units.linear_forms import further, in_span, sparse_basis
 from onsphere.symmetry.limits import (
     on_another_model,
     on_doubtful,
@@ -249,12 +250,17 @@ def _without_memory(
         channels = followed(inert)
     found = _reached(families_of(channels), traced)
     claims = [dict(v) for v in traced.basis]
+    if more := further(claims, _wholes(found, shapes)):
+        claims = _sparse([*claims, *more], traced)
     return traced, _Findings(
         claims, inert=inert, divisions=divisions(claims, found, shapes),
         families=found, shift_families=shifts,
         parts=list(_known(shifts, inert).values()),
         limits=[*on_reads(traced, True), *on_large(channels.left_out)],
-        conditions=on_unread_entries(traced),
+        conditions=[
+            *on_unread_entries(traced),
+            *of_one((args, kwargs), (), ", and no other is tried without memory"),
+        ],
     )  # fmt: skip
 
 
@@ -287,6 +293,29 @@ def _investigated(
     conditions += on_unreached(unreached(probe.traced) | found.unreached)
     conditions += on_unread_entries(probe.traced)
     return probe.traced, replace(found, conditions=conditions), others
+
+
+def _wholes(
+    families: Sequence[Family], shapes: Mapping[str, Sequence[int]]
+) -> list[dict[str, Fraction]]:
+    """Return how whole weights scale along families, all channels alike.
+
+    What is written into a part of a tensor and read from there is followed by channel only.
+    Families that move estimates along are left out: those have a unit of their own.
+    """
+    told = (f for f in families if not f.followers and set(f.names) <= shapes.keys())
+    found = [f.of_wholes(shapes) for f in told]
+    return [v for v in found if v]
+
+
+def _of_wholes(
+    probe: Probe, claims: Sequence[Exponents], families: Sequence[Family]
+) -> list[dict[str, Fraction]]:
+    """Return what families say of whole weights beyond what is claimed of them."""
+    state = probe.given().state
+    shapes = {n: tuple(state[own].shape) for n, own in probe.own_name.items()}
+    known = [dict(v) for v in claims]
+    return extended(probe, known, _wholes(families, shapes))[len(known) :]
 
 
 def _counted(
@@ -413,14 +442,20 @@ def _with_gradients(
     claims, certificates = _held(claims, certify(probe, claims, drawn.near, evidence))
     say("searching the numbers for further symmetries")
     more, search = _further(probe, claims, certificates, evidence, unsaid, search_seconds)
-    more = [v for v in more if not _touches(v, unsaid)]
-    if more:
+
+    def joined(more: Sequence[dict[str, Fraction]]) -> tuple[list[dict[str, Fraction]], Any]:
+        more = [v for v in more if not _touches(v, unsaid)]
+        if not more:
+            return claims, certificates
         everything = [v for v in _sparse([*claims, *more], traced) if not v.keys() <= silent]
-        claims, certificates = _held(everything, certify(probe, everything, drawn.near, evidence))
+        return _held(everything, certify(probe, everything, drawn.near, evidence))
+
+    claims, certificates = joined(more)
     say("looking at rows, columns and channels")
     if channels is None or inert:
         channels = _channels(probe, runs, inert)
     families, broken = _families(probe, drawn, channels, unreached(traced) | silent, say)
+    claims, certificates = joined(_of_wholes(probe, claims, families))
     stage = "looking for finer spheres and shifts"
     say(stage)
     told = _told(certificates, evidence)
@@ -502,6 +537,9 @@ def _without_gradients(
     shifting = _unknown_shifts(probe)
     channels = _channels(probe, runs, inert, shifting)
     families, broken = _families(probe, drawn, channels, unreached(traced), say)
+    wholes = _of_wholes(probe, claims, families)
+    more, held = _held(wholes, certify(probe, wholes, drawn.near, None))
+    claims, certificates = [*claims, *more], [*certificates, *held]
     say("looking for finer spheres and shifts")
     far = Points(chain(drawn.near, drawn.further))
     told = _told(certificates, None)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from onsphere.geometry import VectorAxes
 
+_LARGEST_DENOMINATOR = 1000
+"""Of exponents that sums of floating-point numbers give."""
+
 
 class Kind(StrEnum):
     """What is free about the scale of one weight, as long as what does not train stays.
@@ -193,6 +196,30 @@ class Family:
             moved = s.spread(amounts, shapes[s.name])
             found[s.name] = found[s.name] + moved if s.name in found else moved
         return found
+
+    def of_wholes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Fraction] | None:
+        """Return how whole weights scale where all channels scale by the same factor.
+
+        Args:
+            shapes: of the weights and buffers.
+
+        Returns:
+            Exponents by name; ``None`` where some weight would scale in part.
+
+        Example:
+            >>> rows = Slices("w", Fraction(2), (0,), torch.tensor([[0], [1]]))
+            >>> Family((rows,), 2).of_wholes({"w": (2, 3)})
+            {'w': Fraction(2, 1)}
+            >>> Family((rows,), 2).of_wholes({"w": (3, 3)})
+        """
+        found = {}
+        for name, moved in self.log_factors(torch.ones(self.count).double(), shapes).items():
+            first = moved.reshape(-1)[0] if moved.numel() else moved.new_zeros(())
+            if not bool((moved == first).all()):
+                return None
+            if first:
+                found[name] = Fraction(float(first)).limit_denominator(_LARGEST_DENOMINATOR)
+        return found or None
 
 
 @dataclass(frozen=True, eq=False)

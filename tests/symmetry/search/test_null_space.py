@@ -86,3 +86,26 @@ def test_large_weights_on_spheres_are_not_measured_again(monkeypatch: pytest.Mon
     assert set(measured) == {
         ("norm.weight", "norm.bias", "second.weight", "second.bias", "third.weight")
     }
+
+
+class Differences(nn.Module):
+    """Of equal tokens that follow each other the difference is 0, and divided by its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.map = nn.Embedding(9, 6), nn.Linear(6, 6)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y = self.map(self.words(ids))
+        size = y.pow(2).mean(-1, keepdim=True).sqrt()
+        y = nn.functional.layer_norm(size.log() + y / size, (6,), eps=1e-60)
+        return nn.functional.rms_norm(y[:, 1:] - y[:, :-1], (6,), eps=1e-60)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradients_that_rounding_hides_do_not_deny_what_holds(seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        found = osp.audit(Differences(), torch.tensor([[0, 1, 2, 3, 1]]), seed=seed)
+    alone = {"map.weight": 1, "map.bias": 1}
+    assert alone in found.scale_symmetries

@@ -16,9 +16,8 @@ What the model does not run on is not used.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, TypeGuard
 
 import torch
@@ -33,23 +32,22 @@ from torch.utils._pytree import (
 from onsphere._torch.execution import ModelError
 from onsphere._torch.memory import key_of
 from onsphere.symmetry.exact.operation import Operation, Origin
+from onsphere.symmetry.exact.other_lengths import MANY, Way, are_places, axes, resized, sizes, ways
 from onsphere.symmetry.exact.overloads import is_float
 
 Runs = Callable[[tuple[Any, ...], Mapping[str, Any]], bool]
 """Whether a model takes some inputs."""
 
-_MANY = 64
-"""How large a large batch is."""
 _MOST_ENTRIES = 2**16
 """How many numbers a large batch holds at most, if it is more than twice the one given."""
 _DRAWS = 3
 """On how many redrawn whole numbers the model must run to be trusted to run on any."""
 _TRIES = 12
 """How often they are drawn anew where it does not run on all of them (a row of padding alone)."""
+_ELSE = 3
+"""How many lengths are tried of axes that may be meant instead of those of the same number."""
 _FEW = 3
 """Among how many rows are drawn that shall meet."""
-_LONG = 16
-"""From which length on less than half as many entries are tried first; of few, one may be left."""
 _HIDDEN = 0.25
 """Share of a mask that is hidden."""
 
@@ -148,6 +146,7 @@ class OtherInputs:
     _fixed: set[int] = field(default_factory=set)
     _picky: bool = False
     _shapes: list[list[Any]] = field(default_factory=list)
+    _changed: list[tuple[Way, int, int]] = field(default_factory=list)
     _many: list[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -178,11 +177,11 @@ class OtherInputs:
     def _large_batch(self) -> list[Any]:
         leaves = self._shapes[0]
         entries = sum(t.numel() for t in leaves if isinstance(t, Tensor))
-        for axis, _, size in self.resized:
-            if axis == 0:
-                largest = min(_MANY, _MOST_ENTRIES * size // max(entries, 1))
+        for way, _, size in self._changed:
+            if all(axis == 0 for _, axis in way):
+                largest = min(MANY, _MOST_ENTRIES * size // max(entries, 1))
                 for count in (largest, largest // 4, 2 * size):
-                    tried = [self._resized(i, t, 0, size, count) for i, t in enumerate(leaves)]
+                    tried = self._resized(leaves, way, size, count)
                     if count > size and self._takes_some(tried):
                         return tried
         return leaves
@@ -207,11 +206,8 @@ class OtherInputs:
                 f"Tried on inputs of other lengths too, made of those given ({changed}); what is "
                 "claimed holds there as well."
             )
-        if (0, 1) in self._axes(self._given) and not any(a == 0 for a, _, _ in self.resized):
-            said.append(
-                "The inputs are a batch of one, and the model took no other: what holds for a "
-                "batch of one only is not told from the rest."
-            )
+        others = {axis for axis, _, _ in self.resized}
+        said += of_one(self._given, others, ", and the model took no other")
         if self._fixed:
             named = self._names()
             fixed = _listed([named[i] for i in sorted(self._fixed)])
@@ -303,13 +299,22 @@ class OtherInputs:
         return torch.where(kept, t, fresh.to(t))
 
     def _mask(self, t: Tensor) -> Tensor:
-        """Turn some entries over; of each row one entry stays as it is, the first in a table."""
+        """Turn some entries over; of each row one entry stays as it is.
+
+        That is mostly the first, as of sequences that are padded at their end, or another of the
+        same value. A row is a whole axis: the last one that has several entries. A single flag
+        turns over or not.
+        """
         if t.numel() < 2:
-            return t
+            return torch.where(torch.tensor(self._tosses(), device=t.device), _turned(t), t)
         turned = torch.rand(t.shape, generator=self.generator) < _HIDDEN
-        first = int(torch.randint(t.numel(), (), generator=self.generator)) if t.ndim == 1 else 0
-        turned[..., first] = False
-        return torch.where(turned.to(t.device), 1 - t.to(torch.int64), t.to(torch.int64)).to(t)
+        row = max(a for a, n in enumerate(t.shape) if n > 1)
+        same = (t == t.narrow(row, 0, 1)).cpu() if t.ndim > 1 else 1.0
+        likely = torch.rand(t.shape, generator=self.generator) * same
+        if t.ndim > 1 and self._tosses():
+            likely.narrow(row, 0, 1).fill_(2)
+        turned.scatter_(row, likely.argmax(row, keepdim=True), False)
+        return torch.where(turned.to(t.device), _turned(t), t)
 
     def _find_fixed(self) -> None:
         """Leave alone what the model never runs on when it is redrawn."""
@@ -317,7 +322,7 @@ class OtherInputs:
             i for i, t in enumerate(self._given)
             if _is_plain(t) and _is_mask(t)
         ]  # fmt: skip
-        self._fixed = {i for i in whole if i not in self.rows and _are_places(self._given[i])}
+        self._fixed = {i for i in whole if i not in self.rows and are_places(self._given[i])}
         free = [i for i in whole if i not in self._fixed]
         if not free or self._takes_redrawn():
             return
@@ -350,41 +355,37 @@ class OtherInputs:
     def _other_shapes(self) -> list[Any] | None:
         """Return the inputs with other lengths along every axis where the model takes them."""
         leaves: list[Any] = list(self._given)
-        found = []
-        for axis, size in self._axes(leaves):
-            for other in [2, 3] if self.few and (axis, size) == (0, 1) else _sizes(size, axis):
-                tried = [self._resized(i, t, axis, size, other) for i, t in enumerate(leaves)]
-                if all(a is b for a, b in zip(tried, leaves, strict=True)):
-                    break  # an earlier axis of the same length took it along
+        for axis, size in axes(_plain(leaves)):
+            grown = self._with_other_length(leaves, axis, size)
+            if grown is not None:
+                leaves, (way, other) = grown
+                self._changed.append((way, size, other))
+                self.resized = (*self.resized, (axis, size, other))
+        return leaves if self._changed else None
+
+    def _with_other_length(
+        self, leaves: Sequence[Any], axis: int, size: int
+    ) -> tuple[list[Any], tuple[Way, int]] | None:
+        """Return the inputs with another length of an axis, where the model takes one."""
+        tensors = _plain(leaves)
+        pairs = [
+            i for i, t in tensors.items() if t.ndim == 2 and _is_mask(t) and i not in self.rows
+        ]
+        lengths = [2, 3] if self.few and (axis, size) == (0, 1) else sizes(size, axis)
+        for attempt, way in enumerate(ways(tensors, axis, size, pairs)):
+            for other in lengths[: (1 if self.few else _ELSE) if attempt else None]:
+                tried = self._resized(leaves, way, size, other)
                 if self._takes_some(tried):
-                    leaves = tried
-                    found.append((axis, size, other))
-                    break
-        self.resized = tuple(found)
-        return leaves if found else None
+                    return tried, (way, other)
+        return None
 
-    def _axes(self, leaves: Sequence[Any]) -> list[tuple[int, int]]:
-        """Return axes and their lengths: the batch, the length, and what else there is."""
-        tensors = [t for t in leaves if _is_plain(t)]
-        pairs = chain.from_iterable(enumerate(t.shape) for t in tensors)
-        return [(a, n) for a, n in dict.fromkeys(pairs) if n]
-
-    def _resized(self, i: int, t: Any, axis: int, size: int, other: int) -> Any:
-        """Return the i-th input with another length of an axis, made of what was there."""
-        if not _is_plain(t):
-            return t
-        # A square mask over the length has it along several axes.
-        square = t.ndim == 2 and _is_mask(t) and i not in self.rows
-        first = axis - 1 if axis and square else axis
-        along = [a for a in range(first, t.ndim) if t.shape[a] == size] if axis else [0]
-        if axis >= t.ndim or t.shape[axis] != size:
-            return t
-        ordered = _are_places(t)
-        for a in along:
-            more = torch.randint(0, size, (max(other - size, 0),), generator=self.generator)
-            index = torch.cat([torch.arange(min(size, other)), more])
-            t = t.index_select(a, index.to(t.device))
-        return t.sort().values if ordered else t
+    def _resized(self, leaves: Sequence[Any], way: Way, size: int, other: int) -> list[Any]:
+        """Return the inputs with another length of the axes of some of them."""
+        along = {i: [a for j, a in way if j == i] for i, _ in way}
+        return [
+            resized(t, along[i], size, other, self.generator) if i in along else t
+            for i, t in enumerate(leaves)
+        ]
 
     def _takes(self, leaves: Sequence[Any]) -> bool:
         try:
@@ -397,28 +398,6 @@ class OtherInputs:
         return args, kwargs
 
 
-def _sizes(size: int, axis: int) -> list[int]:
-    """Return other lengths to try; three for a single one.
-
-    Along the batch one more comes first, and of a large batch about half. A length changes by so
-    much that every stride moves on: to twice as many, or, of many and of pixels, to less than half,
-    which costs less; where that is too few, one patch was given, and twice as many make two. It is
-    odd where the model takes that, so that what patches or windows do not divide is padded.
-    """
-    if size == 1:
-        return [3]
-    half, twice = size // 2, 2 * size
-    above = half + half % 2 + 1
-    if axis == 0:
-        first = [above] if size >= _MANY // 2 else []
-    elif size >= _LONG:
-        first = [half - 1 + half % 2, half, twice + 1, twice, above]
-    else:
-        first = [twice + 1, twice, half]
-    sizes = [*first, size + 1, size - 1, half]
-    return list(dict.fromkeys(n for n in sizes if 1 < n != size))
-
-
 def _place(path: Sequence[Any]) -> str:
     """Say where an input stands: ``mask``, or ``args[1]`` of a positional one."""
     (among, first, *inside) = path
@@ -426,15 +405,13 @@ def _place(path: Sequence[Any]) -> str:
     return start + "".join(map(str, inside))
 
 
-def _are_places(t: Tensor) -> bool:
-    """Return whether whole numbers say where pieces begin: in one row, rising from 0."""
-    if t.ndim != 1 or t.numel() < 2 or t.dtype == torch.bool or t.is_meta:
-        return False
-    return bool((t[0] == 0) & (t.diff() >= 0).all() & (t[-1] > 0))
-
-
 def _listed(flags: Sequence[Any]) -> str:
     return ", ".join(map(str, flags[:3])) + (", ..." if len(flags) > 3 else "")
+
+
+def _plain(leaves: Sequence[Any]) -> dict[int, Tensor]:
+    """Return the tensors among inputs by their numbers."""
+    return {i: t for i, t in enumerate(leaves) if _is_plain(t)}
 
 
 def _is_plain(t: Any) -> TypeGuard[Tensor]:
@@ -443,6 +420,36 @@ def _is_plain(t: Any) -> TypeGuard[Tensor]:
 
 def _is_mask(t: Tensor) -> bool:
     return not is_float(t) or _is_infinite_mask(t)
+
+
+def of_one(inputs: Any, others: Collection[int], why: str) -> list[str]:
+    """Say of inputs that are a batch of one, or hold one token or step, what that hides.
+
+    Args:
+        inputs: any nesting of containers.
+        others: axes along which other lengths were tried.
+        why: why none was along the rest.
+    """
+    tensors = [t for t in tree_leaves(inputs) if _is_plain(t)]
+    said = []
+    if any(t.shape[:1] == (1,) for t in tensors) and 0 not in others:
+        said.append(
+            f"The inputs are a batch of one{why}: what holds for a batch of one only is not told "
+            "from the rest."
+        )
+    numbers = [t for t in tensors if not is_float(t) and t.dtype != torch.bool]
+    tokens = [t for t in tensors if t.ndim == 3] + [t for t in numbers if t.ndim == 2]
+    if any(t.shape[1] == 1 for t in tokens) and 1 not in others:
+        said.append(
+            f"An input has one entry along axis 1{why}: what holds for one only is not told from "
+            "the rest."
+        )
+    return said
+
+
+def _turned(t: Tensor) -> Tensor:
+    """Return a mask with all entries turned over."""
+    return (1 - t.to(torch.int64)).to(t)
 
 
 def _is_infinite_mask(t: Tensor) -> bool:

@@ -94,10 +94,12 @@ class Gradients:
     Args:
         by_name: gradient of every weight the output depends on.
         output: Euclidean norm of all outputs together.
+        combines: of all outputs, which have gradients and are part of the combination.
     """
 
     by_name: Mapping[str, Tensor]
     output: float
+    combines: Sequence[bool]
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ class _Backward:
         combined: a random combination of the outputs.
         output: Euclidean norm of all outputs together.
         mode: the one in which it runs.
+        combines: of all outputs, which have gradients and are part of the combination.
     """
 
     leaves: Mapping[str, Tensor]
     combined: Tensor
     output: float
     mode: Float64Mode
+    combines: Sequence[bool]
 
 
 class NoGradients(Exception):
@@ -286,7 +290,7 @@ class Probe:
         The same along the first axis: enough to see the effect, and cheap for large tables.
         """
         state = {
-            n: times(t, self._normal_like(t[:1]).mul_(amount).add_(1))
+            n: times(t, _normal_like(t[:1], self.generator).mul_(amount).add_(1))
             if n in self._moving and t.ndim
             else t
             for n, t in point.state.items()
@@ -322,7 +326,7 @@ class Probe:
             if outputs:
                 with mode:
                     torch.autograd.grad(
-                        self._combined(outputs), list(leaves.values()), allow_unused=True
+                        self.combined(outputs), list(leaves.values()), allow_unused=True
                     )
         return found
 
@@ -380,6 +384,7 @@ class Probe:
         *,
         names: Sequence[str] | None = None,
         real_eps: bool = False,
+        generator: torch.Generator | None = None,
     ) -> Iterator[Gradients]:
         """Yield the gradients of ``count`` random combinations of the outputs.
 
@@ -388,9 +393,10 @@ class Probe:
             count: how many.
             names: weights whose gradients are wanted; all without.
             real_eps: leave eps as it is.
+            generator: of the combinations, where they are wanted again.
         """
         names = self.names if names is None else names
-        for backward in self._backward_passes(point, count, names, real_eps):
+        for backward in self._backward_passes(point, count, names, real_eps, generator):
             leaves = list(backward.leaves.values())
             with _differentiable(), backward.mode:
                 found = torch.autograd.grad(
@@ -398,7 +404,7 @@ class Probe:
                 )
             pairs = zip(backward.leaves, found, strict=True)
             by_name = {n: _dense(g) for n, g in pairs if g is not None}
-            yield Gradients(by_name, backward.output)
+            yield Gradients(by_name, backward.output, backward.combines)
 
     def watch(
         self,
@@ -454,20 +460,27 @@ class Probe:
         return norms
 
     def _backward_passes(
-        self, point: Point, count: int, names: Sequence[str], real_eps: bool
+        self,
+        point: Point,
+        count: int,
+        names: Sequence[str],
+        real_eps: bool,
+        generator: torch.Generator | None = None,
     ) -> Iterator["_Backward"]:
         """Run the model once, and yield what several backward passes start from."""
         state, leaves = self._leaves(point, names)
         mode = self._mode(real_eps)
         with plain_execution(), torch.enable_grad(), _differentiable():
             outputs = self._run(point, state, real_eps, mode)
+            combines = [t.requires_grad for t in outputs]
             outputs = [t for t in outputs if t.requires_grad]
             if not outputs:
                 return
             norm = float(sum(t.detach().abs().square().sum() for t in outputs)) ** 0.5
             mode.backward = True
             for _ in range(count):
-                yield _Backward(leaves, self._combined(outputs), norm, mode)
+                combined = self.combined(outputs, generator)
+                yield _Backward(leaves, combined, norm, mode, combines)
 
     def _runs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Return whether the model takes other inputs, and gives numbers as it does on its own."""
@@ -525,17 +538,21 @@ class Probe:
         found = [_dense(t) for t in float_outputs(result, self.output)]
         return [*found, *(numbers(result, self.output) if self.traced.taken else ())]
 
-    def _combined(self, outputs: Sequence[Tensor]) -> Tensor:
+    def combined(
+        self, outputs: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Tensor:
         """Return a random combination of all outputs, as one number.
 
         Autograd takes cotangents as well, and imports sympy to look at them.
         """
+        generator = generator or self.generator
         real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in outputs]
-        found = [torch.dot(t.reshape(-1), self._normal_like(t).reshape(-1)) for t in real]
+        found = [torch.dot(t.reshape(-1), _normal_like(t, generator).reshape(-1)) for t in real]
         return sum((t.to(found[0]) for t in found[1:]), found[0])
 
-    def _normal_like(self, t: Tensor) -> Tensor:
-        return torch.randn(t.shape, dtype=t.dtype, generator=self.generator).to(t.device)
+
+def _normal_like(t: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(t.shape, dtype=t.dtype, generator=generator).to(t.device)
 
 
 def _float64(t: Any) -> Any:

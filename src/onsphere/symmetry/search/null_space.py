@@ -19,11 +19,8 @@ from torch import Tensor
 from onsphere.symmetry.exact.units.linear_forms import Constraints, in_span, sparse_basis
 from onsphere.symmetry.numeric.certificate import RADIAL_TOLERANCE, Exponents, withstands
 from onsphere.symmetry.numeric.probe import Point, Probe
-from onsphere.symmetry.numeric.radial_derivatives import (
-    RadialRows,
-    join,
-    radial_rows,
-)
+from onsphere.symmetry.numeric.radial_derivatives import RadialRows, join, radial_rows
+from onsphere.symmetry.numeric.slopes import slope_differs
 
 SEARCH_SECONDS = 2.0
 """How long the search may take by default; a larger model's symmetries are those of its units."""
@@ -31,6 +28,9 @@ SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 _SPARE_ROWS = 4
 _LEAST_POINTS = 3
+_DENIED_POINTS = 10
+"""After how many points the gradients are taken as they are, where they are not those of the
+function at any: as of a model that detaches a scale."""
 _ROUNDS = 3
 """How often as many rows are measured again where they leave directions that are no symmetry."""
 _LARGE = 2**14
@@ -124,17 +124,27 @@ def _measured(
         where there is nothing to tell.
     """
     rows: list[RadialRows] = []
-    total, idle, hidden = 0, 0, False
+    denied: list[RadialRows] = []  # where differences do not bear out the gradients
+    total, idle, hidden, everywhere = 0, 0, False, False
     while total < count:
-        point = draw(first + len(rows))
+        point = draw(first + len(rows) + len(denied))
         size = sum(t.numel() for t in probe.baseline(point))
         share = math.ceil(count / _LEAST_POINTS)
         part = radial_rows(probe, point, min(max(size, 1), count - total, share), names=names)
         if not len(part.values):
             return [], True
-        rows.append(_telling(part, claims))
+        part = _telling(part, claims)
         hidden |= bool(part.bounds.any())
-        seen = len(rows[-1].values)
+        seen = len(part.values)
+        if seen and not everywhere and slope_differs(probe, point, names):
+            denied.append(part)
+            seen = 0
+            everywhere = len(denied) == _DENIED_POINTS and not total
+            if everywhere:
+                rows, denied = denied, []
+                seen = sum(len(r.values) for r in rows)
+        else:
+            rows.append(part)
         total += seen
         idle = 0 if seen else idle + 1
         if idle == _IDLE_POINTS:

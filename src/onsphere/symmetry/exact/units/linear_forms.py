@@ -305,6 +305,28 @@ def in_span(
     return [not seen.reduced(vector) for vector in vectors]
 
 
+def further(
+    known: Iterable[Mapping[str, Fraction]], vectors: Iterable[Mapping[str, Fraction]]
+) -> list[dict[str, Fraction]]:
+    """Return the vectors that are no rational combinations of known ones and of those before them.
+
+    Example:
+        >>> one = Fraction(1)
+        >>> found = further([{"a": one, "b": one}], [{"b": one, "a": one}, {"a": one}])
+        >>> [{n: int(c) for n, c in v.items()} for v in found]
+        [{'a': 1}]
+    """
+    index: dict[str, int] = {}
+
+    def numbered(v: Mapping[str, Fraction]) -> Form:
+        return {index.setdefault(n, len(index)): c for n, c in v.items()}
+
+    seen = Constraints(0)
+    for v in known:
+        seen.require_zero(numbered(v))
+    return [dict(v) for v in vectors if seen.require_zero(numbered(v))]
+
+
 def vanishing(space: Sequence[Form], form: Form) -> list[Form]:
     """Return a basis of the vectors of a space on which a form vanishes.
 

@@ -118,5 +118,5 @@ class Keys(nn.Module):
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_channels_say_of_whole_weights_is_claimed_of_them(device: str) -> None:
-    found = audit(Keys().to(device), torch.randn(2, 4, 6, device=device))
+    found = osp.audit(Keys().to(device), torch.randn(2, 4, 6, device=device))
     assert found.scale_symmetries == [{"q.weight": 1, "k.weight": -1}]

@@ -28,15 +28,13 @@ SMALLEST_GAP = 1e3
 """Ratio of neighbouring singular values that separates a null space from small numbers."""
 _SPARE_ROWS = 4
 _LEAST_POINTS = 3
-_DENIED_POINTS = 10
-"""After how many points the gradients are taken as they are, where they are not those of the
-function at any: as of a model that detaches a scale."""
 _ROUNDS = 3
 """How often as many rows are measured again where they leave directions that are no symmetry."""
 _LARGE = 2**14
 """From how many entries on a weight that is known to live on a sphere is not measured again."""
 _IDLE_POINTS = 12
-"""After how many points in a row that tell nothing the search is given up."""
+"""After how many points in a row that tell nothing the search is given up, or gradients are taken
+as they are where differences deny them."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def _measured(
     """
     rows: list[RadialRows] = []
     denied: list[RadialRows] = []  # where differences do not bear out the gradients
-    total, idle, hidden, everywhere = 0, 0, False, False
+    total, idle, hidden, asked = 0, 0, False, True
     while total < count:
         point = draw(first + len(rows) + len(denied))
         size = sum(t.numel() for t in probe.baseline(point))
@@ -135,20 +133,17 @@ def _measured(
             return [], True
         part = _telling(part, claims)
         hidden |= bool(part.bounds.any())
-        seen = len(part.values)
-        if seen and not everywhere and slope_differs(probe, point, names):
-            denied.append(part)
-            seen = 0
-            everywhere = len(denied) == _DENIED_POINTS and not total
-            if everywhere:
-                rows, denied = denied, []
-                seen = sum(len(r.values) for r in rows)
-        else:
-            rows.append(part)
-        total += seen
+        wrong = asked and len(part.values) > 0 and slope_differs(probe, point, names)
+        (denied if wrong else rows).append(part)
+        seen = 0 if wrong else len(part.values)
         idle = 0 if seen else idle + 1
         if idle == _IDLE_POINTS:
-            return (None if hidden else []), True
+            if not denied:
+                return (None if hidden else []), True
+            # Gradients are as they are, mostly of a model that detaches something.
+            seen, idle, asked = sum(len(r.values) for r in denied), 0, False
+            rows, denied = [*rows, *denied], []
+        total += seen
         if time.thread_time() > end:
             return [], False
     return rows, True

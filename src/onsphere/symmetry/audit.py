@@ -46,6 +46,7 @@ from onsphere.symmetry.exact.trace import Call, Trace, Tracing, trace
 from onsphere.symmetry.exact.units.linear_forms import further, in_span, sparse_basis
 from onsphere.symmetry.limits import (
     on_another_model,
+    on_constant,
     on_doubtful,
     on_gradients,
     on_hidden,
@@ -62,6 +63,7 @@ from onsphere.symmetry.numeric.certificate import (
     Certificate,
     Exponents,
     certify,
+    is_alive,
 )
 from onsphere.symmetry.numeric.probe import NoGradients, Point, Points, Probe
 from onsphere.symmetry.numeric.radial_derivatives import RadialDerivatives, gather
@@ -304,7 +306,7 @@ def _wholes(
     Families that move estimates along are left out: those have a unit of their own.
     """
     told = (f for f in families if not f.followers and set(f.names) <= shapes.keys())
-    found = [f.of_wholes(shapes) for f in told]
+    found = [f.whole_exponents(shapes) for f in told]
     return [v for v in found if v]
 
 
@@ -486,6 +488,7 @@ def _with_gradients(
             *on_large(channels.left_out),
             *on_doubtful({*effects.doubtful, *effects.through_eps}),
             *([on_hidden()] if search.hidden else []),
+            *([] if any(is_alive(probe, point) for point in drawn.random) else [on_constant()]),
         ],
         complete=search.complete,
         families=families,

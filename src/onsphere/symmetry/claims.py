@@ -197,7 +197,7 @@ class Family:
             found[s.name] = found[s.name] + moved if s.name in found else moved
         return found
 
-    def of_wholes(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Fraction] | None:
+    def whole_exponents(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, Fraction] | None:
         """Return how whole weights scale where all channels scale by the same factor.
 
         Args:
@@ -208,9 +208,9 @@ class Family:
 
         Example:
             >>> rows = Slices("w", Fraction(2), (0,), torch.tensor([[0], [1]]))
-            >>> Family((rows,), 2).of_wholes({"w": (2, 3)})
+            >>> Family((rows,), 2).whole_exponents({"w": (2, 3)})
             {'w': Fraction(2, 1)}
-            >>> Family((rows,), 2).of_wholes({"w": (3, 3)})
+            >>> Family((rows,), 2).whole_exponents({"w": (3, 3)})
         """
         found = {}
         for name, moved in self.log_factors(torch.ones(self.count).double(), shapes).items():
@@ -310,9 +310,10 @@ class Limit:
         kind: ``"reads"`` (Python reads the values of weights), ``"gradients"`` (there are none),
             ``"float64"`` (the run in float64 is not the model), ``"buffers"`` (the model writes
             them while it runs), ``"effect"`` (a gradient, and no effect that can be seen),
-            ``"search"`` (numbers do not tell of further symmetries), ``"size"`` (too many channels
-            hang together), ``"rules"`` (numbers refute what follows from a rule of the user's, or
-            a rule is for no operation), ``"refuted"`` (they refute what follows from others).
+            ``"search"`` (numbers do not tell of further symmetries), ``"constant"`` (the output
+            stayed the same whatever weights changed), ``"size"`` (too many channels hang
+            together), ``"rules"`` (numbers refute what follows from a rule of the user's, or a
+            rule is for no operation), ``"refuted"`` (they refute what follows from others).
         names: weights that it concerns; none where it concerns all.
         words: what it means, a sentence or two.
     """

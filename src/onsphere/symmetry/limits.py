@@ -106,6 +106,15 @@ def on_hidden() -> Limit:
     )  # fmt: skip
 
 
+def on_constant() -> Limit:
+    """Say that nothing changes the output."""
+    return Limit(
+        "constant", (),
+        "The output stayed the same at all random weights and inputs that were tried, whatever "
+        "weights changed: which of them have an effect where it does not is not told.",
+    )  # fmt: skip
+
+
 def on_another_model(differs: str) -> Limit:
     """Say that the run in float64 is not the model."""
     return Limit(

@@ -109,3 +109,9 @@ def test_gradients_that_rounding_hides_do_not_deny_what_holds(seed: int) -> None
         found = osp.audit(Differences(), torch.tensor([[0, 1, 2, 3, 1]]), seed=seed)
     alone = {"map.weight": 1, "map.bias": 1}
     assert alone in found.scale_symmetries
+
+
+def test_the_nearest_of_some_codes_hides_what_is_smaller_than_a_step() -> None:
+    net, inputs = given_to_audit(mixed_case(10684400))
+    found = osp.audit(net, inputs)
+    assert {"body.pieces.3.a.bias": 1} not in found.scale_symmetries

@@ -227,7 +227,8 @@ def withstands(probe: Probe, claim: Exponents, doubted: Collection[str] = ()) ->
             rare, more weights are drawn, which route their inputs elsewhere.
     """
     tested = 0
-    stepwise = not claim.keys().isdisjoint(doubted)  # a rounding hides what is smaller than a step
+    # A rounding, or the nearest of some codes, hides what is smaller than a step.
+    stepwise = not claim.keys().isdisjoint({*doubted, *probe.traced.jumping})
     least = _LEAST_TESTS[stepwise]
     for turn in range(2 * len(_ANYWHERE)):
         if turn >= len(_ANYWHERE) and tested >= least:

@@ -147,7 +147,7 @@ def fixed_of_timm(only: Sequence[str] | None) -> None:
         except Exception as error:
             print(f"| {name} | failed: {type(error).__name__}: {error} |", flush=True)
             continue
-        single = chosen.left and of_single_numbers(found)
+        single = of_single_numbers(found)
         good += chosen.left == single and change <= max(1e-12, 1e3 * rounding)
         print(f"| {name} | {len(found.parameters)} | {chosen.removed + chosen.left} "
               f"| {len(chosen.held)} | {chosen.left} | {single} | {change:.0e} | {rounding:.0e} |",
@@ -156,9 +156,14 @@ def fixed_of_timm(only: Sequence[str] | None) -> None:
 
 
 def of_single_numbers(found: Audit) -> int:
-    """Return how many symmetries move single numbers only, which are never held."""
-    single = {n for n, shape in found.parameters.items() if math.prod(shape) == 1}
-    return sum(set(v) <= single for v in found.scale_symmetries)
+    """Return the dimension of symmetries that move single numbers alone, which are never held."""
+    names = [n for n, shape in found.parameters.items() if math.prod(shape) > 1]
+    acting = found.parameters.keys() - {*found.inert}
+    some = [v for v in found.scale_symmetries if set(v) <= acting]
+    if not some:
+        return 0
+    rows = [[float(v.get(n, 0)) for n in names] for v in some]
+    return len(some) - int(torch.linalg.matrix_rank(torch.tensor(rows, dtype=torch.float64)))
 
 
 def change_by_norms(name: str, found: Audit, chosen: FixedScales) -> tuple[float, float]:

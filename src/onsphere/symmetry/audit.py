@@ -445,7 +445,9 @@ def _with_gradients(
     say("searching the numbers for further symmetries")
     more, search = _further(probe, claims, certificates, evidence, unsaid, search_seconds)
 
-    def joined(more: Sequence[dict[str, Fraction]]) -> tuple[list[dict[str, Fraction]], Any]:
+    def joined(
+        more: Sequence[dict[str, Fraction]],
+    ) -> tuple[list[dict[str, Fraction]], list[Certificate]]:
         more = [v for v in more if not _touches(v, unsaid)]
         if not more:
             return claims, certificates

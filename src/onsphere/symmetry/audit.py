@@ -252,7 +252,7 @@ def _without_memory(
         channels = followed(inert)
     found = _reached(families_of(channels), traced)
     claims = [dict(v) for v in traced.basis]
-    if more := further(claims, _wholes(found, shapes)):
+    if more := further(claims, _whole_exponents(found, shapes)):
         claims = _sparse([*claims, *more], traced)
     return traced, _Findings(
         claims, inert=inert, divisions=divisions(claims, found, shapes),
@@ -297,7 +297,7 @@ def _investigated(
     return probe.traced, replace(found, conditions=conditions), others
 
 
-def _wholes(
+def _whole_exponents(
     families: Sequence[Family], shapes: Mapping[str, Sequence[int]]
 ) -> list[dict[str, Fraction]]:
     """Return how whole weights scale along families, all channels alike.
@@ -310,14 +310,14 @@ def _wholes(
     return [v for v in found if v]
 
 
-def _of_wholes(
+def _further_wholes(
     probe: Probe, claims: Sequence[Exponents], families: Sequence[Family]
 ) -> list[dict[str, Fraction]]:
     """Return what families say of whole weights beyond what is claimed of them."""
     state = probe.given().state
     shapes = {n: tuple(state[own].shape) for n, own in probe.own_name.items()}
     known = [dict(v) for v in claims]
-    return extended(probe, known, _wholes(families, shapes))[len(known) :]
+    return extended(probe, known, _whole_exponents(families, shapes))[len(known) :]
 
 
 def _counted(
@@ -459,7 +459,7 @@ def _with_gradients(
     if channels is None or inert:
         channels = _channels(probe, runs, inert)
     families, broken = _families(probe, drawn, channels, unreached(traced) | silent, say)
-    claims, certificates = joined(_of_wholes(probe, claims, families))
+    claims, certificates = joined(_further_wholes(probe, claims, families))
     stage = "looking for finer spheres and shifts"
     say(stage)
     told = _told(certificates, evidence)
@@ -542,7 +542,7 @@ def _without_gradients(
     shifting = _unknown_shifts(probe)
     channels = _channels(probe, runs, inert, shifting)
     families, broken = _families(probe, drawn, channels, unreached(traced), say)
-    wholes = _of_wholes(probe, claims, families)
+    wholes = _further_wholes(probe, claims, families)
     more, held = _held(wholes, certify(probe, wholes, drawn.near, None))
     claims, certificates = [*claims, *more], [*certificates, *held]
     say("looking for finer spheres and shifts")

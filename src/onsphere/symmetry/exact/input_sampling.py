@@ -318,10 +318,7 @@ class OtherInputs:
 
     def _find_fixed(self) -> None:
         """Leave alone what the model never runs on when it is redrawn."""
-        whole = [
-            i for i, t in enumerate(self._given)
-            if _is_plain(t) and _is_mask(t)
-        ]  # fmt: skip
+        whole = [i for i, t in _plain(self._given).items() if _is_mask(t)]
         self._fixed = {i for i in whole if i not in self.rows and are_places(self._given[i])}
         free = [i for i in whole if i not in self._fixed]
         if not free or self._takes_redrawn():
@@ -341,7 +338,7 @@ class OtherInputs:
 
         Draws on which it gives no numbers (a row of padding alone) are made anew.
         """
-        drawn_anew = any(_is_mask(t) for t in leaves if _is_plain(t))
+        drawn_anew = any(_is_mask(t) for t in _plain(leaves).values())
         for attempt in range(_TRIES if drawn_anew else 1):
             try:
                 if self.runs(*self._packed(self._redrawn(leaves, _same))):
@@ -430,7 +427,7 @@ def of_one(inputs: Any, others: Collection[int], why: str) -> list[str]:
         others: axes along which other lengths were tried.
         why: why none was along the rest.
     """
-    tensors = [t for t in tree_leaves(inputs) if _is_plain(t)]
+    tensors = _plain(tree_leaves(inputs)).values()
     said = []
     if any(t.shape[:1] == (1,) for t in tensors) and 0 not in others:
         said.append(

@@ -183,7 +183,7 @@ def radial_rows(
 
     def note(k: int, name: str, g: Tensor) -> None:
         p = point.state[probe.own_name[name]]
-        values[k, place[name]] = _inner(p, g)
+        values[k, place[name]] = inner(p, g)
         bounds[k, place[name]] = float(p.norm() * g.norm())
 
     outputs = probe.watch(point, count, note, names=names, real_eps=real_eps)
@@ -194,7 +194,7 @@ def radial_rows(
     )  # fmt: skip
 
 
-def _inner(p: Tensor, g: Tensor) -> float:
+def inner(p: Tensor, g: Tensor) -> float:
     """Return the inner product of a weight and its gradient, as of real numbers."""
     if p.is_complex():
         return float(torch.vdot(p.reshape(-1), g.to(p).reshape(-1)).real)

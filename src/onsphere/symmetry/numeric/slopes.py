@@ -11,6 +11,7 @@ from itertools import compress
 import torch
 
 from onsphere.symmetry.numeric.probe import Point, Probe
+from onsphere.symmetry.numeric.radial_derivatives import inner
 
 _STEP = 1e-6
 """Logarithm of the factors between which differences are taken."""
@@ -32,17 +33,16 @@ def slope_differs(probe: Probe, point: Point, names: Sequence[str]) -> bool:
     def seed() -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
-    found = next(probe.gradients(point, 1, names=names, generator=seed()), None)
-    if found is None:
+    passes = list(probe.gradients(point, 1, names=names, generator=seed()))
+    if not passes:
         return False
+    (found,) = passes
     signs = (1.0 - 2.0 * torch.randint(2, (len(names),), generator=seed())).tolist()
     steps = dict(zip(names, signs, strict=True))
     slope = bound = 0.0
     for name, g in found.by_name.items():
         p = point.state[probe.own_name[name]]
-        if p.is_complex():
-            p, g = torch.view_as_real(p), torch.view_as_real(g.to(p))
-        slope += steps[name] * float((p * g).sum())
+        slope += steps[name] * inner(p, g)
         bound += float(p.norm() * g.norm())
 
     def combined(step: float) -> float:

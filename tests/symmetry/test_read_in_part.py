@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import onsphere as osp
+from symmetry.mixed import mixed_case
+from symmetry.oracle import given_to_audit
 
 WIDTH, MOST = 6, 8
 
@@ -120,3 +122,9 @@ class Keys(nn.Module):
 def test_what_channels_say_of_whole_weights_is_claimed_of_them(device: str) -> None:
     found = osp.audit(Keys().to(device), torch.randn(2, 4, 6, device=device))
     assert found.scale_symmetries == [{"q.weight": 1, "k.weight": -1}]
+
+
+def test_what_was_certified_by_channel_needs_no_other_proof_as_a_whole() -> None:
+    net, inputs = given_to_audit(mixed_case(10682677))
+    claimed = osp.audit(net, inputs).scale_symmetries
+    assert {"body.pieces.1.q.weight": 1, "body.pieces.1.k.weight": -1} in claimed

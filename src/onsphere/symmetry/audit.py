@@ -316,8 +316,7 @@ def _further_wholes(
     """Return what families say of whole weights beyond what is claimed of them."""
     state = probe.given().state
     shapes = {n: tuple(state[own].shape) for n, own in probe.own_name.items()}
-    known = [dict(v) for v in claims]
-    return extended(probe, known, _whole_exponents(families, shapes))[len(known) :]
+    return further(claims, _whole_exponents(families, shapes))
 
 
 def _counted(

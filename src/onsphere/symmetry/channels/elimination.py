@@ -1,5 +1,6 @@
 """Exact elimination in one component of channels; alike layers are solved once."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from onsphere.symmetry.channels.multiples import LARGEST, Multiples, Sums, multiples
 from onsphere.symmetry.channels.terms import Ints, Others, Short, Terms
 from onsphere.symmetry.exact.units.channel_demands import Demand
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Plain, plain
@@ -71,7 +73,7 @@ class Solver:
         if key not in self._known:
             # Unknowns that no weight has are the first to be expressed, common ones the last.
             at = first + column + np.where(weights[column], 0, count)
-            self._known[key] = _eliminated(rows.with_terms(at), first, count)
+            self._known[key] = _eliminated(rows, at, count)
         found = self._known[key]
         return found and Solution(
             found.followed,
@@ -167,6 +169,34 @@ class _Rows:
         """Return all rows, where the unknowns of channels have these numbers."""
         return self._add(self.sums(), self.own, at)
 
+    def in_whole_numbers(self, at: Ints) -> Sums | None:
+        """Return all rows with whole coefficients; ``None`` where these are too large."""
+        whole = [_whole(*pair) for pair in zip(self.coefficients, self.scalars, strict=True)]
+        if any(abs(c) >= LARGEST for own, beside in whole for c in (*own, *beside)):
+            return None
+        width = max((len(own) for own, _ in whole), default=0)
+        factors = np.zeros((len(whole), width), np.int64)
+        for d, (coefficients, _) in enumerate(whole):
+            factors[d, : len(coefficients)] = coefficients
+        # Each row has all common unknowns of its demand: at these places of the lists of all.
+        sizes = np.array([len(s) for s in self.scalars], np.int64)
+        each = sizes[self.demand]
+        row = np.repeat(np.arange(len(each)), each)
+        begin = (np.cumsum(sizes) - sizes)[self.demand] - (np.cumsum(each) - each)
+        place = np.arange(len(row)) + np.repeat(begin, each)
+        scalars = np.array([k for some in self.scalars for k, _ in some], np.int64)
+        amounts = np.array([c for _, some in whole for c in some], np.int64)
+        terms, beside = self.own, self.beside
+        return Sums.summed(
+            np.concatenate([terms.row, beside.row, row]),
+            np.concatenate([at, self.numbers, scalars[place]]),
+            np.concatenate([
+                factors[terms.demand, terms.slot],
+                factors[beside.demand, beside.slot],
+                amounts[place],
+            ]),
+        )  # fmt: skip
+
     def _add(self, forms: list[Plain], places: _Places, numbers: Ints) -> list[Plain]:
         where = (places.row.tolist(), places.demand.tolist(), places.slot.tolist())
         for row, d, slot, k in zip(*where, numbers.tolist(), strict=True):
@@ -175,29 +205,67 @@ class _Rows:
         return forms
 
 
-def _eliminated(rows: Iterable[Plain], first: int, count: int) -> Solution | None:
+def _whole(
+    coefficients: Sequence[int | Fraction], scalars: Sequence[tuple[int, int | Fraction]]
+) -> tuple[list[int], list[int]]:
+    """Multiply all coefficients of a demand by what makes them whole."""
+    beside = [c for _, c in scalars]
+    common = math.lcm(*(c.denominator for c in (*coefficients, *beside)))
+    return [int(c * common) for c in coefficients], [int(c * common) for c in beside]
+
+
+def _eliminated(rows: _Rows, at: Ints, count: int) -> Solution | None:
     """Solve rows whose unknowns are numbered; ``None`` if that is too much work.
 
+    The last unknown of a row follows the others. Common unknowns come first, then those of weights,
+    then all others, which stand ``count`` places behind their columns.
+
     Args:
-        rows: sums that vanish. Common unknowns come first, then those of weights, then all others,
-            which stand ``count`` places behind their columns.
-        first: how many common unknowns there are.
-        count: how many columns.
+        rows: sums that vanish.
+        at: numbers of the unknowns of channels, term by term.
+        count: how many columns there are.
     """
+    first = len(rows.commons)
+    classes, forms = _classes(rows, at, first + 2 * count)
     system = Constraints(0)
-    for form in rows:
-        system.require_zero({k: c for k, c in form.items() if c})
+    for form in forms:
+        system.require_zero(form)
         if system.work > LARGEST_WORK:
             return None
-    found = [*system.plain_rows()]
-    pivots = {(pivot - first) % count: rest for pivot, rest in found if pivot >= first}
-    followed: dict[int, Followers] = {i: [] for i in range(count) if i not in pivots}
+    known = dict(system.plain_rows())
+    root, times = classes.root.tolist(), classes.times.tolist()
+    pivots = [k for k, r in enumerate(root) if k != r or k in known]
+    columns = {(k - first) % count for k in pivots if k >= first}
+    followed: dict[int, Followers] = {i: [] for i in range(count) if i not in columns}
     common: defaultdict[int, Followers] = defaultdict(list)
-    for pivot, rest in pivots.items():
+    conditions: list[Plain] = []
+    alike: dict[tuple[int, int], Plain] = {}
+    for pivot in pivots:
+        key = root[pivot], times[pivot]
+        rest = alike.get(key)
+        if rest is None:
+            row = known.get(root[pivot], {root[pivot]: 1})
+            rest = alike[key] = {k: _in_units(c, times[pivot], times[k]) for k, c in row.items()}
+        if pivot < first:
+            conditions.append({pivot: -1, **rest})
+            continue
+        column = (pivot - first) % count
         for k, c in rest.items():
-            if k < first:
-                common[k].append((pivot, c))
-            else:
-                followed[(k - first) % count].append((pivot, c))
-    conditions = [{pivot: -1, **rest} for pivot, rest in found if pivot < first]
+            (common[k] if k < first else followed[(k - first) % count]).append((column, c))
     return Solution(followed, dict(common), conditions)
+
+
+def _classes(rows: _Rows, at: Ints, unknowns: int) -> tuple[Multiples, Iterable[Plain]]:
+    """Return which unknowns are multiples of each other, and what else must vanish."""
+    sums = rows.in_whole_numbers(at)
+    if sums is not None:
+        pairs, others = sums.pairs()
+        classes = multiples(pairs, unknowns)
+        if classes is not None:
+            return classes, classes.written(others).forms()
+    forms = rows.with_terms(at)  # numbers too large for those of machines
+    return Multiples.none(unknowns), ({k: c for k, c in f.items() if c} for f in forms)
+
+
+def _in_units(c: int | Fraction, up: int, down: int) -> int | Fraction:
+    return c if up == down else plain(c * Fraction(up, down))

@@ -12,7 +12,8 @@ import numpy as np
 
 from onsphere.symmetry.channels.components import Grouped, Kind, connected
 from onsphere.symmetry.channels.elimination import Followers
-from onsphere.symmetry.channels.terms import Short
+from onsphere.symmetry.channels.terms import Ints, Short
+from onsphere.symmetry.exact.units.repeats import alike
 
 
 def parted(
@@ -32,28 +33,46 @@ def parted(
     groups = Grouped(*connected(count, [(ends[:, 0], ends[:, 1])]))
     if len(groups.size) == 1:
         return [kind]
-    rank = groups.ranks().tolist()
-    alike: defaultdict[Hashable, list[Short]] = defaultdict(list)
-    moves = _moves(kind, rank)
-    for columns in groups.members():
-        alike[tuple((labels[j], *moves[j]) for j in columns.tolist())].append(columns)
+    rank = groups.ranks()
+    kinds = _alike(groups, _looks(kind, labels, rank))
     group = groups.group.tolist()
-    firsts = {group[some[0][0]] for some in alike.values()}
+    place = rank.tolist()
+    firsts = {group[some[0, 0]] for some in kinds}
     followed: defaultdict[int, dict[int, Followers]] = defaultdict(dict)
     for f, followers in kind.followed.items():
         if group[f] in firsts:
-            followed[group[f]][rank[f]] = [(rank[j], c) for j, c in followers]
+            followed[group[f]][place[f]] = [(place[j], c) for j, c in followers]
     common: defaultdict[int, dict[int, Followers]] = defaultdict(dict)
     for unknown, followers in kind.common.items():
         for j, c in followers:
             if group[j] in firsts:
-                common[group[j]].setdefault(unknown, []).append((rank[j], c))
+                common[group[j]].setdefault(unknown, []).append((place[j], c))
     found = []
-    for some in alike.values():
-        g = group[some[0][0]]
-        members = kind.members[:, np.stack(some)].swapaxes(0, 1)
+    for some in kinds:
+        g = group[some[0, 0]]
+        members = kind.members[:, some].swapaxes(0, 1)
         found.append(Kind(members.reshape(-1, members.shape[-1]), followed[g], common[g]))
     return found
+
+
+def _alike(groups: Grouped, looks: Ints) -> list[Ints]:
+    """Return the columns of groups that look alike together, a row per group."""
+    found = []
+    for size in np.unique(groups.size):
+        begin = groups.begin[groups.size == size]
+        columns = groups.order[begin[:, None] + np.arange(size)]
+        _, kind = alike(looks[columns])
+        order = np.argsort(kind, kind="stable")
+        found += np.split(columns[order], np.cumsum(np.bincount(kind))[:-1])
+    return sorted(found, key=lambda some: groups.group[some[0, 0]])
+
+
+def _looks(kind: Kind, labels: Sequence[Hashable], rank: Short) -> Ints:
+    """Number what there is to tell of each column: its label, and how it moves."""
+    numbers: dict[Hashable, int] = {}
+    moves = _moves(kind, rank.tolist())
+    told = zip(labels, moves, strict=True)
+    return np.array([numbers.setdefault((x, *m), len(numbers)) for x, m in told], np.int64)
 
 
 def _moves(kind: Kind, rank: Sequence[int]) -> list[list[Hashable]]:

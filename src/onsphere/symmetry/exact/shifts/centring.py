@@ -17,10 +17,10 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     NO_SHIFT,
     PLAIN,
     TensorShift,
-    padded,
 )
 from onsphere.symmetry.exact.shifts.tracker import Numbers, ShiftRule, ShiftTracker
 from onsphere.symmetry.exact.units.field_memory import place_of
+from onsphere.symmetry.exact.units.fields import padded
 
 
 def centres(op: Operation, run: ShiftTracker) -> TensorShift:

@@ -18,11 +18,10 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     PLAIN,
     Part,
     TensorShift,
-    padded,
     varies,
 )
 from onsphere.symmetry.exact.shifts.tracker import ShiftTracker, places
-from onsphere.symmetry.exact.units.fields import NONE, NOTHING, Fields, compressed, joined
+from onsphere.symmetry.exact.units.fields import NONE, NOTHING, Fields, compressed, joined, padded
 
 _EXTREMES = {torch.finfo(torch.float16).min}
 """Numbers that stand for minus infinity in shorter types."""

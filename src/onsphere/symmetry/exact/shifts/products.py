@@ -16,12 +16,11 @@ from onsphere.symmetry.exact.shifts.tensor_shift import (
     PLAIN,
     Part,
     TensorShift,
-    padded,
     varies,
 )
 from onsphere.symmetry.exact.shifts.tracker import Numbers, ShiftRule, ShiftTracker, once, places
 from onsphere.symmetry.exact.units.field_memory import place_of
-from onsphere.symmetry.exact.units.fields import Index, compressed
+from onsphere.symmetry.exact.units.fields import Index, compressed, padded
 
 
 def multiplies(op: Operation, run: ShiftTracker) -> TensorShift:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.units.fields import NONE, Fields, Index, compressed
+from onsphere.symmetry.exact.units.fields import NONE, Fields, Index, compressed, padded
 
 PLAIN = 0
 """The map of what is known entry by entry."""
@@ -114,11 +114,6 @@ class TensorShift:
 
 NO_SHIFT = TensorShift()
 """Nothing moves."""
-
-
-def padded(array: NDArray[Any], ndim: int) -> NDArray[Any]:
-    """Give an array as many axes as its tensor has."""
-    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 
 def varies(array: NDArray[Any], axis: int) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, padded, varies
-from onsphere.symmetry.exact.units.fields import Fields, Index, TooLargeError, within_limit
+from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, varies
+from onsphere.symmetry.exact.units.fields import Fields, Index, TooLargeError, padded, within_limit
 
 MOST_IMAGES = 1_000_000
 MOST_BUNDLES = 100_000

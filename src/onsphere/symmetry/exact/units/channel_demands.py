@@ -9,16 +9,23 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.units.fields import LARGEST, NOTHING, Fields, Index, compressed
+from onsphere.symmetry.exact.units.fields import (
+    LARGEST,
+    NOTHING,
+    Fields,
+    Index,
+    compressed,
+    padded,
+)
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Unit
 from onsphere.symmetry.exact.units.picks import Picks, columns_of
+from onsphere.symmetry.exact.units.repeats import alike, distinct, first_alike, without_repeats
 
 _ONE = Fraction(1)
 _MOST_TOGETHER = 400
@@ -388,7 +395,7 @@ class ChannelDemands:
         ):
             self._add([*here, (-_ONE, common)], {}, free)
             return [*rest, (_ONE, common)]
-        same = _first_alike([i for _, i in here], axis)
+        same = first_alike([i for _, i in here], axis)
         count = int(same.max()) + 1
         by_expert = (summed or count == 1) and self._is_of_experts(here, axis, same)
         values = self.new([count], common=summed and by_expert, alone=by_expert)
@@ -436,14 +443,14 @@ class ChannelDemands:
             here = (entries > 0) & (entries == entries.max(0))
             entries = np.where(here, 0, entries)
             part = self.picks.alike(np.where(here, index, NOTHING).astype(np.int32))
-            first, kind = _alike(np.ascontiguousarray(part.T))
+            first, kind = alike(np.ascontiguousarray(part.T))
             every = self.picks.at_each_choice(part[:, first])
             rows = np.arange(len(part))[:, None]
             together = every.size <= _MOST_TOGETHER and self.picks.choices(part)
             for some in rows.T if together else rows:
                 sums = self.new([len(first)])
                 columns = every[:, some].swapaxes(0, 1).reshape(len(some), -1)
-                found = _distinct(np.concatenate([columns, np.tile(sums, len(every))[None]]))
+                found = distinct(np.concatenate([columns, np.tile(sums, len(every))[None]]))
                 self._write((*(coefficients[k] for k in some), -_ONE), found, {})
                 yield np.where(here[some].any(0), sums[kind], NOTHING).astype(np.int32)
 
@@ -455,7 +462,7 @@ class ChannelDemands:
         entry = self.picks.one_decides(whole, (0, axis))
         choices = self.picks.choices(whole)
         assert entry is not None
-        same = _first_alike([self.picks.alike(i) for i in arrays], axis)
+        same = first_alike([self.picks.alike(i) for i in arrays], axis)
         count = int(same.max()) + 1
         among = self.new((choices, count), common=summed and count == 1)
         kinds, at = np.unique(entry.ravel().astype(np.int64) * count + same, return_inverse=True)
@@ -497,19 +504,21 @@ class ChannelDemands:
                 self.scalars.require_zero(scalars)
             return
         arrays = [*(i for _, i in varied), *([] if free is None else [free])]
+        ndim = max(a.ndim for a in arrays)
+        arrays = [padded(a, ndim) for a in arrays]
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
-        whole = np.stack([np.broadcast_to(a, shape) for a in arrays])
         several = sum(n > 1 for n in shape) > 1
-        for axis in range(1, whole.ndim) if several else ():
-            whole = _without_repeats(whole, axis)  # a batch that was merged with heads repeats them
-        index = whole[: len(varied)].reshape(len(varied), -1)
+        for axis in range(ndim) if several else ():  # a batch merged with heads repeats them
+            arrays = without_repeats(arrays, axis)
+        shape = np.broadcast_shapes(*(a.shape for a in arrays))
+        whole = [np.broadcast_to(a, shape).ravel() for a in arrays]
+        index = np.stack(whole[: len(varied)])
         if free is not None:
-            index = index[:, whole[-1].ravel() == 0]
+            index = index[:, whole[-1] == 0]
         elif several and not self.picks:
-            alone = [compressed(a) for a in whole]
-            index = index[:, _spanning(alone, whole.shape[1:]).ravel()]
+            index = index[:, _spanning([compressed(a) for a in arrays], shape).ravel()]
         if several:
-            index = _distinct(index)
+            index = distinct(index)
         own = [c for c, _ in varied]
         if self.picks and self.picks.deciding(index := self._known(index)).any():
             for coefficients, some in self._for_all_choices(own, index):
@@ -541,14 +550,14 @@ class ChannelDemands:
             single = np.zeros_like(single)
         several = (last > 0) & ~single
         yield coefficients, index[:, last == 0]
-        some = _distinct(self.picks.alike(index[:, single]))
+        some = distinct(self.picks.alike(index[:, single]))
         every = self.picks.at_each_choice(some)
-        yield coefficients, _distinct(every.swapaxes(0, 1).reshape(len(index), -1))
+        yield coefficients, distinct(every.swapaxes(0, 1).reshape(len(index), -1))
         mixed = index[:, several]
         sums = list(self._same_for_all_choices(coefficients, mixed))
         plain = np.where(entries[:, several] > 0, NOTHING, mixed).astype(np.int32)
         ones = [_ONE] * len(sums)
-        yield [*coefficients, *ones], _distinct(np.concatenate([plain, *(s[None] for s in sums)]))
+        yield [*coefficients, *ones], distinct(np.concatenate([plain, *(s[None] for s in sums)]))
 
 
 def _parted(
@@ -562,45 +571,6 @@ def _meets(index: Index, own: Index) -> bool:
     """Return whether an index array holds a number of a block."""
     start = int(own.flat[0])
     return bool(((index >= start) & (index < start + own.size)).any())
-
-
-def _first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:
-    """Number the slices along an axis: the same number where all arrays hold the same."""
-    stacked = np.stack([np.moveaxis(a, axis, -1) for a in np.broadcast_arrays(*arrays)], -2)
-    slices = stacked.reshape(-1, stacked.shape[-2] * stacked.shape[-1])
-    if len(slices) == 1:
-        return np.zeros(1, np.int64)
-    return _alike(slices)[1]
-
-
-def _alike(slices: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the first row of each kind, and the kind of each row; kinds as they come.
-
-    Rows are told apart by a hash, and then compared. In the order of hashes kinds would be numbered
-    anew in every layer, and layers that are alike would not look so.
-    """
-    hashes = slices.astype(np.uint64) @ _factors(slices.shape[1])
-    _, first, kind = np.unique(hashes, return_index=True, return_inverse=True)
-    if len(first) < len(slices) and not (slices == slices[first[kind]]).all():
-        _, first, kind = np.unique(slices, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return first[order], place[kind.reshape(-1)]
-
-
-@lru_cache(8)
-def _factors(count: int) -> NDArray[np.uint64]:
-    return np.random.default_rng(0).integers(2**63, size=count, dtype=np.uint64) * 2 + 1
-
-
-def _without_repeats(whole: Index, axis: int) -> Index:
-    """Return an array without the slices along an axis that equal an earlier one."""
-    if whole.shape[axis] == 1:
-        return whole
-    slices = np.moveaxis(whole, axis, 0)
-    first, _ = _alike(slices.reshape(len(slices), -1))
-    return whole if len(first) == len(slices) else whole.take(first, axis)
 
 
 def _spanning(terms: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:
@@ -645,21 +615,8 @@ def _is_new_slice(
     """Return which slices along an axis differ from all earlier ones in some of the terms."""
     slices = [np.moveaxis(t, axis, 0).reshape(shape[axis], -1) for t in terms]
     new = np.zeros(shape[axis], bool)
-    new[_alike(np.concatenate(slices, 1))[0]] = True
+    new[alike(np.concatenate(slices, 1))[0]] = True
     return new.reshape([-1 if a == axis else 1 for a in range(-len(shape), 0)])
-
-
-def _distinct(index: Index) -> Index:
-    """Return the columns that differ; pairs are sorted as one number, which is ten times faster."""
-    number = index[0]
-    for row in index[1:-1]:
-        number = np.unique(_paired(number, row), return_inverse=True)[1].astype(np.int32)
-    keys = number if len(index) == 1 else _paired(number, index[-1])
-    return index[:, np.unique(keys, return_index=True)[1]]
-
-
-def _paired(high: Index, low: Index) -> NDArray[np.int64]:
-    return high.astype(np.int64) << 32 | low.astype(np.int32).view(np.uint32)
 
 
 def varying(array: NDArray[Any]) -> list[int]:

@@ -84,8 +84,8 @@ class Fields:
             move: from an array with that many axes, of size 1 where it does not vary, to the same
                 of the result.
         """
-        terms = tuple((c, move(_padded(i, ndim))) for c, i in self.terms)
-        free = None if self.free is None else move(_padded(self.free, ndim)).astype(bool)
+        terms = tuple((c, move(padded(i, ndim))) for c, i in self.terms)
+        free = None if self.free is None else move(padded(self.free, ndim)).astype(bool)
         return Fields(terms, free)
 
     def arrays(self) -> list[NDArray[Any]]:
@@ -118,9 +118,9 @@ def joined(parts: Sequence[tuple[Fields, tuple[int, ...]]], axis: int) -> Fields
             terms = laid.setdefault(c, [])
             terms += [[] for _ in same[len(terms) :]]
             for pieces, index in zip(terms, same, strict=False):
-                pieces.append((place, _padded(index, ndim)))
+                pieces.append((place, padded(index, ndim)))
     masks = [
-        (p, _padded(f.free, ndim))
+        (p, padded(f.free, ndim))
         for p, (f, _) in zip(places, parts, strict=True)
         if f.free is not None
     ]
@@ -186,7 +186,7 @@ def merged_with_others(array: NDArray[Any], old: Sequence[int], new: Sequence[in
         The axes, counted from the last as -1.
     """
     found = []
-    wide = _padded(array, len(old)).shape
+    wide = padded(array, len(old)).shape
     for before, _ in _groups(tuple(old), tuple(new)):
         varied = [a for a in before if wide[a] > 1]
         if any(wide[a] < old[a] for a in before):
@@ -234,7 +234,8 @@ def within_limit(count: int) -> None:
         raise TooLargeError
 
 
-def _padded(array: NDArray[Any], ndim: int) -> NDArray[Any]:
+def padded(array: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """Give an array as many axes as its tensor has."""
     return array.reshape((1,) * (ndim - array.ndim) + array.shape)
 
 

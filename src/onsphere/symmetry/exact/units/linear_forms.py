@@ -370,6 +370,7 @@ def sparse_basis(
         [{0: -1, 1: 1, 2: 1, 3: 1}, {1: 1, 2: -1}]
     """
     vectors = [_coprime(v) for v in basis]
+    own = [_own(v, counted) for v in vectors]
     having: defaultdict[int, set[int]] = defaultdict(set)
     for i, v in enumerate(vectors):
         for k in v:
@@ -385,12 +386,12 @@ def sparse_basis(
             compared += len(neighbours)
             if compared > _MOST_COMPARED:
                 break
-            better = _shortened(i, vectors, sorted(neighbours), counted)
+            better = _shortened(i, vectors, own, sorted(neighbours), counted)
             if better is not None:
                 beside = vectors[i].keys() | better.keys()
                 for k in vectors[i]:
                     having[k].discard(i)
-                vectors[i] = better
+                vectors[i], own[i] = better, _own(better, counted)
                 for k in better:
                     having[k].add(i)
                 unsettled.update({i}.union(*(having[k] for k in beside)))
@@ -406,8 +407,21 @@ _Cost = tuple[bool, int, int, int]
 
 
 def _shortened(
-    i: int, vectors: list[_Whole], neighbours: Iterable[int], counted: int | None
+    i: int,
+    vectors: list[_Whole],
+    own: Sequence[int],
+    neighbours: Iterable[int],
+    counted: int | None,
 ) -> _Whole | None:
+    """Return a vector with a multiple of another one added that makes it shorter, if one does.
+
+    Args:
+        i: which vector.
+        vectors: all of them.
+        own: how many weights each has.
+        neighbours: which may be added.
+        counted: as for :func:`sparse_basis`.
+    """
     here = vectors[i]
     best, best_cost = None, _cost(here, counted)
     sums = _Sums(here, counted)
@@ -416,11 +430,21 @@ def _shortened(
         if _stays_longer(here, there, best_cost, counted):
             continue
         fewer, more = (there, here) if len(there) < len(here) else (here, there)
-        ratios = {_reduced(-here[k], there[k]) for k in fewer if k in more}
+        both = {k: here[k] for k in fewer if k in more}
+        stays_shared = own[i] + own[j] - 2 * len(both) > 1
+        length = len(here) + len(there) - 2 * len(both)
+        if stays_shared and (True, 1, length, 0) >= best_cost:
+            continue
+        stays_primitive = sums.ones > len(both)
+        ratios = {_reduced(-c, there[k]) for k, c in both.items()}
         for up, down in sorted(ratios | {(1, 1), (-1, 1)}, key=lambda r: r[0] / r[1]):
-            known = sums.cost(there, up) if down == 1 else None
-            if known is not None and known >= best_cost:
-                continue
+            if down == 1:
+                largest = max([abs(c + up * there[k]) for k, c in both.items()])
+                if stays_shared and stays_primitive and largest > best_cost[1]:
+                    continue
+                known = sums.cost(there, up, both)
+                if known is not None and known >= best_cost:
+                    continue
             candidate = {k: down * c for k, c in here.items()}
             for k, c in there.items():
                 candidate[k] = candidate.get(k, 0) + up * c
@@ -460,20 +484,25 @@ class _Sums:
     def __init__(self, here: _Whole, counted: int | None) -> None:
         self._here, self._counted = here, counted
         self._sizes = Counter(map(abs, here.values()))
+        self.ones = self._sizes[1]
         self._descending = sorted(self._sizes, reverse=True)
         self._negative = sum([c < 0 for c in here.values()])
         self._own = _own(here, counted)
 
-    def cost(self, there: _Whole, times: int) -> _Cost | None:
+    def cost(self, there: _Whole, times: int, before: _Whole) -> _Cost | None:
         """Return the cost with a multiple of another vector; ``None`` where it has to be added.
 
         That is where nothing is left, or what is left may have a common divisor.
+
+        Args:
+            there: the other vector.
+            times: how many times it is added.
+            before: what of the vector the other one has, too.
         """
-        before = {k: self._here[k] for k in there if k in self._here}
         after = {k: before.get(k, 0) + times * c for k, c in there.items()}
         after = {k: c for k, c in after.items() if c}
         gone, come = [*map(abs, before.values())], [*map(abs, after.values())]
-        if self._sizes[1] == gone.count(1) and 1 not in come:
+        if self.ones == gone.count(1) and 1 not in come:
             return None
         count = len(self._here) - len(gone) + len(come)
         negative = self._negative + sum([c < 0 for c in after.values()])

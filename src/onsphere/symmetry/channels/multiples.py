@@ -111,6 +111,8 @@ def multiples(pairs: Sums, count: int) -> Multiples | None:
         pairs: sums of two terms, which vanish.
         count: of the unknowns.
     """
+    if not _are_small(pairs.factor):
+        return None
     (a, b), (ca, cb) = pairs.unknown.reshape(-1, 2).T, pairs.factor.reshape(-1, 2).T
     root, up, down = np.arange(count), np.ones(count, np.int64), np.ones(count, np.int64)
     nothing = root[:0]

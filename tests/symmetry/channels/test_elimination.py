@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from onsphere.symmetry.channels.components import solved
 from onsphere.symmetry.channels.multiples import Sums, multiples
@@ -87,3 +88,37 @@ def test_exponents_are_exact_however_small(power: int) -> None:
     (kind,) = solved(channels).kinds
     assert (kind.members - kind.members[0, 0]).tolist() == [[0, 3], [1, 4], [2, 5]]
     assert kind.followed == {0: [(1, small)]}
+
+
+def channels_of(count: int) -> tuple[ChannelDemands, list[NDArray[np.int32]]]:
+    channels = ChannelDemands(Constraints(count), count)
+    return channels, [channels.new((2,), k, (0,)) for k in range(count)]
+
+
+def vanish(channels: ChannelDemands, *terms: tuple[int, NDArray[np.int32]]) -> None:
+    channels.vanish(Unit({}, fields=Fields(tuple((Fraction(c), i) for c, i in terms))))
+
+
+def test_no_demand_is_lost_where_units_are_small() -> None:
+    """Sums in the smallest unit would leave the numbers of machines, and come to 0 there."""
+    channels, x = channels_of(130)
+    vanish(channels, (2**19, x[1]), (-1, x[0]))
+    for k in x[2:]:
+        vanish(channels, (1, k), (-(2**19), x[0]))
+    vanish(channels, *((2**19, k) for k in x[2:]))
+    (kind,) = solved(channels).kinds
+    assert not kind.followed
+
+
+def test_no_demand_is_lost_where_terms_repeat() -> None:
+    channels, x = channels_of(3)
+    some = [(2**20 - 1, x[0])] * 40
+    vanish(channels, *some, (-1, x[1]))
+    vanish(channels, (1, x[2]), *[(1 - 2**20, x[1])] * 40)
+    (kind,) = solved(channels).kinds
+    times = 40 * (2**20 - 1)
+    assert kind.followed == {0: [(1, times), (2, times**2)]}
+
+
+def test_what_vanishes_is_said_once() -> None:
+    assert list(sums_of([{3: 1}, {3: -1}, {3: 4}]).forms()) == [{3: 1}]

@@ -258,7 +258,7 @@ def _eliminated(rows: _Rows, at: Ints, count: int) -> Solution | None:
 def _classes(rows: _Rows, at: Ints, unknowns: int) -> tuple[Multiples, Iterable[Plain]]:
     """Return which unknowns are multiples of each other, and what else must vanish."""
     sums = rows.in_whole_numbers(at)
-    if sums is not None:
+    if sums is not None and sums.is_small:
         pairs, others = sums.pairs()
         classes = multiples(pairs, unknowns)
         if classes is not None:

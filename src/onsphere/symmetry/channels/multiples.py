@@ -16,7 +16,7 @@ from onsphere.symmetry.exact.units.linear_forms import Plain
 from onsphere.symmetry.exact.units.repeats import alike
 
 LARGEST = 2**20
-"""Whole numbers below this can be multiplied three at a time."""
+"""Whole numbers below this can be multiplied three at a time, and two million products be added."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,11 @@ class Sums:
         return cls(row[at], unknown[at], total[kept])
 
     @property
+    def is_small(self) -> bool:
+        """Whether all coefficients are below :data:`LARGEST`."""
+        return _are_small(self.factor)
+
+    @property
     def starts(self) -> Ints:
         """Where rows begin."""
         return np.flatnonzero(np.diff(self.row, prepend=-1))
@@ -65,7 +70,7 @@ class Sums:
         if not len(starts):
             return
         sizes = np.diff(starts, append=len(self.row))
-        divisor = np.gcd.reduceat(self.factor, starts) * np.sign(self.factor[starts])
+        divisor = np.gcd.reduceat(np.abs(self.factor), starts) * np.sign(self.factor[starts])
         factor = self.factor // np.repeat(divisor, sizes)
         for size in np.unique(sizes).tolist():
             at = starts[sizes == size][:, None] + np.arange(size)
@@ -108,11 +113,9 @@ def multiples(pairs: Sums, count: int) -> Multiples | None:
     """Sort unknowns into classes; ``None`` if the numbers become too large.
 
     Args:
-        pairs: sums of two terms, which vanish.
+        pairs: sums of two terms, which vanish; their coefficients are small.
         count: of the unknowns.
     """
-    if not _are_small(pairs.factor):
-        return None
     (a, b), (ca, cb) = pairs.unknown.reshape(-1, 2).T, pairs.factor.reshape(-1, 2).T
     root, up, down = np.arange(count), np.ones(count, np.int64), np.ones(count, np.int64)
     nothing = root[:0]
@@ -141,7 +144,8 @@ def multiples(pairs: Sums, count: int) -> Multiples | None:
     unit = np.ones(count, np.int64)
     parts = np.flatnonzero(down > 1)
     np.lcm.at(unit, root[parts], down[parts])
-    return Multiples(root, up * (unit[root] // down), np.unique(root[nothing]))
+    times = up * (unit[root] // down)
+    return Multiples(root, times, np.unique(root[nothing])) if _are_small(times) else None
 
 
 def _are_small(*numbers: Ints) -> bool:

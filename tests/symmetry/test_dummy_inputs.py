@@ -137,3 +137,35 @@ def test_without_memory_what_one_entry_hides_is_said(shape: tuple[int, ...], axi
     said = osp.audit(model, torch.empty(shape, device="meta")).conditions
     assert any(("batch of one" if axis == 0 else "one entry along axis 1") in c for c in said)
     assert osp.audit(model, torch.empty(4, 5, 3, device="meta")).conditions == []
+
+
+class Chosen(nn.Module):
+    """One of three activations, which a whole number without axes picks or decides on."""
+
+    def __init__(self, last: Callable[[Tensor], Tensor], picks: bool) -> None:
+        super().__init__()
+        self.a, self.c = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.last, self.picks = last, picks
+
+    def forward(self, x: Tensor, k: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.picks:
+            return self.c(torch.stack([h, h.relu(), self.last(h)])[k])
+        return self.c(self.last(h) if int(k) == 2 else h)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_a_number_without_axes_takes_every_row(given: int) -> None:
+    torch.manual_seed(0)
+    trade = {"a.weight": 1, "a.bias": 1, "c.weight": -1}
+    inputs = torch.randn(4, 6), torch.tensor(given)
+    assert osp.audit(Chosen(torch.tanh, True), inputs).scale_symmetries == []
+    found = osp.audit(Chosen(lambda h: 2 * h, True), inputs)
+    assert found.scale_symmetries == [trade]
+    assert not any("without axes" in c for c in found.conditions)
+
+
+def test_a_number_that_python_reads_is_said() -> None:
+    torch.manual_seed(0)
+    found = osp.audit(Chosen(torch.tanh, False), (torch.randn(4, 6), torch.tensor(1)))
+    assert any("without axes (args[1])" in c for c in found.conditions)

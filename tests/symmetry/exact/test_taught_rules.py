@@ -263,6 +263,10 @@ FAULTS: tuple[tuple[Callable[[Operation], Any], str], ...] = (
     (lambda op: (op.unit(op["x"]),) * 2, "taught::rotate returned 2 units for 1 result"),
     (lambda op: (), "taught::rotate returned 0 units for 1 result"),
     (lambda op: ("x",), "taught::rotate returned 'x' among its units"),
+    (
+        lambda op: op.unit(op["x"]) * 0.5,
+        "multiplied by an int or a Fraction, as Fraction(1, 2), not",
+    ),
     (lambda op: 1 / 0, "the rule of taught::rotate raised ZeroDivisionError: division by zero"),
     (lambda op: op.note_eps(1e-3, Unit()), "note_eps takes an argument that is a constant"),
     (lambda op: op.note_eps(op["x"], Unit()), "note_eps takes an argument that is a constant"),

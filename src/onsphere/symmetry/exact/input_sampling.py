@@ -81,6 +81,7 @@ class InputUse:
     def __init__(self, inputs: Any) -> None:
         self.rows: dict[int, int] = {}
         self._leaf_of: dict[int, int] = {}
+        self._read: tuple[int, Any] | None = None
         for i, t in enumerate(tree_leaves(inputs)):
             if _is_plain(t) and not is_float(t):
                 self._leaf_of[key_of(t)] = i
@@ -96,10 +97,19 @@ class InputUse:
             for result in tree_leaves(op.result):
                 if isinstance(result, Tensor):
                     self._leaf_of.setdefault(key_of(result), leaf)
+        # `table[k]` of a tensor without axes reads a number, and takes that row.
+        if name == "select" and self._read is not None and op["index"] == self._read[1]:
+            self._note(self._read[0], op["self"].shape[op["dim"]])
+        self._read = None
+        if name == "_local_scalar_dense" and leaf is not None:
+            self._read = leaf, op.result
         for numbers, size in self._lookups(name, op):
             leaf = self._leaf_of.get(key_of(numbers))
             if leaf is not None and size:
-                self.rows[leaf] = min(size, self.rows.get(leaf, size))
+                self._note(leaf, size)
+
+    def _note(self, leaf: int, size: int) -> None:
+        self.rows[leaf] = min(size, self.rows.get(leaf, size))
 
     def _lookups(self, name: str, op: Operation) -> list[tuple[Tensor, int]]:
         """Return the whole numbers that an operation looks up, and in how many rows."""
@@ -148,6 +158,7 @@ class OtherInputs:
     _shapes: list[list[Any]] = field(default_factory=list)
     _changed: list[tuple[Way, int, int]] = field(default_factory=list)
     _many: list[Any] | None = None
+    _row: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._given, self._structure = tree_flatten((tuple(self.args), dict(self.kwargs)))
@@ -214,6 +225,17 @@ class OtherInputs:
             said.append(
                 f"Whole-number inputs or masks that stayed as given ({fixed}): the model did not "
                 "run on others of their kind."
+            )
+        single = [
+            i for i, t in _plain(self._given).items()
+            if not t.ndim and not is_float(t) and t.dtype != torch.bool
+            and i not in self._fixed and i not in self.rows
+        ]  # fmt: skip
+        if single:
+            named = self._names()
+            said.append(
+                f"Whole numbers without axes ({_listed([named[i] for i in single])}) were drawn "
+                "between 0 and the one given, or 1: what others would run was not looked at."
             )
         flags = [x for x in self._given if isinstance(x, bool | int | float)]
         if flags:
@@ -292,6 +314,9 @@ class OtherInputs:
             low = max(low, 0) if low < high else 0
         if low >= high:
             return t
+        if i in self.rows and not t.ndim:  # one row after the other: each may run something else
+            self._row[i] = (self._row.get(i, int(t)) + 1) % self.rows[i]
+            return torch.full_like(t, self._row[i])
         fresh = torch.randint(low, high + 1, t.shape, generator=self.generator)
         if i in self.rows and meet:
             few = fresh.flatten()[:_FEW]

@@ -88,7 +88,15 @@ class Unit:
         return Unit(terms, fields=self.fields.plus(other.fields, -1))
 
     def __mul__(self, power: Fraction | int) -> "Unit":
-        """Return the unit of a power."""
+        """Return the unit of a power.
+
+        Raises:
+            TypeError: the power is no whole number and no fraction.
+        """
+        if not isinstance(power, int | Fraction):
+            raise TypeError(
+                f"a unit is multiplied by an int or a Fraction, as Fraction(1, 2), not by {power!r}"
+            )
         if self.free and power > 0:
             return ANY
         if self.free or power == 0:

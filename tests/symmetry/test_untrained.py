@@ -209,6 +209,19 @@ def test_decay_steps_change_the_output_of_a_frozen_batch_norm(still: bool, chang
     assert osp.audit(net, x).decay_of("0.weight") == effect
 
 
+def test_what_a_weight_is_tied_to_is_always_named() -> None:
+    """Also where a shift would make up for it, but through a weight that is not there."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 4, bias=False), nn.ReLU(), nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False),
+        nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU6(), nn.Linear(6, 3),
+    )  # fmt: skip
+    x = torch.randn(16, 4)
+    net(x)
+    advice = " ".join(osp.audit(net.eval(), x).advice())
+    assert "only together with frozen weights or buffers (3.running_mean): weight" in advice
+
+
 def test_all_that_is_said_agrees(tmp_path) -> None:
     _, _, found, _ = audited("BatchNorm all frozen")
     said = str(found).replace("\n      ", " ")

@@ -168,7 +168,8 @@ def _on_tied(audit: AuditResult) -> list[str]:
         return []
     moved = [*audit.scale_symmetries, *({*f.names} for f in audit.families)]
     beside = {n for together in moved if not {*names}.isdisjoint(together) for n in together}
-    others = folded([n for n in audit.tied_to if n in beside])
+    still = sorted(n for n in beside if n not in audit.parameters or n in audit.frozen)
+    others = folded([n for n in audit.tied_to if n in beside] or still)
     shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
     return [
         f"{_weights(len(names))} can change scale without effect only together with frozen weights "

@@ -187,7 +187,7 @@ class _Rows:
         scalars = np.array([k for some in self.scalars for k, _ in some], np.int64)
         amounts = np.array([c for _, some in whole for c in some], np.int64)
         terms, beside = self.own, self.beside
-        return Sums.summed(
+        sums = Sums.summed(
             np.concatenate([terms.row, beside.row, row]),
             np.concatenate([at, self.numbers, scalars[place]]),
             np.concatenate([
@@ -196,6 +196,7 @@ class _Rows:
                 amounts[place],
             ]),
         )  # fmt: skip
+        return sums if sums.is_small else None
 
     def _add(self, forms: list[Plain], places: _Places, numbers: Ints) -> list[Plain]:
         where = (places.row.tolist(), places.demand.tolist(), places.slot.tolist())
@@ -258,7 +259,7 @@ def _eliminated(rows: _Rows, at: Ints, count: int) -> Solution | None:
 def _classes(rows: _Rows, at: Ints, unknowns: int) -> tuple[Multiples, Iterable[Plain]]:
     """Return which unknowns are multiples of each other, and what else must vanish."""
     sums = rows.in_whole_numbers(at)
-    if sums is not None and sums.is_small:
+    if sums is not None:
         pairs, others = sums.pairs()
         classes = multiples(pairs, unknowns)
         if classes is not None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from onsphere.symmetry.channels.components import Grouped, Kind, connected
 from onsphere.symmetry.channels.elimination import Followers
-from onsphere.symmetry.channels.terms import Ints, Short
+from onsphere.symmetry.channels.terms import Ints
 from onsphere.symmetry.exact.units.repeats import alike
 
 
@@ -33,10 +33,8 @@ def parted(
     groups = Grouped(*connected(count, [(ends[:, 0], ends[:, 1])]))
     if len(groups.size) == 1:
         return [kind]
-    rank = groups.ranks()
-    kinds = _alike(groups, _looks(kind, labels, rank))
-    group = groups.group.tolist()
-    place = rank.tolist()
+    place, group = groups.ranks().tolist(), groups.group.tolist()
+    kinds = _alike(groups, _looks(kind, labels, place))
     firsts = {group[some[0, 0]] for some in kinds}
     followed: defaultdict[int, dict[int, Followers]] = defaultdict(dict)
     for f, followers in kind.followed.items():
@@ -67,11 +65,10 @@ def _alike(groups: Grouped, looks: Ints) -> list[Ints]:
     return sorted(found, key=lambda some: groups.group[some[0, 0]])
 
 
-def _looks(kind: Kind, labels: Sequence[Hashable], rank: Short) -> Ints:
+def _looks(kind: Kind, labels: Sequence[Hashable], rank: Sequence[int]) -> Ints:
     """Number what there is to tell of each column: its label, and how it moves."""
     numbers: dict[Hashable, int] = {}
-    moves = _moves(kind, rank.tolist())
-    told = zip(labels, moves, strict=True)
+    told = zip(labels, _moves(kind, rank), strict=True)
     return np.array([numbers.setdefault((x, *m), len(numbers)) for x, m in told], np.int64)
 
 

@@ -13,11 +13,7 @@ from onsphere.symmetry.exact.overloads import flat_tensors
 from onsphere.symmetry.exact.rules.normalization import measures_batch
 from onsphere.symmetry.exact.shifts.patterns import forbids
 from onsphere.symmetry.exact.shifts.products import joined_names
-from onsphere.symmetry.exact.shifts.tensor_shift import (
-    NO_SHIFT,
-    PLAIN,
-    TensorShift,
-)
+from onsphere.symmetry.exact.shifts.tensor_shift import NO_SHIFT, PLAIN, TensorShift
 from onsphere.symmetry.exact.shifts.tracker import Numbers, ShiftRule, ShiftTracker
 from onsphere.symmetry.exact.units.field_memory import place_of
 from onsphere.symmetry.exact.units.fields import padded

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.units.channel_demands import _spanning
 from onsphere.symmetry.exact.units.fields import compressed
+from onsphere.symmetry.exact.units.spanning import spanning, unmerged
 
 
 def rows_of(terms: list[NDArray[np.int32]], shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -34,7 +34,7 @@ def test_no_entry_says_more(seed: int) -> None:
             if random.random() < 0.4:
                 term[1:] = term[-1:]  # a class token before patches that are alike
             terms.append(compressed(term + np.int32(100 * k)))
-        kept = _spanning(terms, shape).ravel()
+        kept = spanning(terms, shape).ravel()
         rows = rows_of(terms, shape)
         assert np.linalg.matrix_rank(rows[kept]) == np.linalg.matrix_rank(rows)
         fewer += not kept.all()
@@ -43,7 +43,30 @@ def test_no_entry_says_more(seed: int) -> None:
 
 def test_positions_added_to_patches_behind_a_class_token() -> None:
     token = np.arange(5, dtype=np.int32) + np.where(np.arange(9)[:, None] > 0, 5, 0)
-    kept = _spanning(
+    kept = spanning(
         [token.astype(np.int32), np.arange(9, dtype=np.int32)[:, None], np.arange(5)[None]], (9, 5)
     )
     assert kept.sum() == 2 * 5 + 7
+
+
+def test_axes_that_a_view_merged_are_split_again() -> None:
+    rows, middle, columns = np.indices((3, 4, 5), np.int32).reshape(3, 60)
+    queries = np.arange(2, dtype=np.int32)[:, None]
+    split = unmerged([queries + 10 * rows, middle, columns, queries])
+    assert [a.shape for a in split] == [(2, 3, 1, 1), (1, 1, 4, 1), (1, 1, 1, 5), (2, 1, 1, 1)]
+    for a, b in zip(split, (queries + 10 * rows, middle, columns, queries), strict=True):
+        whole = np.broadcast_to(a, (2, 3, 4, 5)).reshape(2, 60)
+        assert (whole == b).all()
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        np.arange(12, dtype=np.int32),  # varies along both parts
+        np.arange(12, dtype=np.int32) // 6,  # in longer runs
+        np.arange(12, dtype=np.int32) % 6,
+    ],
+)
+def test_other_axes_stay(others: NDArray[np.int32]) -> None:
+    rows = np.arange(12, dtype=np.int32) // 4
+    assert [a.shape for a in unmerged([rows, others])] == [(12,), (12,)]

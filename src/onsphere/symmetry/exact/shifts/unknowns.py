@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from onsphere.symmetry.exact.shifts.tensor_shift import Part, TensorShift, varies
 from onsphere.symmetry.exact.units.fields import Fields, Index, TooLargeError, padded, within_limit
+from onsphere.symmetry.exact.units.spanning import spanning, unmerged
 
 MOST_IMAGES = 1_000_000
 MOST_BUNDLES = 100_000
@@ -205,7 +206,7 @@ class Unknowns:
             return
         shape = np.broadcast_shapes(*(i.shape for _, i in terms))
         within_limit(math.prod(shape))
-        index = _without_repeats([i for _, i in terms], shape)
+        index = _without_repeats([i for _, i in terms])
         coefficients = tuple(c for c, _ in terms)
         key = (coefficients, blake2b(index.tobytes()).digest())
         if key not in self._demanded:
@@ -313,11 +314,16 @@ def _runs(arrays: Sequence[Index], shape: Sequence[int], inner: int = 0) -> _Run
     return _Runs(starts, lengths)
 
 
-def _without_repeats(arrays: Sequence[Index], shape: Sequence[int]) -> Index:
-    """Return what stands together at each place, by array and place, without runs of the same."""
+def _without_repeats(arrays: Sequence[Index]) -> Index:
+    """Return what stands together, by array and place, where that is not said by other places."""
+    arrays = unmerged(arrays)
+    shape = np.broadcast_shapes(*(i.shape for i in arrays))
     runs = _runs(arrays, shape)
     firsts = [runs.first_of_each(i) for i in arrays]
-    return np.stack([np.broadcast_to(i, runs.shape).ravel() for i in firsts])
+    index = np.stack([np.broadcast_to(i, runs.shape).ravel() for i in firsts])
+    if sum(n > 1 for n in runs.shape) < 2:
+        return index
+    return index[:, spanning(firsts, runs.shape).ravel()]
 
 
 def _key(terms: Sequence[tuple[Fraction, Index]]) -> tuple[Hashable, ...]:

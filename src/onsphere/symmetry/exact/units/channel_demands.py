@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from onsphere.symmetry.exact.units.fields import (
 from onsphere.symmetry.exact.units.linear_forms import Constraints, Unit
 from onsphere.symmetry.exact.units.picks import Picks, columns_of
 from onsphere.symmetry.exact.units.repeats import alike, distinct, first_alike, without_repeats
+from onsphere.symmetry.exact.units.spanning import spanning
 
 _ONE = Fraction(1)
 _MOST_TOGETHER = 400
@@ -516,7 +516,7 @@ class ChannelDemands:
         if free is not None:
             index = index[:, whole[-1] == 0]
         elif several and not self.picks:
-            index = index[:, _spanning([compressed(a) for a in arrays], shape).ravel()]
+            index = index[:, spanning([compressed(a) for a in arrays], shape).ravel()]
         if several:
             index = distinct(index)
         own = [c for c, _ in varied]
@@ -571,52 +571,6 @@ def _meets(index: Index, own: Index) -> bool:
     """Return whether an index array holds a number of a block."""
     start = int(own.flat[0])
     return bool(((index >= start) & (index < start + own.size)).any())
-
-
-def _spanning(terms: Sequence[NDArray[Any]], shape: Sequence[int]) -> NDArray[np.bool_]:
-    """Return entries at which a sum has to vanish, so that it vanishes everywhere.
-
-    Where no term varies along two axes at once, the sum is one of functions of each, ``f(i) +
-    g(j)``. It vanishes everywhere where it does in the first row and in the first column. Along one
-    pair of axes other terms may vary: rows that are equal in these are treated like that.
-
-    Args:
-        terms: what is added up, of size 1 along axes on which it does not depend.
-        shape: of the sum.
-
-    Example:
-        >>> rows, columns = np.arange(3)[:, None], np.arange(4)[None]
-        >>> _spanning([rows, columns], (3, 4)).astype(int)
-        array([[1, 1, 1, 1],
-               [1, 0, 0, 0],
-               [1, 0, 0, 0]])
-        >>> _spanning([rows, columns, np.arange(4) * (rows > 0)], (3, 4)).astype(int)
-        array([[1, 1, 1, 1],
-               [1, 1, 1, 1],
-               [1, 0, 0, 0]])
-    """
-    first = [i == 0 for i in np.indices(shape, sparse=True)]
-    kept = np.ones(shape, bool)
-    joint: list[NDArray[np.bool_]] = []
-    for a, b in combinations(range(-len(shape), 0), 2):
-        along_both = [t for t in terms if -a <= t.ndim and t.shape[a] > 1 and t.shape[b] > 1]
-        if not along_both:
-            kept &= first[a] | first[b]
-        elif shape[a] > 1 and shape[b] > 1:
-            joint.append(_is_new_slice(along_both, shape, a) | first[b])
-            joint.append(_is_new_slice(along_both, shape, b) | first[a])
-    fewest = min(joint, key=np.count_nonzero, default=kept)
-    return kept & fewest
-
-
-def _is_new_slice(
-    terms: Sequence[NDArray[Any]], shape: Sequence[int], axis: int
-) -> NDArray[np.bool_]:
-    """Return which slices along an axis differ from all earlier ones in some of the terms."""
-    slices = [np.moveaxis(t, axis, 0).reshape(shape[axis], -1) for t in terms]
-    new = np.zeros(shape[axis], bool)
-    new[alike(np.concatenate(slices, 1))[0]] = True
-    return new.reshape([-1 if a == axis else 1 for a in range(-len(shape), 0)])
 
 
 def varying(array: NDArray[Any]) -> list[int]:

@@ -36,6 +36,7 @@ from onsphere.symmetry.exact.overloads import (
     overload_of,
     seen_before,
 )
+from onsphere.symmetry.exact.recurrence import on_few_steps
 from onsphere.symmetry.exact.rules.axes import units_of
 from onsphere.symmetry.exact.rules.table import empty, makes, passes, rule_of, same
 from onsphere.symmetry.exact.rules.taught import TaughtRule, described
@@ -368,6 +369,24 @@ class Tracer(OperationsMode):  # type: ignore[no-untyped-call]
             else:
                 self.kept[key].add(0)
 
+    def is_alike_along(self, tensor: Tensor, axis: int) -> bool:
+        """Return whether the unknowns of activations do not vary along an axis.
+
+        Args:
+            tensor: any.
+            axis: counted from the last as -1.
+        """
+        if not self.ledger.origin(tensor) & Origin.DATA:
+            return False  # of weights it is noted which entries are read
+        if self.ledger.read(tensor).fields.varies(axis):
+            return False
+        parts = [] if self.shifts is None else [p for _, p in self.shifts.read(tensor)]
+        return not any(p.fields.varies(axis) for p in parts)
+
+    def moves(self, tensor: Tensor) -> bool:
+        """Return whether something may be added to a tensor."""
+        return self.shifts is not None and bool(self.shifts.read(tensor))
+
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Remember that values decide what runs, if they are not the same in every run."""
         if any(self.ledger.origin(t) for t in tensors):
@@ -474,6 +493,10 @@ class Reads(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func is torch.cdist and len(args) < 4:
             kwargs = {**kwargs, "compute_mode": "donot_use_mm_for_euclid_dist"}
+        if not kwargs:
+            short = on_few_steps(func, args, self.tracer.is_alike_along, self.tracer.moves)
+            if short is not None:
+                return short
         return func(*args, **kwargs)
 
 

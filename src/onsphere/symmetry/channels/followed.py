@@ -120,7 +120,8 @@ def followed_channels(
         for fields in channels.spelled_out(site.unit.fields)
     ]  # fmt: skip
     followers = [
-        (buffer, unit) for run in runs for buffer, unit in run.ledger.followers
+        (buffer, unit.with_fields(channels.replaced(unit.fields)))
+        for run in runs for buffer, unit in run.ledger.followers
         if len(buffer.fields.terms) == 1
         and not any(channels.picks.deciding(i).any() for _, i in unit.fields.terms)
     ]  # fmt: skip

@@ -6,7 +6,7 @@ row for each channel. :mod:`onsphere.symmetry.channels.components` solves them.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -104,6 +104,8 @@ class ChannelDemands:
         self.picks = Picks()
         self._experts: list[Block] = []
         self._ties: list[_Tie] = []
+        self._instead: list[tuple[Index, Index]] = []
+        self._others: Index | None = None
         self._lengths_of_picked: dict[int, _Tie] = {}
         self._common: set[int] = set()
         self._first = self._next = first
@@ -326,18 +328,57 @@ class ChannelDemands:
                 break
             for tie, is_met in zip(self._ties, met, strict=True):
                 if is_met:
-                    unit = self.constant(Unit(fields=Fields(tuple(tie.terms))), tie.axes)
-                    self.vanish(unit - Unit(fields=Fields(((_ONE, tie.own),))))
+                    self._tie(tie)
             self._ties = [t for t, m in zip(self._ties, met, strict=True) if not m]
             asked = np.append(asked[:-1], np.zeros(self._next + 1 - len(asked) + 1, bool))
+        idle = {int(tie.own.flat[0]) for tie in self._ties}  # nobody asks: any number will do
         for tie in self._ties:
-            self._add([(_ONE, tie.own)], {}, None)  # nobody asks, so any number will do
+            if tie.own.size == 1:
+                self._add([(_ONE, tie.own)], {}, None)
+        self._drop(idle)
+
+    def _tie(self, tie: _Tie) -> None:
+        """Let exponents be what they depend on; a single other one stands in their places."""
+        unit = self.constant(Unit(fields=Fields(tuple(tie.terms))), tie.axes)
+        terms = unit.fields.terms
+        if tie.own.size > 1 and len(terms) == 1 and terms[0][0] == 1 and not unit.terms:
+            self._instead.append((tie.own, terms[0][1]))
+        else:
+            self.vanish(unit - Unit(fields=Fields(((_ONE, tie.own),))))
+
+    def _drop(self, idle: Collection[int]) -> None:
+        """Let go of unknowns that others stand for, and of those that nothing asks for.
+
+        Args:
+            idle: where the blocks of the latter start.
+        """
+        for own, others in self._instead:
+            if self._others is None:
+                self._others = np.append(np.arange(self._next, dtype=np.int32), NOTHING)
+            self._others[own] = others
+        if self._others is not None:
+            while (again := self._others[self._others]).tobytes() != self._others.tobytes():
+                self._others = again
+            changed = self._others != np.append(np.arange(self._next), NOTHING)
+            for k, d in enumerate(self.demands):
+                if changed[d.index].any():
+                    index = distinct(self._others[d.index])
+                    self.demands[k] = Demand(d.coefficients, index, d.scalars)
+        gone = {int(own.flat[0]) for own, _ in self._instead}.union(idle)
+        self.blocks = [b for b in self.blocks if b.start not in gone]
+
+    def replaced(self, fields: Fields) -> Fields:
+        """Return fields after :meth:`finish`: without unknowns that others stand for."""
+        if self._others is None:
+            return fields
+        return Fields(tuple((c, self._others[i]) for c, i in fields.terms), fields.free)
 
     def spelled_out(self, fields: Fields) -> list[Fields]:
         """Return fields after :meth:`finish`, and those that lengths in them depend on.
 
         A length that nobody asked for is no sum of exponents, but it moves where they do.
         """
+        fields = self.replaced(fields)
         numbers = [self.picks.replaced(i) for _, i in fields.terms]
         ties = [*self._ties, *self._lengths_of_picked.values()]
         asked = [t for t in ties if any(_meets(i, t.own) for i in numbers)]

@@ -91,18 +91,20 @@ def _inner(arrays: Sequence[Index], axis: int) -> int:
     if len(own) < 2 or own[0].shape[axis] < 4:
         return 0
     size = own[0].shape[axis]
-    for inner in {math.gcd(size, *_starts(a, axis)) for a in own} - {1, size}:
+    for inner in {math.gcd(size, _length(a, axis)) for a in own} - {1, size}:
         parts = [_split(a, axis, inner).shape[axis : axis + 2] for a in own]
         if all(1 in p for p in parts) and len({*parts}) > 1:
             return inner
     return 0
 
 
-def _starts(array: Index, axis: int) -> list[int]:
-    """Return where slices along an axis differ from the ones before them."""
-    rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-    found: list[int] = (np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1).tolist()
-    return found
+def _length(array: Index, axis: int) -> int:
+    """Return a length of which all runs of equal slices along an axis are multiples."""
+    rows = np.moveaxis(array, axis, 0)
+    if (rows[1] != rows[0]).any():
+        return 1
+    rows = rows.reshape(len(rows), -1)
+    return int(np.gcd.reduce(np.flatnonzero((rows[1:] != rows[:-1]).any(1)) + 1))
 
 
 def _split(array: Index, axis: int, inner: int) -> Index:

@@ -552,12 +552,17 @@ class ChannelDemands:
         for axis in range(ndim) if several else ():  # a batch merged with heads repeats them
             arrays = without_repeats(arrays, axis)
         shape = np.broadcast_shapes(*(a.shape for a in arrays))
-        whole = [np.broadcast_to(a, shape).ravel() for a in arrays]
-        index = np.stack(whole[: len(varied)])
+        kept = np.ones(shape, bool)
         if free is not None:
-            index = index[:, whole[-1] == 0]
+            kept = ~np.broadcast_to(arrays.pop(), shape)
         elif several and not self.picks:
-            index = index[:, spanning([compressed(a) for a in arrays], shape).ravel()]
+            kept = spanning([compressed(a) for a in arrays], shape)
+        at = kept.nonzero()
+        index = np.stack([
+            a[tuple(k if n > 1 else 0 for k, n in zip(at, a.shape, strict=True))]
+            if a.size > 1 else np.full(len(at[0]), a.flat[0])
+            for a in arrays
+        ])  # fmt: skip
         if several:
             index = distinct(index)
         own = [c for c, _ in varied]

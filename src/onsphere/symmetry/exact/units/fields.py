@@ -137,6 +137,9 @@ _Piece = tuple[slice, NDArray[Any]]
 def _laid(pieces: Sequence[_Piece], axis: int, total: int) -> Index:
     """Lay pieces along an axis, with nothing between them."""
     first = pieces[0][1]
+    covered = sum(place.stop - place.start for place, _ in pieces) == total
+    if covered and first.shape[axis] == 1 and all(_equal(p, first) for _, p in pieces[1:]):
+        return compressed(first)
     sizes = [max([p.shape[a] for _, p in pieces]) for a in range(first.ndim)]
     sizes[axis] = total
     within_limit(math.prod(sizes))

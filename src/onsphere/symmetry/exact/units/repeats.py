@@ -1,5 +1,6 @@
 """Find what repeats in tables of unknowns."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onsphere.symmetry.exact.units.fields import Index
+from onsphere.symmetry.exact.units.fields import Index, padded
 
 _FEW = 32
 """How many columns are looked at first: they mostly tell rows apart."""
@@ -43,23 +44,37 @@ def _factors(count: int) -> NDArray[np.uint64]:
 
 
 def first_alike(arrays: Sequence[Index], axis: int) -> NDArray[np.int64]:
-    """Number the slices along an axis: the same number where all arrays hold the same."""
-    stacked = np.stack([np.moveaxis(a, axis, -1) for a in np.broadcast_arrays(*arrays)], -2)
-    slices = stacked.reshape(-1, stacked.shape[-2] * stacked.shape[-1])
-    if len(slices) == 1:
-        return np.zeros(1, np.int64)
-    return alike(slices)[1]
+    """Number the vectors along an axis: the same number where all arrays hold the same."""
+    ndim, shape = max(a.ndim for a in arrays), np.broadcast_shapes(*(a.shape for a in arrays))
+    wide = tuple(n for a, n in enumerate(shape) if a != axis % ndim)
+    count = math.prod(wide)
+    some = [np.moveaxis(padded(a, ndim), axis, -1) for a in arrays]
+    some = [a for a in some if a.size > a.shape[-1]]  # the others are the same everywhere
+    if not some:
+        return np.zeros(count, np.int64)
+    if any(_rises(np.broadcast_to(a[..., 0], wide).ravel()) for a in some):
+        return np.arange(count)
+    tables = [np.broadcast_to(a, (*wide, a.shape[-1])).reshape(count, -1) for a in some]
+    return alike(np.concatenate(tables, 1))[1]
 
 
 def without_repeats(arrays: Sequence[NDArray[Any]], axis: int) -> list[NDArray[Any]]:
     """Leave out slices along an axis that equal an earlier one in all arrays, which broadcast."""
     here = [np.moveaxis(a, axis, 0) for a in arrays if a.shape[axis] > 1]
-    if not here:
+    if not here or any(map(_rises, here)):
         return list(arrays)
     first, _ = alike(np.concatenate([a.reshape(len(a), -1) for a in here], 1))
     if len(first) == len(here[0]):
         return list(arrays)
     return [a.take(first, axis) if a.shape[axis] > 1 else a for a in arrays]
+
+
+def _rises(array: NDArray[Any]) -> bool:
+    """Return whether a number rises along the first axis: slices differ then."""
+    numbers = array
+    while numbers.ndim > 1:
+        numbers = numbers[..., 0]
+    return bool((numbers[1:] > numbers[:-1]).all())
 
 
 def distinct(index: Index) -> Index:

@@ -383,14 +383,17 @@ def sparse_basis(
     for i, v in enumerate(vectors):
         for k in v:
             having[k].add(i)
-    unsettled = set(range(len(vectors)))  # the others, and all beside them, are as they were before
+    # Those that changed since each vector was last compared with all beside it; None: all of them.
+    changed: dict[int, set[int] | None] = dict.fromkeys(range(len(vectors)))
     compared = 0
-    while unsettled and compared <= _MOST_COMPARED:
+    while changed and compared <= _MOST_COMPARED:
         for i in range(len(vectors)):
-            if i not in unsettled:
+            if i not in changed:
                 continue
-            unsettled.discard(i)
+            new = changed.pop(i)
             neighbours = set().union(*(having[k] for k in vectors[i])) - {i}
+            if new is not None:
+                neighbours &= new
             compared += len(neighbours)
             if compared > _MOST_COMPARED:
                 break
@@ -402,7 +405,11 @@ def sparse_basis(
                 vectors[i], own[i] = better, _own(better, counted)
                 for k in better:
                     having[k].add(i)
-                unsettled.update({i}.union(*(having[k] for k in beside)))
+                for j in set().union(*(having[k] for k in beside)):
+                    seen = changed.setdefault(j, set())
+                    if seen is not None:
+                        seen.add(i)
+                changed[i] = None
     return [{k: Fraction(c) for k, c in sorted(v.items())} for v in vectors]
 
 

@@ -105,7 +105,7 @@ class ChannelDemands:
         self._experts: list[Block] = []
         self._ties: list[_Tie] = []
         self._instead: list[tuple[Index, Index]] = []
-        self._others: Index | None = None
+        self._stand_ins: Index | None = None  # by number, with NOTHING for itself
         self._lengths_of_picked: dict[int, _Tie] = {}
         self._common: set[int] = set()
         self._first = self._next = first
@@ -352,26 +352,24 @@ class ChannelDemands:
         Args:
             idle: where the blocks of the latter start.
         """
-        for own, others in self._instead:
-            if self._others is None:
-                self._others = np.append(np.arange(self._next, dtype=np.int32), NOTHING)
-            self._others[own] = others
-        if self._others is not None:
-            while (again := self._others[self._others]).tobytes() != self._others.tobytes():
-                self._others = again
-            changed = self._others != np.append(np.arange(self._next), NOTHING)
+        if self._instead:
+            found = np.append(np.arange(self._next, dtype=np.int32), NOTHING)
+            for own, others in self._instead:
+                found[own] = others
+            while not np.array_equal(found, again := found[found]):  # lengths of lengths
+                found = again
             for k, d in enumerate(self.demands):
-                if changed[d.index].any():
-                    index = distinct(self._others[d.index])
-                    self.demands[k] = Demand(d.coefficients, index, d.scalars)
+                if (found[d.index] != d.index).any():
+                    self.demands[k] = Demand(d.coefficients, distinct(found[d.index]), d.scalars)
+            self._stand_ins = found
         gone = {int(own.flat[0]) for own, _ in self._instead}.union(idle)
         self.blocks = [b for b in self.blocks if b.start not in gone]
 
     def replaced(self, fields: Fields) -> Fields:
         """Return fields after :meth:`finish`: without unknowns that others stand for."""
-        if self._others is None:
+        if self._stand_ins is None:
             return fields
-        return Fields(tuple((c, self._others[i]) for c, i in fields.terms), fields.free)
+        return Fields(tuple((c, self._stand_ins[i]) for c, i in fields.terms), fields.free)
 
     def spelled_out(self, fields: Fields) -> list[Fields]:
         """Return fields after :meth:`finish`, and those that lengths in them depend on.
